@@ -40,8 +40,15 @@ from moedisco_ray.training import TrainJob, World, loop, train
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.saver import Saver
 
-SIZES = Architecture(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-                     moe_intermediate_size=704, num_experts=4, num_experts_per_tok=2)
+SIZES = Architecture(
+    hidden_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    moe_intermediate_size=704,
+    num_experts=4,
+    num_experts_per_tok=2,
+)
 VOCABULARY, LENGTH, BATCH = 4096, 128, 8
 STEPS, EVERY, WARM = 80, 20, 5
 ARMS = ("none", "disk", "disk-waits", "s3", "s3-waits")
@@ -74,10 +81,18 @@ def measured(arm: str, checkpoints: Location, scratch: Path) -> dict[str, Any]:
     if arm.endswith("-waits"):
         loop.Saver = Waits
     job = TrainJob(
-        stage="submodels", name="submodel-0", model=scratch / "start", packed_dirs=(scratch / "shards",),
-        output=scratch / "trained", checkpoints=checkpoints, steps=STEPS, sequence_length=LENGTH, log_every=1,
+        stage="submodels",
+        name="submodel-0",
+        model=scratch / "start",
+        packed_dirs=(scratch / "shards",),
+        output=scratch / "trained",
+        checkpoints=checkpoints,
+        steps=STEPS,
+        sequence_length=LENGTH,
+        log_every=1,
         checkpoint_every=STEPS if arm == "none" else EVERY,
-        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH))
+        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH),
+    )
     train(job, World(), note, lambda: False)
     seconds = times[-1] - times[WARM]
     beside = [save for save in saves if save["step"] < STEPS]
@@ -97,14 +112,22 @@ def s3_server() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         address = "127.0.0.1:{1}".format(*free.getsockname())
     os.environ |= {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true"}
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", address.partition(":")[2]],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while server.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(address.partition(":")[2])), 1):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", int(address.partition(":")[2])), 1),
+            ):
                 break
             time.sleep(0.1)
         boto3.client("s3", endpoint_url=f"http://{address}").create_bucket(Bucket=BUCKET)
@@ -132,18 +155,38 @@ def main() -> None:
     with s3_server() as storage:
         rounds = interleave(__spec__.name, ARMS, arguments.rounds, "--storage", storage)
     undisturbed = [result["seconds"] for result in rounds["none"]]
-    write_result("checkpoint_stall", {
-        **environment("python -m benchmarks.checkpoint_stall"),
-        "setting": {"architecture": SIZES.model_dump(), "vocabulary": VOCABULARY, "sequence_length": LENGTH, "batch": BATCH,
-                    "steps": STEPS, "checkpoint_every": EVERY, "warm_up_steps": WARM, "threads": 1, "rounds": arguments.rounds,
-                    "seed": 0},
-        "arms": {
-            arm: {
-                **{name: spread([result[name] for result in results]) for name in ("stalled", "stall", "latency", "interval")},
-                "slower": spread([result["seconds"] / alone - 1 for result, alone in zip(results, undisturbed, strict=True)]),
-            } for arm, results in rounds.items() if arm != "none"},
-        "targets": {"stalled": 0.05},
-    })
+    write_result(
+        "checkpoint_stall",
+        {
+            **environment("python -m benchmarks.checkpoint_stall"),
+            "setting": {
+                "architecture": SIZES.model_dump(),
+                "vocabulary": VOCABULARY,
+                "sequence_length": LENGTH,
+                "batch": BATCH,
+                "steps": STEPS,
+                "checkpoint_every": EVERY,
+                "warm_up_steps": WARM,
+                "threads": 1,
+                "rounds": arguments.rounds,
+                "seed": 0,
+            },
+            "arms": {
+                arm: {
+                    **{
+                        name: spread([result[name] for result in results])
+                        for name in ("stalled", "stall", "latency", "interval")
+                    },
+                    "slower": spread(
+                        [result["seconds"] / alone - 1 for result, alone in zip(results, undisturbed, strict=True)]
+                    ),
+                }
+                for arm, results in rounds.items()
+                if arm != "none"
+            },
+            "targets": {"stalled": 0.05},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -38,8 +38,14 @@ from moedisco_ray.stages.corpus.make import make
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
 _MEASURED = (
-    "seconds", "mb_per_second", "mb_per_cpu_second", "start_seconds", "start_cpu_seconds", "driver_peak_mb",
-    "spilled_mb")
+    "seconds",
+    "mb_per_second",
+    "mb_per_cpu_second",
+    "start_seconds",
+    "start_cpu_seconds",
+    "driver_peak_mb",
+    "spilled_mb",
+)
 _FILE_DOCUMENTS = 250_000
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -76,8 +82,13 @@ def _above(process: int, parents: dict[int, int]) -> Iterator[int]:
 
 def measure(arm: str, text: Path, blocks: int | None) -> dict[str, Any]:
     ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}})
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
+    )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -95,17 +106,29 @@ def measure(arm: str, text: Path, blocks: int | None) -> dict[str, Any]:
         stored = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
         megabytes = sum(path.stat().st_size for path in text.iterdir()) / 1e6
         return {
-            "seconds": seconds, "cpu_seconds": cpu, "mb_per_second": megabytes / seconds,
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+            "mb_per_second": megabytes / seconds,
             "mb_per_cpu_second": megabytes / cpu,
-            "start_seconds": start_seconds, "start_cpu_seconds": start_cpu, "driver_peak_mb": peak_mb(),
-            "spilled_mb": stored.spilled_bytes_total / 1e6, "tokens": summary["tokens"],
-            "documents": summary["documents"], "digest": digest(Path(scratch) / "made")}
+            "start_seconds": start_seconds,
+            "start_cpu_seconds": start_cpu,
+            "driver_peak_mb": peak_mb(),
+            "spilled_mb": stored.spilled_bytes_total / 1e6,
+            "tokens": summary["tokens"],
+            "documents": summary["documents"],
+            "digest": digest(Path(scratch) / "made"),
+        }
 
 
 def config_of(text: Path, tokenizer: Path) -> RunConfig:
-    return check_config({
-        "name": "engines", "corpus": {"sources": [{"path": str(text)}], "sequence_length": 1024},
-        "tokenizer": {"path": str(tokenizer)}, "clusters": {"count": 2}})
+    return check_config(
+        {
+            "name": "engines",
+            "corpus": {"sources": [{"path": str(text)}], "sequence_length": 1024},
+            "tokenizer": {"path": str(tokenizer)},
+            "clusters": {"count": 2},
+        }
+    )
 
 
 def build(arm: str, config: RunConfig, directory: Path, blocks: int | None) -> dict[str, Any]:
@@ -131,11 +154,15 @@ def cell(kind: str, size: int, blocks: int, rounds: int, folder: Path) -> dict[s
         found = interleave(__spec__.name, ["files", "tables"], rounds, "--text", str(text), "--blocks", str(blocks))
     digests = {result["digest"] for results in found.values() for result in results}
     return {
-        kind: size, "blocks": blocks, "equal_bytes": len(digests) == 1,
+        kind: size,
+        "blocks": blocks,
+        "equal_bytes": len(digests) == 1,
         "tables_over_files": {
             each: ratios([result[each] for result in found["tables"]], [result[each] for result in found["files"]])
-            for each in ("mb_per_second", "mb_per_cpu_second")},
-        **{arm: _spreads(results) for arm, results in found.items()}}
+            for each in ("mb_per_second", "mb_per_cpu_second")
+        },
+        **{arm: _spreads(results) for arm, results in found.items()},
+    }
 
 
 def _spreads(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -157,7 +184,9 @@ def main() -> None:
         return
     result: dict[str, Any] = {
         **environment(shlex.join(["python", "-m", "benchmarks.corpus_engines", *sys.argv[1:]])),
-        "targets": {"tables_over_files": 0.8, "driver_peak_mb": 1000}, "cells": []}
+        "targets": {"tables_over_files": 0.8, "driver_peak_mb": 1000},
+        "cells": [],
+    }
     for kind, sizes in (("megabytes", arguments.megabytes), ("documents", arguments.documents)):
         for size, blocks in itertools.product(sizes, arguments.blocks):
             result["cells"].append(cell(kind, size, blocks, arguments.rounds, arguments.folder))

@@ -61,11 +61,17 @@ def write_vectors(file: int, files: int, centroids_KD: NDArray[np.float64], dire
     rest = generator.integers(0, 256, (FILE_DOCUMENTS, 12)).astype(np.uint8)
     raw = np.concatenate([ids, rest], axis=1).tobytes()
     path = directory / f"part-{file:05d}.parquet"
-    pq.write_table(pa.table({
-        "id": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), FILE_DOCUMENTS, [None, pa.py_buffer(raw)]),
-        "weight": generator.integers(50, 2000, FILE_DOCUMENTS),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float32).ravel()), DIMENSIONS)}), path,
-        row_group_size=8192)        # as the stage writes them
+    pq.write_table(
+        pa.table(
+            {
+                "id": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), FILE_DOCUMENTS, [None, pa.py_buffer(raw)]),
+                "weight": generator.integers(50, 2000, FILE_DOCUMENTS),
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(x_ND.astype(np.float32).ravel()), DIMENSIONS),
+            }
+        ),
+        path,
+        row_group_size=8192,
+    )  # as the stage writes them
     return path
 
 
@@ -111,13 +117,21 @@ def measure_assignment(documents: int, workers: int) -> dict[str, Any]:
         costs = first_costs(paths, sample, None, fit.centroids_KD)
         rule, _ = fit_assignment(costs, loads, None, fit.centroids_KD, documents=documents, capacity=CAPACITY)
         fitted = time.perf_counter()
-        tokens, found = zip(*pool.map(functools.partial(assign_file, rule=rule, directory=assigned), paths), strict=True)
+        tokens, found = zip(
+            *pool.map(functools.partial(assign_file, rule=rule, directory=assigned), paths), strict=True
+        )
         tokens_E = np.sum(tokens, axis=0)
         return {
-            "documents": documents, "driver_peak_mb": peak_mb(), "driver_before_mb": before, "task_peak_mb": max(*peaks, *found),
-            "load_passes": passes, "kmeans_seconds": clustered - started, "fit_seconds": fitted - clustered,
+            "documents": documents,
+            "driver_peak_mb": peak_mb(),
+            "driver_before_mb": before,
+            "task_peak_mb": max(*peaks, *found),
+            "load_passes": passes,
+            "kmeans_seconds": clustered - started,
+            "fit_seconds": fitted - clustered,
             "assign_seconds": time.perf_counter() - fitted,
-            "largest_over_mean": float(tokens_E.max() / tokens_E.mean())}
+            "largest_over_mean": float(tokens_E.max() / tokens_E.mean()),
+        }
 
 
 def sentences(seed: int) -> Iterator[str]:
@@ -125,7 +139,9 @@ def sentences(seed: int) -> Iterator[str]:
     generator = np.random.Generator(np.random.Philox(key=[seed, 7]))
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     chances = 1.0 / np.arange(1, len(letters) + 1)
-    words = np.array(["".join(generator.choice(letters, n, p=chances / chances.sum())) for n in generator.integers(2, 10, 20_000)])
+    words = np.array(
+        ["".join(generator.choice(letters, n, p=chances / chances.sum())) for n in generator.integers(2, 10, 20_000)]
+    )
     likely = 1.0 / np.arange(1, len(words) + 1)
     likely /= likely.sum()
     while True:
@@ -153,9 +169,13 @@ def measure_corpus(arm: str, megabytes: int, text: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         started, cpu = time.perf_counter(), time.process_time()
         if arm == "stage":
-            config = check_config({
-                "name": "scale", "corpus": {"sources": [{"path": str(text)}], "sequence_length": SEQUENCE},
-                "tokenizer": {"path": str(tokenizer)}})
+            config = check_config(
+                {
+                    "name": "scale",
+                    "corpus": {"sources": [{"path": str(text)}], "sequence_length": SEQUENCE},
+                    "tokenizer": {"path": str(tokenizer)},
+                }
+            )
             tokens = build(config, Path(scratch))["tokens"]
         else:
             tokens = bare(sorted(text.iterdir()), tokenizer)
@@ -170,7 +190,9 @@ def bare(paths: list[Path], directory: Path) -> int:
     for path in paths:
         with path.open(encoding="utf-8") as file:
             while rows := list(itertools.islice(file, 512)):
-                encoded = tokenizer.encode_batch_fast([json.loads(row)["text"] for row in rows], add_special_tokens=False)
+                encoded = tokenizer.encode_batch_fast(
+                    [json.loads(row)["text"] for row in rows], add_special_tokens=False
+                )
                 tokens += sum(len(encoding.ids) for encoding in encoded)
     return tokens
 
@@ -186,7 +208,8 @@ def corpus_cell(megabytes: int, rounds: int) -> dict[str, Any]:
     return {
         "mb_per_core_second": {arm: spread(values) for arm, values in speeds.items()},
         "stage_over_bare": ratios(speeds["stage"], speeds["bare"]),
-        "peak_mb": statistics.median(result["peak_mb"] for result in found["stage"])}
+        "peak_mb": statistics.median(result["peak_mb"] for result in found["stage"]),
+    }
 
 
 def main() -> None:
@@ -207,9 +230,18 @@ def main() -> None:
     result: dict[str, Any] = {
         **environment(shlex.join(["python", "-m", "benchmarks.corpus_scale", *sys.argv[1:]])),
         "setting": {
-            "clusters": CLUSTERS, "dimensions": DIMENSIONS, "capacity": CAPACITY, "workers": arguments.workers,
-            "text_per_arm": ARM_MEGABYTES, "vocabulary": VOCABULARY, "sequence_length": SEQUENCE},
-        "targets": {"driver_peak_mb": 1000, "stage_over_bare": 0.8}, "assignment": [], "corpus": {}}
+            "clusters": CLUSTERS,
+            "dimensions": DIMENSIONS,
+            "capacity": CAPACITY,
+            "workers": arguments.workers,
+            "text_per_arm": ARM_MEGABYTES,
+            "vocabulary": VOCABULARY,
+            "sequence_length": SEQUENCE,
+        },
+        "targets": {"driver_peak_mb": 1000, "stage_over_bare": 0.8},
+        "assignment": [],
+        "corpus": {},
+    }
     for documents in arguments.documents:
         sizes = "--size", str(documents), "--workers", str(arguments.workers)
         result["assignment"] += interleave(__spec__.name, ["assignment"], 1, *sizes)["assignment"]

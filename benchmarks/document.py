@@ -34,14 +34,21 @@ def simulator() -> str:
     over = "dollars_over_bound"
     intervals = [
         [f"{name}: {rates[name]:g}", *(f"{cells[arm][over]['median']:.3f}" for arm in arms)]
-        for name, cells in result["interval"].items()]
+        for name, cells in result["interval"].items()
+    ]
     orders = [
         [f"{int(machines):,}", *(span(cells[name]["makespan_over_bound"]) for name in ("longest_first", "as_given"))]
-        for machines, cells in result["order"].items()]
-    priors = [[name, *(f"{cell[over]['median']:.4f}" for cell in cells.values())] for name, cells in result["assumption"].items()]
+        for machines, cells in result["order"].items()
+    ]
+    priors = [
+        [name, *(f"{cell[over]['median']:.4f}" for cell in cells.values())]
+        for name, cells in result["assumption"].items()
+    ]
     arrivals = [
         [name, ask.replace("_", " "), span(cell["idle_dollars"]), span(cell["late_seconds"])]
-        for name, cells in result["arrival"].items() for ask, cell in cells.items()]
+        for name, cells in result["arrival"].items()
+        for ask, cell in cells.items()
+    ]
     mixed = [[name, span(cell["dollars"]), span(cell["hours"])] for name, cell in result["mixed"].items()]
     return section(
         "Spot machines, simulated",
@@ -60,25 +67,46 @@ def simulator() -> str:
         table(["dollars / bound, at losses per machine-hour", *arms], intervals),
         table(["machines held at once", "makespan / bound, longest first", "as given"], orders),
         table(["dollars / bound, with the assumption", *result["assumption"]["traces, median"]], priors),
-        table(["losses", "expensive nodes requested", "dollars while they wait", "seconds that the run waits"], arrivals),
-        table(["node types", "dollars, a fifth of the sub-models being large", "hours"], mixed), made_with(result))
+        table(
+            ["losses", "expensive nodes requested", "dollars while they wait", "seconds that the run waits"], arrivals
+        ),
+        table(["node types", "dollars, a fifth of the sub-models being large", "hours"], mixed),
+        made_with(result),
+    )
 
 
 def makespan() -> str:
     result = read("makespan")
     setting, targets = result["setting"], result["targets"]
     cells = [
-        (nodes, losses, cell) for nodes, measured in sorted(result["cells"].items()) for losses, cell in measured.items()]
+        (nodes, losses, cell)
+        for nodes, measured in sorted(result["cells"].items())
+        for losses, cell in measured.items()
+    ]
     rows = [
-        [nodes, losses, str(cell["losses"]), number(cell["makespan"]), number(cell["start"]), f"{cell['over_bound']:.3f}",
-         f"{cell['over_bound_with_starts']:.3f}", f"{targets[losses]:.2f}",
-         "met" if cell["over_bound"] <= targets[losses] else "**missed**"]
-        for nodes, losses, cell in cells]
+        [
+            nodes,
+            losses,
+            str(cell["losses"]),
+            number(cell["makespan"]),
+            number(cell["start"]),
+            f"{cell['over_bound']:.3f}",
+            f"{cell['over_bound_with_starts']:.3f}",
+            f"{targets[losses]:.2f}",
+            "met" if cell["over_bound"] <= targets[losses] else "**missed**",
+        ]
+        for nodes, losses, cell in cells
+    ]
     arrivals = [
         f"* from a node's arrival to the end of its trainer's first step, {nodes} node(s): {span(cell['arrival'])} s"
-        for nodes, _, cell in cells if "arrival" in cell]
+        for nodes, _, cell in cells
+        if "arrival" in cell
+    ]
     shares, mean = setting["shares"], setting["mean_seconds"]
-    made = [f"* {nodes} node(s): {made_with({**made, 'setting': setting})}" for nodes, made in sorted(result["made"].items())]
+    made = [
+        f"* {nodes} node(s): {made_with({**made, 'setting': setting})}"
+        for nodes, made in sorted(result["made"].items())
+    ]
     return section(
         "Makespan on machines that come and go",
         f"""{len(shares)} sub-models of {min(shares):g} to {max(shares):g} times their mean length, which is {mean:g} s per node of
@@ -90,8 +118,23 @@ def makespan() -> str:
         starts at once. The bound is max(longest, sum / nodes) of the steps alone; targets are compared with it. Sub-models that
         last hours hide the start of their trainer. These do not, so the second ratio counts one undisturbed start (the measured
         median) as part of each sub-model. Starts after losses count in full in both.""",
-        table(["nodes", "losses", "nodes lost", "makespan, s", "a start, s", "/ bound", "/ bound with starts", "target", ""], rows),
-        "\n".join(arrivals), "\n".join(made))
+        table(
+            [
+                "nodes",
+                "losses",
+                "nodes lost",
+                "makespan, s",
+                "a start, s",
+                "/ bound",
+                "/ bound with starts",
+                "target",
+                "",
+            ],
+            rows,
+        ),
+        "\n".join(arrivals),
+        "\n".join(made),
+    )
 
 
 _COLUMNS = (
@@ -110,15 +153,20 @@ _COLUMNS = (
 
 def grid() -> str:
     tables = [
-        part for title, rows in grid_section.tables(grid_section.entries()).items()
-        for part in (f"**{title}**", table(grid_section.HEAD, rows))]
+        part
+        for title, rows in grid_section.tables(grid_section.entries()).items()
+        for part in (f"**{title}**", table(grid_section.HEAD, rows))
+    ]
     return section(
         "Where MoEs are sparse",
         """Held-out figures of each arm, in cells of one corpus, model family, start, number of experts and budget of tokens. Rows
         are explained in docs/results.md; those that change one setting are levers (`benchmarks/study/grid/levers.py`). Where arms
         are tuned, it is on another corpus and seed than they are reported on; else the title or the row says so.""",
         "\n".join(f"* {' '.join(text.split())}" for text in _COLUMNS),
-        *tables, f"Prices: {grid_section.prices()}.", grid_section.made_with())
+        *tables,
+        f"Prices: {grid_section.prices()}.",
+        grid_section.made_with(),
+    )
 
 
 _INTRODUCTION = """The machines that measured these are noisy: read ratios and medians, not single figures. Arms take turns, and
@@ -130,14 +178,27 @@ again, and its last section from the grid's results (`python -m benchmarks.study
 def page() -> str:
     """The text of RESULTS.md."""
     measured = {
-        "training_step": training_step, "kmeans": kmeans, "ray_overhead": ray_overhead, "seats_256": seats,
-        "service_load": service_load, "checkpoint_stall": checkpoint_stall, "verification": verification,
-        "simulator": simulator, "makespan": makespan,
-        "corpus_scale": corpus_scale, "true_sizes": true_sizes,
-        "expert_offload": expert_offload, "within_documents": within_documents, "fake_memory": fake_memory}
-    parts = ["# Results", " ".join(_INTRODUCTION.split()), *(
-        write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists())]
-    if grid_section.entries():     # hours of measuring, apart from `make bench`
+        "training_step": training_step,
+        "kmeans": kmeans,
+        "ray_overhead": ray_overhead,
+        "seats_256": seats,
+        "service_load": service_load,
+        "checkpoint_stall": checkpoint_stall,
+        "verification": verification,
+        "simulator": simulator,
+        "makespan": makespan,
+        "corpus_scale": corpus_scale,
+        "true_sizes": true_sizes,
+        "expert_offload": expert_offload,
+        "within_documents": within_documents,
+        "fake_memory": fake_memory,
+    }
+    parts = [
+        "# Results",
+        " ".join(_INTRODUCTION.split()),
+        *(write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists()),
+    ]
+    if grid_section.entries():  # hours of measuring, apart from `make bench`
         parts.append(grid())
     return "\n\n".join(parts) + "\n"
 

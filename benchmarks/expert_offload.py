@@ -3,9 +3,9 @@
 device          transformers' own model, with all experts on the device
 cpu-N, disk-N   experts in the memory of the machine, or in the model's files; N per layer stay on the device
 
-Each arm is a process that answers two prompts, one after the other. When the first answer begins, the files are on the disk only;
-the second one may find them in the page cache. The model is random noise, whose tokens select experts almost evenly: those of a
-trained model return sooner, so they are loaded less often.
+Each arm is a process that answers two prompts, one after the other. When the first answer begins, the files are on the
+disk only; the second one may find them in the page cache. The model is random noise, whose tokens select experts almost
+evenly: those of a trained model return sooner, so they are loaded less often.
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ from moedisco_ray.models.streamed import Offload, open_offloaded
 
 FAMILY, VOCABULARY, PROMPT, NEW = "olmoe", 4096, 16, 48
 SIZES = {
-    "hidden_size": 1024, "num_hidden_layers": 10, "num_attention_heads": 16, "num_key_value_heads": 16,
-    "moe_intermediate_size": 512, "num_experts": 32, "num_experts_per_tok": 4}
+    "hidden_size": 1024,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "moe_intermediate_size": 512,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+}
 ARMS = ("device", "cpu-4", "cpu-8", "cpu-16", "disk-4", "disk-8", "disk-16", "disk-32")
 
 
@@ -70,17 +76,21 @@ def measure(arm: str, home: Path, device: str) -> dict[str, float]:
         if place == "device":
             model = AutoModelForCausalLM.from_pretrained(home / "model", dtype="auto").to(device).eval()
         else:
-            model = open_offloaded(home / "model", Offload(place, int(resident)), device=device)    # type: ignore[arg-type]
+            model = open_offloaded(home / "model", Offload(place, int(resident)), device=device)  # type: ignore[arg-type]
         found = {"open_seconds": time.perf_counter() - began}
         for number, name in enumerate(("first", "second")):
             before, clock = _loads(model), Clock()
-            prompt_BL = torch.randint(VOCABULARY, (1, PROMPT), generator=torch.Generator().manual_seed(number)).to(device)
+            prompt_BL = torch.randint(VOCABULARY, (1, PROMPT), generator=torch.Generator().manual_seed(number)).to(
+                device
+            )
             model.generate(prompt_BL, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, streamer=clock)
             start, prompt_read, *_, end = clock.times
             selections = (NEW - 1 + PROMPT) * SIZES["num_experts_per_tok"] * SIZES["num_hidden_layers"]
             found |= {
-                f"{name}_prompt_seconds": prompt_read - start, f"{name}_per_second": (NEW - 1) / (end - prompt_read),
-                f"{name}_loaded": (_loads(model) - before) / selections}
+                f"{name}_prompt_seconds": prompt_read - start,
+                f"{name}_per_second": (NEW - 1) / (end - prompt_read),
+                f"{name}_loaded": (_loads(model) - before) / selections,
+            }
     on_gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.device(device).type == "cuda" else 0.0
     return {**found, "own_mb": peak[0], "gpu_mb": on_gpu}
 
@@ -101,21 +111,36 @@ def main() -> None:
         transformers.logging.disable_progress_bar()
         torch.set_num_threads(1)
         home = arguments.home
-        print(json.dumps(prepare(home) if arguments.arm == "prepare" else measure(arguments.arm, home, arguments.device)))
+        print(
+            json.dumps(prepare(home) if arguments.arm == "prepare" else measure(arguments.arm, home, arguments.device))
+        )
         return
     with tempfile.TemporaryDirectory(dir=arguments.home) as scratch:
         options = "--home", scratch, "--device", arguments.device
         (written,) = interleave(__spec__.name, ["prepare"], 1, *options)["prepare"]
         arms = interleave(__spec__.name, ARMS, arguments.rounds, *options)
     speeds = {arm: [each["second_per_second"] for each in found] for arm, found in arms.items()}
-    write_result("expert_offload", {
-        **environment(f"python -m benchmarks.expert_offload --device {arguments.device}"),
-        "setting": {
-            "family": FAMILY, **SIZES, "vocabulary": VOCABULARY, "prompt": PROMPT, "new_tokens": NEW, "threads": 1,
-            "device": arguments.device, **written, "rounds": arguments.rounds},
-        "arms": {arm: {name: spread([each[name] for each in found]) for name in found[0]} for arm, found in arms.items()},
-        "of_device": {arm: ratios(found, speeds["device"]) for arm, found in speeds.items() if arm != "device"},
-    })
+    write_result(
+        "expert_offload",
+        {
+            **environment(f"python -m benchmarks.expert_offload --device {arguments.device}"),
+            "setting": {
+                "family": FAMILY,
+                **SIZES,
+                "vocabulary": VOCABULARY,
+                "prompt": PROMPT,
+                "new_tokens": NEW,
+                "threads": 1,
+                "device": arguments.device,
+                **written,
+                "rounds": arguments.rounds,
+            },
+            "arms": {
+                arm: {name: spread([each[name] for each in found]) for name in found[0]} for arm, found in arms.items()
+            },
+            "of_device": {arm: ratios(found, speeds["device"]) for arm, found in speeds.items() if arm != "device"},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Could a plan measure memory by steps on FakeTensors, instead of computing it by formulas?
 
-Steps of sub-models of published checkpoints, by `tests/unit/fake_trial.py` in processes of their own: with the fewest layers that
-have a first, a last and each kind of layer, and one more; their peaks, by part of the step, are scaled to all layers. Formulas and
-scaled steps are compared with steps of all layers. How many measurements a plan needs is counted on plans of the same checkpoints.
+Steps of sub-models of published checkpoints, by `tests/unit/fake_trial.py` in processes of their own: with the fewest
+layers that have a first, a last and each kind of layer, and one more; their peaks, by part of the step, are scaled to
+all layers. Formulas and scaled steps are compared with steps of all layers. How many measurements a plan needs is
+counted on plans of the same checkpoints.
 """
 
 from __future__ import annotations
@@ -44,17 +45,26 @@ CARDS = (24, 16, 8)
 TARGETS = {"error": 0.05, "seconds": 10}
 
 
-def steps(checkpoint: str, settings: list[dict[str, Any]], *options: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def steps(
+    checkpoint: str, settings: list[dict[str, Any]], *options: str
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """What a process has measured, its seconds and its processor seconds."""
     paths = os.pathsep.join([str(ROOT.parent), str(ROOT.parent / "tests" / "unit")])
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "fake_trial", "--arm", checkpoint, "--settings", json.dumps(settings), *options],
-        check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads, "PYTHONPATH": paths})
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **threads, "PYTHONPATH": paths},
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return json.loads(done.stdout.splitlines()[-1]), {"seconds": time.perf_counter() - began, "processor_seconds": processor}
+    return json.loads(done.stdout.splitlines()[-1]), {
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": processor,
+    }
 
 
 def from_cache(measured: dict[str, Any]) -> float:
@@ -71,8 +81,8 @@ def from_cache(measured: dict[str, Any]) -> float:
 def measurements(checkpoint: str, card: int) -> dict[str, int | float]:
     """How often the plan of a run computes the memory of a worker, and for how many different settings.
 
-    `activations` counts the settings with which autograd saves something else: weights, moments, the number of sequences and what
-    workers exchange may stay formulas.
+    `activations` counts the settings with which autograd saves something else: weights, moments, the number of
+    sequences and what workers exchange may stay formulas.
     """
     found: list[tuple[str, str]] = []
 
@@ -80,14 +90,23 @@ def measurements(checkpoint: str, card: int) -> dict[str, int | float]:
         shared = {name: rest.get(name) for name in ("workers", "exchange", "layout", "lora", "gpu")}
         together = (rest.get("workers") or 1) > 1
         activations = (
-            sizes, compute_bytes(optimizer, rest["gpu"]), optimizer.state, optimizer.gradient_checkpointing,
-            bool(optimizer.block_steps), together, rest.get("lora"))
+            sizes,
+            compute_bytes(optimizer, rest["gpu"]),
+            optimizer.state,
+            optimizer.gradient_checkpointing,
+            bool(optimizer.block_steps),
+            together,
+            rest.get("lora"),
+        )
         found.append((repr((sizes, optimizer, shared)), repr(activations)))
-        return worker_memory(family, sizes, vocabulary, optimizer, **rest)      # type: ignore[arg-type]
+        return worker_memory(family, sizes, vocabulary, optimizer, **rest)  # type: ignore[arg-type]
 
     began = time.process_time()
-    with mock.patch.object(memory, "worker_memory", noted), mock.patch.object(build, "worker_memory", noted), \
-            mock.patch.object(seed_workers, "worker_memory", noted):
+    with (
+        mock.patch.object(memory, "worker_memory", noted),
+        mock.patch.object(build, "worker_memory", noted),
+        mock.patch.object(seed_workers, "worker_memory", noted),
+    ):
         build_plan(run_of(checkpoint, card))
     seconds = time.process_time() - began
     settings, activations = (len(set(each)) for each in zip(*found, strict=True))
@@ -99,13 +118,21 @@ def run_of(checkpoint: str, card: int) -> RunConfig:
     family, vocabulary, sizes = (CHECKPOINTS | OTHERS)[checkpoint]
     optimizer = {"optimizer": {"batch_tokens": 32_768}}
     clusters = max(sizes.num_experts // 4, min(sizes.num_experts, 8))
-    return check_config({
-        "name": "plan", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 1024},
-        "model": {"family": family, "config": sizes.model_dump(exclude_unset=True) | {"vocab_size": vocabulary}},
-        "tokens": {"total": 1_000_000_000}, "clusters": {"count": clusters}, "submodels": optimizer, "finetune": optimizer,
-        "pools": {
-            "low_memory": {"gpu": 1, "memory_gb": card, "max_workers": clusters},
-            "high_memory": {"gpu": 1, "memory_gb": 80, "workers": 8}}})
+    return check_config(
+        {
+            "name": "plan",
+            "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 1024},
+            "model": {"family": family, "config": sizes.model_dump(exclude_unset=True) | {"vocab_size": vocabulary}},
+            "tokens": {"total": 1_000_000_000},
+            "clusters": {"count": clusters},
+            "submodels": optimizer,
+            "finetune": optimizer,
+            "pools": {
+                "low_memory": {"gpu": 1, "memory_gb": card, "max_workers": clusters},
+                "high_memory": {"gpu": 1, "memory_gb": 80, "workers": 8},
+            },
+        }
+    )
 
 
 def lines(*names: str) -> int:
@@ -116,7 +143,9 @@ def lines(*names: str) -> int:
 def counted() -> dict[str, Any]:
     """Measurements of the plans, and with what they were counted."""
     plans = {
-        f"{checkpoint}, {card} GB": measurements(checkpoint, card) for checkpoint, card in itertools.product(MODELS, CARDS)}
+        f"{checkpoint}, {card} GB": measurements(checkpoint, card)
+        for checkpoint, card in itertools.product(MODELS, CARDS)
+    }
     made = {**environment("python -m benchmarks.fake_memory --plans"), "setting": {"cards_gb": CARDS, "large_cards": 8}}
     return {"plans": plans, "plans_made": made}
 
@@ -126,7 +155,9 @@ def main() -> None:
     parser.add_argument("--plans", action="store_true", help="only count the plans' measurements again")
     arguments = parser.parse_args()
     if arguments.plans:
-        write_result("fake_memory", {**json.loads((RESULTS / "fake_memory.json").read_text(encoding="utf-8")), **counted()})
+        write_result(
+            "fake_memory", {**json.loads((RESULTS / "fake_memory.json").read_text(encoding="utf-8")), **counted()}
+        )
         return
     cold, found = {}, {}
     for checkpoint, count in MODELS.items():
@@ -134,16 +165,33 @@ def main() -> None:
         names = list(SETTINGS)[:count]
         results, _ = steps(checkpoint, [SETTINGS[name] for name in names])
         found[checkpoint] = dict(zip(names, results, strict=True))
-    write_result("fake_memory", {
-        **environment("python -m benchmarks.fake_memory"),
-        "setting": {"models": list(found), "experts": 4, "sequences": 2, "sequence_length": 1024, "threads": 1},
-        "targets": TARGETS, "cold": cold, "cached_seconds": from_cache(found), "steps": found, **counted(),
-        "lines": {
-            "of formulas": lines(*(
-                f"moedisco_ray/plan/{name}_memory.py" for name in ("attention", "recurrent", "adapter", "gang", "stage")),
-                "moedisco_ray/plan/memory.py"),
-            "of fake steps": lines(*(
-                f"tests/unit/{name}.py" for name in ("fake_steps", "test_fake_gang_memory", "test_fake_inference_memory")))}})
+    write_result(
+        "fake_memory",
+        {
+            **environment("python -m benchmarks.fake_memory"),
+            "setting": {"models": list(found), "experts": 4, "sequences": 2, "sequence_length": 1024, "threads": 1},
+            "targets": TARGETS,
+            "cold": cold,
+            "cached_seconds": from_cache(found),
+            "steps": found,
+            **counted(),
+            "lines": {
+                "of formulas": lines(
+                    *(
+                        f"moedisco_ray/plan/{name}_memory.py"
+                        for name in ("attention", "recurrent", "adapter", "gang", "stage")
+                    ),
+                    "moedisco_ray/plan/memory.py",
+                ),
+                "of fake steps": lines(
+                    *(
+                        f"tests/unit/{name}.py"
+                        for name in ("fake_steps", "test_fake_gang_memory", "test_fake_inference_memory")
+                    )
+                ),
+            },
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -38,13 +38,17 @@ def run_arm(module: str, arm: str, *arguments: str) -> dict[str, Any]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-m", module, "--arm", arm, *arguments],
-        check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads, "PYTHONWARNINGS": "ignore"})
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **threads, "PYTHONWARNINGS": "ignore"},
+    )
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
 def interleave(
-    module: str, arms: Sequence[str], rounds: int, *arguments: str, seeded: bool = False,
+    module: str, arms: Sequence[str], rounds: int, *arguments: str, seeded: bool = False
 ) -> dict[str, list[dict[str, Any]]]:
     """Every arm in turn, `rounds` times, so that a machine whose speed drifts slows all of them alike.
 

@@ -4,8 +4,8 @@ ours          the product's seeding and Lloyd steps from per-block statistics, a
 lloyd         scikit-learn's KMeans
 minibatch     scikit-learn's MiniBatchKMeans
 
-Every arm makes the same number of restarts and keeps the best; each round has a seed of its own. An arm's time counts only if its
-median inertia is within 0.5 % of the best arm's; what it reached is in the result either way.
+Every arm makes the same number of restarts and keeps the best; each round has a seed of its own. An arm's time counts
+only if its median inertia is within 0.5 % of the best arm's; what it reached is in the result either way.
 """
 
 from __future__ import annotations
@@ -23,10 +23,7 @@ from benchmarks.harness import environment, interleave, ratios, spread, write_re
 from moedisco_ray.stages.clustering.blocks import squared_distances
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans
 
-SETTINGS = {
-    "50k x 64, K 16": (50_000, 64, 16),
-    "20k x 256, K 8": (20_000, 256, 8),
-}
+SETTINGS = {"50k x 64, K 16": (50_000, 64, 16), "20k x 256, K 8": (20_000, 256, 8)}
 RESTARTS, ITERATIONS, SAMPLE, BLOCK = 4, 100, 10_000, 8192
 TOLERANCE = 0.005
 
@@ -45,7 +42,11 @@ def fit(arm: str, x_ND: NDArray[np.float32], k: int, seed: int) -> NDArray[np.fl
         return fit_kmeans(x_ND, x_ND[:SAMPLE], k, restarts=RESTARTS, iterations=ITERATIONS, seed=seed).centroids_KD
     if arm == "lloyd":
         return KMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed).fit(x_ND).cluster_centers_
-    return MiniBatchKMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, batch_size=4096, random_state=seed).fit(x_ND).cluster_centers_
+    return (
+        MiniBatchKMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, batch_size=4096, random_state=seed)
+        .fit(x_ND)
+        .cluster_centers_
+    )
 
 
 def main() -> None:
@@ -62,12 +63,15 @@ def main() -> None:
         centroids_KD = fit(arguments.arm, x_ND, k, arguments.seed)
         seconds = time.perf_counter() - started
         inertia = sum(
-            float(squared_distances(x_ND[i:i + BLOCK], centroids_KD).min(axis=1).sum()) for i in range(0, n, BLOCK))
+            float(squared_distances(x_ND[i : i + BLOCK], centroids_KD).min(axis=1).sum()) for i in range(0, n, BLOCK)
+        )
         print(json.dumps({"seconds": seconds, "inertia": inertia}))
         return
     cells = {}
     for setting in SETTINGS:
-        rounds = interleave(__spec__.name, ["ours", "lloyd", "minibatch"], arguments.rounds, "--setting", setting, seeded=True)
+        rounds = interleave(
+            __spec__.name, ["ours", "lloyd", "minibatch"], arguments.rounds, "--setting", setting, seeded=True
+        )
         seconds = {arm: [result["seconds"] for result in results] for arm, results in rounds.items()}
         inertia = {arm: statistics.median(result["inertia"] for result in results) for arm, results in rounds.items()}
         best = min(inertia.values())
@@ -78,12 +82,21 @@ def main() -> None:
             "ours_over_lloyd": ratios(seconds["ours"], seconds["lloyd"]),
             "ours_over_minibatch": ratios(seconds["ours"], seconds["minibatch"]),
         }
-    write_result("kmeans", {
-        **environment("python -m benchmarks.kmeans"),
-        "setting": {"restarts": RESTARTS, "iterations": ITERATIONS, "threads": 1, "rounds": arguments.rounds,
-                    "seeds": f"0 to {arguments.rounds - 1}", "inertia_tolerance": TOLERANCE},
-        "cells": cells,
-    })
+    write_result(
+        "kmeans",
+        {
+            **environment("python -m benchmarks.kmeans"),
+            "setting": {
+                "restarts": RESTARTS,
+                "iterations": ITERATIONS,
+                "threads": 1,
+                "rounds": arguments.rounds,
+                "seeds": f"0 to {arguments.rounds - 1}",
+                "inertia_tolerance": TOLERANCE,
+            },
+            "cells": cells,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What Ray adds to the demo: the same run on a local Ray and in one plain process, stage by stage.
 
-Both make the same artifacts, bit for bit. The plain process trains one sub-model after the other; Ray trains as many at once as the
-machine has cores, so its submodels stage can be faster than the plain one.
+Both make the same artifacts, bit for bit. The plain process trains one sub-model after the other; Ray trains as many at
+once as the machine has cores, so its submodels stage can be faster than the plain one.
 """
 
 from __future__ import annotations
@@ -58,13 +58,21 @@ def main() -> None:
         return
     rounds = interleave(__spec__.name, ["ray", "plain"], arguments.rounds, "--tokens", str(arguments.tokens))
     names = list(rounds["ray"][0])
-    write_result("ray_overhead", {
-        **environment("python -m benchmarks.ray_overhead"),
-        "setting": {"preset": "demo", "tokens": arguments.tokens, "rounds": arguments.rounds, "seed": 0},
-        "seconds": {arm: {name: spread([result[name] for result in results]) for name in names} for arm, results in rounds.items()},
-        "ray_adds": {
-            name: spread([a[name] - b[name] for a, b in zip(rounds["ray"], rounds["plain"], strict=True)]) for name in names},
-    })
+    write_result(
+        "ray_overhead",
+        {
+            **environment("python -m benchmarks.ray_overhead"),
+            "setting": {"preset": "demo", "tokens": arguments.tokens, "rounds": arguments.rounds, "seed": 0},
+            "seconds": {
+                arm: {name: spread([result[name] for result in results]) for name in names}
+                for arm, results in rounds.items()
+            },
+            "ray_adds": {
+                name: spread([a[name] - b[name] for a, b in zip(rounds["ray"], rounds["plain"], strict=True)])
+                for name in names
+            },
+        },
+    )
 
 
 if __name__ == "__main__":

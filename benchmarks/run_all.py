@@ -7,10 +7,24 @@ import subprocess
 import sys
 
 COMMANDS = (
-    "training_step", "kmeans", "ray_overhead", "seats",
-    "seats --jobs 256 --slots 64 --steps 100 --pace 2 --rounds 1 --arms seats --no-slope --result seats_256", "service_load",
-    "checkpoint_stall", "verification", "study.simulation", "makespan", "corpus_scale", "true_sizes", "expert_offload",
-    "within_documents --tokens 300000", "corpus_engines", "fake_memory", "document")
+    "training_step",
+    "kmeans",
+    "ray_overhead",
+    "seats",
+    "seats --jobs 256 --slots 64 --steps 100 --pace 2 --rounds 1 --arms seats --no-slope --result seats_256",
+    "service_load",
+    "checkpoint_stall",
+    "verification",
+    "study.simulation",
+    "makespan",
+    "corpus_scale",
+    "true_sizes",
+    "expert_offload",
+    "within_documents --tokens 300000",
+    "corpus_engines",
+    "fake_memory",
+    "document",
+)
 
 if __name__ == "__main__":
     for command in COMMANDS:

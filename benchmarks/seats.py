@@ -4,11 +4,12 @@ seats          the product: one long-lived actor per slot, which runs Ray Train 
 trainer        a new Ray Train run with one worker for each sub-model
 long-trainer   one Ray Train run with one worker per slot, which trains a fixed list of sub-models, one after the other
 
-All three run the same training function. Targets: the next sub-model's first step less than 1 s after the end of the one before
-it; at most 20 MB on the head node for each sub-model that trains. It is a slope: each arm runs once more with three times the slots
-and sub-models, and the additional memory of Ray's own processes and the driver is divided by the additional slots.
-`--jobs 256 --slots 64 --steps 100 --pace 2 --rounds 1 --arms seats --no-slope --result seats_256` asks whether
-one machine holds 64 at once, and what the queue adds: the seconds in which a slot has no sub-model although some wait.
+All three run the same training function. Targets: the next sub-model's first step less than 1 s after the end of the
+one before it; at most 20 MB on the head node for each sub-model that trains. It is a slope: each arm runs once more
+with three times the slots and sub-models, and the additional memory of Ray's own processes and the driver is divided by
+the additional slots. `--jobs 256 --slots 64 --steps 100 --pace 2 --rounds 1 --arms seats --no-slope --result seats_256`
+asks whether one machine holds 64 at once, and what the queue adds: the seconds in which a slot has no sub-model
+although some wait.
 """
 
 from __future__ import annotations
@@ -53,7 +54,13 @@ from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.training import TrainJob
 
 SIZES = Architecture(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1, num_experts_per_tok=1)
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    moe_intermediate_size=24,
+    num_experts=1,
+    num_experts_per_tok=1,
+)
 VOCABULARY, LENGTH, BATCH = 64, 16, 4
 ARMS = ("seats", "trainer", "long-trainer")
 WORKERS = ("ray::Seat", "ray::seats-", "ray::RayTrainWorker")
@@ -68,11 +75,21 @@ def make_jobs(directory: Path, count: int, steps: int, pace: float) -> list[Trai
     write_packed(directory / "tokens", [[tokens]], 0, VOCABULARY)
     return [
         TrainJob(
-            stage="submodels", name=f"submodel-{i}", model=directory / "model", packed_dirs=(directory / "tokens",),
-            output=directory / str(i) / "trained", checkpoints=directory / str(i) / "steps", steps=steps, sequence_length=LENGTH,
-            optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH), checkpoint_every=10 * steps, log_every=1,
-            held_out=Pace(pace) if pace else None)
-        for i in range(count)]
+            stage="submodels",
+            name=f"submodel-{i}",
+            model=directory / "model",
+            packed_dirs=(directory / "tokens",),
+            output=directory / str(i) / "trained",
+            checkpoints=directory / str(i) / "steps",
+            steps=steps,
+            sequence_length=LENGTH,
+            optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH),
+            checkpoint_every=10 * steps,
+            log_every=1,
+            held_out=Pace(pace) if pace else None,
+        )
+        for i in range(count)
+    ]
 
 
 def train_long(jobs: Sequence[TrainJob], slots: int, directory: Path, mailbox: EventMailbox) -> None:
@@ -83,7 +100,8 @@ def train_long(jobs: Sequence[TrainJob], slots: int, directory: Path, mailbox: E
         TorchTrainer(
             functools.partial(_train_list, jobs[first::slots], mailbox.handle, attempts),
             scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"low_mem_gpu": 1}),
-            run_config=RunConfig(name=f"long-{first}", storage_path=str(directory))).fit()
+            run_config=RunConfig(name=f"long-{first}", storage_path=str(directory)),
+        ).fit()
 
     with ThreadPoolExecutor(slots) as threads:
         list(threads.map(fit, range(slots)))
@@ -106,7 +124,8 @@ def run(arm: str, jobs: Sequence[TrainJob], slots: int, directory: Path) -> list
             train_long(jobs, slots, directory, mailbox)
             return events
         context = AttemptContext(
-            run="trainer", placement=placement, directory=directory, stop_files=(NEVER,), mailbox=mailbox, seats=None)
+            run="trainer", placement=placement, directory=directory, stop_files=(NEVER,), mailbox=mailbox, seats=None
+        )
         with ThreadPoolExecutor(slots) as threads:
             list(threads.map(lambda job: attempt(job, context), jobs))
     return events
@@ -115,8 +134,8 @@ def run(arm: str, jobs: Sequence[TrainJob], slots: int, directory: Path) -> list
 def gaps(events: Sequence[Event], slots: int) -> list[float]:
     """Seconds from a sub-model's last step to the next one's first, in the order in which slots became free.
 
-    A sub-model that ends frees a slot, and the next one that has not begun takes it; so the i-th end is followed by the first step
-    of the (i + slots)-th sub-model.
+    A sub-model that ends frees a slot, and the next one that has not begun takes it; so the i-th end is followed by the
+    first step of the (i + slots)-th sub-model.
     """
     steps: defaultdict[str, list[float]] = defaultdict(list)
     for event in events:
@@ -149,7 +168,7 @@ def memory() -> tuple[int, float]:
     """Number of workers, and proportional set size of Ray's other processes and of this one (MB)."""
     workers, held = 0, 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        with contextlib.suppress(psutil.Error):     # it ended meanwhile
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
             if process.name().startswith(WORKERS):
                 workers += 1
             else:
@@ -161,11 +180,19 @@ def measure(arm: str, count: int, slots: int, steps: int, pace: float) -> dict[s
     """One arm: seconds between sub-models, memory on the head while all slots train (MB), and seconds of the whole."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
-        address="local", num_cpus=slots, resources={"low_mem_gpu": slots}, include_dashboard=False, runtime_env=dict(NO_DASHBOARD),
-        log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000,
+        address="local",
+        num_cpus=slots,
+        resources={"low_mem_gpu": slots},
+        include_dashboard=False,
+        runtime_env=dict(NO_DASHBOARD),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=300_000_000,
         _system_config={
-            "prestart_worker_first_driver": False,      # idle processes, which are on other machines of a cluster
-            "memory_monitor_refresh_ms": 0})            # it would kill workers, whose memory is that of other machines too
+            "prestart_worker_first_driver": False,  # idle processes, which are on other machines of a cluster
+            "memory_monitor_refresh_ms": 0,
+        },
+    )  # it would kill workers, whose memory is that of other machines too
     samples: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         jobs = make_jobs(Path(scratch), count, steps, pace)
@@ -174,7 +201,7 @@ def measure(arm: str, count: int, slots: int, steps: int, pace: float) -> dict[s
             events = run(arm, jobs, slots, Path(scratch) / "ray")
         seconds = time.time() - began
     ray.shutdown()
-    between = [gap - pace for gap in gaps(events, slots)]       # the last step's wait is part of its training
+    between = [gap - pace for gap in gaps(events, slots)]  # the last step's wait is part of its training
     full = [held for workers, held in samples if workers >= slots] or [max(held for _, held in samples)]
     first = min(event.time for event in events if event.type == "progress")
     training = sum(steps_seconds(events).values()) + count * pace
@@ -207,7 +234,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--pace", type=float, default=0.0, help="wait after each step (s), as for a GPU")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slope", action=argparse.BooleanOptionalAction, default=True, help="measure the memory of one more slot")
+    parser.add_argument(
+        "--slope", action=argparse.BooleanOptionalAction, default=True, help="measure the memory of one more slot"
+    )
     parser.add_argument("--result", default="seats", help="name of the result file")
     arguments = parser.parse_args()
     if arguments.arm:
@@ -218,14 +247,24 @@ def main() -> None:
     rounds = interleave(__spec__.name, arms, arguments.rounds, *sizes)
     result: dict[str, Any] = {
         **environment(shlex.join(["python", "-m", "benchmarks.seats", *sys.argv[1:]])),
-        "setting": {"jobs": jobs, "slots": slots, "steps": arguments.steps, "pace": arguments.pace, "rounds": arguments.rounds},
+        "setting": {
+            "jobs": jobs,
+            "slots": slots,
+            "steps": arguments.steps,
+            "pace": arguments.pace,
+            "rounds": arguments.rounds,
+        },
         "targets": {"next_step": 1.0, "head_mb_per_slot": 20, "head_mb": 4000, "idle_share": 0.05},
         "arms": {
-            arm: {name: spread([result[name] for result in results]) for name in results[0]} for arm, results in rounds.items()}}
+            arm: {name: spread([result[name] for result in results]) for name in results[0]}
+            for arm, results in rounds.items()
+        },
+    }
     if arguments.slope:
         more = interleave(__spec__.name, arms, 1, "--jobs", str(3 * jobs), "--slots", str(3 * slots), *sizes[4:])
         result["head_mb_per_slot"] = {
-            arm: (more[arm][0]["head_mb"] - result["arms"][arm]["head_mb"]["median"]) / (2 * slots) for arm in arms}
+            arm: (more[arm][0]["head_mb"] - result["arms"][arm]["head_mb"]["median"]) / (2 * slots) for arm in arms
+        }
     write_result(arguments.result, result)
 
 

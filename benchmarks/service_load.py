@@ -5,7 +5,8 @@ readers       1,000 event streams, half of them on one run that a driver reports
 report        metric points that drivers report over HTTP: one driver, then four at once
 direct        metric points taken in by `database.ingest` itself, without HTTP
 
-Each round has a fresh copy of the database and a fresh service. Its Ray does not answer: nothing but the service is measured.
+Each round has a fresh copy of the database and a fresh service. Its Ray does not answer: nothing but the service is
+measured.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ FIGURES = 4
 """Metric points of one progress event."""
 BATCHES = {"one driver": 60, "four drivers": 25, "direct": 60}
 TARGETS = {
-    "points_per_second": 20_000,        # over HTTP and directly, at least
-    "runs_get_per_second": 300,         # of one run, over 8 connections, at least
-    "delivery_p99_ms": 1000,            # of an event to 500 readers, at most
+    "points_per_second": 20_000,  # over HTTP and directly, at least
+    "runs_get_per_second": 300,  # of one run, over 8 connections, at least
+    "delivery_p99_ms": 1000,  # of an event to 500 readers, at most
 }
 _PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic", "sqlalchemy", "structlog")
 
@@ -62,7 +63,8 @@ async def measure_requests(port: int, seed: Seed) -> dict[str, Any]:
     }
     return {
         kind: {concurrency: await requests(port, wanted, concurrency, SECONDS) for concurrency in CONCURRENCIES}
-        for kind, wanted in kinds.items()}
+        for kind, wanted in kinds.items()
+    }
 
 
 async def measure_readers(port: int, seed: Seed) -> dict[str, Any]:
@@ -72,8 +74,10 @@ async def measure_readers(port: int, seed: Seed) -> dict[str, Any]:
     followed = [(seed.live, first) if i % 2 else (seed.quiet[i // 2 % len(seed.quiet)], 1) for i in range(READERS)]
     opening = time.perf_counter()
     readers = []
-    for i in range(0, READERS, 50):     # as many at once as a browser's crowd would, not a thousand
-        readers += await asyncio.gather(*(follow(port, seed.token, run_id, after) for run_id, after in followed[i:i + 50]))
+    for i in range(0, READERS, 50):  # as many at once as a browser's crowd would, not a thousand
+        readers += await asyncio.gather(
+            *(follow(port, seed.token, run_id, after) for run_id, after in followed[i : i + 50])
+        )
     opened = time.perf_counter() - opening
     live = [reader for reader, (run_id, _) in zip(readers, followed, strict=True) if run_id == seed.live]
     driver = Driver(await Connection.open(port), seed.live, seed.keys[seed.live])
@@ -90,7 +94,12 @@ async def measure_readers(port: int, seed: Seed) -> dict[str, Any]:
         raise RuntimeError(f"{lost} readers were cut off")
     for reader in readers:
         reader.close()
-    return {"opened_per_second": READERS / opened, "delivery": alone, "delivery_busy": busy, "requests": under_way.result()}
+    return {
+        "opened_per_second": READERS / opened,
+        "delivery": alone,
+        "delivery_busy": busy,
+        "requests": under_way.result(),
+    }
 
 
 async def _drive(driver: Driver, seconds: float) -> None:
@@ -109,7 +118,10 @@ async def _delivered(driver: Driver, readers: list[Reader], since: int) -> dict[
             raise RuntimeError("events did not arrive")
         await asyncio.sleep(0.05)
     late = [
-        arrived - sent for reader in readers for arrived, sent in zip(reader.arrived[since:], driver.began[since:], strict=True)]
+        arrived - sent
+        for reader in readers
+        for arrived, sent in zip(reader.arrived[since:], driver.began[since:], strict=True)
+    ]
     return {**quantiles(late), "messages": len(late)}
 
 
@@ -118,7 +130,8 @@ async def measure_report(port: int, seed: Seed) -> dict[str, float]:
     [one, *_] = drivers = [Driver(await Connection.open(port), run_id, seed.keys[run_id]) for run_id in seed.drivers]
     return {
         "one driver": await _flood([one], BATCHES["one driver"]),
-        "four drivers": await _flood(drivers, BATCHES["four drivers"])}
+        "four drivers": await _flood(drivers, BATCHES["four drivers"]),
+    }
 
 
 async def _flood(drivers: list[Driver], batches: int) -> float:
@@ -158,15 +171,26 @@ def served(state_dir: Path) -> Iterator[tuple[int, psutil.Process]]:
     """The service in a process of its own: its port and its process."""
     with socket.socket() as free, socket.socket() as nobody:
         free.bind(("127.0.0.1", 0))
-        nobody.bind(("127.0.0.1", 0))       # taken, and nobody listens: a Ray that does not answer
+        nobody.bind(("127.0.0.1", 0))  # taken, and nobody listens: a Ray that does not answer
         port = free.getsockname()[1]
         free.close()
         with (state_dir / "serve.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve", f"--port={port}", f"--state-dir={state_dir}",
-                 f"--output-root={state_dir / 'runs'}", f"--ray-address=http://127.0.0.1:{nobody.getsockname()[1]}",
-                 f"--requests-per-minute={10**9}"],
-                stdout=log, stderr=log, env={**os.environ, "XDG_CONFIG_HOME": str(state_dir)})
+                [
+                    sys.executable,
+                    "-m",
+                    "service",
+                    "serve",
+                    f"--port={port}",
+                    f"--state-dir={state_dir}",
+                    f"--output-root={state_dir / 'runs'}",
+                    f"--ray-address=http://127.0.0.1:{nobody.getsockname()[1]}",
+                    f"--requests-per-minute={10**9}",
+                ],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "XDG_CONFIG_HOME": str(state_dir)},
+            )
         try:
             _wait_until_healthy(port, process, state_dir / "serve.log")
             yield port, psutil.Process(process.pid)
@@ -202,15 +226,21 @@ def one_round(seeded: Path) -> dict[str, Any]:
                 measured[arm] = run_arm(__spec__.name, arm, *where)
                 memory[f"after {arm}"] = process.memory_info().rss
     return {
-        **measured, "report": {**measured["report"], **direct},
-        "memory_mib": {when: size / 2**20 for when, size in memory.items()}}
+        **measured,
+        "report": {**measured["report"], **direct},
+        "memory_mib": {when: size / 2**20 for when, size in memory.items()},
+    }
 
 
 def machine_and_own() -> tuple[float, float, float]:
     """Processor seconds that the machine had, that were used or stolen, and that this process and its ended children used."""
     machine = psutil.cpu_times()
     own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(machine), sum(machine) - machine.idle - machine.iowait, sum(usage.ru_utime + usage.ru_stime for usage in own)
+    return (
+        sum(machine),
+        sum(machine) - machine.idle - machine.iowait,
+        sum(usage.ru_utime + usage.ru_stime for usage in own),
+    )
 
 
 def others_share(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:
@@ -238,9 +268,13 @@ def main() -> None:
     if arguments.arm:
         seed = service_seed.read(arguments.state_dir / "seed.json")
         arms = {"requests": measure_requests, "readers": measure_readers, "report": measure_report}
-        print(json.dumps(
-            measure_direct(arguments.state_dir, seed) if arguments.arm == "direct"
-            else asyncio.run(arms[arguments.arm](arguments.port, seed))))
+        print(
+            json.dumps(
+                measure_direct(arguments.state_dir, seed)
+                if arguments.arm == "direct"
+                else asyncio.run(arms[arguments.arm](arguments.port, seed))
+            )
+        )
         return
     with tempfile.TemporaryDirectory() as home:
         seeded = Path(home, "state")
@@ -253,16 +287,26 @@ def main() -> None:
             print(f"round {turn + 1}/{arguments.rounds}: {json.dumps(rounds[-1])}", file=sys.stderr)
     result = environment("python -m benchmarks.service_load", "service")
     packages = {"python": result["versions"]["python"], "sqlite": sqlite3.sqlite_version}
-    write_result("service_load", {
-        **result,
-        "versions": packages | {name: version(name) for name in _PACKAGES},
-        "setting": {
-            "runs": RUNS, "page": PAGE, "readers": READERS, "reports_per_second": REPORTS_PER_SECOND,
-            "events_per_report": EVENTS_PER_REPORT, "events_per_batch": BATCH, "points_per_event": FIGURES,
-            "seconds_per_cell": SECONDS, "rounds": arguments.rounds},
-        "targets": TARGETS,
-        **combined(rounds),
-    })
+    write_result(
+        "service_load",
+        {
+            **result,
+            "versions": packages | {name: version(name) for name in _PACKAGES},
+            "setting": {
+                "runs": RUNS,
+                "page": PAGE,
+                "readers": READERS,
+                "reports_per_second": REPORTS_PER_SECOND,
+                "events_per_report": EVENTS_PER_REPORT,
+                "events_per_batch": BATCH,
+                "points_per_event": FIGURES,
+                "seconds_per_cell": SECONDS,
+                "rounds": arguments.rounds,
+            },
+            "targets": TARGETS,
+            **combined(rounds),
+        },
+    )
 
 
 if __name__ == "__main__":

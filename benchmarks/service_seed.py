@@ -55,7 +55,9 @@ def make(state_dir: Path, count: int) -> Seed:
     with contextlib.closing(Database(settings.database)) as database:
         database.migrate()
         with database.write() as session:
-            plain, _ = tokens.create(session, name="load", owner="root", scopes=["admin"], expires=None, now=time.time())
+            plain, _ = tokens.create(
+                session, name="load", owner="root", scopes=["admin"], expires=None, now=time.time()
+            )
             template = _insert(session, state_dir, "owner-0")
             _begin(session, template)
             ingest.take(session, template, 0, list(progress(0, EVENTS_PER_RUN)), time.time())
@@ -84,19 +86,41 @@ def read(path: Path) -> Seed:
 def progress(first: int, count: int) -> list[Event]:
     """Consecutive progress events of one sub-model, four figures each."""
     return [
-        Event("progress", "submodels", "submodel-0", {
-            "step": step, "steps": 10_000_000, "tokens": 4096 * step, "loss": 4.0 + 1 / (1 + step), "lr": 3e-4, "grad_norm": 0.87,
-            "tokens_per_second": 5230.4}, time.time())
-        for step in range(first + 1, first + 1 + count)]
+        Event(
+            "progress",
+            "submodels",
+            "submodel-0",
+            {
+                "step": step,
+                "steps": 10_000_000,
+                "tokens": 4096 * step,
+                "loss": 4.0 + 1 / (1 + step),
+                "lr": 3e-4,
+                "grad_norm": 0.87,
+                "tokens_per_second": 5230.4,
+            },
+            time.time(),
+        )
+        for step in range(first + 1, first + 1 + count)
+    ]
 
 
 def _insert(session: Session, state_dir: Path, owner: str) -> tables.RunRow:
     run_id = new_id()
-    config = RunConfig.model_validate({
-        "name": "demo", "output": str(state_dir / "runs" / run_id), "corpus": {"sources": [{"path": "embedded"}]}})
+    config = RunConfig.model_validate(
+        {"name": "demo", "output": str(state_dir / "runs" / run_id), "corpus": {"sources": [{"path": "embedded"}]}}
+    )
     return runs.insert(
-        session, run_id=run_id, config=config, owner=owner, priority=0, budget_dollars=None,
-        estimate=build_plan(config).model_dump(mode="json"), parent=None, now=time.time())
+        session,
+        run_id=run_id,
+        config=config,
+        owner=owner,
+        priority=0,
+        budget_dollars=None,
+        estimate=build_plan(config).model_dump(mode="json"),
+        parent=None,
+        now=time.time(),
+    )
 
 
 def _begin(session: Session, run: tables.RunRow) -> None:

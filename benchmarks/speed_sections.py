@@ -67,7 +67,10 @@ def training_step() -> str:
         writes its gradients in place, backward passes that only gather, and a fused gate were tried and gained nothing that could
         be measured; memory that stays in the process from step to step changed the speed by -3 to +18 % in four pairs of runs
         (scripts that are not kept).""",
-        table(["arm", "tokens/s, median (min to max)"], rows), "\n".join(verdicts), made_with(result))
+        table(["arm", "tokens/s, median (min to max)"], rows),
+        "\n".join(verdicts),
+        made_with(result),
+    )
 
 
 def kmeans() -> str:
@@ -83,7 +86,9 @@ def kmeans() -> str:
         f"""Seconds to cluster the same vectors on one core, all arms with the same number of restarts. Inertia is the median over
         the seeds of the rounds, relative to the best arm's. A time counts where the inertia is within
         {result["setting"]["inertia_tolerance"]:.1%} of the best. A ratio below 1 means that ours is faster.""",
-        table(["setting", "arm", "seconds", "inertia / best", "counts", "ours / arm"], rows), made_with(result))
+        table(["setting", "arm", "seconds", "inertia / best", "counts", "ours / arm"], rows),
+        made_with(result),
+    )
 
 
 def ray_overhead() -> str:
@@ -91,28 +96,39 @@ def ray_overhead() -> str:
     seconds = result["seconds"]
     rows = [
         [stage, span(seconds["ray"][stage]), span(seconds["plain"][stage]), span(adds)]
-        for stage, adds in result["ray_adds"].items()]
+        for stage, adds in result["ray_adds"].items()
+    ]
     return section(
         "What Ray adds to the demo",
         """Seconds per stage of `moedisco run` with the demo preset and fewer tokens: on a local Ray, and in one plain process that
         trains one sub-model after the other. *Outside stages* is the start and stop of Ray.""",
-        table(["stage", "on Ray", "plain", "Ray adds"], rows), made_with(result))
+        table(["stage", "on Ray", "plain", "Ray adds"], rows),
+        made_with(result),
+    )
 
 
 def seats() -> str:
     result, targets = read("seats"), read("seats")["targets"]
     large = read("seats_256")
     rows = [
-        [arm, *(span(cell[name]) for name in ("first_step", "next_step", "slowest_next_step")),
-         number(result["head_mb_per_slot"][arm]), span(cell["seconds"])]
-        for arm, cell in result["arms"].items()]
+        [
+            arm,
+            *(span(cell[name]) for name in ("first_step", "next_step", "slowest_next_step")),
+            number(result["head_mb_per_slot"][arm]),
+            span(cell["seconds"]),
+        ]
+        for arm, cell in result["arms"].items()
+    ]
     many, ours = large["arms"]["seats"], result["arms"]["seats"]
     setting = large["setting"]
     verdicts = [
         at_most("seconds to the next sub-model's first step", ours["next_step"], targets["next_step"]),
         at_most("MB on the head per slot", spread([result["head_mb_per_slot"]["seats"]]), targets["head_mb_per_slot"]),
         at_most(f"MB of the head, {setting['slots']} slots", many["head_mb"], targets["head_mb"]),
-        at_most(f"share of time in which a slot waits, {setting['slots']} slots", many["idle_share"], targets["idle_share"])]
+        at_most(
+            f"share of time in which a slot waits, {setting['slots']} slots", many["idle_share"], targets["idle_share"]
+        ),
+    ]
     return section(
         "One-worker training of many sub-models",
         f"""Tiny sub-models on a few slots of one machine. *seats*: the product, one actor per slot that trains one sub-model after
@@ -122,7 +138,10 @@ def seats() -> str:
         {setting["jobs"]} sub-models on {setting["slots"]} slots of this machine took {number(many["seconds"]["median"])} s, the
         start of {setting["slots"]} processes included; Ray and the driver held {number(many["head_mb"]["median"])} MB.""",
         table(["arm", "first step, s", "next step, s", "slowest next step, s", "MB per slot", "whole, s"], rows),
-        "\n".join(verdicts), made_with(result), made_with(large))
+        "\n".join(verdicts),
+        made_with(result),
+        made_with(large),
+    )
 
 
 def service_load() -> str:
@@ -130,18 +149,36 @@ def service_load() -> str:
     setting, targets, readers, report = result["setting"], result["targets"], result["readers"], result["report"]
     asked = {"none": result["requests"], f"{setting['readers']:,}": readers["requests"]}
     requests = [
-        [f"a page of {setting['page']}" if kind == "page" else "one run", streams, concurrency, *map(span, cell.values())]
-        for streams, kinds in asked.items() for kind, cells in kinds.items() for concurrency, cell in cells.items()]
+        [
+            f"a page of {setting['page']}" if kind == "page" else "one run",
+            streams,
+            concurrency,
+            *map(span, cell.values()),
+        ]
+        for streams, kinds in asked.items()
+        for kind, cells in kinds.items()
+        for concurrency, cell in cells.items()
+    ]
     delivery = [
         [when, span(readers[cell]["p50_ms"]), span(readers[cell]["p99_ms"])]
-        for when, cell in {"no requests": "delivery", "the requests above": "delivery_busy"}.items()]
-    points = {"over HTTP, one driver": "one driver", "over HTTP, four drivers": "four drivers", "`database.ingest`": "direct"}
-    single, late, share = result["requests"]["run"]["8"]["per_second"], readers["delivery"]["p99_ms"], result["others_share"]
+        for when, cell in {"no requests": "delivery", "the requests above": "delivery_busy"}.items()
+    ]
+    points = {
+        "over HTTP, one driver": "one driver",
+        "over HTTP, four drivers": "four drivers",
+        "`database.ingest`": "direct",
+    }
+    single, late, share = (
+        result["requests"]["run"]["8"]["per_second"],
+        readers["delivery"]["p99_ms"],
+        result["others_share"],
+    )
     verdicts = [
         at_least("metric points per second, over HTTP", report["one driver"], targets["points_per_second"]),
         at_least("metric points per second, directly", report["direct"], targets["points_per_second"]),
         at_least("requests per second for one run, over 8 connections", single, targets["runs_get_per_second"]),
-        at_most("delivery of an event to its readers, p99 in ms", late, targets["delivery_p99_ms"])]
+        at_most("delivery of an event to its readers, p99 in ms", late, targets["delivery_p99_ms"]),
+    ]
     return section(
         "The service under load",
         f"""`moedisco serve`, one process on SQLite, with {setting["runs"]:,} runs in its database. The clients are another process
@@ -155,17 +192,24 @@ def service_load() -> str:
         table(["events to readers, at the same time", "p50, ms", "p99, ms"], delivery),
         table(["ingest", "metric points/s"], [[how, span(report[cell])] for how, cell in points.items()]),
         table(["memory of the service", "MiB"], [[when, span(size)] for when, size in result["memory_mib"].items()]),
-        "\n".join(verdicts), made_with(result))
+        "\n".join(verdicts),
+        made_with(result),
+    )
 
 
 def checkpoint_stall() -> str:
     result = read("checkpoint_stall")
     arms, target = result["arms"], result["targets"]["stalled"]
     names = {
-        "disk": "disk, in the background", "disk-waits": "disk, waiting", "s3": "S3, in the background",
-        "s3-waits": "S3, waiting"}
-    rows = [[names[arm], *(span(cell[name]) for name in ("stalled", "slower", "stall", "latency", "interval"))]
-            for arm, cell in arms.items()]
+        "disk": "disk, in the background",
+        "disk-waits": "disk, waiting",
+        "s3": "S3, in the background",
+        "s3-waits": "S3, waiting",
+    }
+    rows = [
+        [names[arm], *(span(cell[name]) for name in ("stalled", "slower", "stall", "latency", "interval"))]
+        for arm, cell in arms.items()
+    ]
     verdicts = [at_most(f"share of stalls, {names[arm]}", arms[arm]["stalled"], target) for arm in ("disk", "s3")]
     return section(
         "Checkpoints",
@@ -175,7 +219,9 @@ def checkpoint_stall() -> str:
         measured within one training. *Slower by* compares two trainings; other work on the machine can give it either sign.
         The policy's intervals are at least 15 s.""",
         table(["arm", "share of stalls", "slower by", "stall, s", "safe after, s", "interval, s"], rows),
-        "\n".join(verdicts), made_with(result))
+        "\n".join(verdicts),
+        made_with(result),
+    )
 
 
 def verification() -> str:
@@ -190,30 +236,53 @@ def verification() -> str:
         returns before the disk has the files. The training stage makes {setting["steps"]} steps, about a thousandth of the
         tokens per weight of usual trainings, so its share is an upper bound.""",
         table(["arm", "seconds"], rows),
-        "\n".join([
-            at_most("share of a training stage", result["stage_share"], targets["stage"]),
-            at_most("seconds per GB that is verified", result["verify_per_gb"], targets["verify"])]), made_with(result))
+        "\n".join(
+            [
+                at_most("share of a training stage", result["stage_share"], targets["stage"]),
+                at_most("seconds per GB that is verified", result["verify_per_gb"], targets["verify"]),
+            ]
+        ),
+        made_with(result),
+    )
 
 
 def corpus_scale() -> str:
     result = read("corpus_scale")
     setting, targets = result["setting"], result["targets"]
     assignment = [
-        [f"{cell['documents']:,}", *(number(cell[name]) for name in ("driver_peak_mb", "task_peak_mb", "load_passes")),
-         f"{cell['largest_over_mean']:.4f}",
-         *(number(cell[name]) for name in ("kmeans_seconds", "fit_seconds", "assign_seconds"))]
-        for cell in result["assignment"]]
+        [
+            f"{cell['documents']:,}",
+            *(number(cell[name]) for name in ("driver_peak_mb", "task_peak_mb", "load_passes")),
+            f"{cell['largest_over_mean']:.4f}",
+            *(number(cell[name]) for name in ("kmeans_seconds", "fit_seconds", "assign_seconds")),
+        ]
+        for cell in result["assignment"]
+    ]
     corpus = [
-        [f"{int(size):,}", *(span(cell["mb_per_core_second"][arm]) for arm in ("stage", "bare")), span(cell["stage_over_bare"]),
-         number(cell["peak_mb"])]
-        for size, cell in result["corpus"].items()]
+        [
+            f"{int(size):,}",
+            *(span(cell["mb_per_core_second"][arm]) for arm in ("stage", "bare")),
+            span(cell["stage_over_bare"]),
+            number(cell["peak_mb"]),
+        ]
+        for size, cell in result["corpus"].items()
+    ]
     verdicts = [
-        at_most("driver's peak memory in MB, most documents", spread([result["assignment"][-1]["driver_peak_mb"]]),
-                targets["driver_peak_mb"]),
-        at_most("peak of the corpus stage in MB, driver and tasks in one process, most text",
-                spread([max(result["corpus"].items(), key=lambda item: int(item[0]))[1]["peak_mb"]]), targets["driver_peak_mb"]),
-        *(at_least(f"stage / bare, {size} MB", cell["stage_over_bare"], targets["stage_over_bare"])
-          for size, cell in result["corpus"].items())]
+        at_most(
+            "driver's peak memory in MB, most documents",
+            spread([result["assignment"][-1]["driver_peak_mb"]]),
+            targets["driver_peak_mb"],
+        ),
+        at_most(
+            "peak of the corpus stage in MB, driver and tasks in one process, most text",
+            spread([max(result["corpus"].items(), key=lambda item: int(item[0]))[1]["peak_mb"]]),
+            targets["driver_peak_mb"],
+        ),
+        *(
+            at_least(f"stage / bare, {size} MB", cell["stage_over_bare"], targets["stage_over_bare"])
+            for size, cell in result["corpus"].items()
+        ),
+    ]
     return section(
         "Corpus and clusters as the text grows",
         f"""Synthetic documents with vectors of {setting["dimensions"]} dimensions in files, in {setting["clusters"]} clusters with
@@ -222,24 +291,46 @@ def corpus_scale() -> str:
         The corpus stage, from JSON Lines to packed tokens in one process, is compared with `tokenizers` alone in MB of text per
         second of processor time.""",
         table(
-            ["documents", "driver, MB", "largest task, MB", "passes", "largest / mean", "k-means, s", "balance, s", "assign, s"],
-            assignment),
+            [
+                "documents",
+                "driver, MB",
+                "largest task, MB",
+                "passes",
+                "largest / mean",
+                "k-means, s",
+                "balance, s",
+                "assign, s",
+            ],
+            assignment,
+        ),
         table(["MB of text", "stage, MB/s", "bare, MB/s", "stage / bare", "peak of the stage, MB"], corpus),
-        "\n".join(verdicts), made_with(result))
+        "\n".join(verdicts),
+        made_with(result),
+    )
 
 
 def true_sizes() -> str:
     result = read("true_sizes")
     setting, targets = result["setting"], result["targets"]
     rows = [
-        [arm, span(result["seconds"][arm]), span(result["own_mb"][arm]),
-         *(span(result[key][arm]) if arm in result[key] else "" for key in ("mb_per_second", "of_copy"))]
-        for arm in result["seconds"]]
+        [
+            arm,
+            span(result["seconds"][arm]),
+            span(result["own_mb"][arm]),
+            *(span(result[key][arm]) if arm in result[key] else "" for key in ("mb_per_second", "of_copy")),
+        ]
+        for arm in result["seconds"]
+    ]
     verdicts = [
-        *(at_most(f"memory of {arm} in MB", result["own_mb"][arm], targets["own_mb"])
-          for arm in ("merge", "evaluate", "export", "published")),
-        *(at_least(f"{name} / copy", result["of_copy"][name], targets["of_copy"])
-          for name in ("join", "merge", "export"))]
+        *(
+            at_most(f"memory of {arm} in MB", result["own_mb"][arm], targets["own_mb"])
+            for arm in ("merge", "evaluate", "export", "published")
+        ),
+        *(
+            at_least(f"{name} / copy", result["of_copy"][name], targets["of_copy"])
+            for name in ("join", "merge", "export")
+        ),
+    ]
     return section(
         "Merge, evaluation and export of a model that is larger than their memory",
         f"""An MoE of {setting["gigabytes"]:g} GB in bf16, merged from {setting["submodels"]} sub-models with backbones that differ,
@@ -250,7 +341,9 @@ def true_sizes() -> str:
         in another dtype of the same size and compares it with the trained one, tensor by tensor and by the logits of 4 tokens.
         *published*: links the files and compares the logits.""",
         table(["arm", "seconds", "memory, MB", "MB/s written", "/ copy"], rows),
-        "\n".join(verdicts), made_with(result))
+        "\n".join(verdicts),
+        made_with(result),
+    )
 
 
 def expert_offload() -> str:
@@ -258,11 +351,22 @@ def expert_offload() -> str:
     setting = result["setting"]
     on_gpu = setting["device"] != "cpu"
     names = (
-        "open_seconds", "first_prompt_seconds", "first_per_second", "second_per_second", "second_loaded", "own_mb",
-        *(("gpu_mb",) if on_gpu else ()))
+        "open_seconds",
+        "first_prompt_seconds",
+        "first_per_second",
+        "second_per_second",
+        "second_loaded",
+        "own_mb",
+        *(("gpu_mb",) if on_gpu else ()),
+    )
     rows = [
-        [arm, *(span(cell[name]) for name in names), span(result["of_device"][arm]) if arm in result["of_device"] else ""]
-        for arm, cell in result["arms"].items()]
+        [
+            arm,
+            *(span(cell[name]) for name in names),
+            span(result["of_device"][arm]) if arm in result["of_device"] else "",
+        ]
+        for arm, cell in result["arms"].items()
+    ]
     return section(
         "Experts in memory or on disk until a token selects them",
         f"""A model of {setting["bytes"] / 1e9:.2f} GB in bf16, {setting["expert_bytes"] / 1e9:.2f} GB of them experts: each token
@@ -272,8 +376,21 @@ def expert_offload() -> str:
         selections for which an expert was loaded. The weights are noise and select experts almost evenly, which is the hardest case
         for a cache. Memory is the process's own, libraries included, without pages of mapped files.""",
         table(
-            ["arm", "opened, s", "first prompt, s", "first answer, tokens/s", "second answer, tokens/s", "loaded", "memory, MB",
-             *(["GPU memory, MB"] if on_gpu else []), "tokens/s / device"], rows), made_with(result))
+            [
+                "arm",
+                "opened, s",
+                "first prompt, s",
+                "first answer, tokens/s",
+                "second answer, tokens/s",
+                "loaded",
+                "memory, MB",
+                *(["GPU memory, MB"] if on_gpu else []),
+                "tokens/s / device",
+            ],
+            rows,
+        ),
+        made_with(result),
+    )
 
 
 def within_documents() -> str:
@@ -282,22 +399,36 @@ def within_documents() -> str:
     runs = [result for result in results if result is not None]
     named = {"bits_per_byte": "bits per byte", "perplexity": "perplexity"}
     rows = [
-        [f"{result['setting']['documents_per_sequence']:g}", title,
-         *(span(result["arms"][arm][name]) for arm in ("across", "within")), span(result["within_over_across"][name])]
-        for result in runs for name, title in named.items()]
-    parts = [table(["documents per sequence", "held-out", "across documents", "within documents", "within / across"], rows)]
+        [
+            f"{result['setting']['documents_per_sequence']:g}",
+            title,
+            *(span(result["arms"][arm][name]) for arm in ("across", "within")),
+            span(result["within_over_across"][name]),
+        ]
+        for result in runs
+        for name, title in named.items()
+    ]
+    parts = [
+        table(["documents per sequence", "held-out", "across documents", "within documents", "within / across"], rows)
+    ]
     if steps is not None:
         setting = steps["setting"]
-        parts.append(prose(
-            f"""Processor seconds of a step of a sub-model, both arms in turn, with the mask that CPUs need:
+        parts.append(
+            prose(
+                f"""Processor seconds of a step of a sub-model, both arms in turn, with the mask that CPUs need:
             {span(steps["seconds"]["across"])} across documents, {span(steps["seconds"]["within"])} within; within / across
             {span(steps["within_over_across"])}. A step has {setting["sequences"]} sequences of {setting["sequence_length"]} tokens
-            with {setting["documents_per_sequence"]} documents each."""))
+            with {setting["documents_per_sequence"]} documents each."""
+            )
+        )
     return section(
         "Attention within documents",
         """Runs of the demo with `within_documents` in all trainings, and without, on the same text, batches and seeds. Held-out
         documents are measured by themselves in both arms.""",
-        *parts, *map(made_with, runs), *([] if steps is None else [made_with(steps)]))
+        *parts,
+        *map(made_with, runs),
+        *([] if steps is None else [made_with(steps)]),
+    )
 
 
 def fake_memory() -> str:
@@ -306,16 +437,30 @@ def fake_memory() -> str:
     steps = [(model, name, cell) for model, cells in result["steps"].items() for name, cell in cells.items()]
     measured = [(model, name, cell) for model, name, cell in steps if "refused" not in cell]
     errors = {
-        way: [cell[way] / cell["all_layers"] - 1 for _, _, cell in measured] for way in ("formulas", "scaled", "scaled_peak")}
+        way: [cell[way] / cell["all_layers"] - 1 for _, _, cell in measured]
+        for way in ("formulas", "scaled", "scaled_peak")
+    }
     seconds = spread([cell["seconds_of_few_layers"] for _, _, cell in measured])
     rows = [
-        [model, name, number(cell["all_layers"] / 2**30),
-         *(f"{100 * errors[way][row]:+.1f}" for way in errors),
-         number(cell["seconds_of_few_layers"]), number(cell["seconds_of_all_layers"])]
-        for row, (model, name, cell) in enumerate(measured)]
+        [
+            model,
+            name,
+            number(cell["all_layers"] / 2**30),
+            *(f"{100 * errors[way][row]:+.1f}" for way in errors),
+            number(cell["seconds_of_few_layers"]),
+            number(cell["seconds_of_all_layers"]),
+        ]
+        for row, (model, name, cell) in enumerate(measured)
+    ]
     needed = [
-        [name, *(f"{cell[part]:,}" for part in ("asked", "settings", "activations")), number(cell["processor_seconds"]),
-         number(cell["activations"] * seconds["median"])] for name, cell in plans.items()]
+        [
+            name,
+            *(f"{cell[part]:,}" for part in ("asked", "settings", "activations")),
+            number(cell["processor_seconds"]),
+            number(cell["activations"] * seconds["median"]),
+        ]
+        for name, cell in plans.items()
+    ]
 
     def largest(way: str) -> str:
         row = max(range(len(measured)), key=lambda row: abs(errors[way][row]))
@@ -324,8 +469,12 @@ def fake_memory() -> str:
     first = [cell["activations"] * seconds["median"] for cell in plans.values()]
     verdicts = [
         at_most(f"largest error of {what}", spread([max(map(abs, errors[way]))]), targets["error"])
-        for way, what in (("formulas", "the formulas"), ("scaled", "scaled steps, each part of a step by itself"),
-                          ("scaled_peak", "scaled steps, by their peak"))]
+        for way, what in (
+            ("formulas", "the formulas"),
+            ("scaled", "scaled steps, each part of a step by itself"),
+            ("scaled_peak", "scaled steps, by their peak"),
+        )
+    ]
     refused = [f"* {model}, {name}: refused, {cell['refused']}" for model, name, cell in steps if "refused" in cell]
     return section(
         "Memory of a plan: formulas or steps on FakeTensors",
@@ -338,16 +487,35 @@ def fake_memory() -> str:
         that runs already {span(seconds)} s of a processor. A result that is cached by architecture and settings is read in
         {number(1000 * result["cached_seconds"])} ms.""",
         table(
-            ["sub-model", "setting", "all layers, GiB", "formulas, %", "scaled by part, %", "scaled by peak, %",
-             "scaled, processor s", "all layers, processor s"], rows),
+            [
+                "sub-model",
+                "setting",
+                "all layers, GiB",
+                "formulas, %",
+                "scaled by part, %",
+                "scaled by peak, %",
+                "scaled, processor s",
+                "all layers, processor s",
+            ],
+            rows,
+        ),
         "\n".join([*verdicts, *refused]),
         prose(
             """A plan tries settings until one fits. The table counts how often one plan asks for the memory of settings, how many
             of them differ, and with how many of these autograd saves something else: numbers of sequences, weights, moments and
-            what workers exchange may stay formulas. The last column is the time of that many measurements."""),
+            what workers exchange may stay formulas. The last column is the time of that many measurements."""
+        ),
         table(
-            ["plan, cheap cards", "asked", "settings", "activations", "plan by formulas, processor s", "measured, processor s"],
-            needed),
+            [
+                "plan, cheap cards",
+                "asked",
+                "settings",
+                "activations",
+                "plan by formulas, processor s",
+                "measured, processor s",
+            ],
+            needed,
+        ),
         prose(
             f"""The formulas stay. Their largest error is {largest("formulas")}, that of scaled steps {largest("scaled")}. A cached
             measurement is quick, but the first plan of a model takes {number(min(first))} to {number(max(first))} s of a processor,
@@ -355,5 +523,8 @@ def fake_memory() -> str:
             are other keys of the cache. Of
             {result["lines"]["of formulas"]:,} lines of formulas, those for weights, moments and gangs would stay; GPUs' ways of
             experts and attention, which {result["lines"]["of fake steps"]:,} lines of tests patch in, would move into the product;
-            and processes that plan, which import no torch today, would import it."""),
-        made_with(result), made_with(result["plans_made"]))
+            and processes that plan, which import no torch today, would import it."""
+        ),
+        made_with(result),
+        made_with(result["plans_made"]),
+    )

@@ -12,8 +12,8 @@ ours-moe     the product's training loop
 compiled-moe the product's training loop with `optimizer.compile`
 trainer-moe  the Hugging Face Trainer on the Hugging Face MoE of the same sizes
 
-Same sizes, batch, optimizer, data and thread count. Tokens per second are those of steady state: the first steps are not counted.
-Targets: ours / bare >= 0.97, ours / trainer > 1, ours-moe / trainer-moe > 1.2, with and
+Same sizes, batch, optimizer, data and thread count. Tokens per second are those of steady state: the first steps are
+not counted. Targets: ours / bare >= 0.97, ours / trainer > 1, ours-moe / trainer-moe > 1.2, with and
 without compilation.
 """
 
@@ -49,16 +49,26 @@ from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob, World, train
 
-SIZES = Architecture(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-                     moe_intermediate_size=704, num_experts=4, num_experts_per_tok=2)
+SIZES = Architecture(
+    hidden_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    moe_intermediate_size=704,
+    num_experts=4,
+    num_experts_per_tok=2,
+)
 MOE = SIZES.model_copy(update={"num_experts": 16, "moe_intermediate_size": 352})
 VOCABULARY, LENGTH, BATCH = 4096, 128, 16
 STEPS, WARM = 36, 12
 LOAD_BALANCE = 0.01
 ARMS = ("ours", "bare", "trainer", "ours-moe", "compiled-moe", "trainer-moe")
-RATIOS = {"ours_over_bare": ("ours", "bare", 0.97), "ours_over_trainer": ("ours", "trainer", 1.0),
-          "moe_ours_over_trainer": ("ours-moe", "trainer-moe", 1.2),
-          "moe_compiled_over_trainer": ("compiled-moe", "trainer-moe", 1.2)}
+RATIOS = {
+    "ours_over_bare": ("ours", "bare", 0.97),
+    "ours_over_trainer": ("ours", "trainer", 1.0),
+    "moe_ours_over_trainer": ("ours-moe", "trainer-moe", 1.2),
+    "moe_compiled_over_trainer": ("compiled-moe", "trainer-moe", 1.2),
+}
 """For each ratio its two arms and its target."""
 
 
@@ -68,11 +78,20 @@ def tokens() -> np.ndarray:
 
 def dense_model() -> Qwen3ForCausalLM:
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=SIZES.hidden_size, intermediate_size=SIZES.moe_intermediate_size,
-        num_hidden_layers=SIZES.num_hidden_layers, num_attention_heads=SIZES.num_attention_heads,
-        num_key_value_heads=SIZES.key_value_heads, head_dim=SIZES.head_size, max_position_embeddings=LENGTH,
-        tie_word_embeddings=False, use_cache=False))
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=SIZES.hidden_size,
+            intermediate_size=SIZES.moe_intermediate_size,
+            num_hidden_layers=SIZES.num_hidden_layers,
+            num_attention_heads=SIZES.num_attention_heads,
+            num_key_value_heads=SIZES.key_value_heads,
+            head_dim=SIZES.head_size,
+            max_position_embeddings=LENGTH,
+            tie_word_embeddings=False,
+            use_cache=False,
+        )
+    )
 
 
 def per_second(times: list[float]) -> float:
@@ -110,10 +129,19 @@ def train_ours(scratch: Path, load_balance: float, *, compiled: bool = False) ->
             times.append(time.perf_counter())
 
     job = TrainJob(
-        stage="submodels", name="submodel-0", model=scratch / "start", packed_dirs=(scratch / "shards",),
-        output=scratch / "trained", checkpoints=scratch / "steps", steps=STEPS, sequence_length=LENGTH,
-        checkpoint_every=STEPS, log_every=1, load_balance=load_balance,
-        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH, compile=compiled))
+        stage="submodels",
+        name="submodel-0",
+        model=scratch / "start",
+        packed_dirs=(scratch / "shards",),
+        output=scratch / "trained",
+        checkpoints=scratch / "steps",
+        steps=STEPS,
+        sequence_length=LENGTH,
+        checkpoint_every=STEPS,
+        log_every=1,
+        load_balance=load_balance,
+        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH, compile=compiled),
+    )
     train(job, World(), clock, lambda: False)
     return per_second(times)
 
@@ -160,10 +188,22 @@ def trainer(scratch: Path, model: PreTrainedModel) -> float:
     Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(scratch), max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-4, weight_decay=0.01,
-            adam_beta2=0.95, max_grad_norm=1.0, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
-            use_cpu=True, disable_tqdm=True),
-        train_dataset=Rows(), callbacks=[clock],
+            output_dir=str(scratch),
+            max_steps=STEPS,
+            per_device_train_batch_size=BATCH,
+            learning_rate=1e-4,
+            weight_decay=0.01,
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=Rows(),
+        callbacks=[clock],
     ).train()
     return per_second(clock.times)
 
@@ -192,16 +232,31 @@ def main() -> None:
         return
     rounds = interleave(__spec__.name, ARMS, arguments.rounds)
     speed = {arm: [result["tokens_per_second"] for result in results] for arm, results in rounds.items()}
-    write_result("training_step", {
-        **environment(f"python -m benchmarks.training_step --rounds {arguments.rounds}"),
-        "setting": {"architecture": SIZES.model_dump(), "moe": {"num_experts": MOE.num_experts,
-                    "moe_intermediate_size": MOE.moe_intermediate_size, "load_balance": LOAD_BALANCE},
-                    "vocabulary": VOCABULARY, "sequence_length": LENGTH, "batch": BATCH,
-                    "steps": STEPS, "warm_up_steps": WARM, "threads": 1, "rounds": arguments.rounds, "seed": 0},
-        "tokens_per_second": {arm: spread(values) for arm, values in speed.items()},
-        **{name: ratios(speed[ours], speed[theirs]) for name, (ours, theirs, _) in RATIOS.items()},
-        "targets": {name: target for name, (*_, target) in RATIOS.items()},
-    })
+    write_result(
+        "training_step",
+        {
+            **environment(f"python -m benchmarks.training_step --rounds {arguments.rounds}"),
+            "setting": {
+                "architecture": SIZES.model_dump(),
+                "moe": {
+                    "num_experts": MOE.num_experts,
+                    "moe_intermediate_size": MOE.moe_intermediate_size,
+                    "load_balance": LOAD_BALANCE,
+                },
+                "vocabulary": VOCABULARY,
+                "sequence_length": LENGTH,
+                "batch": BATCH,
+                "steps": STEPS,
+                "warm_up_steps": WARM,
+                "threads": 1,
+                "rounds": arguments.rounds,
+                "seed": 0,
+            },
+            "tokens_per_second": {arm: spread(values) for arm, values in speed.items()},
+            **{name: ratios(speed[ours], speed[theirs]) for name, (ours, theirs, _) in RATIOS.items()},
+            "targets": {name: target for name, (*_, target) in RATIOS.items()},
+        },
+    )
 
 
 if __name__ == "__main__":

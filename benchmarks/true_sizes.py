@@ -7,8 +7,8 @@ evaluate     perplexity of the MoE on a few documents
 export       the export in another dtype of the same size, with its checks of the written model
 published    the export in the stored dtype, whose files are linked, with its checks
 
-Memory is the process's own, without pages of mapped files, which the kernel takes back when it needs them. Files are read from
-the disk, and written ones are on the disk when the clock stops.
+Memory is the process's own, without pages of mapped files, which the kernel takes back when it needs them. Files are
+read from the disk, and written ones are on the disk when the clock stops.
 """
 
 from __future__ import annotations
@@ -58,8 +58,14 @@ FAMILY, SUBMODELS, VOCABULARY, LENGTH = "olmoe", 4, 32_000, 128
 WINDOWS, DOCUMENTS = 4, 4
 """Calibration windows and documents to evaluate: few, because the model computes on one core."""
 SIZES = {
-    "hidden_size": 1024, "num_hidden_layers": 48, "num_attention_heads": 16, "num_key_value_heads": 16,
-    "moe_intermediate_size": 512, "num_experts": 40, "num_experts_per_tok": 2}
+    "hidden_size": 1024,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "moe_intermediate_size": 512,
+    "num_experts": 40,
+    "num_experts_per_tok": 2,
+}
 ARMS = ("copy", "join", "merge", "evaluate", "export", "published")
 TARGETS = {"own_mb": 1536, "of_copy": 0.7}
 _LOOK_SECONDS = 0.005
@@ -77,10 +83,10 @@ class Noise(Mapping[str, Tensor]):
         if key.endswith("norm.weight"):
             return torch.ones(shape, dtype=torch.bfloat16)
         size = int(np.prod(shape))
-        start = abs(hash((self._seed, *key.encode()))) % (1 << 20)      # a tuple of numbers has the same hash everywhere
+        start = abs(hash((self._seed, *key.encode()))) % (1 << 20)  # a tuple of numbers has the same hash everywhere
         times = -(-(start + size) // len(self._pool))
         pool = self._pool if times == 1 else self._pool.repeat(times)
-        return pool[start:start + size].view(shape).clone()
+        return pool[start : start + size].view(shape).clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -109,7 +115,9 @@ def prepare(home: Path) -> None:
 
 def measure(arm: str, home: Path) -> dict[str, float]:
     """Seconds, bytes written and the peak of the process's own memory."""
-    inputs = {"copy": ["merged"], "join": ["submodels", "backbone"], "merge": ["submodels", "backbone"]}.get(arm, ["merged"])
+    inputs = {"copy": ["merged"], "join": ["submodels", "backbone"], "merge": ["submodels", "backbone"]}.get(
+        arm, ["merged"]
+    )
     target = home / ("merged" if arm == "merge" else "out")
     shutil.rmtree(target, ignore_errors=True)
     settle([path for name in inputs for path in (home / name).rglob("*.safetensors")], forget=True)
@@ -135,25 +143,47 @@ def run(arm: str, home: Path, target: Path) -> None:
                 shutil.copyfile(path, target / path.name)
         case "join":
             write_merged(
-                [open_checkpoint(path) for path in submodels], open_checkpoint(home / "backbone"), whole, weights, [],
-                directory=target, router=None)
+                [open_checkpoint(path) for path in submodels],
+                open_checkpoint(home / "backbone"),
+                whole,
+                weights,
+                [],
+                directory=target,
+                router=None,
+            )
         case "merge":
             tokens = np.random.default_rng(0).integers(0, VOCABULARY, (WINDOWS, LENGTH))
             build_merged(
-                submodels, home / "backbone", whole, weights, [(tokens, np.arange(WINDOWS) % SUBMODELS)], directory=target,
-                router=RouterSettings("ridge"))
+                submodels,
+                home / "backbone",
+                whole,
+                weights,
+                [(tokens, np.arange(WINDOWS) % SUBMODELS)],
+                directory=target,
+                router=RouterSettings("ridge"),
+            )
         case "evaluate":
             tokens = np.random.default_rng(1).integers(0, VOCABULARY, (DOCUMENTS, LENGTH), dtype=np.int32)
             ids = tuple(bytes([number]) for number in range(DOCUMENTS))
-            documents = Documents(ids, ("noise",) * DOCUMENTS, ("text",) * DOCUMENTS, tuple(tokens), (None,) * DOCUMENTS)
+            documents = Documents(
+                ids, ("noise",) * DOCUMENTS, ("text",) * DOCUMENTS, tuple(tokens), (None,) * DOCUMENTS
+            )
             evaluate(merged, documents, prefix=0, sequence_length=LENGTH)
         case _:
             run_export(home, target, "fp16" if arm == "export" else "auto")
 
 
 def run_export(home: Path, target: Path, dtype: Any) -> None:
-    report = build_report(home, check_config({
-        "name": "sizes", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"family": FAMILY, "config": SIZES}}))
+    report = build_report(
+        home,
+        check_config(
+            {
+                "name": "sizes",
+                "corpus": {"sources": [{"path": "embedded"}]},
+                "model": {"family": FAMILY, "config": SIZES},
+            }
+        ),
+    )
     export(home / "merged", home / "tokenizer", target, report, dtype=dtype)
 
 
@@ -202,21 +232,34 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=arguments.home) as scratch:
         home = "--home", scratch
-        interleave(__spec__.name, ["prepare", "merge"], 1, *home)      # the first merge makes the model that the other arms read
+        # the first merge makes the model that the other arms read
+        interleave(__spec__.name, ["prepare", "merge"], 1, *home)
         arms = interleave(__spec__.name, ARMS, arguments.rounds, *home)
-    speed = {arm: [each["bytes"] / each["seconds"] / 1e6 for each in arms[arm]] for arm in ("copy", "join", "merge", "export")}
-    write_result("true_sizes", {
-        **environment("python -m benchmarks.true_sizes"),
-        "setting": {
-            "family": FAMILY, **SIZES, "submodels": SUBMODELS, "vocabulary": VOCABULARY,
-            "gigabytes": round(arms["copy"][0]["bytes"] / 1e9, 2),
-            "calibration_tokens": WINDOWS * LENGTH, "evaluated_tokens": DOCUMENTS * LENGTH, "rounds": arguments.rounds},
-        "targets": TARGETS,
-        "own_mb": {arm: spread([each["own_mb"] for each in found]) for arm, found in arms.items()},
-        "seconds": {arm: spread([each["seconds"] for each in found]) for arm, found in arms.items()},
-        "mb_per_second": {name: spread(values) for name, values in speed.items()},
-        "of_copy": {name: ratios(values, speed["copy"]) for name, values in speed.items() if name != "copy"},
-    })
+    speed = {
+        arm: [each["bytes"] / each["seconds"] / 1e6 for each in arms[arm]]
+        for arm in ("copy", "join", "merge", "export")
+    }
+    write_result(
+        "true_sizes",
+        {
+            **environment("python -m benchmarks.true_sizes"),
+            "setting": {
+                "family": FAMILY,
+                **SIZES,
+                "submodels": SUBMODELS,
+                "vocabulary": VOCABULARY,
+                "gigabytes": round(arms["copy"][0]["bytes"] / 1e9, 2),
+                "calibration_tokens": WINDOWS * LENGTH,
+                "evaluated_tokens": DOCUMENTS * LENGTH,
+                "rounds": arguments.rounds,
+            },
+            "targets": TARGETS,
+            "own_mb": {arm: spread([each["own_mb"] for each in found]) for arm, found in arms.items()},
+            "seconds": {arm: spread([each["seconds"] for each in found]) for arm, found in arms.items()},
+            "mb_per_second": {name: spread(values) for name, values in speed.items()},
+            "of_copy": {name: ratios(values, speed["copy"]) for name, values in speed.items() if name != "copy"},
+        },
+    )
 
 
 if __name__ == "__main__":

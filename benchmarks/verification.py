@@ -63,7 +63,7 @@ def stage(scratch: Path) -> dict[str, Any]:
         replace(self, *arguments)
         spent.append(time.perf_counter() - started)
 
-    OnDisk.replace = timed     # type: ignore[method-assign]
+    OnDisk.replace = timed  # type: ignore[method-assign]
     started = time.perf_counter()
     checkpoint_stall.measured("none", scratch / "steps", scratch)
     return {"seconds": time.perf_counter() - started, "share": sum(spent) / (time.perf_counter() - started)}
@@ -77,23 +77,32 @@ def main() -> None:
     if arguments.arm:
         transformers.logging.set_verbosity_error()
         torch.set_num_threads(1)
-        versions()      # the first call takes a while, and is no part of a commit
+        versions()  # the first call takes a while, and is no part of a commit
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measured(arguments.arm, Path(folder))))
         return
     rounds = interleave(__spec__.name, ARMS, arguments.rounds)
     seconds = {arm: [result["seconds"] for result in rounds[arm]] for arm in ARMS}
     gigabytes = FILES * FILE_BYTES / 1e9
-    write_result("verification", {
-        **environment("python -m benchmarks.verification"),
-        "setting": {"files": FILES, "gigabytes": gigabytes, "steps": checkpoint_stall.STEPS, "rounds": arguments.rounds},
-        "seconds": {arm: spread(found) for arm, found in seconds.items()},
-        "commit_per_gb": spread([
-            (ours - plain) / gigabytes for ours, plain in zip(seconds["commit"], seconds["rename"], strict=True)]),
-        "verify_per_gb": spread([found / gigabytes for found in seconds["verify"]]),
-        "stage_share": spread([result["share"] for result in rounds["stage"]]),
-        "targets": TARGETS,
-    })
+    write_result(
+        "verification",
+        {
+            **environment("python -m benchmarks.verification"),
+            "setting": {
+                "files": FILES,
+                "gigabytes": gigabytes,
+                "steps": checkpoint_stall.STEPS,
+                "rounds": arguments.rounds,
+            },
+            "seconds": {arm: spread(found) for arm, found in seconds.items()},
+            "commit_per_gb": spread(
+                [(ours - plain) / gigabytes for ours, plain in zip(seconds["commit"], seconds["rename"], strict=True)]
+            ),
+            "verify_per_gb": spread([found / gigabytes for found in seconds["verify"]]),
+            "stage_share": spread([result["share"] for result in rounds["stage"]]),
+            "targets": TARGETS,
+        },
+    )
 
 
 if __name__ == "__main__":

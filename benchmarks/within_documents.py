@@ -1,7 +1,8 @@
 """Attention within documents against attention across them: the loss that a run reaches, and the speed of a step.
 
-Each arm is a whole run of the demo in one plain process, with the same text, batches and seeds. Without options, documents are cut
-so short that a sequence holds several. With `--steps`, one process makes steps of both arms in turn, with the mask that CPUs need.
+Each arm is a whole run of the demo in one plain process, with the same text, batches and seeds. Without options,
+documents are cut so short that a sequence holds several. With `--steps`, one process makes steps of both arms in turn,
+with the mask that CPUs need.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def measure(arm: str, arguments: argparse.Namespace) -> dict[str, float]:
     corpus = CorpusSummary.model_validate(summaries["corpus"])
     evaluated = EvaluateSummary.model_validate(summaries["evaluate"])
     return {
-        "bits_per_byte": evaluated.bits_per_byte or 0.0, "perplexity": evaluated.perplexity or 0.0,
-        "documents_per_sequence": arguments.sequence * corpus.documents / corpus.tokens}
+        "bits_per_byte": evaluated.bits_per_byte or 0.0,
+        "perplexity": evaluated.perplexity or 0.0,
+        "documents_per_sequence": arguments.sequence * corpus.documents / corpus.tokens,
+    }
 
 
 def step_seconds(sequence: int) -> dict[str, list[float]]:
@@ -77,8 +80,17 @@ def step_seconds(sequence: int) -> dict[str, list[float]]:
         for arm in ARMS:
             recipe = Optimizer(batch_tokens=SEQUENCES * sequence, within_documents=arm == "within")
             job = TrainJob(
-                stage="submodels", name=arm, model=Path(scratch), packed_dirs=(), output=Path(), checkpoints=Path(), steps=STEPS,
-                sequence_length=sequence, optimizer=recipe, checkpoint_every=None)
+                stage="submodels",
+                name=arm,
+                model=Path(scratch),
+                packed_dirs=(),
+                output=Path(),
+                checkpoints=Path(),
+                steps=STEPS,
+                sequence_length=sequence,
+                optimizer=recipe,
+                checkpoint_every=None,
+            )
             steppers[arm] = Stepper(trainable(job.model, recipe, World()), job, World())
     for step in range(WARM + STEPS):
         for arm, stepper in steppers.items():
@@ -105,30 +117,57 @@ def main() -> None:
         return
     if arguments.steps:
         seconds = step_seconds(arguments.sequence)
-        write_result("within_documents_steps", {
-            **environment(f"python -m benchmarks.within_documents --steps --sequence={arguments.sequence}"),
-            "setting": {
-                "preset": "demo", "experts": 1, "sequence_length": arguments.sequence, "sequences": SEQUENCES,
-                "documents_per_sequence": DOCUMENTS, "steps": STEPS, "warm_up_steps": WARM, "threads": 1},
-            "seconds": {arm: spread(each) for arm, each in seconds.items()},
-            "within_over_across": ratios(seconds["within"], seconds["across"])})
+        write_result(
+            "within_documents_steps",
+            {
+                **environment(f"python -m benchmarks.within_documents --steps --sequence={arguments.sequence}"),
+                "setting": {
+                    "preset": "demo",
+                    "experts": 1,
+                    "sequence_length": arguments.sequence,
+                    "sequences": SEQUENCES,
+                    "documents_per_sequence": DOCUMENTS,
+                    "steps": STEPS,
+                    "warm_up_steps": WARM,
+                    "threads": 1,
+                },
+                "seconds": {arm: spread(each) for arm, each in seconds.items()},
+                "within_over_across": ratios(seconds["within"], seconds["across"]),
+            },
+        )
         return
     options = [f"--{name}={getattr(arguments, name)}" for name in ("tokens", "sequence", "document")]
     rounds = interleave(__spec__.name, ARMS, arguments.rounds, *options, seeded=True)
     names = list(rounds["within"][0])
-    command = " ".join([
-        "python -m benchmarks.within_documents", *options, f"--rounds={arguments.rounds}", f"--result={arguments.result}"])
-    write_result(arguments.result, {
-        **environment(command),
-        "setting": {
-            "preset": "demo", "tokens": arguments.tokens, "sequence_length": arguments.sequence,
-            "max_document_tokens": arguments.document,
-            "documents_per_sequence": round(rounds["within"][0]["documents_per_sequence"], 2), "rounds": arguments.rounds,
-            "seeds": list(range(arguments.rounds))},
-        "arms": {arm: {name: spread([each[name] for each in found]) for name in names} for arm, found in rounds.items()},
-        "within_over_across": {
-            name: ratios(*([each[name] for each in rounds[arm]] for arm in ("within", "across"))) for name in names},
-    })
+    command = " ".join(
+        [
+            "python -m benchmarks.within_documents",
+            *options,
+            f"--rounds={arguments.rounds}",
+            f"--result={arguments.result}",
+        ]
+    )
+    write_result(
+        arguments.result,
+        {
+            **environment(command),
+            "setting": {
+                "preset": "demo",
+                "tokens": arguments.tokens,
+                "sequence_length": arguments.sequence,
+                "max_document_tokens": arguments.document,
+                "documents_per_sequence": round(rounds["within"][0]["documents_per_sequence"], 2),
+                "rounds": arguments.rounds,
+                "seeds": list(range(arguments.rounds)),
+            },
+            "arms": {
+                arm: {name: spread([each[name] for each in found]) for name in names} for arm, found in rounds.items()
+            },
+            "within_over_across": {
+                name: ratios(*([each[name] for each in rounds[arm]] for arm in ("within", "across"))) for name in names
+            },
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The table of other programs and formats that tests have shown to work, and the plugin of pytest that records it.
 
-A test names its row, and the packages whose versions the row shows: `@pytest.mark.ecosystem("Start: GGUF file", "gguf")`.
-`make test-ecosystem` runs these tests with this plugin, which writes the results to `RECORD`.
+A test names its row, and the packages whose versions the row shows: `@pytest.mark.ecosystem("Start: GGUF file",
+"gguf")`. `make test-ecosystem` runs these tests with this plugin, which writes the results to `RECORD`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from moedisco_ray.core.families import DECLARATIONS, Family
 
 RECORD = Path(__file__).with_suffix(".json")
 TRACKERS = RECORD.parents[1] / "build" / "environments" / "trackers"
-"""Folder of the trackers' libraries, which the development tools do not include. All tests of the session can import them."""
+"""Folder of the trackers' libraries, which the development tools do not include. All tests of the session can import
+them."""
 HEAD = ["what", "tested with", "result"]
 MARK = "ecosystem"
 MEASURED = "measured"
@@ -32,26 +33,34 @@ PROGRAMS = {
     "transformers 5": "Use: Hugging Face directory in transformers",
     "transformers 4.57": "Use: Hugging Face directory in transformers 4.57",
     "vLLM": "Use: Hugging Face directory in vLLM",
-    "llama.cpp": "Use: GGUF file in llama.cpp"}
+    "llama.cpp": "Use: GGUF file in llama.cpp",
+}
 """Programs that compute models, with the rows of their tests."""
 UNKNOWN = "does not know it"
 ABSENT: Mapping[str, Mapping[str, str]] = {
     "transformers 5": {},
     "transformers 4.57": dict.fromkeys(("solar_open", "qwen3_5_moe_text", "llama_moe"), UNKNOWN),
     "vLLM": {"llama_moe": UNKNOWN},
-    "llama.cpp": {name: family.not_in_gguf for name, family in DECLARATIONS.items() if family.gguf is None}}
+    "llama.cpp": {name: family.not_in_gguf for name, family in DECLARATIONS.items() if family.gguf is None},
+}
 """Families that a program does not compute, with the reason, as the end of a sentence with the program as subject."""
 _LATENTS = (
     "on a CPU only with `kv_lora_rank` 512 and `qk_rope_head_dim` 64, without `--enforce-eager`, and in fp32 on one with AMX only "
-    "with `--attention-backend CPU_MLA`")
+    "with `--attention-backend CPU_MLA`"
+)
 _RECURRENT = "on a CPU only with `--dtype bfloat16` and heads of the recurrent layers from 64"
 ONLY: Mapping[str, Mapping[str, str]] = {
     "transformers 5": {"llama_moe": "after `import moedisco_ray.models`"},
     "vLLM": {
-        "deepseek_v2": _LATENTS, "deepseek_v3": _LATENTS, "qwen3_next": _RECURRENT, "qwen3_5_moe_text": _RECURRENT,
+        "deepseek_v2": _LATENTS,
+        "deepseek_v3": _LATENTS,
+        "qwen3_next": _RECURRENT,
+        "qwen3_5_moe_text": _RECURRENT,
         "gpt_oss": "if positions are scaled by `yarn`, with all its parameters",
         "ernie4_5_moe": "on a CPU only if the bias for the selection is zero",
-        "phimoe": "if the head has no bias"}}
+        "phimoe": "if the head has no bias",
+    },
+}
 """Under which condition a program computes a family, where there is one."""
 NOTES = """\
 * *yes*: the likeliest tokens after a text are those of this package's model, for small models with random weights. transformers 5
@@ -94,7 +103,10 @@ def families(record: Path = RECORD) -> Iterator[list[str]]:
     """A row per family: which programs compute it, as the last complete run of the tests left it, and why others do not."""
     found = json.loads(record.read_text(encoding="utf-8"))
     for family in DECLARATIONS.values():
-        yield [f"`{family.name}`", *(_computes(program, found.get(row, {}), family) for program, row in PROGRAMS.items())]
+        yield [
+            f"`{family.name}`",
+            *(_computes(program, found.get(row, {}), family) for program, row in PROGRAMS.items()),
+        ]
 
 
 def _computes(program: str, row: Mapping[str, Any], family: Family) -> str:
@@ -125,14 +137,23 @@ class Recorder:
         self._rows: dict[str, dict[str, Any]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:      # properties of an item arrive with its reports, also from other processes
+        for item in items:  # properties of an item arrive with its reports, also from other processes
             item.user_properties += [(MARK, list(mark.args)) for mark in item.iter_markers(MARK)]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for what, *packages in (value for name, value in report.user_properties if name == MARK):
-            row = self._rows.setdefault(what, {
-                "versions": {name: _version(name) for name in packages}, "elsewhere": [], "passed": 0, "failed": 0,
-                "skipped": [], MEASURED: [], "families": []})
+            row = self._rows.setdefault(
+                what,
+                {
+                    "versions": {name: _version(name) for name in packages},
+                    "elsewhere": [],
+                    "passed": 0,
+                    "failed": 0,
+                    "skipped": [],
+                    MEASURED: [],
+                    "families": [],
+                },
+            )
             if report.failed:
                 row["failed"] += 1
             elif report.skipped and isinstance(report.longrepr, tuple):
@@ -146,9 +167,13 @@ class Recorder:
                 row["families"] = sorted({*row["families"], *families})
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not hasattr(session.config, "workerinput")
+        complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not hasattr(
+            session.config, "workerinput"
+        )
         if self._rows and complete:
-            whole = session.config.args_source is not pytest.Config.ArgsSource.ARGS and not session.config.option.keyword
+            whole = (
+                session.config.args_source is not pytest.Config.ArgsSource.ARGS and not session.config.option.keyword
+            )
             others = json.loads(self._record.read_text(encoding="utf-8")) if not whole and self._record.exists() else {}
             text = json.dumps(dict(sorted({**others, **self._rows}.items())), indent=2)
             self._record.write_text(f"{text}\n", encoding="utf-8")

@@ -62,9 +62,14 @@ def refused() -> list[list[str]]:
 
 def _router(router: Router) -> str:
     weights = {
-        "always": "normalised weights", "never": "weights not normalised", "by_setting": "weights normalised by `norm_topk_prob`"}
+        "always": "normalised weights",
+        "never": "weights not normalised",
+        "by_setting": "weights normalised by `norm_topk_prob`",
+    }
     scores = "SparseMixer" if router.scores == "sparse_mixer" else router.scores
     parts = [*(["two layers"] if router.hidden else []), scores, weights[router.normalises]]
     if router.limits_groups:
-        parts.append("groups of experts" if router.limit_field is None else f"groups of experts by `{router.limit_field[0]}`")
+        parts.append(
+            "groups of experts" if router.limit_field is None else f"groups of experts by `{router.limit_field[0]}`"
+        )
     return ", ".join([*parts, *(["bias for the selection"] if router.correction else [])])

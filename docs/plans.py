@@ -13,86 +13,301 @@ from moedisco_ray.plan.storage import StageStorage
 _LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 """Sizes of DeepSeek's latent attention."""
 _QWEN_RECURRENT: dict[str, Any] = {
-    "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "moe_intermediate_size": 512,
+    "hidden_size": 2048,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "moe_intermediate_size": 512,
     "fields": {
-        "full_attention_interval": 4, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128}}
+        "full_attention_interval": 4,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+    },
+}
 """Sizes that Qwen3-Next and Qwen3.5-35B-A3B have in common."""
 CHECKPOINTS: dict[str, tuple[FamilyName, int, Architecture]] = {
-    "OLMoE-1B-7B": ("olmoe", 50_304, Architecture(
-        hidden_size=2048, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1024,
-        num_experts=64, num_experts_per_tok=8)),
-    "Qwen1.5-MoE-A2.7B": ("qwen2_moe", 151_936, Architecture(
-        hidden_size=2048, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1408,
-        shared_expert_intermediate_size=5632, num_experts=60, num_experts_per_tok=4)),
-    "Qwen3-30B-A3B": ("qwen3_moe", 151_936, Architecture(
-        hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
-        moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8)),
-    "Mixtral-8x7B": ("mixtral", 32_000, Architecture(
-        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, moe_intermediate_size=14_336,
-        num_experts=8, num_experts_per_tok=2)),
-    "gpt-oss-20b": ("gpt_oss", 201_088, Architecture(
-        hidden_size=2880, num_hidden_layers=24, num_attention_heads=64, num_key_value_heads=8, head_dim=64,
-        moe_intermediate_size=2880, num_experts=32, num_experts_per_tok=4)),
-    "DeepSeek-V2-Lite": ("deepseek_v2", 102_400, Architecture(
-        hidden_size=2048, num_hidden_layers=27, num_attention_heads=16, moe_intermediate_size=1408, num_experts=64,
-        num_experts_per_tok=6, fields={
-            **_LATENT, "q_lora_rank": None, "intermediate_size": 10_944, "first_k_dense_replace": 1, "n_shared_experts": 2})),
+    "OLMoE-1B-7B": (
+        "olmoe",
+        50_304,
+        Architecture(
+            hidden_size=2048,
+            num_hidden_layers=16,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            moe_intermediate_size=1024,
+            num_experts=64,
+            num_experts_per_tok=8,
+        ),
+    ),
+    "Qwen1.5-MoE-A2.7B": (
+        "qwen2_moe",
+        151_936,
+        Architecture(
+            hidden_size=2048,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            moe_intermediate_size=1408,
+            shared_expert_intermediate_size=5632,
+            num_experts=60,
+            num_experts_per_tok=4,
+        ),
+    ),
+    "Qwen3-30B-A3B": (
+        "qwen3_moe",
+        151_936,
+        Architecture(
+            hidden_size=2048,
+            num_hidden_layers=48,
+            num_attention_heads=32,
+            num_key_value_heads=4,
+            head_dim=128,
+            moe_intermediate_size=768,
+            num_experts=128,
+            num_experts_per_tok=8,
+        ),
+    ),
+    "Mixtral-8x7B": (
+        "mixtral",
+        32_000,
+        Architecture(
+            hidden_size=4096,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            moe_intermediate_size=14_336,
+            num_experts=8,
+            num_experts_per_tok=2,
+        ),
+    ),
+    "gpt-oss-20b": (
+        "gpt_oss",
+        201_088,
+        Architecture(
+            hidden_size=2880,
+            num_hidden_layers=24,
+            num_attention_heads=64,
+            num_key_value_heads=8,
+            head_dim=64,
+            moe_intermediate_size=2880,
+            num_experts=32,
+            num_experts_per_tok=4,
+        ),
+    ),
+    "DeepSeek-V2-Lite": (
+        "deepseek_v2",
+        102_400,
+        Architecture(
+            hidden_size=2048,
+            num_hidden_layers=27,
+            num_attention_heads=16,
+            moe_intermediate_size=1408,
+            num_experts=64,
+            num_experts_per_tok=6,
+            fields={
+                **_LATENT,
+                "q_lora_rank": None,
+                "intermediate_size": 10_944,
+                "first_k_dense_replace": 1,
+                "n_shared_experts": 2,
+            },
+        ),
+    ),
 }
 """Family, vocabulary and sizes of published checkpoints that the page shows, by name."""
 OTHERS: dict[str, tuple[FamilyName, int, Architecture]] = {
-    "GLM-4.5-Air": ("glm4_moe", 151_552, Architecture(
-        hidden_size=4096, num_hidden_layers=46, num_attention_heads=96, num_key_value_heads=8, head_dim=128,
-        moe_intermediate_size=1408, num_experts=128, num_experts_per_tok=8, fields={
-            "attention_bias": True, "intermediate_size": 10_944, "first_k_dense_replace": 1})),
-    "DeepSeek-V3": ("deepseek_v3", 129_280, Architecture(
-        hidden_size=7168, num_hidden_layers=61, num_attention_heads=128, moe_intermediate_size=2048, num_experts=256,
-        num_experts_per_tok=8, fields={
-            **_LATENT, "q_lora_rank": 1536, "intermediate_size": 18_432, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
-            "routed_scaling_factor": 2.5})),
+    "GLM-4.5-Air": (
+        "glm4_moe",
+        151_552,
+        Architecture(
+            hidden_size=4096,
+            num_hidden_layers=46,
+            num_attention_heads=96,
+            num_key_value_heads=8,
+            head_dim=128,
+            moe_intermediate_size=1408,
+            num_experts=128,
+            num_experts_per_tok=8,
+            fields={"attention_bias": True, "intermediate_size": 10_944, "first_k_dense_replace": 1},
+        ),
+    ),
+    "DeepSeek-V3": (
+        "deepseek_v3",
+        129_280,
+        Architecture(
+            hidden_size=7168,
+            num_hidden_layers=61,
+            num_attention_heads=128,
+            moe_intermediate_size=2048,
+            num_experts=256,
+            num_experts_per_tok=8,
+            fields={
+                **_LATENT,
+                "q_lora_rank": 1536,
+                "intermediate_size": 18_432,
+                "first_k_dense_replace": 3,
+                "n_group": 8,
+                "topk_group": 4,
+                "routed_scaling_factor": 2.5,
+            },
+        ),
+    ),
     # The defaults of transformers' configuration, which are those of this checkpoint; so too ERNIE 4.5 and Solar Open.
-    "FlexOlmo-7x7B-1T": ("flex_olmo", 100_352, Architecture(
-        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, moe_intermediate_size=11_008, num_experts=7,
-        num_experts_per_tok=5)),
+    "FlexOlmo-7x7B-1T": (
+        "flex_olmo",
+        100_352,
+        Architecture(
+            hidden_size=4096,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            moe_intermediate_size=11_008,
+            num_experts=7,
+            num_experts_per_tok=5,
+        ),
+    ),
     # config.json of rednote-hilab/dots.llm1.base.
-    "dots.llm1": ("dots1", 152_064, Architecture(
-        hidden_size=4096, num_hidden_layers=62, num_attention_heads=32, moe_intermediate_size=1408, num_experts=128,
-        num_experts_per_tok=6, fields={
-            "intermediate_size": 10_944, "first_k_dense_replace": 1, "n_shared_experts": 2, "routed_scaling_factor": 2.5})),
-    "Solar-Open-100B": ("solar_open", 196_608, Architecture(
-        hidden_size=4096, num_hidden_layers=48, num_attention_heads=64, num_key_value_heads=8, head_dim=128,
-        moe_intermediate_size=1280, num_experts=128, num_experts_per_tok=8)),
-    "ERNIE-4.5-21B-A3B": ("ernie4_5_moe", 103_424, Architecture(
-        hidden_size=2560, num_hidden_layers=28, num_attention_heads=20, num_key_value_heads=4, moe_intermediate_size=1536,
-        num_experts=64, num_experts_per_tok=6, tie_word_embeddings=True, fields={
-            "intermediate_size": 12_288, "moe_layer_start_index": 1, "moe_num_shared_experts": 2})),
+    "dots.llm1": (
+        "dots1",
+        152_064,
+        Architecture(
+            hidden_size=4096,
+            num_hidden_layers=62,
+            num_attention_heads=32,
+            moe_intermediate_size=1408,
+            num_experts=128,
+            num_experts_per_tok=6,
+            fields={
+                "intermediate_size": 10_944,
+                "first_k_dense_replace": 1,
+                "n_shared_experts": 2,
+                "routed_scaling_factor": 2.5,
+            },
+        ),
+    ),
+    "Solar-Open-100B": (
+        "solar_open",
+        196_608,
+        Architecture(
+            hidden_size=4096,
+            num_hidden_layers=48,
+            num_attention_heads=64,
+            num_key_value_heads=8,
+            head_dim=128,
+            moe_intermediate_size=1280,
+            num_experts=128,
+            num_experts_per_tok=8,
+        ),
+    ),
+    "ERNIE-4.5-21B-A3B": (
+        "ernie4_5_moe",
+        103_424,
+        Architecture(
+            hidden_size=2560,
+            num_hidden_layers=28,
+            num_attention_heads=20,
+            num_key_value_heads=4,
+            moe_intermediate_size=1536,
+            num_experts=64,
+            num_experts_per_tok=6,
+            tie_word_embeddings=True,
+            fields={"intermediate_size": 12_288, "moe_layer_start_index": 1, "moe_num_shared_experts": 2},
+        ),
+    ),
     # config.json of ibm-granite/granite-3.0-3b-a800m-instruct.
-    "Granite-3.0-3B-A800M": ("granitemoe", 49_155, Architecture(
-        hidden_size=1536, num_hidden_layers=32, num_attention_heads=24, num_key_value_heads=8, moe_intermediate_size=512,
-        num_experts=40, num_experts_per_tok=8, tie_word_embeddings=True)),
-    # The defaults of transformers' configuration, and the biases that config.json of microsoft/Phi-3.5-MoE-instruct switches on.
-    "Phi-3.5-MoE": ("phimoe", 32_064, Architecture(
-        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, moe_intermediate_size=6400,
-        num_experts=16, num_experts_per_tok=2, fields={"attention_bias": True, "lm_head_bias": True})),
+    "Granite-3.0-3B-A800M": (
+        "granitemoe",
+        49_155,
+        Architecture(
+            hidden_size=1536,
+            num_hidden_layers=32,
+            num_attention_heads=24,
+            num_key_value_heads=8,
+            moe_intermediate_size=512,
+            num_experts=40,
+            num_experts_per_tok=8,
+            tie_word_embeddings=True,
+        ),
+    ),
+    # The defaults of transformers' configuration, and the biases that config.json of microsoft/Phi-3.5-MoE-instruct
+    # switches on.
+    "Phi-3.5-MoE": (
+        "phimoe",
+        32_064,
+        Architecture(
+            hidden_size=4096,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            moe_intermediate_size=6400,
+            num_experts=16,
+            num_experts_per_tok=2,
+            fields={"attention_bias": True, "lm_head_bias": True},
+        ),
+    ),
     # The defaults of transformers' configurations, which are those of these checkpoints.
-    "Qwen3-Next-80B-A3B": ("qwen3_next", 151_936, Architecture(
-        num_hidden_layers=48, num_experts=512, num_experts_per_tok=10, **_QWEN_RECURRENT)),
-    "Qwen3.5-35B-A3B": ("qwen3_5_moe_text", 248_320, Architecture(
-        num_hidden_layers=40, num_experts=256, num_experts_per_tok=8, **_QWEN_RECURRENT)),
-    "LLaMA-MoE-v1-3.5B-4/16": ("llama_moe", 32_000, Architecture(
-        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, moe_intermediate_size=688, num_experts=16,
-        num_experts_per_tok=4, fields={"score_scale_factor": 4.0})),
+    "Qwen3-Next-80B-A3B": (
+        "qwen3_next",
+        151_936,
+        Architecture(num_hidden_layers=48, num_experts=512, num_experts_per_tok=10, **_QWEN_RECURRENT),
+    ),
+    "Qwen3.5-35B-A3B": (
+        "qwen3_5_moe_text",
+        248_320,
+        Architecture(num_hidden_layers=40, num_experts=256, num_experts_per_tok=8, **_QWEN_RECURRENT),
+    ),
+    "LLaMA-MoE-v1-3.5B-4/16": (
+        "llama_moe",
+        32_000,
+        Architecture(
+            hidden_size=4096,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            moe_intermediate_size=688,
+            num_experts=16,
+            num_experts_per_tok=4,
+            fields={"score_scale_factor": 4.0},
+        ),
+    ),
 }
 """Checkpoints that only `make test-fake` plans and measures."""
 HEAD = [
-    "checkpoint", "stage", "models", "parameters of each", "settings", "times as long", "GB per card", "of", "GB in the machine"]
+    "checkpoint",
+    "stage",
+    "models",
+    "parameters of each",
+    "settings",
+    "times as long",
+    "GB per card",
+    "of",
+    "GB in the machine",
+]
 INFERENCE_HEAD = ["checkpoint", "stage", "GB of weights", "GB of states and activations", "GB per card", "of"]
 STORAGE_HEAD = [
-    "checkpoint", "training", "hours", "hours of small cards", "hours of large cards", "GB in the run directory",
-    "GB of checkpoints at a time", "GB of disk per worker", "GB of memory per worker", "GB through storage", "TB between cards"]
+    "checkpoint",
+    "training",
+    "hours",
+    "hours of small cards",
+    "hours of large cards",
+    "GB in the run directory",
+    "GB of checkpoints at a time",
+    "GB of disk per worker",
+    "GB of memory per worker",
+    "GB through storage",
+    "TB between cards",
+]
 STAGE_HEAD = [
-    "stage", "pool", "hours", "GB in the run directory", "GB of checkpoints at a time", "GB of disk per worker",
-    "GB of memory per worker", "GB through storage", "TB between cards"]
+    "stage",
+    "pool",
+    "hours",
+    "GB in the run directory",
+    "GB of checkpoints at a time",
+    "GB of disk per worker",
+    "GB of memory per worker",
+    "GB through storage",
+    "TB between cards",
+]
 EXAMPLE = "Qwen1.5-MoE-A2.7B"
 """Checkpoint whose stages the page shows one by one."""
 _GROUP = 4
@@ -130,10 +345,19 @@ def storage_rows() -> Iterator[list[str]]:
         held = {pool: sum(each.worker_seconds or 0 for each in plan.bill.lines if each.pool == pool) for pool in _POOLS}
         peak = max(each.checkpoints for each in plan.storage)
         yield [
-            name, "run", _hours(sum(each.seconds or 0 for each in plan.estimates)), *map(_hours, held.values()),
-            _gb(sum(each.stored for each in plan.storage)), _gb(peak),
-            *(_gb(max(figures)) for figures in zip(*((_disk(each), each.worker_memory) for each in plan.storage), strict=True)),
-            _gb(sum(each.moved for each in plan.storage)), _gb(sum(each.exchanged for each in plan.storage) / 1024)]
+            name,
+            "run",
+            _hours(sum(each.seconds or 0 for each in plan.estimates)),
+            *map(_hours, held.values()),
+            _gb(sum(each.stored for each in plan.storage)),
+            _gb(peak),
+            *(
+                _gb(max(figures))
+                for figures in zip(*((_disk(each), each.worker_memory) for each in plan.storage), strict=True)
+            ),
+            _gb(sum(each.moved for each in plan.storage)),
+            _gb(sum(each.exchanged for each in plan.storage) / 1024),
+        ]
         joint = plan.joint_training_storage
         hours = "" if baseline is None else _hours(baseline.seconds)
         large = "" if baseline is None else _hours(sum(each.worker_seconds or 0 for each in baseline.lines))
@@ -195,7 +419,17 @@ def _row(name: str, stage: StagePlan, models: str, card: int) -> list[str]:
         settings, size = "none fit", ""
     times = "" if stage.remedy is not None else f"{1.0 if choice is None else choice.cost:.1f}"
     offloaded = f"{memory.offloaded / GIB:.0f}" if memory.offloaded else ""
-    return [name, stage.stage, models, f"{stage.parameters.total / 1e9:.1f} B", settings, times, size, str(card), offloaded]
+    return [
+        name,
+        stage.stage,
+        models,
+        f"{stage.parameters.total / 1e9:.1f} B",
+        settings,
+        times,
+        size,
+        str(card),
+        offloaded,
+    ]
 
 
 def _config(family: FamilyName, vocabulary: int, sizes: Architecture, clusters: int, cards: int) -> RunConfig:
@@ -210,6 +444,7 @@ def _config(family: FamilyName, vocabulary: int, sizes: Architecture, clusters: 
         "finetune": {"optimizer": optimizer},
         "pools": {
             "low_memory": {"gpu": 1, "memory_gb": _CHEAP, "max_workers": clusters},
-            "high_memory": {"gpu": 1, "memory_gb": _LARGE, "workers": cards}},
+            "high_memory": {"gpu": 1, "memory_gb": _LARGE, "workers": cards},
+        },
     }
     return check_config(raw)

@@ -52,26 +52,43 @@ class Placement:
         return dataclasses.replace(found, owner=job.owner)
 
     def need_of(
-        self, name: str, model: Path, optimizer: Optimizer, sequence_length: int, exchange: Exchange = "micro_batch", *,
+        self,
+        name: str,
+        model: Path,
+        optimizer: Optimizer,
+        sequence_length: int,
+        exchange: Exchange = "micro_batch",
+        *,
         lora: Lora | None = None,
     ) -> Need:
         """Peak memory that one worker needs to train a model; 0 if the pool has one node type, so that there is no choice."""
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
-            model, read_config(model)["model_type"], optimizer, sequence_length=sequence_length, gpu=self.pool.gpu,
-            workers=self.workers, exchange=exchange, lora=lora)
+            model,
+            read_config(model)["model_type"],
+            optimizer,
+            sequence_length=sequence_length,
+            gpu=self.pool.gpu,
+            workers=self.workers,
+            exchange=exchange,
+            lora=lora,
+        )
         return Need(name, memory.total / GIB)
 
     def types(self, free: Mapping[str, int]) -> list[NodeType]:
         """The pool's node types, as `policies.placement` takes them.
 
         Args:
-            free: Number of trainings that could start now, by node type key; 1 is assumed for a node type without an entry.
+            free: Number of trainings that could start now, by node type key; 1 is assumed for a node type without an
+                entry.
         """
         return [
-            NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free=free.get(each.key, 1), owner=each.owner)
-            for each in self.pool.node_types]
+            NodeType(
+                each.key, each.memory_gb, each.price_per_hour, each.speed, free=free.get(each.key, 1), owner=each.owner
+            )
+            for each in self.pool.node_types
+        ]
 
     def check(self, needs: Sequence[Need]) -> None:
         """Refuse trainings that would wait forever.
@@ -83,16 +100,18 @@ class Placement:
         for need in needs:
             if fits_nowhere(need, types):
                 raise PoolError(
-                    f"pools.{self.pool.name}.types", max(kind.memory_gb for kind in types),
+                    f"pools.{self.pool.name}.types",
+                    max(kind.memory_gb for kind in types),
                     f"{need.name} needs {need.memory_gb:.1f} GB, more than any node type has; add a larger one, or lower "
-                    "submodels.optimizer.micro_batch")
+                    "submodels.optimizer.micro_batch",
+                )
 
     @property
     def bundle(self) -> dict[str, float]:
         """Ray resources of one worker: the pool's own resource, and a GPU if the pool has GPUs.
 
-        It includes no CPU, so that the pool's nodes need not offer one. An autoscaler then never starts such a node for a task that
-        needs only a CPU.
+        It includes no CPU, so that the pool's nodes need not offer one. An autoscaler then never starts such a node for
+        a task that needs only a CPU.
         """
         return {self.pool.resource: 1, **({"GPU": self.pool.gpu} if self.pool.gpu else {})}
 
@@ -133,23 +152,35 @@ class Backend(Protocol):
         """Build the corpus artifact in `directory`, and return its summary."""
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
+        self,
+        config: RunConfig,
+        *,
+        corpus_dir: Path,
+        model: Path,
+        directory: Path,
+        emit: Emit,
+        stop: StopFile,
+        store: RunStore,
     ) -> dict[str, Any]:
         """Build the cluster artifact in `directory`, and return its summary; meter a pool's workers that compute vectors."""
 
     def call(
-        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
+        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a pure function on one worker of a pool, and meter the worker. If `pool` is None, use any node and meter nothing.
+        """Run a pure function on one worker of a pool, and meter the worker.
+
+        If `pool` is None, use any node and meter nothing.
 
         Raises:
             RunStopped: The stop file appeared before the function started.
         """
 
     def call_with_tasks(
-        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]]
     ) -> T:
-        """Run a pure function on one of a pool's nodes, unmetered. It holds no slot, and neither do the tasks that it runs there.
+        """Run a pure function on one of a pool's nodes, unmetered.
+
+        It holds no slot, and neither do the tasks that it runs there.
 
         Args:
             pool: The pool, of one node type.
@@ -166,7 +197,13 @@ class Backend(Protocol):
         """Yield a version of `emit` that workers on any node can call until the block ends."""
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = ...,
+        self,
+        jobs: Sequence[TrainJob],
+        placement: Placement,
+        directory: Path,
+        emit: Emit,
+        *,
+        stop: StopFile = ...,
         quorum: Quorum = ...,
     ) -> list[Trained]:
         """Train all jobs, in parallel while slots are free. Jobs that the quorum does not wait for stay unfinished.
@@ -176,7 +213,7 @@ class Backend(Protocol):
         """
 
     def train_gang(
-        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = ...,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = ...
     ) -> Trained:
         """Train one job on all workers of a pool that are free, within the pool's minimum and maximum number of workers.
 
@@ -188,8 +225,8 @@ class Backend(Protocol):
 def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Pool | None:
     """The node type whose workers compute document vectors; None if CPU tasks on any node compute them.
 
-    Of the node types that can train the model, the cheapest one with slots now is chosen, or the cheapest if none has slots. If no
-    node type can train the model, the one with the most memory is chosen.
+    Of the node types that can train the model, the cheapest one with slots now is chosen, or the cheapest if none has
+    slots. If no node type can train the model, the one with the most memory is chosen.
 
     Args:
         config: Configuration of the run.

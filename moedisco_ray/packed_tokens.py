@@ -73,13 +73,14 @@ class LossMask(NamedTuple):
 
 
 def write_packed(
-    directory: Path, parts: Iterable[Iterable[Ids]], eos: int, vocab_size: int, bos: int | None = None,
+    directory: Path, parts: Iterable[Iterable[Ids]], eos: int, vocab_size: int, bos: int | None = None
 ) -> dict[str, Any]:
     """Write documents as packed tokens; memory is bounded by one part.
 
     Args:
         directory: Target directory; created if missing.
-        parts: Token ids of the documents of each part, without end-of-sequence tokens. A part without documents gets no file.
+        parts: Token ids of the documents of each part, without end-of-sequence tokens. A part without documents gets no
+            file.
         eos: Token that ends each document.
         vocab_size: Upper bound of the ids (exclusive); decides the type on disk.
         bos: Token that begins each document; None if there is no such token.
@@ -96,12 +97,20 @@ def write_packed(
         if documents := list(part):
             lengths = np.array([len(document) for document in documents])
             path = directory / f"part-{len(pieces):05d}.npy"
-            pieces.append(write_piece(path, np.concatenate(documents), lengths, eos=eos, vocab_size=vocab_size, bos=bos))
+            pieces.append(
+                write_piece(path, np.concatenate(documents), lengths, eos=eos, vocab_size=vocab_size, bos=bos)
+            )
     return write_index(directory, pieces, vocab_size)
 
 
 def write_piece(
-    path: Path, ids: Ids, lengths: NDArray[np.int64], *, eos: int, vocab_size: int, bos: int | None = None,
+    path: Path,
+    ids: Ids,
+    lengths: NDArray[np.int64],
+    *,
+    eos: int,
+    vocab_size: int,
+    bos: int | None = None,
     mask: LossMask | None = None,
 ) -> Piece:
     """Write one file of packed tokens. A repeated call writes an identical file.
@@ -145,8 +154,11 @@ def write_index(directory: Path, pieces: Iterable[Piece], vocab_size: int) -> di
     """
     ordered = sorted(pieces)
     index = {
-        "tokens": sum(piece.tokens for piece in ordered), "documents": sum(piece.documents for piece in ordered),
-        "dtype": token_dtype(vocab_size).name, "parts": [piece.name for piece in ordered]}
+        "tokens": sum(piece.tokens for piece in ordered),
+        "documents": sum(piece.documents for piece in ordered),
+        "dtype": token_dtype(vocab_size).name,
+        "parts": [piece.name for piece in ordered],
+    }
     if masked := [piece.name for piece in ordered if piece.masked]:
         index["masked"] = masked
     write_json(directory / INDEX, index)
@@ -161,15 +173,18 @@ def check_windows(tokens: int, sequence_length: int) -> None:
     """
     if tokens <= sequence_length:
         raise CorpusError(
-            "corpus.sequence_length", sequence_length,
-            f"there are only {tokens} tokens, too few for a sequence and its next token; add text or lower it")
+            "corpus.sequence_length",
+            sequence_length,
+            f"there are only {tokens} tokens, too few for a sequence and its next token; add text or lower it",
+        )
 
 
 class TokenStream:
     """Packed directories as one stream of tokens divided into windows; files are memory-mapped, or read at the run's URI.
 
-    Window i holds tokens i L to (i + 1) L inclusive. Neighbours share one token: the last target of one is the first input of the
-    next. So every token but the stream's first is a target exactly once, except for a rest shorter than L at the end.
+    Window i holds tokens i L to (i + 1) L inclusive. Neighbours share one token: the last target of one is the first
+    input of the next. So every token but the stream's first is a target exactly once, except for a rest shorter than L
+    at the end.
 
     Args:
         directories: Packed directories, in the order of the stream.
@@ -194,10 +209,12 @@ class TokenStream:
                 masked = frozenset(index.get("masked", ()))
                 self._unverified |= {
                     number: (directory / name, *([directory / _mask_name(name)] if name in masked else []))
-                    for number, name in enumerate(index["parts"], start=len(self._parts))}
+                    for number, name in enumerate(index["parts"], start=len(self._parts))
+                }
                 self._parts += [_open(directory / name, store) for name in index["parts"]]
                 self._masks += [
-                    _open(directory / _mask_name(name), store) if name in masked else None for name in index["parts"]]
+                    _open(directory / _mask_name(name), store) if name in masked else None for name in index["parts"]
+                ]
             except (OSError, KeyError, json.JSONDecodeError) as error:
                 remedy = f"holds no packed tokens ({error}); remove it and run again"
                 raise CorpusError(str(directory), None, remedy) from error
@@ -240,8 +257,8 @@ class TokenStream:
         for filled, part, places in self._spans(start + 1, count - 1):
             if (mask := self._masks[part]) is not None:
                 first = places.start // 8
-                bits = np.unpackbits(np.asarray(mask[first:-(-places.stop // 8)], dtype=np.uint8))
-                counts[filled] = bits[places.start - 8 * first:places.stop - 8 * first]
+                bits = np.unpackbits(np.asarray(mask[first : -(-places.stop // 8)], dtype=np.uint8))
+                counts[filled] = bits[places.start - 8 * first : places.stop - 8 * first]
         return counts
 
     def _range(self, i: int) -> tuple[int, int]:
@@ -282,7 +299,9 @@ class _TokensAtUri:
     def __getitem__(self, chosen: slice) -> Ids:
         start, stop, _ = chosen.indices(self._length)
         size, count = self._dtype.itemsize, max(0, stop - start)
-        content = self._store.read_in_place(self._path, lambda file: file.read_at(count * size, self._offset + start * size))
+        content = self._store.read_in_place(
+            self._path, lambda file: file.read_at(count * size, self._offset + start * size)
+        )
         return np.frombuffer(content, dtype=self._dtype, count=count)
 
 
@@ -318,8 +337,8 @@ def _header(file: Any) -> tuple[int, np.dtype[Any], int]:
 def batch_indices(seed: int, step: int, batch: int, windows: int) -> NDArray[np.int64]:
     """Indices [batch] of the windows of a training step; they depend on the step alone, so that a resumed run is exact.
 
-    Sample s = step * batch + j belongs to epoch s // windows and takes position s % windows in that epoch's permutation (Philox,
-    key (seed, epoch)). So each epoch visits each window once, whatever the batch size.
+    Sample s = step * batch + j belongs to epoch s // windows and takes position s % windows in that epoch's permutation
+    (Philox, key (seed, epoch)). So each epoch visits each window once, whatever the batch size.
 
     Args:
         seed: Seed of the data order.

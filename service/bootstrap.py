@@ -37,16 +37,16 @@ _log = logging.getLogger(__name__)
 def first_token(database: Database, path: Path) -> str | None:
     """Read the first administrator's token from a file; creates the token and the file (mode 0600) if no token is valid.
 
-    The same file gives the same token at every start. A replaced file adds another token; earlier tokens stay valid until they are
-    revoked. A revoked token does not become valid again.
+    The same file gives the same token at every start. A replaced file adds another token; earlier tokens stay valid
+    until they are revoked. A revoked token does not become valid again.
 
     Args:
         database: Migrated database.
         path: Token file, such as a mounted Secret.
 
     Returns:
-        The token in the file if it is valid. None if the token is revoked or expired, or if the file does not exist but other
-        tokens do.
+        The token in the file if it is valid. None if the token is revoked or expired, or if the file does not exist but
+        other tokens do.
 
     Raises:
         ConfigError: The file cannot be read or written, or does not contain a token.
@@ -62,7 +62,9 @@ def first_token(database: Database, path: Path) -> str | None:
     except OSError as error:
         raise ConfigError("--admin-token-file", str(path), f"cannot be read or written ({error.strerror})") from error
     if not _USABLE.fullmatch(plain):
-        remedy = "contains no token: write 32 to 256 visible characters without spaces, such as from `openssl rand -hex 32`"
+        remedy = (
+            "contains no token: write 32 to 256 visible characters without spaces, such as from `openssl rand -hex 32`"
+        )
         raise ConfigError("--admin-token-file", str(path), remedy)
     with database.write() as session:
         row = tokens.known(session, plain)
@@ -73,7 +75,9 @@ def first_token(database: Database, path: Path) -> str | None:
     if not tokens.is_valid(row, now):
         _log.warning(
             "the token in %s is revoked or expired and is not used; replace the file, or create another token with "
-            "`moedisco tokens create NAME --owner OWNER --state-dir DIR`", path)
+            "`moedisco tokens create NAME --owner OWNER --state-dir DIR`",
+            path,
+        )
         return None
     return plain
 
@@ -121,11 +125,21 @@ def create_token(url: str, name: str, owner: str, scope: str, days: float | None
         now = time.time()
         expires = None if days is None else now + days * _DAY
         with database.write() as session:
-            plain, row = tokens.create(session, name=asked.name, owner=asked.owner, scopes=asked.scopes, expires=expires, now=now)
+            plain, row = tokens.create(
+                session, name=asked.name, owner=asked.owner, scopes=asked.scopes, expires=expires, now=now
+            )
             _note(session, row, now, {})
     return NewToken(
-        id=row.id, name=row.name, owner=row.owner, scopes=asked.scopes, created=now, expires=expires, revoked=None, used=None,
-        token=plain)
+        id=row.id,
+        name=row.name,
+        owner=row.owner,
+        scopes=asked.scopes,
+        created=now,
+        expires=expires,
+        revoked=None,
+        used=None,
+        token=plain,
+    )
 
 
 def _new() -> bytes:
@@ -134,4 +148,6 @@ def _new() -> bytes:
 
 def _note(session: Session, row: Token, now: float, more: dict[str, str]) -> None:
     detail = {"name": row.name, "owner": row.owner, "scopes": row.scopes, **more}
-    audit.note(session, owner=OWNER, token_id=None, action="token.create", target=row.id, detail=detail, address=None, now=now)
+    audit.note(
+        session, owner=OWNER, token_id=None, action="token.create", target=row.id, detail=detail, address=None, now=now
+    )

@@ -9,8 +9,13 @@ from moedisco_ray.cli.app import app as training
 from service.commands import commands
 
 app = typer.Typer(
-    cls=Commands, add_completion=False, pretty_exceptions_enable=False, help=training.info.help,
-    callback=options, no_args_is_help=True)
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=training.info.help,
+    callback=options,
+    no_args_is_help=True,
+)
 app.registered_commands += training.registered_commands
 app.add_typer(commands)
 

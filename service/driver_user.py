@@ -1,8 +1,8 @@
 """The operating system user that drivers run as, if it is not the service's own.
 
-Drivers and their workers execute what tenants configure. As another user they cannot read the service's state directory with its
-database, secret and tokens. The service must be root to start them. It never writes into a directory that belongs to this user, who
-could plant symbolic links there.
+Drivers and their workers execute what tenants configure. As another user they cannot read the service's state directory
+with its database, secret and tokens. The service must be root to start them. It never writes into a directory that
+belongs to this user, who could plant symbolic links there.
 """
 
 from __future__ import annotations
@@ -50,11 +50,15 @@ class DriverUser:
         try:
             entry = pwd.getpwnam(name)
         except KeyError as error:
-            raise ConfigError(_OPTION, name, "is no user of this machine; create it first (`useradd --system NAME`)") from error
+            raise ConfigError(
+                _OPTION, name, "is no user of this machine; create it first (`useradd --system NAME`)"
+            ) from error
         if entry.pw_uid == 0:
             raise ConfigError(_OPTION, name, "is root; name an unprivileged user")
         if os.geteuid() != 0:
-            raise ConfigError(_OPTION, name, "needs a service that was started as root; leave it out, or start the service as root")
+            raise ConfigError(
+                _OPTION, name, "needs a service that was started as root; leave it out, or start the service as root"
+            )
         setpriv = shutil.which("setpriv")
         if setpriv is None:
             raise ConfigError(_OPTION, name, "needs the program `setpriv`; install util-linux")

@@ -1,7 +1,7 @@
 """Wakes coroutines that wait for changes of a run.
 
-A writer notifies after its transaction is committed. A reader subscribes *before* it reads the database, so that it misses no
-change in between.
+A writer notifies after its transaction is committed. A reader subscribes *before* it reads the database, so that it
+misses no change in between.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Subscription:
 
     def wake(self) -> None:
         """Wake the waiting coroutine; safe from any thread."""
-        with contextlib.suppress(RuntimeError):     # the event loop has closed, so no coroutine waits
+        with contextlib.suppress(RuntimeError):  # the event loop has closed, so no coroutine waits
             self._loop.call_soon_threadsafe(self._notified.set)
 
 

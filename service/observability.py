@@ -57,22 +57,28 @@ def configure_logging(form: LogFormat) -> None:
         cache_logger_on_first_use=True,
     )
     render: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if form == "json"
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if form == "json"
         # Plain tracebacks: the default of the console prints local variables, which hold tokens. No colours: the stream
         # shows escape sequences, and does not write them.
-        else [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)])
+        else [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
+    )
     handler = logging.StreamHandler(printed(sys.stderr))
     handler.addFilter(Repeated())
     handler.addFilter(Bounded())
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=list(_SHARED), processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=list(_SHARED),
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         library = logging.getLogger(name)
         library.handlers.clear()
-        library.propagate = name != "uvicorn.access"    # the middleware already logs each request
+        library.propagate = name != "uvicorn.access"  # the middleware already logs each request
     for name in ("httpx", "httpcore", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -93,8 +99,8 @@ def bound(**values: Any) -> Iterator[None]:
 class Repeated(logging.Filter):
     """Log filter that writes equal exceptions once in full, and then only how often they came again.
 
-    Exceptions are equal if the same logger logs the same type, raised at the same line. The pause between two lines about equal
-    exceptions grows from a minute to an hour. An exception that did not come for an hour is new.
+    Exceptions are equal if the same logger logs the same type, raised at the same line. The pause between two lines
+    about equal exceptions grows from a minute to an hour. An exception that did not come for an hour is new.
 
     Args:
         clock: Returns monotonic seconds.
@@ -172,9 +178,9 @@ def _shorten(record: logging.LogRecord, note: str) -> None:
 class Bounded(logging.Filter):
     """Log filter that limits the lines per minute that unauthenticated clients can cause.
 
-    Lines about refused requests are limited separately for each status code. Messages of uvicorn and asyncio about bad requests and
-    failed accepts are limited too. The last line before the limit says that further lines are dropped. The Prometheus metrics count
-    every request.
+    Lines about refused requests are limited separately for each status code. Messages of uvicorn and asyncio about bad
+    requests and failed accepts are limited too. The last line before the limit says that further lines are dropped. The
+    Prometheus metrics count every request.
 
     Args:
         per_minute: Maximum number of lines per minute with the same status, or with the same message of a library.
@@ -219,16 +225,25 @@ class PrometheusMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "moedisco_http_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry)
+            "moedisco_http_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
+        )
         self.seconds = Histogram(
-            "moedisco_http_request_seconds", "Time to the first byte of the answer.", ("route",), registry=self.registry)
+            "moedisco_http_request_seconds", "Time to the first byte of the answer.", ("route",), registry=self.registry
+        )
         self.streams = Gauge("moedisco_event_streams", "Event streams that are open.", registry=self.registry)
         self.closed = Counter(
-            "moedisco_connections_closed", "Connections closed before the client had finished.", ("reason",),
-            registry=self.registry)
+            "moedisco_connections_closed",
+            "Connections closed before the client had finished.",
+            ("reason",),
+            registry=self.registry,
+        )
         self.reported = Counter("moedisco_reported_events", "Events that drivers reported.", registry=self.registry)
         self.runs = Gauge("moedisco_runs", "Runs by state.", ("state",), registry=self.registry)
         self.troubled = Gauge(
-            "moedisco_troubled_runs", "Runs that the service cannot process, such as those of an earlier version.",
-            registry=self.registry)
-        self.dollars = Gauge("moedisco_metered_dollars", "Dollars metered so far, over all runs.", registry=self.registry)
+            "moedisco_troubled_runs",
+            "Runs that the service cannot process, such as those of an earlier version.",
+            registry=self.registry,
+        )
+        self.dollars = Gauge(
+            "moedisco_metered_dollars", "Dollars metered so far, over all runs.", registry=self.registry
+        )

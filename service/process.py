@@ -1,7 +1,7 @@
 """One service per state directory: its lock, its process and URL, and how to stop it.
 
-A service holds a lock on the state directory's `service.pid` while it runs. The file's lines are the process id and, once the
-service listens, its URL; they are valid only while the file is locked.
+A service holds a lock on the state directory's `service.pid` while it runs. The file's lines are the process id and,
+once the service listens, its URL; they are valid only while the file is locked.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def size_of(home: Path) -> int:
     total = 0
     for _, _, names, folder in walk(home):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):    # the file was just removed, such as an old checkpoint
+            with contextlib.suppress(FileNotFoundError):  # the file was just removed, such as an old checkpoint
                 total += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
     return total
 

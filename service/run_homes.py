@@ -1,7 +1,7 @@
 """Creates, writes and removes the home directory of each run, OUTPUT/RUN_ID, which only the service may write.
 
-The run directory below it can belong to the drivers' user, who could plant symbolic links there. Every path is therefore opened
-part by part from the output root, without following links.
+The run directory below it can belong to the drivers' user, who could plant symbolic links there. Every path is
+therefore opened part by part from the output root, without following links.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ def open_home(home: Path, roots: Sequence[Path], user: DriverUser | None) -> Ite
         A file descriptor, valid inside the block.
 
     Raises:
-        ConfigError: The home is outside of the roots, a part of the path is a symbolic link or belongs to the drivers' user, or
-            another user owns the home.
+        ConfigError: The home is outside of the roots, a part of the path is a symbolic link or belongs to the drivers'
+            user, or another user owns the home.
         OSError: The home cannot be created or opened.
     """
     parent = Path(os.path.realpath(home.parent))
     root = _root_of(parent, roots)
     if root is None:
-        raise ConfigError(_FIELD, str(home.parent), f"is outside of the output roots ({', '.join(map(str, roots))}); submit again")
+        raise ConfigError(
+            _FIELD, str(home.parent), f"is outside of the output roots ({', '.join(map(str, roots))}); submit again"
+        )
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         step = os.open(root, FOLDER)
@@ -120,7 +122,8 @@ def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None)
         The new path, directly under the output root; None if there is no home.
 
     Raises:
-        OSError: The home cannot be renamed, is a symbolic link, is not the run's under a root, or contains another run's directory.
+        OSError: The home cannot be renamed, is a symbolic link, is not the run's under a root, or contains another
+            run's directory.
     """
     if not os.path.lexists(home):
         return None
@@ -167,13 +170,15 @@ def check_deletable(home: Location, run_id: str, roots: Sequence[str]) -> None:
 
 
 def remove_run(aside: Path | None, run_id: str, home: Location, roots: Sequence[str]) -> None:
-    """Delete the objects of a run at a URI, then its home on this machine. In this order, a failed deletion can be repeated.
+    """Delete the objects of a run at a URI, then its home on this machine.
+
+    In this order, a failed deletion can be repeated.
 
     Args:
         aside: New path of the home after `set_aside`; None if there is no home.
         run_id: Id of the run.
-        home: OUTPUT/RUN_ID, a path or a URI. If the `request.json` in `aside` names a URI, that URI is used instead, because the
-            caller cannot know it once the run has been deleted from the database.
+        home: OUTPUT/RUN_ID, a path or a URI. If the `request.json` in `aside` names a URI, that URI is used instead,
+            because the caller cannot know it once the run has been deleted from the database.
         roots: Output roots at URIs.
 
     Raises:
@@ -236,7 +241,9 @@ def _made(step: int, part: str, home: Path, user: DriverUser | None) -> int:
     number = _opened(step, part, home)
     if user is not None and os.fstat(number).st_uid == user.uid:
         os.close(number)
-        raise ConfigError(_FIELD, str(home), f"{part} belongs to the drivers' user {user.name}; submit again to another directory")
+        raise ConfigError(
+            _FIELD, str(home), f"{part} belongs to the drivers' user {user.name}; submit again to another directory"
+        )
     if user is not None and new:
         user.let_read(number)
     return number

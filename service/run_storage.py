@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 256 * 2**20
 """Maximum size of a file that is read whole (bytes)."""
 _PAUSES = ()
-"""Pauses between attempts to reach a URI. There are none: the file system already retries for some seconds, and a client waits."""
+"""Pauses between attempts to reach a URI. There are none: the file system already retries for some seconds, and a
+client waits."""
 _MOST_STORES = 64
 """Number of runs at URIs whose connections are kept."""
 _INTERNAL = frozenset({OBJECTS, RECEIPTS, LEASE})
@@ -103,7 +104,7 @@ def read(storage: RunStorage, path: str, most: int = MOST_BYTES) -> bytes | None
             content.write(block)
     if size > most:
         raise NotFound(f"{path} is larger than {most >> 20} MiB and is not shown; download it instead")
-    return content.getvalue()       # without a copy
+    return content.getvalue()  # without a copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ class DirectoryRun:
             for name in names:
                 try:
                     state = os.stat(name, dir_fd=number, follow_symlinks=False)
-                except OSError:     # a stage has just replaced the file
+                except OSError:  # a stage has just replaced the file
                     continue
                 if stat.S_ISREG(state.st_mode) and not name.startswith(".") and name.isprintable():
                     path = "/".join(filter(None, (folder, below, name)))
@@ -176,16 +177,23 @@ class UriRun:
                 entries = _own_entries(remote.read(name))
                 for attempt in {attempt_of(entry.object) for entry in entries.values()} if folder else ():
                     found |= remote.details(attempt)
-                shown |= {f"{owner}/{each}": found[entry.object] for each, entry in entries.items() if entry.object in found}
+                shown |= {
+                    f"{owner}/{each}": found[entry.object] for each, entry in entries.items() if entry.object in found
+                }
             return [
-                Artifact(path=path, bytes=info.size, updated=float(int(info.modified))) for path, info in sorted(shown.items())
-                if path.isprintable() and not any(part.startswith(".") for part in path.split("/"))]
+                Artifact(path=path, bytes=info.size, updated=float(int(info.modified)))
+                for path, info in sorted(shown.items())
+                if path.isprintable() and not any(part.startswith(".") for part in path.split("/"))
+            ]
 
 
 class _RemoteFile:
-    """A file in an object store. Its times are in whole seconds, because some responses of a store are not more precise."""
+    """A file in an object store.
 
-    poll_seconds = 5.0      # a driver uploads its growing files at this interval
+    Its times are in whole seconds, because some responses of a store are not more precise.
+    """
+
+    poll_seconds = 5.0  # a driver uploads its growing files at this interval
 
     def __init__(self, remote: Remote, name: str) -> None:
         self._remote, self._name = remote, name
@@ -259,12 +267,14 @@ def _files_at(root: Location) -> Iterator[tuple[str, float]]:
     """Path and time of each file and folder below a directory, or of each object below a URI; a folder's path ends with a slash."""
     if is_uri(root):
         with _reaching(root):
-            yield from [(name, info.modified) for name, info in RunStore.of(str(root), _PAUSES).remote.details().items()]
+            yield from [
+                (name, info.modified) for name, info in RunStore.of(str(root), _PAUSES).remote.details().items()
+            ]
         return
     for below, _, names, number in run_files.walk(Path(root)):
         yield f"{below}/", os.fstat(number).st_mtime
         for name in names:
-            with contextlib.suppress(FileNotFoundError):    # a driver has just removed it
+            with contextlib.suppress(FileNotFoundError):  # a driver has just removed it
                 yield f"{below}/{name}", os.stat(name, dir_fd=number, follow_symlinks=False).st_mtime
 
 
@@ -276,7 +286,9 @@ def documents_at(location: Location) -> str:
     """
     with _reaching(location):
         entries = _store(str(location)).manifest("corpus") or {}
-        documents = {entry.object: name for name, entry in entries.items() if name.endswith(".parquet") and name.count("/") == 1}
+        documents = {
+            entry.object: name for name, entry in entries.items() if name.endswith(".parquet") and name.count("/") == 1
+        }
         attempts = {attempt_of(found) for found in documents}
         if len(attempts) != 1 or any(f"{attempt_of(found)}/{name}" != found for found, name in documents.items()):
             raise StorageError(f"{location} holds no corpus in one place; start the run again to make it")
@@ -332,7 +344,9 @@ def _own_entries(content: bytes | None) -> Entries:
         entries = entries_of(content or b"{}")
     except (ValueError, TypeError, AttributeError):
         return {}
-    return {name: entry for name, entry in entries.items() if isinstance(entry.object, str) and _is_object(entry.object)}
+    return {
+        name: entry for name, entry in entries.items() if isinstance(entry.object, str) and _is_object(entry.object)
+    }
 
 
 @contextlib.contextmanager

@@ -77,8 +77,8 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         Whether a local Ray keeps running because runs are active; the next start connects to it again.
 
     Raises:
-        ConfigError: The policies file or the token file is not valid, the address is public but no token is valid, or another
-            program uses the port or the state directory.
+        ConfigError: The policies file or the token file is not valid, the address is public but no token is valid, or
+            another program uses the port or the state directory.
         DatabaseError: The database cannot be used.
         RayUnavailable: The local Ray cluster did not start.
     """
@@ -125,7 +125,12 @@ def _sign_in_code(database: Database, token: str | None) -> str | None:
 
 
 def _run(
-    settings: Settings, database: Database, jobs: RayJobs, dashboard: Dashboard, *, listener: socket.socket,
+    settings: Settings,
+    database: Database,
+    jobs: RayJobs,
+    dashboard: Dashboard,
+    *,
+    listener: socket.socket,
     announce: Callable[[], None],
 ) -> None:
     """Run the background loops and the server until a signal ends them."""
@@ -143,8 +148,17 @@ def _run(
     with contextlib.ExitStack() as stack:
         planning = stack.enter_context(contextlib.closing(PlanningPool()))
         app = create_app(
-            settings, database, jobs, planning=planning, pools=pools, dashboard=dashboard, notifier=notifier, secret=secret,
-            wake_reconciler=reconciling.wake, loops=lambda: {loop.name: loop.state for loop in loops})
+            settings,
+            database,
+            jobs,
+            planning=planning,
+            pools=pools,
+            dashboard=dashboard,
+            notifier=notifier,
+            secret=secret,
+            wake_reconciler=reconciling.wake,
+            loops=lambda: {loop.name: loop.state for loop in loops},
+        )
         server = Server(app, settings)
         for loop in loops:
             loop.start()
@@ -161,21 +175,30 @@ def _store_policies(settings: Settings, database: Database) -> None:
         return
     wanted, now = load_policies(settings.policies), time.time()
     with database.write() as session:
-        # Compare the policies as plain data, because setting a field to its default value is different from omitting it.
+        # Compare the policies as plain data, because setting a field to its default value is different from omitting
+        # it.
         before, after = (each.model_dump(mode="json", exclude_unset=True) for each in (policies.load(session), wanted))
         if before == after:
             return
         policies.replace(session, wanted, now)
         audit.note(
-            session, owner="operator", token_id=None, action="policies.set", target="policies", address=None, now=now,
-            detail={"file": str(settings.policies), **after})
+            session,
+            owner="operator",
+            token_id=None,
+            action="policies.set",
+            target="policies",
+            address=None,
+            now=now,
+            detail={"file": str(settings.policies), **after},
+        )
 
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """Leave the block at SIGINT or SIGTERM, so that the rest of the service is stopped properly.
 
-    When a signal stops uvicorn, uvicorn raises it again, and the default action of SIGTERM would end the process at once.
+    When a signal stops uvicorn, uvicorn raises it again, and the default action of SIGTERM would end the process at
+    once.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -194,7 +217,9 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
             listener.bind((settings.host, settings.port))
             listener.listen(2048)
         except OSError as error:
-            remedy = "another program uses it; choose another with --port" if error.errno == errno.EADDRINUSE else str(error)
+            remedy = (
+                "another program uses it; choose another with --port" if error.errno == errno.EADDRINUSE else str(error)
+            )
             raise ConfigError("--port", settings.port, remedy) from error
         yield listener
 

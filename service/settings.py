@@ -41,25 +41,28 @@ class Settings(BaseModel):
     """URL at which browsers and drivers reach the service, also with a path, such as `https://HOST/moedisco`; null uses
     `http://HOST:PORT`."""
     ray_address: str | None = None
-    """URL that accepts the Ray cluster's jobs, such as `http://HEAD:8265`; with null, the service starts a local cluster."""
+    """URL that accepts the Ray cluster's jobs, such as `http://HEAD:8265`; with null, the service starts a local
+    cluster."""
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """URL at which the service reaches the Ray dashboard; null uses `ray_address`. Browsers reach it at `/ray/`."""
     input_roots: tuple[str, ...] = ()
-    """Directories and URIs such as `s3://BUCKET/PREFIX` or `hf://ORG` that runs may read. Hidden files, and directories of the
-    service and its runs, are not read. The built-in text is always allowed."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` or `hf://ORG` that runs may read. Hidden files, and directories
+    of the service and its runs, are not read. The built-in text is always allowed."""
     output_roots: Annotated[tuple[Location, ...], Field(min_length=1)] = (Path("runs"),)
-    """Directories and URIs such as `s3://BUCKET/PREFIX` in which run directories are created; the first is the default."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` in which run directories are created; the first is the
+    default."""
     home_dir: Path | None = None
-    """Directory of the service's own files of runs at URIs, which their drivers read; null uses the first output root that is a
-    directory, or else `state_dir`."""
+    """Directory of the service's own files of runs at URIs, which their drivers read; null uses the first output root
+    that is a directory, or else `state_dir`."""
     driver_user: str | None = None
-    """Unprivileged user that the local Ray and its drivers run as; null uses the service's user. If it is set, the service must run
-    as root."""
+    """Unprivileged user that the local Ray and its drivers run as; null uses the service's user. If it is set, the
+    service must run as root."""
     storage_roots: tuple[str, ...] = ()
-    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Without any, checkpoints stay
-    in run directories."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Without any, checkpoints
+    stay in run directories."""
     map_functions: tuple[FunctionName, ...] = ()
-    """Functions that `map` of a source may name, as MODULE:FUNCTION. Drivers call them; the service does not import them."""
+    """Functions that `map` of a source may name, as MODULE:FUNCTION. Drivers call them; the service does not import
+    them."""
     max_active_runs: PositiveInt = 4
     """Limit on active runs of all owners together; the policies set limits for each owner."""
     policies: Path | None = None
@@ -73,7 +76,8 @@ class Settings(BaseModel):
     max_report_bytes: PositiveInt = 8 * MIB
     """Maximum size of the body of a driver's report (bytes)."""
     webhook_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """URL that gets a POST when a run has ended, signed with the secret in `webhook-secret` of `state_dir`; null: none is sent."""
+    """URL that gets a POST when a run has ended, signed with the secret in `webhook-secret` of `state_dir`; null: none
+    is sent."""
     forwarded_allow_ips: str = ""
     """Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted."""
     session_idle_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24
@@ -82,7 +86,8 @@ class Settings(BaseModel):
     """Maximum duration of a browser session, in hours."""
     log_format: Literal["console", "json"] = "console"
     admin_token_file: Path | None = None
-    """File with the first administrator's token, created if the database has no token; null uses `admin-token` in `state_dir`."""
+    """File with the first administrator's token, created if the database has no token; null uses `admin-token` in
+    `state_dir`."""
 
     @property
     def roots(self) -> Roots:
@@ -94,7 +99,13 @@ class Settings(BaseModel):
         hub = (place.resolve() for place in private_places(Path(root) for root in self.input_roots if not is_uri(root)))
         private = (self.state_dir, self.admin_token_path, *own, *hub, *self._database_files)
         return Roots(
-            self.input_roots, self.output_roots, self.storage_roots, homes=homes, private=private, functions=self.map_functions)
+            self.input_roots,
+            self.output_roots,
+            self.storage_roots,
+            homes=homes,
+            private=private,
+            functions=self.map_functions,
+        )
 
     @property
     def is_local(self) -> bool:
@@ -112,7 +123,11 @@ class Settings(BaseModel):
     @field_validator("driver_user", mode="after")
     @classmethod
     def _drivers_reach_their_homes(cls, user: str | None, info: ValidationInfo) -> str | None:
-        if user is not None and info.data.get("home_dir") is None and all(map(is_uri, info.data.get("output_roots", ["."]))):
+        if (
+            user is not None
+            and info.data.get("home_dir") is None
+            and all(map(is_uri, info.data.get("output_roots", ["."])))
+        ):
             raise ValueError("cannot read the service's files of its runs; name a directory for them with --home-dir")
         return user
 
@@ -151,7 +166,9 @@ class Settings(BaseModel):
     def _database_files(self) -> list[Path]:
         """SQLite's files of the database; empty for another database."""
         name = self.database.partition("?")[0].removeprefix("sqlite:///")
-        return [] if "://" in name else [Path(f"{name}{ending}").resolve() for ending in ("", "-wal", "-shm", "-journal")]
+        return (
+            [] if "://" in name else [Path(f"{name}{ending}").resolve() for ending in ("", "-wal", "-shm", "-journal")]
+        )
 
     @property
     def session_idle_seconds(self) -> float:
@@ -188,9 +205,11 @@ def check_bind(settings: Settings, *, tokens: int) -> None:
     """
     if not is_loopback(settings.host) and not tokens:
         raise ConfigError(
-            "--host", settings.host,
+            "--host",
+            settings.host,
             "is reachable from other machines and no token is valid; create one first "
-            "(`moedisco tokens create NAME --owner OWNER --state-dir DIR`), or listen on 127.0.0.1")
+            "(`moedisco tokens create NAME --owner OWNER --state-dir DIR`), or listen on 127.0.0.1",
+        )
 
 
 def is_loopback(host: str) -> bool:

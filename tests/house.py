@@ -1,7 +1,7 @@
 """Print the measures of the working tree next to those of main, and mark what rose: `python tests/house.py [REVISION]`.
 
-No measure is a limit. It may fall; a rise needs a line in the commit that says what it buys. The base is the commit at which
-the branch left REVISION, by default `main`.
+No measure is a limit. It may fall; a rise needs a line in the commit that says what it buys. The base is the commit at
+which the branch left REVISION, by default `main`.
 """
 
 import ast
@@ -28,10 +28,17 @@ STAGE_NAMES = frozenset(stage.name for stage in STAGES)
 
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-_LAYOUT = frozenset({
-    tokenize.COMMENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER, tokenize.INDENT, tokenize.NEWLINE,
-    tokenize.NL,
-})
+_LAYOUT = frozenset(
+    {
+        tokenize.COMMENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+        tokenize.INDENT,
+        tokenize.NEWLINE,
+        tokenize.NL,
+    }
+)
 _PAGES = {
     "documented settings": ("docs/configuration.md", re.compile(r"^\| `", re.MULTILINE)),
     "commands": ("docs/cli.md", re.compile(r"^```text\nmoedisco (?!.* COMMAND \[ARGS\])", re.MULTILINE)),
@@ -73,10 +80,13 @@ def measured(text: str, *, tokens: bool = True) -> Source:
     tree = ast.parse(text)
     nodes = list(ast.walk(tree))
     docstrings = {
-        (node.lineno, node.col_offset) for node in nodes if isinstance(node, ast.Expr) and _text(node.value) is not None}
+        (node.lineno, node.col_offset) for node in nodes if isinstance(node, ast.Expr) and _text(node.value) is not None
+    }
     found = [
-        token for token in tokenize.generate_tokens(io.StringIO(text if tokens else "").readline)
-        if token.type not in _LAYOUT and token.start not in docstrings]
+        token
+        for token in tokenize.generate_tokens(io.StringIO(text if tokens else "").readline)
+        if token.type not in _LAYOUT and token.start not in docstrings
+    ]
     code_lines = {line for token in found for line in range(token.start[0], token.end[0] + 1)}
     lines = text.splitlines()
     return Source(
@@ -140,7 +150,9 @@ def seconds(reports: list[Path]) -> dict[str, float]:
 def committed(revision: str) -> dict[str, str]:
     """Text of each measured file in a commit, by its path."""
     with tarfile.open(fileobj=io.BytesIO(_git("archive", revision))) as archive:
-        members = {each.name: archive.extractfile(each) for each in archive if _is_source(each.name) or each.name in _READ}
+        members = {
+            each.name: archive.extractfile(each) for each in archive if _is_source(each.name) or each.name in _READ
+        }
         return {name: member.read().decode() for name, member in members.items() if member is not None}
 
 
@@ -159,7 +171,8 @@ def main(revision: str = "main") -> None:
     sources = {text: measured(text, tokens=counts) for text, counts in texts.items()}
     shown = [
         f"before: {base[:8]}, where this branch left {revision}",
-        *table(measures(before, sources), measures(now, sources))]
+        *table(measures(before, sources), measures(now, sources)),
+    ]
     times = seconds(sorted((ROOT / "build").glob("test-*.xml")))
     shown += [f"{f'seconds of {folder}':<40}{'':>10}{time:>10,.0f}" for folder, time in times.items()]
     print("\n".join(shown))  # noqa: T201

@@ -1,8 +1,9 @@
 """Break random lines of product code, one at a time, and list which of them no test notices.
 
-`python tests/mutants.py --lines 60 --seed 1 --output build/mutants.json` draws lines of `moedisco_ray` and `service` that hold
-something to break, breaks one thing in each, and runs the tests of `make test` that are at most two imports away from the line's
-module. All happens in a copy of the working tree. A test that fails also without the change catches nothing, and is left out.
+`python tests/mutants.py --lines 60 --seed 1 --output build/mutants.json` draws lines of `moedisco_ray` and `service`
+that hold something to break, breaks one thing in each, and runs the tests of `make test` that are at most two imports
+away from the line's module. All happens in a copy of the working tree. A test that fails also without the change
+catches nothing, and is left out.
 """
 
 from __future__ import annotations
@@ -34,10 +35,25 @@ STEPS = 2
 MOST_FALSE_ALARMS = 5
 """Number of tests that may fail without the change before a line is given up."""
 COMPARISONS: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.In: ast.NotIn,
-    ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
 ARITHMETIC: Mapping[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult}
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +86,10 @@ def changes_of(node: ast.AST) -> Iterator[tuple[str, str]]:
     """Kind and text of every change of a node."""
     match node:
         case ast.Compare(left, [operator, *rest], comparators):
-            yield "comparison flipped", f"({ast.unparse(ast.Compare(left, [COMPARISONS[type(operator)](), *rest], comparators))})"
+            yield (
+                "comparison flipped",
+                f"({ast.unparse(ast.Compare(left, [COMPARISONS[type(operator)](), *rest], comparators))})",
+            )
         case ast.BoolOp(operator, values):
             other = ast.Or() if isinstance(operator, ast.And) else ast.And()
             yield "and/or swapped", f"({ast.unparse(ast.BoolOp(other, values))})"
@@ -89,8 +108,10 @@ def changes_of(node: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def _has_text(node: ast.AST) -> bool:
-    return any(isinstance(each, ast.JoinedStr) or (isinstance(each, ast.Constant) and isinstance(each.value, str))
-               for each in ast.walk(node))
+    return any(
+        isinstance(each, ast.JoinedStr) or (isinstance(each, ast.Constant) and isinstance(each.value, str))
+        for each in ast.walk(node)
+    )
 
 
 def _is_none(node: ast.AST) -> bool:
@@ -183,7 +204,9 @@ def reaches(imports: Mapping[str, set[str]]) -> dict[str, dict[str, int]]:
 def tests_of(reached: Mapping[str, Mapping[str, int]], file: str) -> list[str]:
     """Test files that reach a module, nearest first, and of those the ones that reach little else; if none does, all unit tests."""
     tests = [test for test, found in reached.items() if file in found]
-    return sorted(tests, key=lambda test: ("/ray/" in test, reached[test][file], len(reached[test]), test)) or ["tests/unit"]
+    return sorted(tests, key=lambda test: ("/ray/" in test, reached[test][file], len(reached[test]), test)) or [
+        "tests/unit"
+    ]
 
 
 def run_tests(root: Path, tests: Sequence[str], left_out: Sequence[str], seconds: float) -> tuple[str, str]:
@@ -202,7 +225,7 @@ def run_tests(root: Path, tests: Sequence[str], left_out: Sequence[str], seconds
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             return "out of time", ""
-    if process.returncode in (0, 5):     # 5: no test was selected
+    if process.returncode in (0, 5):  # 5: no test was selected
         return "passed", ""
     failed = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.MULTILINE)
     return "failed", failed[1] if failed else ""
@@ -248,7 +271,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument("--seconds", type=float, default=600, help="time limit of one line's tests")
     parser.add_argument("--within", nargs="+", default=PRODUCT, help="folders or files to draw from")
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "mutants.json", help="file of the results, as JSON")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "build" / "mutants.json", help="file of the results, as JSON"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mutants-") as home:
         root, files = Path(home), tracked()
@@ -256,7 +281,9 @@ def main() -> None:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
         python = [name for name in files if name.endswith(".py")]
-        imports = imports_of(root, [name for name in python if name.startswith((*PRODUCT, "tests/", "docs/", "benchmarks/"))])
+        imports = imports_of(
+            root, [name for name in python if name.startswith((*PRODUCT, "tests/", "docs/", "benchmarks/"))]
+        )
         reached = reaches(imports)
         drawn = [name for name in python if name.startswith(tuple(arguments.within))]
         found: list[dict[str, Any]] = []
@@ -265,7 +292,9 @@ def main() -> None:
             print(json.dumps(found[-1]), flush=True)  # noqa: T201
             counts = collections.Counter(each["outcome"] for each in found)
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(json.dumps({"seed": arguments.seed, "outcomes": counts, "lines": found}, indent=1) + "\n")
+            arguments.output.write_text(
+                json.dumps({"seed": arguments.seed, "outcomes": counts, "lines": found}, indent=1) + "\n"
+            )
 
 
 if __name__ == "__main__":

@@ -25,21 +25,39 @@ from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.plan import with_cluster_count
 
 app = typer.Typer(
-    cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
-    help="Compare ways to train one MoE.")
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Compare ways to train one MoE.",
+)
 
 
 @app.command("compare")
 def compare_arms(
-    config: ConfigPath, overrides: Overrides = None,
-    arms: Annotated[str, typer.Option(
-        metavar="A,B,...", help=f"Arms to train, of {', '.join(ARMS)}; omitted: all. Joint training is always included.")] = "",
-    output: Annotated[str | None, typer.Option(
-        metavar="DIR", help="Directory or URI for the results; omitted: OUTPUT/NAME-compared.")] = None,
-    to_loss: Annotated[bool, typer.Option("--to-loss", help="Also train each arm until it reaches joint training's loss.")] = False,
-    slice_tokens: Annotated[int | None, typer.Option(min=0, help=(
-        "Tokens of each short training that tunes an arm's learning rate and batch size; 0: no tuning."),
-        show_default="a quarter of tokens.total")] = None,
+    config: ConfigPath,
+    overrides: Overrides = None,
+    arms: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,...",
+            help=f"Arms to train, of {', '.join(ARMS)}; omitted: all. Joint training is always included.",
+        ),
+    ] = "",
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Directory or URI for the results; omitted: OUTPUT/NAME-compared.")
+    ] = None,
+    to_loss: Annotated[
+        bool, typer.Option("--to-loss", help="Also train each arm until it reaches joint training's loss.")
+    ] = False,
+    slice_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=("Tokens of each short training that tunes an arm's learning rate and batch size; 0: no tuning."),
+            show_default="a quarter of tokens.total",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""

@@ -10,10 +10,18 @@ from moedisco_ray.core.config import RunConfig
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
 _SIZE = ("tokens.total",)
 _MACHINES = (
-    "submodels.quorum", "submodels.optimizer.micro_batch", "submodels.optimizer.precision",
-    "submodels.optimizer.gradient_checkpointing", "submodels.optimizer.moments", "submodels.optimizer.offload_moments",
-    "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing",
-    "finetune.optimizer.moments", "finetune.optimizer.offload_moments")
+    "submodels.quorum",
+    "submodels.optimizer.micro_batch",
+    "submodels.optimizer.precision",
+    "submodels.optimizer.gradient_checkpointing",
+    "submodels.optimizer.moments",
+    "submodels.optimizer.offload_moments",
+    "finetune.optimizer.micro_batch",
+    "finetune.optimizer.precision",
+    "finetune.optimizer.gradient_checkpointing",
+    "finetune.optimizer.moments",
+    "finetune.optimizer.offload_moments",
+)
 """Settings that decide how work is done, not what is computed; none of them should change a loss."""
 _RESCALING = ("merge.router", "merge.calibration_tokens")
 
@@ -22,13 +30,13 @@ def recipe(config: RunConfig) -> dict[str, Any]:
     """The settings that a run was trained with.
 
     Returns:
-        {dotted path: JSON value}, without settings that have no effect in this configuration, such as `clusters.count` in joint
-        training.
+        {dotted path: JSON value}, without settings that have no effect in this configuration, such as `clusters.count`
+        in joint training.
     """
     raw = config.model_dump(mode="json", include=set(_SECTIONS))
     return {
-        path: value for path, value in _leaves(raw)
-        if path not in (*_SIZE, *_MACHINES) and _has_a_say(path, config)}
+        path: value for path, value in _leaves(raw) if path not in (*_SIZE, *_MACHINES) and _has_a_say(path, config)
+    }
 
 
 def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -48,7 +56,7 @@ def _has_a_say(path: str, config: RunConfig) -> bool:
     if path.startswith("finetune."):
         return tokens.finetune > 0
     if path.startswith("submodels.optimizer.") or path == "clusters.count":
-        return tokens.decoupled or tokens.seed > 0     # the seed has the size of a sub-model, and trains like one
+        return tokens.decoupled or tokens.seed > 0  # the seed has the size of a sub-model, and trains like one
     if path == "submodels.seed_members" or path.startswith("submodels.outer."):
         return config.submodels.sync_every is not None and (tokens.decoupled or config.seed_members > 1)
     # The experts of an upcycled seed are rescaled like merged experts.

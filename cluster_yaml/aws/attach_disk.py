@@ -24,17 +24,24 @@ def attach(ec2: Any, instance: str, zone: str) -> str:
     Returns:
         Path of the device under /dev/disk/by-id.
     """
-    found = ec2.describe_volumes(Filters=[
-        {"Name": "tag:Name", "Values": [NAME]}, {"Name": "availability-zone", "Values": [zone]}])["Volumes"]
+    found = ec2.describe_volumes(
+        Filters=[{"Name": "tag:Name", "Values": [NAME]}, {"Name": "availability-zone", "Values": [zone]}]
+    )["Volumes"]
     if len(found) != 1:
-        raise SystemExit(f"{len(found)} volumes named {NAME} in {zone}; the stack of aws/account.yaml creates one in its Zone")
+        raise SystemExit(
+            f"{len(found)} volumes named {NAME} in {zone}; the stack of aws/account.yaml creates one in its Zone"
+        )
     volume = found[0]["VolumeId"]
     holders = [attachment["InstanceId"] for attachment in found[0]["Attachments"] if attachment["State"] != "detached"]
     if holders != [instance]:
         # A head that terminates releases its volume within seconds.
-        ec2.get_waiter("volume_available").wait(VolumeIds=[volume], WaiterConfig={"Delay": 3, "MaxAttempts": PATIENCE_SECONDS // 3})
+        ec2.get_waiter("volume_available").wait(
+            VolumeIds=[volume], WaiterConfig={"Delay": 3, "MaxAttempts": PATIENCE_SECONDS // 3}
+        )
         ec2.attach_volume(VolumeId=volume, InstanceId=instance, Device=DEVICE)
-        ec2.get_waiter("volume_in_use").wait(VolumeIds=[volume], WaiterConfig={"Delay": 3, "MaxAttempts": PATIENCE_SECONDS // 3})
+        ec2.get_waiter("volume_in_use").wait(
+            VolumeIds=[volume], WaiterConfig={"Delay": 3, "MaxAttempts": PATIENCE_SECONDS // 3}
+        )
     return f"/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_{volume.replace('-', '')}"
 
 
@@ -47,7 +54,8 @@ def _about(path: str, token: str) -> str:
 
 def _token() -> str:
     request = urllib.request.Request(  # noqa: S310
-        f"{_METADATA}/api/token", method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+        f"{_METADATA}/api/token", method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    )
     with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
         text: str = answer.read().decode()
     return text

@@ -34,7 +34,8 @@ def attach(compute: Any, group: str, machine: str) -> str:
     if holder != machine:
         present = compute.virtual_machines.get(group, machine)
         present.storage_profile.data_disks.append(
-            {"lun": LUN, "name": NAME, "create_option": "Attach", "managed_disk": {"id": disk.id}})
+            {"lun": LUN, "name": NAME, "create_option": "Attach", "managed_disk": {"id": disk.id}}
+        )
         compute.virtual_machines.begin_create_or_update(group, machine, present).result()
     return f"/dev/disk/azure/scsi1/lun{LUN}"
 

@@ -48,5 +48,7 @@ def _ask(functions: list[UserFunction]) -> None:
         typer.echo(f"\n{source.strip()}\n", err=True)
     if not typer.confirm("This code can do whatever you can do. Run it?", err=True):
         raise ConfigError(
-            functions[0].field, functions[0].name, "was not allowed; remove it, or allow it with "
-            f"--allow-code {functions[0].name}")
+            functions[0].field,
+            functions[0].name,
+            f"was not allowed; remove it, or allow it with --allow-code {functions[0].name}",
+        )

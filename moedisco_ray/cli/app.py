@@ -1,4 +1,7 @@
-"""The command line. Commands check their arguments first, and import torch, Ray and matplotlib only when they need them."""
+"""The command line.
+
+Commands check their arguments first, and import torch, Ray and matplotlib only when they need them.
+"""
 
 from __future__ import annotations
 
@@ -97,8 +100,12 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Commands, add_completion=False, pretty_exceptions_enable=False,
-    help="Train Mixture-of-Experts language models mostly on cheap, low-memory GPUs, on Ray.")
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train Mixture-of-Experts language models mostly on cheap, low-memory GPUs, on Ray.",
+)
+
 
 def main() -> None:
     """Run the command line."""
@@ -111,7 +118,7 @@ def _readable_usage_error() -> Iterator[None]:
     try:
         yield
     except _USAGE_ERROR as error:
-        error.message = one_line(error.message)     # type: ignore[attr-defined]
+        error.message = one_line(error.message)  # type: ignore[attr-defined]
         raise
 
 
@@ -124,7 +131,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback(no_args_is_help=True)
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Handle the options that precede a command."""
@@ -132,9 +139,16 @@ def options(
 
 @app.command()
 def run(
-    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Redo = False, repair: Repair = False, no_verify: NoVerify = False, allow_code: AllowCode = None,
-    stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    redo: Redo = False,
+    repair: Repair = False,
+    no_verify: NoVerify = False,
+    allow_code: AllowCode = None,
+    stop_file: StopPath = None,
+    report_to: ReportTo = None,
+    run_id: RunId = None,
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
@@ -156,8 +170,16 @@ def run(
         from moedisco_ray.execution.pipeline import run as run_pipeline
 
         directory = run_pipeline(
-            checked, tuple(views), redo, stop=stop, given_id=run_id, functions=functions, prices=prices,
-            verifies=not no_verify, repairs=repair)
+            checked,
+            tuple(views),
+            redo,
+            stop=stop,
+            given_id=run_id,
+            functions=functions,
+            prices=prices,
+            verifies=not no_verify,
+            repairs=repair,
+        )
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
@@ -167,7 +189,10 @@ def run(
 
 @app.command()
 def plan(
-    config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, measured: MeasuredIn = None,
+    config: ConfigPath,
+    overrides: Overrides = None,
+    cluster: ClusterFile = None,
+    measured: MeasuredIn = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run needs: parameters, memory, hours, dollars."""
@@ -186,7 +211,8 @@ def plan(
         found = (*disagreements(started, checked, worked_out), *lacking(started, checked, worked_out))
         if not as_json:
             output_console().print(
-                cluster_view(started, cluster_needs(started, checked, worked_out), str(cluster), agrees=not found))
+                cluster_view(started, cluster_needs(started, checked, worked_out), str(cluster), agrees=not found)
+            )
         for each in found:
             remark(str(each))
         if found:
@@ -196,8 +222,9 @@ def plan(
 @app.command()
 def init(
     path: NewFile = Path("moedisco.yaml"),
-    preset: Annotated[PresetName | None, typer.Option(
-        help="Preset to write.", show_default="default with a GPU, demo without one")] = None,
+    preset: Annotated[
+        PresetName | None, typer.Option(help="Preset to write.", show_default="default with a GPU, demo without one")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented configuration: the named preset, or a preset that this machine can run."""
@@ -214,7 +241,9 @@ def init(
     except OSError as error:
         raise ConfigError("PATH", str(path), f"cannot be written ({error.strerror})") from error
     if preset is None and chosen == "demo":
-        say("no GPU found here: the `demo` preset runs on CPU cores; `--preset default` is for GPUs, here or on a cluster")
+        say(
+            "no GPU found here: the `demo` preset runs on CPU cores; `--preset default` is for GPUs, here or on a cluster"
+        )
     if chosen == "default" and local_gpus() == 1:
         say("one GPU found here: to run all stages on it, set pools.high_memory.workers to 1")
     say(f"wrote {path} (preset {chosen}); next: moedisco plan {path}")
@@ -232,7 +261,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     if not findings.problems:
         say(
             f"ok: {checked.name}, {checked.model.family_name} with {checked.model.architecture.num_experts} experts and "
-            f"{findings.vocab_size:,} tokens of vocabulary, {checked.cluster_count} clusters, {checked.tokens.total:,} tokens")
+            f"{findings.vocab_size:,} tokens of vocabulary, {checked.cluster_count} clusters, {checked.tokens.total:,} tokens"
+        )
     for warning in findings.warnings:
         say(f"warning: {warning}")
     if findings.problems:
@@ -256,8 +286,10 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def verify(run_dir: Annotated[str, typer.Argument(
-    metavar="RUN_DIR", help="Directory or URI of a run, or the directory of an exported model.")],
+def verify(
+    run_dir: Annotated[
+        str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run, or the directory of an exported model.")
+    ],
 ) -> None:
     """Read all files of a run, finished or not, and list what a disk or a copy has damaged; exit code 1 if anything is."""
     is_damaged = False
@@ -281,7 +313,10 @@ def plot(run_dir: RunDir) -> None:
         say(str(path))
     for stage in report.stages:
         if stage.outdated:
-            print(f"warning: stage {stage.name} is out of date, and so is what the figures show of it; {REMEDY}", file=sys.stderr)
+            print(
+                f"warning: stage {stage.name} is out of date, and so is what the figures show of it; {REMEDY}",
+                file=sys.stderr,
+            )
     if not paths:
         say(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
@@ -296,10 +331,14 @@ def _reporter(address: Path, config: RunConfig, stop: StopFile, prices: PriceTag
     try:
         ReportAddress.from_json(address.read_text(encoding="utf-8"))
     except OSError as error:
-        remedy = f"cannot be read ({error.strerror}); start drivers as the service's user or as that of its --driver-user"
+        remedy = (
+            f"cannot be read ({error.strerror}); start drivers as the service's user or as that of its --driver-user"
+        )
         raise ConfigError("--report-to", str(address), remedy) from error
     except ValueError as error:
-        raise ConfigError("--report-to", str(address), "must be the file that the service writes for the driver") from error
+        raise ConfigError(
+            "--report-to", str(address), "must be the file that the service writes for the driver"
+        ) from error
     from moedisco_ray.cli.reporter import Reporter
 
     return Reporter(address, config.directory / "events.jsonl", stop, prices.change)

@@ -20,8 +20,8 @@ _LEAVE, _CLEAR = "/bye", "/clear"
 class Chat:
     """A conversation with a model, which prints its answers token by token.
 
-    With a chat template, the model sees the conversation so far; the oldest messages are left out if it gets too long. A model
-    without a template continues each line as the beginning of a document.
+    With a chat template, the model sees the conversation so far; the oldest messages are left out if it gets too long.
+    A model without a template continues each line as the beginning of a document.
 
     Attributes:
         messages: The conversation so far; empty without a template.
@@ -30,12 +30,18 @@ class Chat:
         model: The model, on its device.
         tokenizer: Its tokenizer.
         max_tokens: Maximum tokens per answer; in a long conversation, at most half of the model's positions.
-        temperature: Sampling temperature; 0 takes the likeliest token, None is what the model's `generation_config.json` says.
+        temperature: Sampling temperature; 0 takes the likeliest token, None is what the model's
+            `generation_config.json` says.
         shows_experts: Whether to print which experts compute the tokens of an answer.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, temperature: float | None,
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_tokens: int,
+        temperature: float | None,
         shows_experts: bool = False,
     ) -> None:
         self.messages: list[Message] = []
@@ -60,12 +66,17 @@ class Chat:
         with contextlib.nullcontext() if self._use is None else self._use:
             try:
                 self._model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, streamer=printer,
-                    pad_token_id=self._tokenizer.eos_token_id, **self._sampling)
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=new,
+                    streamer=printer,
+                    pad_token_id=self._tokenizer.eos_token_id,
+                    **self._sampling,
+                )
             except KeyboardInterrupt:
                 printer.end()
         if self._use is not None:
-            print(*use_lines(self._tokenizer, printer.ids, self._use.shares()[ids.shape[1]:]), sep="\n")
+            print(*use_lines(self._tokenizer, printer.ids, self._use.shares()[ids.shape[1] :]), sep="\n")
         if self.has_template:
             self.messages.append({"role": "assistant", "content": printer.text})
         return printer.text
@@ -82,7 +93,12 @@ class Chat:
 
 
 def chat(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, temperature: float | None, shows_experts: bool,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    temperature: float | None,
+    shows_experts: bool,
 ) -> None:
     """Chat until the end of the input; see `Chat` for the arguments."""
     conversation = Chat(model, tokenizer, max_tokens=max_tokens, temperature=temperature, shows_experts=shows_experts)

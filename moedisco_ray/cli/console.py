@@ -1,8 +1,10 @@
-"""The output of the command line. What others wrote reaches a terminal only through the streams and consoles of this module.
+"""The output of the command line.
+
+What others wrote reaches a terminal only through the streams and consoles of this module.
 
 A run's report, a service's answer or a file's name may contain escape sequences that clear the screen or write the
-clipboard. The streams show control characters as escapes, also for libraries that print. Only rich's consoles write escape
-sequences, their own: they escape the text that they are given.
+clipboard. The streams show control characters as escapes, also for libraries that print. Only rich's consoles write
+escape sequences, their own: they escape the text that they are given.
 """
 
 from __future__ import annotations
@@ -39,8 +41,13 @@ class PrintableConsole(Console):
         if isinstance(renderable, Text) and printable(renderable.plain) != renderable.plain:
             # Escapes need room, so a text is replaced before it is wrapped. It loses the styles of its parts.
             renderable = Text(
-                printable(renderable.plain), renderable.style, justify=renderable.justify, overflow=renderable.overflow,
-                no_wrap=renderable.no_wrap, end=renderable.end)
+                printable(renderable.plain),
+                renderable.style,
+                justify=renderable.justify,
+                overflow=renderable.overflow,
+                no_wrap=renderable.no_wrap,
+                end=renderable.end,
+            )
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 

@@ -35,7 +35,7 @@ class Continuation:
             self._started = True
             self._earlier = any((directory / stage.directory / "manifest.json").exists() for stage in STAGES)
         elif event.type in ("stage_finished", "stage_skipped"):
-            self._stage, self._checkpoint = event.stage, False     # a finished stage's checkpoints are deleted
+            self._stage, self._checkpoint = event.stage, False  # a finished stage's checkpoints are deleted
         elif event.type == "checkpoint":
             self._checkpoint = True
 
@@ -64,6 +64,6 @@ class Continuation:
             return f"{subject} continues from the last checkpoint"
         if self._stage is not None:
             return f"{subject} continues after the stage {self._stage}"
-        if self._earlier:   # by an attempt before this one, which may have had other settings if this one repeats stages
+        if self._earlier:  # by an attempt before this one, which may have had other settings if this one repeats stages
             return None if self._redo else f"{subject} continues from what was stored before"
         return f"nothing is stored yet: {subject} begins anew"

@@ -23,8 +23,8 @@ _MOST_NAMED = 4
 class ExpertUse:
     """Records which experts each token selects while the context is active.
 
-    An expert's share of a token is its routing weight, as a part of all weights of the token in a layer, averaged over the MoE
-    layers.
+    An expert's share of a token is its routing weight, as a part of all weights of the token in a layer, averaged over
+    the MoE layers.
 
     Args:
         model: A model that generates one sequence at a time.
@@ -44,23 +44,29 @@ class ExpertUse:
         self._layers = [[] for _ in self._experts]
         self._hooks = [
             experts.register_forward_pre_hook(self._record(passes))
-            for experts, passes in zip(self._experts.values(), self._layers, strict=True)]
+            for experts, passes in zip(self._experts.values(), self._layers, strict=True)
+        ]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
 
     def shares(self) -> Tensor:
         """The shares of all recorded tokens [T, E]; each row sums to 1."""
-        computed = min(map(len, self._layers))     # Ctrl-C can end a forward pass between two layers
-        count = max(int(experts.num_experts) for experts in self._experts.values())     # type: ignore[arg-type]
-        shares = [torch.cat([_shares(*each, count) for each in passes[:computed]]) for passes in self._layers if computed]
+        computed = min(map(len, self._layers))  # Ctrl-C can end a forward pass between two layers
+        count = max(int(experts.num_experts) for experts in self._experts.values())  # type: ignore[arg-type]
+        shares = [
+            torch.cat([_shares(*each, count) for each in passes[:computed]]) for passes in self._layers if computed
+        ]
         return torch.stack(shares).mean(0) if shares else torch.empty(0, 0)
 
     def _record(self, passes: list[tuple[Tensor, Tensor]]) -> Any:
         def hook(_experts: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             passes.append((inputs[1], inputs[2]))
+
         return hook
 
 
@@ -78,7 +84,7 @@ def use_lines(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], shares_TE:
         ids: Token ids of the answer; later ones that the model has not read yet are left out.
         shares_TE: Each expert's share of each of the tokens.
     """
-    texts = [repr(tokenizer.decode([token])) for token in ids[:len(shares_TE)]]
+    texts = [repr(tokenizer.decode([token])) for token in ids[: len(shares_TE)]]
     if not texts:
         return []
     width = max(map(len, texts))
@@ -88,4 +94,6 @@ def use_lines(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], shares_TE:
 
 def _named(share_E: Tensor) -> str:
     shares, experts = share_E.topk(min(_MOST_NAMED, len(share_E)))
-    return "  ".join(f"{expert}: {share:.0%}" for share, expert in zip(shares.tolist(), experts.tolist(), strict=True) if share)
+    return "  ".join(
+        f"{expert}: {share:.0%}" for share, expert in zip(shares.tolist(), experts.tolist(), strict=True) if share
+    )

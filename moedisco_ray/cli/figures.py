@@ -25,12 +25,24 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK = "#333333"
 STYLE: dict[str, Any] = {
-    "text.parse_math": False,   # a name may contain dollar signs
-    "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold",
+    "text.parse_math": False,  # a name may contain dollar signs
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
     "axes.titlepad": 12,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "axes.labelcolor": INK,
-    "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": "#E8E8E8",
-    "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8, "figure.dpi": 150,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": "#E8E8E8",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.dpi": 150,
 }
 
 
@@ -53,7 +65,7 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
     written = []
     for name, figure in drawn.items():
         if figure is not None:
-            folder.mkdir(parents=True, exist_ok=True)   # the cache of a run at a URI may hold nothing yet
+            folder.mkdir(parents=True, exist_ok=True)  # the cache of a run at a URI may hold nothing yet
             figure.savefig(folder / name, dpi=150, bbox_inches="tight", facecolor="white")
             written.append(folder / name)
     return written
@@ -62,7 +74,8 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
 def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None = None) -> Figure | None:
     """Draw the loss against the trained tokens, from seed to fine-tune. All sub-models start where the seed ends.
 
-    Joint training has no curve here: a comparison stores only its result in words, as `comparison.json` in the run directory.
+    Joint training has no curve here: a comparison stores only its result in words, as `comparison.json` in the run
+    directory.
 
     Args:
         curves: Training loss; drawn faint, under its running mean.
@@ -72,8 +85,11 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
         The figure; None without curves.
     """
     curves = {
-        unit: curve for stage in TRAINING for unit, curve in sorted(curves.items(), key=lambda item: _number_of(item[0]))
-        if curve.stage == stage}
+        unit: curve
+        for stage in TRAINING
+        for unit, curve in sorted(curves.items(), key=lambda item: _number_of(item[0]))
+        if curve.stage == stage
+    }
     if not curves:
         return None
     starts = _starts(curves)
@@ -88,20 +104,46 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
         if held_out and unit in held_out:
             x, losses = [starts[curve.stage] + tokens for tokens in held_out[unit].tokens], held_out[unit].loss
             axes.plot(
-                x, losses, color=colour, linestyle=":", linewidth=1, marker="o", markersize=4.5, markerfacecolor="white", zorder=4,
+                x,
+                losses,
+                color=colour,
+                linestyle=":",
+                linewidth=1,
+                marker="o",
+                markersize=4.5,
+                markerfacecolor="white",
+                zorder=4,
                 markevery=max(1, len(x) // 40),
-                label=f"{one_line(unit)}, held out  {losses[-1]:.2f}")
+                label=f"{one_line(unit)}, held out  {losses[-1]:.2f}",
+            )
     if {"submodels", "finetune"} <= starts.keys():
         axes.axvline(starts["finetune"], color="#777777", linewidth=1, linestyle="--")
         axes.annotate(
-            "merge", (starts["finetune"], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-            ha="center", color="#777777", fontsize=9)
+            "merge",
+            (starts["finetune"], 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            color="#777777",
+            fontsize=9,
+        )
     axes.set_title("Loss from seed to fine-tune", loc="left")
-    axes.set(xlabel="tokens that one model trains on (sub-models side by side)", ylabel="loss (nats per token)", xlim=(0, None))
+    axes.set(
+        xlabel="tokens that one model trains on (sub-models side by side)",
+        ylabel="loss (nats per token)",
+        xlim=(0, None),
+    )
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(
-        loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, ncols=math.ceil(len(axes.get_legend_handles_labels()[0]) / 16),
-        title="last loss", title_fontsize=9, alignment="left")
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        fontsize=9,
+        ncols=math.ceil(len(axes.get_legend_handles_labels()[0]) / 16),
+        title="last loss",
+        title_fontsize=9,
+        alignment="left",
+    )
     return figure
 
 
@@ -120,13 +162,13 @@ def _starts(curves: Mapping[str, Curve]) -> dict[str | None, int]:
 def running_mean(values: Sequence[float], reach: int) -> list[float]:
     """The mean of each value and up to `reach` neighbours on each side.
 
-    Near the start the window shrinks on both sides, so that the high first losses do not raise later means. At the end it
-    shrinks on one side only, so that the last mean is not a single noisy value.
+    Near the start the window shrinks on both sides, so that the high first losses do not raise later means. At the end
+    it shrinks on one side only, so that the last mean is not a single noisy value.
     """
     means = []
     for i in range(len(values)):
         near = min(reach, i)
-        window = values[i - near:i + near + 1]
+        window = values[i - near : i + near + 1]
         means.append(sum(window) / len(window))
     return means
 
@@ -134,8 +176,9 @@ def running_mean(values: Sequence[float], reach: int) -> list[float]:
 def draw_clusters(points: ClusterMap) -> Figure | None:
     """A sample of documents, projected onto the first two principal directions of their vectors.
 
-    The first panel is coloured by cluster. If there are several sources, a second panel is coloured by source. Sources are in the
-    order of the cluster that holds most of their documents, so that a source has the colour of the cluster that corresponds to it.
+    The first panel is coloured by cluster. If there are several sources, a second panel is coloured by source. Sources
+    are in the order of the cluster that holds most of their documents, so that a source has the colour of the cluster
+    that corresponds to it.
 
     Args:
         points: Coordinates, cluster and source of each document.
@@ -209,7 +252,10 @@ def _number_of(unit: str) -> int:
 
 
 def _by_main_cluster(labels: Sequence[str], clusters: Sequence[int]) -> dict[str, list[int]]:
-    """Documents by label. Labels are sorted by the number of the cluster that holds most of their documents, then by name."""
+    """Documents by label.
+
+    Labels are sorted by the number of the cluster that holds most of their documents, then by name.
+    """
     documents: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         documents.setdefault(label, []).append(i)
@@ -222,11 +268,18 @@ def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], documents: Mapp
     for number, (label, chosen) in enumerate(documents.items()):
         # Once every colour is used, start over with the next marker.
         axes.scatter(
-            [x[i] for i in chosen], [y[i] for i in chosen], s=size, alpha=0.65, linewidths=0,
-            color=PALETTE[number % len(PALETTE)], marker=_MARKERS[number // len(PALETTE) % len(_MARKERS)],
-            label=f"{one_line(label)}  ({len(chosen)})")
+            [x[i] for i in chosen],
+            [y[i] for i in chosen],
+            s=size,
+            alpha=0.65,
+            linewidths=0,
+            color=PALETTE[number % len(PALETTE)],
+            marker=_MARKERS[number // len(PALETTE) % len(_MARKERS)],
+            label=f"{one_line(label)}  ({len(chosen)})",
+        )
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
     columns = math.ceil(len(documents) / 20)
     axes.legend(
-        loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, markerscale=1.8, handletextpad=0.2, fontsize=9)
+        loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, markerscale=1.8, handletextpad=0.2, fontsize=9
+    )

@@ -35,7 +35,7 @@ def checked_device(device: str) -> str:
 
 
 def open_model(
-    directory: Path, *, device: str, experts_on: Place = "device", resident_experts: int | None = None,
+    directory: Path, *, device: str, experts_on: Place = "device", resident_experts: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer.
 
@@ -46,18 +46,28 @@ def open_model(
         resident_experts: Number of experts per layer that stay on the device; see `Offload`.
 
     Raises:
-        CheckpointError: Experts are not on the device, and the model's family is not supported or its tensors do not fit.
-        ConfigError: The device does not exist here, the directory holds no tokenizer, or the options contradict each other.
+        CheckpointError: Experts are not on the device, and the model's family is not supported or its tensors do not
+            fit.
+        ConfigError: The device does not exist here, the directory holds no tokenizer, or the options contradict each
+            other.
     """
     device = checked_device(device)
     if resident_experts is not None and experts_on == "device":
         raise ConfigError(
-            "--resident-experts", resident_experts, "all experts are on the device; add --experts-on cpu or --experts-on disk")
+            "--resident-experts",
+            resident_experts,
+            "all experts are on the device; add --experts-on cpu or --experts-on disk",
+        )
     tokenizer = load_pretrained(directory, "RUN_DIR")
     with no_progress_bar():
         if experts_on == "device":
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                directory, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True).to(device).eval()
+            model: PreTrainedModel = (
+                AutoModelForCausalLM.from_pretrained(
+                    directory, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
+                )
+                .to(device)
+                .eval()
+            )
         else:
             model = open_offloaded(directory, Offload(experts_on, resident_experts), device=device)
     return model, tokenizer

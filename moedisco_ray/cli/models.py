@@ -20,14 +20,20 @@ from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.registry import EXPORT_FORMATS, load
 
 TaskFiles = Annotated[
-    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable."),
+    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable.")
 ]
 UnseenText = Annotated[
-    list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeatable."),
+    list[str] | None,
+    typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeatable."),
 ]
 AnyModel = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Directory or URI of a model that a run exported, OUTPUT/NAME/model; or any MoE of a "
-    "supported family or dense relative of one: a directory, a GGUF file, or a model of the Hugging Face hub (ORG/NAME).")]
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Directory or URI of a model that a run exported, OUTPUT/NAME/model; or any MoE of a "
+        "supported family or dense relative of one: a directory, a GGUF file, or a model of the Hugging Face hub (ORG/NAME).",
+    ),
+]
 _FORMATS = "; ".join(f"{name}: {each.title}" for name, each in EXPORT_FORMATS.items())
 
 
@@ -48,14 +54,25 @@ class Exporter(Protocol):
 
 
 def export(
-    run_dir: Annotated[str, typer.Argument(
-        metavar="RUN_DIR", help="Directory or URI of a run; for GGUF also the directory of an exported model.")],
+    run_dir: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_DIR", help="Directory or URI of a run; for GGUF also the directory of an exported model."
+        ),
+    ],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"Format: {_FORMATS}.")] = "hf",
-    output: Annotated[Path | None, typer.Option(
-        "--output", metavar="PATH", help="Directory or file to write.",
-        show_default=f"NAME{', NAME'.join(each.suffix for each in EXPORT_FORMATS.values())}, here")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="PATH",
+            help="Directory or file to write.",
+            show_default=f"NAME{', NAME'.join(each.suffix for each in EXPORT_FORMATS.values())}, here",
+        ),
+    ] = None,
     from_checkpoint: Annotated[
-        bool, typer.Option("--from-checkpoint", help="Export the newest checkpoint of the fine-tune, finished or not.")] = False,
+        bool, typer.Option("--from-checkpoint", help="Export the newest checkpoint of the fine-tune, finished or not.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Export the model of a run, finished or not, or its sub-models, in a format of other programs."""
@@ -72,11 +89,17 @@ def export(
 
 
 def push(
-    run_dir: Annotated[str, typer.Argument(
-        metavar="RUN_DIR", help="Directory or URI of a finished run, or a directory that `moedisco export` wrote.")],
+    run_dir: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_DIR", help="Directory or URI of a finished run, or a directory that `moedisco export` wrote."
+        ),
+    ],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hugging Face hub: ORG/NAME.")],
     public: Annotated[bool, typer.Option("--public", help="Let everybody read the model.")] = False,
-    message: Annotated[str, typer.Option("--message", metavar="TEXT", help="Message of the commit.")] = "Upload the model",
+    message: Annotated[
+        str, typer.Option("--message", metavar="TEXT", help="Message of the commit.")
+    ] = "Upload the model",
     as_json: AsJson = False,
 ) -> None:
     """Upload the model of a finished run to the Hugging Face hub, privately; HF_TOKEN holds the access token."""
@@ -93,10 +116,14 @@ def push(
 def chat(
     run_dir: FinishedModel,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens per answer.")] = 512,
-    temperature: Annotated[float | None, typer.Option(
-        min=0, help="Sampling temperature; 0 takes the likeliest token.", show_default="the model's own")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="Sampling temperature; 0 takes the likeliest token.", show_default="the model's own"),
+    ] = None,
     device: Device = "auto",
-    experts: Annotated[bool, typer.Option("--experts", help="Show after each answer which experts computed its tokens.")] = False,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Show after each answer which experts computed its tokens.")
+    ] = False,
     experts_on: ExpertsOn = "device",
     resident_experts: ResidentExperts = None,
 ) -> None:
@@ -114,7 +141,9 @@ def evaluate(
     lm_eval: TaskFiles = None,
     sources: UnseenText = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of text tokens.")] = 1_000_000,
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of examples per task file, from its start.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of examples per task file, from its start.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Device that runs the model: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -122,8 +151,11 @@ def evaluate(
     if not lm_eval and not sources:
         raise ConfigError("--sources", None, "nothing to evaluate; name text, or task files with --lm-eval")
     settings = Evaluation(
-        sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
-        max_tokens=max_tokens)
+        sources=tuple(Source(path=path) for path in sources or ()),
+        lm_eval=tuple(lm_eval or ()),
+        lm_eval_limit=limit,
+        max_tokens=max_tokens,
+    )
     check_evaluation(settings)
     from moedisco_ray.cli.generation import checked_device
     from moedisco_ray.execution.given_models import open_model

@@ -1,17 +1,17 @@
 """Delivery of a run's events to the control service.
 
-`events.jsonl` is the spool: every line of it is delivered once, in order. The service responds to each report with the number of
-the line that it wants next, so neither side stores how much the other has seen. While the service is unreachable, the file grows
-and nothing is lost.
+`events.jsonl` is the spool: every line of it is delivered once, in order. The service responds to each report with the
+number of the line that it wants next, so neither side stores how much the other has seen. While the service is
+unreachable, the file grows and nothing is lost.
 
-A run at a URI that continues on another machine finds the file as it was last uploaded, without the last lines that the service
-has. So each report has the number of the driver's own first line: the service takes the lines from there on, whatever it had stored
-under their numbers.
+A run at a URI that continues on another machine finds the file as it was last uploaded, without the last lines that the
+service has. So each report has the number of the driver's own first line: the service takes the lines from there on,
+whatever it had stored under their numbers.
 
-Another program may answer at the service's address while the service is down. So every answer must be signed with the key that only
-the run's service and driver know; see `moedisco_ray.core.driver_proofs`. Without that proof, each answer is a failure: the driver
-reads again where the service is, asks for the proof with a report that has no events, and only then sends events. It also asks
-after a moment without reports, in which another program may have taken the address.
+Another program may answer at the service's address while the service is down. So every answer must be signed with the
+key that only the run's service and driver know; see `moedisco_ray.core.driver_proofs`. Without that proof, each answer
+is a failure: the driver reads again where the service is, asks for the proof with a report that has no events, and only
+then sends events. It also asks after a moment without reports, in which another program may have taken the address.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ from moedisco_ray.core.stop_file import StopFile
 _BATCH = 1000
 """Maximum number of events in one report."""
 _BATCH_BYTES = 2**19
-"""Total size of lines above which a report has no further event (bytes); a larger report could be refused each time it is sent."""
+"""Total size of lines above which a report has no further event (bytes); a larger report could be refused each time it
+is sent."""
 _LONGEST_LINE = 2**20
-"""Maximum length of a line that is sent whole (bytes). The service accepts several such lines, and reads none that is longer."""
+"""Maximum length of a line that is sent whole (bytes). The service accepts several such lines, and reads none that is
+longer."""
 _LONGEST_VALUE = 1000
 """Maximum length of a value, as JSON, of an event whose line is too long (characters)."""
 _MOST_VALUES = 100
@@ -49,7 +51,8 @@ _MOST_VALUES = 100
 _LONGEST_PAUSE = 10.0
 """Maximum pause between two attempts to reach the service, in seconds."""
 _CLOSE_SECONDS = 20.0
-"""Maximum time that `close` spends on delivery, in seconds; the service later reads undelivered events from the file."""
+"""Maximum time that `close` spends on delivery, in seconds; the service later reads undelivered events from the
+file."""
 _REQUEST_SECONDS = 30.0
 """Maximum time of one request, in seconds, also if the other side keeps sending: another program may do so for ever."""
 _PROOF_SECONDS = 1.0
@@ -67,15 +70,16 @@ class Reporter:
     """A listener that sends the event log from a thread of its own.
 
     Args:
-        address: File of the service with the `ReportAddress` of this attempt. The service replaces it when its address changes.
+        address: File of the service with the `ReportAddress` of this attempt. The service replaces it when its address
+            changes.
         events: The run's `events.jsonl`.
-        stop: Stops this run when the service says that another driver has started or that the run was deleted, because two
-            drivers must not train one run.
+        stop: Stops this run when the service says that another driver has started or that the run was deleted, because
+            two drivers must not train one run.
         charge: Takes the operator's present prices, which each answer has: dollars per worker-hour, by custom resource.
     """
 
     def __init__(
-        self, address: Path, events: Path, stop: StopFile, charge: Callable[[Mapping[str, float]], None] = no_change,
+        self, address: Path, events: Path, stop: StopFile, charge: Callable[[Mapping[str, float]], None] = no_change
     ) -> None:
         self._stop = stop
         self._events = events
@@ -91,7 +95,8 @@ class Reporter:
         """Wake the sending thread, which reads the event from the file."""
         del event
         if self._opened is None:
-            # Only now is the log open: before, a run at a URI may have replaced the file. It ends with the driver's first line.
+            # Only now is the log open: before, a run at a URI may have replaced the file. It ends with the driver's
+            # first line.
             self._opened = self._events.stat().st_size
         self._news.set()
 
@@ -104,7 +109,7 @@ class Reporter:
     def _work(self) -> None:
         self._news.wait()
         if self._opened is None:
-            return      # closed before the first event
+            return  # closed before the first event
         # The loop runs only during requests; it is what gives a whole request a deadline.
         with asyncio.Runner() as loop:
             try:
@@ -181,7 +186,8 @@ class _Service:
 
         Raises:
             _AwayError: The service does not take the report now, or does not prove that it knows the key.
-            _SupersededError: The service proves that it knows the key, and says that this driver is not the run's any more.
+            _SupersededError: The service proves that it knows the key, and says that this driver is not the run's any
+                more.
         """
         if self._address is None:
             raise _AwayError
@@ -210,7 +216,11 @@ class _Service:
         if self._client is None:
             self._client = httpx.AsyncClient(verify=self._tls, timeout=_REQUEST_SECONDS)
         nonce, content = secrets.token_hex(NONCE_BYTES), b""
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **request_headers(address, nonce, body)}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            **request_headers(address, nonce, body),
+        }
         async with self._client.stream("POST", address.url, content=body, headers=headers) as answer:
             async for block in answer.aiter_raw():
                 content += block
@@ -242,7 +252,7 @@ class Spool:
             # A power failure must not remove from the file what the service already has.
             os.fsync(file.fileno())
             self._scan(file)
-            chosen = self._offsets[first:first + most]
+            chosen = self._offsets[first : first + most]
             events: list[dict[str, Any]] = []
             size = 0
             for offset in chosen:

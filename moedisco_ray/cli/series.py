@@ -1,8 +1,8 @@
 """The series that experiment trackers show: numbers of a run's events and of its report, and the run's settings.
 
-A series belongs to a unit, such as `submodel-0`, or to the whole run (unit ""). The x-axis of a unit's series is the number of
-tokens that the unit was trained on. The x-axis of the run's series is the number of tokens that all units were trained on; only
-the bill's is seconds.
+A series belongs to a unit, such as `submodel-0`, or to the whole run (unit ""). The x-axis of a unit's series is the
+number of tokens that the unit was trained on. The x-axis of the run's series is the number of tokens that all units
+were trained on; only the bill's is seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 from moedisco_ray.core.bill import Bill
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import BILL_FIGURES, Event
-from moedisco_ray.core.records import ClusterFigures, EvaluationRecord, Figures, SourceFigures, StartFigures, UnseenFigures
+from moedisco_ray.core.records import (
+    ClusterFigures,
+    EvaluationRecord,
+    Figures,
+    SourceFigures,
+    StartFigures,
+    UnseenFigures,
+)
 from moedisco_ray.core.run_record import RunReport
 
 RUN = ""
@@ -46,16 +53,26 @@ def unit_points(event: Event) -> Points | None:
 
 def bill_points(bill: Bill) -> Points:
     """The totals of a bill: those so far while the run is active, and the final ones after it has ended."""
-    return Points(RUN, finite({f"bill/{name}": getattr(bill, name) for name in BILL_FIGURES}), int(bill.seconds or 0), "seconds")
+    return Points(
+        RUN, finite({f"bill/{name}": getattr(bill, name) for name in BILL_FIGURES}), int(bill.seconds or 0), "seconds"
+    )
 
 
 def report_points(report: RunReport) -> Iterator[Points]:
     """Yield what a finished run's report has measured: perplexities, expert balance, accuracies, speed and cost of the stages."""
     measured, trained = report.evaluation, 0
     if measured.start is not None:
-        yield Points(RUN, finite({
-            **_perplexities(measured.start, measured.start.sources), **_clusters(measured.start.clusters),
-            **({} if measured.unseen is None else _unseen(measured.unseen.start))}), 0)
+        yield Points(
+            RUN,
+            finite(
+                {
+                    **_perplexities(measured.start, measured.start.sources),
+                    **_clusters(measured.start.clusters),
+                    **({} if measured.unseen is None else _unseen(measured.unseen.start)),
+                }
+            ),
+            0,
+        )
     for stage in report.stages:
         trained += stage.tokens or 0
         if stage.name in measured.stages and stage.name not in ("submodels", "finetune"):
@@ -63,8 +80,14 @@ def report_points(report: RunReport) -> Iterator[Points]:
     for number, figures in enumerate(measured.stages["submodels"].units if "submodels" in measured.stages else ()):
         unit = f"submodel-{number}"
         if figures.perplexity is not None:
-            yield Points(unit, {"perplexity": figures.perplexity}, max(report.curves[unit].tokens) if unit in report.curves else 0)
-    yield Points(RUN, finite({**_perplexities(measured, measured.sources), **_parts(measured), **_stages(report)}), trained)
+            yield Points(
+                unit,
+                {"perplexity": figures.perplexity},
+                max(report.curves[unit].tokens) if unit in report.curves else 0,
+            )
+    yield Points(
+        RUN, finite({**_perplexities(measured, measured.sources), **_parts(measured), **_stages(report)}), trained
+    )
 
 
 def _parts(measured: EvaluationRecord) -> dict[str, float | None]:
@@ -84,8 +107,10 @@ def _parts(measured: EvaluationRecord) -> dict[str, float | None]:
 def _stages(report: RunReport) -> dict[str, float | None]:
     """Cost and speed of each stage."""
     return {
-        f"stages/{stage.name}/{name}": getattr(stage, name) for stage in report.stages
-        for name in ("dollars", "seconds", "loss", "mfu", "tokens_per_second_per_worker")}
+        f"stages/{stage.name}/{name}": getattr(stage, name)
+        for stage in report.stages
+        for name in ("dollars", "seconds", "loss", "mfu", "tokens_per_second_per_worker")
+    }
 
 
 def _clusters(clusters: Iterable[ClusterFigures]) -> dict[str, float | None]:
@@ -93,15 +118,24 @@ def _clusters(clusters: Iterable[ClusterFigures]) -> dict[str, float | None]:
 
 
 def _unseen(figures: UnseenFigures | StartFigures | None) -> dict[str, float | None]:
-    return {} if figures is None else {
-        "perplexity/unseen": figures.perplexity,
-        **{f"perplexity/unseen/{each.source}": each.perplexity for each in figures.sources}}
+    return (
+        {}
+        if figures is None
+        else {
+            "perplexity/unseen": figures.perplexity,
+            **{f"perplexity/unseen/{each.source}": each.perplexity for each in figures.sources},
+        }
+    )
 
 
 def _perplexities(figures: Figures, sources: Iterable[SourceFigures] = ()) -> dict[str, float]:
-    return finite({
-        "perplexity/all": figures.perplexity, "bits_per_byte/all": figures.bits_per_byte,
-        **{f"perplexity/source/{each.source}": each.perplexity for each in sources}})
+    return finite(
+        {
+            "perplexity/all": figures.perplexity,
+            "bits_per_byte/all": figures.bits_per_byte,
+            **{f"perplexity/source/{each.source}": each.perplexity for each in sources},
+        }
+    )
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Experiment trackers: what one has to do, and the listener that hands a run's events and its results to each of them.
 
-Each unit, such as `submodel-0`, is a run of its own in the tracker, grouped under the tracker's run of the whole run. `series`
-names the series. A resumed run continues the tracker's runs.
+Each unit, such as `submodel-0`, is a run of its own in the tracker, grouped under the tracker's run of the whole run.
+`series` names the series. A resumed run continues the tracker's runs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def trackers(config: RunConfig) -> tuple[Tracking, ...]:
 class Tracking:
     """A listener that hands a run's events to trackers.
 
-    A tracker that cannot be reached when the run starts is an error. A tracker that fails later is left out; the run continues.
+    A tracker that cannot be reached when the run starts is an error. A tracker that fails later is left out; the run
+    continues.
     """
 
     def __init__(self, config: RunConfig, wanted: Sequence[Tracker]) -> None:
@@ -107,7 +108,7 @@ class Tracking:
 
     def _start(self, event: Event) -> None:
         for earlier in EventLog.read(self._config.directory / "events.jsonl"):
-            self._meter.update(earlier)     # a resumed run's dollars include the earlier attempts'
+            self._meter.update(earlier)  # a resumed run's dollars include the earlier attempts'
         for tracker in self._wanted:
             try:
                 tracker.start(event.data["id"])
@@ -138,7 +139,9 @@ class Tracking:
                 act(tracker)
             except tracker.errors as error:
                 self._running.remove(tracker)
-                print(f"moedisco: {_setting(tracker.name)} is left out from now on: {_first_line(error)}", file=sys.stderr)
+                print(
+                    f"moedisco: {_setting(tracker.name)} is left out from now on: {_first_line(error)}", file=sys.stderr
+                )
 
 
 def _setting(name: str) -> str:

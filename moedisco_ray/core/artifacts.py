@@ -17,8 +17,8 @@ RUN_DIR/
 ├── model/           the finished Hugging Face directory
 └── checkpoints/     checkpoints of running trainings, deleted when their stage is finished
 
-E is the number of sub-models. Every committed directory holds a `manifest.json` with size and SHA-256 of each of its files, and
-with a checksum of itself. A directory without one is unfinished and is made again.
+E is the number of sub-models. Every committed directory holds a `manifest.json` with size and SHA-256 of each of its
+files, and with a checksum of itself. A directory without one is unfinished and is made again.
 """
 
 from __future__ import annotations
@@ -170,7 +170,8 @@ class OnDisk:
     def replace(self, draft: Path, directory: Path, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, with a checksum of each file, into the draft, and rename the draft to `directory`.
 
-        After a power cut, the directory has all its files or none: the files are on the disk before the draft is renamed.
+        After a power cut, the directory has all its files or none: the files are on the disk before the draft is
+        renamed.
         """
         write_manifest(draft, {**manifest, FILES: stored_entries(draft)})
         sync(draft)
@@ -179,14 +180,16 @@ class OnDisk:
 
 
 def write_manifest(directory: Path, values: Mapping[str, Any]) -> None:
-    entries = {name: entry[:2] for name, entry in values[FILES].items()}     # without an object
+    entries = {name: entry[:2] for name, entry in values[FILES].items()}  # without an object
     write_json(directory / MANIFEST, with_checksum({**values, FILES: entries}))
 
 
 def amend_manifest(directory: Path, path: Path) -> None:
     """Replace the entry of one file, which was written again, in the manifest of its directory."""
     values = without_checksum((directory / MANIFEST).read_bytes())
-    write_manifest(directory, {**values, FILES: {**values[FILES], path.relative_to(directory).as_posix(): entry_of(path)}})
+    write_manifest(
+        directory, {**values, FILES: {**values[FILES], path.relative_to(directory).as_posix(): entry_of(path)}}
+    )
 
 
 def link_directory(source: Path, target: Path, *, notes: bool = True) -> None:
@@ -216,8 +219,11 @@ def replace_directory(draft: Path, directory: Path) -> None:
 
 @contextlib.contextmanager
 def commit(
-    directory: Path, fingerprint: str, store: Committing = OnDisk(),    # noqa: B008  # it has no state
-    stage: str = "", inputs: Mapping[str, str] | None = None,
+    directory: Path,
+    fingerprint: str,
+    store: Committing = OnDisk(),  # noqa: B008  # it has no state
+    stage: str = "",
+    inputs: Mapping[str, str] | None = None,
 ) -> Iterator[Draft]:
     """Create a directory atomically: the block writes into `draft.path`, which replaces `directory` when the block succeeds.
 
@@ -242,11 +248,17 @@ def commit(
         with reporting_full_disk(directory):
             yield draft
             manifest = Manifest(
-                fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time(), stage=stage,
-                inputs=dict(inputs or {}))
+                fingerprint,
+                round(time.time() - started, 3),
+                draft.summary,
+                versions(),
+                time.time(),
+                stage=stage,
+                inputs=dict(inputs or {}),
+            )
             store.replace(draft.path, directory, dataclasses.asdict(manifest))
     finally:
-        shutil.rmtree(draft.path, ignore_errors=True)   # on success, the draft was moved and no longer exists
+        shutil.rmtree(draft.path, ignore_errors=True)  # on success, the draft was moved and no longer exists
 
 
 @contextlib.contextmanager
@@ -277,7 +289,7 @@ def write_text(path: Path, text: str) -> None:
     """Write text atomically: a reader sees the old file or the new one."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
-    sync(draft)     # else a power cut may leave empty pages under the new name
+    sync(draft)  # else a power cut may leave empty pages under the new name
     draft.replace(path)
 
 
@@ -302,4 +314,3 @@ def run_id(directory: Path, given: str | None = None) -> str:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-

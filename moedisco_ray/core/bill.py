@@ -1,19 +1,20 @@
 """What a run costs, by one definition for the plan before a run and the meter during and after it.
 
-A bill's total is the cost of every stage at the price of the slots that it holds, including start-ups and lost work. Workers pay
-the price at which they took their slots (`prices`), whatever the configuration or the operator says later. Slots without
-a worker cost money too if they are rented for this run alone. They have lines of their own, and only the second total,
-`dollars_with_idle`, includes them.
+A bill's total is the cost of every stage at the price of the slots that it holds, including start-ups and lost work.
+Workers pay the price at which they took their slots (`prices`), whatever the configuration or the operator says later.
+Slots without a worker cost money too if they are rented for this run alone. They have lines of their own, and only the
+second total, `dollars_with_idle`, includes them.
 
-The baseline is joint training: the same model, trained as a whole on the same number of tokens on the high-memory pool. Its
-worker-seconds per token are those of the fine-tune (measured or planned; scaled by the pools' `speed` if the fine-tune runs on the
-low-memory pool). Added to that are one start-up per worker at the pool's minimum size, and the evaluation and export of the
-finished model. The baseline has no seed, sub-models, clusters or merge.
+The baseline is joint training: the same model, trained as a whole on the same number of tokens on the high-memory pool.
+Its worker-seconds per token are those of the fine-tune (measured or planned; scaled by the pools' `speed` if the
+fine-tune runs on the low-memory pool). Added to that are one start-up per worker at the pool's minimum size, and the
+evaluation and export of the finished model. The baseline has no seed, sub-models, clusters or merge.
 
-Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is itself joint training, or not complete,
-has no saving.
+Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is itself joint training, or
+not complete, has no saving.
 
-The plan, `report.json`, the REST API, the tables, the web page, the model card and the trackers all read this one structure.
+The plan, `report.json`, the REST API, the tables, the web page, the model card and the trackers all read this one
+structure.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from moedisco_ray.core.prices import PriceBook, dollars_of
 from moedisco_ray.core.stages import STAGES, TRAINING
 
 QUALITY_UNKNOWN = (
-    "The quality of joint training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")
+    "The quality of joint training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known."
+)
 """What a bill says about the model's quality, unless a comparison has measured it."""
 
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
@@ -75,24 +77,32 @@ class Bill(BaseModel, frozen=True):
     idle_dollars: float
     """Sum of the idle lines' dollars."""
     dollars_with_idle: float | None
-    """Sum of `dollars` and `idle_dollars`: the cost if the machines were rented for this run alone; null if `dollars` is null."""
+    """Sum of `dollars` and `idle_dollars`: the cost if the machines were rented for this run alone; null if `dollars`
+    is null."""
     seconds: float | None
     """Wall-clock seconds of the run, over all attempts; null if a plan cannot estimate them."""
     baseline: Baseline | None
-    """What the saving is measured against; null if the run itself is joint training, and as long as the fine-tune's speed is
-    unknown."""
+    """What the saving is measured against; null if the run itself is joint training, and as long as the fine-tune's
+    speed is unknown."""
     saving: float | None
-    """1 - `dollars` / the baseline's dollars; a value below 0 means that the run costs more. Never show it without `verdict`. Null
-    unless the bill is complete and has a baseline."""
+    """1 - `dollars` / the baseline's dollars; a value below 0 means that the run costs more. Never show it without
+    `verdict`. Null unless the bill is complete and has a baseline."""
     quality: str
     """What is known of the model's quality at this cost."""
     verdict: str | None
-    """A sentence with the saving, a note that the baseline is an estimate, and what is known of quality; null without a saving."""
+    """A sentence with the saving, a note that the baseline is an estimate, and what is known of quality; null without a
+    saving."""
 
 
 def make_bill(
-    lines: Iterable[Line], *, idle: Iterable[Line] = (), seconds: float | None, baseline: Baseline | None,
-    quality: str | None = None, planned: bool, complete: bool,
+    lines: Iterable[Line],
+    *,
+    idle: Iterable[Line] = (),
+    seconds: float | None,
+    baseline: Baseline | None,
+    quality: str | None = None,
+    planned: bool,
+    complete: bool,
 ) -> Bill:
     """Add up a bill.
 
@@ -108,12 +118,24 @@ def make_bill(
     kept = _sorted(lines)
     unused = tuple(idle)
     total, spare = sum_dollars(kept), sum_dollars(unused) or 0.0
-    saving = 1 - total / baseline.dollars if complete and total is not None and baseline and baseline.dollars > 0 else None
+    saving = (
+        1 - total / baseline.dollars if complete and total is not None and baseline and baseline.dollars > 0 else None
+    )
     known = quality or QUALITY_UNKNOWN
     return Bill(
-        planned=planned, complete=complete, lines=kept, dollars=total, idle=unused, idle_dollars=spare,
-        dollars_with_idle=None if total is None else total + spare, seconds=seconds, baseline=baseline, saving=saving,
-        quality=known, verdict=None if saving is None or baseline is None else f"{_in_words(saving, baseline)}. {known}")
+        planned=planned,
+        complete=complete,
+        lines=kept,
+        dollars=total,
+        idle=unused,
+        idle_dollars=spare,
+        dollars_with_idle=None if total is None else total + spare,
+        seconds=seconds,
+        baseline=baseline,
+        saving=saving,
+        quality=known,
+        verdict=None if saving is None or baseline is None else f"{_in_words(saving, baseline)}. {known}",
+    )
 
 
 def metered_bill(meter: Meter, config: RunConfig, quality: str | None = None) -> Bill:
@@ -127,8 +149,14 @@ def metered_bill(meter: Meter, config: RunConfig, quality: str | None = None) ->
     book = PriceBook(config.pools)
     idle = [_charged("idle", pool, used, book) for pool, used in meter.idle_charges.items() if used.seconds]
     return make_bill(
-        metered_lines(meter, book), idle=idle, seconds=meter.wall_seconds, baseline=_measured_baseline(meter, config),
-        quality=quality, planned=False, complete=meter.finished)
+        metered_lines(meter, book),
+        idle=idle,
+        seconds=meter.wall_seconds,
+        baseline=_measured_baseline(meter, config),
+        quality=quality,
+        planned=False,
+        complete=meter.finished,
+    )
 
 
 def metered_lines(meter: Meter, book: PriceBook) -> tuple[Line, ...]:
@@ -138,7 +166,9 @@ def metered_lines(meter: Meter, book: PriceBook) -> tuple[Line, ...]:
         meter: Usage from the run's events.
         book: Prices for usage whose events state none.
     """
-    return _sorted(_charged(stage, pool, used, book) for stage, pools in meter.charges.items() for pool, used in pools.items())
+    return _sorted(
+        _charged(stage, pool, used, book) for stage, pools in meter.charges.items() for pool, used in pools.items()
+    )
 
 
 def line(stage: str, pool: str, worker_seconds: float | None, config: RunConfig) -> Line:
@@ -166,7 +196,13 @@ def _charged(stage: str, pool: str, used: Usage, book: PriceBook) -> Line:
 
 
 def make_baseline(
-    config: RunConfig, *, tokens: int, seconds_per_token: float, start_up: float, evaluate: float, export: float,
+    config: RunConfig,
+    *,
+    tokens: int,
+    seconds_per_token: float,
+    start_up: float,
+    evaluate: float,
+    export: float,
     rate: Literal["measured", "planned"],
 ) -> Baseline:
     """Estimate time and cost of joint training on the high-memory pool, from those of the run's fine-tune.
@@ -184,11 +220,17 @@ def make_baseline(
     scale = config.finetune_pool.speed / high.speed
     training = tokens * seconds_per_token * scale
     lines = (
-        line("start-up", high.key, start_up * high.fewest_workers, config), line("finetune", high.key, training, config),
-        line("evaluate", high.key, evaluate * scale, config), line("export", high.key, export * scale, config))
+        line("start-up", high.key, start_up * high.fewest_workers, config),
+        line("finetune", high.key, training, config),
+        line("evaluate", high.key, evaluate * scale, config),
+        line("export", high.key, export * scale, config),
+    )
     return Baseline(
-        lines=lines, dollars=sum_dollars(lines) or 0.0, rate=rate,
-        seconds=start_up + training / high.fewest_workers + (evaluate + export) * scale)
+        lines=lines,
+        dollars=sum_dollars(lines) or 0.0,
+        rate=rate,
+        seconds=start_up + training / high.fewest_workers + (evaluate + export) * scale,
+    )
 
 
 def is_joint_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
@@ -204,14 +246,16 @@ def is_joint_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
 def idle_in_words(bill: Bill) -> str:
     """A bill's cost in words: `$0.0425, or $0.0510 with idle machines`, or only the first amount if none was idle."""
     total = format_dollars(bill.dollars)
-    return total if not bill.idle_dollars else f"{total}, or {format_dollars(bill.dollars_with_idle)} with idle machines"
+    return (
+        total if not bill.idle_dollars else f"{total}, or {format_dollars(bill.dollars_with_idle)} with idle machines"
+    )
 
 
 def format_seconds(seconds: float | None) -> str:
     """A duration in human-readable form: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds is None:
         return "unknown"
-    if seconds < 59.95:     # else it would round to 60.0
+    if seconds < 59.95:  # else it would round to 60.0
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -233,10 +277,14 @@ def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
         return None
     evaluated, exported = meter.work.get("evaluate", Work()), meter.work.get("export", Work())
     return make_baseline(
-        config, tokens=sum(tokens.values()),
+        config,
+        tokens=sum(tokens.values()),
         seconds_per_token=whole.loop_seconds / whole.tokens * _with_measurements(config.evaluation),
-        start_up=meter.start_up.get("finetune", 0.0), evaluate=max(0.0, evaluated.held_seconds - evaluated.extra_seconds),
-        export=exported.held_seconds, rate="measured")
+        start_up=meter.start_up.get("finetune", 0.0),
+        evaluate=max(0.0, evaluated.held_seconds - evaluated.extra_seconds),
+        export=exported.held_seconds,
+        rate="measured",
+    )
 
 
 def _with_measurements(evaluation: Evaluation) -> float:
@@ -248,7 +296,8 @@ def _in_words(saving: float, baseline: Baseline) -> str:
     change = f"{100 * saving:.0f} % cheaper than" if saving >= 0 else f"Costs {-100 * saving:.0f} % more than"
     return (
         f"{change} joint training on as many tokens on the high-memory pool, {format_dollars(baseline.dollars)}, "
-        f"an estimate from the fine-tune's {baseline.rate} speed")
+        f"an estimate from the fine-tune's {baseline.rate} speed"
+    )
 
 
 def sum_dollars(lines: Sequence[Line]) -> float | None:

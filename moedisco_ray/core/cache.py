@@ -1,7 +1,7 @@
 """Limit the size of a machine's working copies: delete the least recently used files that are also stored at their run's URI.
 
-Files are deleted in units. A unit is a committed directory, or the files of one attempt to write a directory. The folder
-`CACHE/runs/NAME-DIGEST` of a run has these parts:
+Files are deleted in units. A unit is a committed directory, or the files of one attempt to write a directory. The
+folder `CACHE/runs/NAME-DIGEST` of a run has these parts:
 
     run/               the working copy
     used/UNIT          an empty file; its modification time is the time of the unit's last use
@@ -28,7 +28,8 @@ LIMIT = "MOEDISCO_CACHE_GB"
 """Environment variable: maximum total size of a machine's working copies (GB); if it is not set, half of the disk."""
 
 _RECENT_SECONDS = 600.0
-"""Time after its last use for which a unit is kept, even if no process has pinned it (s): a driver may still read its files."""
+"""Time after its last use for which a unit is kept, even if no process has pinned it (s): a driver may still read its
+files."""
 
 
 @contextlib.contextmanager

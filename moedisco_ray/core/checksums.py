@@ -1,7 +1,7 @@
 """Checksums of files and JSON documents: they show that a disk, a memory or a copy changed what was written.
 
-SHA-256 is in the standard library, and processors compute it at 1 GB/s or more per thread. Checksums do not protect against people:
-anyone who may write a file may write its checksum too.
+SHA-256 is in the standard library, and processors compute it at 1 GB/s or more per thread. Checksums do not protect
+against people: anyone who may write a file may write its checksum too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def is_intact(path: Path, entry: Entry) -> bool:
     try:
         # A stranger's link to a device would be read for ever.
         return path.is_file() and path.stat().st_size == entry.size and entry_of(path).content == entry.content
-    except OSError:     # a file that the disk cannot read is damaged too
+    except OSError:  # a file that the disk cannot read is damaged too
         return False
 
 
@@ -68,8 +68,8 @@ def note_entries(directory: Path, entries: Mapping[str, Entry]) -> None:
 def stored_entries(directory: Path) -> Entries:
     """Entries of all files below a draft, after the operating system has written the files to the disk.
 
-    Files whose entries are noted in their folder or one above it are not read: their checksums are as old as the files. The notes
-    are deleted.
+    Files whose entries are noted in their folder or one above it are not read: their checksums are as old as the files.
+    The notes are deleted.
     """
     known: Entries = {}
     for notes in sorted(directory.rglob(_NOTES)):
@@ -95,7 +95,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL) or not path.is_dir():     # some file systems sync files alone
+        if error.errno not in (errno.EBADF, errno.EINVAL) or not path.is_dir():  # some file systems sync files alone
             raise
     finally:
         os.close(handle)

@@ -1,14 +1,15 @@
 """Proofs by which a run's driver and its service recognise each other; neither sends the key that both know.
 
-The service derives a key for each attempt of a run from its own secret. It writes the key and its URL into a private file, which
-the driver reads. A request carries a new nonce, and an HMAC of the nonce and of the body's digest. The answer carries an HMAC of
-that nonce, the status and the answer's body. So other programs' answers, recorded answers and an echo of the request prove nothing.
+The service derives a key for each attempt of a run from its own secret. It writes the key and its URL into a private
+file, which the driver reads. A request carries a new nonce, and an HMAC of the nonce and of the body's digest. The
+answer carries an HMAC of that nonce, the status and the answer's body. So other programs' answers, recorded answers and
+an echo of the request prove nothing.
 
-There is no time in a proof, because clocks of machines differ. A recorded request can be sent again, but it changes nothing: its
-lines have numbers, and the service stores each line once.
+There is no time in a proof, because clocks of machines differ. A recorded request can be sent again, but it changes
+nothing: its lines have numbers, and the service stores each line once.
 
-The path of the request is not part of the proof, because a proxy may add or remove a prefix. A key belongs to one attempt of one
-run, and each proof begins with words that say what it signs.
+The path of the request is not part of the proof, because a proxy may add or remove a prefix. A key belongs to one
+attempt of one run, and each proof begins with words that say what it signs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ ATTEMPT_HEADER = "X-MoeDisco-Attempt"
 NONCE_HEADER = "X-MoeDisco-Nonce"
 PROOF_HEADER = "X-MoeDisco-Proof"
 DIGEST_HEADER = "Content-Digest"
-"""Digest of the body as in RFC 9530. The proof covers this header, so that a request can be refused before its body is read."""
+"""Digest of the body as in RFC 9530. The proof covers this header, so that a request can be refused before its body is
+read."""
 NONCE_BYTES = 16
 _NONCE = re.compile(rf"[0-9a-f]{{{2 * NONCE_BYTES}}}")
 _ATTEMPT = re.compile(r"[0-9]{1,9}")
@@ -103,8 +105,11 @@ def request_headers(address: ReportAddress, nonce: str, body: bytes) -> dict[str
     """
     digest = content_digest(body)
     return {
-        ATTEMPT_HEADER: str(address.attempt), NONCE_HEADER: nonce, DIGEST_HEADER: digest,
-        PROOF_HEADER: _request_proof(address.key, nonce, digest)}
+        ATTEMPT_HEADER: str(address.attempt),
+        NONCE_HEADER: nonce,
+        DIGEST_HEADER: digest,
+        PROOF_HEADER: _request_proof(address.key, nonce, digest),
+    }
 
 
 def content_digest(body: bytes) -> str:

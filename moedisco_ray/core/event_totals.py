@@ -64,8 +64,8 @@ class EventTotals:
 class Losses:
     """Loss over tokens of every unit that reports it.
 
-    If a unit goes back to an earlier step (resumed from a checkpoint, or begun again), its earlier reports from that step on
-    are dropped: a curve holds each step once, as it was last trained.
+    If a unit goes back to an earlier step (resumed from a checkpoint, or begun again), its earlier reports from that
+    step on are dropped: a curve holds each step once, as it was last trained.
 
     Args:
         kind: Type of the events with the loss.

@@ -1,8 +1,8 @@
 """The events of a run: one flat record each, appended to `events.jsonl`.
 
-Every consumer (terminal view, plain lines, JSON, trackers, the report) reads this one stream. The bill is computed from it, so each
-line ends with a checksum: `{"type": ..., "time": 1.5, "crc": "1c291ca3"}`, the CRC-32 of the line without it. Lines without a
-checksum are accepted: a single flipped bit leaves no such line.
+Every consumer (terminal view, plain lines, JSON, trackers, the report) reads this one stream. The bill is computed from
+it, so each line ends with a checksum: `{"type": ..., "time": 1.5, "crc": "1c291ca3"}`, the CRC-32 of the line without
+it. Lines without a checksum are accepted: a single flipped bit leaves no such line.
 """
 
 from __future__ import annotations
@@ -18,40 +18,45 @@ from pathlib import Path
 from typing import Any, Literal
 
 EventType = Literal[
-    "run_started",      # id, name, directory, stages
-    "ray_starting",     # a Ray cluster starts on this machine
-    "stage_started",    # stage
-    "stage_skipped",    # stage: its artifact already exists
-    "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; emitted at most once a second
-    "stage_finished",   # stage, seconds, summary
-    "unit_started",     # stage, unit, steps, tokens, workers, node, pid
-    "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second, mfu; of an MoE also
-                        # largest_load (in any layer; 1: balanced) and dead_experts, in the last batch
-    "checkpoint",       # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was stored)
-    "evaluation",       # stage, unit, step, tokens, held_out_loss: held-out loss during training
-    "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
-    "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for this sub-model
-    "sync",             # stage, sync, syncs, members, late, seconds: the weights of these members were combined
-    "clusters",         # documents, tokens: one number per cluster
-    "worker_restarted", # stage, unit, reason
-    "workers_held",     # hold, pool, workers, unit, price_per_hour: workers took slots of a pool, and pay this price (dollars per
-                        # worker-hour) until they release them; unit: the training, if any
-    "workers_released", # hold
-    "slots_free",       # pool, slots, price_per_hour: number of slots that exist and that no worker holds, from now on
-    "nodes_asked",      # pool, workers, seconds: nodes for these workers are requested, and needed after these seconds
-    "nodes_let_go",     # pool: nodes of this pool are no longer requested
-    "heartbeat",        # emitted every few seconds: the run is alive, and its workers still hold their slots
-    "warning",          # message
-    "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`); a run that ended worse than its start has worse_than_start,
-                        # a sentence that says so
-    "run_failed",       # message
-    "run_stopped",      # reason
-    "state",            # state, reason, attempt: added by the control service to the stream that it serves
+    "run_started",  # id, name, directory, stages
+    "ray_starting",  # a Ray cluster starts on this machine
+    "stage_started",  # stage
+    "stage_skipped",  # stage: its artifact already exists
+    # stage, done, total (null: unknown), unit: what is counted, in the plural; emitted at most once a second
+    "stage_progress",
+    "stage_finished",  # stage, seconds, summary
+    "unit_started",  # stage, unit, steps, tokens, workers, node, pid
+    "progress",  # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second, mfu; of an MoE also
+    # largest_load (in any layer; 1: balanced) and dead_experts, in the last batch
+    # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was stored)
+    "checkpoint",
+    "evaluation",  # stage, unit, step, tokens, held_out_loss: held-out loss during training
+    "unit_finished",  # stage, unit, steps, tokens, loss, seconds, restored_step
+    "unit_let_go",  # stage, unit, contribution, steps, tokens, reason: the merge does not wait for this sub-model
+    "sync",  # stage, sync, syncs, members, late, seconds: the weights of these members were combined
+    "clusters",  # documents, tokens: one number per cluster
+    "worker_restarted",  # stage, unit, reason
+    # hold, pool, workers, unit, price_per_hour: workers took slots of a pool, and pay this price (dollars per
+    "workers_held",
+    # worker-hour) until they release them; unit: the training, if any
+    "workers_released",  # hold
+    "slots_free",  # pool, slots, price_per_hour: number of slots that exist and that no worker holds, from now on
+    "nodes_asked",  # pool, workers, seconds: nodes for these workers are requested, and needed after these seconds
+    "nodes_let_go",  # pool: nodes of this pool are no longer requested
+    "heartbeat",  # emitted every few seconds: the run is alive, and its workers still hold their slots
+    "warning",  # message
+    # seconds, bill (its totals: `BILL_FIGURES`); a run that ended worse than its start has worse_than_start,
+    "run_finished",
+    # a sentence that says so
+    "run_failed",  # message
+    "run_stopped",  # reason
+    "state",  # state, reason, attempt: added by the control service to the stream that it serves
 ]
 
 
 BILL_FIGURES = ("dollars", "dollars_with_idle", "seconds")
-"""Totals of the bill in a run's last event, for trackers. The saving is not among them: it must be shown with its verdict."""
+"""Totals of the bill in a run's last event, for trackers. The saving is not among them: it must be shown with its
+verdict."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +162,7 @@ class StageProgress:
     _INTERVAL = 1.0
 
     def __init__(
-        self, emit: Emit, stage: str, unit: str, total: int | None = None, clock: Callable[[], float] = time.monotonic,
+        self, emit: Emit, stage: str, unit: str, total: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._emit, self._stage, self._unit, self._total, self._clock = emit, stage, unit, total, clock
         self._done = 0
@@ -168,14 +173,18 @@ class StageProgress:
         now = self._clock()
         if count and now - self._emitted >= self._INTERVAL:
             self._emitted = now
-            self._emit(Event("stage_progress", self._stage, data={"done": self._done, "total": self._total, "unit": self._unit}))
+            self._emit(
+                Event(
+                    "stage_progress", self._stage, data={"done": self._done, "total": self._total, "unit": self._unit}
+                )
+            )
 
 
 class EventLog:
     """Appends events to a file and hands each to the listeners, in order.
 
-    If the last line is incomplete because the process was killed while writing, it is terminated before anything is appended.
-    So each kill leaves at most one unreadable line, which `read` skips.
+    If the last line is incomplete because the process was killed while writing, it is terminated before anything is
+    appended. So each kill leaves at most one unreadable line, which `read` skips.
 
     Args:
         path: The file.
@@ -183,7 +192,9 @@ class EventLog:
         complete: Adds to an event what only the driver knows, such as a price.
     """
 
-    def __init__(self, path: Path, listeners: tuple[Emit, ...] = (), complete: Callable[[Event], Event] = _unchanged) -> None:
+    def __init__(
+        self, path: Path, listeners: tuple[Emit, ...] = (), complete: Callable[[Event], Event] = _unchanged
+    ) -> None:
         # Events come from the pipeline, the event mailbox and the heartbeat, each in a thread of its own.
         self._lock = threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,4 +228,4 @@ class EventLog:
     @staticmethod
     def parse(content: bytes) -> Iterator[Event]:
         """All complete events in a file's content, oldest first and one at a time: a long run's take a gigabyte together."""
-        return (event for event in events_in(io.BytesIO(content)) if event != LOST)     # shares the memory of `content`
+        return (event for event in events_in(io.BytesIO(content)) if event != LOST)  # shares the memory of `content`

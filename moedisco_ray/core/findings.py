@@ -6,7 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moedisco_ray.core.records import CorpusSummary, EvaluationRecord, Figures, StartComparison, StartFigures, UnseenFigures
+from moedisco_ray.core.records import (
+    CorpusSummary,
+    EvaluationRecord,
+    Figures,
+    StartComparison,
+    StartFigures,
+    UnseenFigures,
+)
 
 FEW_DOCUMENTS = 30
 """Number of documents below which the figures of a cluster or a validation set are mostly noise."""
@@ -50,8 +57,10 @@ def cluster_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
     """Named results on the validation text of each cluster; those of the start model follow those of the result."""
     before = {} if evaluation.start is None else {entry.cluster: entry for entry in evaluation.start.clusters}
     return [
-        row for entry in evaluation.clusters
-        for row in _with_start(f"cluster {entry.cluster}", entry, before.get(entry.cluster))]
+        row
+        for entry in evaluation.clusters
+        for row in _with_start(f"cluster {entry.cluster}", entry, before.get(entry.cluster))
+    ]
 
 
 def _with_start(name: str, figures: Figures, start: Figures | None) -> list[tuple[str, Figures]]:
@@ -66,7 +75,10 @@ def task_table(evaluation: EvaluationRecord) -> list[tuple[str, ...]]:
     """
     return [
         (
-            entry.task, _share(entry.acc, entry.acc_stderr), _share(entry.acc_norm, entry.acc_norm_stderr), _share(entry.chance),
+            entry.task,
+            _share(entry.acc, entry.acc_stderr),
+            _share(entry.acc_norm, entry.acc_norm_stderr),
+            _share(entry.chance),
             f"{entry.examples:,}",
         )
         for entry in evaluation.lm_eval
@@ -77,8 +89,13 @@ def expert_note(evaluation: EvaluationRecord) -> str | None:
     """A sentence on how specialised the experts are and how many are dead; None if this was not measured."""
     if not evaluation.specialisation:
         return None
-    shared = ", ".join(f"{value:.2f} with its {label}" for label, value in evaluation.specialisation.items() if value is not None)
-    dead, experts = (sum(router.dead for router in evaluation.routers), sum(len(router.load) for router in evaluation.routers))
+    shared = ", ".join(
+        f"{value:.2f} with its {label}" for label, value in evaluation.specialisation.items() if value is not None
+    )
+    dead, experts = (
+        sum(router.dead for router in evaluation.routers),
+        sum(len(router.load) for router in evaluation.routers),
+    )
     known = f"normalised mutual information of a document's main expert: {shared}; " if shared else ""
     return f"{known}{dead} of {experts} experts are dead (under 1 % of an even load)"
 
@@ -95,12 +112,15 @@ def against_start(figures: Figures, start: Figures | None) -> StartComparison | 
     """
     if start is None or start.loss is None or figures.loss is None:
         return None
-    worse = not figures.loss - start.loss <= _ROUNDING     # a loss that is no number is worse, too
+    worse = not figures.loss - start.loss <= _ROUNDING  # a loss that is no number is worse, too
     perplexity, before = (math.exp(min(loss, _LARGEST_LOSS)) for loss in (figures.loss, start.loss))
     words = f"perplexity {perplexity:,.2f}, the start had {before:,.2f} on the same text"
     return StartComparison(
-        worse=worse, perplexity=perplexity, start_perplexity=before,
-        words=f"WORSE THAN ITS START: {words}" if worse else f"not worse than its start: {words}")
+        worse=worse,
+        perplexity=perplexity,
+        start_perplexity=before,
+        words=f"WORSE THAN ITS START: {words}" if worse else f"not worse than its start: {words}",
+    )
 
 
 def worse_than_start(figures: Figures, start: Figures | None) -> str | None:
@@ -118,7 +138,8 @@ def start_note(evaluation: EvaluationRecord) -> str | None:
     worse = f"; {listed} got worse" if (listed := _listed(_worse(evaluation))) else ""
     return (
         f"the held-out loss is {evaluation.loss:.4f} nats per token, {abs(change):.4f} {'above' if change > 0 else 'below'} the "
-        f"{start.loss:.4f} of the model that the run started from{worse}")
+        f"{start.loss:.4f} of the model that the run started from{worse}"
+    )
 
 
 def _worse(evaluation: EvaluationRecord) -> Iterable[str]:
@@ -126,7 +147,12 @@ def _worse(evaluation: EvaluationRecord) -> Iterable[str]:
     rows = dict(evaluation_rows(evaluation))
     for name, entry in rows.items():
         before = rows.get(f"{name}, {WITH_START}", Figures()).loss
-        if before is not None and entry.loss is not None and entry.loss > before and name not in ("all", f"all{_UNSEEN}"):
+        if (
+            before is not None
+            and entry.loss is not None
+            and entry.loss > before
+            and name not in ("all", f"all{_UNSEEN}")
+        ):
             yield name.removesuffix(_UNSEEN)
 
 
@@ -134,43 +160,53 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
     """Sentences about the problems of a corpus.
 
     Args:
-        summary: The corpus stage's summary, or an estimate with the keys `validation_documents`, `sources` (each with `documents`
-            and `validation_documents`), `skipped_files` and `passed_over_files`.
+        summary: The corpus stage's summary, or an estimate with the keys `validation_documents`, `sources` (each with
+            `documents` and `validation_documents`), `skipped_files` and `passed_over_files`.
     """
     sources = summary["sources"]
     untrained = [name for name, found in sources.items() if not found["documents"]]
     unmeasured = [name for name, found in sources.items() if found["documents"] and not found["validation_documents"]]
     few = [
-        f"{name} ({found['validation_documents']})" for name, found in sources.items()
-        if 0 < found["validation_documents"] < FEW_DOCUMENTS]
+        f"{name} ({found['validation_documents']})"
+        for name, found in sources.items()
+        if 0 < found["validation_documents"] < FEW_DOCUMENTS
+    ]
     warnings = []
     if untrained:
         warnings.append(
             f"nothing is left to train on from {_listed(untrained)}: other sources have the same text, or `weight` is too small; "
-            "add text, or remove the source")
+            "add text, or remove the source"
+        )
     if unmeasured:
         warnings.append(
             f"there are no validation documents from {_listed(unmeasured)}: all of its text is one document or one short passage; "
-            "add text, or lower corpus.max_document_tokens")
+            "add text, or lower corpus.max_document_tokens"
+        )
     if few:
         warnings.append(
             f"there are fewer than {FEW_DOCUMENTS} validation documents from {_listed(few)}, so that their figures are uncertain; "
-            "raise corpus.validation_fraction, or add text")
+            "raise corpus.validation_fraction, or add text"
+        )
     if summary["validation_documents"] < FEW_DOCUMENTS and len(sources) > 1:
         warnings.append(
             f"all sources together have only {summary['validation_documents']} validation documents, so that all figures are "
-            "uncertain; raise corpus.validation_fraction, or add text")
+            "uncertain; raise corpus.validation_fraction, or add text"
+        )
     if summary["skipped_files"]:
         warnings.append(f"{summary['skipped_files']:,} files could not be read and were left out (on_error: skip)")
     if summary["passed_over_files"]:
         warnings.append(
             f"{summary['passed_over_files']:,} files were passed over, since their source holds tables, JSON Lines or a saved data "
-            "set, which are read instead; name them by a source of their own, or leave them out by `exclude`")
+            "set, which are read instead; name them by a source of their own, or leave them out by `exclude`"
+        )
     return warnings
 
 
 def left_out(corpus: CorpusSummary) -> list[str]:
-    """One line for each file (up to a limit) that the corpus stage did not read. Only the run's owner may see these paths."""
+    """One line for each file (up to a limit) that the corpus stage did not read.
+
+    Only the run's owner may see these paths.
+    """
     listed = [f"left out of {each.source}: {each.path} {each.reason}" for each in corpus.skipped]
     more = corpus.skipped_files + corpus.passed_over_files - len(listed)
     return [*listed, f"and {more:,} more files"] if more else listed

@@ -46,7 +46,8 @@ def finished_model(location: Location) -> Path:
         return whole_model("RUN_DIR", store.directory)
     if not has_finished_model(location):
         raise RunDirError(
-            "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote")
+            "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote"
+        )
     check_model_up_to_date("RUN_DIR", joined(location, _MODEL))
     model = store.directory / _MODEL
     if store.is_remote:

@@ -1,7 +1,8 @@
 """Globs of files: `*`, `?` and `[...]` within a name, and `**` for any number of folders.
 
-The time to match is at most that of comparing every part of the pattern with every part of the path. A translation of the whole
-pattern to a regular expression would take exponential time for some patterns, and patterns come from strangers.
+The time to match is at most that of comparing every part of the pattern with every part of the path. A translation of
+the whole pattern to a regular expression would take exponential time for some patterns, and patterns come from
+strangers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Glob(NamedTuple):
     def matches(self, path: str) -> bool:
         names, parts = path.split("/"), self.parts
         name = part = 0
-        again: tuple[int, int] | None = None    # where to continue if the rest does not match: the last `**` takes one more name
+        # where to continue if the rest does not match: the last `**` takes one more name
+        again: tuple[int, int] | None = None
         while name < len(names):
             wanted = parts[part] if part < len(parts) else None
             if part < len(parts) and wanted is None:
@@ -77,7 +79,10 @@ def _parts(names: list[str]) -> Iterator[re.Pattern[str] | None]:
 
 @functools.lru_cache(_MOST_CACHED)
 def _name_pattern(name: str) -> re.Pattern[str]:
-    """Regular expression of a part without slashes. Its groups are atomic, so it never tries two ways to divide a name."""
+    """Regular expression of a part without slashes.
+
+    Its groups are atomic, so it never tries two ways to divide a name.
+    """
     return re.compile(fnmatch.translate(name))
 
 

@@ -16,8 +16,8 @@ INTERVAL = 5.0
 def heartbeats(log: EventLog, interval: float = INTERVAL) -> Iterator[None]:
     """Write `heartbeat` events inside the block, whenever a pool's workers are held.
 
-    A heartbeat that cannot be written, for example on a full disk, is skipped: the run's next own event fails in the same way and
-    ends the run.
+    A heartbeat that cannot be written, for example on a full disk, is skipped: the run's next own event fails in the
+    same way and ends the run.
     """
     held: set[str] = set()
     stopped = threading.Event()

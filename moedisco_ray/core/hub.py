@@ -1,4 +1,7 @@
-"""Names of models of the Hugging Face hub: `hf://ORG/NAME`, or `hf://ORG/NAME@REVISION`. Nothing here reaches the hub."""
+"""Names of models of the Hugging Face hub: `hf://ORG/NAME`, or `hf://ORG/NAME@REVISION`.
+
+Nothing here reaches the hub.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Download models from the Hugging Face hub into the cache that other programs share.
 
-The access token is in the environment variable HF_TOKEN of each machine; no configuration and no log holds it. HF_ENDPOINT can hold
-the address of another hub. Large files come through the hub's Xet storage, which huggingface_hub brings a library for.
-Import this module only where a model is at the hub: the import takes half a second.
+The access token is in the environment variable HF_TOKEN of each machine; no configuration and no log holds it.
+HF_ENDPOINT can hold the address of another hub. Large files come through the hub's Xet storage, which huggingface_hub
+brings a library for. Import this module only where a model is at the hub: the import takes half a second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,18 @@ from moedisco_ray.core.printable import progress_bars
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """Base class of the errors of the HTTP client; which client it is depends on the version of huggingface_hub."""
-_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_FILES = (
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "README.md",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
 _WEIGHTS = "*.safetensors"
 _IN_FOLDERS = ("*/*.safetensors", "*/*.json")
 """Files in folders of a repository, which are the model in other formats."""
@@ -55,10 +66,18 @@ def hub_directory(setting: str, place: str, *, weights: bool) -> Path:
     """
     name, revision = hub_parts(place)
     with _one_line(setting, name, revision), progress_bars():
-        return Path(snapshot_download(
-            name, revision=revision, cache_dir=hub_cache(), token=hub_token() or False, endpoint=hub_endpoint(),
-            allow_patterns=[*_FILES, _WEIGHTS] if weights else [*_FILES], ignore_patterns=[*_IN_FOLDERS],
-            tqdm_class=tqdm if weights else _Quiet))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=hub_cache(),
+                token=hub_token() or False,
+                endpoint=hub_endpoint(),
+                allow_patterns=[*_FILES, _WEIGHTS] if weights else [*_FILES],
+                ignore_patterns=[*_IN_FOLDERS],
+                tqdm_class=tqdm if weights else _Quiet,
+            )
+        )
 
 
 class HubFiles(HfFileSystem):
@@ -72,8 +91,10 @@ class HubFiles(HfFileSystem):
         """
         try:
             return super().resolve_path(path, revision)
-        except FileNotFoundError as error:      # pyarrow would take this one for a missing file in the repository
-            raise OSError("no repository or revision that this machine may read at the hub; correct it, or set HF_TOKEN") from error
+        except FileNotFoundError as error:  # pyarrow would take this one for a missing file in the repository
+            raise OSError(
+                "no repository or revision that this machine may read at the hub; correct it, or set HF_TOKEN"
+            ) from error
         except OSError:
             raise
         except (ValueError, NotImplementedError) as error:
@@ -105,12 +126,18 @@ def _one_line(setting: str, name: str, revision: str | None) -> Iterator[None]:
         remedy = "is gated: accept its terms at the hub, and set the environment variable HF_TOKEN"
         raise CheckpointError(setting, HUB + name, remedy) from error
     except RepositoryNotFoundError as error:
-        remedy = "is no model that this machine may read at the hub; correct the name, name a directory, or set HF_TOKEN"
+        remedy = (
+            "is no model that this machine may read at the hub; correct the name, name a directory, or set HF_TOKEN"
+        )
         raise CheckpointError(setting, HUB + name, remedy) from error
     except RevisionNotFoundError as error:
-        raise CheckpointError(setting, HUB + name, f"has no revision {revision!r}; name a branch, a tag or a commit") from error
+        raise CheckpointError(
+            setting, HUB + name, f"has no revision {revision!r}; name a branch, a tag or a commit"
+        ) from error
     except LocalEntryNotFoundError as error:
-        remedy = "is not in this machine's cache, and the hub does not respond; go online, or name an existing directory"
+        remedy = (
+            "is not in this machine's cache, and the hub does not respond; go online, or name an existing directory"
+        )
         raise CheckpointError(setting, HUB + name, remedy) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
@@ -119,8 +146,9 @@ def _one_line(setting: str, name: str, revision: str | None) -> Iterator[None]:
     except HTTP_ERROR as error:
         remedy = f"cannot be downloaded ({type(error).__name__}); check the network and its proxies"
         raise CheckpointError(setting, HUB + name, remedy) from error
-    except RuntimeError as error:       # of the library for Xet storage, whatever the cause
+    except RuntimeError as error:  # of the library for Xet storage, whatever the cause
         remedy = (
             "cannot be downloaded from the hub's Xet storage; check the network, its proxies and the free disk space, or set "
-            "HF_HUB_DISABLE_XET=1 to download over HTTP")
+            "HF_HUB_DISABLE_XET=1 to download over HTTP"
+        )
         raise CheckpointError(setting, HUB + name, remedy) from error

@@ -19,7 +19,8 @@ from moedisco_ray.core.printable import progress_bars
 _LEFT_OUT = ["manifest.json", ".*", ".*/**"]
 """Files of a run's directory that are no part of the model."""
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]
-"""Files of an earlier push that do not stay: transformers would load `model.safetensors` in place of the files of an index."""
+"""Files of an earlier push that do not stay: transformers would load `model.safetensors` in place of the files of an
+index."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Pushed:
 
 
 def push_model(directory: Path, name: str, *, public: bool, message: str) -> Pushed:
-    """Upload a model directory to a repository, which is created if it is missing. Weights that the repository has are replaced.
+    """Upload a model directory to a repository, which is created if it is missing.
+
+    Weights that the repository has are replaced.
 
     Args:
         directory: A Hugging Face model directory.
@@ -61,11 +64,17 @@ def push_model(directory: Path, name: str, *, public: bool, message: str) -> Pus
         page = api.create_repo(name, private=not public, exist_ok=True)
         private = bool(api.model_info(name, revision="main").private)
         if not private and not public:
-            raise ConfigError("REPO", name, "exists and is public; pass --public to publish the model, or choose another name")
+            raise ConfigError(
+                "REPO", name, "exists and is public; pass --public to publish the model, or choose another name"
+            )
         with progress_bars():
             made = api.upload_folder(
-                repo_id=name, folder_path=directory, commit_message=message, ignore_patterns=_LEFT_OUT,
-                delete_patterns=_REPLACED)
+                repo_id=name,
+                folder_path=directory,
+                commit_message=message,
+                ignore_patterns=_LEFT_OUT,
+                delete_patterns=_REPLACED,
+            )
     return Pushed(str(page), str(made.oid), private)
 
 
@@ -82,9 +91,14 @@ def _one_line(name: str, directory: Path) -> Iterator[None]:
             raise ConfigError("REPO", name, remedy) from error
         raise StorageError(f"{name}: the hub answers {status}; try again later") from error
     except (OSError, HTTP_ERROR, RuntimeError) as error:
-        # A thread that uploads a file reports a RuntimeError. HTTP clients wrap the system's errors in their own, without a number.
+        # A thread that uploads a file reports a RuntimeError. HTTP clients wrap the system's errors in their own,
+        # without a number.
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, (ConnectionError, TimeoutError, socket.gaierror)):
+        if (
+            isinstance(cause, OSError)
+            and cause.errno
+            and not isinstance(cause, (ConnectionError, TimeoutError, socket.gaierror))
+        ):
             remedy = f"cannot be uploaded from here ({cause.strerror}); correct this and push again"
             raise RunDirError("RUN_DIR", str(cause.filename or directory), remedy) from error
         raise StorageError(f"{name}: the hub cannot be reached; try again when you are online") from error

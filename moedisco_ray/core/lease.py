@@ -1,18 +1,21 @@
 """The lease of a run at a URI, with which only one driver at a time works on the run.
 
 The driver renews `lease.json` every few seconds. Another driver takes over the lease only if it has seen no renewal for
-`_STALE_SECONDS`. It writes its own id to the file and reads the file again: if two drivers start at the same time, the one that
-wrote last keeps the lease.
+`_STALE_SECONDS`. It writes its own id to the file and reads the file again: if two drivers start at the same time, the
+one that wrote last keeps the lease.
 
-pyarrow offers no atomic test-and-set on object stores, so a driver may replace the lease of another one that is still alive: if its
-own first write arrives late, or if the other one could not renew the lease for `_STALE_SECONDS`. Two rules keep the run intact:
+pyarrow offers no atomic test-and-set on object stores, so a driver may replace the lease of another one that is still
+alive: if its own first write arrives late, or if the other one could not renew the lease for `_STALE_SECONDS`. Two
+rules keep the run intact:
 
-- A driver reads the lease right before it commits or deletes anything (`Lease.check`), and ends if the lease names another driver.
-  So it never deletes objects of its successor, and never commits objects that its successor has deleted.
-- A driver whose first write arrived late waits for `_NOTICE_SECONDS` before it begins, so that a commit that the other driver had
-  checked before is complete.
+- A driver reads the lease right before it commits or deletes anything (`Lease.check`), and ends if the lease names
+  another driver. So it never deletes objects of its successor, and never commits objects that its successor has
+  deleted.
+- A driver whose first write arrived late waits for `_NOTICE_SECONDS` before it begins, so that a commit that the other
+  driver had checked before is complete.
 
-Until the check, both drivers may upload objects. Their names differ, and no manifest lists those of the driver that ends.
+Until the check, both drivers may upload objects. Their names differ, and no manifest lists those of the driver that
+ends.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ _RENEW_SECONDS = 10.0
 _STALE_SECONDS = 45.0
 """Seconds without a renewal after which a driver counts as dead: four intervals, and some time for a slow renewal."""
 _SETTLE_SECONDS = 1.0
-"""Seconds between writing a lease and reading it again; a write that took longer may have replaced another driver's lease."""
+"""Seconds between writing a lease and reading it again; a write that took longer may have replaced another driver's
+lease."""
 _NOTICE_SECONDS = 2 * _RENEW_SECONDS
 """Seconds in which a driver notices that its lease was replaced: a renewal interval, and some time for a slow read."""
 _POLL_SECONDS = 1.0
@@ -49,7 +53,8 @@ class Lease:
     """A driver's lease of a run.
 
     Attributes:
-        fresh: Whether to ignore this machine's working copy, because the run is new or its last driver used another copy.
+        fresh: Whether to ignore this machine's working copy, because the run is new or its last driver used another
+            copy.
     """
 
     def __init__(self, store: RunStore, copy: str) -> None:
@@ -106,10 +111,11 @@ class Lease:
 
     def keep(self) -> None:
         """Renew the lease at regular intervals until it is released or lost."""
-        # Without retries, so that a renewal is never late: it would replace the lease of a driver that took over meanwhile.
+        # Without retries, so that a renewal is never late: it would replace the lease of a driver that took over
+        # meanwhile.
         store = dataclasses.replace(self._store, pauses=())
         while not self._ended.wait(_RENEW_SECONDS):
-            with contextlib.suppress(StorageError):     # the next renewal tries again
+            with contextlib.suppress(StorageError):  # the next renewal tries again
                 if self._is_replaced(store):
                     self._lost = True
                     return
@@ -127,9 +133,18 @@ class Lease:
 
     def _write(self, store: RunStore, *, released: bool) -> None:
         self._beat += 1
-        store.remote.write(LEASE, json.dumps({
-            "session": self._session, "copy": self._copy, "machine": socket.gethostname(), "beat": self._beat,
-            "released": released}).encode())
+        store.remote.write(
+            LEASE,
+            json.dumps(
+                {
+                    "session": self._session,
+                    "copy": self._copy,
+                    "machine": socket.gethostname(),
+                    "beat": self._beat,
+                    "released": released,
+                }
+            ).encode(),
+        )
 
 
 @contextlib.contextmanager
@@ -153,14 +168,16 @@ def leased(store: RunStore, seconds: float) -> Iterator[Lease]:
         try:
             yield lease
         finally:
-            with contextlib.suppress(StorageError):     # the lease becomes stale instead
+            with contextlib.suppress(StorageError):  # the lease becomes stale instead
                 lease.release()
 
 
 def is_leased(store: RunStore) -> bool:
     """Whether a driver probably works on a run at a URI: its lease was renewed recently, if this machine's clock is right."""
     held, renewed = _read(store), store.remote.modified(LEASE)
-    return held is not None and not held["released"] and renewed is not None and time.time() - renewed < 2 * _STALE_SECONDS
+    return (
+        held is not None and not held["released"] and renewed is not None and time.time() - renewed < 2 * _STALE_SECONDS
+    )
 
 
 def _flock(lock: Any, seconds: float, store: RunStore) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 # Training.
 STEP_ELEMENTS = 2**24
-"""Maximum elements that an optimizer's step handles at once (320 MiB of fp32 copies next to bf16 weights). A whole embedding would
-need several GB. Muon orthogonalises a larger matrix alone."""
+"""Maximum elements that an optimizer's step handles at once (320 MiB of fp32 copies next to bf16 weights). A whole
+embedding would need several GB. Muon orthogonalises a larger matrix alone."""
 MOMENT_BLOCK = 128
-"""Number of elements of a moment in 8 bits that share a scale. With 128, a large element spoils few others, and scales in bf16 need
-only 1.6 % more memory."""
+"""Number of elements of a moment in 8 bits that share a scale. With 128, a large element spoils few others, and scales
+in bf16 need only 1.6 % more memory."""
 LOGITS_BYTES = 64 * 2**20
 """Maximum memory of logits, their copies and their gradients during a training step (bytes)."""
 NF4_BLOCK = 64
@@ -24,14 +24,15 @@ RESIDENT_SHARE = 0.4
 RESIDENT_BYTES = 2**30
 """Maximum size of a model that stays in a CPU's memory after its first use (bytes)."""
 CPU_STATES, GPU_STATES = 2**29, 2**32
-"""Maximum size of a group's hidden states (bytes). Each layer is loaded once per group, so larger groups cause fewer loads."""
+"""Maximum size of a group's hidden states (bytes). Each layer is loaded once per group, so larger groups cause fewer
+loads."""
 BATCH_TOKENS = 16_384
 """Maximum positions of a batch that is scored, padding included, unless one window is longer."""
 MOST_LOGITS = 2**25
 """Maximum number of logits in memory while text is scored: 128 MB in fp32."""
 ENSEMBLE_BLOCK = 64
-"""Number of consecutive tokens that are predicted with the same ensemble weights. Separate weights for each token would need the
-distances of every prefix of every document."""
+"""Number of consecutive tokens that are predicted with the same ensemble weights. Separate weights for each token would
+need the distances of every prefix of every document."""
 VECTOR_TOKENS = 32_768
 """Maximum tokens of a batch of documents whose vectors a model computes on a GPU."""
 CALIBRATION_WINDOWS = 16
@@ -41,12 +42,12 @@ CALIBRATION_WINDOWS = 16
 BUCKET_BYTES = 32 * 2**20
 """Bytes of text per bucket of the corpus, which one task holds in memory."""
 CENTROID_DOCUMENTS = 256
-"""Minimum number of documents per centroid on which k-means is fitted, unless the corpus has fewer; as by default in faiss
-(`Clustering`). Compared with fits on all of 200,000 documents, the inertia was 0.94 times as large with 8 clusters. With 64
-clusters and 64 documents per centroid it was 1.019 times as large."""
+"""Minimum number of documents per centroid on which k-means is fitted, unless the corpus has fewer; as by default in
+faiss (`Clustering`). Compared with fits on all of 200,000 documents, the inertia was 0.94 times as large with 8
+clusters. With 64 clusters and 64 documents per centroid it was 1.019 times as large."""
 BALANCE_DOCUMENTS = 100_000
-"""Number of documents on which the prices of balanced clusters are fitted. With 64 clusters, their costs take 26 MB, and fitting
-takes 0.3 GB. The loads of such a sample have an error of about 4 %, which the corrections remove."""
+"""Number of documents on which the prices of balanced clusters are fitted. With 64 clusters, their costs take 26 MB,
+and fitting takes 0.3 GB. The loads of such a sample have an error of about 4 %, which the corrections remove."""
 MOST_TERMS = 50_000
 """Maximum number of terms of tf-idf."""
 SHARD_BYTES = 2 * 2**30

@@ -13,7 +13,8 @@ from moedisco_ray.core.errors import RunError, StorageError
 from moedisco_ray.core.run_store import RunStore
 
 _INTERVAL_SECONDS = 5.0
-"""Minimum interval between two uploads of a file, in seconds: one request every 5 s costs less than half a cent per hour on S3."""
+"""Minimum interval between two uploads of a file, in seconds: one request every 5 s costs less than half a cent per
+hour on S3."""
 _BYTES_PER_SECOND = 1 << 20
 """Maximum mean bandwidth of repeated uploads of one file (bytes/s): a file of 100 MB is uploaded about every 100 s."""
 
@@ -24,8 +25,8 @@ class LiveFiles:
     Args:
         store: The run.
         names: Names of the files, relative to the run directory.
-        check: Called before each upload. If it raises a `RunError`, because another driver has taken over the run, nothing more is
-            uploaded.
+        check: Called before each upload. If it raises a `RunError`, because another driver has taken over the run,
+            nothing more is uploaded.
     """
 
     def __init__(self, store: RunStore, names: Sequence[str], check: Callable[[], None] = lambda: None) -> None:
@@ -41,7 +42,9 @@ class LiveFiles:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._store.is_remote:
             self._ended.set()
             self._thread.join()
@@ -54,7 +57,7 @@ class LiveFiles:
             while not self._ended.wait(_INTERVAL_SECONDS):
                 for name, due in self._due.items():
                     if time.monotonic() >= due:
-                        with contextlib.suppress(StorageError):     # the next pass tries again
+                        with contextlib.suppress(StorageError):  # the next pass tries again
                             self._upload(name)
 
     def _upload(self, name: str) -> None:

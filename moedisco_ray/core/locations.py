@@ -17,7 +17,8 @@ Location = Path | str
 """A local path, or a URI."""
 
 CACHE = "MOEDISCO_CACHE_DIR"
-"""Environment variable: folder in which this package stores files on a machine, such as working copies of runs at a URI."""
+"""Environment variable: folder in which this package stores files on a machine, such as working copies of runs at a
+URI."""
 
 CORPUS = "corpus"
 """Folder of the corpus, in a run directory and in a data owner's storage."""
@@ -81,7 +82,8 @@ def working_directory(location: Location) -> Path:
 def local_copies(location: Location) -> list[Path]:
     """Where the files of a location may be on this machine.
 
-    A path is there itself, a URI as a run or as a part of a run, and a model of the Hugging Face hub in the hub's cache.
+    A path is there itself, a URI as a run or as a part of a run, and a model of the Hugging Face hub in the hub's
+    cache.
     """
     if isinstance(location, str) and is_hub(location):
         return [hub_folder(location)]

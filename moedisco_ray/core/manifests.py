@@ -24,12 +24,14 @@ CHECKPOINTS, LOGS, OBJECTS, RECEIPTS, STEPS = "checkpoints", "logs", "objects", 
 TRAINED, RESULT = "trained", "result.json"
 """Folder of a training's output, and file with its result, in the training's folder below `checkpoints`."""
 SYNC, MEMBERS, SYNCED = "sync", "members", "sync.json"
-"""Folder of a stage's sync points, next to its trainings; in each of them, folder of what members write, and its last file."""
+"""Folder of a stage's sync points, next to its trainings; in each of them, folder of what members write, and its last
+file."""
 DRAFTS = ".drafts"
 """Folder at a URI of Azure for objects that are being written; see `remote`."""
 
 _TRANSFERS = 8
-"""Number of parallel transfers in one call: at 100 MB/s per stream, as from S3, 8 streams use most of a 10 Gbit/s connection."""
+"""Number of parallel transfers in one call: at 100 MB/s per stream, as from S3, 8 streams use most of a 10 Gbit/s
+connection."""
 
 
 def upload(remote: Remote, files: Iterable[Path], root: Path, prefix: str) -> Entries:
@@ -41,6 +43,7 @@ def upload(remote: Remote, files: Iterable[Path], root: Path, prefix: str) -> En
         root: Directory relative to which the entries are named.
         prefix: Folder of the objects, relative to `remote`.
     """
+
     def one(path: Path) -> tuple[str, Entry]:
         name = path.relative_to(root).as_posix()
         return name, Entry(*remote.upload(path, f"{prefix}/{name}"), f"{prefix}/{name}")
@@ -51,6 +54,7 @@ def upload(remote: Remote, files: Iterable[Path], root: Path, prefix: str) -> En
 
 def download(remote: Remote, wanted: Mapping[Path, Entry]) -> None:
     """Download files, and check the size and SHA-256 of each."""
+
     def one(item: tuple[Path, Entry]) -> None:
         path, entry = item
         remote.download(entry.object, path, entry.size, entry.sha256)
@@ -107,7 +111,9 @@ def gather(remote: Remote, attempt: str, draft: Path) -> Entries:
     receipts = attempt.replace(OBJECTS, RECEIPTS, 1)
     for name in sorted(remote.list(receipts)):
         entries |= entries_of(remote.read(name) or b"{}")
-    entries |= upload(remote, [path for path in files_in(draft) if not is_uploaded(path, draft, entries)], draft, attempt)
+    entries |= upload(
+        remote, [path for path in files_in(draft) if not is_uploaded(path, draft, entries)], draft, attempt
+    )
     stored = remote.list(attempt)
     own = {name for name, entry in entries.items() if entry.object.startswith(f"{attempt}/")}
     removed = {name for name in own if entries[name].object not in stored}

@@ -2,13 +2,16 @@
 
 A mixed pool is metered per node type, because prices differ.
 
-A worker is paid for while it holds a slot of its pool, whatever it does: start-ups and work that was lost with a machine
-are included. A hold without an end counts up to the newest event, which a heartbeat keeps within seconds of the present.
+A worker is paid for while it holds a slot of its pool, whatever it does: start-ups and work that was lost with a
+machine are included. A hold without an end counts up to the newest event, which a heartbeat keeps within seconds of the
+present.
 
 A machine is paid for while it exists, whether or not a worker holds it: the time of free slots is counted as idle
-slot-seconds. Free slots are counted for the whole pool, so two runs at the same time on one Ray cluster both count them.
+slot-seconds. Free slots are counted for the whole pool, so two runs at the same time on one Ray cluster both count
+them.
 
-What was counted is never taken back: a hold ends at the time of the newest event, even if the event of its end is a little older.
+What was counted is never taken back: a hold ends at the time of the newest event, even if the event of its end is a
+little older.
 """
 
 from __future__ import annotations
@@ -96,8 +99,8 @@ class Work:
         tokens: Number of tokens that the stage trained on.
         loop_seconds: Worker-seconds of the training loops, without start-ups.
         held_seconds: Worker-seconds for which slots were held.
-        extra_seconds: Seconds that the evaluate stage spent on models other than the finished one, such as the seed and the
-            sub-models. Joint training would not spend them.
+        extra_seconds: Seconds that the evaluate stage spent on models other than the finished one, such as the seed and
+            the sub-models. Joint training would not spend them.
     """
 
     tokens: int = 0
@@ -118,7 +121,8 @@ class Meter:
         free: Slots without a worker, as the newest event about them says, per pool.
         stage: The current stage, or the last one.
         before: Worker-seconds that each stage had used, in earlier attempts, when it last started.
-        start_up: Seconds from taking a slot to the first training step when each stage last ran; the mean over its workers.
+        start_up: Seconds from taking a slot to the first training step when each stage last ran; the mean over its
+            workers.
         work: What each finished stage did when it last completed.
         elapsed: Wall-clock seconds of the attempts that have ended.
         began: Start of the current attempt, in seconds since the epoch; None between attempts.
@@ -141,7 +145,7 @@ class Meter:
     def update(self, event: Event) -> None:
         """Update the usage with the next event."""
         if event.type == "run_started":
-            self._close_all()   # an earlier driver's holds ended with its last event
+            self._close_all()  # an earlier driver's holds ended with its last event
             self._end_attempt()
             self.began, self.finished = event.time, False
         self.newest = max(self.newest, event.time)
@@ -234,7 +238,8 @@ class Meter:
             tokens=sum(int(_number(unit.get("tokens"))) for unit in trained),
             loop_seconds=sum(_number(unit.get("seconds")) * _number(unit.get("workers")) for unit in trained),
             held_seconds=self._held(stage) - self.before.get(stage, 0.0),
-            extra_seconds=_number(summary.get("extra_seconds")))
+            extra_seconds=_number(summary.get("extra_seconds")),
+        )
 
     def _close_all(self) -> None:
         for name in list(self.open):

@@ -1,7 +1,7 @@
 """Files that hold a whole model, as starts: each machine writes such a file as a Hugging Face directory, once, into its cache.
 
-`core.registry` lists their kinds. The program that reads a file runs in a process of its own, so that the memory of the whole
-model is free again before the run begins, and so that a caller needs no torch.
+`core.registry` lists their kinds. The program that reads a file runs in a process of its own, so that the memory of the
+whole model is free again before the run begins, and so that a caller needs no torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def directory_of(setting: str, file: Path, kind: ModelFile) -> Path:
         kind: Its kind.
 
     Raises:
-        CheckpointError: The file cannot be read, a package is missing, or this process may only read certain directories.
+        CheckpointError: The file cannot be read, a package is missing, or this process may only read certain
+            directories.
     """
     if confinement() is not None:
         remedy = f"is a {kind.title} file, which a control service does not read; name a directory"
@@ -40,7 +41,9 @@ def directory_of(setting: str, file: Path, kind: ModelFile) -> Path:
     try:
         found = file.stat()
     except OSError as error:
-        raise CheckpointError(setting, str(file), f"cannot be read ({error.strerror}); name an existing file") from error
+        raise CheckpointError(
+            setting, str(file), f"cannot be read ({error.strerror}); name an existing file"
+        ) from error
     identity = f"{kind.version} {file.resolve()} {found.st_size} {found.st_mtime_ns}"
     name = f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     directory = cache_directory() / kind.title.lower() / name
@@ -64,9 +67,10 @@ def _write(setting: str, file: Path, kind: ModelFile, directory: Path) -> None:
             if error.endswith(CheckpointError.__name__):
                 raise CheckpointError(setting, str(file), reason)
             raise CheckpointError(
-                setting, str(file), f"is no {kind.title} file that transformers can read ({reason or last})")
+                setting, str(file), f"is no {kind.title} file that transformers can read ({reason or last})"
+            )
         try:
             draft.rename(directory)
         except OSError:
-            if not directory.exists():      # otherwise another process has written it meanwhile
+            if not directory.exists():  # otherwise another process has written it meanwhile
                 raise

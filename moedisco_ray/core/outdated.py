@@ -1,6 +1,7 @@
 """Find the artifacts of a run that do not belong to what the run has now: its settings, and its earlier artifacts.
 
-After a changed setting, the artifacts of later stages stay until the run has made them again. Readers say so, or refuse them.
+After a changed setting, the artifacts of later stages stay until the run has made them again. Readers say so, or refuse
+them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def outdated_stages(config: RunConfig, manifests: Mapping[str, Manifest]) -> tup
     for stage in STAGES:
         manifest = manifests.get(stage.name)
         if manifest is not None and (
-            any(need in found for need in stage.needs) or _has_other_inputs(manifest, manifests)
+            any(need in found for need in stage.needs)
+            or _has_other_inputs(manifest, manifests)
             or _has_other_settings(stage, config, manifest, manifests)
         ):
             found.append(stage.name)
@@ -52,7 +54,8 @@ def manifests_of(store: RunStore) -> dict[str, Manifest]:
     """
     found = {
         stage.name: parse_manifest(store.read(f"{stage.directory}/{MANIFEST}"), stage.directory, str(store.location))
-        for stage in STAGES}
+        for stage in STAGES
+    }
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
@@ -75,14 +78,17 @@ def check_up_to_date(argument: str, location: Location, *stages: str) -> None:
         return
     try:
         config = read_stored_config(content, location)
-    except ValidationError:     # a run of another version, whose settings cannot be compared
+    except ValidationError:  # a run of another version, whose settings cannot be compared
         return
     outdated = outdated_stages(config, manifests_of(store))
     first = next((stage for stage in stages if stage in outdated), None)
     if first is not None:
         raise RunDirError(
-            argument, str(location), f"its stage {first} is out of date: it was made with other settings, or from other artifacts, "
-            f"than the run has now; {REMEDY}")
+            argument,
+            str(location),
+            f"its stage {first} is out of date: it was made with other settings, or from other artifacts, "
+            f"than the run has now; {REMEDY}",
+        )
 
 
 def check_model_up_to_date(argument: str, place: Location) -> None:
@@ -102,12 +108,16 @@ def _has_other_inputs(manifest: Manifest, manifests: Mapping[str, Manifest]) -> 
 def _has_other_settings(stage: Stage, config: RunConfig, manifest: Manifest, manifests: Mapping[str, Manifest]) -> bool:
     starts = config.model.init if isinstance(config.model.init, LocalInit) else None
     is_away = starts is not None and is_uri(starts.place)
-    if stage.name in _READ_TEXT or (stage.name == "seed" and starts is not None) or (stage.name == "submodels" and is_away):
-        return False        # the fingerprint cannot be computed again; other inputs still show
+    if (
+        stage.name in _READ_TEXT
+        or (stage.name == "seed" and starts is not None)
+        or (stage.name == "submodels" and is_away)
+    ):
+        return False  # the fingerprint cannot be computed again; other inputs still show
     if any(need not in manifests for need in stage.needs):
         return False
     try:
         expected = stage.fingerprint(config, {need: manifests[need].fingerprint for need in stage.needs})
-    except (UserError, StorageError):       # the model that the run started from is gone
+    except (UserError, StorageError):  # the model that the run started from is gone
         return False
     return manifest.fingerprint != expected

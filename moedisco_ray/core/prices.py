@@ -1,8 +1,8 @@
 """What slots cost: the one place that looks prices up, and the one that multiplies time by a price.
 
-The event in which workers take slots states the price at that moment, and the hold keeps it until it ends. So everyone who reads a
-run's events adds up the same dollars, and a later price never changes what was charged. Events of earlier versions state no price:
-the configuration's holds for them.
+The event in which workers take slots states the price at that moment, and the hold keeps it until it ends. So everyone
+who reads a run's events adds up the same dollars, and a later price never changes what was charged. Events of earlier
+versions state no price: the configuration's holds for them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ class PriceBook:
             KeyError: No pool has this name.
         """
         found = self.pools.at(pool)
-        prices = (change.prices for change in reversed(self.changes) if change.since <= moment and found.resource in change.prices)
+        prices = (
+            change.prices
+            for change in reversed(self.changes)
+            if change.since <= moment and found.resource in change.prices
+        )
         newest = next(prices, None)
         return found.price_per_hour if newest is None else newest[found.resource]
 
@@ -97,7 +101,9 @@ class PriceTag:
         """The event, with a `price_per_hour` if it is one of `PRICED_EVENTS`."""
         if event.type not in PRICED_EVENTS:
             return event
-        return dataclasses.replace(event, data=event.data | {"price_per_hour": self._book.at(event.data["pool"], event.time)})
+        return dataclasses.replace(
+            event, data=event.data | {"price_per_hour": self._book.at(event.data["pool"], event.time)}
+        )
 
 
 def dollars_of(worker_seconds: float, price_per_hour: float) -> float:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import IO, cast
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that move the cursor, clear the screen, write the clipboard, or show text in another order than it has; and halves of
-characters, which cannot be encoded. Newline and tab are not among them."""
+"""Characters that move the cursor, clear the screen, write the clipboard, or show text in another order than it has;
+and halves of characters, which cannot be encoded. Newline and tab are not among them."""
 _NOTHING = re.compile("")
 _BAR = re.compile("\r|\n*(?:\x1b\\[A)*")
 """What progress bars write before their text: back to the start of the line, or to the line of another bar."""

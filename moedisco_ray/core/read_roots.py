@@ -1,8 +1,8 @@
 """Confines the files that this process opens for a configuration to directories that an operator allows.
 
-The control service checks the paths of a configuration when it is submitted. Files and symbolic links may change afterwards, so the
-opened file is checked again: `opened` opens a path, asks the kernel which file that is, and yields a path to exactly this file.
-Without roots, as on a user's own machine, everything may be read.
+The control service checks the paths of a configuration when it is submitted. Files and symbolic links may change
+afterwards, so the opened file is checked again: `opened` opens a path, asks the kernel which file that is, and yields a
+path to exactly this file. Without roots, as on a user's own machine, everything may be read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from moedisco_ray.core.hub import private_places
 from moedisco_ray.core.locations import Location, cache_directory, is_uri, local_copies, settings_directory
 
 ENVIRONMENT = "MOEDISCO_READ_ROOTS"
-"""Environment variable: the JSON of `ReadRoots`. The control service sets it for a driver, and Ray passes it to the workers."""
+"""Environment variable: the JSON of `ReadRoots`. The control service sets it for a driver, and Ray passes it to the
+workers."""
 
 KERNEL = (Path("/proc"), Path("/sys"))
 """Directories in which the kernel shows processes and devices as files: their environment holds tokens."""
 _MOUNTED_SECRETS = (Path("/dev"), Path("/run"))
-"""Directories with devices, sockets, shared memory and the secrets of containers. They are read only if a root is inside them."""
+"""Directories with devices, sockets, shared memory and the secrets of containers. They are read only if a root is
+inside them."""
 _RAY = Path("/tmp/ray")  # noqa: S108  # the constant of Ray
 """Default directory of Ray's logs, which quote the output of all drivers."""
 _SAME_SCHEME = {"gcs": "gs", "abfss": "abfs"}
@@ -42,8 +44,8 @@ class ReadRoots:
 
     Attributes:
         roots: Directories that the operator allows. Below them, hidden files and `denied` places are not read.
-        own: Places that belong to the run, also if they are hidden or denied for others: its home, and the models and texts that it
-            starts from. The URI of a run, or of a part of one, also stands for its copy on this machine.
+        own: Places that belong to the run, also if they are hidden or denied for others: its home, and the models and
+            texts that it starts from. The URI of a run, or of a part of one, also stands for its copy on this machine.
         denied: Directories, files and URIs that are read only if they are among `own`.
     """
 
@@ -53,7 +55,9 @@ class ReadRoots:
 
     def to_json(self) -> str:
         """The roots as the text of `ENVIRONMENT`."""
-        return json.dumps({field.name: [str(place) for place in getattr(self, field.name)] for field in dataclasses.fields(self)})
+        return json.dumps(
+            {field.name: [str(place) for place in getattr(self, field.name)] for field in dataclasses.fields(self)}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,9 @@ class Confinement:
     def allows(self, real: Path) -> bool:
         """Whether a path without symbolic links may be read."""
         return is_within(real, self.own) or (
-            not self.denies(real) and any(real.is_relative_to(root) and hidden_part(real, root) is None for root in self.roots))
+            not self.denies(real)
+            and any(real.is_relative_to(root) and hidden_part(real, root) is None for root in self.roots)
+        )
 
     def check(self, path: Path) -> None:
         """Refuse a path that may not be read, with symbolic links resolved.
@@ -113,14 +119,20 @@ def confinement() -> Confinement | None:
     roots = [Path(root) for root in within.roots if not is_uri(root)]
     # Other runs have working copies in the cache.
     denied = [
-        *KERNEL, _RAY, cache_directory(), settings_directory(), *private_places(roots),
-        *(place for place in within.denied if not is_uri(place))]
+        *KERNEL,
+        _RAY,
+        cache_directory(),
+        settings_directory(),
+        *private_places(roots),
+        *(place for place in within.denied if not is_uri(place)),
+    ]
     return Confinement(
         roots=_resolved(iter(roots)),
         own=_resolved(copy for place in within.own for copy in local_copies(place)),
         denied=_resolved(map(Path, denied)),
         own_uris=tuple(str(place) for place in within.own if is_uri(place)),
-        denied_uris=tuple(str(place) for place in within.denied if is_uri(place)))
+        denied_uris=tuple(str(place) for place in within.denied if is_uri(place)),
+    )
 
 
 @contextlib.contextmanager
@@ -136,7 +148,7 @@ def opened(path: Path) -> Iterator[Path]:
     if confined is None:
         yield path
         return
-    confined.check(path)      # check before opening, because opening a device may have side effects
+    confined.check(path)  # check before opening, because opening a device may have side effects
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         found = _OPENED / str(descriptor)
@@ -162,7 +174,8 @@ def check_inside(path: Path) -> None:
 def check_folder(directory: Path) -> None:
     """Refuse a folder that may not be read, or a symbolic link or special file in it, or in a folder in it, that may not be read.
 
-    Use it before a library opens the files itself, without the checks of `opened`. Entries of `is_passed_over` are not looked at.
+    Use it before a library opens the files itself, without the checks of `opened`. Entries of `is_passed_over` are not
+    looked at.
 
     Raises:
         OSError: The folder or an entry may not be read, or the folder cannot be listed.
@@ -230,4 +243,6 @@ def _checked_entries(directory: Path, confined: Confinement) -> list[Path]:
 
 
 def _outside(path: Path) -> OSError:
-    return PermissionError(errno.EACCES, "leads out of the directories that may be read; name a file inside them", str(path))
+    return PermissionError(
+        errno.EACCES, "leads out of the directories that may be read; name a file inside them", str(path)
+    )

@@ -1,7 +1,7 @@
 """The outputs of a run's stages as typed records: their summaries, `clusters/report.json` and `evaluation.json`.
 
-Writers build these records, and readers (the report, the model card, the command line, the service) open files as these records.
-A reader accepts what an earlier or later version wrote: a part that it does not know stays in the record.
+Writers build these records, and readers (the report, the model card, the command line, the service) open files as these
+records. A reader accepts what an earlier or later version wrote: a part that it does not know stays in the record.
 """
 
 from __future__ import annotations
@@ -282,7 +282,8 @@ class TaskFigures(Record):
     """Share of examples that the model answers correctly, by the likelihood of each choice."""
     acc_stderr: float | None = None
     acc_norm: float | None = None
-    """Share of examples that the model answers correctly if the likelihood of each choice is divided by the choice's length."""
+    """Share of examples that the model answers correctly if the likelihood of each choice is divided by the choice's
+    length."""
     acc_norm_stderr: float | None = None
     chance: float | None = None
     """Expected accuracy of random guessing."""

@@ -1,8 +1,8 @@
 """What can be added with one new file and one line here: commands, export formats, model files, trackers, rules of the merge.
 
-The tables name functions and do not import them: configurations are checked against the names without torch, an optional
-package is needed only by those who use what needs it, and no room imports `contrib`. CONTRIBUTING.md says what each function
-takes and returns. Model families have a table of their own, in `core.families`.
+The tables name functions and do not import them: configurations are checked against the names without torch, an
+optional package is needed only by those who use what needs it, and no room imports `contrib`. CONTRIBUTING.md says what
+each function takes and returns. Model families have a table of their own, in `core.families`.
 """
 
 from __future__ import annotations
@@ -62,22 +62,30 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("moedisco_ray.contrib.experts.command:commands"),
     Entry("moedisco_ray.contrib.join.command:commands"),
 )
-"""Commands of the command line besides those of `cli` and `service`, in the order of the help: one `typer.Typer` each."""
+"""Commands of the command line besides those of `cli` and `service`, in the order of the help: one `typer.Typer`
+each."""
 
 EXPORT_FORMATS: Mapping[str, ExportFormat] = {
     "hf": ExportFormat(
-        "moedisco_ray.execution.export_run:export_run", title="a Hugging Face directory", suffix="-model"),
+        "moedisco_ray.execution.export_run:export_run", title="a Hugging Face directory", suffix="-model"
+    ),
     "gguf": ExportFormat(
-        "moedisco_ray.contrib.gguf.exporting:export_gguf", ("gguf",), "gguf",
-        title="a GGUF file for llama.cpp, Ollama and LM Studio", suffix=".gguf"),
+        "moedisco_ray.contrib.gguf.exporting:export_gguf",
+        ("gguf",),
+        "gguf",
+        title="a GGUF file for llama.cpp, Ollama and LM Studio",
+        suffix=".gguf",
+    ),
     "ensemble": ExportFormat(
         "moedisco_ray.execution.export_ensemble:export_ensemble",
-        title="a directory with the sub-models as an ensemble, never merged", suffix="-ensemble"),
+        title="a directory with the sub-models as an ensemble, never merged",
+        suffix="-ensemble",
+    ),
 }
 """Formats by the value of `--to`."""
 
 MODEL_FILES: Mapping[str, ModelFile] = {
-    ".gguf": ModelFile("moedisco_ray.contrib.gguf.reading", ("gguf", "accelerate"), "gguf", title="GGUF", version=2),
+    ".gguf": ModelFile("moedisco_ray.contrib.gguf.reading", ("gguf", "accelerate"), "gguf", title="GGUF", version=2)
 }
 """Kinds of model files by the end of their names."""
 

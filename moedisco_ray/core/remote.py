@@ -32,12 +32,13 @@ BUFFER = 4 << 20
 """Size of an output stream's buffer, and of the pieces in which files are copied (bytes)."""
 
 _OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=5"}
-"""Options of pyarrow's file systems, by scheme: S3 uploads a small object in one request instead of three, and Google Cloud Storage
-retries for seconds instead of a quarter of an hour, in which a driver would lose its lease."""
+"""Options of pyarrow's file systems, by scheme: S3 uploads a small object in one request instead of three, and Google
+Cloud Storage retries for seconds instead of a quarter of an hour, in which a driver would lose its lease."""
 
 _PERMANENT = re.compile(
     r"NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|UNAUTHENTICATED|"
-    r"\[(ContainerNotFound|\w*Auth\w+)\]")
+    r"\[(ContainerNotFound|\w*Auth\w+)\]"
+)
 """Errors of an object store that no retry cures, in the words of S3, Google Cloud Storage and Azure."""
 
 _log = logging.getLogger(__name__)
@@ -69,12 +70,14 @@ def _at_azure(uri: str) -> tuple[Any, str]:
     system, path = fs.FileSystem.from_uri(uri)
     try:
         system.get_file_info(path)
-    except OSError:     # may be temporary, so it is left to the first operation
+    except OSError:  # may be temporary, so it is left to the first operation
         pass
     except pa.ArrowException as error:
         if "AuthenticationException" not in str(error):
             raise
-        raise OSError("this machine has no credential for Azure; give it a managed identity, or log in with `az login`") from error
+        raise OSError(
+            "this machine has no credential for Azure; give it a managed identity, or log in with `az login`"
+        ) from error
     return system, path
 
 
@@ -141,6 +144,7 @@ class Remote:
 
     def read(self, name: str) -> bytes | None:
         """Content of an object; None if it does not exist."""
+
         def get() -> bytes | None:
             try:
                 with self.system.open_input_stream(self.path(name)) as stream:
@@ -148,6 +152,7 @@ class Remote:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             return data
+
         return self.retrying(get)
 
     def write(self, name: str, data: bytes) -> None:
@@ -156,6 +161,7 @@ class Remote:
 
     def upload(self, file: Path, name: str) -> Stored:
         """Upload a local file as an object; return the object's size and SHA-256."""
+
         def put() -> Stored:
             digest, size = hashlib.sha256(), 0
 
@@ -166,8 +172,10 @@ class Remote:
                         stream.write(piece)
                         digest.update(piece)
                         size += len(piece)
+
             self._put(name, copy)
             return Stored(size, digest.hexdigest())
+
         return self.retrying(put)
 
     def download(self, name: str, file: Path, size: int | None = None, sha256: str | None = None) -> None:
@@ -182,6 +190,7 @@ class Remote:
         Raises:
             StorageError: The object has another size or checksum, also when it is downloaded a second time.
         """
+
         def get() -> Stored:
             digest, received = hashlib.sha256(), 0
             with self.system.open_input_stream(self.path(name)) as source, draft.open("wb") as target:
@@ -194,7 +203,7 @@ class Remote:
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
         try:
-            for _ in range(2):      # twice: the object may be intact and only the first transfer damaged
+            for _ in range(2):  # twice: the object may be intact and only the first transfer damaged
                 found = self.retrying(get)
                 if size in (None, found.size) and sha256 in (None, found.sha256):
                     draft.replace(file)
@@ -203,10 +212,12 @@ class Remote:
             draft.unlink(missing_ok=True)
         raise StorageError(
             f"{name} in {self.location} is damaged: it has {found.size} bytes or another checksum; the command of the run that "
-            "wrote it makes it again with --repair")
+            "wrote it makes it again with --repair"
+        )
 
     def checksum(self, name: str) -> Stored:
         """Size and SHA-256 of an object, which is read and not stored; (0, "") if it does not exist."""
+
         def read() -> Stored:
             digest, size = hashlib.sha256(), 0
             with self.system.open_input_stream(self.path(name)) as source:
@@ -214,6 +225,7 @@ class Remote:
                     digest.update(piece)
                     size += len(piece)
             return Stored(size, digest.hexdigest())
+
         try:
             return self.retrying(read)
         except FileNotFoundError:
@@ -225,13 +237,18 @@ class Remote:
 
     def details(self, name: str = "") -> dict[str, Info]:
         """Like `list`, but with the size and the time of writing of each object."""
+
         def found() -> dict[str, Info]:
             itself = self.system.get_file_info(self.path(name))
             below = fs.FileSelector(self.path(name), allow_not_found=True, recursive=True)
             infos = [itself] if itself.type == fs.FileType.File else self.system.get_file_info(below)
-            named = {info.path[len(self.root):].strip("/"): info for info in infos if info.type == fs.FileType.File}
+            named = {info.path[len(self.root) :].strip("/"): info for info in infos if info.type == fs.FileType.File}
             return {
-                each: Info(info.size, info.mtime_ns / 1e9) for each, info in named.items() if not each.startswith(f"{DRAFTS}/")}
+                each: Info(info.size, info.mtime_ns / 1e9)
+                for each, info in named.items()
+                if not each.startswith(f"{DRAFTS}/")
+            }
+
         return self.retrying(found)
 
     def modified(self, name: str) -> float | None:
@@ -241,9 +258,11 @@ class Remote:
 
     def info(self, name: str) -> Info | None:
         """Size and time of writing of an object; None if the object does not exist."""
+
         def found() -> Info | None:
             info = self.system.get_file_info(self.path(name))
             return None if info.type != fs.FileType.File else Info(info.size, info.mtime_ns / 1e9)
+
         return self.retrying(found)
 
     def open(self, name: str) -> Any:
@@ -252,25 +271,31 @@ class Remote:
 
     def read_in_place(self, name: str, read: Callable[[Any], T]) -> T:
         """Result of a function of an open object."""
+
         def opened() -> T:
             with self.system.open_input_file(self.path(name)) as file:
                 return read(file)
+
         return self.retrying(opened)
 
     def delete(self, name: str) -> None:
         """Delete an object, if it exists."""
+
         def remove() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self.system.delete_file(self.path(name))
+
         self.retrying(remove)
 
     def delete_folder(self, name: str) -> None:
         """Delete all objects below a folder."""
+
         def remove() -> None:
             # pyarrow's Google Cloud Storage raises no FileNotFoundError for a missing folder.
             if self.system.get_file_info(self.path(name)).type != fs.FileType.NotFound:
                 with contextlib.suppress(FileNotFoundError):
                     self.system.delete_dir(self.path(name))
+
         self.retrying(remove)
 
     def path(self, name: str) -> str:
@@ -281,22 +306,26 @@ class Remote:
         with self._appearing(self.path(name)) as path:
             try:
                 stream = self.system.open_output_stream(path, buffer_size=BUFFER)
-            except FileNotFoundError as error:      # on Google Cloud Storage, the bucket does not exist
+            except FileNotFoundError as error:  # on Google Cloud Storage, the bucket does not exist
                 raise self._misconfigured(error) from error
             with stream:
                 fill(stream)
 
     @contextlib.contextmanager
     def _appearing(self, path: str) -> Iterator[str]:
-        """Yield a path to write to. Readers see only complete objects: a file on a disk is renamed when it is complete."""
+        """Yield a path to write to.
+
+        Readers see only complete objects: a file on a disk is renamed when it is complete.
+        """
         if self.on_disk:
             folder, _, base = path.rpartition("/")
             draft = f"{folder}/.{base}.{uuid.uuid4().hex}"
             self.system.create_dir(folder)
             yield draft
-            os.replace(draft, path)     # noqa: PTH105  # pyarrow's path is a string
+            os.replace(draft, path)  # noqa: PTH105  # pyarrow's path is a string
         elif self.system.type_name == "abfs":
-            # On Azure, pyarrow empties an object when it opens it. A copy within a storage account replaces it as a whole.
+            # On Azure, pyarrow empties an object when it opens it. A copy within a storage account replaces it as a
+            # whole.
             draft = self.path(f"{DRAFTS}/{uuid.uuid4().hex}")
             yield draft
             self.system.copy_file(draft, path)

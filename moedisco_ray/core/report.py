@@ -1,7 +1,7 @@
 """Builds `report.json` (`run_record.RunReport`), which the table, the model card and the figures show, from the stages' outputs.
 
-The outputs are the manifests with summaries (`records`), `clusters/report.json`, `evaluation/evaluation.json`, the event log, and
-`comparison.json`, in which a comparison with other ways to train states what is known of quality.
+The outputs are the manifests with summaries (`records`), `clusters/report.json`, `evaluation/evaluation.json`, the
+event log, and `comparison.json`, in which a comparison with other ways to train states what is known of quality.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from moedisco_ray.core.run_record import SCHEMA_VERSION, RunReport, StageReport,
 from moedisco_ray.core.stages import STAGES, stage_named
 
 ReadFile = Callable[[str], bytes | None]
-"""Function that takes a relative path in a run directory and returns the file's content, or None if the file does not exist."""
+"""Function that takes a relative path in a run directory and returns the file's content, or None if the file does not
+exist."""
 
 TABLE_COLUMNS = ("stage", "pool", "workers", "tokens", "time", "cost", "loss", "perplexity")
 
@@ -58,20 +59,35 @@ def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) ->
 def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> RunReport:
     """Build the report like `build_report`, with the caller's function to read files."""
     manifests = {
-        stage.name: manifest for stage in STAGES
-        if (manifest := parse_manifest(read(f"{stage.directory}/{MANIFEST}"), stage.directory)) is not None}
-    summaries, outdated = {name: manifest.summary for name, manifest in manifests.items()}, outdated_stages(config, manifests)
+        stage.name: manifest
+        for stage in STAGES
+        if (manifest := parse_manifest(read(f"{stage.directory}/{MANIFEST}"), stage.directory)) is not None
+    }
+    summaries, outdated = (
+        {name: manifest.summary for name, manifest in manifests.items()},
+        outdated_stages(config, manifests),
+    )
     config = _with_cluster_count(config, summaries)
     evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))
     owners = {f"submodel-{k}": config.owner_of(k) for k in range(config.shared_clusters, config.cluster_count)}
-    events = EventTotals(itertools.chain(EventLog.parse(read("events.jsonl") or b""), [] if last is None else [last]), owners)
+    events = EventTotals(
+        itertools.chain(EventLog.parse(read("events.jsonl") or b""), [] if last is None else [last]), owners
+    )
     stalls, utilisation = events.stalls, events.mfu
     bill = metered_bill(events.meter, config, _document(read("comparison.json")).get("quality"))
     stages = [
         _stage(
-            name, manifest, evaluation.stages.get(name, Figures()), stalls.get(name, 0.0), mfu=utilisation.get(name), config=config,
-            bill=bill, outdated=name in outdated)
-        for name, manifest in manifests.items()]
+            name,
+            manifest,
+            evaluation.stages.get(name, Figures()),
+            stalls.get(name, 0.0),
+            mfu=utilisation.get(name),
+            config=config,
+            bill=bill,
+            outdated=name in outdated,
+        )
+        for name, manifest in manifests.items()
+    ]
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
     return RunReport(
         schema_version=SCHEMA_VERSION,
@@ -107,19 +123,28 @@ def _with_cluster_count(config: RunConfig, summaries: Mapping[str, Mapping[str, 
 
 
 def _departures(
-    summaries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], owners: Mapping[str, str | None], config: RunConfig,
+    summaries: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, int],
+    owners: Mapping[str, str | None],
+    config: RunConfig,
 ) -> list[Departure]:
     """What left each data owner's storage, by owner: what the stages have noted, and the events of its training."""
     noted = [
-        Departure.model_validate(each) for stage in STAGES for each in summaries.get(stage.name, {}).get("left", [])]
+        Departure.model_validate(each) for stage in STAGES for each in summaries.get(stage.name, {}).get("left", [])
+    ]
     noted += [
         Departure(owner=owner, what=f"{unit}: loss and speed of its training, in events.jsonl", bytes=sizes[unit])
-        for unit, owner in owners.items() if owner is not None and unit in sizes]
+        for unit, owner in owners.items()
+        if owner is not None and unit in sizes
+    ]
     return sorted(noted, key=lambda each: config.owners.index(each.owner))
 
 
 def _family(model: Model, read: ReadFile) -> str:
-    """Family of a run's model. A run's own `config.json` has it, so that no other file is read; a run that waits has none yet."""
+    """Family of a run's model.
+
+    A run's own `config.json` has it, so that no other file is read; a run that waits has none yet.
+    """
     if model.family is not None or not isinstance(model.init, LocalInit):
         return model.family_name
     return str(_document(read("config.json")).get("model", {}).get("family") or "unknown")
@@ -141,9 +166,14 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
     """
     rows: list[tuple[str, ...]] = [
         (
-            f"{stage.name}{' (out of date)' if stage.outdated else ''}", stage.pool.replace("_", "-"), f"{stage.workers:g}",
-            _tokens(stage.tokens), format_seconds(stage.seconds),
-            format_dollars(stage.dollars), _decimal(stage.loss, 4), _decimal(stage.perplexity, 2),
+            f"{stage.name}{' (out of date)' if stage.outdated else ''}",
+            stage.pool.replace("_", "-"),
+            f"{stage.workers:g}",
+            _tokens(stage.tokens),
+            format_seconds(stage.seconds),
+            format_dollars(stage.dollars),
+            _decimal(stage.loss, 4),
+            _decimal(stage.perplexity, 2),
         )
         for stage in report.stages
     ]
@@ -155,9 +185,18 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
     if bill.idle:
         rows.append(("total with idle machines", "", "", "", "", format_dollars(bill.dollars_with_idle), "", ""))
     if bill.complete and bill.baseline is not None:
-        rows.append((
-            "joint training (estimate)", "high-memory", "", tokens, format_seconds(bill.baseline.seconds),
-            format_dollars(bill.baseline.dollars), "", ""))
+        rows.append(
+            (
+                "joint training (estimate)",
+                "high-memory",
+                "",
+                tokens,
+                format_seconds(bill.baseline.seconds),
+                format_dollars(bill.baseline.dollars),
+                "",
+                "",
+            )
+        )
     return rows
 
 
@@ -170,14 +209,26 @@ def report_notes(report: RunReport) -> list[str]:
     """Notes below the table: stages that are out of date, sub-models that the merge did not wait for, and problems of the text."""
     outdated = [stage.name for stage in report.stages if stage.outdated]
     return [
-        *([f"{', '.join(outdated)}: out of date, made with other settings or from other artifacts than the run has now; {REMEDY}"]
-          if outdated else []),
-        *report.corpus.warnings, *report.clusters.warnings, *(
-        f"{unit.name} is not finished: the merge took "
-        + (f"its checkpoint of step {unit.steps} of {unit.planned_steps}" if unit.contribution == "checkpoint"
-           else "its seed, untrained")
-        + f" ({unit.reason})"
-        for stage in report.stages for unit in stage.unfinished)
+        *(
+            [
+                f"{', '.join(outdated)}: out of date, made with other settings or from other artifacts than the run has now; {REMEDY}"
+            ]
+            if outdated
+            else []
+        ),
+        *report.corpus.warnings,
+        *report.clusters.warnings,
+        *(
+            f"{unit.name} is not finished: the merge took "
+            + (
+                f"its checkpoint of step {unit.steps} of {unit.planned_steps}"
+                if unit.contribution == "checkpoint"
+                else "its seed, untrained"
+            )
+            + f" ({unit.reason})"
+            for stage in report.stages
+            for unit in stage.unfinished
+        ),
     ]
 
 
@@ -192,7 +243,14 @@ def _speed(stage: StageReport) -> str:
 
 
 def _stage(
-    name: str, manifest: Manifest, measured: Figures, stall: float, *, mfu: float | None, config: RunConfig, bill: Bill,
+    name: str,
+    manifest: Manifest,
+    measured: Figures,
+    stall: float,
+    *,
+    mfu: float | None,
+    config: RunConfig,
+    bill: Bill,
     outdated: bool,
 ) -> StageReport:
     stage = stage_named(name)
@@ -225,8 +283,15 @@ def _stage(
 def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:
     return [
         UnfinishedUnit(
-            name=unit.name, contribution=unit.contribution, steps=unit.steps, planned_steps=unit.planned_steps, reason=unit.reason)
-        for unit in units if unit.contribution != "finished"]
+            name=unit.name,
+            contribution=unit.contribution,
+            steps=unit.steps,
+            planned_steps=unit.planned_steps,
+            reason=unit.reason,
+        )
+        for unit in units
+        if unit.contribution != "finished"
+    ]
 
 
 def _workers(name: str, units: list[UnitRecord], config: RunConfig) -> float:

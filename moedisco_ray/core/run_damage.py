@@ -34,7 +34,8 @@ class Part:
     Attributes:
         stage: Stage that wrote the files; `run` for files about the run, `model` for an exported model.
         damaged: Names of the damaged files, relative to `folder`.
-        folder: Folder of the files, relative to the location; for a data owner's files, to the run's folder in the owner's storage.
+        folder: Folder of the files, relative to the location; for a data owner's files, to the run's folder in the
+            owner's storage.
         training: Training whose output the stage has not taken over yet, such as `submodel-3`; empty for other files.
         owner: Data owner whose storage holds the files; empty for files of the run.
         is_verified: Whether the files could be read here.
@@ -50,8 +51,13 @@ class Part:
     is_sync: bool = False
 
     def __str__(self) -> str:
-        of = f" of {self.training}" if self.training else f" of owner {self.owner}" if self.owner else (
-            ", sync points" if self.is_sync else "")
+        of = (
+            f" of {self.training}"
+            if self.training
+            else f" of owner {self.owner}"
+            if self.owner
+            else (", sync points" if self.is_sync else "")
+        )
         away = "not verified: the storage cannot be read here; `moedisco run` with --repair verifies it on the owner's nodes"
         found = f"damaged: {', '.join(self.damaged)}" if self.damaged else "ok" if self.is_verified else away
         return f"{self.stage}{of}: {found}"
@@ -76,11 +82,17 @@ def damage_of(location: Location) -> Iterator[Part]:
         return
     loose = {name: content for name in LOOSE if (content := store.read(name)) is not None}
     if not loose:
-        raise RunDirError("RUN_DIR", str(location), "holds no run and no exported model; name one that `moedisco` wrote")
+        raise RunDirError(
+            "RUN_DIR", str(location), "holds no run and no exported model; name one that `moedisco` wrote"
+        )
     events = store.read(EVENTS) or b""
-    yield Part("run", (
-        *(name for name, content in loose.items() if not _is_intact(content)),
-        *([EVENTS] if without_damage(events) != events else ())))
+    yield Part(
+        "run",
+        (
+            *(name for name, content in loose.items() if not _is_intact(content)),
+            *([EVENTS] if without_damage(events) != events else ()),
+        ),
+    )
     for stage in STAGES:
         damaged = damage_in_folder(store, stage.directory)
         if damaged is not None:
@@ -104,7 +116,7 @@ def owned_damage_of(location: Location) -> Iterator[Part]:
         return
     try:
         settings, run_id = read_stored_config(config, location), str(without_checksum(identity)["id"])
-    except (ValidationError, DamagedError, ValueError):     # damaged themselves, or of another version
+    except (ValidationError, DamagedError, ValueError):  # damaged themselves, or of another version
         return
     for name, owner in settings.pools.owners.items():
         try:
@@ -139,13 +151,17 @@ def finished_trainings(store: RunStore) -> list[str]:
     """Folders of the finished trainings whose stage is not finished: `checkpoints/STAGE-FINGERPRINT/TRAINING`, sorted."""
     ends = (f"/{TRAINED}/{MANIFEST}", f"/{RESULT}")
     folders = {name.removesuffix(end) for name in _in_checkpoints(store) for end in ends if name.endswith(end)}
-    return sorted(each for each in folders if each.count("/") == 2 and not each.endswith("/ray"))     # Ray Train's own files
+    # Ray Train's own files
+    return sorted(each for each in folders if each.count("/") == 2 and not each.endswith("/ray"))
 
 
 def _in_checkpoints(store: RunStore) -> list[str]:
     """Names of all files in `checkpoints`."""
-    return list(store.remote.list(CHECKPOINTS)) if store.is_remote else [
-        path.relative_to(store.directory).as_posix() for path in files_in(store.directory / CHECKPOINTS)]
+    return (
+        list(store.remote.list(CHECKPOINTS))
+        if store.is_remote
+        else [path.relative_to(store.directory).as_posix() for path in files_in(store.directory / CHECKPOINTS)]
+    )
 
 
 def _trainings(store: RunStore) -> Iterator[Part]:
@@ -164,7 +180,7 @@ def _sync_points(store: RunStore) -> Iterator[Part]:
     found: dict[str, list[str]] = {}
     for name in sorted(_in_checkpoints(store)):
         folder, _, file = name.rpartition("/")
-        home = "/".join(folder.split("/")[:3])      # checkpoints/STAGE-FINGERPRINT/sync
+        home = "/".join(folder.split("/")[:3])  # checkpoints/STAGE-FINGERPRINT/sync
         if not home.endswith(f"/{SYNC}") or "/." in folder or file not in (MANIFEST, SYNCED):
             continue
         if file == MANIFEST:

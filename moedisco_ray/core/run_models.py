@@ -1,6 +1,7 @@
 """Models that settings name: a directory, or a model that a machine fetches before it reads it.
 
-Such a model is that of a finished run at a URI, or one of the Hugging Face hub. A model file, such as GGUF, is converted instead.
+Such a model is that of a finished run at a URI, or one of the Hugging Face hub. A model file, such as GGUF, is
+converted instead.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ def local_model(setting: str, place: Location, *, weights: bool = True, verifier
 
     Args:
         setting: Setting that names the model; errors name it.
-        place: A directory, a model file, the URI of a run's model: OUTPUT/NAME/model, or a model of the hub: hf://ORG/NAME@REVISION.
+        place: A directory, a model file, the URI of a run's model: OUTPUT/NAME/model, or a model of the hub:
+            hf://ORG/NAME@REVISION.
         weights: Whether to fetch the weights too; all other files are always fetched.
         verifier: Verifies the weights of a model that a run wrote; by default a new one, which verifies all of them.
 
     Raises:
-        CheckpointError: The URI holds no model of a finished run, the hub has no such model or cannot be reached, or a model file
-            cannot be read.
+        CheckpointError: The URI holds no model of a finished run, the hub has no such model or cannot be reached, or a
+            model file cannot be read.
         DamagedError: The directory is one that a run wrote, and a file in it is damaged.
         StorageError: The URI does not respond.
     """
@@ -75,30 +77,36 @@ def verify_model(directory: Path, remedy: str = _AGAIN, verifier: Verifier | Non
     Raises:
         DamagedError: A file of the model is damaged.
     """
-    with contextlib.suppress(OSError, ValueError):      # a manifest of ours may be damaged
+    with contextlib.suppress(OSError, ValueError):  # a manifest of ours may be damaged
         found = json.loads((directory / MANIFEST).read_bytes())
         if not isinstance(found, dict) or len(_OURS & found.keys()) < len(_OURS) - 1:
-            return      # another program's file of this name; no single flipped bit takes two keys from ours
+            return  # another program's file of this name; no single flipped bit takes two keys from ours
     (verifier or Verifier()).verify(directory, lambda name: name != _CARD, remedy=remedy)
 
 
 def whole_model(setting: str, directory: Path) -> Path:
     """The directory of a model, after a check that its weights are all of the model; every command opens its models through this.
 
-    transformers applies an adapter in the directory when it loads the model, and other programs ignore it. It also fetches and runs
-    a kernel that `config.json` names, if the package `kernels` is installed, even without `trust_remote_code`.
+    transformers applies an adapter in the directory when it loads the model, and other programs ignore it. It also
+    fetches and runs a kernel that `config.json` names, if the package `kernels` is installed, even without
+    `trust_remote_code`.
 
     Raises:
         CheckpointError: The directory also holds an adapter, or its `config.json` names a kernel.
     """
     if (directory / ADAPTER).exists():
         raise CheckpointError(
-            setting, str(directory), f"holds an adapter of PEFT ({ADAPTER}); merge it into the model first (`merge_and_unload` and "
-            "`save_pretrained` of PEFT), or remove it")
+            setting,
+            str(directory),
+            f"holds an adapter of PEFT ({ADAPTER}); merge it into the model first (`merge_and_unload` and "
+            "`save_pretrained` of PEFT), or remove it",
+        )
     for field in _kernel_fields(directory):
         raise CheckpointError(
-            setting, str(directory), f"names a kernel to fetch and run ({field} of config.json); remove the field if you trust the "
-            "rest")
+            setting,
+            str(directory),
+            f"names a kernel to fetch and run ({field} of config.json); remove the field if you trust the rest",
+        )
     return directory
 
 
@@ -130,7 +138,9 @@ def model_identity(setting: str, place: Location) -> str:
     """
     if is_hub(place):
         return "@".join(map(str, hub_parts(str(place))))
-    return "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(_files(setting, place).items()) if name != _CARD)
+    return "".join(
+        f"{name} {entry.sha256}\n" for name, entry in sorted(_files(setting, place).items()) if name != _CARD
+    )
 
 
 def model_name(place: Location) -> str:

@@ -54,7 +54,8 @@ class StageReport(Record):
     tokens_per_second_per_worker: float | None = None
     """Mean training speed of one worker (tokens/s)."""
     mfu: float | None = None
-    """Model FLOPs utilisation: the share of the GPUs' peak speed that training reached; null on CPUs and unknown GPUs."""
+    """Model FLOPs utilisation: the share of the GPUs' peak speed that training reached; null on CPUs and unknown
+    GPUs."""
     stalled: float | None = None
     """Share of the training time in which training stood still while checkpoints were saved."""
     dollars: float
@@ -93,8 +94,8 @@ class RunReport(Record):
 
     schema_version: int = SCHEMA_VERSION
     against_start: StartComparison | None = None
-    """The finished model compared with the trained model that the run started from; null for random weights, and if it was not
-    measured."""
+    """The finished model compared with the trained model that the run started from; null for random weights, and if it
+    was not measured."""
     name: str
     seed: int
     tags: dict[str, str]

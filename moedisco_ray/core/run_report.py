@@ -64,7 +64,9 @@ def _stored_report(location: Location, content: bytes) -> RunReport:
     except ValidationError:
         raise
     except ValueError as error:
-        raise DamagedError("report.json", "", str(location), "run the same command again: it makes the report again") from error
+        raise DamagedError(
+            "report.json", "", str(location), "run the same command again: it makes the report again"
+        ) from error
 
 
 def stored_run_config(location: Location) -> RunConfig:
@@ -94,7 +96,8 @@ def _checked(location: Location, content: bytes) -> RunConfig:
 def run_state(store: RunStore, events: Sequence[Event]) -> tuple[RunState, str | None]:
     """The state of a run, and the message of a failed or stopped run.
 
-    A run is running while a process holds the lock on its event log, or its lease. Otherwise its last event says how it ended.
+    A run is running while a process holds the lock on its event log, or its lease. Otherwise its last event says how it
+    ended.
 
     Args:
         store: The run.

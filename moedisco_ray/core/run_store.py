@@ -1,16 +1,17 @@
 """Where a run is stored: in a directory, or at a URI with a working copy on every machine.
 
-At a URI, most files have the same names as in the run directory. The files of a committed directory (an artifact, or the output of
-a training) are stored as objects with other names. The directory's manifest, which is written last, lists these objects.
+At a URI, most files have the same names as in the run directory. The files of a committed directory (an artifact, or
+the output of a training) are stored as objects with other names. The directory's manifest, which is written last, lists
+these objects.
 
     LOCATION/config.json, events.jsonl, ...      loose files, replaced as a whole
     LOCATION/corpus/manifest.json                {"files": {NAME: [SIZE, SHA256, OBJECT]}}; its existence commits the directory
     LOCATION/objects/corpus-4f1c.../train/...    objects of one attempt to write a directory; never changed
     LOCATION/receipts/corpus-4f1c.../*.json      objects that one worker has uploaded for a directory that is not committed yet
 
-So a half-written directory is never visible, and writing one object (the manifest) replaces a directory. Objects are never renamed.
-They are deleted once no manifest lists them. A working copy holds only the files that were written or read on its machine. For a
-run in a directory, nothing is transferred.
+So a half-written directory is never visible, and writing one object (the manifest) replaces a directory. Objects are
+never renamed. They are deleted once no manifest lists them. A working copy holds only the files that were written or
+read on its machine. For a run in a directory, nothing is transferred.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class RunStore:
 
     @classmethod
     def of(
-        cls, location: Location, pauses: tuple[float, ...] | None = None, *, verifies: bool = True, attempt: str = "",
+        cls, location: Location, pauses: tuple[float, ...] | None = None, *, verifies: bool = True, attempt: str = ""
     ) -> RunStore:
         """The store of the run at a location, for use on this machine."""
         return cls(location, working_directory(location), pauses, verifies, attempt)
@@ -109,8 +110,8 @@ class RunStore:
     def fetch(self, *paths: Path) -> None:
         """Verify files or directories of the run, and download what the working copy of a run at a URI lacks.
 
-        Files of a committed directory are verified against its manifest; paths outside of the run are ignored. Several processes of
-        a machine may call this at once.
+        Files of a committed directory are verified against its manifest; paths outside of the run are ignored. Several
+        processes of a machine may call this at once.
 
         Raises:
             DamagedError: A file of a run in a directory is damaged.
@@ -175,10 +176,12 @@ class RunStore:
         owner = None if name is None else owner_of(name)
         if name is not None and owner is not None:
             entries = self.manifest(owner) or {}
-            below = f"{name}/"[len(owner) + 1:]
+            below = f"{name}/"[len(owner) + 1 :]
             found |= {
-                self.directory / owner / each for each in entries
-                if each.startswith(below) and "/" not in each[len(below):] and each.endswith(suffix)}
+                self.directory / owner / each
+                for each in entries
+                if each.startswith(below) and "/" not in each[len(below) :] and each.endswith(suffix)
+            }
         return sorted(found)
 
     def has(self, path: Path) -> bool:
@@ -209,8 +212,8 @@ class RunStore:
 
         Args:
             path: The file.
-            read: Reads the parts that it needs. It receives the path if the file is present in the working copy, or else a
-                pyarrow file that reads at any position; it may be called again after an error.
+            read: Reads the parts that it needs. It receives the path if the file is present in the working copy, or
+                else a pyarrow file that reads at any position; it may be called again after an error.
 
         Raises:
             StorageError: The URI does not respond.
@@ -224,9 +227,9 @@ class RunStore:
     def object_of(self, name: str) -> str | None:
         """Name of the object that stores a file; None if the file's committed directory does not exist or lacks the file."""
         owner = owner_of(name)
-        if owner is None or name in (owner, f"{owner}/{MANIFEST}"):     # a file in `checkpoints` is its own owner
+        if owner is None or name in (owner, f"{owner}/{MANIFEST}"):  # a file in `checkpoints` is its own owner
             return name
-        entry = (self.manifest(owner) or {}).get(name[len(owner) + 1:])
+        entry = (self.manifest(owner) or {}).get(name[len(owner) + 1 :])
         return None if entry is None else entry.object
 
     def read_newest(self, name: str) -> bytes | None:
@@ -288,13 +291,20 @@ class RunStore:
         if self.is_remote:
             name = str(self.name_of(source))
             owner = owner_of(name) or name
-            below = f"{name}/"[len(owner) + 1:]
-            draft, _, inside = str(self.name_of(target))[len(OBJECTS) + 1:].partition("/")
-            entries = {each[len(below):]: entry for each, entry in (self.manifest(owner) or {}).items() if each.startswith(below)}
+            below = f"{name}/"[len(owner) + 1 :]
+            draft, _, inside = str(self.name_of(target))[len(OBJECTS) + 1 :].partition("/")
+            entries = {
+                each[len(below) :]: entry
+                for each, entry in (self.manifest(owner) or {}).items()
+                if each.startswith(below)
+            }
             write_receipt(
-                self.remote, f"{OBJECTS}/{draft}", {f"{inside}/{each}".lstrip("/"): entry for each, entry in entries.items()})
+                self.remote,
+                f"{OBJECTS}/{draft}",
+                {f"{inside}/{each}".lstrip("/"): entry for each, entry in entries.items()},
+            )
         if source.is_dir():
-            link_directory(source, target, notes=not self.is_remote)     # at a URI, the receipt has the entries
+            link_directory(source, target, notes=not self.is_remote)  # at a URI, the receipt has the entries
 
     def name_of(self, path: Path) -> str | None:
         """Name of a path relative to the run directory; None for a path outside of the run."""
@@ -308,7 +318,7 @@ class RunStore:
         return self.directory / OBJECTS / f"{directory.name}-{uuid.uuid4().hex[:12]}"
 
     def replace(
-        self, draft: Path, directory: Path, manifest: Mapping[str, Any], check: Callable[[], None] = lambda: None,
+        self, draft: Path, directory: Path, manifest: Mapping[str, Any], check: Callable[[], None] = lambda: None
     ) -> None:
         """Replace a directory with its complete draft; see `artifacts.commit`.
 
@@ -316,7 +326,8 @@ class RunStore:
             draft: The draft.
             directory: The directory.
             manifest: Content of its manifest, without the objects.
-            check: Called right before the manifest is written to a URI; the directory stays as it is if it raises an error.
+            check: Called right before the manifest is written to a URI; the directory stays as it is if it raises an
+                error.
         """
         if not self.is_remote:
             OnDisk().replace(draft, directory, manifest)
@@ -337,10 +348,12 @@ class RunStore:
         if owner is None or content is None:
             return self._fetch_loose(name)
         self.renew(owner, content)
-        below = f"{name}/"[len(owner) + 1:]
+        below = f"{name}/"[len(owner) + 1 :]
         wanted = {
-            self.directory / owner / each: entry for each, entry in entries_of(content).items()
-            if not below or each.startswith(below) or f"{each}/" == below}
+            self.directory / owner / each: entry
+            for each, entry in entries_of(content).items()
+            if not below or each.startswith(below) or f"{each}/" == below
+        }
         check_entries(self.directory / owner, wanted)
         missing = {path: entry for path, entry in wanted.items() if not self._is_present(path, entry)}
         download(self.remote, missing)
@@ -353,12 +366,16 @@ class RunStore:
         """Verify a file, or all files below a directory; the files of a draft have no checksums yet."""
         owner = owner_of(name)
         if owner is not None:
-            below = f"{name}/"[len(owner) + 1:]
+            below = f"{name}/"[len(owner) + 1 :]
             self._verifier.verify(
-                self.directory / owner, lambda each: not below or f"{each}/".startswith(below), str(self.location), name=owner)
+                self.directory / owner,
+                lambda each: not below or f"{each}/".startswith(below),
+                str(self.location),
+                name=owner,
+            )
 
     def _fetch_loose(self, name: str) -> bool:
-        draft = name.startswith(f"{OBJECTS}/")      # once uploaded, files of a draft never change
+        draft = name.startswith(f"{OBJECTS}/")  # once uploaded, files of a draft never change
         found = self.remote.list(name)
         missing = [each for each, size in found.items() if not (draft and has_size(self.directory / each, size))]
         for each in missing:

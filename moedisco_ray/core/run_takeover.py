@@ -41,7 +41,10 @@ def begin(store: RunStore, artifacts: Iterable[str], *, fresh: bool) -> None:
 
 
 def collect(store: RunStore) -> None:
-    """Delete objects that no manifest lists, and unfinished ones. Call this only while no driver or worker uses the run."""
+    """Delete objects that no manifest lists, and unfinished ones.
+
+    Call this only while no driver or worker uses the run.
+    """
     if not store.is_remote:
         return
     listed = store.remote.list()
@@ -49,7 +52,7 @@ def collect(store: RunStore) -> None:
     for name in listed:
         top = name.partition("/")[0]
         if name.endswith(f"/{MANIFEST}") and top not in (OBJECTS, RECEIPTS) and f"/{STEPS}/" not in name:
-            used |= {entry.object for entry in (store.manifest(name[:-len(MANIFEST) - 1]) or {}).values()}
+            used |= {entry.object for entry in (store.manifest(name[: -len(MANIFEST) - 1]) or {}).values()}
     stored = {name for name in listed if name.startswith(f"{OBJECTS}/")}
     kept = set(map(attempt_of, used))
     for attempt in sorted(set(map(attempt_of, stored)) - kept):

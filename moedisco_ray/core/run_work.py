@@ -1,7 +1,7 @@
 """Wrap functions that read and write files of a run, so that they can be called on any machine.
 
-A wrapped function verifies its input files before the call. If the run is at a URI, it also fetches them, and publishes its output
-files after the call.
+A wrapped function verifies its input files before the call. If the run is at a URI, it also fetches them, and publishes
+its output files after the call.
 """
 
 from __future__ import annotations
@@ -40,34 +40,41 @@ def on_files(store: RunStore, files: Files, function: Callable[..., T], *args: A
 
 
 def on_each(
-    store: RunStore, function: Callable[[I], T], also: Sequence[Path] = (), writes: Callable[[T], Sequence[Path]] | None = None,
+    store: RunStore,
+    function: Callable[[I], T],
+    also: Sequence[Path] = (),
+    writes: Callable[[T], Sequence[Path]] | None = None,
 ) -> Callable[[I], T]:
     """Wrap a function of one item so that it can be called on any machine.
 
-    The wrapper verifies and fetches all paths that the item contains before the call, and publishes the paths in its result.
+    The wrapper verifies and fetches all paths that the item contains before the call, and publishes the paths in its
+    result.
 
     Args:
         store: The run.
         function: The function.
         also: Further paths to fetch, for every item.
-        writes: Returns the paths to publish, given the result. By default, all paths that the result contains are published.
+        writes: Returns the paths to publish, given the result. By default, all paths that the result contains are
+            published.
     """
     return _Each(store, function, also, writes)
 
 
 def movable(store: RunStore, function: Callable[..., T]) -> Callable[..., T]:
-    """Wrap a function that holds paths of a run so that it can be called on any machine. No files are fetched or published.
+    """Wrap a function that holds paths of a run so that it can be called on any machine.
+
+    No files are fetched or published.
 
     Args:
         store: The run.
         function: The function.
     """
-    return _Movable(store, function) if store.is_remote else function     # otherwise, paths are the same on all machines
+    return _Movable(store, function) if store.is_remote else function  # otherwise, paths are the same on all machines
 
 
 def unpickled(data: bytes) -> Any:
     """Unpickle the output of `RunStore.dumps`; paths in the run directory become paths on this machine."""
-    return pickle.loads(data)   # noqa: S301  # from our own process on another machine
+    return pickle.loads(data)  # noqa: S301  # from our own process on another machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,7 @@ class _Call(Generic[T]):
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if not self.store.is_remote:    # paths are the same on all machines
+        if not self.store.is_remote:  # paths are the same on all machines
             return _Call, (self.store, self.files, self.call)
         return _call_of, (self.store, self.store.dumps((self.files, self.call)))
 

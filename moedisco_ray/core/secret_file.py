@@ -35,7 +35,8 @@ def _make(path: Path, secret: bytes) -> None:
             file.write(secret)
             file.flush()
             os.fsync(file.fileno())
-        # Publish the draft by a hard link: no reader sees a partial file, and linking fails if another process was first.
+        # Publish the draft by a hard link: no reader sees a partial file, and linking fails if another process was
+        # first.
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     finally:

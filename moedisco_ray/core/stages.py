@@ -77,11 +77,12 @@ class Stage:
         name: Name of the stage in events, reports and on the command line.
         directory: Folder of the stage's artifact in the run directory.
         needs: Stages whose artifacts this stage reads.
-        reads: Sections and settings, as dotted paths, that the stage's result depends on. The stage's fingerprint leaves out those
-            that are marked `NoEffect` or `Resolved`.
+        reads: Sections and settings, as dotted paths, that the stage's result depends on. The stage's fingerprint
+            leaves out those that are marked `NoEffect` or `Resolved`.
         place: Where the stage's work is done, by the configuration.
         derived: Values that follow from several settings, such as the precision that the pool computes in.
-        trains: Whether the stage trains models: its summary is a `TrainingSummary`, and it has tokens, a speed and a loss.
+        trains: Whether the stage trains models: its summary is a `TrainingSummary`, and it has tokens, a speed and a
+            loss.
     """
 
     name: str
@@ -101,7 +102,9 @@ class Stage:
     @property
     def settings(self) -> tuple[str, ...]:
         """Dotted paths of all settings that the stage's fingerprint includes."""
-        return tuple(leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads))
+        return tuple(
+            leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads)
+        )
 
     def fingerprint(self, config: RunConfig, needs: Mapping[str, str], inputs: str = "") -> str:
         """Digest of everything that the stage's result depends on.
@@ -125,28 +128,57 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), place=_head, derived=_owners),
     Stage(
-        "seed", "seed", ("corpus",),
+        "seed",
+        "seed",
+        ("corpus",),
         ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
-        place=_low_memory, derived=_seed, trains=True),
+        place=_low_memory,
+        derived=_seed,
+        trains=True,
+    ),
     Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens"), place=_where_vectors_are_made),
     Stage("decompose", "decomposed", ("seed", "cluster"), (), place=_head),
     Stage(
-        "submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels"),
-        place=_low_memory, derived=_submodel_training, trains=True),
+        "submodels",
+        "submodels",
+        ("decompose", "cluster"),
+        ("tokens", "submodels"),
+        place=_low_memory,
+        derived=_submodel_training,
+        trains=True,
+    ),
     Stage(
-        "merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_optimizer_state"),
-        place=_with_the_gang),
+        "merge",
+        "merged",
+        ("decompose", "cluster", "submodels"),
+        ("merge", "finetune.keep_optimizer_state"),
+        place=_with_the_gang,
+    ),
     Stage(
-        "finetune", "finetuned", ("merge",), ("finetune",),
-        place=_with_the_gang, derived=_whole_training, trains=True),
+        "finetune", "finetuned", ("merge",), ("finetune",), place=_with_the_gang, derived=_whole_training, trains=True
+    ),
     Stage(
-        "evaluate", "evaluation", ("finetune",),
-        ("evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.sources", "evaluation.lm_eval",
-         "evaluation.lm_eval_limit"),
-        place=_with_the_gang, derived=_evaluation),
+        "evaluate",
+        "evaluation",
+        ("finetune",),
+        (
+            "evaluation.max_tokens",
+            "evaluation.stages",
+            "evaluation.ensemble",
+            "evaluation.sources",
+            "evaluation.lm_eval",
+            "evaluation.lm_eval_limit",
+        ),
+        place=_with_the_gang,
+        derived=_evaluation,
+    ),
     Stage(
-        "export", "model", ("finetune", "evaluate"),
-        ("evaluation.prompts", "evaluation.sample_tokens", "export"), place=_with_the_gang),
+        "export",
+        "model",
+        ("finetune", "evaluate"),
+        ("evaluation.prompts", "evaluation.sample_tokens", "export"),
+        place=_with_the_gang,
+    ),
 )
 TRAINING = tuple(stage.name for stage in STAGES if stage.trains)
 """Names of the stages that train."""
@@ -186,8 +218,11 @@ def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
     paths = dict.fromkeys(path for stage in STAGES for path in stage.settings)
     changed = [leaf for path in paths for leaf in _differences(_at(before, path), _at(after, path), path)]
     derived = [
-        f"{name} of {stage.name}" for stage in STAGES
-        for name, value in stage.derived(new).items() if stage.derived(old).get(name, value) != value]
+        f"{name} of {stage.name}"
+        for stage in STAGES
+        for name, value in stage.derived(new).items()
+        if stage.derived(old).get(name, value) != value
+    ]
     return changed + ([] if changed else derived)
 
 

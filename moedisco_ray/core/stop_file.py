@@ -1,6 +1,7 @@
 """A file whose existence stops every trainer of a run at its next step, with a checkpoint.
 
-A file reaches the workers on all nodes that see the run directory, outlives the process that wrote it, and needs no port.
+A file reaches the workers on all nodes that see the run directory, outlives the process that wrote it, and needs no
+port.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class UserFunction:
         name: Its name, as MODULE:FUNCTION.
         file: File of the module.
         source: Code of the module.
-        packages: File and code of each package that contains the module, outermost first: importing the module runs them, too.
+        packages: File and code of each package that contains the module, outermost first: importing the module runs
+            them, too.
         folder: The configuration's folder, if the module was found there; None if Python finds the module by itself.
     """
 
@@ -110,8 +111,8 @@ def offered_folders() -> dict[str, str]:
 def imported(name: str) -> Any:
     """Import a function of the user, given as MODULE:FUNCTION.
 
-    A module of an offered folder never replaces another module of the same name: it comes last. PYTHONPATH would put it before the
-    standard library. It is compiled from the code that was shown: `__pycache__` may hold other code.
+    A module of an offered folder never replaces another module of the same name: it comes last. PYTHONPATH would put it
+    before the standard library. It is compiled from the code that was shown: `__pycache__` may hold other code.
     """
     for folder in os.environ.get(_FOLDERS, "").split(os.pathsep):
         if folder and folder not in sys.path:
@@ -126,7 +127,7 @@ class _SourceLoader(SourceFileLoader):
     """Loads a module from its source, and neither reads nor writes compiled code."""
 
     def path_stats(self, path: Any) -> Mapping[str, Any]:
-        raise OSError(f"the age of {path} does not matter")     # without it, Python ignores compiled code
+        raise OSError(f"the age of {path} does not matter")  # without it, Python ignores compiled code
 
 
 def _source_finder(folder: str) -> Callable[[str], Any]:
@@ -159,18 +160,27 @@ def _found(field: str, name: str, folder: Path) -> UserFunction:
         specs, beside = _specs(module, [str(folder.absolute())]), folder.absolute()
     if not specs:
         raise ConfigError(
-            field, name, f"cannot be found: no module {module} in {folder} or where Python searches; write it next to "
-            "the configuration, or install its package on all machines")
-    *packages, (origin, source) = [_code(field, name, each) for each in specs if each is specs[-1] or each.origin is not None]
+            field,
+            name,
+            f"cannot be found: no module {module} in {folder} or where Python searches; write it next to "
+            "the configuration, or install its package on all machines",
+        )
+    *packages, (origin, source) = [
+        _code(field, name, each) for each in specs if each is specs[-1] or each.origin is not None
+    ]
     try:
         defined = function in _defined(ast.parse(source).body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConfigError(
-            field, name, f"cannot be imported ({type(error).__name__} in {origin}); correct the file") from error
+            field, name, f"cannot be imported ({type(error).__name__} in {origin}); correct the file"
+        ) from error
     if not defined:
         raise ConfigError(
-            field, name, f"is not defined by a `def` in {origin}, which may import or assign it; name a function "
-            "that a `def` there defines")
+            field,
+            name,
+            f"is not defined by a `def` in {origin}, which may import or assign it; name a function "
+            "that a `def` there defines",
+        )
     return UserFunction(field, name, origin, source, packages=tuple(packages), folder=beside)
 
 
@@ -183,7 +193,10 @@ def _code(field: str, name: str, spec: ModuleSpec) -> tuple[str, str]:
     source = _source(spec)
     if source is None:
         raise ConfigError(
-            field, name, f"cannot be shown: {spec.origin or spec.name} is no Python code; wrap it in a function of a file")
+            field,
+            name,
+            f"cannot be shown: {spec.origin or spec.name} is no Python code; wrap it in a function of a file",
+        )
     return str(spec.origin), source
 
 
@@ -198,7 +211,7 @@ def _specs(module: str, path: Sequence[str] | None) -> list[ModuleSpec]:
         name = ".".join(parts[:number])
         try:
             spec = next((found for finder in finders if (found := finder.find_spec(name, path)) is not None), None)
-        except KeyError:    # a folder without __init__.py inside a package, which Python would have to import
+        except KeyError:  # a folder without __init__.py inside a package, which Python would have to import
             return []
         if spec is None:
             return []
@@ -213,7 +226,7 @@ def _source(spec: ModuleSpec) -> str | None:
     """A module's code; None if it has no Python code."""
     with contextlib.suppress(OSError, SyntaxError, UnicodeDecodeError), tokenize.open(spec.origin or "") as file:
         return file.read() if Path(file.name).suffix == ".py" else None
-    read = getattr(spec.loader, "get_source", None)     # a module in an archive
+    read = getattr(spec.loader, "get_source", None)  # a module in an archive
     with contextlib.suppress(ImportError, OSError):
         return None if read is None else read(spec.name)
     return None

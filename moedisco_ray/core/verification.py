@@ -1,7 +1,7 @@
 """Verify the files of a committed directory against the checksums in its manifest.
 
-While a stage runs, each machine verifies a file once, however many processes and attempts of the stage read it: the first process
-records it in the machine's cache folder. A file that was written again since then is verified again.
+While a stage runs, each machine verifies a file once, however many processes and attempts of the stage read it: the
+first process records it in the machine's cache folder. A file that was written again since then is verified again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Verifier:
     """Verifies files, each of them once.
 
     Args:
-        attempt: Id of an attempt to make a stage: what other processes of this machine verified in the same attempt counts, too.
-            Empty: only what this object verified counts.
+        attempt: Id of an attempt to make a stage: what other processes of this machine verified in the same attempt
+            counts, too. Empty: only what this object verified counts.
         trusts: Whether to trust the disk, and verify nothing.
     """
 
@@ -40,10 +40,14 @@ class Verifier:
         self._intact: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _verifier, (self.attempt, self.trusts)   # what this machine has read says nothing about another one
+        return _verifier, (self.attempt, self.trusts)  # what this machine has read says nothing about another one
 
     def verify(
-        self, directory: Path, wanted: Callable[[str], bool] = lambda _: True, location: str = "", remedy: str = REPAIR,
+        self,
+        directory: Path,
+        wanted: Callable[[str], bool] = lambda _: True,
+        location: str = "",
+        remedy: str = REPAIR,
         name: str = "",
     ) -> None:
         """Verify the files of a committed directory; do nothing for a directory without a manifest, or if the disk is trusted.
@@ -65,20 +69,25 @@ class Verifier:
             damaged = self.damaged(directory, {each: entry for each, entry in manifest.files.items() if wanted(each)})
             if not damaged:
                 return
-            newer = read_manifest(directory, remedy, name, location)    # a stage may have replaced the directory meanwhile
+            # a stage may have replaced the directory meanwhile
+            newer = read_manifest(directory, remedy, name, location)
             if is_last or newer == manifest:
                 raise DamagedError(
-                    f"{name or directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy)
+                    f"{name or directory.name}/{damaged[0]}", manifest.stage, location or str(directory.parent), remedy
+                )
             manifest = newer
 
     def damaged(self, directory: Path, entries: Mapping[str, Entry]) -> list[str]:
         """Sorted names of the files that are missing from a directory or do not have the content of their entry."""
+
         def right(item: tuple[str, Entry]) -> bool:
             name, entry = item
             inside = ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
             return inside and self.is_intact(directory / name, entry)
 
-        return sorted(name for name, is_right in zip(entries, in_threads(right, entries.items()), strict=True) if not is_right)
+        return sorted(
+            name for name, is_right in zip(entries, in_threads(right, entries.items()), strict=True) if not is_right
+        )
 
     def is_intact(self, path: Path, entry: Entry) -> bool:
         """Whether a file exists and has the content of its entry."""
@@ -95,7 +104,7 @@ class Verifier:
                 if not is_intact(path, entry):
                     return False
                 if record is not None:
-                    with contextlib.suppress(OSError):      # the disk of the cache folder is full
+                    with contextlib.suppress(OSError):  # the disk of the cache folder is full
                         record.write(b"intact")
         self._intact.add(key)
         return True
@@ -112,13 +121,13 @@ class Verifier:
                 folder.mkdir(parents=True, exist_ok=True)
                 _forget_old(folder.parent)
             opened = (folder / key).open("a+b", buffering=0)
-        except OSError:     # without a cache folder, every process verifies for itself
+        except OSError:  # without a cache folder, every process verifies for itself
             yield None
             return
         with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:     # some network file systems have no locks
+            except OSError:  # some network file systems have no locks
                 has_lock = False
             else:
                 has_lock = True

@@ -48,7 +48,8 @@ def export_ensemble(location: Location, target: Path, *, from_checkpoint: bool =
 
     Raises:
         ConfigError: `from_checkpoint` is true.
-        RunDirError: The place holds no run, or a run without trained sub-models or without centres, or the target is not empty.
+        RunDirError: The place holds no run, or a run without trained sub-models or without centres, or the target is
+            not empty.
         StorageError: The storage does not respond.
     """
     if from_checkpoint:
@@ -67,7 +68,7 @@ def export_ensemble(location: Location, target: Path, *, from_checkpoint: bool =
     with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         draft = Path(scratch) / "model"
         shutil.copytree(clusters, draft / "router")
-        if kind == "tfidf_svd":     # it reads text, not tokens
+        if kind == "tfidf_svd":  # it reads text, not tokens
             shutil.copyfile(tokenizer / ENCODING, draft / "router" / ENCODING)
         for k in range(config.cluster_count):
             source, directory = artifacts["submodels"] / str(k), draft / str(k)
@@ -79,11 +80,22 @@ def export_ensemble(location: Location, target: Path, *, from_checkpoint: bool =
                 parameters += count_parameters(trained)[0]
             size += sum(path.stat().st_size for path in directory.glob("*.safetensors"))
         submodel = read_config(draft / "0")
-        write_config(draft, {
-            "model_type": modeling_ensemble.EnsembleConfig.model_type, "architectures": ["EnsembleForCausalLM"],
-            "auto_map": {"AutoConfig": f"{_CODE.stem}.EnsembleConfig", "AutoModelForCausalLM": f"{_CODE.stem}.EnsembleForCausalLM"},
-            "num_submodels": config.cluster_count, "router_block": ENSEMBLE_BLOCK, "router_temperature": TEMPERATURE,
-            "document_start": Encoder(tokenizer).prefix, **{field: submodel.get(field) for field in _COPIED}})
+        write_config(
+            draft,
+            {
+                "model_type": modeling_ensemble.EnsembleConfig.model_type,
+                "architectures": ["EnsembleForCausalLM"],
+                "auto_map": {
+                    "AutoConfig": f"{_CODE.stem}.EnsembleConfig",
+                    "AutoModelForCausalLM": f"{_CODE.stem}.EnsembleForCausalLM",
+                },
+                "num_submodels": config.cluster_count,
+                "router_block": ENSEMBLE_BLOCK,
+                "router_temperature": TEMPERATURE,
+                "document_start": Encoder(tokenizer).prefix,
+                **{field: submodel.get(field) for field in _COPIED},
+            },
+        )
         write_tokenizer(tokenizer, draft, int(submodel["max_position_embeddings"]) if origin is None else None)
         shutil.copyfile(_CODE, draft / _CODE.name)
         if origin is not None:
@@ -100,6 +112,7 @@ def _check(config: RunConfig, store: RunStore, location: Location) -> str:
     Raises:
         RunDirError: The run has no trained sub-models, or clusters that the text of a context does not decide.
     """
+
     def refused(remedy: str) -> RunDirError:
         return RunDirError("RUN_DIR", str(location), remedy)
 
@@ -110,7 +123,8 @@ def _check(config: RunConfig, store: RunStore, location: Location) -> str:
     experts = config.model.architecture.num_experts // config.cluster_count
     if experts < DECLARATIONS[config.model.family_name].router.least_in_group:
         raise refused(
-            f"has sub-models with {experts} expert, with which transformers cannot run {config.model.family_name}; use `--to hf`")
+            f"has sub-models with {experts} expert, with which transformers cannot run {config.model.family_name}; use `--to hf`"
+        )
     if DECLARATIONS[config.model.family_name].module is not None:
         raise refused(f"has sub-models of {config.model.family_name}, which transformers does not have; use `--to hf`")
     if not store.has(store.directory / "submodels"):

@@ -36,7 +36,8 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
         from_checkpoint: Whether to export the newest checkpoint of the fine-tune, instead of the finished fine-tune.
 
     Returns:
-        `parameters`, `active_parameters`, `rounded_to` and `bytes`, as the export stage, and `step` of the checkpoint or None.
+        `parameters`, `active_parameters`, `rounded_to` and `bytes`, as the export stage, and `step` of the checkpoint
+        or None.
 
     Raises:
         RunDirError: The place holds no run, the model does not exist yet or is out of date, or the target is not
@@ -65,9 +66,20 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
             step, model = None, needed
             store.fetch(model, tokenizer)
         figures = export_model(
-            model, tokenizer=tokenizer, directory=draft, report=report, prompts=(), sample_tokens=1, seed=config.seed,
-            start=config.model, own_tokens=not config.tokenizer.replace, dtype=config.export.dtype, device="cpu",
-            datasets=datasets_of(config), has_turns=has_turns(config))
+            model,
+            tokenizer=tokenizer,
+            directory=draft,
+            report=report,
+            prompts=(),
+            sample_tokens=1,
+            seed=config.seed,
+            start=config.model,
+            own_tokens=not config.tokenizer.replace,
+            dtype=config.export.dtype,
+            device="cpu",
+            datasets=datasets_of(config),
+            has_turns=has_turns(config),
+        )
         OnDisk().replace(draft, target, {"stage": "export"})
     return {name: value for name, value in figures.items() if name != "samples"} | {"step": step}
 
@@ -78,8 +90,13 @@ def _context(config: RunConfig, store: RunStore) -> Context:
     merged = parse_manifest(store.read(f"{folder}/{MANIFEST}"), folder, str(store.location))
     fingerprint = stage_named("finetune").fingerprint(config, {"merge": merged.fingerprint if merged else ""})
     return Context(
-        config=config, directory=store.directory, fingerprint=fingerprint, emit=discard, backend=LocalBackend(),
-        own_storage=own_storage(config, store))
+        config=config,
+        directory=store.directory,
+        fingerprint=fingerprint,
+        emit=discard,
+        backend=LocalBackend(),
+        own_storage=own_storage(config, store),
+    )
 
 
 def _write_checkpoint_model(context: Context, directory: Path) -> int:

@@ -30,7 +30,8 @@ def dense_model(argument: str, place: str, *, experts: int = 1, per_token: int =
 
     Args:
         argument: Argument of the command that names the model; errors name it.
-        place: A directory, a GGUF file, the URI of a run's model, or a model of the hub as `ORG/NAME` or `hf://ORG/NAME@REVISION`.
+        place: A directory, a GGUF file, the URI of a run's model, or a model of the hub as `ORG/NAME` or
+            `hf://ORG/NAME@REVISION`.
         experts: Number of experts of the MoE.
         per_token: Number of experts per token.
 
@@ -49,8 +50,8 @@ def dense_model(argument: str, place: str, *, experts: int = 1, per_token: int =
 def open_model(argument: str, place: str, device: str) -> tuple[PreTrainedModel, Path]:
     """Open a model of a supported family, or a dense relative of one, to measure it; also returns its directory.
 
-    A dense model is opened as an MoE with one expert, as the evaluation of a run opens a dense start. Its layers load their weights
-    when they run.
+    A dense model is opened as an MoE with one expert, as the evaluation of a run opens a dense start. Its layers load
+    their weights when they run.
 
     Args:
         argument: Argument of the command that names the model; errors name it.
@@ -85,8 +86,7 @@ def _named(argument: str, place: str, experts: int, per_token: int) -> Model:
     name, _, revision = place.removeprefix(HUB).partition("@")
     if not place.startswith(HUB):
         check_model_up_to_date(argument, place)
-    at_hub = place.startswith(HUB) or (
-        not is_uri(place) and is_hub_name(name) and not os.path.exists(place))     # noqa: PTH110  # no error either
+    at_hub = place.startswith(HUB) or (not is_uri(place) and is_hub_name(name) and not os.path.exists(place))  # noqa: PTH110  # no error either
     named = {"upcycle": HUB + name, "revision": revision or None} if at_hub else {"upcycle": place}
     try:
         return Model.model_validate({"init": {**named, "num_experts": experts, "num_experts_per_tok": per_token}})

@@ -33,21 +33,29 @@ class LocalBackend:
         return corpus.build(config, directory, emit=emit)
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
+        self,
+        config: RunConfig,
+        *,
+        corpus_dir: Path,
+        model: Path,
+        directory: Path,
+        emit: Emit,
+        stop: StopFile,
+        store: RunStore,
     ) -> dict[str, Any]:
         stop.check()
         held = functools.partial(held_workers, emit, vectors_kind(config, model, {}), 1, "cluster")
         return build_clusters(config, corpus_dir, model, directory, LocalWorkers(held), emit=emit, store=store)
 
     def call(
-        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
+        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         stop.check()
         with held_workers(emit, pool, 1):
             return function(*args, **kwargs)
 
     def call_with_tasks(
-        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]]
     ) -> T:
         del pool, store, emit
         stop.check()
@@ -58,7 +66,13 @@ class LocalBackend:
         return contextlib.nullcontext(emit)
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
+        self,
+        jobs: Sequence[TrainJob],
+        placement: Placement,
+        directory: Path,
+        emit: Emit,
+        *,
+        stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
         """Train the jobs in order, each with one worker; jobs with sync points take turns, all of them in memory.
@@ -93,7 +107,7 @@ class LocalBackend:
         return [Trained(results[i], seconds[i], {keys[i]: seconds[i]}) for i in range(len(jobs))]
 
     def train_gang(
-        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER
     ) -> Trained:
         """Train with one worker."""
         return self.train_all([job], Placement(pool, 1, max_failures), directory, emit, stop=stop)[0]

@@ -2,10 +2,12 @@
 
     p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / tau)
 
-with d_k the distance of the text so far from the centre of cluster k. The weights are computed anew every `router_block` tokens of
-a document, from the tokens before the block. In the first block, which has no context, they are equal.
+with d_k the distance of the text so far from the centre of cluster k. The weights are computed anew every
+`router_block` tokens of a document, from the tokens before the block. In the first block, which has no context, they
+are equal.
 
-`moedisco export --to ensemble` copies this file next to the weights, so it imports nothing of the package that it is part of.
+`moedisco export --to ensemble` copies this file next to the weights, so it imports nothing of the package that it is
+part of.
 
 Shapes: B batch, L positions, D dimensions of a vector, V vocabulary, T terms, C clusters (one per sub-model).
 """
@@ -31,7 +33,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-_CACHE = next(field.name for field in dataclasses.fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
+_CACHE = next(
+    field.name for field in dataclasses.fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values")
+)
 """Name of the cache in transformers; older versions have the longer one."""
 _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _OF_THE_WHOLE = ("trust_remote_code", "code_revision", "adapter_kwargs", "proxies", "_from_auto")
@@ -104,13 +108,16 @@ class HiddenState(nn.Module):
     @torch.no_grad()
     def forward(self, tokens: Sequence[int]) -> Array:
         """The vector [D] of a text's tokens."""
-        tokens_BL = torch.tensor([tokens[:self._max_tokens]], device=self.model.device)
+        tokens_BL = torch.tensor([tokens[: self._max_tokens]], device=self.model.device)
         hidden_LD = self.model(input_ids=tokens_BL, use_cache=False).last_hidden_state[0]
         return _unit_length(hidden_LD.float().mean(dim=0).cpu().numpy() - self._centre_D)
 
 
 VECTORS: dict[str, type[MeanToken | TfidfSvd | HiddenState]] = {
-    "mean_token": MeanToken, "tfidf_svd": TfidfSvd, "hidden_state": HiddenState}
+    "mean_token": MeanToken,
+    "tfidf_svd": TfidfSvd,
+    "hidden_state": HiddenState,
+}
 """Kinds of document vectors that a context has."""
 
 
@@ -165,7 +172,11 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *_: Any, config: EnsembleConfig | None = None, subfolder: str = "",
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *_: Any,
+        config: EnsembleConfig | None = None,
+        subfolder: str = "",
         **kwargs: Any,
     ) -> EnsembleForCausalLM:
         """Load all sub-models and the router; `kwargs`, such as dtype and device map, concern each of these models."""
@@ -176,7 +187,9 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             directory = Path(snapshot_download(str(pretrained_model_name_or_path), **hub))
         directory /= subfolder
         config = EnsembleConfig.from_pretrained(directory) if config is None else config
-        submodels = [AutoModelForCausalLM.from_pretrained(directory / str(k), **loading) for k in range(config.num_submodels)]
+        submodels = [
+            AutoModelForCausalLM.from_pretrained(directory / str(k), **loading) for k in range(config.num_submodels)
+        ]
         model = cls(config, submodels, Router(directory / "router", config.router_temperature, **loading))
         model.generation_config = submodels[0].generation_config
         return model.eval()
@@ -197,15 +210,22 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         for ids_L, real_L in zip(document_ids.cpu(), mask_BL.bool().cpu(), strict=True):
             tokens = ids_L[real_L].tolist()
             start = int(tokens[:1] == [self.config.document_start])
-            # A position predicts the next token, whose number in the document is that of the tokens so far, without the start.
+            # A position predicts the next token, whose number in the document is that of the tokens so far, without the
+            # start.
             block_L = ((real_L.cumsum(dim=0) - start).clamp(min=0) // block).tolist()
-            known = {number: self.router(tokens[start:start + number * block]) for number in set(block_L)}
+            known = {number: self.router(tokens[start : start + number * block]) for number in set(block_L)}
             rows.append(np.stack([known[number] for number in block_L]))
         return torch.from_numpy(np.stack(rows)).float().to(document_ids.device)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None,
-        logits_to_keep: int = 0, document_ids: Tensor | None = None, **kwargs: Any,
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logarithms of the mixed probabilities of the next tokens, float32 [B, L, V].
 
@@ -231,12 +251,20 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         for k, model in enumerate(self.submodels):
             own = {} if cache is None else {_CACHE: cache.parts[k]}
             logits_BLV = model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=cache is not None, logits_to_keep=logits_to_keep,
-                **own, **kwargs).logits.to(input_ids.device, torch.float32)
-            log_p_BLV = logits_BLV.log_softmax(dim=-1) + log_w_BLC[:, -logits_BLV.shape[1]:, k, None]
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                use_cache=cache is not None,
+                logits_to_keep=logits_to_keep,
+                **own,
+                **kwargs,
+            ).logits.to(input_ids.device, torch.float32)
+            log_p_BLV = logits_BLV.log_softmax(dim=-1) + log_w_BLC[:, -logits_BLV.shape[1] :, k, None]
             mixed_BLV = log_p_BLV if mixed_BLV is None else torch.logaddexp(mixed_BLV, log_p_BLV)
-        loss = None if labels is None else self.loss_function(
-            logits=mixed_BLV, labels=labels, vocab_size=self.config.vocab_size)
+        loss = (
+            None
+            if labels is None
+            else self.loss_function(logits=mixed_BLV, labels=labels, vocab_size=self.config.vocab_size)
+        )
         return CausalLMOutputWithPast(loss=loss, logits=mixed_BLV, **{_CACHE: cache})
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
@@ -245,7 +273,7 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False    # `forward` makes an EnsembleCache
+        return False  # `forward` makes an EnsembleCache
 
 
 def _unit_length(x_D: Array) -> Array:

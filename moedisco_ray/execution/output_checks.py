@@ -1,4 +1,7 @@
-"""Checks that a run can write to its output and its checkpoint storage, and that their disks have room. Nothing is left behind."""
+"""Checks that a run can write to its output and its checkpoint storage, and that their disks have room.
+
+Nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from moedisco_ray.plan import Plan
 
 _GB = 2**30
 _TIGHT = 1.2
-"""Factor on the planned bytes below which the room counts as scarce: logs, figures and temporary files are not planned."""
+"""Factor on the planned bytes below which the room counts as scarce: logs, figures and temporary files are not
+planned."""
 
 
 def check_output(directory: Path, field: str = "output") -> None:
@@ -35,8 +39,12 @@ def check_output(directory: Path, field: str = "output") -> None:
     if not existing.is_dir():
         raise RunDirError(field, str(directory), f"cannot be made: {existing} is not a directory; choose another place")
     try:
-        # A new folder first: some places take files and no folders. What permission bits say, network file systems may refuse.
-        with tempfile.TemporaryDirectory(dir=existing, prefix=".moedisco-") as folder, tempfile.TemporaryFile(dir=folder) as file:
+        # A new folder first: some places take files and no folders. What permission bits say, network file systems may
+        # refuse.
+        with (
+            tempfile.TemporaryDirectory(dir=existing, prefix=".moedisco-") as folder,
+            tempfile.TemporaryFile(dir=folder) as file,
+        ):
             file.write(b"\0")
             file.flush()
     except OSError as error:
@@ -53,7 +61,9 @@ def check_new(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunDirError("--output", str(output), "is not an empty directory; choose another directory")
     if output.is_symlink() or output.is_mount() or output.name in ("", ".."):
-        raise RunDirError("--output", str(output), "is a link or in use, and cannot be replaced; choose another directory")
+        raise RunDirError(
+            "--output", str(output), "is a link or in use, and cannot be replaced; choose another directory"
+        )
     check_output(output)
 
 
@@ -80,7 +90,8 @@ def tight_disks(config: RunConfig, plan: Plan) -> Iterator[str]:
         if needed <= free < _TIGHT * needed:
             yield (
                 f"{field}: the disk of {directory} has {_gigabytes(free)} GB free, and the run needs {_gigabytes(needed)} GB of "
-                "them; free some space")
+                "them; free some space"
+            )
 
 
 def _places(config: RunConfig) -> list[tuple[str, Path]]:
@@ -93,8 +104,8 @@ def _places(config: RunConfig) -> list[tuple[str, Path]]:
 def _rooms(config: RunConfig, plan: Plan) -> Iterator[tuple[str, Path, int, int]]:
     """Setting and path of the first directory on each disk, with the bytes that the run needs there and the bytes that are free.
 
-    What an earlier attempt has stored in the run directory needs no room again. A run at a URI needs room for a working copy, whose
-    size depends on which stages run here: it is not counted.
+    What an earlier attempt has stored in the run directory needs no room again. A run at a URI needs room for a working
+    copy, whose size depends on which stages run here: it is not counted.
     """
     checkpoints = max((stage.checkpoints for stage in plan.storage), default=0)
     kept = 0 if is_uri(config.location) else _most_kept(plan, apart=config.checkpoint.storage is not None)
@@ -116,13 +127,17 @@ def _most_kept(plan: Plan, *, apart: bool) -> int:
         apart: Whether checkpoints are stored elsewhere.
     """
     stored = itertools.accumulate(stage.stored for stage in plan.storage)
-    return max((total + (0 if apart else stage.checkpoints) for total, stage in zip(stored, plan.storage, strict=True)), default=0)
+    return max(
+        (total + (0 if apart else stage.checkpoints) for total, stage in zip(stored, plan.storage, strict=True)),
+        default=0,
+    )
 
 
 def _existing(directory: Path) -> Path:
     """The directory, or the first of its parents that exists."""
     return next(
-        path for path in (directory.absolute(), *directory.absolute().parents) if path.exists() or path.is_symlink())
+        path for path in (directory.absolute(), *directory.absolute().parents) if path.exists() or path.is_symlink()
+    )
 
 
 def _size(directory: Path) -> int:
@@ -130,7 +145,7 @@ def _size(directory: Path) -> int:
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:
-            with contextlib.suppress(OSError):      # removed meanwhile
+            with contextlib.suppress(OSError):  # removed meanwhile
                 total += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - a run has many files
     return total
 

@@ -1,4 +1,7 @@
-"""A run from its configuration to a Hugging Face directory: all stages in order. A stage whose artifact exists is skipped."""
+"""A run from its configuration to a Hugging Face directory: all stages in order.
+
+A stage whose artifact exists is skipped.
+"""
 
 from __future__ import annotations
 
@@ -88,16 +91,24 @@ RUN: Mapping[str, Callable[[Context, Draft], None]] = {
     "evaluate": functools.partial(evaluate.run, readers=evaluate.Readers(ClusterModel.load, read_unseen)),
     "export": export.run,
 }
-"""The function of each stage, by name. Stages do not import each other: a function that one stage needs from another is passed
-to it here."""
+"""The function of each stage, by name. Stages do not import each other: a function that one stage needs from another is
+passed to it here."""
 
 _LOCK_SECONDS = 60.0
 """Seconds that a run waits for its own earlier process to release the run directory."""
 
 
 def run(
-    config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, backend: Backend | None = None, stop: StopFile = NEVER,
-    given_id: str | None = None, functions: Collection[str] = (), *, prices: PriceTag | None = None, verifies: bool = True,
+    config: RunConfig,
+    listeners: tuple[Emit, ...] = (),
+    redo: bool = False,
+    backend: Backend | None = None,
+    stop: StopFile = NEVER,
+    given_id: str | None = None,
+    functions: Collection[str] = (),
+    *,
+    prices: PriceTag | None = None,
+    verifies: bool = True,
     repairs: bool = False,
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
@@ -105,11 +116,15 @@ def run(
     Args:
         config: A checked configuration.
         listeners: Receive every event as it happens.
-        redo: Whether to accept a run directory made with other settings, and repeat the stages that depend on the changed ones.
-        backend: Runs the work of the stages. If it is None, Ray runs the work, on an existing Ray cluster or a local one.
+        redo: Whether to accept a run directory made with other settings, and repeat the stages that depend on the
+            changed ones.
+        backend: Runs the work of the stages. If it is None, Ray runs the work, on an existing Ray cluster or a local
+            one.
         stop: File that, once it exists, makes the run save checkpoints and end.
-        given_id: Id for a new run, such as the one that a service gave it; random by default. A resumed run keeps its id.
-        functions: Functions of the user that the run may call, as MODULE or MODULE:FUNCTION; calling them runs their code.
+        given_id: Id for a new run, such as the one that a service gave it; random by default. A resumed run keeps its
+            id.
+        functions: Functions of the user that the run may call, as MODULE or MODULE:FUNCTION; calling them runs their
+            code.
         prices: What slots cost, which may change while the run is active; by default the configuration's prices.
         verifies: Whether stages verify the files that they read.
         repairs: Whether to make damaged stages again, and those after them unless the result is the same.
@@ -134,7 +149,7 @@ def run(
         create(directory)
         stack.enter_context(_locked(directory, seconds))
         remarks = list(repair(config, store)) if repairs and (directory / CONFIG).exists() else []
-        check_directory(config, redo=redo)      # again: another process may have worked on the run until now
+        check_directory(config, redo=redo)  # again: another process may have worked on the run until now
         adopts_later = bool(replaced_settings(config))
         if not adopts_later:
             store.publish(write_config(config))
@@ -146,13 +161,22 @@ def run(
         try:
             with reporting_full_disk(directory):
                 _complete(
-                    config, store, log, backend=backend, stop=stop, given_id=given_id, check=check, remarks=remarks,
-                    verifies=verifies, repairs=repairs)
+                    config,
+                    store,
+                    log,
+                    backend=backend,
+                    stop=stop,
+                    given_id=given_id,
+                    check=check,
+                    remarks=remarks,
+                    verifies=verifies,
+                    repairs=repairs,
+                )
         except RunStopped as error:
             log(Event("run_stopped", data={"reason": error.reason}))
             raise
         except MoeDiscoError as error:
-            with contextlib.suppress(OSError):      # a full disk may have no room for this event either
+            with contextlib.suppress(OSError):  # a full disk may have no room for this event either
                 log(Event("run_failed", data={"message": str(error)}))
             raise
         finally:
@@ -209,19 +233,38 @@ def _manifest(stage: Stage, store: RunStore) -> Manifest | None:
 
 
 def _complete(
-    config: RunConfig, store: RunStore, log: EventLog, *, backend: Backend | None, stop: StopFile, given_id: str | None,
-    check: Callable[[], None], remarks: Iterable[Event], verifies: bool, repairs: bool,
+    config: RunConfig,
+    store: RunStore,
+    log: EventLog,
+    *,
+    backend: Backend | None,
+    stop: StopFile,
+    given_id: str | None,
+    check: Callable[[], None],
+    remarks: Iterable[Event],
+    verifies: bool,
+    repairs: bool,
 ) -> None:
     started, directory = time.time(), store.directory
-    make_all = functools.partial(_make_all, config, store, log=log, stop=stop, check=check, verifies=verifies, repairs=repairs)
-    log(Event("run_started", data={
-        "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
-        "stages": [stage.name for stage in STAGES]}))
-    for remark in remarks:      # after the start: what an interrupted attempt held is paid until its last event
+    make_all = functools.partial(
+        _make_all, config, store, log=log, stop=stop, check=check, verifies=verifies, repairs=repairs
+    )
+    log(
+        Event(
+            "run_started",
+            data={
+                "id": run_id(directory, given_id),
+                "name": config.name,
+                "directory": str(directory),
+                "stages": [stage.name for stage in STAGES],
+            },
+        )
+    )
+    for remark in remarks:  # after the start: what an interrupted attempt held is paid until its last event
         log(remark)
     digests = stages.fingerprints(config, input_identity(config))
     store.publish(directory / "run.json")
-    if not _is_made(store, digests) or (repairs and config.owners):     # only the owners' nodes can verify their files
+    if not _is_made(store, digests) or (repairs and config.owners):  # only the owners' nodes can verify their files
         check_start(config)
         if backend is not None:
             make_all(digests, backend=backend)
@@ -286,14 +329,34 @@ def claim(config: RunConfig, redo: bool) -> Path:
 
 
 def _make_all(
-    config: RunConfig, store: RunStore, digests: dict[str, str], log: EventLog, *, backend: Backend, stop: StopFile,
-    check: Callable[[], None], verifies: bool, repairs: bool,
+    config: RunConfig,
+    store: RunStore,
+    digests: dict[str, str],
+    log: EventLog,
+    *,
+    backend: Backend,
+    stop: StopFile,
+    check: Callable[[], None],
+    verifies: bool,
+    repairs: bool,
 ) -> None:
     directory = store.directory
     storage, verifier = _made_storage(config, store), Verifier(uuid.uuid4().hex, trusts=not verifies)
-    contexts = {stage.name: Context(
-        config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
-        own_storage=storage, verifies=verifies, attempt=uuid.uuid4().hex, verifier=verifier) for stage in STAGES}
+    contexts = {
+        stage.name: Context(
+            config=config,
+            directory=directory,
+            fingerprint=digests[stage.name],
+            emit=log,
+            backend=backend,
+            stop=stop,
+            own_storage=storage,
+            verifies=verifies,
+            attempt=uuid.uuid4().hex,
+            verifier=verifier,
+        )
+        for stage in STAGES
+    }
     with heartbeats(log):
         for part in corpus.repair_owners(contexts["corpus"]) if repairs else ():
             log(repaired(part))
@@ -313,8 +376,9 @@ def _make_all(
 def _verify_early(store: RunStore, made: Collection[Stage], files: Iterable[Path]) -> None:
     """Verify what the evaluation will read of stages that are made, if there is training to do before it.
 
-    Otherwise the damage of a file that only the evaluation reads would be found after the training. The evaluation verifies the
-    files again. Those of a run at a URI are left to it, as they would have to be downloaded to this machine.
+    Otherwise the damage of a file that only the evaluation reads would be found after the training. The evaluation
+    verifies the files again. Those of a run at a URI are left to it, as they would have to be downloaded to this
+    machine.
 
     Raises:
         DamagedError: A file is damaged.
@@ -341,7 +405,10 @@ def own_storage(config: RunConfig, store: RunStore) -> Location | None:
 
 
 def _made_storage(config: RunConfig, store: RunStore) -> Location | None:
-    """Like `own_storage`, but name a folder first. A random part makes its name unique: other runs may have the same name."""
+    """Like `own_storage`, but name a folder first.
+
+    A random part makes its name unique: other runs may have the same name.
+    """
     path = store.directory / STORAGE
     if config.checkpoint.storage is not None:
         if not path.exists():
@@ -382,11 +449,13 @@ def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
         _remove(context.storage(stage.name), context.emit)
     manifest = read_manifest(artifact)
     if manifest is not None:
-        context.emit(Event("stage_finished", stage.name, data={"seconds": manifest.seconds, "summary": manifest.summary}))
+        context.emit(
+            Event("stage_finished", stage.name, data={"seconds": manifest.seconds, "summary": manifest.summary})
+        )
 
 
 def _remove(checkpoints: Location, emit: Emit) -> None:
     try:
         checkpoint.remove(checkpoints)
-    except StorageError as error:   # not fatal: the artifact made from them exists
+    except StorageError as error:  # not fatal: the artifact made from them exists
         emit(Event("warning", data={"message": f"checkpoints are left over: {error}"}))

@@ -1,7 +1,7 @@
 """Measure this machine in about two seconds: training steps of small models, tokenizing, and the start of a process.
 
-`python -m moedisco_ray.execution.probe` prints a `plan.speed.Probe` as JSON. Times are CPU times of one core: other work on the
-machine hardly changes them.
+`python -m moedisco_ray.execution.probe` prints a `plan.speed.Probe` as JSON. Times are CPU times of one core: other
+work on the machine hardly changes them.
 """
 
 from __future__ import annotations
@@ -27,20 +27,33 @@ _TEXT_BYTES = 200_000
 
 
 def main() -> None:
-    started = time.process_time()       # CPU time since the process began
+    started = time.process_time()  # CPU time since the process began
     torch.set_num_threads(1)
     trials = [_trial(hidden, experts) for experts in (1, 4) for hidden in (64, 128, 256)]
     probe = Probe(
-        cores=len(os.sched_getaffinity(0)), versions=library_versions(), trials=tuple(trials), start_up_seconds=started,
-        text_bytes_per_second=_text_rate())
+        cores=len(os.sched_getaffinity(0)),
+        versions=library_versions(),
+        trials=tuple(trials),
+        start_up_seconds=started,
+        text_bytes_per_second=_text_rate(),
+    )
     print(probe.model_dump_json())  # noqa: T201 - the process' only output
 
 
 def _trial(hidden: int, experts: int) -> Trial:
     shape = Architecture(
-        hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, moe_intermediate_size=2 * hidden,
-        num_experts=experts, num_experts_per_tok=min(2, experts), tie_word_embeddings=True)
-    model = specialise(AutoModelForCausalLM.from_config(hf_config("qwen3_moe", shape, _VOCABULARY, _SEQUENCE, 0))).train()
+        hidden_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        moe_intermediate_size=2 * hidden,
+        num_experts=experts,
+        num_experts_per_tok=min(2, experts),
+        tie_word_embeddings=True,
+    )
+    model = specialise(
+        AutoModelForCausalLM.from_config(hf_config("qwen3_moe", shape, _VOCABULARY, _SEQUENCE, 0))
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     tokens_BL = torch.randint(0, _VOCABULARY, (_BATCH, _SEQUENCE), generator=torch.Generator().manual_seed(0))
 
@@ -52,7 +65,7 @@ def _trial(hidden: int, experts: int) -> Trial:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    step()      # the first step also allocates memory, so it is not timed
+    step()  # the first step also allocates memory, so it is not timed
     began, steps = time.process_time(), 0
     while steps == 0 or time.process_time() - began < _TRIAL_SECONDS:
         step()
@@ -65,7 +78,7 @@ def _trial(hidden: int, experts: int) -> Trial:
 def _text_rate() -> float:
     """Measured speed of training a byte-level BPE tokenizer and encoding with it, in bytes per second."""
     words = [f"word{number * 7919 % 5003} of({number})" for number in range(_TEXT_BYTES // 16)]
-    lines = [" ".join(words[start:start + 20]) for start in range(0, len(words), 20)]
+    lines = [" ".join(words[start : start + 20]) for start in range(0, len(words), 20)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

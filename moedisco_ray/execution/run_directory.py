@@ -42,9 +42,11 @@ def check_directory(config: RunConfig, *, redo: bool) -> None:
         changed = [] if redo else replaced_settings(config)
         if changed:
             raise RunDirError(
-                "output", str(directory),
+                "output",
+                str(directory),
                 f"holds a run with other settings ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}); "
-                "choose another name, or pass --redo to repeat what they change")
+                "choose another name, or pass --redo to repeat what they change",
+            )
     elif directory.exists() and any(found.name != EVENTS for found in directory.iterdir()):
         raise RunDirError("output", str(directory), "is not empty and holds no run; choose another name")
 
@@ -52,7 +54,11 @@ def check_directory(config: RunConfig, *, redo: bool) -> None:
 def replaced_settings(config: RunConfig) -> list[str]:
     """Settings of a directory's run that a configuration changes, if the run has work that depends on them."""
     directory = config.directory
-    return stages.changed_settings(_stored(directory), config) if (directory / CONFIG).exists() and _holds_work(directory) else []
+    return (
+        stages.changed_settings(_stored(directory), config)
+        if (directory / CONFIG).exists() and _holds_work(directory)
+        else []
+    )
 
 
 def create(directory: Path) -> None:
@@ -87,8 +93,8 @@ class Adoption:
 def repair(config: RunConfig, store: RunStore) -> Iterator[Event]:
     """Delete what is damaged, so that the run makes it again.
 
-    That are the manifests of damaged stages, outputs of trainings whose stage is not finished, the sync points of such a stage,
-    and files about the run. What data owners' storages hold is left to `stages.corpus.repair_owned`.
+    That are the manifests of damaged stages, outputs of trainings whose stage is not finished, the sync points of such
+    a stage, and files about the run. What data owners' storages hold is left to `stages.corpus.repair_owned`.
 
     Yields:
         A warning for each of them.
@@ -123,19 +129,23 @@ def repaired(part: Part) -> Event:
         what, again = "the run", f"{'they are' if len(damaged) > 1 else 'it is'} made again"
         if EVENTS in damaged:
             again += "; costs and curves lack the events that are lost"
-    return Event("warning", part.stage if part.folder else None, part.training or None, data={
-        "message": f"damaged: {', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''} of {what}; {again}"})
+    return Event(
+        "warning",
+        part.stage if part.folder else None,
+        part.training or None,
+        data={"message": f"damaged: {', '.join(damaged[:3])}{', ...' if len(damaged) > 3 else ''} of {what}; {again}"},
+    )
 
 
 def _repair_sync_points(store: RunStore, part: Part) -> None:
     """Delete what members have written, if only that is damaged: they write it again from their checkpoints.
 
-    Otherwise delete all sync points, and the trainings that ended after them. Checkpoints with weights of the sync points that are
-    deleted are discarded by the trainings, which know where they are.
+    Otherwise delete all sync points, and the trainings that ended after them. Checkpoints with weights of the sync
+    points that are deleted are discarded by the trainings, which know where they are.
     """
     home = store.directory / part.folder
     if _is_of_members(part):
-        for member in {Path(*Path(file).parts[:3]) for file in part.damaged}:       # sync-0007/members/NAME
+        for member in {Path(*Path(file).parts[:3]) for file in part.damaged}:  # sync-0007/members/NAME
             store.remove(home / member)
         return
     store.remove(home)
@@ -158,12 +168,12 @@ def _repair_loose(config: RunConfig, store: RunStore, file: str) -> None:
         store.publish(write_config(config))
         return
     if file == EVENTS:
-        with (store.directory / EVENTS).open("r+b") as log:     # in place: a lock on this file holds the run
+        with (store.directory / EVENTS).open("r+b") as log:  # in place: a lock on this file holds the run
             content = without_damage(log.read())
             log.seek(0)
             log.write(content)
         return
-    store.delete(file)      # the run writes its report again
+    store.delete(file)  # the run writes its report again
     started = [event.data["id"] for event in EventLog.parse(store.read(EVENTS) or b"") if event.type == "run_started"]
     if file == RUN_ID and started:
         run_id(store.directory, str(started[0]))
@@ -189,11 +199,16 @@ def _stored(directory: Path) -> RunConfig:
         return read_stored_config((directory / CONFIG).read_bytes(), str(directory))
     except ValidationError as error:
         mistake = first_mistake(error.errors())
-        raise RunDirError("output", str(directory), f"holds a run of another version ({mistake}); choose another name") from error
+        raise RunDirError(
+            "output", str(directory), f"holds a run of another version ({mistake}); choose another name"
+        ) from error
     except OSError as error:
         raise DamagedError(CONFIG, "", str(directory)) from error
 
 
 def _holds_work(directory: Path) -> bool:
     """Whether a run directory has work that other settings would repeat: a finished stage or a trainer's checkpoint."""
-    return any((directory / stage.directory / MANIFEST).exists() for stage in STAGES) or (directory / "checkpoints").exists()
+    return (
+        any((directory / stage.directory / MANIFEST).exists() for stage in STAGES)
+        or (directory / "checkpoints").exists()
+    )

@@ -1,7 +1,8 @@
 """Progress of the sub-models towards the quorum: which have finished or given up, when, and what each contributes to the merge.
 
-A run that is interrupted continues with another driver. Times count the seconds in which any driver of the run was running. Each
-driver stores the progress in `submodel_progress.json`, next to the checkpoints, and the next driver continues from these files.
+A run that is interrupted continues with another driver. Times count the seconds in which any driver of the run was
+running. Each driver stores the progress in `submodel_progress.json`, next to the checkpoints, and the next driver
+continues from these files.
 """
 
 from __future__ import annotations
@@ -44,15 +45,21 @@ class SubmodelProgress:
     """
 
     def __init__(
-        self, jobs: Sequence[TrainJob], quorum: Quorum, workers: int, path: Path, clock: Callable[[], float] = time.monotonic,
+        self,
+        jobs: Sequence[TrainJob],
+        quorum: Quorum,
+        workers: int,
+        path: Path,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._jobs = jobs
         self._quorum = quorum
         self.workers = dict.fromkeys((job.name for job in jobs), workers)
         self._path = path
         self._clock = clock
-        kept: dict[str, Any] = read_json(path) if path.exists() else {
-            "seconds": 0.0, "ended": {}, "speeds": {}, "held": {}, "walls": {}}
+        kept: dict[str, Any] = (
+            read_json(path) if path.exists() else {"seconds": 0.0, "ended": {}, "speeds": {}, "held": {}, "walls": {}}
+        )
         self._held_before: Held = kept["held"]
         self._walls: dict[str, float] = kept["walls"]
         self._counted = {unit: sum(held.values()) for unit, held in self._held_before.items()}
@@ -87,22 +94,28 @@ class SubmodelProgress:
     def verdict(self, speeds: Mapping[str, float]) -> Verdict:
         """Whether to wait, or to continue with the trainings that have finished.
 
-        The expected time of a training is computed from its steps, the times of the finished trainings and its machine's speed. So
-        a training on a slow machine gets more time, but one that is slow for another reason does not.
+        The expected time of a training is computed from its steps, the times of the finished trainings and its
+        machine's speed. So a training on a slow machine gets more time, but one that is slow for another reason does
+        not.
 
         Args:
-            speeds: Relative speed of the machine of each unfinished training. For a training that waits for a machine, it is the
-                speed of a machine that the training may get.
+            speeds: Relative speed of the machine of each unfinished training. For a training that waits for a machine,
+                it is the speed of a machine that the training may get.
 
         Raises:
             TrainingError: Too many trainings were given up to reach the quorum.
         """
         known = {**speeds, **self._speeds}
-        units = [Remaining(job.name, job.steps, 1 / known[job.name], self._step_seconds(job.name)) for job in self._jobs]
+        units = [
+            Remaining(job.name, job.steps, 1 / known[job.name], self._step_seconds(job.name)) for job in self._jobs
+        ]
         factor = calibration(units)
         members = [
-            Member(unit.name, self._state(unit.name), self._ended.get(unit.name, 0.0), unit.steps * unit.planned * factor)
-            for unit in units]
+            Member(
+                unit.name, self._state(unit.name), self._ended.get(unit.name, 0.0), unit.steps * unit.planned * factor
+            )
+            for unit in units
+        ]
         verdict = decide(members, self._quorum.needed, self.seconds, self._quorum.patience)
         if verdict.action == "fail":
             needed = self._quorum.needed
@@ -131,23 +144,34 @@ class SubmodelProgress:
         """
         if now or self._clock() - self._saved_at >= _SAVE_SECONDS:
             self._saved_at = self._clock()
-            write_json(self._path, {
-                "seconds": self.seconds, "ended": self._ended, "speeds": self._speeds, "held": self._count(held()),
-                "walls": self._walls})
-            with contextlib.suppress(StorageError):     # not fatal: the next save tries again
+            write_json(
+                self._path,
+                {
+                    "seconds": self.seconds,
+                    "ended": self._ended,
+                    "speeds": self._speeds,
+                    "held": self._count(held()),
+                    "walls": self._walls,
+                },
+            )
+            with contextlib.suppress(StorageError):  # not fatal: the next save tries again
                 self._jobs[0].store.publish(self._path)
 
     def _count(self, held: Held) -> dict[str, dict[str, float]]:
         """Worker-seconds of each training and pool, over all drivers.
 
-        The increase since the last call, divided by the number of workers, is added to the wall-clock time of each training.
+        The increase since the last call, divided by the number of workers, is added to the wall-clock time of each
+        training.
         """
         units = dict.fromkeys([*self._held_before, *held])
         totals: dict[str, dict[str, float]] = {
-            unit: dict(Counter(self._held_before.get(unit, {})) + Counter(held.get(unit, {}))) for unit in units}
+            unit: dict(Counter(self._held_before.get(unit, {})) + Counter(held.get(unit, {}))) for unit in units
+        }
         for unit, pools in totals.items():
             total = sum(pools.values())
-            self._walls[unit] = self._walls.get(unit, 0.0) + (total - self._counted.get(unit, 0.0)) / self.workers.get(unit, 1)
+            self._walls[unit] = self._walls.get(unit, 0.0) + (total - self._counted.get(unit, 0.0)) / self.workers.get(
+                unit, 1
+            )
             self._counted[unit] = total
         return totals
 

@@ -39,9 +39,9 @@ class Findings:
 def validate(config: RunConfig, folder: Path = Path()) -> Findings:
     """Check that a configuration's files exist and are consistent, and that the model fits its pools.
 
-    It reads the first documents of each source, builds the model on the meta device, compares its tensors with the headers of the
-    checkpoint files, and checks that the output can be written and has room. It leaves nothing behind. It finds the functions that
-    the configuration names, and neither imports nor calls them.
+    It reads the first documents of each source, builds the model on the meta device, compares its tensors with the
+    headers of the checkpoint files, and checks that the output can be written and has room. It leaves nothing behind.
+    It finds the functions that the configuration names, and neither imports nor calls them.
 
     Args:
         config: The configuration.
@@ -61,13 +61,16 @@ def validate(config: RunConfig, folder: Path = Path()) -> Findings:
     warnings = [*(text.warnings if text is not None else ()), *waits]
     if plan is not None:
         small = tuple(small_disks(config, plan))
-        if waits:   # the run is for other machines, whose disks may be larger
+        if waits:  # the run is for other machines, whose disks may be larger
             warnings += map(str, small)
         else:
             problems += small
         warnings += tight_disks(config, plan)
-    warnings += [f"{each.field}: {each.name} was not called, so what it makes of the rows was not checked" for each in functions]
-    first = {(problem.field, str(problem.value)): problem for problem in reversed(problems)}    # the first problem of each setting
+    warnings += [
+        f"{each.field}: {each.name} was not called, so what it makes of the rows was not checked" for each in functions
+    ]
+    # the first problem of each setting
+    first = {(problem.field, str(problem.value)): problem for problem in reversed(problems)}
     return Findings(tuple(reversed(first.values())), tuple(warnings), None if plan is None else plan.vocab_size)
 
 
@@ -86,8 +89,10 @@ def _too_large(plan: Plan, config: RunConfig) -> Iterator[UserError]:
             pool = config.pools.at(stage.pool)
             remedy = f"; {stage.remedy}" if stage.remedy is not None else ""
             yield PoolError(
-                f"pools.{stage.pool}.memory_gb", pool.memory_gb,
-                f"a worker of {stage.stage} needs {stage.memory.total / 2**30:.1f} GB{remedy}")
+                f"pools.{stage.pool}.memory_gb",
+                pool.memory_gb,
+                f"a worker of {stage.stage} needs {stage.memory.total / 2**30:.1f} GB{remedy}",
+            )
 
 
 def _waits(config: RunConfig) -> Iterator[str]:
@@ -101,4 +106,5 @@ def _waits(config: RunConfig) -> Iterator[str]:
             fewer = f", lower pools.{pool.name}.{size}" if gpus > 1 else ""
             yield (
                 f"pools.{pool.name}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for {gpus}; run it on "
-                f"a Ray cluster (RAY_ADDRESS, or `moedisco submit`){fewer}, or set pools.{pool.name}.gpu=0")
+                f"a Ray cluster (RAY_ADDRESS, or `moedisco submit`){fewer}, or set pools.{pool.name}.gpu=0"
+            )

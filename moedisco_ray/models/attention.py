@@ -1,8 +1,8 @@
 """Attention in which tokens of packed sequences attend only to their own document, by the kernel that the device has.
 
-On GPUs that can, FlashAttention computes each document by itself and needs no mask. Everywhere else, scaled dot-product attention
-gets one mask that all layers share, in the dtype of its inputs: torch would convert a boolean mask in every layer, and keep every
-copy for the backward pass.
+On GPUs that can, FlashAttention computes each document by itself and needs no mask. Everywhere else, scaled dot-product
+attention gets one mask that all layers share, in the dtype of its inputs: torch would convert a boolean mask in every
+layer, and keep every copy for the backward pass.
 
 Shapes: B sequences, L positions, T = B L tokens, N documents, H attention heads, G key-value heads, d head size.
 """
@@ -25,8 +25,8 @@ from moedisco_ray.models.hf import family_of
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:     # torch before 2.10
-    varlen_attn = None      # type: ignore[assignment]  # mypy sees the installed version
+except ImportError:  # torch before 2.10
+    varlen_attn = None  # type: ignore[assignment]  # mypy sees the installed version
 
 MASKED, BY_DOCUMENT = "moedisco_masked", "moedisco_by_document"
 """Names of the two implementations in transformers."""
@@ -50,9 +50,14 @@ def attend_within_documents(model: PreTrainedModel, device: str, dtype: torch.dt
         ConfigError: A layer has a state that passes from one document to the next.
     """
     if others := sorted(set(getattr(model.config, "layer_types", None) or ()) - _KINDS):
-        raise ConfigError("optimizer.within_documents", value=True, remedy=(
-            f"does not hold in layers of kind {others[0]}, which carry a state from one document to the next; set it to false"))
-    if model.config._attn_implementation == "sdpa":     # noqa: SLF001 - transformers has no other name for it
+        raise ConfigError(
+            "optimizer.within_documents",
+            value=True,
+            remedy=(
+                f"does not hold in layers of kind {others[0]}, which carry a state from one document to the next; set it to false"
+            ),
+        )
+    if model.config._attn_implementation == "sdpa":  # noqa: SLF001 - transformers has no other name for it
         model.set_attn_implementation(BY_DOCUMENT if _has_kernel(model, device, dtype) else MASKED)
 
 
@@ -62,21 +67,34 @@ def document_arguments(model: PreTrainedModel, input_ids: Tensor, positions_BL: 
     Args:
         model: The model.
         input_ids: Token ids [B, L].
-        positions_BL: Position of each token in its document; a position that is not its predecessor plus one begins a document.
+        positions_BL: Position of each token in its document; a position that is not its predecessor plus one begins a
+            document.
     """
     if positions_BL is None:
         return {}
-    if model.config._attn_implementation == BY_DOCUMENT:    # noqa: SLF001 - as above
+    if model.config._attn_implementation == BY_DOCUMENT:  # noqa: SLF001 - as above
         bounds_N, length = document_bounds(positions_BL), positions_BL.shape[1]
         return {
-            "position_ids": positions_BL, "cu_seq_lens_q": bounds_N, "cu_seq_lens_k": bounds_N, "max_length_q": length,
-            "max_length_k": length}
+            "position_ids": positions_BL,
+            "cu_seq_lens_q": bounds_N,
+            "cu_seq_lens_k": bounds_N,
+            "max_length_q": length,
+            "max_length_k": length,
+        }
     if family_of(model).separates_documents:
         return {"position_ids": positions_BL}
     embedded_BLD = model.get_input_embeddings()(input_ids)
     given = {
-        "config": model.config, "inputs_embeds": embedded_BLD, "attention_mask": None, "cache": None, "position_ids": positions_BL}
-    masks = {"full_attention": create_causal_mask(**given), "sliding_attention": create_sliding_window_causal_mask(**given)}
+        "config": model.config,
+        "inputs_embeds": embedded_BLD,
+        "attention_mask": None,
+        "cache": None,
+        "position_ids": positions_BL,
+    }
+    masks = {
+        "full_attention": create_causal_mask(**given),
+        "sliding_attention": create_sliding_window_causal_mask(**given),
+    }
     return {"position_ids": positions_BL, "attention_mask": masks}
 
 
@@ -97,9 +115,15 @@ def _has_kernel(model: PreTrainedModel, device: str, dtype: torch.dtype) -> bool
     drops = bool(getattr(config, "attention_dropout", False))
     suits = not (attention.latent or attention.sinks or drops)
     return (
-        suits and dtype is torch.bfloat16 and size <= FLASH_HEAD_SIZE and size % FLASH_HEAD_STEP == 0
-        and torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
-        and varlen_attn is not None and _kernel_works(device))
+        suits
+        and dtype is torch.bfloat16
+        and size <= FLASH_HEAD_SIZE
+        and size % FLASH_HEAD_STEP == 0
+        and torch.device(device).type == "cuda"
+        and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
+        and varlen_attn is not None
+        and _kernel_works(device)
+    )
 
 
 @functools.cache
@@ -108,7 +132,9 @@ def _kernel_works(device: str) -> bool:
     B, L, H, G, d = 2, 24, 4, 2, 64
     random = torch.Generator(device).manual_seed(0)
     q_BHLd, k_BGLd, v_BGLd = (
-        torch.randn(B, heads, L, d, generator=random, device=device, dtype=torch.bfloat16).requires_grad_() for heads in (H, G, G))
+        torch.randn(B, heads, L, d, generator=random, device=device, dtype=torch.bfloat16).requires_grad_()
+        for heads in (H, G, G)
+    )
     positions_BL = (torch.arange(L, device=device) % 10).expand(B, L)
     bounds_N = document_bounds(positions_BL)
     document_BL = (positions_BL == 0).cumsum(dim=1)
@@ -122,14 +148,16 @@ def _kernel_works(device: str) -> bool:
         found, _ = _by_document(None, *given, (3, 0), cu_seq_lens_q=bounds_N)
         pairs = zip(
             (found, *torch.autograd.grad(found.float().square().sum(), given)),
-            (expected, *torch.autograd.grad(expected.float().square().sum(), given)), strict=True)
+            (expected, *torch.autograd.grad(expected.float().square().sum(), given)),
+            strict=True,
+        )
         return all(torch.allclose(one, other, rtol=_KERNEL_ERROR, atol=4 * _KERNEL_ERROR) for one, other in pairs)
-    except (RuntimeError, TypeError):   # torch has no such kernel for this device, or an earlier form of the function
+    except (RuntimeError, TypeError):  # torch has no such kernel for this device, or an earlier form of the function
         return False
 
 
 def _by_document(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: tuple[int, int], **settings: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: tuple[int, int], **settings: Any
 ) -> tuple[Tensor, None]:
     """Attention [B, L, H, d] of each document by itself. The names of arguments are those of transformers.
 
@@ -139,8 +167,8 @@ def _by_document(
         key: Keys [B, G, L, d].
         value: Values [B, G, L, d].
         attention_mask: How many tokens before and after itself a token attends to; -1 before means all.
-        settings: `scaling`, a factor on the scores, by default d^-0.5; `cu_seq_lens_q`, see `document_bounds`: without it, each
-            sequence is one document.
+        settings: `scaling`, a factor on the scores, by default d^-0.5; `cu_seq_lens_q`, see `document_bounds`: without
+            it, each sequence is one document.
     """
     del module
     B, H, L, _ = query.shape
@@ -152,8 +180,17 @@ def _by_document(
     if bounds_N is None:
         bounds_N = torch.arange(0, B * L + 1, L, dtype=torch.int32, device=query.device)
     found_THd: Any = varlen_attn(
-        q_THd, k_TGd, v_TGd, cu_seq_q=bounds_N, cu_seq_k=bounds_N, max_q=L, max_k=L, scale=settings.get("scaling"),
-        window_size=attention_mask, enable_gqa=key.shape[1] != H)
+        q_THd,
+        k_TGd,
+        v_TGd,
+        cu_seq_q=bounds_N,
+        cu_seq_k=bounds_N,
+        max_q=L,
+        max_k=L,
+        scale=settings.get("scaling"),
+        window_size=attention_mask,
+        enable_gqa=key.shape[1] != H,
+    )
     return found_THd.view(B, L, H, -1), None
 
 

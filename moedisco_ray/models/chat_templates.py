@@ -35,7 +35,8 @@ class RenderedText(NamedTuple):
 
     Attributes:
         text: The text.
-        spans: First and last character (exclusive) of what `{% generation %}` blocks of the template wrote, if they were asked for.
+        spans: First and last character (exclusive) of what `{% generation %}` blocks of the template wrote, if they
+            were asked for.
     """
 
     text: str
@@ -45,7 +46,7 @@ class RenderedText(NamedTuple):
 def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Any] | None = None) -> str | None:
     try:
         found: str = tokenizer.get_chat_template(tools=tools)
-    except ValueError:      # it has none
+    except ValueError:  # it has none
         return None
     return found
 
@@ -63,7 +64,11 @@ class Part(NamedTuple):
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], parts: Sequence[Part], tools: Sequence[Any] | None = None, *,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Any],
+    parts: Sequence[Part],
+    tools: Sequence[Any] | None = None,
+    *,
     marks: bool = False,
 ) -> list[RenderedText]:
     """Render parts of a conversation as `apply_chat_template` does, in a process with limits.
@@ -83,12 +88,17 @@ def render(
     if not all(part.messages for part in parts):
         raise TemplateError("there is no message")
     asked = {
-        "template": template_of(tokenizer, tools), "special_tokens": tokenizer.special_tokens_map, "messages": list(messages),
-        "tools": tools, "parts": parts, "marks": marks}
+        "template": template_of(tokenizer, tools),
+        "special_tokens": tokenizer.special_tokens_map,
+        "messages": list(messages),
+        "tools": tools,
+        "parts": parts,
+        "marks": marks,
+    }
     process = _process(os.getpid())
     try:
         answer = process.ask(json.dumps(asked, default=str).encode())
-    except BaseException:       # such as Ctrl-C: the next conversation would get this one's answer
+    except BaseException:  # such as Ctrl-C: the next conversation would get this one's answer
         _process.cache_clear()
         raise
     if answer is None:
@@ -105,15 +115,22 @@ class _Process:
     def __init__(self) -> None:
         ours, theirs = Pipe()
         with theirs:
-            # `-P`, because modules next to the program have names of installed packages. A session of its own, because Ctrl-C
-            # in a terminal ends an answer, not this process.
+            # `-P`, because modules next to the program have names of installed packages. A session of its own, because
+            # Ctrl-C in a terminal ends an answer, not this process.
             self._popen = subprocess.Popen(  # noqa: S603  # our own program
-                [sys.executable, "-P", _PROGRAM, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+                [sys.executable, "-P", _PROGRAM, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         self._connection, self._lock = ours, threading.Lock()
         weakref.finalize(self, _end, self._popen, ours)
         if self._received() is None:
-            raise RunError(f"the process that renders chat templates does not start; see what `{sys.executable} {_PROGRAM} 0` says")
+            raise RunError(
+                f"the process that renders chat templates does not start; see what `{sys.executable} {_PROGRAM} 0` says"
+            )
 
     @property
     def exit_code(self) -> int:
@@ -147,14 +164,18 @@ def _process(owner: int) -> _Process:
 def _ended(exit_code: int, tokenizer: str) -> ConfigError | RunError:
     if used := _EXCEEDED.get(exit_code):
         return ConfigError(
-            "chat template", tokenizer, f"needs more than {used} for a conversation; replace the template in "
-            "chat_template.jinja or tokenizer_config.json")
+            "chat template",
+            tokenizer,
+            f"needs more than {used} for a conversation; replace the template in "
+            "chat_template.jinja or tokenizer_config.json",
+        )
     ended = f"ended with status {exit_code}"
     if exit_code < 0:
         ended = f"was ended by signal {-exit_code} ({signal.strsignal(-exit_code)})"
     return RunError(
         f"the process that renders the chat template of {tokenizer} {ended}; try again, and end other programs if this "
-        "machine runs out of memory")
+        "machine runs out of memory"
+    )
 
 
 def _end(popen: subprocess.Popen[bytes], connection: Connection) -> None:

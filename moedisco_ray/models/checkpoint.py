@@ -1,8 +1,8 @@
 """Read Hugging Face model directories tensor by tensor.
 
-A `Checkpoint` offers the canonical tensors, with separate tensors for each expert, even if the files store the experts of a layer
-in one stack. The directory may have one or several safetensors files. Tensors are read on access, one at a time.
-`checkpoint_writer` always writes canonical tensors, which other tools can read, too.
+A `Checkpoint` offers the canonical tensors, with separate tensors for each expert, even if the files store the experts
+of a layer in one stack. The directory may have one or several safetensors files. Tensors are read on access, one at a
+time. `checkpoint_writer` always writes canonical tensors, which other tools can read, too.
 """
 
 from __future__ import annotations
@@ -45,8 +45,14 @@ class Checkpoint(Mapping[str, Tensor]):
         model_map: Names of the model's tensors.
     """
 
-    def __init__(self, directory: Path, config: dict[str, Any], model_map: ModelMap,
-                 files: Mapping[str, Any], places: Mapping[str, Place]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: dict[str, Any],
+        model_map: ModelMap,
+        files: Mapping[str, Any],
+        places: Mapping[str, Place],
+    ) -> None:
         self.directory = directory
         self.config = config
         self.model_map = model_map
@@ -66,14 +72,14 @@ class Checkpoint(Mapping[str, Tensor]):
 
         Args:
             keys: Names of the tensors.
-            reader: Thread that asks for them. Finding them takes time, and the operating system lets it wait once the disk has many
-                requests.
+            reader: Thread that asks for them. Finding them takes time, and the operating system lets it wait once the
+                disk has many requests.
         """
         reader.submit(self._read_soon, {self._places[key].key for key in keys})
 
     def _read_soon(self, stored: Iterable[str]) -> None:
         tensors = (self._files[name].get_tensor(name) for name in stored)
-        read_soon(sorted(tensors, key=Tensor.data_ptr))     # in the file's order
+        read_soon(sorted(tensors, key=Tensor.data_ptr))  # in the file's order
 
     def stream(self) -> Generator[tuple[str, Tensor], None, None]:
         """Yield all canonical tensors with their names, in order, and read the files ahead."""
@@ -81,12 +87,12 @@ class Checkpoint(Mapping[str, Tensor]):
         with reading_thread() as reader:
             for number, key in enumerate(keys):
                 if number >= announced - _AHEAD // 2:
-                    self.read_ahead(keys[announced:announced + _AHEAD], reader)
+                    self.read_ahead(keys[announced : announced + _AHEAD], reader)
                     announced += _AHEAD
                 yield key, map_pages(self[key])
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places      # a Mapping's own method reads the tensor
+        return key in self._places  # a Mapping's own method reads the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -115,7 +121,9 @@ class Checkpoint(Mapping[str, Tensor]):
         for key in self:
             stored = self.dtype(key) if dtype is None or self.model_map.keeps_dtype(key) else dtype
             if stored is None:
-                raise CheckpointError("tensor", key, f"of {self.directory} is none of {', '.join(STORED_DTYPES)}; convert it")
+                raise CheckpointError(
+                    "tensor", key, f"of {self.directory} is none of {', '.join(STORED_DTYPES)}; convert it"
+                )
             found[key] = Stored(self.shape(key), stored)
         return found
 
@@ -130,18 +138,22 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
 
     Args:
         directory: A Hugging Face model directory.
-        names: Maps the names of stored tensors to canonical names. By default this is the map of the family in `config.json`.
+        names: Maps the names of stored tensors to canonical names. By default this is the map of the family in
+            `config.json`.
 
     Raises:
-        CheckpointError: The family is not supported, the weights are pickled or quantised, a file is missing or broken, or a tensor
-            is unknown or stored twice.
+        CheckpointError: The family is not supported, the weights are pickled or quantised, a file is missing or broken,
+            or a tensor is unknown or stored twice.
     """
     config = read_config(directory)
     model_map = ModelMap(str(config.get("model_type"))) if names is None else names
     if config.get("quantization_config"):
         raise CheckpointError(
-            "checkpoint", str(directory), "holds quantised weights, which cannot be trained; load them with transformers, "
-            "dequantised, and call save_pretrained")
+            "checkpoint",
+            str(directory),
+            "holds quantised weights, which cannot be trained; load them with transformers, "
+            "dequantised, and call save_pretrained",
+        )
     left_out, composite = _prediction_layers(config, model_map), model_map.family.composite
     files: dict[str, Any] = {}
     places: dict[str, Place] = {}
@@ -149,7 +161,7 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
         file = open_file(path)
         for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
             if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
-                continue    # this tensor is a copy of the embedding; transformers ignores it too
+                continue  # this tensor is a copy of the embedding; transformers ignores it too
             if stored.startswith(left_out) or stored.endswith(model_map.family.derived):
                 continue
             name = stored if composite is None else composite.own_name(stored)
@@ -229,8 +241,11 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / SINGLE]
     if pickled := sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]):
         raise CheckpointError(
-            "checkpoint", str(pickled[0]), "pickled weights run code when they are read; convert them to safetensors "
-            "(load the model once where you trust it and call save_pretrained)")
+            "checkpoint",
+            str(pickled[0]),
+            "pickled weights run code when they are read; convert them to safetensors "
+            "(load the model once where you trust it and call save_pretrained)",
+        )
     raise CheckpointError("checkpoint", str(directory), f"holds neither {SINGLE} nor {INDEX}")
 
 

@@ -24,17 +24,24 @@ from moedisco_ray.models.shard_file import ShardFile, Stored
 
 _OS_ERROR = re.compile(r"os error (\d+)")
 _MOST_WAITING = 32 * 1024**2
-"""Maximum size of the tensors that wait to be written (bytes). To compute tensors can take as long as to write them, so both happen
-at the same time."""
+"""Maximum size of the tensors that wait to be written (bytes). To compute tensors can take as long as to write them, so
+both happen at the same time."""
 
 
-def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
-                     max_shard_bytes: int = SHARD_BYTES, *, layout: Mapping[str, Stored] | None = None,
-                     with_backbone: bool = False, written: Callable[[Path, Sequence[str]], None] | None = None) -> int:
+def write_checkpoint(
+    directory: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    config: Mapping[str, Any],
+    max_shard_bytes: int = SHARD_BYTES,
+    *,
+    layout: Mapping[str, Stored] | None = None,
+    with_backbone: bool = False,
+    written: Callable[[Path, Sequence[str]], None] | None = None,
+) -> int:
     """Write a model directory from a stream of canonical tensors.
 
-    If `layout` is given, a thread writes tensors while the next ones are computed, and at most 32 MiB wait for it; otherwise all
-    tensors of a file are in memory. Memory-mapped tensors take no memory.
+    If `layout` is given, a thread writes tensors while the next ones are computed, and at most 32 MiB wait for it;
+    otherwise all tensors of a file are in memory. Memory-mapped tensors take no memory.
 
     Args:
         directory: Target directory, created if missing. It is incomplete until the function returns.
@@ -42,8 +49,8 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
         config: Values of `config.json`.
         max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
         layout: Shape and dtype of every tensor, in the order of `tensors`; None if unknown.
-        with_backbone: Whether the model also contains the tensors in the directory `BACKBONE` next to this one. The index names
-            their files by relative paths, so both directories must stay next to each other.
+        with_backbone: Whether the model also contains the tensors in the directory `BACKBONE` next to this one. The
+            index names their files by relative paths, so both directories must stay next to each other.
         written: Called with each complete file, which gets its final name later, and the names of its tensors.
 
     Returns:
@@ -55,8 +62,11 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
     """
     directory.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}
-    write = _write_shards(directory, _once(tensors, sizes), max_shard_bytes) if layout is None else _fill_shards(
-        directory, _once(tensors, sizes), layout, max_shard_bytes)
+    write = (
+        _write_shards(directory, _once(tensors, sizes), max_shard_bytes)
+        if layout is None
+        else _fill_shards(directory, _once(tensors, sizes), layout, max_shard_bytes)
+    )
     drafts = []
     for path, keys in write:
         drafts.append((path, keys))
@@ -73,7 +83,10 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
 
 
 def write_part(
-    directory: Path, tensor_of: Callable[[str], Tensor], layouts: Sequence[Mapping[str, Stored]], part: int,
+    directory: Path,
+    tensor_of: Callable[[str], Tensor],
+    layouts: Sequence[Mapping[str, Stored]],
+    part: int,
     config: Mapping[str, Any],
 ) -> list[Path]:
     """Write one worker's files of a model directory that several workers write together.
@@ -96,7 +109,9 @@ def write_part(
     """
     directory.mkdir(parents=True, exist_ok=True)
     planned = [(owner, shard) for owner, layout in enumerate(layouts) for shard in _planned_shards(layout, SHARD_BYTES)]
-    names = [SINGLE] if len(planned) == 1 else [_shard_name(number, len(planned)) for number in range(1, len(planned) + 1)]
+    names = (
+        [SINGLE] if len(planned) == 1 else [_shard_name(number, len(planned)) for number in range(1, len(planned) + 1)]
+    )
     written = []
     for name, (owner, shard) in zip(names, planned, strict=True):
         if owner == part:
@@ -126,7 +141,7 @@ def _once(tensors: Iterable[tuple[str, Tensor]], sizes: dict[str, int]) -> Itera
 
 
 def _write_shards(
-    directory: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int,
+    directory: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int
 ) -> Iterator[tuple[Path, list[str]]]:
     shard: dict[str, Tensor] = {}
     size = number = 0
@@ -141,7 +156,7 @@ def _write_shards(
 
 
 def _fill_shards(
-    directory: Path, tensors: Iterator[tuple[str, Tensor]], layout: Mapping[str, Stored], max_shard_bytes: int,
+    directory: Path, tensors: Iterator[tuple[str, Tensor]], layout: Mapping[str, Stored], max_shard_bytes: int
 ) -> Iterator[tuple[Path, list[str]]]:
     for number, shard in enumerate(_planned_shards(layout, max_shard_bytes)):
         path = _draft(directory, number)
@@ -167,7 +182,9 @@ class _WritingThread:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._executor.shutdown(cancel_futures=True)
 
     def put(self, key: str, tensor: Tensor) -> None:
@@ -176,7 +193,7 @@ class _WritingThread:
             self._finish_one()
         self._waiting.append((tensor.nbytes, self._executor.submit(self._file.put, key, tensor)))
         self._bytes += tensor.nbytes
-        if self._bytes > _MOST_WAITING:     # a single large tensor
+        if self._bytes > _MOST_WAITING:  # a single large tensor
             self.finish()
 
     def finish(self) -> None:

@@ -31,7 +31,9 @@ def group_size(num_experts: int, clusters: int) -> int:
         ConfigError: The number of experts is not a multiple of the number of clusters.
     """
     if num_experts % clusters:
-        raise ConfigError("clusters.count", clusters, f"does not divide the model's {num_experts} experts; use a divisor")
+        raise ConfigError(
+            "clusters.count", clusters, f"does not divide the model's {num_experts} experts; use a divisor"
+        )
     return num_experts // clusters
 
 
@@ -56,9 +58,12 @@ def check_experts(keys: Iterable[str], model_map: ModelMap, num_experts: int) ->
         CheckpointError: A layer lacks its router or a part of an expert.
     """
     for layer, count in model_map.experts(keys).items():
-        if count and count != num_experts:      # experts stored in one tensor are counted when it is read
-            raise CheckpointError("tensor", model_map.router_key(layer),
-                                  f"its layer has {count} experts, but the configuration says {num_experts}")
+        if count and count != num_experts:  # experts stored in one tensor are counted when it is read
+            raise CheckpointError(
+                "tensor",
+                model_map.router_key(layer),
+                f"its layer has {count} experts, but the configuration says {num_experts}",
+            )
 
 
 def check_complete(keys: Iterable[str], expected: Iterable[str]) -> None:
@@ -69,7 +74,9 @@ def check_complete(keys: Iterable[str], expected: Iterable[str]) -> None:
     """
     found, needed = set(keys), set(expected)
     if missing := sorted(needed - found):
-        raise CheckpointError("tensor", missing[0], f"is missing, with {len(missing) - 1} more; the model is incomplete")
+        raise CheckpointError(
+            "tensor", missing[0], f"is missing, with {len(missing) - 1} more; the model is incomplete"
+        )
     if unknown := sorted(found - needed):
         raise CheckpointError("tensor", unknown[0], "is not in a model of this configuration")
 
@@ -82,7 +89,7 @@ def open_complete(directory: Path) -> tuple[Checkpoint, PretrainedConfig]:
     """
     stored = open_checkpoint(directory)
     try:
-        check_folder(directory)     # transformers opens the file itself, not by `opened`
+        check_folder(directory)  # transformers opens the file itself, not by `opened`
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).get_text_config()
         check_complete(stored, canonical_shapes(config))
     except (OSError, ValueError) as error:
@@ -102,8 +109,10 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 def differences(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that differ between two models, or that only one of them has."""
-    return sorted([key for key in left if key not in right or not same_bits(left[key], right[key])]
-                  + [key for key in right if key not in left])
+    return sorted(
+        [key for key in left if key not in right or not same_bits(left[key], right[key])]
+        + [key for key in right if key not in left]
+    )
 
 
 def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
@@ -119,13 +128,14 @@ def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
 def check_start_tensors(model: Model) -> None:
     """Check that the tensors of the start model have the names and shapes that the run's model needs.
 
-    Without a start model there is nothing to check; a run's model at a URI is checked where its weights are read. The check reads
-    file headers and `config.json`, and builds the model on the meta device, which takes seconds and little memory for a model of
-    any size. The only tensors that it reads are biases that the family does not have, since a bias may be dropped if it is zero.
+    Without a start model there is nothing to check; a run's model at a URI is checked where its weights are read. The
+    check reads file headers and `config.json`, and builds the model on the meta device, which takes seconds and little
+    memory for a model of any size. The only tensors that it reads are biases that the family does not have, since a
+    bias may be dropped if it is zero.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape; a file cannot be read; or transformers cannot build a
-            model from the configuration. The error names the setting in `model.init`.
+        CheckpointError: A tensor is missing, unexpected or of another shape; a file cannot be read; or transformers
+            cannot build a model from the configuration. The error names the setting in `model.init`.
     """
     start = model.init
     if not isinstance(start, LocalInit) or is_uri(start.place):
@@ -135,7 +145,9 @@ def check_start_tensors(model: Model) -> None:
     except CheckpointError as error:
         if error.field == start.setting:
             raise
-        raise CheckpointError(start.setting, str(start.directory), f"{error.field} {error.value}: {error.remedy}") from error
+        raise CheckpointError(
+            start.setting, str(start.directory), f"{error.field} {error.value}: {error.remedy}"
+        ) from error
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         reason = f"transformers builds no model from its config.json ({type(error).__name__}: {first})"
@@ -155,17 +167,23 @@ def _shapes(start: LocalInit, model: Model) -> tuple[dict[str, tuple[int, ...]],
     return {key: stored.shape(key) for key in stored}, canonical_shapes(config)
 
 
-def _check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], start: LocalInit) -> None:
+def _check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], start: LocalInit
+) -> None:
     problems = {
         "is missing": sorted(expected.keys() - found.keys()),
         "is not in the model that its config.json describes": sorted(found.keys() - expected.keys()),
         "has another shape than its config.json says": sorted(
-            key for key in expected.keys() & found.keys() if expected[key] != found[key])}
+            key for key in expected.keys() & found.keys() if expected[key] != found[key]
+        ),
+    }
     for problem, keys in problems.items():
         if keys:
             has_both = keys[0] in found and keys[0] in expected
             shapes = f" ({list(found[keys[0]])} instead of {list(expected[keys[0]])})" if has_both else ""
             more = f", and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise CheckpointError(
-                start.setting, str(start.directory),
-                f"tensor {keys[0]} {problem}{shapes}{more}; name a directory whose weights fit its config.json")
+                start.setting,
+                str(start.directory),
+                f"tensor {keys[0]} {problem}{shapes}{more}; name a directory whose weights fit its config.json",
+            )

@@ -26,8 +26,8 @@ _MLP = re.compile(rf"model\.layers\.(\d+)\.mlp\.({'|'.join(PARTS)})_proj\.weight
 _BIAS = re.compile(r"model\.layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias")
 _MODEL_SPECIFIC = ("model_type", "architectures", "transformers_version")
 _FOLD_TOLERANCE = 1e-5
-"""Maximum error when a bias of the values replaces an output bias, as a share of the output bias' largest element; about 100 times
-the rounding error of fp32."""
+"""Maximum error when a bias of the values replaces an output bias, as a share of the output bias' largest element;
+about 100 times the rounding error of fp32."""
 
 
 class DenseMap(ModelMap):
@@ -58,13 +58,14 @@ class OneExpert(Mapping[str, Tensor]):
 
     If the family stores experts in stacks, the MLP's matrices are joined to stacks of one expert on access.
 
-    A router is one row of zeros. If the family has a shared expert, it is a copy of the MLP. A gate of zeros weights it by 1/2; if
-    it has no gate, its output is halved. The routed expert's output is halved too, so that both add up to the MLP. The first layer
-    of a router is random, with outputs of variance 1 for a normalised input.
+    A router is one row of zeros. If the family has a shared expert, it is a copy of the MLP. A gate of zeros weights it
+    by 1/2; if it has no gate, its output is halved. The routed expert's output is halved too, so that both add up to
+    the MLP. The first layer of a router is random, with outputs of variance 1 for a normalised input.
 
-    A bias that the MoE does not support must be zero, except for some biases of the attention output. Attention weights sum to 1,
-    so a bias b of the output has the same effect as a bias v of the values with W v = b, where W is the output projection. If such
-    a v exists (usually so with one key-value head per attention head), it is added to the bias of the values.
+    A bias that the MoE does not support must be zero, except for some biases of the attention output. Attention weights
+    sum to 1, so a bias b of the output has the same effect as a bias v of the values with W v = b, where W is the
+    output projection. If such a v exists (usually so with one key-value head per attention head), it is added to the
+    bias of the values.
 
     Args:
         dense: Dense checkpoint, opened with a `DenseMap`.
@@ -90,7 +91,7 @@ class OneExpert(Mapping[str, Tensor]):
                 self._made[names.router_key(layer, name)] = torch.zeros(shape)
             if router.hidden is not None:
                 drawn = torch.empty(units, hidden).normal_(generator=torch.Generator().manual_seed(layer))
-                self._made[names.block_key(layer, f"{router.module}.{router.hidden}")] = drawn * hidden ** -0.5
+                self._made[names.block_key(layer, f"{router.module}.{router.hidden}")] = drawn * hidden**-0.5
             if names.family.stacks:
                 mlp = [f"model.layers.{layer}.mlp.{part}_proj.weight" for part in PARTS]
                 self._stacked[names.block_key(layer, "experts.gate_up_proj")] = mlp[:2]
@@ -98,7 +99,8 @@ class OneExpert(Mapping[str, Tensor]):
             if (shared := names.family.shared) is not None:
                 block = f"model.layers.{layer}.{names.family.block}"
                 self._copied |= {
-                    f"{block}.{shared.module}.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS}
+                    f"{block}.{shared.module}.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS
+                }
                 self._halved.add(names.expert_key(layer, 0, "down"))
                 if shared.gate is None:
                     self._halved.add(f"{block}.{shared.module}.down_proj.weight")
@@ -150,9 +152,15 @@ class OneExpert(Mapping[str, Tensor]):
                 return
         family, directory = self._dense.model_map.family.name, str(self._dense.directory)
         raise CheckpointError(
-            "tensor", key, f"of {directory} is not zero, and transformers' {family} has no such bias; " + (
-                "use model.family qwen2_moe, with biases of queries, keys and values" if ".self_attn." in key and not has_biases
-                else "use a model without it"))
+            "tensor",
+            key,
+            f"of {directory} is not zero, and transformers' {family} has no such bias; "
+            + (
+                "use model.family qwen2_moe, with biases of queries, keys and values"
+                if ".self_attn." in key and not has_biases
+                else "use a model without it"
+            ),
+        )
 
 
 def open_dense(directory: Path, family: FamilyName, experts: int) -> Checkpoint | OneExpert:
@@ -174,7 +182,9 @@ def open_dense(directory: Path, family: FamilyName, experts: int) -> Checkpoint 
     config = read_config(directory)
     if config.get("model_type") == family:
         return open_checkpoint(directory)
-    return OneExpert(open_checkpoint(directory, DenseMap(family)), ModelMap(family).family.keeps_biases(config), experts)
+    return OneExpert(
+        open_checkpoint(directory, DenseMap(family)), ModelMap(family).family.keeps_biases(config), experts
+    )
 
 
 def _is_supported(key: str, biases: tuple[bool, bool]) -> bool:
@@ -183,26 +193,29 @@ def _is_supported(key: str, biases: tuple[bool, bool]) -> bool:
 
 
 def upcycled_config(
-    directory: Path, family: FamilyName, num_experts: int, num_experts_per_tok: int, split: int = 1,
+    directory: Path, family: FamilyName, num_experts: int, num_experts_per_tok: int, split: int = 1
 ) -> dict[str, Any]:
     """The `config.json` values of an upcycled MoE: those of the dense model, with experts in place of the MLP.
 
-    The weights of a token's experts sum to one. So as long as all experts are equal, the MoE computes the same as the dense model.
-    Experts have 1 / `split` of the MLP's hidden units; a shared expert keeps all of them.
+    The weights of a token's experts sum to one. So as long as all experts are equal, the MoE computes the same as the
+    dense model. Experts have 1 / `split` of the MLP's hidden units; a shared expert keeps all of them.
     """
     raw = read_config(directory)
     dense_type = str(raw.get("model_type"))
     declaration = ModelMap(family).family
-    values = AutoConfig.for_model(dense_type, **{key: value for key, value in raw.items() if key != "model_type"}).to_dict()
+    values = AutoConfig.for_model(
+        dense_type, **{key: value for key, value in raw.items() if key != "model_type"}
+    ).to_dict()
     known = AutoConfig.for_model(family).to_dict().keys() - {*_MODEL_SPECIFIC}
     kept = {key: value for key, value in values.items() if key in known}
-    kept["pad_token_id"] = None     # transformers would exclude that token's embedding from training
+    kept["pad_token_id"] = None  # transformers would exclude that token's embedding from training
     if dense_type != family:
         attention, shared = declaration.attention, declaration.shared
         kept |= {**declaration.constants, **declaration.fields_of_dense(raw)}
         kept[declaration.expert_size_field] = raw["intermediate_size"]
         if attention.own_head_dim:
-            # Some families read it, but their configuration class does not declare it; others have a default of their own.
+            # Some families read it, but their configuration class does not declare it; others have a default of their
+            # own.
             kept["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
         if shared is not None and shared.size_field is not None:
             kept[shared.size_field] = raw["intermediate_size"]

@@ -1,9 +1,11 @@
 """Experts that are divided among a group of workers: tokens travel to the worker that has their expert, and back.
 
-Each worker has the experts [r E/R, (r+1) E/R) of every layer, for its rank r of R in the group (GShard, arXiv 2006.16668; the name
-expert parallelism is DeepSpeed's). The number of tokens of each expert is exchanged first, so nothing is padded or dropped.
+Each worker has the experts [r E/R, (r+1) E/R) of every layer, for its rank r of R in the group (GShard, arXiv
+2006.16668; the name expert parallelism is DeepSpeed's). The number of tokens of each expert is exchanged first, so
+nothing is padded or dropped.
 
-Shapes: T tokens, K selected experts, S = T K selections of this worker, Z selections that it receives, E experts, D hidden.
+Shapes: T tokens, K selected experts, S = T K selections of this worker, Z selections that it receives, E experts, D
+hidden.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def group_of(experts: Any) -> dist.ProcessGroup | None:
 
 
 def divided_experts(
-    experts: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, *, group: dist.ProcessGroup, compute: Compute,
+    experts: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, *, group: dist.ProcessGroup, compute: Compute
 ) -> Tensor:
     """Compute the weighted sum of the selected experts' outputs, with the experts of all workers of a group.
 
@@ -56,11 +58,14 @@ def divided_experts(
     flat_S = expert_TK.reshape(-1)
     order_S = torch.argsort(flat_S, stable=True)
     sent_E = torch.bincount(flat_S, minlength=experts.num_experts)
-    received_E = torch.empty_like(sent_E)       # by sender, then by expert
+    received_E = torch.empty_like(sent_E)  # by sender, then by expert
     dist.all_to_all_single(received_E, sent_E, group=group)
     to_each, from_each = (counts_E.view(-1, own.num_experts).sum(dim=1).tolist() for counts_E in (sent_E, received_E))
-    expert_Z = torch.arange(own.num_experts, device=x_TD.device).repeat(len(from_each)).repeat_interleave(
-        received_E, output_size=sum(from_each))     # without the size, the CPU would wait for the GPU once more
+    expert_Z = (
+        torch.arange(own.num_experts, device=x_TD.device)
+        .repeat(len(from_each))
+        .repeat_interleave(received_E, output_size=sum(from_each))
+    )  # without the size, the CPU would wait for the GPU once more
     x_ZD = all_to_all_single_autograd(x_TD[order_S // K], from_each, to_each, group)
     y_ZD = compute(own, x_ZD, expert_Z[:, None], torch.ones_like(expert_Z[:, None], dtype=weight_TK.dtype))
     y_SD = all_to_all_single_autograd(y_ZD, to_each, from_each, group) * weight_TK.reshape(-1)[order_S, None]
@@ -76,7 +81,7 @@ class _OwnExperts:
 
     def __init__(self, experts: nn.Module, workers: int) -> None:
         self._experts = experts
-        self.num_experts = int(experts.num_experts) // workers    # type: ignore[arg-type]  # no tensor
+        self.num_experts = int(experts.num_experts) // workers  # type: ignore[arg-type]  # no tensor
         for name, weight in experts.named_parameters(recurse=False):
             setattr(self, name, weight.to_local() if isinstance(weight, DTensor) else weight)
 

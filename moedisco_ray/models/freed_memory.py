@@ -1,8 +1,8 @@
 """Memory that a computation on a CPU frees and allocates again: activations in each training step, a layer's weights in fp32.
 
-The C library returns large blocks to the operating system when they are freed. When they are allocated anew, the operating system
-clears each page at the first write. That takes up to a tenth of a training step (`benchmarks/training_step.py`), and more where
-layers are streamed (`benchmarks/true_sizes.py`).
+The C library returns large blocks to the operating system when they are freed. When they are allocated anew, the
+operating system clears each page at the first write. That takes up to a tenth of a training step
+(`benchmarks/training_step.py`), and more where layers are streamed (`benchmarks/true_sizes.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _NEVER = 2**31 - 1
 def reused_memory(device: str) -> Iterator[None]:
     """Use memory that is freed on a CPU again; return it to the operating system at the end.
 
-    From then on this process allocates large blocks in its heap, and the end returns all free pages of it. A thread other than the
-    first has heaps that are smaller than its largest blocks, and saves less. On a GPU, and with a C library other than glibc,
-    nothing happens.
+    From then on this process allocates large blocks in its heap, and the end returns all free pages of it. A thread
+    other than the first has heaps that are smaller than its largest blocks, and saves less. On a GPU, and with a C
+    library other than glibc, nothing happens.
 
     Args:
         device: Torch device that computes.

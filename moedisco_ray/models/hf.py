@@ -27,12 +27,13 @@ from moedisco_ray.models.layout import ModelMap, canonical_state
 from moedisco_ray.models.roles import Role
 
 
-def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, sequence_length: int,
-              eos_token_id: int) -> PretrainedConfig:
+def hf_config(
+    family: FamilyName, architecture: Architecture, vocab_size: int, sequence_length: int, eos_token_id: int
+) -> PretrainedConfig:
     """The transformers configuration of a model; each size of `architecture` is mapped to the field of the family.
 
-    The same token begins and ends a text. No padding token is set, because documents are packed without padding, and transformers
-    would exclude the embedding of a padding token from training.
+    The same token begins and ends a text. No padding token is set, because documents are packed without padding, and
+    transformers would exclude the embedding of a padding token from training.
 
     Args:
         family: Model family.
@@ -46,8 +47,11 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
     """
     declaration = ModelMap(family).family
     if architecture.vocab_size is not None and architecture.vocab_size < vocab_size:
-        raise ConfigError("model.config.vocab_size", architecture.vocab_size,
-                          f"is smaller than the tokenizer's {vocab_size} tokens; raise it or remove it")
+        raise ConfigError(
+            "model.config.vocab_size",
+            architecture.vocab_size,
+            f"is smaller than the tokenizer's {vocab_size} tokens; raise it or remove it",
+        )
     fields: dict[str, Any] = {
         "vocab_size": architecture.vocab_size or vocab_size,
         "hidden_size": architecture.hidden_size,
@@ -57,7 +61,11 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
         declaration.router.top_k_field: architecture.num_experts_per_tok,
         "max_position_embeddings": architecture.max_position_embeddings or sequence_length,
         "tie_word_embeddings": architecture.tie_word_embeddings,
-        "rope_parameters": {"rope_type": "default", **(architecture.rope_scaling or {}), "rope_theta": architecture.rope_theta},
+        "rope_parameters": {
+            "rope_type": "default",
+            **(architecture.rope_scaling or {}),
+            "rope_theta": architecture.rope_theta,
+        },
         "rms_norm_eps": architecture.rms_norm_eps,
         "initializer_range": architecture.initializer_range,
         "bos_token_id": eos_token_id,
@@ -75,12 +83,17 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
     if declaration.own_expert_size:
         fields["intermediate_size"] = fields.get("intermediate_size") or architecture.moe_intermediate_size
     if declaration.shared is not None and declaration.shared.size_field is not None:
-        fields[declaration.shared.size_field] = architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size
+        fields[declaration.shared.size_field] = (
+            architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size
+        )
     if declaration.attention.own_head_dim:
         fields["head_dim"] = architecture.head_size
     elif architecture.head_size * architecture.num_attention_heads != architecture.hidden_size:
-        raise ConfigError("model.config.head_dim", architecture.head_dim,
-                          f"{family} computes it as hidden_size / num_attention_heads; remove it, or use qwen3_moe")
+        raise ConfigError(
+            "model.config.head_dim",
+            architecture.head_dim,
+            f"{family} computes it as hidden_size / num_attention_heads; remove it, or use qwen3_moe",
+        )
     return AutoConfig.for_model(family, **fields)
 
 
@@ -129,7 +142,8 @@ def skeleton(config: Mapping[str, Any] | PretrainedConfig) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(found)
     family = DECLARATIONS.get(model.config.model_type)
     correction = None if family is None else family.router.correction
-    if correction is not None:      # transformers 5.21 makes it in the dtype of the weights, in which it selects other experts
+    # transformers 5.21 makes it in the dtype of the weights, in which it selects other experts
+    if correction is not None:
         for name, tensor in (*model.named_buffers(), *model.named_parameters()):
             if name.endswith(f".{correction}"):
                 tensor.data = tensor.data.float()
@@ -139,8 +153,9 @@ def skeleton(config: Mapping[str, Any] | PretrainedConfig) -> PreTrainedModel:
 def with_parameters_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Store all parameters of a model in one dtype, in place; return the model.
 
-    transformers keeps some routers in fp32, but optimizers and sharding need one dtype. Buffers such as the correction of a router
-    keep theirs: they are not trained. Where this correction is a parameter without gradients, it becomes a buffer.
+    transformers keeps some routers in fp32, but optimizers and sharding need one dtype. Buffers such as the correction
+    of a router keep theirs: they are not trained. Where this correction is a parameter without gradients, it becomes a
+    buffer.
     """
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -166,7 +181,7 @@ class _Described:
     config: Mapping[str, Any] | PretrainedConfig = dataclasses.field(compare=False)
 
 
-@functools.lru_cache(maxsize=8)     # stages ask for the same ones again and again, and a skeleton takes a while
+@functools.lru_cache(maxsize=8)  # stages ask for the same ones again and again, and a skeleton takes a while
 def _shapes(described: _Described) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in model_tensors(skeleton(described.config))}
 
@@ -175,25 +190,34 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     """Load a local model directory, without network access and without running code from the directory.
 
     Raises:
-        CheckpointError: The directory cannot be read, its family is not supported, or its tensors do not fit its `config.json`.
+        CheckpointError: The directory cannot be read, its family is not supported, or its tensors do not fit its
+            `config.json`.
     """
     ModelMap(str(read_config(directory).get("model_type")))
     try:
-        check_folder(directory)     # because transformers opens the files itself, without the checks of `opened`
+        check_folder(directory)  # because transformers opens the files itself, without the checks of `opened`
         for path in weight_files(directory):
             check_inside(path)
         with no_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                output_loading_info=True)
+                directory,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError("checkpoint", str(directory), f"cannot be loaded ({error})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(problem):
             example = min(map(str, info[problem]))
             raise CheckpointError(
-                "checkpoint", str(directory), f"{problem.replace('_', ' ')}: {example} and {len(info[problem]) - 1} "
-                "more; the weights do not belong to its config.json")
+                "checkpoint",
+                str(directory),
+                f"{problem.replace('_', ' ')}: {example} and {len(info[problem]) - 1} "
+                "more; the weights do not belong to its config.json",
+            )
     return with_parameters_in(model, dtype)
 
 
@@ -205,8 +229,12 @@ def model_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     yield from canonical_state(state, ModelMap(str(model.config.model_type))).items()
 
 
-def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[str, Tensor]] | None = None,
-               max_shard_bytes: int = SHARD_BYTES) -> int:
+def save_model(
+    model: PreTrainedModel,
+    directory: Path,
+    tensors: Iterable[tuple[str, Tensor]] | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> int:
     """Write a model directory in the canonical per-expert form.
 
     Args:

@@ -1,7 +1,7 @@
 """Initial weights of a whole model, made tensor by tensor: random, or grown from a trained seed model.
 
-Each random tensor has its own generator, keyed by the seed and its canonical name. So a slice of a model is the same on every
-machine, in any order, whether or not the rest is ever made.
+Each random tensor has its own generator, keyed by the seed and its canonical name. So a slice of a model is the same on
+every machine, in any order, whether or not the rest is ever made.
 
 Shapes: E experts, D hidden, g experts of the seed model.
 """
@@ -40,7 +40,11 @@ class RandomWeights(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float, initial: Mapping[str, Initial],
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        seed: int,
+        standard_deviation: float,
+        initial: Mapping[str, Initial],
     ) -> None:
         self._shapes = shapes
         self._seed = seed
@@ -82,9 +86,9 @@ def random_weights(config: Mapping[str, Any], seed: int) -> RandomWeights:
 class SeededWeights(Mapping[str, Tensor]):
     """The canonical tensors of a whole MoE that is grown from a seed model, made on access.
 
-    Backbone and shared expert are those of the seed. Expert e is the seed's expert e mod g. If g > 1, each expert keeps its router
-    row, with noise where copies must differ. If g = 1, the seed's router has learnt nothing, and the router rows are the initial
-    ones, which differ between experts.
+    Backbone and shared expert are those of the seed. Expert e is the seed's expert e mod g. If g > 1, each expert keeps
+    its router row, with noise where copies must differ. If g = 1, the seed's router has learnt nothing, and the router
+    rows are the initial ones, which differ between experts.
 
     Args:
         seed: Canonical tensors of the seed model.
@@ -97,7 +101,7 @@ class SeededWeights(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, distinct_rows: bool,
+        self, seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, distinct_rows: bool
     ) -> None:
         self._distinct_rows = distinct_rows
         self._seed = seed
@@ -137,16 +141,18 @@ class SeededWeights(Mapping[str, Tensor]):
 
 
 def with_seed(
-    seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, distinct_rows: bool = False,
+    seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, distinct_rows: bool = False
 ) -> SeededWeights:
     """The weights of a whole MoE that is grown from a seed model.
 
     Args:
         seed: Canonical tensors of the trained seed model, with g experts per layer.
-        initial: Canonical tensors of the randomly initialised MoE; gives the names, the router rows if g = 1, and the noise.
+        initial: Canonical tensors of the randomly initialised MoE; gives the names, the router rows if g = 1, and the
+            noise.
         model_map: Tensor names of the family.
-        distinct_rows: Add noise to the rows of all copies of an expert but the first, as Expert Upcycling (arXiv 2604.19835) does.
-            Copies of an expert in one model need different rows: with copies of one row they would stay equal forever.
+        distinct_rows: Add noise to the rows of all copies of an expert but the first, as Expert Upcycling (arXiv
+            2604.19835) does. Copies of an expert in one model need different rows: with copies of one row they would
+            stay equal forever.
 
     Raises:
         CheckpointError: The seed model lacks a tensor.
@@ -157,4 +163,4 @@ def with_seed(
 def key_seed(seed: int, key: str) -> int:
     """The seed of one tensor's random numbers, from the seed of all tensors and its name."""
     digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1    # torch takes signed 64-bit seeds
+    return int.from_bytes(digest, "little") >> 1  # torch takes signed 64-bit seeds

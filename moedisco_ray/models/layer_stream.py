@@ -29,13 +29,18 @@ class Step(Protocol):
 
 
 def final_states(
-    model: PreTrainedModel, inputs: Iterable[Tensor], *, masks: Sequence[Tensor | None] | None = None,
-    before: Callable[[int], None] | None = None, after: Callable[[int, int], None] | None = None,
+    model: PreTrainedModel,
+    inputs: Iterable[Tensor],
+    *,
+    masks: Sequence[Tensor | None] | None = None,
+    before: Callable[[int], None] | None = None,
+    after: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
     """Compute the last hidden states of every batch.
 
-    If the model is streamed and its weights do not stay in memory, all batches pass through a layer before the next layer is
-    loaded. Then the hidden states of all batches are in memory at the same time; `grouped` divides batches so that they fit.
+    If the model is streamed and its weights do not stay in memory, all batches pass through a layer before the next
+    layer is loaded. Then the hidden states of all batches are in memory at the same time; `grouped` divides batches so
+    that they fit.
 
     Args:
         model: A model, streamed or in memory.
@@ -70,15 +75,15 @@ def final_states(
 def layer_step(model: PreTrainedModel, index: int) -> Step:
     """One decoder layer as a function of hidden states.
 
-    The function calls transformers' forward pass of the whole model, in which all other layers return their input. So transformers
-    computes the attention mask and the position embeddings as for the whole model.
+    The function calls transformers' forward pass of the whole model, in which all other layers return their input. So
+    transformers computes the attention mask and the position embeddings as for the whole model.
     """
     base: Any = model.base_model
     alone = copy.copy(base)
-    alone._modules = dict(base._modules)    # noqa: SLF001 - `copy` shares the dictionary of the model itself
+    alone._modules = dict(base._modules)  # noqa: SLF001 - `copy` shares the dictionary of the model itself
     alone.norm = nn.Identity()
     factor = family_of(model).embedding_factor
-    if factor is not None and index:    # only the inputs of the first layer are embeddings
+    if factor is not None and index:  # only the inputs of the first layer are embeddings
         setattr(alone, factor, 1.0)
     alone.layers = nn.ModuleList([layer if i == index else _LeftOut() for i, layer in enumerate(base.layers)])
 

@@ -1,9 +1,9 @@
 """Translation between the canonical tensors of a model and the tensors of a transformers model in memory.
 
-The canonical form has the names of the family's original checkpoints, in most families with one tensor per expert and projection.
-In memory, transformers stacks the experts of a layer, for every family: `mlp.experts.gate_up_proj` w_EGD with G = 2F (gate, then
-up), and `mlp.experts.down_proj` w_EDF. A checkpoint may have that form too. Families whose canonical form has stacks keep them as
-they are.
+The canonical form has the names of the family's original checkpoints, in most families with one tensor per expert and
+projection. In memory, transformers stacks the experts of a layer, for every family: `mlp.experts.gate_up_proj` w_EGD
+with G = 2F (gate, then up), and `mlp.experts.down_proj` w_EDF. A checkpoint may have that form too. Families whose
+canonical form has stacks keep them as they are.
 
 Shapes: E experts, D hidden, F expert hidden.
 """
@@ -53,7 +53,7 @@ class Place:
         """First and last index plus one of the canonical tensor, along each axis of a stored tensor of this shape."""
         index = self.index(shape)
         found = [(each, each + 1) if isinstance(each, int) else (each.start, each.stop) for each in index]
-        return (*found, *((0, size) for size in shape[len(found):]))
+        return (*found, *((0, size) for size in shape[len(found) :]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,9 @@ class ModelMap:
             parts = _FUSED[name]
             return {
                 self.expert_key(index, expert, part): Place(key, expert, half if len(parts) == 2 else None)
-                for expert in range(shape[0]) for half, part in enumerate(parts)}
+                for expert in range(shape[0])
+                for half, part in enumerate(parts)
+            }
         # A Mixtral checkpoint that was saved with in-memory names calls the router `mlp.gate.weight`.
         has_own_name = inner == self.family.router.module or rest in self.family.renamed
         canonical = self.block_key(index, rest) if has_own_name else key
@@ -162,7 +164,7 @@ class ModelMap:
         return {canonical: Place(key)}
 
     def pieces(
-        self, key: str, shape: tuple[int, ...], offset: tuple[int, ...], block: tuple[int, ...],
+        self, key: str, shape: tuple[int, ...], offset: tuple[int, ...], block: tuple[int, ...]
     ) -> Iterator[Piece]:
         """The parts of canonical tensors in a block of a stored tensor.
 
@@ -179,12 +181,15 @@ class ModelMap:
             bounds = place.bounds(shape)
             common = [
                 (max(start, first), min(stop, first + size))
-                for (start, stop), first, size in zip(bounds, offset, block, strict=True)]
+                for (start, stop), first, size in zip(bounds, offset, block, strict=True)
+            ]
             if any(start >= stop for start, stop in common):
                 continue
-            of_block: list[int | slice] = [slice(a - first, b - first) for (a, b), first in zip(common, offset, strict=True)]
+            of_block: list[int | slice] = [
+                slice(a - first, b - first) for (a, b), first in zip(common, offset, strict=True)
+            ]
             of_tensor = [slice(a - start, b - start) for (a, b), (start, _) in zip(common, bounds, strict=True)]
-            if place.expert is not None:    # the canonical tensor has no axis of experts
+            if place.expert is not None:  # the canonical tensor has no axis of experts
                 of_block[0] = place.expert - offset[0]
                 del of_tensor[0]
             yield Piece(name, tuple(of_block), tuple(of_tensor), is_whole=tuple(common) == bounds)
@@ -217,7 +222,8 @@ class ModelMap:
                 counts[role.layer] = max(counts[role.layer], role.expert + 1)
         for layer, count in counts.items():
             needed = {self.block_key(layer, f"experts.{name}") for name in self.family.stacks} or {
-                self.expert_key(layer, e, part) for e in range(max(1, count)) for part in PARTS}
+                self.expert_key(layer, e, part) for e in range(max(1, count)) for part in PARTS
+            }
             needed |= {self.router_key(layer, name) for name in self.family.router.tensors}
             if needed - present:
                 missing = min(needed - present)

@@ -1,13 +1,15 @@
 """LLaMA-MoE v1 for transformers, which does not have it (arXiv 2406.16554; https://github.com/pjlab-sys4nlp/llama-moe).
 
-The model is a LLaMA whose MLPs are divided into experts. A token's logits are W2 tanh(W1 x), with one row of W2 per expert and all
-of W1 in common. The k best logits are selected; the weights are their softmax, multiplied by `score_scale_factor`.
+The model is a LLaMA whose MLPs are divided into experts. A token's logits are W2 tanh(W1 x), with one row of W2 per
+expert and all of W1 in common. The k best logits are selected; the weights are their softmax, multiplied by
+`score_scale_factor`.
 
-In training, the original adds noise to the logits, whose size is learnt too. Here there is none. The weights of the noise are kept
-as they are, so that the original's code reads a model that was trained here.
+In training, the original adds noise to the logits, whose size is learnt too. Here there is none. The weights of the
+noise are kept as they are, so that the original's code reads a model that was trained here.
 
-Everything else is transformers' LLaMA, in the frame of its Mixtral, which returns the logits of routers. In memory, tensors have
-the names of other families. In files, they have those of the original. Importing this module registers the model and these names.
+Everything else is transformers' LLaMA, in the frame of its Mixtral, which returns the logits of routers. In memory,
+tensors have the names of other families. In files, they have those of the original. Importing this module registers the
+model and these names.
 
 Shapes: T tokens, D hidden, H hidden units of the router, E experts, K top-k.
 """
@@ -19,7 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralForCausalLM, MixtralModel, MixtralPreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MixtralForCausalLM,
+    MixtralModel,
+    MixtralPreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -43,7 +52,8 @@ class LlamaMoEConfig(LlamaConfig):
         intermediate_size: Hidden units of all experts of a layer together.
         size_experts: Hidden units of each expert, by layer; all must be equal.
         moe_intermediate_size: Hidden units of one expert. By default an even share of `intermediate_size`.
-        gate_hidden_size: Hidden units of the router. By default the number of experts, which is all that the original knows.
+        gate_hidden_size: Hidden units of the router. By default the number of experts, which is all that the original
+            knows.
     """
 
     model_type = "llama_moe"
@@ -68,7 +78,9 @@ class LlamaMoEConfig(LlamaConfig):
         if self.moe_intermediate_size is None:
             self.moe_intermediate_size, rest = divmod(self.intermediate_size, self.num_experts)
             if rest:
-                raise ValueError(f"intermediate_size {self.intermediate_size} is not a multiple of num_experts {self.num_experts}")
+                raise ValueError(
+                    f"intermediate_size {self.intermediate_size} is not a multiple of num_experts {self.num_experts}"
+                )
         self.intermediate_size = self.num_experts * self.moe_intermediate_size
         self.gate_hidden_size = self.gate_hidden_size or self.num_experts
         super().__post_init__(**kwargs)
@@ -119,7 +131,7 @@ class LlamaMoEDecoderLayer(MixtralDecoderLayer):
     """A decoder layer."""
 
     def __init__(self, config: LlamaMoEConfig, layer_idx: int) -> None:
-        super(MixtralDecoderLayer, self).__init__()     # Mixtral's would make its own experts
+        super(MixtralDecoderLayer, self).__init__()  # Mixtral's would make its own experts
         self.hidden_size = config.hidden_size
         self.self_attn, self.mlp = LlamaAttention(config, layer_idx), LlamaMoEBlock(config)
         self.input_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -131,7 +143,10 @@ class LlamaMoEPreTrainedModel(MixtralPreTrainedModel):
 
     config_class = LlamaMoEConfig
     _no_split_modules: ClassVar[list[str]] = ["LlamaMoEDecoderLayer"]
-    _can_record_outputs: ClassVar[dict[str, Any]] = {**MixtralPreTrainedModel._can_record_outputs, "attentions": LlamaAttention}    # noqa: SLF001 - a subclass
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        **MixtralPreTrainedModel._can_record_outputs,  # noqa: SLF001 - a subclass
+        "attentions": LlamaAttention,
+    }
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -170,10 +185,17 @@ class LlamaMoEForCausalLM(LlamaMoEPreTrainedModel, MixtralForCausalLM):
 
 AutoConfig.register("llama_moe", LlamaMoEConfig, exist_ok=True)
 AutoModelForCausalLM.register(LlamaMoEConfig, LlamaMoEForCausalLM, exist_ok=True)
-register_checkpoint_conversion_mapping("llama_moe", [
-    WeightRenaming("mlp.gate.gate_network.0.weight", "mlp.gate.hidden_weight"),
-    WeightRenaming("mlp.gate.gate_network.2.weight", "mlp.gate.weight"),
-    WeightRenaming("mlp.gate.weight_noise.weight", "mlp.gate.noise_weight"),
-    *(WeightRenaming(rf"mlp.calculator.experts.weight_{part}.(\d+)", rf"mlp.experts.\1.{part}_proj.weight") for part in PARTS),
-    *get_checkpoint_conversion_mapping("qwen3_moe"),
-], overwrite=True)
+register_checkpoint_conversion_mapping(
+    "llama_moe",
+    [
+        WeightRenaming("mlp.gate.gate_network.0.weight", "mlp.gate.hidden_weight"),
+        WeightRenaming("mlp.gate.gate_network.2.weight", "mlp.gate.weight"),
+        WeightRenaming("mlp.gate.weight_noise.weight", "mlp.gate.noise_weight"),
+        *(
+            WeightRenaming(rf"mlp.calculator.experts.weight_{part}.(\d+)", rf"mlp.experts.\1.{part}_proj.weight")
+            for part in PARTS
+        ),
+        *get_checkpoint_conversion_mapping("qwen3_moe"),
+    ],
+    overwrite=True,
+)

@@ -1,7 +1,8 @@
 """Bring the pages of files that are mapped into memory: a tensor of a safetensors file is such a part of a file.
 
-Reading mapped memory waits at every few pages, first for the disk and then for the operating system to map them, which takes two to
-three times as long as reading the file. Both can be asked for at once. On systems without these calls, nothing happens.
+Reading mapped memory waits at every few pages, first for the disk and then for the operating system to map them, which
+takes two to three times as long as reading the file. Both can be asked for at once. On systems without these calls,
+nothing happens.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ For matrices that Muon trained, the first moment is Muon's momentum, and the sec
                           exp_avg_sq/   second moments, in the same form
                           steps.json    number of updates
 
-Without this state, the first updates of the next training would move every weight by about the learning rate, because the first
-moment divided by the root of the second is 1 or -1 after one step. That would undo part of what the previous training has learnt.
+Without this state, the first updates of the next training would move every weight by about the learning rate, because
+the first moment divided by the root of the second is 1 or -1 after one step. That would undo part of what the previous
+training has learnt.
 """
 
 from __future__ import annotations
@@ -50,17 +51,20 @@ def open_optimizer_state(directory: Path) -> OptimizerState | None:
     """
     if not (directory / _STEPS).is_file():
         return None
-    return OptimizerState(read_json(directory / _STEPS)["steps"], {kind: open_checkpoint(directory / kind) for kind in KINDS})
+    return OptimizerState(
+        read_json(directory / _STEPS)["steps"], {kind: open_checkpoint(directory / kind) for kind in KINDS}
+    )
 
 
 def write_optimizer_state(
-    directory: Path, tensors: Callable[[Kind], Iterable[tuple[str, Tensor]]], steps: int, config: Mapping[str, Any],
+    directory: Path, tensors: Callable[[Kind], Iterable[tuple[str, Tensor]]], steps: int, config: Mapping[str, Any]
 ) -> None:
     """Write an optimizer state. The tensors of at most one file are in memory at the same time.
 
     Args:
         directory: Target directory.
-        tensors: Function that takes `exp_avg` or `exp_avg_sq` and yields the canonical tensors of this part of the state.
+        tensors: Function that takes `exp_avg` or `exp_avg_sq` and yields the canonical tensors of this part of the
+            state.
         steps: Number of updates.
         config: `config.json` values of the model.
 

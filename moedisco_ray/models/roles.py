@@ -1,7 +1,8 @@
 """The role of every tensor of a model, from its name and the declaration of the model's family.
 
-The canonical form of a model is the family's original checkpoint: one tensor per expert and projection, or, in families that
-declare `stacks`, tensors that hold all experts of a layer. Decompose, merge, training and export all read these roles.
+The canonical form of a model is the family's original checkpoint: one tensor per expert and projection, or, in families
+that declare `stacks`, tensors that hold all experts of a layer. Decompose, merge, training and export all read these
+roles.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class TensorRole:
         layer: Index of the decoder layer; None outside the layers.
         expert: Index of the expert; None for other roles, and for a stack of all experts.
         part: `gate`, `up` or `down` for an expert; else the name inside the layer or the model.
-        expert_axis: The axis that counts the experts of the layer, in routers and stacks of experts; None for other tensors.
+        expert_axis: The axis that counts the experts of the layer, in routers and stacks of experts; None for other
+            tensors.
     """
 
     role: Role
@@ -52,7 +54,8 @@ def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
     """
     form = re.escape(f"{family.block}.{family.expert_name}")
     experts = form.replace(r"\{expert\}", r"(?P<expert>\d+)").replace(
-        r"\{projection\}", f"(?P<projection>{'|'.join(family.projections)})")
+        r"\{projection\}", f"(?P<projection>{'|'.join(family.projections)})"
+    )
     if family.stacks:
         experts = _any_of(family, [f"experts.{name}" for name in family.stacks])
     rules = [

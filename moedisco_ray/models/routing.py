@@ -51,8 +51,9 @@ def log_probabilities(logits_TE: Tensor, router: Router) -> Tensor:
 def sparse_mixer(logits_TE: Tensor, top_k: int, jitter: float) -> tuple[Tensor, Tensor]:
     """The experts that SparseMixer selects without sampling, and their weights (GRIN, arXiv 2409.12136).
 
-    One expert after the other: that with the largest logit l among those left. Its weight is a softmax over those left whose logit
-    m is close to l: (l - m) / max(|m|, l) is at most twice the jitter. Most weights are 1 therefore, and their sum is up to K.
+    One expert after the other: that with the largest logit l among those left. Its weight is a softmax over those left
+    whose logit m is close to l: (l - m) / max(|m|, l) is at most twice the jitter. Most weights are 1 therefore, and
+    their sum is up to K.
 
     Args:
         logits_TE: Logits of the experts.

@@ -19,9 +19,9 @@ Load = Callable[[int, Mapping[str, Tensor]], None]
 class SelectedExperts(nn.Module):
     """The experts of a layer, each loaded when a token selects it; those that were used last stay loaded.
 
-    The module of transformers computes, with stacks that hold only the loaded experts: so every family, and whatever implementation
-    transformers chooses, gives the results of the whole stacks. If a forward pass selects more experts than may stay loaded, as
-    that of a long prompt does, all of them are loaded for this pass.
+    The module of transformers computes, with stacks that hold only the loaded experts: so every family, and whatever
+    implementation transformers chooses, gives the results of the whole stacks. If a forward pass selects more experts
+    than may stay loaded, as that of a long prompt does, all of them are loaded for this pass.
 
     Attributes:
         num_experts: Number of the layer's experts.
@@ -36,12 +36,13 @@ class SelectedExperts(nn.Module):
 
     def __init__(self, experts: nn.Module, load: Load, device: str, resident: int) -> None:
         super().__init__()
-        self.num_experts = int(experts.num_experts)     # type: ignore[arg-type]  # transformers' modules are untyped
+        self.num_experts = int(experts.num_experts)  # type: ignore[arg-type]  # transformers' modules are untyped
         self.loads = 0
-        self._module = (experts,)       # in a tuple, because the stacks of all experts are no weights of this module
+        self._module = (experts,)  # in a tuple, because the stacks of all experts are no weights of this module
         self._load, self._device = load, device
         self._resident = min(resident, self.num_experts)
-        self._slots: OrderedDict[int, int] = OrderedDict()      # place in the stacks by expert; the one used last comes last
+        # place in the stacks by expert; the one used last comes last
+        self._slots: OrderedDict[int, int] = OrderedDict()
         self._stacks = self._empty(self._resident)
 
     def forward(self, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class SelectedExperts(nn.Module):
         stacks, slots = self._kept(selected) if len(selected) <= self._resident else self._for_one_pass(selected)
         slot_E = torch.zeros(self.num_experts, dtype=expert_TK.dtype)
         slot_E[selected] = torch.tensor(slots, dtype=expert_TK.dtype)
-        module.num_experts = len(stacks["down_proj"])       # type: ignore[assignment]
+        module.num_experts = len(stacks["down_proj"])  # type: ignore[assignment]
         y_TD: Tensor = functional_call(module, stacks, (x_TD, slot_E.to(expert_TK.device)[expert_TK], weight_TK))
         return y_TD
 
@@ -65,7 +66,7 @@ class SelectedExperts(nn.Module):
                     self._slots.popitem(last=False)
                 slot = min(set(range(self._resident)).difference(self._slots.values()))
                 self._fill(self._stacks, slot, expert)
-                self._slots[expert] = slot      # only now: Ctrl-C can end the loading
+                self._slots[expert] = slot  # only now: Ctrl-C can end the loading
         return self._stacks, [self._slots[expert] for expert in selected]
 
     def _for_one_pass(self, selected: Sequence[int]) -> tuple[dict[str, Tensor], list[int]]:
@@ -87,4 +88,5 @@ class SelectedExperts(nn.Module):
         (module,) = self._module
         return {
             name: torch.empty((count, *stack.shape[1:]), dtype=stack.dtype, device=self._device)
-            for name, stack in module.named_parameters()}
+            for name, stack in module.named_parameters()
+        }

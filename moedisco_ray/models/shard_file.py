@@ -1,7 +1,7 @@
 """Write a safetensors file with only one tensor in memory at a time; safetensors' own writer needs all tensors at once.
 
-The file starts with the length of its header (8 bytes) and the header: JSON with dtype, shape and byte range of every tensor. The
-files are byte for byte those that `safetensors.torch.save_file` writes.
+The file starts with the length of its header (8 bytes) and the header: JSON with dtype, shape and byte range of every
+tensor. The files are byte for byte those that `safetensors.torch.save_file` writes.
 """
 
 from __future__ import annotations
@@ -62,18 +62,23 @@ class ShardFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def put(self, key: str, tensor: Tensor) -> None:
         """Write one tensor.
 
         Raises:
-            CheckpointError: The layout has no such tensor, the tensor is already written, or its shape or dtype differs.
+            CheckpointError: The layout has no such tensor, the tensor is already written, or its shape or dtype
+                differs.
             OSError: The disk is full or broken.
         """
         if key not in self._missing:
-            raise CheckpointError("tensor", key, "is written twice" if key in self._layout else "was not announced for this file")
+            raise CheckpointError(
+                "tensor", key, "is written twice" if key in self._layout else "was not announced for this file"
+            )
         found = Stored(tuple(tensor.shape), tensor.dtype)
         if found != self._layout[key]:
             raise CheckpointError("tensor", key, f"is {found}, but {self._layout[key]} was announced")
@@ -92,8 +97,8 @@ class ShardFile:
             raise CheckpointError("tensor", min(self._missing), f"was not written, with {len(self._missing) - 1} more")
 
     def _write(self, left: memoryview) -> None:
-        while left:     # an unbuffered write may write only a part
-            left = left[self._file.write(left):]
+        while left:  # an unbuffered write may write only a part
+            left = left[self._file.write(left) :]
 
 
 def _header(layout: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
@@ -101,7 +106,9 @@ def _header(layout: Mapping[str, Stored]) -> tuple[bytes, dict[str, int]]:
     order = list(_NAMES)
     if unknown := sorted(key for key, stored in layout.items() if stored.dtype not in order):
         dtype = layout[unknown[0]].dtype
-        raise CheckpointError("tensor", unknown[0], f"has dtype {dtype}; convert it to one of {', '.join(STORED_DTYPES)}")
+        raise CheckpointError(
+            "tensor", unknown[0], f"has dtype {dtype}; convert it to one of {', '.join(STORED_DTYPES)}"
+        )
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts, end = {}, 0
     for key in sorted(layout, key=lambda key: (order.index(layout[key].dtype), key)):

@@ -1,7 +1,7 @@
 """Faster forward passes for transformers models; classes, tensor names and results do not change.
 
-In a sub-model with one expert per layer, the expert's weight does not depend on the token: a softmax over one number is exactly 1.
-`specialise` makes such a model run as the dense model that it is.
+In a sub-model with one expert per layer, the expert's weight does not depend on the token: a softmax over one number is
+exactly 1. `specialise` makes such a model run as the dense model that it is.
 
 Shapes: T tokens, K selected experts, S = T K selections, E experts, D hidden, F expert hidden, G = 2F.
 """
@@ -30,10 +30,10 @@ _NOISE = ("attention_dropout", "jitter_noise", "input_jitter_noise")
 def specialise(model: PreTrainedModel) -> PreTrainedModel:
     """Choose the fastest forward for each MoE block of a model, in place; return the model.
 
-    A block with one expert skips its router. The router is frozen, because its gradient is zero and only weight decay would change
-    it; the block records no router logits. Blocks with more experts use `sorted_experts`. Nothing is drawn at random in training,
-    whatever the checkpoint's `config.json` says: there is no dropout and no jitter, and a router that samples runs as it does
-    without training. So a training can be repeated and resumed exactly.
+    A block with one expert skips its router. The router is frozen, because its gradient is zero and only weight decay
+    would change it; the block records no router logits. Blocks with more experts use `sorted_experts`. Nothing is drawn
+    at random in training, whatever the checkpoint's `config.json` says: there is no dropout and no jitter, and a router
+    that samples runs as it does without training. So a training can be repeated and resumed exactly.
     """
     for module in model.modules():
         for name in _NOISE:
@@ -41,14 +41,15 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
                 setattr(module, name, 0.0)
     model.set_experts_implementation(_IMPLEMENTATION)
     family, fields = family_of(model), model.config.to_dict()
-    forward = _OnlyExpert(family, family.router.scaling(fields)).forward   # one object, so that one compiled graph fits all layers
+    # one object, so that one compiled graph fits all layers
+    forward = _OnlyExpert(family, family.router.scaling(fields)).forward
     is_constant = family.router.is_constant_alone(fields.get("norm_topk_prob"))
     for block, router in zip(moe_blocks(model).values(), routers(model).values(), strict=True):
         if is_constant and len(router.get_parameter("weight")) == 1:
             router.requires_grad_(requires_grad=False)
             block.forward = types.MethodType(forward, block)
         elif family.router.scores == "sparse_mixer":
-            router.eval().train = types.MethodType(_stay, router)   # type: ignore[method-assign]
+            router.eval().train = types.MethodType(_stay, router)  # type: ignore[method-assign]
     return model
 
 
@@ -66,7 +67,8 @@ def runnable(model: PreTrainedModel) -> PreTrainedModel:
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """Compute the weighted sum of the selected experts' outputs for each token; each expert runs once, on all its tokens.
 
-    The result is deterministic. On a GPU, `grouped_experts` is called instead: the loop over experts would wait for the GPU.
+    The result is deterministic. On a GPU, `grouped_experts` is called instead: the loop over experts would wait for the
+    GPU.
 
     Args:
         self: The experts' module, with `gate_up_proj` w_EGD and `down_proj` w_EDF; or transposed, and with biases.
@@ -87,10 +89,13 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     order_S = torch.argsort(flat_S, stable=True)
     counts = torch.bincount(flat_S, minlength=self.num_experts).tolist()
     pieces = torch.split(x_TD[order_S // K], counts)
-    # The backward pass of unbind stacks the gradients of the experts once; that of indexing would add up E gradients of the
-    # whole stack.
+    # The backward pass of unbind stacks the gradients of the experts once; that of indexing would add up E gradients of
+    # the whole stack.
     stacks = (stack.unbind(0) for stack in _stacks(self))
-    y_SD = torch.cat([_expert(self, *each) for each in zip(pieces, *stacks, strict=True)]) * weight_TK.reshape(-1)[order_S, None]
+    y_SD = (
+        torch.cat([_expert(self, *each) for each in zip(pieces, *stacks, strict=True)])
+        * weight_TK.reshape(-1)[order_S, None]
+    )
     inverse_S = torch.empty_like(order_S)
     inverse_S[order_S] = torch.arange(T * K, device=order_S.device)
     return y_SD[inverse_S].view(T, K, x_TD.shape[1]).sum(dim=1).to(x_TD.dtype)
@@ -99,8 +104,8 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
 def grouped_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """Compute the same as `sorted_experts` with transformers' grouped matrix product, which needs two kernels for all experts.
 
-    The CPU does not wait for the GPU. The grouped product ignores autocast and computes in the dtype of the weights, so the weights
-    are cast to autocast's dtype here.
+    The CPU does not wait for the GPU. The grouped product ignores autocast and computes in the dtype of the weights, so
+    the weights are cast to autocast's dtype here.
     """
     device = x_TD.device.type
     experts = _CastExperts(self, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else self
@@ -126,7 +131,12 @@ def _stacks(experts: Any) -> list[Tensor]:
 
 
 def _expert(
-    experts: Any, x_SD: Tensor, up_GD: Tensor, down_DF: Tensor, up_bias_G: Tensor | None = None, down_bias_D: Tensor | None = None,
+    experts: Any,
+    x_SD: Tensor,
+    up_GD: Tensor,
+    down_DF: Tensor,
+    up_bias_G: Tensor | None = None,
+    down_bias_D: Tensor | None = None,
 ) -> Tensor:
     down_DF = down_DF.mT if experts.is_transposed else down_DF
     return functional.linear(_hidden(experts, x_SD, up_GD, up_bias_G), down_DF, down_bias_D)
@@ -147,7 +157,8 @@ def expert_hidden(experts: Any, expert: int, x_SD: Tensor) -> Tensor:
         x_SD: Input tokens.
     """
     return _hidden(
-        experts, x_SD, experts.gate_up_proj[expert], experts.gate_up_proj_bias[expert] if experts.has_bias else None)
+        experts, x_SD, experts.gate_up_proj[expert], experts.gate_up_proj_bias[expert] if experts.has_bias else None
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +179,9 @@ class _OnlyExpert:
         if experts.is_transposed or experts.has_bias:
             y = _expert(experts, hidden_states, *(stack.squeeze(0) for stack in _stacks(experts)))
         else:
-            # Two linear layers on the halves of the weight: the backward pass concatenates their gradients, which have the size of
-            # the weight. With one linear layer and a split output, it would concatenate gradients of the size of the activations.
+            # Two linear layers on the halves of the weight: the backward pass concatenates their gradients, which have
+            # the size of the weight. With one linear layer and a split output, it would concatenate gradients of the
+            # size of the activations.
             gate_FD, up_FD = experts.gate_up_proj.squeeze(0).chunk(2)
             gate, up = functional.linear(hidden_states, gate_FD), functional.linear(hidden_states, up_FD)
             y = functional.linear(experts.act_fn(gate) * up, experts.down_proj.squeeze(0))
@@ -177,7 +189,9 @@ class _OnlyExpert:
             y = y * self.weight
         if shared is not None and getattr(block, shared.module) is not None:
             found = getattr(block, shared.module)(hidden_states)
-            y = y + (found if shared.gate is None else torch.sigmoid(getattr(block, shared.gate)(hidden_states)) * found)
+            y = y + (
+                found if shared.gate is None else torch.sigmoid(getattr(block, shared.gate)(hidden_states)) * found
+            )
         return (y, None) if self.family.returns_scores else y
 
 

@@ -1,7 +1,8 @@
 """transformers models of any size: each part of a model loads its weights from memory-mapped files when it runs.
 
-The parts are the embedding, the decoder layers, the norm and the head. The model can be called like any other model; each forward
-pass loads all weights once, one layer at a time. `layer_stream` runs many batches through a layer before it loads the next one.
+The parts are the embedding, the decoder layers, the norm and the head. The model can be called like any other model;
+each forward pass loads all weights once, one layer at a time. `layer_stream` runs many batches through a layer before
+it loads the next one.
 
 On the CPU the results are bit for bit those of the same model in memory: the same modules run on the same inputs.
 
@@ -47,7 +48,8 @@ class Offload:
 
     Attributes:
         place: `cpu` is the memory of this machine, `disk` the mapped files of the model.
-        resident: Number of experts per layer that stay on the device, those used last; None: twice the number per token.
+        resident: Number of experts per layer that stay on the device, those used last; None: twice the number per
+            token.
     """
 
     place: Literal["cpu", "disk"]
@@ -55,20 +57,27 @@ class Offload:
 
 
 def streamed_model(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any] | PretrainedConfig, *, dtype: torch.dtype, device: str = "cpu",
-    resident: bool | None = None, few_tokens: bool = False, offload: Offload | None = None,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any] | PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    resident: bool | None = None,
+    few_tokens: bool = False,
+    offload: Offload | None = None,
 ) -> PreTrainedModel:
     """Build a model whose parts load their weights when they run.
 
     Args:
-        tensors: Canonical tensors, read on access. A layer's tensors may be added to the mapping as late as just before it runs.
+        tensors: Canonical tensors, read on access. A layer's tensors may be added to the mapping as late as just before
+            it runs.
         config: Configuration of the model, or the values of its `config.json`.
         dtype: Dtype of the weights in memory.
         device: Device that the model runs on.
-        resident: Whether a part's weights stay loaded after it has run. By default they stay loaded if the whole model is small: at
-            most `RESIDENT_BYTES` on a CPU, or 40 % of the memory of a GPU.
-        few_tokens: Whether forward passes have few tokens, as in generation. If the weights do not stay loaded, each pass then
-            reads only the experts that its tokens select.
+        resident: Whether a part's weights stay loaded after it has run. By default they stay loaded if the whole model
+            is small: at most `RESIDENT_BYTES` on a CPU, or 40 % of the memory of a GPU.
+        few_tokens: Whether forward passes have few tokens, as in generation. If the weights do not stay loaded, each
+            pass then reads only the experts that its tokens select.
         offload: Where the experts are until tokens select them. By default they are loaded with their layer.
 
     Raises:
@@ -88,15 +97,20 @@ def streamed_model(
         offload = Offload("disk", resident=0)
     if offload is not None:
         _offload_experts(model, weights, offload)
-    parts = [_LoadedPart(layer, f"model.layers.{index}.", weights, keep=resident) for index, layer in enumerate(base.layers)]
+    parts = [
+        _LoadedPart(layer, f"model.layers.{index}.", weights, keep=resident) for index, layer in enumerate(base.layers)
+    ]
     parts.append(_LoadedPart(base.norm, "model.norm.", weights, keep=True))
     parts.append(_LoadedPart(model.get_output_embeddings(), "lm_head.", weights, keep=resident))
-    # A part, its module and its hooks refer to each other, and the garbage collector might come after the next model is loaded.
+    # A part, its module and its hooks refer to each other, and the garbage collector might come after the next model is
+    # loaded.
     weakref.finalize(model, _drop, parts, reader).atexit = False
     return runnable(model).eval()
 
 
-def open_streamed(directory: Path, *, dtype: torch.dtype, device: str = "cpu", few_tokens: bool = False) -> PreTrainedModel:
+def open_streamed(
+    directory: Path, *, dtype: torch.dtype, device: str = "cpu", few_tokens: bool = False
+) -> PreTrainedModel:
     """Open a model directory as a model whose parts load their weights when they run; see `streamed_model`.
 
     Args:
@@ -130,13 +144,16 @@ def open_offloaded(directory: Path, offload: Offload, *, device: str = "cpu") ->
         part: _LoadedPart | None = getattr(module, "streamed_part", None)
         if part is not None:
             part.load()
-    with contextlib.suppress(OSError):      # there is none: transformers derives it from the configuration
+    with contextlib.suppress(OSError):  # there is none: transformers derives it from the configuration
         model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
     return model
 
 
 def device_of_model(model: PreTrainedModel) -> torch.device:
-    """The device that a model runs on. `model.device` may differ: it is the device of a parameter, which may not be loaded."""
+    """The device that a model runs on.
+
+    `model.device` may differ: it is the device of a parameter, which may not be loaded.
+    """
     base: Any = model.base_model
     device: torch.device = base.rotary_emb.inv_freq.device
     return device
@@ -165,7 +182,9 @@ def stays(module: nn.Module) -> bool:
 class _Weights:
     """Reads the weights of modules from canonical tensors."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: ModelMap, device: str, dtype: torch.dtype, reader: Executor) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], names: ModelMap, device: str, dtype: torch.dtype, reader: Executor
+    ) -> None:
         self._tensors, self.names, self._reader = tensors, names, reader
         self.device, self.dtype = device, dtype
 
@@ -193,7 +212,7 @@ class _Weights:
         prefix = f"model.layers.{layer}.mlp.experts."
         self.read_ahead({prefix + name: shape for name, shape in shapes.items()})
         held = {name: self.read(prefix + name, shape, self.dtype, "cpu") for name, shape in shapes.items()}
-        if torch.device(self.device).type == "cuda":    # a GPU reads pinned memory several times as fast
+        if torch.device(self.device).type == "cuda":  # a GPU reads pinned memory several times as fast
             held = {name: stack.pin_memory() for name, stack in held.items()}
         return functools.partial(_copy_expert, held)
 
@@ -203,7 +222,9 @@ class _Weights:
             sources = {key: self.stored(key)[expert] for key in places}
         else:
             parts = (*targets["gate_up_proj"].chunk(2), targets["down_proj"])
-            places = {self.names.expert_key(layer, expert, part): target for part, target in zip(PARTS, parts, strict=True)}
+            places = {
+                self.names.expert_key(layer, expert, part): target for part, target in zip(PARTS, parts, strict=True)
+            }
             sources = {key: self.stored(key) for key in places}
         if isinstance(self._tensors, Checkpoint):
             read_soon(sources.values())
@@ -213,13 +234,15 @@ class _Weights:
 
 def _copy(name: str, source: Tensor, target: Tensor) -> None:
     if target.shape != source.shape:
-        raise CheckpointError("tensor", name, f"has shape {list(source.shape)}, but config.json says {list(target.shape)}")
+        raise CheckpointError(
+            "tensor", name, f"has shape {list(source.shape)}, but config.json says {list(target.shape)}"
+        )
     target.copy_(map_pages(source))
 
 
 def _copy_expert(held: Mapping[str, Tensor], expert: int, targets: Mapping[str, Tensor]) -> None:
     for name, target in targets.items():
-        target.copy_(held[name][expert], non_blocking=True)     # from pinned memory; later kernels wait for it
+        target.copy_(held[name][expert], non_blocking=True)  # from pinned memory; later kernels wait for it
 
 
 class _LoadedPart:
@@ -227,10 +250,10 @@ class _LoadedPart:
 
     def __init__(self, module: nn.Module, prefix: str, weights: _Weights, *, keep: bool) -> None:
         self._module, self._prefix, self._weights, self.keep = module, prefix, weights, keep
-        self._empty: dict[str, Tensor] = {}     # the module's tensors on the meta device, while its weights are loaded
-        self._passing = False       # whether the weights are loaded for one forward pass only
+        self._empty: dict[str, Tensor] = {}  # the module's tensors on the meta device, while its weights are loaded
+        self._passing = False  # whether the weights are loaded for one forward pass only
         self.is_loaded = False
-        module.streamed_part = self     # type: ignore[assignment]  # found again by `loaded`
+        module.streamed_part = self  # type: ignore[assignment]  # found again by `loaded`
         module.register_forward_pre_hook(self._before)
         module.register_forward_hook(self._after, always_call=True)
 
@@ -238,7 +261,9 @@ class _LoadedPart:
         empty = self._empty = self._module.state_dict()
         self._weights.read_ahead({self._prefix + name: tuple(tensor.shape) for name, tensor in empty.items()})
         state = {
-            name: self._weights.read(self._prefix + name, tuple(tensor.shape), tensor.dtype) for name, tensor in empty.items()}
+            name: self._weights.read(self._prefix + name, tuple(tensor.shape), tensor.dtype)
+            for name, tensor in empty.items()
+        }
         self._module.load_state_dict(state, assign=True)
         self.is_loaded = True
 
@@ -271,7 +296,7 @@ def _offload_experts(model: PreTrainedModel, weights: _Weights, offload: Offload
 
 
 def _drop(parts: Sequence[_LoadedPart], reader: Executor) -> None:
-    reader.shutdown(wait=False, cancel_futures=True)    # the collector may call this in the thread itself
+    reader.shutdown(wait=False, cancel_futures=True)  # the collector may call this in the thread itself
     for part in parts:
         if part.is_loaded:
             part.drop()

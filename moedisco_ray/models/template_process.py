@@ -1,8 +1,10 @@
-"""Renders chat templates in a process of its own: the program of that process. `chat_templates` starts it and talks to it.
+"""Renders chat templates in a process of its own: the program of that process.
 
-A template is a program of a stranger. The sandbox of transformers keeps it from files and from the interpreter, but not from loops
-that never end and texts that fill the memory. The kernel ends this process after `SECONDS` of computing time per rendered text, and
-its memory is limited. It imports neither torch nor this package, so it starts within a second.
+`chat_templates` starts it and talks to it.
+
+A template is a program of a stranger. The sandbox of transformers keeps it from files and from the interpreter, but not
+from loops that never end and texts that fill the memory. The kernel ends this process after `SECONDS` of computing time
+per rendered text, and its memory is limited. It imports neither torch nor this package, so it starts within a second.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def render(asked: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"parts": [_render(asked, count, prompt) for count, prompt in asked["parts"]]}
     except MemoryError:
-        raise       # there may be too little memory left to answer
+        raise  # there may be too little memory left to answer
     except Exception as error:  # noqa: BLE001  # the template is a program, which can fail in any way
         return {"failed": str(error) or type(error).__name__}
     finally:
@@ -39,10 +41,15 @@ def render(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _render(asked: dict[str, Any], count: int, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)       # its signal ends the process, wherever the template computes
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process, wherever the template computes
     texts, spans = render_jinja_template(
-        [asked["messages"][:count]], tools=asked["tools"], chat_template=asked["template"], add_generation_prompt=prompt,
-        return_assistant_tokens_mask=asked["marks"], **asked["special_tokens"])
+        [asked["messages"][:count]],
+        tools=asked["tools"],
+        chat_template=asked["template"],
+        add_generation_prompt=prompt,
+        return_assistant_tokens_mask=asked["marks"],
+        **asked["special_tokens"],
+    )
     return texts[0], spans[0] if spans else []
 
 

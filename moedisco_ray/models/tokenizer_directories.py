@@ -1,6 +1,7 @@
 """Tokenizer directories: load them with transformers, and copy them file by file.
 
-This module imports transformers, which is slow. Workers that only encode text use `stages.text.tokenizer.Encoder` instead.
+This module imports transformers, which is slow. Workers that only encode text use `stages.text.tokenizer.Encoder`
+instead.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
     names = {path.name for path in tokenizer_files(directory)}
     if not names:
         raise ConfigError(
-            field, str(directory),
-            "holds no tokenizer; name a directory with tokenizer.json, vocab.json and merges.txt, or a .model file")
+            field,
+            str(directory),
+            "holds no tokenizer; name a directory with tokenizer.json, vocab.json and merges.txt, or a .model file",
+        )
     try:
-        check_folder(directory)     # because transformers opens the files itself, without the checks of `opened`
+        check_folder(directory)  # because transformers opens the files itself, without the checks of `opened`
         _check_named_files(directory / _SETTINGS)
         if {"vocab.json", "merges.txt"} <= names and not {"tokenizer.json", _SETTINGS} & names:
             plain = ByteLevelBPETokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"))
@@ -52,10 +55,15 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
         else:
             found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a file that it cannot parse
-        raise ConfigError(field, str(directory), f"holds no tokenizer that transformers can read ({_first_line(error)})") from error
+        raise ConfigError(
+            field, str(directory), f"holds no tokenizer that transformers can read ({_first_line(error)})"
+        ) from error
     if not found.is_fast:
         raise ConfigError(
-            field, str(directory), f"{type(found).__name__} has no fast version; convert it to tokenizer.json with transformers")
+            field,
+            str(directory),
+            f"{type(found).__name__} has no fast version; convert it to tokenizer.json with transformers",
+        )
     return found
 
 
@@ -80,8 +88,8 @@ def _check_named_files(settings: Path) -> None:
 def copy_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Copy a tokenizer's files unchanged, chat template included.
 
-    If no file names the tokenizer's class, transformers derives the class from the `config.json` next to the files, so the copy may
-    give other tokens. In this case transformers writes the tokenizer again, with the name of its class.
+    If no file names the tokenizer's class, transformers derives the class from the `config.json` next to the files, so
+    the copy may give other tokens. In this case transformers writes the tokenizer again, with the name of its class.
 
     Args:
         source: Directory of the tokenizer.
@@ -102,7 +110,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
     path = directory / _SETTINGS
     settings = {name: value for name, value in read_json(path).items() if name not in _LOCAL}
-    renamed = {"tokenizer_class": "PreTrainedTokenizerFast"} if settings.get("tokenizer_class") == "TokenizersBackend" else {}
+    renamed = (
+        {"tokenizer_class": "PreTrainedTokenizerFast"} if settings.get("tokenizer_class") == "TokenizersBackend" else {}
+    )
     write_json(path, settings | renamed)
 
 

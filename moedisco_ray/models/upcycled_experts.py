@@ -1,9 +1,10 @@
 """Experts that are no mere copies of the MLP they are upcycled from: parts of it, or with some hidden units drawn anew.
 
-A hidden unit of an expert is one row of its gate and up projections and one column of its down projection. Families that store
-experts in stacks have these rows and columns at other places; `_unit_axis` says where.
+A hidden unit of an expert is one row of its gate and up projections and one column of its down projection. Families
+that store experts in stacks have these rows and columns at other places; `_unit_axis` says where.
 
-Shapes: E experts, F expert hidden, M matrices in one tensor (2 for gate and up in one, else 1), X weights of a unit in a matrix.
+Shapes: E experts, F expert hidden, M matrices in one tensor (2 for gate and up in one, else 1), X weights of a unit in
+a matrix.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class ChangedTensors(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], model_map: ModelMap, change: Callable[[TensorRole, Tensor], Tensor],
+        self, tensors: Mapping[str, Tensor], model_map: ModelMap, change: Callable[[TensorRole, Tensor], Tensor]
     ) -> None:
         self._tensors, self._map, self._change = tensors, model_map, change
 
@@ -43,20 +44,23 @@ class ChangedTensors(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def split_experts(tensors: Mapping[str, Tensor], model_map: ModelMap, parts: int, *, whole_groups: bool) -> ChangedTensors:
+def split_experts(
+    tensors: Mapping[str, Tensor], model_map: ModelMap, parts: int, *, whole_groups: bool
+) -> ChangedTensors:
     """Divide experts that are copies of an MLP: each keeps 1 / `parts` of the hidden units (LLaMA-MoE, arXiv 2406.16554).
 
-    Expert e keeps part e mod `parts`, so every group of `parts` neighbours holds the whole MLP. Down projections are multiplied by
-    `parts`: at a weight of 1 / `parts` each, the experts of a group add up to the MLP. Parts are neighbouring units, which is as
-    good as a random choice, because training treats all units of an MLP alike.
+    Expert e keeps part e mod `parts`, so every group of `parts` neighbours holds the whole MLP. Down projections are
+    multiplied by `parts`: at a weight of 1 / `parts` each, the experts of a group add up to the MLP. Parts are
+    neighbouring units, which is as good as a random choice, because training treats all units of an MLP alike.
 
     Args:
         tensors: Canonical tensors of the MoE, with whole copies.
         model_map: Tensor names of the family.
         parts: Number of parts; divides the number of experts and of hidden units.
-        whole_groups: Whether the experts of a group have equal router rows, so that a token selects them together, at equal weights
-            (virtual groups, arXiv 2410.07524).
+        whole_groups: Whether the experts of a group have equal router rows, so that a token selects them together, at
+            equal weights (virtual groups, arXiv 2410.07524).
     """
+
     def part(role: TensorRole, w: Tensor, expert: int) -> Tensor:
         found = _unit_axis(model_map.family, role.part)
         if found is None:
@@ -73,22 +77,29 @@ def split_experts(tensors: Mapping[str, Tensor], model_map: ModelMap, parts: int
             return tensor.index_select(role.expert_axis, first_E)
         if role.role is not Role.EXPERT:
             return tensor
-        return torch.stack([part(role, w, e) for e, w in enumerate(tensor)]) if role.expert is None else part(
-            role, tensor, role.expert)
+        return (
+            torch.stack([part(role, w, e) for e, w in enumerate(tensor)])
+            if role.expert is None
+            else part(role, tensor, role.expert)
+        )
+
     return ChangedTensors(tensors, model_map, change)
 
 
 def with_new_units(tensors: Mapping[str, Tensor], model_map: ModelMap, share: float, seed: int) -> ChangedTensors:
     """Draw a share of each expert's hidden units anew (Drop-Upcycling, arXiv 2502.19261); all other weights keep their bits.
 
-    New weights have a normal distribution with the mean and the standard deviation of those that they replace, per matrix.
+    New weights have a normal distribution with the mean and the standard deviation of those that they replace, per
+    matrix.
 
     Args:
         tensors: Canonical tensors of the MoE.
         model_map: Tensor names of the family.
-        share: Share of the hidden units, at least one. Each expert has units of its own, the same ones in all of its matrices.
+        share: Share of the hidden units, at least one. Each expert has units of its own, the same ones in all of its
+            matrices.
         seed: Seed; the same seed and tensors give the same bits.
     """
+
     def change(role: TensorRole, tensor: Tensor) -> Tensor:
         if role.role is not Role.EXPERT:
             return tensor
@@ -97,12 +108,15 @@ def with_new_units(tensors: Mapping[str, Tensor], model_map: ModelMap, share: fl
             for number, w_FX in enumerate(_matrices(model_map.family, role.part, w)):
                 name = f"{role.layer}.{expert}"
                 order_F = torch.randperm(len(w_FX), generator=torch.Generator().manual_seed(key_seed(seed, name)))
-                new_N = order_F[:max(1, round(share * len(w_FX)))]
+                new_N = order_F[: max(1, round(share * len(w_FX)))]
                 old_NX = w_FX[new_N].double()
                 generator = torch.Generator().manual_seed(key_seed(seed, f"{name}.{role.part}.{number}"))
-                drawn_NX = torch.empty(old_NX.shape).normal_(generator=generator) * old_NX.std(correction=0) + old_NX.mean()
+                drawn_NX = (
+                    torch.empty(old_NX.shape).normal_(generator=generator) * old_NX.std(correction=0) + old_NX.mean()
+                )
                 w_FX[new_N] = drawn_NX.to(w_FX.dtype)
         return found
+
     return ChangedTensors(tensors, model_map, change)
 
 
@@ -111,7 +125,9 @@ def _matrices(family: Family, part: str, w: Tensor) -> Iterator[Tensor]:
     found = _unit_axis(family, part)
     if found is not None:
         axis, before, after = found
-        w_MFX = torch.unflatten(w, axis, (before, -1, after)).movedim((axis, axis + 2, axis + 1), (0, 1, 2)).flatten(0, 1)
+        w_MFX = (
+            torch.unflatten(w, axis, (before, -1, after)).movedim((axis, axis + 2, axis + 1), (0, 1, 2)).flatten(0, 1)
+        )
         yield from w_MFX
 
 
@@ -119,8 +135,8 @@ def _unit_axis(family: Family, part: str) -> tuple[int, int, int] | None:
     """The axis of an expert's tensor that counts hidden units, and the number of matrices whose units follow or alternate on it.
 
     Returns:
-        The axis, and two factors of the number of matrices: of those one after the other, and of those that alternate. None: the
-        tensor is the bias of the output.
+        The axis, and two factors of the number of matrices: of those one after the other, and of those that alternate.
+        None: the tensor is the bias of the output.
     """
     name = _name(family, part)
     if name == "down_proj_bias":

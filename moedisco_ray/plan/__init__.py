@@ -11,7 +11,22 @@ from moedisco_ray.plan.sync_traffic import Sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size, tokenizer_vocab_size
 
 __all__ = [
-    "GIB", "Cost", "InferencePlan", "Memory", "Parameters", "Plan", "Remedy", "StagePlan", "Sync", "build_plan", "count_parameters",
-    "find_remedy", "fitted", "planned_vocab_size", "submodel_architecture", "tokenizer_vocab_size", "with_cluster_count",
+    "GIB",
+    "Cost",
+    "InferencePlan",
+    "Memory",
+    "Parameters",
+    "Plan",
+    "Remedy",
+    "StagePlan",
+    "Sync",
+    "build_plan",
+    "count_parameters",
+    "find_remedy",
+    "fitted",
+    "planned_vocab_size",
+    "submodel_architecture",
+    "tokenizer_vocab_size",
+    "with_cluster_count",
     "worker_memory",
 ]

@@ -1,11 +1,13 @@
 """Memory of a training of adapters (`submodels.lora`), next to what `plan.memory` counts.
 
-Weights are stored in the dtype of matrix products, and only adapters have gradients and moments. With `base: nf4`, the matrices of
-the layers are stored in 4 bits (`training.nf4`): half a byte per weight, 1 byte for each 64 and 4 bytes for each 16,384.
+Weights are stored in the dtype of matrix products, and only adapters have gradients and moments. With `base: nf4`, the
+matrices of the layers are stored in 4 bits (`training.nf4`): half a byte per weight, 1 byte for each 64 and 4 bytes for
+each 16,384.
 
-The sum of a weight and its adapter is made when a pass reads it, and made again in the backward pass (`training.lora`), where it
-exists together with its gradient: the largest of the model counts twice. With gradient checkpointing, all sums of one layer exist
-with the gradient of the down projections; when that of gate and up is made, twice as large, the sum of down is gone.
+The sum of a weight and its adapter is made when a pass reads it, and made again in the backward pass (`training.lora`),
+where it exists together with its gradient: the largest of the model counts twice. With gradient checkpointing, all sums
+of one layer exist with the gradient of the down projections; when that of gate and up is made, twice as large, the sum
+of down is gone.
 
 Frozen norms keep no normalised vectors (`attention_memory.normalised_bytes`), and frozen routers no inputs.
 """
@@ -27,7 +29,7 @@ def bytes_saved(parameters: Parameters, lora: Lora | None, width: int) -> int:
 
 
 def sum_bytes(
-    family: FamilyName, sizes: Architecture, parameters: Parameters, width: int, *, widest: int, checkpointing: bool,
+    family: FamilyName, sizes: Architecture, parameters: Parameters, width: int, *, widest: int, checkpointing: bool
 ) -> int:
     """Bytes of the sums of weights and adapters that exist at a time, and of the gradient of one.
 
@@ -44,7 +46,7 @@ def sum_bytes(
         return width * (parameters.matrices + parameters.experts // 3) // layers
     dense_layers = min(layers, DECLARATIONS[family].dense_layers(sizes.fields))
     dense = sizes.hidden_size * dense_hidden_size(family, sizes) if dense_layers else 0
-    stack = 2 * parameters.experts // (3 * max(1, layers - dense_layers))     # gate and up projections
+    stack = 2 * parameters.experts // (3 * max(1, layers - dense_layers))  # gate and up projections
     return 2 * width * max(stack, dense, widest)
 
 

@@ -19,13 +19,24 @@ def needs_mask(family: FamilyName, sizes: Architecture, optimizer: Optimizer, gp
     """
     attention, head = DECLARATIONS[family].attention, sizes.head_size
     by_document = (
-        gpu > 0 and optimizer.arithmetic(gpu=True) == "bf16" and not (attention.latent or attention.sinks)
-        and head <= FLASH_HEAD_SIZE and head % FLASH_HEAD_STEP == 0)
+        gpu > 0
+        and optimizer.arithmetic(gpu=True) == "bf16"
+        and not (attention.latent or attention.sinks)
+        and head <= FLASH_HEAD_SIZE
+        and head % FLASH_HEAD_STEP == 0
+    )
     return optimizer.within_documents and not by_document
 
 
 def attention_bytes(
-    family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool = False, recurrent: bool = False,
+    family: Family,
+    sizes: Architecture,
+    width: int,
+    residual: int,
+    scores: int,
+    *,
+    masked: bool = False,
+    recurrent: bool = False,
 ) -> int:
     """Bytes per token of the attention of one layer, or of the recurrence in its place.
 
@@ -45,7 +56,14 @@ def attention_bytes(
 
 
 def frozen_attention_bytes(
-    family: Family, sizes: Architecture, width: int, residual: int, scores: int, *, masked: bool = False, recurrent: bool = False,
+    family: Family,
+    sizes: Architecture,
+    width: int,
+    residual: int,
+    scores: int,
+    *,
+    masked: bool = False,
+    recurrent: bool = False,
 ) -> int:
     """`attention_bytes` of a layer whose weights get no gradients."""
     if recurrent:

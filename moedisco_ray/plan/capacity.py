@@ -23,13 +23,16 @@ DRIVER_MB = 600
 SEAT_MB = 20
 """Maximum memory on the head per sub-model that trains on another machine (MB); measured with `benchmarks/seats.py`."""
 GANG_MB = 700
-"""Memory on the head for a gang (MB): the controller and helper actors of its TorchTrainer; measured with `benchmarks/seats.py`."""
+"""Memory on the head for a gang (MB): the controller and helper actors of its TorchTrainer; measured with
+`benchmarks/seats.py`."""
 WORKER_PROCESS_GB = 3.0
-"""Memory of a worker on its machine (GB), for CUDA libraries, torch and Ray's raylet; a copy of a checkpoint is extra."""
+"""Memory of a worker on its machine (GB), for CUDA libraries, torch and Ray's raylet; a copy of a checkpoint is
+extra."""
 SYSTEM_DISK_GB = 60
 """Disk space for the operating system, GPU driver, installed packages and Ray's logs (GB)."""
 STATE_DISK_GB = 20
-"""Disk space on the head for the service's database and the logs of all runs (GB); the run directories are stored elsewhere."""
+"""Disk space on the head for the service's database and the logs of all runs (GB); the run directories are stored
+elsewhere."""
 _USABLE_MEMORY = 0.95
 """Share of a machine's memory that processes may use; above it, Ray kills processes."""
 _MB_PER_GB = 1024
@@ -46,18 +49,25 @@ class ClusterNeeds(BaseModel, frozen=True):
     moved_bytes: int
     """Number of bytes that all nodes together read from the storage and write to it."""
     transfer_dollars: float
-    """Price of transferring `moved_bytes`, if each stage uses the node type of its pool with the most expensive transfer."""
+    """Price of transferring `moved_bytes`, if each stage uses the node type of its pool with the most expensive
+    transfer."""
 
 
 def cluster_needs(cluster: Cluster, config: RunConfig, plan: Plan) -> ClusterNeeds:
     """Compute the head's memory and disk, and the traffic with its price, for a run on the machines of a cluster file."""
     submodels = _submodels(cluster, config)
     return ClusterNeeds(
-        head_memory_gb=head_memory_mb(submodels, gang=_has_gang(config)) / _MB_PER_GB, head_disk_gb=SYSTEM_DISK_GB + STATE_DISK_GB,
-        submodels=submodels, moved_bytes=sum(stage.moved for stage in plan.storage),
+        head_memory_gb=head_memory_mb(submodels, gang=_has_gang(config)) / _MB_PER_GB,
+        head_disk_gb=SYSTEM_DISK_GB + STATE_DISK_GB,
+        submodels=submodels,
+        moved_bytes=sum(stage.moved for stage in plan.storage),
         transfer_dollars=sum(
-            stage.moved / GIB * max((node.transfer_price_per_gb for node in _nodes_of(cluster, config, stage.pool)), default=0)
-            for stage in plan.storage))
+            stage.moved
+            / GIB
+            * max((node.transfer_price_per_gb for node in _nodes_of(cluster, config, stage.pool)), default=0)
+            for stage in plan.storage
+        ),
+    )
 
 
 def head_memory_mb(submodels: int, *, gang: bool) -> int:
@@ -88,9 +98,11 @@ def _of_head(cluster: Cluster, config: RunConfig) -> Iterator[Disagreement]:
         fewer = (usable_mb(head.memory_gb) - head_memory_mb(0, gang=gang)) // SEAT_MB
         lower = f"let the file start at most {fewer} (`{cluster.limit}`), or give" if fewer > 0 else "give"
         yield Disagreement(
-            f"{head.name}.memory_gb", head.memory_gb,
+            f"{head.name}.memory_gb",
+            head.memory_gb,
             f"the head needs {need / _MB_PER_GB:.1f} GB, and 5 % free, for the {submodels} sub-models that may train at once"
-            f"; {lower} it more memory")
+            f"; {lower} it more memory",
+        )
     disk = SYSTEM_DISK_GB + STATE_DISK_GB
     if head.disk_gb is not None and disk > head.disk_gb:
         yield Disagreement(f"{head.name}.disk_gb", head.disk_gb, f"the head needs {disk} GB; give it a larger disk")
@@ -109,15 +121,19 @@ def _of_node(cluster: Cluster, node: NodeType, config: RunConfig, plan: Plan) ->
             memory = max(memory, workers * (stage.worker_memory / GIB + WORKER_PROCESS_GB))
     if node.memory_gb is not None and memory * _MB_PER_GB > usable_mb(node.memory_gb):
         yield Disagreement(
-            f"{node.name}.memory_gb", node.memory_gb,
+            f"{node.name}.memory_gb",
+            node.memory_gb,
             f"a node needs {memory:.1f} GB, and 5 % free, because checkpoints wait there until they are stored; choose a larger "
-            "machine, or set the maximum number of nodes to 0")
+            "machine, or set the maximum number of nodes to 0",
+        )
     disk += SYSTEM_DISK_GB
     if node.disk_gb is not None and disk > node.disk_gb:
         yield Disagreement(
-            f"{node.name}.disk_gb", node.disk_gb,
+            f"{node.name}.disk_gb",
+            node.disk_gb,
             f"a node needs {disk:.0f} GB for system, inputs, results and a checkpoint; give it a larger disk, or set the maximum "
-            "number of nodes to 0")
+            "number of nodes to 0",
+        )
 
 
 def _nodes_of(cluster: Cluster, config: RunConfig, pool: str) -> list[NodeType]:

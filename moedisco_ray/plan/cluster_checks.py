@@ -33,19 +33,36 @@ class Disagreement:
 def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
     """All contradictions between a cluster file and a configuration's pools; `plan` says how much memory their workers need."""
     low, high = config.pools.low_memory, config.pools.high_memory
-    # In a mixed pool, no sub-model runs on a node type that is too small for it. So a node type in the cluster file only needs the
-    # memory that the configuration says.
+    # In a mixed pool, no sub-model runs on a node type that is too small for it. So a node type in the cluster file
+    # only needs the memory that the configuration says.
     of_low = (
-        [each for i, kind in enumerate(low.node_types)
-         for each in _of_pool(
-             cluster, kind, f"{_path(low)}.types.{i}", need_gb=kind.memory_gb, count="max_workers", workers=kind.max_workers)]
-        if low.mixed else _of_pool(
-            cluster, low, _path(low), need_gb=_need_gb(plan, low), count="max_workers", workers=low.max_workers))
+        [
+            each
+            for i, kind in enumerate(low.node_types)
+            for each in _of_pool(
+                cluster,
+                kind,
+                f"{_path(low)}.types.{i}",
+                need_gb=kind.memory_gb,
+                count="max_workers",
+                workers=kind.max_workers,
+            )
+        ]
+        if low.mixed
+        else _of_pool(
+            cluster, low, _path(low), need_gb=_need_gb(plan, low), count="max_workers", workers=low.max_workers
+        )
+    )
     of_owners = [
-        each for owner in map(config.pools.owner, config.owners)
-        for each in _of_nodes(_offering(cluster, owner), cluster, owner, owner.path, need_gb=_need_gb(plan, low))]
-    return (*of_low, *of_owners, *_of_pool(
-        cluster, high, _path(high), need_gb=_need_gb(plan, high), count="workers", workers=high.most_workers))
+        each
+        for owner in map(config.pools.owner, config.owners)
+        for each in _of_nodes(_offering(cluster, owner), cluster, owner, owner.path, need_gb=_need_gb(plan, low))
+    ]
+    return (
+        *of_low,
+        *of_owners,
+        *_of_pool(cluster, high, _path(high), need_gb=_need_gb(plan, high), count="workers", workers=high.most_workers),
+    )
 
 
 def _path(pool: Pool) -> str:
@@ -54,24 +71,36 @@ def _path(pool: Pool) -> str:
 
 def _need_gb(plan: Plan, pool: Pool) -> float:
     """Memory that the largest worker of a pool needs (GB)."""
-    return max((stage.memory.total for stage in (*plan.stages, *plan.inference) if stage.pool == pool.name), default=0) / GIB
+    return (
+        max((stage.memory.total for stage in (*plan.stages, *plan.inference) if stage.pool == pool.name), default=0)
+        / GIB
+    )
 
 
-def _of_pool(cluster: Cluster, pool: Pool, path: str, *, need_gb: float, count: str, workers: int) -> list[Disagreement]:
+def _of_pool(
+    cluster: Cluster, pool: Pool, path: str, *, need_gb: float, count: str, workers: int
+) -> list[Disagreement]:
     offering = _offering(cluster, pool)
     found = _of_nodes(offering, cluster, pool, path, need_gb=need_gb)
     if not offering:
         return found
     room = cluster.room(pool.resource)
     if workers > room:
-        found.append(Disagreement(
-            f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or let the file start more"))
+        found.append(
+            Disagreement(
+                f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or let the file start more"
+            )
+        )
     prices = [node.worker_price(pool.resource) for node in offering]
     lowest, highest = min(prices), max(prices)
     if not lowest * (1 - _PRICE_TOLERANCE) <= pool.price_per_hour <= highest * (1 + _PRICE_TOLERANCE):
-        found.append(Disagreement(
-            f"{path}.price_per_hour", pool.price_per_hour,
-            f"a worker costs {lowest:.2f} to {highest:.2f} on {_names(offering)}; set what you expect to pay"))
+        found.append(
+            Disagreement(
+                f"{path}.price_per_hour",
+                pool.price_per_hour,
+                f"a worker costs {lowest:.2f} to {highest:.2f} on {_names(offering)}; set what you expect to pay",
+            )
+        )
     return found
 
 
@@ -79,11 +108,13 @@ def _offering(cluster: Cluster, pool: Pool) -> list[NodeType]:
     return [node for node in cluster.types if node.most and pool.resource in node.slots]
 
 
-def _of_nodes(offering: list[NodeType], cluster: Cluster, pool: Pool, path: str, *, need_gb: float) -> list[Disagreement]:
+def _of_nodes(
+    offering: list[NodeType], cluster: Cluster, pool: Pool, path: str, *, need_gb: float
+) -> list[Disagreement]:
     if not offering:
         has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"
         return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
-    settings = path if pool.owner is None else _path(pool)     # an owner's nodes are as those of the low-memory pool
+    settings = path if pool.owner is None else _path(pool)  # an owner's nodes are as those of the low-memory pool
     return [*_of_gpus(offering, pool), *_of_memory(offering, pool, need_gb, settings)]
 
 
@@ -92,7 +123,8 @@ def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:
     idle = [node for node in offering if node.gpus and not pool.gpu]
     checks = (
         (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
-        (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"))
+        (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"),
+    )
     return [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in checks if nodes]
 
 
@@ -101,10 +133,14 @@ def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) 
     if not small:
         return []
     least = min(node.gpu_memory_gb for node in small)
-    return [Disagreement(
-        f"{path}.memory_gb", pool.memory_gb,
-        f"a worker needs {need_gb:.1f} GB and a GPU of {_names(small)} has only {least:g}; "
-        f"set it to {least:g} to see what would fit, or max_workers of {_names(small)} to 0")]
+    return [
+        Disagreement(
+            f"{path}.memory_gb",
+            pool.memory_gb,
+            f"a worker needs {need_gb:.1f} GB and a GPU of {_names(small)} has only {least:g}; "
+            f"set it to {least:g} to see what would fit, or max_workers of {_names(small)} to 0",
+        )
+    ]
 
 
 def _names(types: Iterable[NodeType]) -> str:

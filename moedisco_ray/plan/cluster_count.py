@@ -1,18 +1,19 @@
 """The number of clusters for `clusters.count: auto`: the fewest sub-models, at least two, that fit the low-memory pool.
 
-With few sub-models, each has many experts, and the seed model too. At the same operations and dollars that lowers the loss: where 2
-of 16 experts are active, two sub-models of 8 experts end 0.07 nats below four of 4 with Muon (one seed), and 0.02 with AdamW
-(median of three, 0.004 to 0.07; docs/results.md). More sub-models take fewer hours, and train on smaller cards.
+With few sub-models, each has many experts, and the seed model too. At the same operations and dollars that lowers the
+loss: where 2 of 16 experts are active, two sub-models of 8 experts end 0.07 nats below four of 4 with Muon (one seed),
+and 0.02 with AdamW (median of three, 0.004 to 0.07; docs/results.md). More sub-models take fewer hours, and train on
+smaller cards.
 
-A candidate C divides the number of experts N, is allowed by the family's router, and is larger than the number of data owners. The
-first candidate whose sub-models fit the low-memory pool is chosen, in this order:
+A candidate C divides the number of experts N, is allowed by the family's router, and is larger than the number of data
+owners. The first candidate whose sub-models fit the low-memory pool is chosen, in this order:
 
 * at least two sub-models, with at least top-k experts in each: the smallest C first;
 * one, if no other number leaves top-k experts;
 * fewer experts in each than top-k: the smallest C first.
 
-Sub-models for which there is no slot take turns. If no sub-model fits, the last candidate is chosen, and the plan says what to
-change.
+Sub-models for which there is no slot take turns. If no sub-model fits, the last candidate is chosen, and the plan says
+what to change.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def with_cluster_count(config: RunConfig) -> RunConfig:
     """The configuration with a number in place of `clusters.count: auto`; without `auto`, the configuration itself.
 
     Raises:
-        ConfigError: No number of clusters suits the model and the data owners, or another setting contradicts the number.
+        ConfigError: No number of clusters suits the model and the data owners, or another setting contradicts the
+            number.
         CheckpointError: As `planned_vocab_size`.
     """
     if config.clusters.count != "auto":
@@ -49,14 +51,17 @@ def with_cluster_count(config: RunConfig) -> RunConfig:
     candidates = list(_candidates(config))
     if not candidates:
         raise ConfigError(
-            "clusters.count", "auto",
+            "clusters.count",
+            "auto",
             f"finds no number: each of the {len(config.owners)} data owners needs a cluster, text without an owner needs one, and "
-            f"the number must divide the model's {config.model.architecture.num_experts} experts")
+            f"the number must divide the model's {config.model.architecture.num_experts} experts",
+        )
     vocab_size = planned_vocab_size(config)
     count = next((each for each in candidates if _fits(config, each, vocab_size)), candidates[-1])
     try:
         return RunConfig.model_validate(
-            config.model_dump() | {"clusters": config.clusters.model_dump() | {"count": count}})
+            config.model_dump() | {"clusters": config.clusters.model_dump() | {"count": count}}
+        )
     except ValidationError as error:
         raise first_mistake(error.errors()) from error
 
@@ -64,7 +69,9 @@ def with_cluster_count(config: RunConfig) -> RunConfig:
 def _candidates(config: RunConfig) -> Iterator[int]:
     """The allowed numbers of clusters, the best one first."""
     sizes = config.model.architecture
-    allowed = [count for count in divisors(sizes.num_experts) if count > len(config.owners) and _is_allowed(config, count)]
+    allowed = [
+        count for count in divisors(sizes.num_experts) if count > len(config.owners) and _is_allowed(config, count)
+    ]
     enough = [count for count in allowed if count > 1 and sizes.num_experts // count >= sizes.num_experts_per_tok]
     yield from enough
     yield from (count for count in allowed if count == 1)
@@ -82,7 +89,11 @@ def _is_allowed(config: RunConfig, count: int) -> bool:
 def _fits(config: RunConfig, count: int, vocab_size: int) -> bool:
     """Whether a sub-model fits the largest node type, with the settings as they are or with those that a plan would choose."""
     family, pool, optimizer, lora = (
-        config.model.family_name, config.pools.low_memory, config.submodels.optimizer, config.submodels.lora)
+        config.model.family_name,
+        config.pools.low_memory,
+        config.submodels.optimizer,
+        config.submodels.lora,
+    )
     length = config.corpus.sequence_length
     shape = submodel_architecture(family, config.model.architecture, count)
     largest_gb = max(kind.memory_gb for kind in pool.node_types)
@@ -92,6 +103,17 @@ def _fits(config: RunConfig, count: int, vocab_size: int) -> bool:
 
     if measure(optimizer).total <= largest_gb * GIB:
         return True
-    return pool.gpu > 0 and choose(
-        measure, optimizer, section="submodels.optimizer", sequence_length=length, pool_gb=largest_gb, workers=1,
-        alone=not lora.rank, step_seconds=1.0) is not None
+    return (
+        pool.gpu > 0
+        and choose(
+            measure,
+            optimizer,
+            section="submodels.optimizer",
+            sequence_length=length,
+            pool_gb=largest_gb,
+            workers=1,
+            alone=not lora.rank,
+            step_seconds=1.0,
+        )
+        is not None
+    )

@@ -1,9 +1,9 @@
 """The nodes that a cluster file can start: their resources, GPUs, memory, disks, maximum numbers and prices.
 
-Facts for which Ray has no field are in the file's top-level `metadata`, which Ray ignores. `moedisco.node_types` in it states, for
-example, `gpu_memory_gb` and `price_per_hour` of each node type, including the head's. In a file for existing hosts
-(`provider: local`), `moedisco.hosts` states the node type of each host. A KubeRay file states the same facts as annotations of the
-pods.
+Facts for which Ray has no field are in the file's top-level `metadata`, which Ray ignores. `moedisco.node_types` in it
+states, for example, `gpu_memory_gb` and `price_per_hour` of each node type, including the head's. In a file for
+existing hosts (`provider: local`), `moedisco.hosts` states the node type of each host. A KubeRay file states the same
+facts as annotations of the pods.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.memory import GIB
 
 ANNOTATION_PREFIX = "moedisco/"
-_QUANTITIES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_QUANTITIES = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
 """Bytes per unit of a Kubernetes quantity such as 8Gi."""
 
 
@@ -43,7 +53,8 @@ class NodeFacts(BaseModel):
     transfer_price_per_gb: Annotated[float, Field(ge=0)] = 0
     """Price of data transfer between the storage and the node (dollars per GB); 0 if both are in the same region."""
     resources: dict[str, Annotated[int, Field(ge=0)]] = {}
-    """Resources that a node offers to Ray. Only for machines that Ray does not start: existing hosts, and machines that join."""
+    """Resources that a node offers to Ray. Only for machines that Ray does not start: existing hosts, and machines that
+    join."""
     labels: dict[str, str] = {}
     """Labels that a node has in Ray. Only for existing hosts."""
 
@@ -96,7 +107,9 @@ class NodeType:
     @property
     def slots(self) -> Mapping[str, int]:
         """Maps each custom resource to its amount on a node, which is the number of workers of that pool that fit there."""
-        return {name: amount for name, amount in self.resources.items() if amount and name not in ("CPU", "GPU", "memory")}
+        return {
+            name: amount for name, amount in self.resources.items() if amount and name not in ("CPU", "GPU", "memory")
+        }
 
     def worker_price(self, tag: str) -> float:
         """Dollars per worker-hour on a node whose slots are all in use."""
@@ -138,7 +151,9 @@ class Cluster:
         """Maximum amount of a resource that the nodes offer at the same time."""
         started = [node for node in self.types if not node.joins]
         each = sorted((node.resources.get(resource, 0) for node in started for _ in range(node.most)), reverse=True)
-        return sum(each[:self.most]) + sum(node.most * node.resources.get(resource, 0) for node in self.types if node.joins)
+        return sum(each[: self.most]) + sum(
+            node.most * node.resources.get(resource, 0) for node in self.types if node.joins
+        )
 
 
 def load_cluster(path: Path) -> Cluster:
@@ -187,21 +202,31 @@ def _launcher_cluster(document: Mapping[str, Any]) -> Cluster:
     if provider["type"] == "local":
         hosts = [metadata.hosts[address] for address in provider["worker_ips"]]
         types = tuple(
-            _node_type(name, hosts.count(name), facts.resources, facts) for name, facts in metadata.node_types.items()
-            if name in hosts)
+            _node_type(name, hosts.count(name), facts.resources, facts)
+            for name, facts in metadata.node_types.items()
+            if name in hosts
+        )
         return Cluster(
-            types + _joining(metadata), _head(metadata, metadata.hosts.get(provider["head_ip"], "head")), "provider.worker_ips")
+            types + _joining(metadata),
+            _head(metadata, metadata.hosts.get(provider["head_ip"], "head")),
+            "provider.worker_ips",
+        )
     most, head = document["max_workers"], document["head_node_type"]
     types = tuple(
         _node_type(name, kind.get("max_workers", most), kind["resources"], metadata.node_types[name])
-        for name, kind in document["available_node_types"].items() if name != head)
+        for name, kind in document["available_node_types"].items()
+        if name != head
+    )
     return Cluster(types + _joining(metadata), _head(metadata, head), "max_workers", most)
 
 
 def _joining(metadata: ClusterMetadata) -> tuple[NodeType, ...]:
     return tuple(
-        dataclasses.replace(_node_type(name, most, metadata.node_types[name].resources, metadata.node_types[name]), joins=True)
-        for name, most in metadata.joining.items())
+        dataclasses.replace(
+            _node_type(name, most, metadata.node_types[name].resources, metadata.node_types[name]), joins=True
+        )
+        for name, most in metadata.joining.items()
+    )
 
 
 def _head(metadata: ClusterMetadata, name: str) -> Head:
@@ -211,29 +236,42 @@ def _head(metadata: ClusterMetadata, name: str) -> Head:
 
 def _node_type(name: str, most: int, resources: Mapping[str, int], facts: NodeFacts) -> NodeType:
     return NodeType(
-        name, most, resources, facts.gpu_memory_gb, facts.price_per_hour, memory_gb=facts.memory_gb, disk_gb=facts.disk_gb,
-        transfer_price_per_gb=facts.transfer_price_per_gb)
+        name,
+        most,
+        resources,
+        facts.gpu_memory_gb,
+        facts.price_per_hour,
+        memory_gb=facts.memory_gb,
+        disk_gb=facts.disk_gb,
+        transfer_price_per_gb=facts.transfer_price_per_gb,
+    )
 
 
 def _kuberay_cluster(spec: Mapping[str, Any]) -> Cluster:
     template = spec["headGroupSpec"]["template"]
-    facts = NodeFacts.model_validate({"price_per_hour": 0} | _pod_facts(template))    # the head has no price of its own
+    facts = NodeFacts.model_validate({"price_per_hour": 0} | _pod_facts(template))  # the head has no price of its own
     types = tuple(_kuberay_type(group) for group in spec["workerGroupSpecs"])
     return Cluster(types, Head("headGroupSpec", facts.memory_gb, facts.disk_gb), "maxReplicas")
 
 
 def _kuberay_type(group: Mapping[str, Any]) -> NodeType:
     template = group["template"]
-    gpus = sum(int(container["resources"]["limits"].get("nvidia.com/gpu", 0)) for container in template["spec"]["containers"])
+    gpus = sum(
+        int(container["resources"]["limits"].get("nvidia.com/gpu", 0)) for container in template["spec"]["containers"]
+    )
     resources = {name: int(amount) for name, amount in group["resources"].items()} | {"GPU": gpus}
-    return _node_type(group["groupName"], group["maxReplicas"], resources, NodeFacts.model_validate(_pod_facts(template)))
+    return _node_type(
+        group["groupName"], group["maxReplicas"], resources, NodeFacts.model_validate(_pod_facts(template))
+    )
 
 
 def _pod_facts(template: Mapping[str, Any]) -> dict[str, Any]:
     """Facts about a pod, from its annotations and the memory limits of its containers."""
     noted = {
         key.removeprefix(ANNOTATION_PREFIX).replace("-", "_"): value
-        for key, value in template.get("metadata", {}).get("annotations", {}).items() if key.startswith(ANNOTATION_PREFIX)}
+        for key, value in template.get("metadata", {}).get("annotations", {}).items()
+        if key.startswith(ANNOTATION_PREFIX)
+    }
     limits = [container["resources"]["limits"]["memory"] for container in template["spec"]["containers"]]
     return {"memory_gb": sum(_gigabytes(limit) for limit in limits)} | noted
 

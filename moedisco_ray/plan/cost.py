@@ -1,7 +1,8 @@
 """Hours and dollars of training, from floating-point operations and the pools' prices.
 
-The reference speed is that of one A100-80GB: 312 TFLOP/s in bf16 (data sheet) at an assumed utilisation of 35 %. A pool's `speed`
-is a factor on it. Only training is counted; comparisons add forward passes without training (`compare.accounting`).
+The reference speed is that of one A100-80GB: 312 TFLOP/s in bf16 (data sheet) at an assumed utilisation of 35 %. A
+pool's `speed` is a factor on it. Only training is counted; comparisons add forward passes without training
+(`compare.accounting`).
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Cost(BaseModel, frozen=True):
 
 
 def flops_per_token(
-    parameters: Parameters, architecture: Architecture, sequence_length: int, *, checkpointing: bool,
+    parameters: Parameters, architecture: Architecture, sequence_length: int, *, checkpointing: bool
 ) -> float:
     """Floating-point operations of a training step per token.
 
     6 N + 12 l h d L (Chowdhery et al., PaLM, arXiv 2204.02311, appendix B), N being the parameters in a token's
-    matrix products, l layers with attention, h heads of size d, L the sequence length. Recurrent layers add three times the
-    operations of their recurrence in a forward pass. Gradient checkpointing adds a third.
+    matrix products, l layers with attention, h heads of size d, L the sequence length. Recurrent layers add three times
+    the operations of their recurrence in a forward pass. Gradient checkpointing adds a third.
     """
     heads = architecture.num_attention_heads * architecture.head_size
     layers = architecture.num_hidden_layers - parameters.recurrent_layers
@@ -51,7 +52,13 @@ def flops_per_token(
 
 
 def training_cost(
-    flops_each_token: float, tokens: int, pool: Pool, *, units: int = 1, at_once: int = 1, workers_per_unit: int = 1,
+    flops_each_token: float,
+    tokens: int,
+    pool: Pool,
+    *,
+    units: int = 1,
+    at_once: int = 1,
+    workers_per_unit: int = 1,
     owned: Sequence[float] = (),
 ) -> Cost:
     """Cost of training `units` models that share the tokens evenly.
@@ -69,9 +76,16 @@ def training_cost(
     worker_hours = flops / (PEAK_FLOPS * UTILISATION * pool.speed) / 3600
     waves = -(-units // at_once)
     return Cost(
-        tokens=tokens, flops=flops, waves=waves, hours=waves * worker_hours / units / workers_per_unit,
-        worker_hours=worker_hours, dollars=sum(dollars_of(3600 * worker_hours / units * count, price) for price, count in (
-            (pool.price_per_hour, units - len(owned)), *((each, 1) for each in owned))))
+        tokens=tokens,
+        flops=flops,
+        waves=waves,
+        hours=waves * worker_hours / units / workers_per_unit,
+        worker_hours=worker_hours,
+        dollars=sum(
+            dollars_of(3600 * worker_hours / units * count, price)
+            for price, count in ((pool.price_per_hour, units - len(owned)), *((each, 1) for each in owned))
+        ),
+    )
 
 
 class TypeShare(BaseModel, frozen=True):
@@ -89,7 +103,13 @@ class TypeShare(BaseModel, frozen=True):
 
 
 def mixed_cost(
-    flops_each_token: float, tokens: int, pool: LowMemoryPool, need_gb: float, *, units: int = 1, owned: Sequence[float] = (),
+    flops_each_token: float,
+    tokens: int,
+    pool: LowMemoryPool,
+    need_gb: float,
+    *,
+    units: int = 1,
+    owned: Sequence[float] = (),
 ) -> tuple[Cost, tuple[TypeShare, ...]]:
     """Cost of training `units` equal models on a mixed pool, each on the cheapest free node type with enough memory.
 
@@ -110,21 +130,37 @@ def mixed_cost(
     begun, makespan = _schedule(_slots(pool, kinds, need_gb), hours, units - len(owned))
     shares = tuple(
         TypeShare(
-            name=each.name, resource=each.resource, memory_gb=each.memory_gb, fits=each.memory_gb >= need_gb, units=begun[key],
-            worker_hours=begun[key] * hours[key], dollars=dollars_of(3600 * begun[key] * hours[key], each.price_per_hour))
-        for key, each in zip(kinds, pool.types, strict=True))
+            name=each.name,
+            resource=each.resource,
+            memory_gb=each.memory_gb,
+            fits=each.memory_gb >= need_gb,
+            units=begun[key],
+            worker_hours=begun[key] * hours[key],
+            dollars=dollars_of(3600 * begun[key] * hours[key], each.price_per_hour),
+        )
+        for key, each in zip(kinds, pool.types, strict=True)
+    )
     at_once = min(pool.max_workers, sum(each.max_workers for each in pool.types if each.memory_gb >= need_gb))
     cost = Cost(
-        tokens=tokens, flops=flops, waves=-(-(units - len(owned)) // at_once), hours=max(makespan, own_hours),
+        tokens=tokens,
+        flops=flops,
+        waves=-(-(units - len(owned)) // at_once),
+        hours=max(makespan, own_hours),
         worker_hours=sum(share.worker_hours for share in shares) + own_hours * len(owned),
-        dollars=sum(share.dollars for share in shares) + sum(dollars_of(3600 * own_hours, each) for each in owned))
+        dollars=sum(share.dollars for share in shares) + sum(dollars_of(3600 * own_hours, each) for each in owned),
+    )
     return cost, shares
 
 
 def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float) -> dict[str, int]:
     """Number of slots of each node type that equal units fill, best node type first."""
-    order = ranked(Need("", need_gb), [
-        NodeType(key, kind.memory_gb, kind.price_per_hour, kind.speed, free=kind.max_workers) for key, kind in kinds.items()])
+    order = ranked(
+        Need("", need_gb),
+        [
+            NodeType(key, kind.memory_gb, kind.price_per_hour, kind.speed, free=kind.max_workers)
+            for key, kind in kinds.items()
+        ],
+    )
     slots, left = {}, pool.max_workers
     for each in order:
         slots[each.name] = min(each.free, left)
@@ -135,8 +171,8 @@ def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float)
 def _schedule(slots: dict[str, int], hours: dict[str, float], units: int) -> tuple[Counter[str], float]:
     """Number of units on each node type, and the hours until the last unit ends.
 
-    Equal units that start on one node type at the same time also end at the same time, so the heap has one entry for all of them.
-    The loop has one iteration per wave of each node type.
+    Equal units that start on one node type at the same time also end at the same time, so the heap has one entry for
+    all of them. The loop has one iteration per wave of each node type.
 
     Args:
         slots: Slots by type, best type first.

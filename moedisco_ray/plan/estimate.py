@@ -3,20 +3,21 @@
 The time of a stage is its operations (`plan.cost`) divided by the workers' speed (`plan.speed`), plus start-up times:
 
 * the driver and Ray start once per run;
-* each worker process starts once per stage. A training worker starts once per wave, after Ray Train's controller has started; the
-  controller's time costs nothing;
-* corpus: the head's cores tokenize the sources, which costs nothing; the time is unknown if the size of the sources is unknown;
-* training: `evaluation.every_tokens` adds forward passes that measure the held-out loss; GPU workers, which are at different
-  machines, wait for syncs;
+* each worker process starts once per stage. A training worker starts once per wave, after Ray Train's controller has
+  started; the controller's time costs nothing;
+* corpus: the head's cores tokenize the sources, which costs nothing; the time is unknown if the size of the sources is
+  unknown;
+* training: `evaluation.every_tokens` adds forward passes that measure the held-out loss; GPU workers, which are at
+  different machines, wait for syncs;
 * cluster: if the vectors are hidden states, the seed model reads 1.25 times the sub-models' tokens;
 * merge: the model reads the calibration tokens once per layer, on average through half of its layers;
-* evaluate: each measured model, and the model that assigns documents to clusters, reads the validation tokens; the finished model
-  reads those of `evaluation.sources`; for an ensemble, all sub-models read the tokens, and computing the ensemble's weights takes
-  more forward passes;
+* evaluate: each measured model, and the model that assigns documents to clusters, reads the validation tokens; the
+  finished model reads those of `evaluation.sources`; for an ensemble, all sub-models read the tokens, and computing the
+  ensemble's weights takes more forward passes;
 * export: the model generates samples from the prompts.
 
-The estimate leaves out k-means and the time to write files and checkpoints. It also leaves out `evaluation.lm_eval`, because a plan
-does not read task files: `left_out` names this setting, and the bill is marked as incomplete.
+The estimate leaves out k-means and the time to write files and checkpoints. It also leaves out `evaluation.lm_eval`,
+because a plan does not read task files: `left_out` names this setting, and the bill is marked as incomplete.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
 CLUSTERED = 1.25
-"""Ratio of the tokens that are clustered to the tokens that the sub-models train on, if the corpus is large enough. Thanks to the
-additional text, no sub-model has to repeat text, and routers are also calibrated on text that no sub-model has trained on."""
+"""Ratio of the tokens that are clustered to the tokens that the sub-models train on, if the corpus is large enough.
+Thanks to the additional text, no sub-model has to repeat text, and routers are also calibrated on text that no
+sub-model has trained on."""
 
 
 class StageEstimate(BaseModel, frozen=True):
@@ -51,8 +53,8 @@ class StageEstimate(BaseModel, frozen=True):
     dollars: float | None
     """Sum of the dollars of all `lines`; null if unknown."""
     lines: tuple[Line, ...] = ()
-    """Work that costs money, per pool. If the node type in a mixed pool is not known before the run, the most expensive one is
-    assumed."""
+    """Work that costs money, per pool. If the node type in a mixed pool is not known before the run, the most expensive
+    one is assumed."""
 
 
 class Training(BaseModel, frozen=True):
@@ -70,26 +72,39 @@ class Training(BaseModel, frozen=True):
 
 
 def estimate_stages(
-    config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine,
+    config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine
 ) -> tuple[StageEstimate, ...]:
     """Estimates of all stages, in pipeline order."""
     reading = _Reading(config, vocab_size, machine)
     return tuple(
         _training(
-            config, stage.name, trainings[stage.name],
-            reading.held_out_loss(stage.name, trainings[stage.name].cost.tokens), machine)
-        if stage.name in trainings else reading.stage(stage.name)
-        for stage in STAGES)
+            config,
+            stage.name,
+            trainings[stage.name],
+            reading.held_out_loss(stage.name, trainings[stage.name].cost.tokens),
+            machine,
+        )
+        if stage.name in trainings
+        else reading.stage(stage.name)
+        for stage in STAGES
+    )
 
 
 def planned_bill(
-    config: RunConfig, stages: Sequence[StageEstimate], trainings: Mapping[str, Training], vocab_size: int, machine: Machine,
+    config: RunConfig,
+    stages: Sequence[StageEstimate],
+    trainings: Mapping[str, Training],
+    vocab_size: int,
+    machine: Machine,
 ) -> Bill:
     """The estimated bill of a run, in the same form as the bill of a finished run."""
     return make_bill(
         [each for stage in stages for each in stage.lines],
-        seconds=_total([start_up(None, machine), *(each.seconds for each in stages)]), planned=True,
-        complete=not left_out(config), baseline=_baseline(config, trainings, vocab_size, machine))
+        seconds=_total([start_up(None, machine), *(each.seconds for each in stages)]),
+        planned=True,
+        complete=not left_out(config),
+        baseline=_baseline(config, trainings, vocab_size, machine),
+    )
 
 
 def left_out(config: RunConfig) -> tuple[str, ...]:
@@ -97,7 +112,9 @@ def left_out(config: RunConfig) -> tuple[str, ...]:
     return ("evaluation.lm_eval",) if config.evaluation.lm_eval else ()
 
 
-def _baseline(config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine) -> Baseline | None:
+def _baseline(
+    config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine
+) -> Baseline | None:
     whole = trainings.get("finetune")
     if whole is None or is_joint_training(config, {stage: each.cost.tokens for stage, each in trainings.items()}):
         return None
@@ -111,11 +128,19 @@ def _baseline(config: RunConfig, trainings: Mapping[str, Training], vocab_size: 
     seconds += measuring * high.fewest_workers
     crowd = _crowd(high, high.fewest_workers, machine)
     return make_baseline(
-        config, tokens=sum(each.cost.tokens for each in trainings.values()), seconds_per_token=crowd * seconds / whole.cost.tokens,
-        start_up=crowd * starting, evaluate=evaluated, export=exported, rate="planned")
+        config,
+        tokens=sum(each.cost.tokens for each in trainings.values()),
+        seconds_per_token=crowd * seconds / whole.cost.tokens,
+        start_up=crowd * starting,
+        evaluate=evaluated,
+        export=exported,
+        rate="planned",
+    )
 
 
-def _training(config: RunConfig, stage: str, training: Training, measuring: float | None, machine: Machine) -> StageEstimate:
+def _training(
+    config: RunConfig, stage: str, training: Training, measuring: float | None, machine: Machine
+) -> StageEstimate:
     pool = config.finetune_pool if stage == "finetune" else config.pools.low_memory
     cost = training.cost
     starting, controller = start_up(pool, machine), start_up(None if not pool.gpu else pool, machine)
@@ -128,29 +153,48 @@ def _training(config: RunConfig, stage: str, training: Training, measuring: floa
     waiting = syncing if training.units <= training.at_once else 0.0
     owners = config.owners if stage == "submodels" else ()
     shared = training.units - len(owners)
-    working = 3600 * cost.worker_hours if pool.gpu else seconds     # in a mixed pool, each node type has its own speed
+    working = 3600 * cost.worker_hours if pool.gpu else seconds  # in a mixed pool, each node type has its own speed
     parts = [
-        (f"{pool.key}.{share.name}", share.units, 3600 * share.worker_hours if pool.gpu else seconds * share.units / training.units)
-        for share in training.types] or [(pool.key, shared, working * shared / training.units)]
+        (
+            f"{pool.key}.{share.name}",
+            share.units,
+            3600 * share.worker_hours if pool.gpu else seconds * share.units / training.units,
+        )
+        for share in training.types
+    ] or [(pool.key, shared, working * shared / training.units)]
     owned = working - sum(each for _, _, each in parts)
     parts += [(f"owners.{name}", 1, owned / len(owners)) for name in owners]
     lines = [
         line(stage, key, (each + (starting + measuring + waiting) * units * training.workers_per_unit) * crowd, config)
-        for key, units, each in parts if units]
+        for key, units, each in parts
+        if units
+    ]
     wall = 3600 * cost.hours if pool.gpu else cost.waves * seconds / training.units / training.workers_per_unit
-    return _priced(stage, pool, (wall + cost.waves * (starting + measuring) + syncing) * crowd + cost.waves * controller, lines)
+    return _priced(
+        stage, pool, (wall + cost.waves * (starting + measuring) + syncing) * crowd + cost.waves * controller, lines
+    )
 
 
 def _priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> StageEstimate:
     return StageEstimate(
-        stage=stage, pool=pool.name, seconds=seconds, worker_seconds=_total([each.worker_seconds for each in lines]),
-        dollars=sum_dollars(lines), lines=tuple(lines))
+        stage=stage,
+        pool=pool.name,
+        seconds=seconds,
+        worker_seconds=_total([each.worker_seconds for each in lines]),
+        dollars=sum_dollars(lines),
+        lines=tuple(lines),
+    )
 
 
 def _unknown(stage: str, pool: Pool) -> StageEstimate:
     return StageEstimate(
-        stage=stage, pool=pool.name, seconds=None, worker_seconds=None, dollars=None,
-        lines=(Line(stage=stage, pool=pool.name, worker_seconds=None, dollars=None),))
+        stage=stage,
+        pool=pool.name,
+        seconds=None,
+        worker_seconds=None,
+        dollars=None,
+        lines=(Line(stage=stage, pool=pool.name, worker_seconds=None, dollars=None),),
+    )
 
 
 def _crowd(pool: Pool, workers: int, machine: Machine) -> float:
@@ -185,7 +229,7 @@ class _Reading:
                 seconds = {"merge": self._merge, "evaluate": self.evaluate, "export": self.export}[name]()
                 return self._divided(name, pool, seconds, 1)
             case _ if name in TRAINING:
-                return self._on_head(name, 0.0)     # it has no tokens, and takes over its input
+                return self._on_head(name, 0.0)  # it has no tokens, and takes over its input
         raise LookupError(f"no time is planned for stage {name}")
 
     def evaluate(self, *, finished_only: bool = False) -> float | None:
@@ -209,7 +253,8 @@ class _Reading:
         if evaluation.ensemble:
             passes.append(self._read(config.cluster_count * tokens, whole=False))
             if config.vectors_pool is not None:
-                # The ensemble's weights for a block depend on the text before the block, which is half a sequence long on average.
+                # The ensemble's weights for a block depend on the text before the block, which is half a sequence long
+                # on average.
                 contexts = tokens * config.corpus.sequence_length // (2 * ENSEMBLE_BLOCK)
                 passes.append(self._read(contexts, whole=self._vectors_of_whole))
         return _total([*passes, self._starting(config.finetune_pool)])
@@ -227,7 +272,7 @@ class _Reading:
             return 0.0
         whole = stage == "finetune"
         batch = (self._config.finetune if whole else self._config.submodels).optimizer.batch_tokens
-        if stage == "seed":     # its members make their steps at the same time
+        if stage == "seed":  # its members make their steps at the same time
             batch *= self._config.seed_members
         count = -(-tokens // batch // max(1, evaluation.every_tokens // batch))
         pool = self._config.finetune_pool if whole else self._config.pools.low_memory
@@ -235,7 +280,8 @@ class _Reading:
 
     def _merge(self) -> float | None:
         config = self._config
-        # Each layer runs once without its experts, to compute its router's input. Then each layer but the last runs again, in full.
+        # Each layer runs once without its experts, to compute its router's input. Then each layer but the last runs
+        # again, in full.
         calibrated = round(config.merge.calibration_tokens * (2 - 1 / self._whole.num_hidden_layers))
         work = self._read(calibrated, whole=True) if config.tokens.decoupled or config.tokens.seed else 0.0
         return _total([work, self._starting(config.finetune_pool)])
@@ -252,7 +298,9 @@ class _Reading:
         if pool is None:
             return self._on_head("cluster", self._starting(None))
         text = self._read(round(CLUSTERED * config.tokens.submodels), whole=self._vectors_of_whole, pool=pool)
-        return self._divided("cluster", pool, _total([text, self._starting(pool)]), min(pool.max_workers, config.cluster_count))
+        return self._divided(
+            "cluster", pool, _total([text, self._starting(pool)]), min(pool.max_workers, config.cluster_count)
+        )
 
     def _corpus(self) -> float | None:
         probe, size = self._machine.probe, self._machine.text_bytes
@@ -263,7 +311,9 @@ class _Reading:
         shape = self._whole if whole else self._part
         each = self._flops(shape)
         experts = shape.num_experts
-        return seconds_for((pool or self._config.finetune_pool).node_types[0], self._machine, tokens * each / 3, each, experts)
+        return seconds_for(
+            (pool or self._config.finetune_pool).node_types[0], self._machine, tokens * each / 3, each, experts
+        )
 
     def _flops(self, shape: Architecture) -> float:
         parameters: Parameters = count_parameters(self._config.model.family_name, shape, self._vocab_size)

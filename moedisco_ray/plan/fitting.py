@@ -1,8 +1,8 @@
 """Choose the settings with which training fits a card, at the least cost.
 
-Settings without a value of the user's (`auto` or null) are free, and the micro-batch may always be smaller. Each change has a cost:
-a factor on the time until the same loss. Factors multiply, and the cheapest combination that fits is chosen. If the settings fit as
-they are, nothing changes.
+Settings without a value of the user's (`auto` or null) are free, and the micro-batch may always be smaller. Each change
+has a cost: a factor on the time until the same loss. Factors multiply, and the cheapest combination that fits is
+chosen. If the settings fit as they are, nothing changes.
 
 | change | factor | reason |
 |---|---|---|
@@ -54,8 +54,15 @@ class Choice(BaseModel, frozen=True):
 
 
 def choose(
-    measure: Callable[[Optimizer], Memory], optimizer: Optimizer, *, section: str, sequence_length: int, pool_gb: float,
-    workers: int, alone: bool, step_seconds: float,
+    measure: Callable[[Optimizer], Memory],
+    optimizer: Optimizer,
+    *,
+    section: str,
+    sequence_length: int,
+    pool_gb: float,
+    workers: int,
+    alone: bool,
+    step_seconds: float,
 ) -> Choice | None:
     """The cheapest settings that fit; None if none do.
 
@@ -72,12 +79,15 @@ def choose(
     for cost, trial in by_cost(measure, combinations(optimizer, sequence_length, workers, alone=alone), step_seconds):
         if measure(trial).total <= pool_gb * GIB:
             return Choice(
-                optimizer=trial, settings=changes(optimizer, trial, section), cost=cost / _cost(optimizer, measure, step_seconds))
+                optimizer=trial,
+                settings=changes(optimizer, trial, section),
+                cost=cost / _cost(optimizer, measure, step_seconds),
+            )
     return None
 
 
 def combinations(
-    optimizer: Optimizer, sequence_length: int, workers: int, *, alone: bool, everything: bool = False,
+    optimizer: Optimizer, sequence_length: int, workers: int, *, alone: bool, everything: bool = False
 ) -> Iterator[Optimizer]:
     """All values of the free settings; a larger micro-batch comes first.
 
@@ -88,20 +98,25 @@ def combinations(
         alone: Whether all weights are trained and always on one worker.
         everything: Whether to change settings with a value of the user's too.
     """
+
     def options(name: str, free: Any, value: Any, *, possible: bool = True) -> tuple[Any, ...]:
         now = getattr(optimizer, name)
         return (now, value) if possible and (everything or now == free) and now != value else (now,)
 
     now = micro_batch_sequences(optimizer, sequence_length, workers)
     share = worker_sequences(optimizer, sequence_length, workers)
-    # Try only sizes that divide the worker's share of the batch: others would leave a short micro-batch at the end of a step.
+    # Try only sizes that divide the worker's share of the batch: others would leave a short micro-batch at the end of a
+    # step.
     sizes = [optimizer.micro_batch, *(size for size in reversed(divisors(share)) if size < now)]
     adamw = optimizer.name == "adamw"
     free = (
         options("block_steps", None, BLOCK_STEPS, possible=alone and adamw),
         options("offload_moments", None, value=True, possible=alone and adamw),
-        options("precision", "auto", "pure_bf16"), options("gradient_checkpointing", None, value=True),
-        options("moments", "auto", "fp8", possible=adamw), sizes)
+        options("precision", "auto", "pure_bf16"),
+        options("gradient_checkpointing", None, value=True),
+        options("moments", "auto", "fp8", possible=adamw),
+        sizes,
+    )
     names = ("block_steps", "offload_moments", "precision", "gradient_checkpointing", "moments", "micro_batch")
     for values in itertools.product(*free):
         yield optimizer.model_copy(update=dict(zip(names, values, strict=True)))
@@ -110,7 +125,8 @@ def combinations(
 def changes(now: Optimizer, then: Optimizer, section: str) -> tuple[str, ...]:
     """Settings that differ, as arguments of `--set`."""
     changed: dict[str, Any] = {
-        name: getattr(then, name) for name in CHANGEABLE if getattr(then, name) != getattr(now, name)}
+        name: getattr(then, name) for name in CHANGEABLE if getattr(then, name) != getattr(now, name)
+    }
     return tuple(f"{section}.{name}={str(value).lower()}" for name, value in changed.items())
 
 
@@ -120,7 +136,7 @@ def copy_seconds(memory: Memory) -> float:
 
 
 def by_cost(
-    measure: Callable[[Optimizer], Memory], trials: Iterator[Optimizer], step_seconds: float,
+    measure: Callable[[Optimizer], Memory], trials: Iterator[Optimizer], step_seconds: float
 ) -> list[tuple[float, Optimizer]]:
     """Settings with their cost, ascending.
 

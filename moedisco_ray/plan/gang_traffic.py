@@ -2,13 +2,14 @@
 
 With w bytes per element in matrix products, gradients reduced in fp32, and M micro-batches per step:
 
-* weights sharded among s workers: each gathers them once per step, or twice for every micro-batch, and reduces their gradients
-  once per step, or for every micro-batch (`finetune.exchange`); embedding, norm and head stay gathered between forward and backward
-  pass. Each gather sends (s - 1) / s of w bytes per parameter, and each reduction (s - 1) / s of 4;
+* weights sharded among s workers: each gathers them once per step, or twice for every micro-batch, and reduces their
+  gradients once per step, or for every micro-batch (`finetune.exchange`); embedding, norm and head stay gathered
+  between forward and backward pass. Each gather sends (s - 1) / s of w bytes per parameter, and each reduction (s - 1)
+  / s of 4;
 * replicas: each reduction of a shard's gradients sends 2 (r - 1) / r of 4 bytes per parameter of the shard;
-* experts divided among e workers (`finetune.parallel.expert`): their weights stay where they are, and are sharded among the other
-  workers of the replica. In each MoE layer a token's k copies travel to their experts and back, and their gradients likewise:
-  4 k D w bytes per token, 6 with gradient checkpointing; (e - 1) / e of them leave the worker.
+* experts divided among e workers (`finetune.parallel.expert`): their weights stay where they are, and are sharded among
+  the other workers of the replica. In each MoE layer a token's k copies travel to their experts and back, and their
+  gradients likewise: 4 k D w bytes per token, 6 with gradient checkpointing; (e - 1) / e of them leave the worker.
 
 Sums over a few numbers, and what Muon gathers, are left out.
 """
@@ -54,13 +55,23 @@ def planned_layout(config: RunConfig, optimizer: Optimizer, workers: int) -> Lay
     """
     parallel = config.finetune.parallel
     return Sharing(
-        config.model.architecture.num_experts, parallel.expert, parallel.replicate, whole_experts=optimizer.name == "muon",
+        config.model.architecture.num_experts,
+        parallel.expert,
+        parallel.replicate,
+        whole_experts=optimizer.name == "muon",
     ).layout(workers, 1)
 
 
 def gang_traffic(
-    family: FamilyName, architecture: Architecture, vocab_size: int, optimizer: Optimizer, *, sequence_length: int, gpu: int,
-    layout: Layout, exchange: Exchange,
+    family: FamilyName,
+    architecture: Architecture,
+    vocab_size: int,
+    optimizer: Optimizer,
+    *,
+    sequence_length: int,
+    gpu: int,
+    layout: Layout,
+    exchange: Exchange,
 ) -> GangTraffic:
     """Bytes that each worker sends in one step, with a layout and with the two others to compare it with."""
     workers = layout.replicate * layout.shards
@@ -68,15 +79,31 @@ def gang_traffic(
     expert = max(n for n in range(1, workers + 1) if workers % n == 0 and architecture.num_experts % n == 0)
     found = (
         step_bytes(
-            family, architecture, parameters, optimizer, sequence_length=sequence_length, gpu=gpu, layout=each, exchange=exchange)
-        for each in (layout, Layout(data=workers), Layout(data=workers // expert, expert=expert)))
+            family,
+            architecture,
+            parameters,
+            optimizer,
+            sequence_length=sequence_length,
+            gpu=gpu,
+            layout=each,
+            exchange=exchange,
+        )
+        for each in (layout, Layout(data=workers), Layout(data=workers // expert, expert=expert))
+    )
     configured, sharded, divided = found
     return GangTraffic(bytes=configured, sharded=sharded, divided=divided, expert=expert)
 
 
 def step_bytes(
-    family: FamilyName, architecture: Architecture, parameters: Parameters, optimizer: Optimizer, *, sequence_length: int, gpu: int,
-    layout: Layout, exchange: Exchange,
+    family: FamilyName,
+    architecture: Architecture,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    *,
+    sequence_length: int,
+    gpu: int,
+    layout: Layout,
+    exchange: Exchange,
 ) -> int:
     """Bytes that each worker sends in one step, by the formula in the docstring of this module."""
     workers = layout.replicate * layout.shards
@@ -84,7 +111,7 @@ def step_bytes(
     passes = 1 if exchange == "step" else -(-sequences // micro_batch_sequences(optimizer, sequence_length, workers))
     gathers = 1 if exchange == "step" else 2 * passes
     experts = parameters.experts if layout.expert > 1 else 0
-    kept = parameters.embedding + parameters.head + architecture.hidden_size       # the root module of FSDP
+    kept = parameters.embedding + parameters.head + architecture.hidden_size  # the root module of FSDP
     sent = _sharded(kept, layout.shards, layout.replicate, gathered=width * passes, reduced=_GRADIENT_BYTES * passes)
     for count, shards in ((parameters.total - kept - experts, layout.shards), (experts / layout.expert, layout.data)):
         sent += _sharded(count, shards, layout.replicate, gathered=width * gathers, reduced=_GRADIENT_BYTES * passes)

@@ -1,13 +1,14 @@
 """Host memory of the stages that handle text or cut the model, without the process itself: upper bounds.
 
-* corpus: a task collects documents for a file of the shuffle and writes it, which takes twice that text; or it holds one bucket:
-  its text, the sorted copy, token ids and packed tokens. Both have at most 32 MiB of text, however large the corpus is. Measured
-  for buckets of 16 and 64 MB: 134 and 395 MiB, of 186 and 552 MiB planned.
-* cluster: the driver holds the sample's texts twice, once as Python strings, with token ids; the vectors on which k-means is
-  fitted, in six copies at most; and the costs on which prices are fitted, in five copies of 8 bytes. Tf-idf adds the words of the
-  sample and the components, and vectors of mean tokens the embedding. A task holds one part of the corpus.
-* decompose: all tensors of a weight file, of the backbone or of the experts of one sub-model, and the largest tensor while it is
-  made, in fp32 and in a copy.
+* corpus: a task collects documents for a file of the shuffle and writes it, which takes twice that text; or it holds
+  one bucket: its text, the sorted copy, token ids and packed tokens. Both have at most 32 MiB of text, however large
+  the corpus is. Measured for buckets of 16 and 64 MB: 134 and 395 MiB, of 186 and 552 MiB planned.
+* cluster: the driver holds the sample's texts twice, once as Python strings, with token ids; the vectors on which
+  k-means is fitted, in six copies at most; and the costs on which prices are fitted, in five copies of 8 bytes. Tf-idf
+  adds the words of the sample and the components, and vectors of mean tokens the embedding. A task holds one part of
+  the corpus.
+* decompose: all tensors of a weight file, of the backbone or of the experts of one sub-model, and the largest tensor
+  while it is made, in fp32 and in a copy.
 
 Documents are assumed to have as many tokens as a sequence.
 

@@ -63,8 +63,13 @@ def measure() -> Probe | None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "moedisco_ray.execution.probe"], check=True, capture_output=True, text=True,
-            timeout=_PROBE_SECONDS, env=environment)
+            [sys.executable, "-P", "-m", "moedisco_ray.execution.probe"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            env=environment,
+        )
         probe = Probe.model_validate_json(done.stdout)
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,17 +31,22 @@ def with_measured_speed(config: RunConfig, run: Location) -> tuple[RunConfig, tu
     """
     found = measured_speeds(stored_run_config(run), current_report(run))
     pools = {
-        name: pool.model_copy(update={"speed": found[name]}) for name, pool in _measurable(config).items() if name in found}
+        name: pool.model_copy(update={"speed": found[name]})
+        for name, pool in _measurable(config).items()
+        if name in found
+    }
     if not pools:
-        raise ConfigError("--measured", str(run), "finished no training on a pool that this configuration has: of GPUs of one type")
+        raise ConfigError(
+            "--measured", str(run), "finished no training on a pool that this configuration has: of GPUs of one type"
+        )
     return config.model_copy(update={"pools": config.pools.model_copy(update=pools)}), tuple(pools)
 
 
 def measured_speeds(config: RunConfig, report: RunReport) -> dict[str, float]:
     """The `speed` of each GPU pool with which the run's plan would have stated the time that its trainings took.
 
-    So besides the arithmetic it contains the exchange of data within a fine-tune, copies of offloaded moments, and the stalls for
-    checkpoints.
+    So besides the arithmetic it contains the exchange of data within a fine-tune, copies of offloaded moments, and the
+    stalls for checkpoints.
 
     Args:
         config: The run's configuration.
@@ -54,11 +59,18 @@ def measured_speeds(config: RunConfig, report: RunReport) -> dict[str, float]:
         found = trained.get(stage.stage)
         if stage.pool in pools and found is not None and found.tokens and found.training_worker_seconds:
             waiting = 0.0
-            if stage.stage == "seed" and stage.traffic is not None:    # the network is as fast whatever the cards are
-                waiting = exchange_seconds(stage.traffic) * found.tokens / config.submodels.optimizer.batch_tokens * stage.workers
+            if stage.stage == "seed" and stage.traffic is not None:  # the network is as fast whatever the cards are
+                waiting = (
+                    exchange_seconds(stage.traffic)
+                    * found.tokens
+                    / config.submodels.optimizer.batch_tokens
+                    * stage.workers
+                )
             rate = PEAK_FLOPS * UTILISATION * pools[stage.pool].speed
             flops[stage.pool] += stage.cost.flops / stage.cost.tokens * found.tokens - waiting * rate
-            seconds[stage.pool] += max(found.training_worker_seconds - waiting, _LEAST_COMPUTED * found.training_worker_seconds)
+            seconds[stage.pool] += max(
+                found.training_worker_seconds - waiting, _LEAST_COMPUTED * found.training_worker_seconds
+            )
     return {name: flops[name] / (seconds[name] * PEAK_FLOPS * UTILISATION) for name in pools if seconds[name]}
 
 

@@ -1,8 +1,8 @@
 """Exact parameter counts per role, from sizes alone.
 
 Letters in formulas: D hidden size, H attention heads, G key-value heads, d size of one head, F hidden size of an
-expert, S hidden size of the shared expert, I hidden size of a dense layer's MLP, N experts of a layer, V vocabulary. Of a recurrent
-layer: K key heads of size c, U value heads of size v, and w positions in the convolution.
+expert, S hidden size of the shared expert, I hidden size of a dense layer's MLP, N experts of a layer, V vocabulary. Of
+a recurrent layer: K key heads of size c, U value heads of size v, and w positions in the convolution.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Parameters(BaseModel, frozen=True):
     dense: int = 0
     """Parameters of the MLPs of dense layers."""
     above_mean: int = 0
-    """Parameters that the largest layer has more than the mean layer, if some layers are recurrent and others have attention."""
+    """Parameters that the largest layer has more than the mean layer, if some layers are recurrent and others have
+    attention."""
     recurrent_layers: int = 0
     """Number of layers with a recurrent state in place of attention."""
     recurrence_flops: int = 0
@@ -41,7 +42,8 @@ class Parameters(BaseModel, frozen=True):
     active_experts: int
     """Parameters of the experts that one token passes through."""
     largest_tensor: int
-    """Number of elements of the largest tensor: the embedding, or the stacked gate and up projections of a layer's experts."""
+    """Number of elements of the largest tensor: the embedding, or the stacked gate and up projections of a layer's
+    experts."""
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
     @property
@@ -73,10 +75,11 @@ class Parameters(BaseModel, frozen=True):
 def count_parameters(family: FamilyName, architecture: Architecture, vocab_size: int) -> Parameters:
     """Count the parameters of the family's Hugging Face model.
 
-    Per layer: two norms 2D, the attention and its own norms, and either an MoE block or a dense MLP 3DI. An MoE block has a router
-    ND, experts 3NDF and a shared expert 3DS. Some families add a bias of the router N, a first layer of the router with h hidden
-    units that makes it Nh + hD, biases of the experts N(2F + D), or a gate of the shared expert D. Outside the layers: a last norm
-    D, an embedding VD, and a head VD unless tied. LayerNorms have a bias too, 2D each, and some families a bias of the head V.
+    Per layer: two norms 2D, the attention and its own norms, and either an MoE block or a dense MLP 3DI. An MoE block
+    has a router ND, experts 3NDF and a shared expert 3DS. Some families add a bias of the router N, a first layer of
+    the router with h hidden units that makes it Nh + hD, biases of the experts N(2F + D), or a gate of the shared
+    expert D. Outside the layers: a last norm D, an embedding VD, and a head VD unless tied. LayerNorms have a bias too,
+    2D each, and some families a bias of the head V.
     """
     declaration, fields = DECLARATIONS[family], architecture.fields
     hidden, layers, experts = architecture.hidden_size, architecture.num_hidden_layers, architecture.num_experts
@@ -89,7 +92,11 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
     attention_layers = layers - recurrent_layers
     units = declaration.router.hidden_size(fields, experts)
     router = experts * ((units or hidden) + (declaration.router.bias is not None)) + units * hidden
-    biases = 2 * architecture.moe_intermediate_size + hidden if any(name.endswith("_bias") for name in declaration.stacks) else 0
+    biases = (
+        2 * architecture.moe_intermediate_size + hidden
+        if any(name.endswith("_bias") for name in declaration.stacks)
+        else 0
+    )
     expert = 3 * hidden * architecture.moe_intermediate_size + biases
     shared_size = shared_hidden_size(family, architecture)
     shared = 3 * hidden * shared_size + (hidden if declaration.shared is not None and declaration.shared.gate else 0)
@@ -105,7 +112,9 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
         experts=moe_layers * experts * expert,
         shared_expert=moe_layers * shared,
         dense=dense_layers * dense,
-        above_mean=_above_mean((attention_layers, attention + attention_norms), (recurrent_layers, recurrence + recurrent_norm)),
+        above_mean=_above_mean(
+            (attention_layers, attention + attention_norms), (recurrent_layers, recurrence + recurrent_norm)
+        ),
         recurrent_layers=recurrent_layers,
         recurrence_flops=recurrent_layers * _recurrence_flops(declaration, architecture) if recurrent_layers else 0,
         head=head,
@@ -132,8 +141,9 @@ def _grouped(family: Family, sizes: Architecture) -> tuple[int, int]:
 def _latent(family: Family, sizes: Architecture) -> tuple[int, int]:
     """Parameters of latent attention and of its norms.
 
-    With a latent of size r for keys and values, heads of size n + p for queries and keys (p of them rotated) and v for values:
-    keys and values D(r + p) + rH(n + v), output HvD, queries DH(n + p), or through a latent of size q: Dq + qH(n + p).
+    With a latent of size r for keys and values, heads of size n + p for queries and keys (p of them rotated) and v for
+    values: keys and values D(r + p) + rH(n + v), output HvD, queries DH(n + p), or through a latent of size q: Dq +
+    qH(n + p).
     """
     hidden, heads = sizes.hidden_size, sizes.num_attention_heads
     query_latent, latent, plain, rotated, value = latent_sizes(family, sizes)
@@ -164,8 +174,8 @@ def _above_mean(*kinds: tuple[int, int]) -> int:
 def _recurrence_flops(family: Family, sizes: Architecture) -> int:
     """Operations of the gated delta rule per token in a forward pass, in chunks of 64 tokens (arXiv 2412.06464, section 3.3).
 
-    Per value head: products with the state 6cv, and within the chunk 64 (4c + 2v), and the solution of a triangular system with
-    c + v right-hand sides 64 (c + v).
+    Per value head: products with the state 6cv, and within the chunk 64 (4c + 2v), and the solution of a triangular
+    system with c + v right-hand sides 64 (c + v).
     """
     _, heads, key_size, value_size, _ = recurrent_sizes(family, sizes)
     return heads * (6 * key_size * value_size + CHUNK * (5 * key_size + 3 * value_size))
@@ -173,8 +183,13 @@ def _recurrence_flops(family: Family, sizes: Architecture) -> int:
 
 def recurrent_sizes(family: Family, sizes: Architecture) -> tuple[int, int, int, int, int]:
     """Key heads, value heads, size of a key, size of a value, and positions in the convolution of a recurrent layer."""
-    names = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
-             "linear_conv_kernel_dim")
+    names = (
+        "linear_num_key_heads",
+        "linear_num_value_heads",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "linear_conv_kernel_dim",
+    )
     key_heads, value_heads, key_size, value_size, window = (int(family.value(sizes.fields, name)) for name in names)
     return key_heads, value_heads, key_size, value_size, window
 
@@ -190,7 +205,9 @@ def adapter_parameters(family: FamilyName, architecture: Architecture, rank: int
     if declaration.attention.latent:
         query_latent, latent, plain, rotated, value = latent_sizes(declaration, architecture)
         queries = heads * (plain + rotated)
-        attention = hidden + queries + 2 * query_latent + (hidden + latent + rotated) + (latent + heads * (plain + value))
+        attention = (
+            hidden + queries + 2 * query_latent + (hidden + latent + rotated) + (latent + heads * (plain + value))
+        )
         attention += heads * value + hidden
     else:
         rows = 2 * (heads + architecture.key_value_heads) + heads * declaration.attention.output_gate
@@ -221,12 +238,16 @@ def shared_hidden_size(family: FamilyName, architecture: Architecture) -> int:
         return 0
     if declaration.shared.count_field is None:
         return architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size
-    return architecture.moe_intermediate_size * int(declaration.value(architecture.fields, declaration.shared.count_field))
+    return architecture.moe_intermediate_size * int(
+        declaration.value(architecture.fields, declaration.shared.count_field)
+    )
 
 
 def dense_hidden_size(family: FamilyName, architecture: Architecture) -> int:
     """Hidden size of the MLP in dense layers."""
-    return int(DECLARATIONS[family].value(architecture.fields, "intermediate_size") or architecture.moe_intermediate_size)
+    return int(
+        DECLARATIONS[family].value(architecture.fields, "intermediate_size") or architecture.moe_intermediate_size
+    )
 
 
 def submodel_architecture(family: FamilyName, architecture: Architecture, clusters: int) -> Architecture:
@@ -236,4 +257,5 @@ def submodel_architecture(family: FamilyName, architecture: Architecture, cluste
     fields = router.submodel_fields(architecture.router_fields(router), architecture.num_experts, experts)
     top_k = fields.pop(router.top_k_field)
     return architecture.model_copy(
-        update={"num_experts": experts, "num_experts_per_tok": top_k, "fields": architecture.fields | fields})
+        update={"num_experts": experts, "num_experts_per_tok": top_k, "fields": architecture.fields | fields}
+    )

@@ -1,26 +1,28 @@
 """Bytes per token that a recurrent layer (Gated DeltaNet) saves for the backward pass, in place of attention.
 
-transformers computes the gated delta rule with plain operations of torch, in fp32 and in chunks of 64 tokens. That is the path that
-the plan covers. With the kernels of `flash-linear-attention` and `causal-conv1d`, which transformers uses where they are installed,
-a layer keeps less.
+transformers computes the gated delta rule with plain operations of torch, in fp32 and in chunks of 64 tokens. That is
+the path that the plan covers. With the kernels of `flash-linear-attention` and `causal-conv1d`, which transformers uses
+where they are installed, a layer keeps less.
 
-With the sizes of `plan.parameters`, expanded keys E = Uc and values V = Uv, M = 2Kc + V channels of the convolution, L tokens
-padded to whole chunks by a factor p, and s and r bytes as in `plan.memory`, one token takes:
+With the sizes of `plan.parameters`, expanded keys E = Uc and values V = Uv, M = 2Kc + V channels of the convolution, L
+tokens padded to whole chunks by a factor p, and s and r bytes as in `plan.memory`, one token takes:
 
 * the convolution: its input sM, and its output with w - 1 further positions sM(L + w - 1) / L;
-* the factors of the update and the decays: sU and 8U; queries and keys before they are normalised, and their norms, 8E + 8U;
-* in a chunk, queries, keys, and keys times their factor, each before and after decays, and keys that read the state 4p 6E; values,
-  those that solve the triangular system, and the corrected ones 4p 3V; factors and decays 4p 4U; five matrices of 64 by 64 per
-  value head 4p 320U; and the state before each chunk 4pEv / 64;
+* the factors of the update and the decays: sU and 8U; queries and keys before they are normalised, and their norms, 8E
+  + 8U;
+* in a chunk, queries, keys, and keys times their factor, each before and after decays, and keys that read the state 4p
+  6E; values, those that solve the triangular system, and the corrected ones 4p 3V; factors and decays 4p 4U; five
+  matrices of 64 by 64 per value head 4p 320U; and the state before each chunk 4pEv / 64;
 * in fp32, if the sequence has whole chunks, copies of queries, keys (twice) and keys times their factor 16E;
 * the norm and its gate: 12V + 4U, its result twice 2sV, and the input of the output projection sV.
 
-Under autocast, products of matrices within the chunks are computed in bf16. Their inputs are copied, instead of being kept: the
-terms of this docstring change by 6pE for vectors, less 256E / L because the first chunk has no state to read, by -6p 64U for
-matrices, and by 4pEv / 64 for the states; the product of the norm and its weight takes r - s bytes per value more.
+Under autocast, products of matrices within the chunks are computed in bf16. Their inputs are copied, instead of being
+kept: the terms of this docstring change by 6pE for vectors, less 256E / L because the first chunk has no state to read,
+by -6p 64U for matrices, and by 4pEv / 64 for the states; the product of the norm and its weight takes r - s bytes per
+value more.
 
-If the weights get no gradients, neither the normalised values sV, nor the input of the output projection sV, nor 4U of the decays
-are kept.
+If the weights get no gradients, neither the normalised values sV, nor the input of the output projection sV, nor 4U of
+the decays are kept.
 """
 
 from __future__ import annotations

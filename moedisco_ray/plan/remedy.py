@@ -17,7 +17,8 @@ from moedisco_ray.plan.memory import GIB, Memory
 class Remedy(BaseModel, frozen=True):
     """Settings to change, as arguments of `--set`.
 
-    If no settings fit, `settings` are those that need the least memory, and `memory_gb` is the memory that a worker would need.
+    If no settings fit, `settings` are those that need the least memory, and `memory_gb` is the memory that a worker
+    would need.
     """
 
     fits: bool
@@ -42,15 +43,25 @@ class Spread:
 
 
 def find_remedy(
-    measure: Callable[[Optimizer, int], Memory], optimizer: Optimizer, spread: Spread, *, section: str,
-    sequence_length: int, pool_gb: float, sharded: bool, step_seconds: float, adapters: bool = False, alone: bool = True,
+    measure: Callable[[Optimizer, int], Memory],
+    optimizer: Optimizer,
+    spread: Spread,
+    *,
+    section: str,
+    sequence_length: int,
+    pool_gb: float,
+    sharded: bool,
+    step_seconds: float,
+    adapters: bool = False,
+    alone: bool = True,
 ) -> Remedy:
     """Try all settings, also those with a value of the user's, by their cost (`plan.fitting`), and return the first that fit.
 
     If none fit, try them with more workers, or with more and smaller sub-models.
 
     Args:
-        measure: Function that returns the memory of a worker for optimizer settings and a value of the spread's setting.
+        measure: Function that returns the memory of a worker for optimizer settings and a value of the spread's
+            setting.
         optimizer: The current optimizer settings.
         spread: The setting that divides the model further.
         section: Dotted path of the optimizer's section in the configuration.
@@ -64,7 +75,9 @@ def find_remedy(
     tried: list[tuple[int, tuple[str, ...]]] = []
     for wider in (spread.now, *spread.more):
         workers = wider if sharded else 1
-        trials = combinations(optimizer, sequence_length, workers, alone=alone and workers == 1 and not adapters, everything=True)
+        trials = combinations(
+            optimizer, sequence_length, workers, alone=alone and workers == 1 and not adapters, everything=True
+        )
         for _, trial in by_cost(functools.partial(_at, measure, wider), trials, step_seconds):
             total = measure(trial, wider).total
             widened = (f"{spread.setting}={wider}",) if wider != spread.now else ()

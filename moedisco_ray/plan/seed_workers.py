@@ -1,12 +1,13 @@
 """The workers that train the seed together: how many `pools.low_memory.seed_workers: auto` means, and what they hold and exchange.
 
-Each worker has a whole replica of the seed model, and its share of every batch; they add up their gradients once per step. So the
-seed is the one that a single card would train, up to rounding, in fewer hours. The price is the exchange, during which the cards
-wait: with r workers each sends 2 (r - 1) / r of 4 bytes per parameter in every step.
+Each worker has a whole replica of the seed model, and its share of every batch; they add up their gradients once per
+step. So the seed is the one that a single card would train, up to rounding, in fewer hours. The price is the exchange,
+during which the cards wait: with r workers each sends 2 (r - 1) / r of 4 bytes per parameter in every step.
 
-`auto` takes as many workers as divide the batch evenly, as far as their exchange takes at most a quarter of the time in which they
-compute. A seed that trains on r cards then costs at most a quarter more than on one. Where batches are small for the model, or
-workers have no GPU, it is one worker. A larger number can be set where cards share a node, whose links are faster than a network.
+`auto` takes as many workers as divide the batch evenly, as far as their exchange takes at most a quarter of the time in
+which they compute. A seed that trains on r cards then costs at most a quarter more than on one. Where batches are small
+for the model, or workers have no GPU, it is one worker. A larger number can be set where cards share a node, whose
+links are faster than a network.
 """
 
 from __future__ import annotations
@@ -63,13 +64,24 @@ def _fits(config: RunConfig, shape: Architecture, vocab_size: int, workers: int,
     def measure(trial: Optimizer) -> Memory:
         return member_memory(config, shape, vocab_size, trial, gang=(1, workers), lora=config.submodels.lora)
 
-    return measure(optimizer).total <= low.memory_gb * GIB or choose(
-        measure, optimizer, section="submodels.optimizer", sequence_length=config.corpus.sequence_length, pool_gb=low.memory_gb,
-        workers=1, alone=False, step_seconds=step_flops / (PEAK_FLOPS * UTILISATION * low.speed)) is not None
+    return (
+        measure(optimizer).total <= low.memory_gb * GIB
+        or choose(
+            measure,
+            optimizer,
+            section="submodels.optimizer",
+            sequence_length=config.corpus.sequence_length,
+            pool_gb=low.memory_gb,
+            workers=1,
+            alone=False,
+            step_seconds=step_flops / (PEAK_FLOPS * UTILISATION * low.speed),
+        )
+        is not None
+    )
 
 
 def member_memory(
-    config: RunConfig, shape: Architecture, vocab_size: int, optimizer: Optimizer, *, gang: tuple[int, int], lora: Lora,
+    config: RunConfig, shape: Architecture, vocab_size: int, optimizer: Optimizer, *, gang: tuple[int, int], lora: Lora
 ) -> Memory:
     """Peak memory of a worker that trains a sub-model or the seed: the larger of those alone and in the largest gang.
 
@@ -82,8 +94,15 @@ def member_memory(
         lora: Adapters of the sub-models.
     """
     measure = functools.partial(
-        worker_memory, config.model.family_name, shape, vocab_size, optimizer, sequence_length=config.corpus.sequence_length,
-        gpu=config.pools.low_memory.gpu, lora=lora)
+        worker_memory,
+        config.model.family_name,
+        shape,
+        vocab_size,
+        optimizer,
+        sequence_length=config.corpus.sequence_length,
+        gpu=config.pools.low_memory.gpu,
+        lora=lora,
+    )
     alone = measure()
     if gang[1] == 1:
         return alone
@@ -94,9 +113,15 @@ def member_memory(
 def seed_traffic(config: RunConfig, shape: Architecture, vocab_size: int, workers: int) -> GangTraffic:
     """Bytes that each of the workers sends in one step of the seed's training."""
     sent = step_bytes(
-        config.model.family_name, shape, count_parameters(config.model.family_name, shape, vocab_size),
-        config.submodels.optimizer, sequence_length=config.corpus.sequence_length, gpu=config.pools.low_memory.gpu,
-        layout=Layout(replicate=workers), exchange="step")
+        config.model.family_name,
+        shape,
+        count_parameters(config.model.family_name, shape, vocab_size),
+        config.submodels.optimizer,
+        sequence_length=config.corpus.sequence_length,
+        gpu=config.pools.low_memory.gpu,
+        layout=Layout(replicate=workers),
+        exchange="step",
+    )
     return GangTraffic(bytes=sent, sharded=sent, divided=sent, expert=1)
 
 

@@ -1,8 +1,9 @@
 """Speed of a pool's workers, and its source.
 
-The speed of a GPU is assumed: 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's `speed`, unless
-another run measured it (`moedisco_ray.plan.measured_speed`). The speed of this machine's CPU cores is measured by a probe of about
-two seconds (`moedisco_ray.execution.probe`). The speed of other workers is unknown, and so are the figures that depend on it.
+The speed of a GPU is assumed: 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's
+`speed`, unless another run measured it (`moedisco_ray.plan.measured_speed`). The speed of this machine's CPU cores is
+measured by a probe of about two seconds (`moedisco_ray.execution.probe`). The speed of other workers is unknown, and so
+are the figures that depend on it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Probe(BaseModel, frozen=True):
             experts: Experts per layer.
         """
         dense = experts == 1
-        known = sorted((trial for trial in self.trials if (trial.experts == 1) is dense), key=lambda trial: trial.flops_per_token)
+        known = sorted(
+            (trial for trial in self.trials if (trial.experts == 1) is dense), key=lambda trial: trial.flops_per_token
+        )
         below = [trial for trial in known if trial.flops_per_token <= flops_per_token]
         above = [trial for trial in known if trial.flops_per_token > flops_per_token]
         if not below or not above:
@@ -66,7 +69,8 @@ class Machine(BaseModel, frozen=True):
     """Known facts about the machine that a run would use."""
 
     probe: Probe | None = None
-    """Probe of this machine if pools without GPUs use its cores. Null means that the speed of workers without GPUs is unknown."""
+    """Probe of this machine if pools without GPUs use its cores. Null means that the speed of workers without GPUs is
+    unknown."""
     text_bytes: int | None = None
     """Size of the corpus' sources (bytes); null if unknown."""
     measured_in: Mapping[str, str] = {}
@@ -88,12 +92,22 @@ UNKNOWN_MACHINE = Machine()
 def speed_of(pool: Pool, machine: Machine) -> Speed:
     """The speed of a pool's workers, and its source."""
     if pool.gpu and pool.key in machine.measured_in:
-        return Speed(pool=pool.key, known=True, source=(
-            f"measured in {machine.measured_in[pool.key]}: {PEAK_FLOPS * UTILISATION * pool.speed / 1e12:.3g} TFLOP/s per worker"))
+        return Speed(
+            pool=pool.key,
+            known=True,
+            source=(
+                f"measured in {machine.measured_in[pool.key]}: {PEAK_FLOPS * UTILISATION * pool.speed / 1e12:.3g} TFLOP/s per worker"
+            ),
+        )
     if pool.gpu:
-        return Speed(pool=pool.key, known=True, source=(
-            f"assumed: {PEAK_FLOPS / 1e12:.0f} TFLOP/s (A100 data sheet) x {UTILISATION:.0%} x {pool.speed:g}, "
-            f"{START_UP:.0f} s per start"))
+        return Speed(
+            pool=pool.key,
+            known=True,
+            source=(
+                f"assumed: {PEAK_FLOPS / 1e12:.0f} TFLOP/s (A100 data sheet) x {UTILISATION:.0%} x {pool.speed:g}, "
+                f"{START_UP:.0f} s per start"
+            ),
+        )
     if machine.probe is None:
         return Speed(pool=pool.key, known=False, source="unknown: CPU workers that were not measured")
     return Speed(pool=pool.key, known=True, source=f"measured here, {machine.probe.cores} cores")

@@ -1,36 +1,39 @@
 """Memory of a device that runs text through a model without training it: to calibrate routers, to evaluate, to embed documents.
 
-`models.streamed` keeps a model loaded if all of its weights take at most 40 % of a GPU. Else one part is loaded at a time: a
-decoder layer, or the head. The embedding stays in the machine's memory. Calibration always loads one layer at a time. Next to the
-weights are the hidden states of the text: those of one batch or, if an evaluation loads layer by layer, of all text, up to 4 GiB,
-because all batches pass through a layer before the next one is loaded.
+`models.streamed` keeps a model loaded if all of its weights take at most 40 % of a GPU. Else one part is loaded at a
+time: a decoder layer, or the head. The embedding stays in the machine's memory. Calibration always loads one layer at a
+time. Next to the weights are the hidden states of the text: those of one batch or, if an evaluation loads layer by
+layer, of all text, up to 4 GiB, because all batches pass through a layer before the next one is loaded.
 
-Nothing is kept for a backward pass, so the activations are the most that a layer holds at a time. An element takes s bytes. Next to
-the layer's input, one token takes:
+Nothing is kept for a backward pass, so the activations are the most that a layer holds at a time. An element takes s
+bytes. Next to the layer's input, one token takes:
 
-* attention: the normalised input sD; queries, keys and values s(Hd + 2Gd); and the parts of the rotation, s max(3Hd, Hd + 3Gd).
-  Latent attention: queries, before and after the rotation, keys, what holds keys and values, and the output,
-  sH(3(n + p) + (n + v) + v). Where heads have sinks: queries, keys, values, the latter two also for every head, and the scores,
-  less their maximum, and their softmax, and two masks: s(3Hd + 2Gd) + 3sH(L + 1) + 2sL;
-* a recurrent state in place of attention (`plan.recurrent_memory`): the output of the convolution and the gate s(2Kc + 2V), twice
-  if one projection gives both; and in fp32, of sequences padded to whole chunks: queries, keys and keys times factors, before and
-  after decays, values, times factors, corrected, and the output, the larger one of 24E + 16V and 20E + 20V; three matrices of 64
-  by 64 per value head, 768U; and factors and decays, 24U;
-* experts: the residual and its norm 2sD, and for each of k experts 44 bytes of indices and the larger one of: a copy of the token,
-  gate and up, the activated gate, and the product, s(D + 4F), with the activation and gathered biases of gpt_oss s(D + 9F); or the
-  copy, the output, and the output times its weight, in the order of experts and of tokens, 2sD + 2wD, where a weight has w bytes.
-  The router's scores take sE or 4E, and the output of a shared expert sD;
-* a layer's only expert, a shared expert, or a dense MLP: 2sD and 4sF, or s(D + 3S) and 2sF next to an only expert, or 3sI;
+* attention: the normalised input sD; queries, keys and values s(Hd + 2Gd); and the parts of the rotation, s max(3Hd, Hd
+  + 3Gd). Latent attention: queries, before and after the rotation, keys, what holds keys and values, and the output,
+  sH(3(n + p) + (n + v) + v). Where heads have sinks: queries, keys, values, the latter two also for every head, and the
+  scores, less their maximum, and their softmax, and two masks: s(3Hd + 2Gd) + 3sH(L + 1) + 2sL;
+* a recurrent state in place of attention (`plan.recurrent_memory`): the output of the convolution and the gate s(2Kc +
+  2V), twice if one projection gives both; and in fp32, of sequences padded to whole chunks: queries, keys and keys
+  times factors, before and after decays, values, times factors, corrected, and the output, the larger one of 24E + 16V
+  and 20E + 20V; three matrices of 64 by 64 per value head, 768U; and factors and decays, 24U;
+* experts: the residual and its norm 2sD, and for each of k experts 44 bytes of indices and the larger one of: a copy of
+  the token, gate and up, the activated gate, and the product, s(D + 4F), with the activation and gathered biases of
+  gpt_oss s(D + 9F); or the copy, the output, and the output times its weight, in the order of experts and of tokens,
+  2sD + 2wD, where a weight has w bytes. The router's scores take sE or 4E, and the output of a shared expert sD;
+* a layer's only expert, a shared expert, or a dense MLP: 2sD and 4sF, or s(D + 3S) and 2sF next to an only expert, or
+  3sI;
 * where embeddings have a factor, a copy of the input: sD;
 * the masks of padded documents, where vectors are computed: (1 + s)L;
-* the head: the last norm and its real positions 2sD, and logits in fp32 and their log-softmax 8V, for at most 2^25 logits.
+* the head: the last norm and its real positions 2sD, and logits in fp32 and their log-softmax 8V, for at most 2^25
+  logits.
 
-Calibration sums over the inputs of a router in fp64, while its layer is loaded. An element of a batch takes s + 8 bytes, and its
-scores 40E per token. Four matrices of 8D^2 bytes exist at a time: in the eigenvalue solver X^T X, its eigenvectors, and a workspace
-of two. Loads of clusters are matched on four matrices of 8C bytes per token of all batches.
+Calibration sums over the inputs of a router in fp64, while its layer is loaded. An element of a batch takes s + 8
+bytes, and its scores 40E per token. Four matrices of 8D^2 bytes exist at a time: in the eigenvalue solver X^T X, its
+eigenvectors, and a workspace of two. Loads of clusters are matched on four matrices of 8C bytes per token of all
+batches.
 
-Letters: as in `plan.memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden size of a dense layer's
-MLP, L the length of a sequence, C the number of clusters.
+Letters: as in `plan.memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden size of a
+dense layer's MLP, L the length of a sequence, C the number of clusters.
 """
 
 from __future__ import annotations
@@ -78,7 +81,8 @@ class WorkerPlan(BaseModel, frozen=True):
     fits: bool
     """Whether `memory`, an upper bound, is at most `pool_gb`."""
     fits_known: bool
-    """Whether `fits` is reliable; false without GPUs, because CPU workers share the host's memory with other processes."""
+    """Whether `fits` is reliable; false without GPUs, because CPU workers share the host's memory with other
+    processes."""
     remedy: Remedy | None
     """Settings to change if the stage does not fit; null if it fits."""
 
@@ -152,7 +156,9 @@ def calibration_memory(model: StreamedModel, *, tokens: int, sequence_length: in
     hidden, experts = model.sizes.hidden_size, model.sizes.num_experts
     windows = min(CALIBRATION_WINDOWS, max(1, BATCH_TOKENS // sequence_length), -(-tokens // sequence_length))
     batch = windows * sequence_length
-    layers = model.states(batch) + batch * layer_bytes_per_token(model.family, model.sizes, model.width, sequence_length)
+    layers = model.states(batch) + batch * layer_bytes_per_token(
+        model.family, model.sizes, model.width, sequence_length
+    )
     sums = batch * ((model.width + 8) * hidden + 40 * experts) + 32 * hidden**2 + 32 * clusters * tokens
     return _memory(model.layer, max(layers, sums))
 
@@ -198,8 +204,14 @@ def _passes(model: StreamedModel, tokens: int, batch: int, *, layer: int, head: 
 
 def _memory(weights: int, activations: int) -> Memory:
     return Memory(
-        weights=weights, gradients=0, optimizer=0, activations=activations, compute_copies=0, optimizer_step=0,
-        overhead=overhead(weights + activations))
+        weights=weights,
+        gradients=0,
+        optimizer=0,
+        activations=activations,
+        compute_copies=0,
+        optimizer_step=0,
+        overhead=overhead(weights + activations),
+    )
 
 
 def layer_bytes_per_token(family: FamilyName, sizes: Architecture, width: int, length: int) -> int:
@@ -216,7 +228,8 @@ def layer_bytes_per_token(family: FamilyName, sizes: Architecture, width: int, l
     attention = _recurrent(declaration, sizes, width, length) if recurrent else 0
     if recurrent < sizes.num_hidden_layers:
         attention = max(
-            attention, (_latent if declaration.attention.latent else _grouped)(declaration, sizes, width, length))
+            attention, (_latent if declaration.attention.latent else _grouped)(declaration, sizes, width, length)
+        )
     attention += state
     blocks = [_experts(declaration, sizes, width, bool(shared))]
     if shared:
@@ -252,7 +265,7 @@ def _experts(family: Family, sizes: Architecture, width: int, shared: bool) -> i
     hidden, inner = sizes.hidden_size, sizes.moe_intermediate_size
     if sizes.num_experts == 1:
         return width * family.expert_activations * inner
-    gathered = 2 * (family.router.bias is not None)     # the biases of each token's experts, next to gate and up
+    gathered = 2 * (family.router.bias is not None)  # the biases of each token's experts, next to gate and up
     weight = 4 if family.router.weights_in_fp32 else width
     score = 4 if family.router.in_fp32 else width
     each = max(width * (hidden + (family.expert_activations + gathered) * inner), 2 * (width + weight) * hidden)
@@ -284,8 +297,14 @@ def _planned(work: _Work) -> InferencePlan:
     memory, pool_gb = work.measure(work.tokens), max(kind.memory_gb for kind in work.pool.node_types)
     fits = memory.total <= pool_gb * GIB
     return InferencePlan(
-        stage=work.stage, pool=work.pool.name, memory=memory, pool_gb=pool_gb, fits=fits, fits_known=work.pool.gpu > 0,
-        remedy=None if fits else _remedy(work, pool_gb))
+        stage=work.stage,
+        pool=work.pool.name,
+        memory=memory,
+        pool_gb=pool_gb,
+        fits=fits,
+        fits_known=work.pool.gpu > 0,
+        remedy=None if fits else _remedy(work, pool_gb),
+    )
 
 
 def _remedy(work: _Work, pool_gb: float) -> Remedy:
@@ -324,14 +343,32 @@ def _works(config: RunConfig, vocab_size: int) -> Iterator[_Work]:
         low = embeds
         yield _Work("cluster", low, "clusters.vectors", tokens.total, lambda count: vectors(low, count))
     if tokens.decoupled or tokens.seed:
-        yield _Work("merge", pool, "merge.calibration_tokens", config.merge.calibration_tokens, lambda count: calibration_memory(
-            on(pool, whole), tokens=count, sequence_length=length, clusters=config.cluster_count))
-    yield _Work("evaluate", pool, "evaluation.max_tokens", config.evaluation.max_tokens, lambda count: evaluation(pool, count))
-    if config.evaluation.prompts:
-        yield _Work("export", pool, "evaluation.sample_tokens", config.evaluation.sample_tokens, lambda count: scoring_memory(
-            on(pool, whole), tokens=count, sequence_length=count))
-    if config.owners:
-        owned = config.pools.owner(config.owners[0])    # all owners' seats have the same memory
         yield _Work(
-            "evaluate by owners", owned, "evaluation.max_tokens", config.evaluation.max_tokens,
-            lambda count: evaluation(owned, count))
+            "merge",
+            pool,
+            "merge.calibration_tokens",
+            config.merge.calibration_tokens,
+            lambda count: calibration_memory(
+                on(pool, whole), tokens=count, sequence_length=length, clusters=config.cluster_count
+            ),
+        )
+    yield _Work(
+        "evaluate", pool, "evaluation.max_tokens", config.evaluation.max_tokens, lambda count: evaluation(pool, count)
+    )
+    if config.evaluation.prompts:
+        yield _Work(
+            "export",
+            pool,
+            "evaluation.sample_tokens",
+            config.evaluation.sample_tokens,
+            lambda count: scoring_memory(on(pool, whole), tokens=count, sequence_length=count),
+        )
+    if config.owners:
+        owned = config.pools.owner(config.owners[0])  # all owners' seats have the same memory
+        yield _Work(
+            "evaluate by owners",
+            owned,
+            "evaluation.max_tokens",
+            config.evaluation.max_tokens,
+            lambda count: evaluation(owned, count),
+        )

@@ -10,9 +10,9 @@ from moedisco_ray.core.config import Optimizer
 def unit_steps(tokens: int, optimizer: Optimizer, sizes: Sequence[int] = (1,)) -> list[int]:
     """Divide the whole batches of a phase among its trainings, in proportion to their sizes.
 
-    A training whose share is less than one step makes one. Each of the others makes its share of the remaining steps, rounded down,
-    or up where the remainder is largest. So the steps sum to the phase's batches, unless there are fewer batches than trainings,
-    which `RunConfig` refuses.
+    A training whose share is less than one step makes one. Each of the others makes its share of the remaining steps,
+    rounded down, or up where the remainder is largest. So the steps sum to the phase's batches, unless there are fewer
+    batches than trainings, which `RunConfig` refuses.
 
     Args:
         tokens: Training tokens of the phase.
@@ -29,6 +29,6 @@ def unit_steps(tokens: int, optimizer: Optimizer, sizes: Sequence[int] = (1,)) -
         left, whole = left - 1, whole - sizes[shared.pop()]
     for k in shared:
         steps[k] = left * sizes[k] // whole
-    for k in sorted(shared, key=lambda k: -(left * sizes[k] % whole))[:left - sum(steps[k] for k in shared)]:
+    for k in sorted(shared, key=lambda k: -(left * sizes[k] % whole))[: left - sum(steps[k] for k in shared)]:
         steps[k] += 1
     return steps

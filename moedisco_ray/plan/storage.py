@@ -1,9 +1,11 @@
 """Bytes that each stage keeps in the run directory, holds on a card, in memory and on a node's disk, and moves over the network.
 
-If the run directory is in object storage, no node's disk holds it. A worker's disk then holds the stage's inputs, its results until
-they are uploaded, and one checkpoint until it is uploaded. The figures follow from the sizes of models and from token counts:
+If the run directory is in object storage, no node's disk holds it. A worker's disk then holds the stage's inputs, its
+results until they are uploaded, and one checkpoint until it is uploaded. The figures follow from the sizes of models
+and from token counts:
 
-* corpus: text (4 bytes per token), token ids (4) and packed tokens (2, or 4 if the vocabulary has more than 65,536 entries);
+* corpus: text (4 bytes per token), token ids (4) and packed tokens (2, or 4 if the vocabulary has more than 65,536
+  entries);
 * cluster: packed tokens of all clusters and, if the vectors are hidden states, 4 bytes per dimension of each document;
 * models: weights in the training's precision;
 * checkpoints: weights and optimizer state; each training keeps two checkpoints at a time;
@@ -13,10 +15,11 @@ they are uploaded, and one checkpoint until it is uploaded. The figures follow f
 * evaluate: the finished model, the merged one, the seed and all sub-models are read;
 * fine-tune, and a seed of several workers: they also send each other what `plan.gang_traffic` counts.
 
-`plan.stage_memory` has the memory of the stages that run text through a model. Without a card, it is in the machine's memory.
-`plan.host_memory` bounds the memory of corpus, cluster and decompose.
+`plan.stage_memory` has the memory of the stages that run text through a model. Without a card, it is in the machine's
+memory. `plan.host_memory` bounds the memory of corpus, cluster and decompose.
 
-The number of checkpoints follows from `checkpoint.every` or, with `auto`, from the interval for the assumed rate of worker losses.
+The number of checkpoints follows from `checkpoint.every` or, with `auto`, from the interval for the assumed rate of
+worker losses.
 """
 
 from __future__ import annotations
@@ -30,7 +33,13 @@ from pydantic import BaseModel
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan.estimate import CLUSTERED
-from moedisco_ray.plan.host_memory import ID_BYTES, TEXT_BYTES_PER_TOKEN, cluster_memory, corpus_memory, decompose_memory
+from moedisco_ray.plan.host_memory import (
+    ID_BYTES,
+    TEXT_BYTES_PER_TOKEN,
+    cluster_memory,
+    corpus_memory,
+    decompose_memory,
+)
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.plan.speed import STORE_BYTES_PER_SECOND
 from moedisco_ray.plan.stage_memory import InferencePlan
@@ -112,7 +121,11 @@ class Trained:
 
 
 def plan_storage(
-    config: RunConfig, trained: Mapping[str, Trained], inference: Sequence[InferencePlan], vocab_size: int, text_bytes: int | None,
+    config: RunConfig,
+    trained: Mapping[str, Trained],
+    inference: Sequence[InferencePlan],
+    vocab_size: int,
+    text_bytes: int | None,
 ) -> tuple[StageStorage, ...]:
     """Storage of every stage that stores files, in pipeline order.
 
@@ -146,7 +159,8 @@ def checkpoint_count(steps: int, hours: float, every: int | None, size: int, wor
     Args:
         steps: Optimizer steps.
         hours: Training time in hours.
-        every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with the least expected cost.
+        every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with the least
+            expected cost.
         size: Bytes of a checkpoint.
         workers: Workers that train together.
     """
@@ -159,7 +173,11 @@ def checkpoint_count(steps: int, hours: float, every: int | None, size: int, wor
 
 class _Planner:
     def __init__(
-        self, config: RunConfig, trained: Mapping[str, Trained], inference: Mapping[str, InferencePlan], vocab_size: int,
+        self,
+        config: RunConfig,
+        trained: Mapping[str, Trained],
+        inference: Mapping[str, InferencePlan],
+        vocab_size: int,
         text_bytes: int | None,
     ) -> None:
         self._config, self._trained, self._inference, self._vocab_size = config, trained, inference, vocab_size
@@ -167,8 +185,14 @@ class _Planner:
         self._corpus_tokens = config.tokens.total if text_bytes is None else text_bytes // TEXT_BYTES_PER_TOKEN
         finetune = trained.get("finetune")
         earlier = trained.get("submodels", trained.get("seed"))
-        self._whole = (0 if earlier is None else earlier.weights * earlier.units) if finetune is None else finetune.weights
-        is_kept = finetune is not None and config.finetune.keep_optimizer_state and (earlier is None or earlier.handed_over > 0)
+        self._whole = (
+            (0 if earlier is None else earlier.weights * earlier.units) if finetune is None else finetune.weights
+        )
+        is_kept = (
+            finetune is not None
+            and config.finetune.keep_optimizer_state
+            and (earlier is None or earlier.handed_over > 0)
+        )
         self._kept = 2 * self._whole if is_kept else 0
 
     def stage(self, name: str) -> StageStorage | None:
@@ -188,7 +212,7 @@ class _Planner:
         parts, earlier = self._trained.get("submodels"), self._trained.get("submodels", self._trained.get("seed"))
         match name:
             case "submodels" | "finetune":
-                return None     # untrained: takes over its input
+                return None  # untrained: takes over its input
             case "seed" | "decompose":
                 return None if parts is None else self._divided(name, parts)
             case "merge":
@@ -212,15 +236,25 @@ class _Planner:
         """Bytes of all models that the evaluation reads: the finished one, and those that it was made of."""
         seed, parts = self._trained.get("seed"), self._trained.get("submodels")
         merged = self._whole if parts is not None and "finetune" in self._trained else 0
-        return self._whole + merged + (0 if seed is None else seed.weights) + (0 if parts is None else parts.units * parts.weights)
+        return (
+            self._whole
+            + merged
+            + (0 if seed is None else seed.weights)
+            + (0 if parts is None else parts.units * parts.weights)
+        )
 
     def _corpus(self) -> StageStorage:
         text = TEXT_BYTES_PER_TOKEN * self._corpus_tokens
         stored = text + (ID_BYTES + self._token_bytes) * self._corpus_tokens
         # The text is moved four times: read, written and read again by the shuffle, and written with its tokens.
         return StageStorage(
-            stage="corpus", pool="cpu", stored=stored, node_disk=text + stored, worker_memory=corpus_memory(text),
-            moved=3 * text + stored)
+            stage="corpus",
+            pool="cpu",
+            stored=stored,
+            node_disk=text + stored,
+            worker_memory=corpus_memory(text),
+            moved=3 * text + stored,
+        )
 
     def _cluster(self) -> StageStorage:
         config = self._config
@@ -228,13 +262,20 @@ class _Planner:
         vectors, device, host = 0, 0, 0
         if config.vectors_pool is not None:
             device, host = self._device_and_host("cluster")
-            vectors = 4 * config.model.architecture.hidden_size * -(-self._corpus_tokens // config.corpus.sequence_length)
+            vectors = (
+                4 * config.model.architecture.hidden_size * -(-self._corpus_tokens // config.corpus.sequence_length)
+            )
         packed = self._token_bytes * tokens
         documents = (TEXT_BYTES_PER_TOKEN + ID_BYTES) * self._corpus_tokens
         return StageStorage(
-            stage="cluster", pool="cpu", stored=packed + vectors, device_memory=device,
+            stage="cluster",
+            pool="cpu",
+            stored=packed + vectors,
+            device_memory=device,
             worker_memory=host + cluster_memory(config, self._corpus_tokens, self._vocab_size),
-            node_disk=documents + packed + vectors, moved=2 * documents + packed + 2 * vectors)
+            node_disk=documents + packed + vectors,
+            moved=2 * documents + packed + 2 * vectors,
+        )
 
     def training(self, name: str, each: Trained) -> StageStorage:
         """Storage of one training stage."""
@@ -251,11 +292,18 @@ class _Planner:
         # Each worker reads the whole model and all tokens that its model trains on.
         read = each.workers * (each.units * each.weights + packed)
         return StageStorage(
-            stage=name, pool=each.pool, workers=each.units * each.workers, stored=stored,
+            stage=name,
+            pool=each.pool,
+            workers=each.units * each.workers,
+            stored=stored,
             checkpoints=_KEPT_CHECKPOINTS * each.units * each.checkpoint,
-            node_disk=inputs + kept if each.workers > 1 else 0, worker_disk=share + (0 if each.workers > 1 else inputs + kept),
-            device_memory=each.device, worker_memory=share + each.offloaded,
-            moved=read + written + each.units * saves * each.checkpoint + each.synced, exchanged=each.exchanged)
+            node_disk=inputs + kept if each.workers > 1 else 0,
+            worker_disk=share + (0 if each.workers > 1 else inputs + kept),
+            device_memory=each.device,
+            worker_memory=share + each.offloaded,
+            moved=read + written + each.units * saves * each.checkpoint + each.synced,
+            exchanged=each.exchanged,
+        )
 
     def _models(self, name: str, *, stored: int, read: int) -> StageStorage:
         config, pool = self._config, self._config.finetune_pool
@@ -266,8 +314,14 @@ class _Planner:
         else:
             device, host = self._device_and_host(name)
         return StageStorage(
-            stage=name, pool="cpu" if on_cpu else pool.name, stored=stored, worker_disk=read + stored,
-            moved=read + stored, device_memory=device, worker_memory=host)
+            stage=name,
+            pool="cpu" if on_cpu else pool.name,
+            stored=stored,
+            worker_disk=read + stored,
+            moved=read + stored,
+            device_memory=device,
+            worker_memory=host,
+        )
 
     def _device_and_host(self, stage: str) -> tuple[int, int]:
         """GPU memory and host memory of the worker of a stage that runs text through a model."""
@@ -277,5 +331,8 @@ class _Planner:
         return (found.memory.total, 0) if found.fits_known else (0, found.memory.total - found.memory.overhead)
 
     def _keeps_optimizer_state(self, stage: str) -> bool:
-        return self._config.submodels.keep_optimizer_state if stage == "seed" else (
-            stage == "submodels" and self._config.finetune.keep_optimizer_state)
+        return (
+            self._config.submodels.keep_optimizer_state
+            if stage == "seed"
+            else (stage == "submodels" and self._config.finetune.keep_optimizer_state)
+        )

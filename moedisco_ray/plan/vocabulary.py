@@ -25,7 +25,7 @@ def planned_vocab_size(config: RunConfig) -> int:
     if rows is not None and from_checkpoint and not config.tokenizer.replace:
         return rows
     if rows is not None and path is not None and not any((path / name).exists() for name in _COUNTED):
-        return rows     # the tokens of other file formats are counted later, when transformers loads the tokenizer
+        return rows  # the tokens of other file formats are counted later, when transformers loads the tokenizer
     tokens = config.tokenizer.train_vocab_size if path is None else tokenizer_vocab_size(path)
     if rows is not None and tokens > rows:
         way_out = "use the checkpoint's tokenizer" if from_checkpoint else "raise it, or leave it out"
@@ -49,8 +49,10 @@ def tokenizer_vocab_size(directory: Path) -> int:
                 remedy = f"{name} is not a tokenizer file; name another directory"
                 raise ConfigError("tokenizer.path", str(directory), remedy) from error
     raise ConfigError(
-        "tokenizer.path", str(directory),
-        "holds neither tokenizer.json nor vocab.json, so its size is not known before it is loaded; set model.config.vocab_size")
+        "tokenizer.path",
+        str(directory),
+        "holds neither tokenizer.json nor vocab.json, so its size is not known before it is loaded; set model.config.vocab_size",
+    )
 
 
 def _token_ids(content: dict[str, Any]) -> list[int]:

@@ -11,5 +11,6 @@
 | `arrival` | when to ask for the expensive nodes |
 | `gang` | how many workers the fine-tune uses |
 
-The runtime calls these functions with its measurements. The simulator in `benchmarks/study` calls them with simulated measurements.
+The runtime calls these functions with its measurements. The simulator in `benchmarks/study` calls them with simulated
+measurements.
 """

@@ -1,8 +1,8 @@
 """When to request the expensive nodes, so that they arrive as the last sub-model ends.
 
-Nodes that arrive too early are paid for while they idle. Nodes that arrive too late cost only time, because the cheap nodes are
-released by then; so no safety margin is added to the boot time. Every progress report renews the prediction. If a lost worker
-delays the end so much that a second boot is cheaper than the idle time, the nodes are released.
+Nodes that arrive too early are paid for while they idle. Nodes that arrive too late cost only time, because the cheap
+nodes are released by then; so no safety margin is added to the boot time. Every progress report renews the prediction.
+If a lost worker delays the end so much that a second boot is cheaper than the idle time, the nodes are released.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def advise(seconds_left: float, boot: float, *, asked: bool) -> Advice:
     """
     if not asked:
         return "ask" if seconds_left <= boot else "wait"
-    # Nodes that are kept idle until the sub-models end; nodes that are released must boot once more. Because of the factor 2, small
-    # changes of the prediction do not restart nodes.
+    # Nodes that are kept idle until the sub-models end; nodes that are released must boot once more. Because of the
+    # factor 2, small changes of the prediction do not restart nodes.
     return "release" if seconds_left > 2 * boot else "keep"
 
 

@@ -1,14 +1,16 @@
 """The checkpoint interval that minimises the cost of saving plus the cost of repeated work.
 
-Losses of workers are modelled as memoryless. Their rate per worker-hour starts from an assumption and is measured while a run
-trains: hours without a loss lower the rate and lengthen the interval. The interval is Daly's second estimate (J. T. Daly, "A
-higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation Computer Systems 22, 2006,
-equation 37). For cheap checkpoints it equals Young's sqrt(2 d M) (J. W. Young, "A first order approximation to the optimum
-checkpoint interval", Communications of the ACM 17, 1974), with the cost d of a checkpoint and the mean time M between losses.
+Losses of workers are modelled as memoryless. Their rate per worker-hour starts from an assumption and is measured while
+a run trains: hours without a loss lower the rate and lengthen the interval. The interval is Daly's second estimate (J.
+T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation Computer
+Systems 22, 2006, equation 37). For cheap checkpoints it equals Young's sqrt(2 d M) (J. W. Young, "A first order
+approximation to the optimum checkpoint interval", Communications of the ACM 17, 1974), with the cost d of a checkpoint
+and the mean time M between losses.
 
-A checkpoint that is written while training continues costs only the time for which training stands still. The latency until it is
-stored changes the expected cost, but hardly the best interval (N. H. Vaidya, "Impact of checkpoint latency on overhead ratio of a
-checkpointing scheme", IEEE Transactions on Computers 46, 1997). The interval is at least this latency.
+A checkpoint that is written while training continues costs only the time for which training stands still. The latency
+until it is stored changes the expected cost, but hardly the best interval (N. H. Vaidya, "Impact of checkpoint latency
+on overhead ratio of a checkpointing scheme", IEEE Transactions on Computers 46, 1997). The interval is at least this
+latency.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ class SaveCost:
 
     Attributes:
         stall: Seconds for which training stands still.
-        latency: Seconds until the checkpoint is stored, including the stall. None means that the checkpoint is stored when the
-            stall ends.
+        latency: Seconds until the checkpoint is stored, including the stall. None means that the checkpoint is stored
+            when the stall ends.
     """
 
     stall: float
@@ -69,7 +71,8 @@ def loss_rate(losses: int, worker_hours: float, prior: Prior = ASSUMED) -> float
     """Lost workers per worker-hour: the mean of the gamma posterior, which is above 0 even if no worker was lost.
 
     Args:
-        losses: Number of lost workers whose work was lost too. If a loss was announced in time for a checkpoint, it does not count.
+        losses: Number of lost workers whose work was lost too. If a loss was announced in time for a checkpoint, it
+            does not count.
         worker_hours: Observed hours, summed over workers.
         prior: Loss rate assumed before measurements.
     """
@@ -98,13 +101,14 @@ def interval(cost: SaveCost, losses_per_hour: float, workers: int = 1, bounds: B
         cost: Cost of a checkpoint.
         losses_per_hour: Loss rate of one worker (`loss_rate`).
         workers: Number of workers of this training; the loss of one stops all.
-        bounds: Bounds of the interval. If they contradict each other, `stall` overrules `longest`, which overrules `shortest`.
+        bounds: Bounds of the interval. If they contradict each other, `stall` overrules `longest`, which overrules
+            `shortest`.
     """
     rate = losses_per_hour * workers
     best = best_interval(cost.stall, HOUR / rate if rate > 0 else math.inf)
     within = min(max(best, bounds.shortest), bounds.longest)
-    # With a stall of d after every t seconds of training, stalls take the share d / (t + d) of the time. A checkpoint starts only
-    # after the previous one is stored, so the interval is at least the latency.
+    # With a stall of d after every t seconds of training, stalls take the share d / (t + d) of the time. A checkpoint
+    # starts only after the previous one is stored, so the interval is at least the latency.
     return max(within, cost.stall * (1 / bounds.stall - 1), cost.latency or 0.0)
 
 
@@ -122,6 +126,6 @@ def expected_stretch(interval_seconds: float, stall: float, mean_time: float, re
     if math.isinf(mean_time):
         return (interval_seconds + stall) / interval_seconds
     exponent = (interval_seconds + stall) / mean_time
-    if exponent + restart / mean_time > 600:   # the result would be too large for a float; such a training never ends
+    if exponent + restart / mean_time > 600:  # the result would be too large for a float; such a training never ends
         return math.inf
     return mean_time / interval_seconds * math.exp(restart / mean_time) * math.expm1(exponent)

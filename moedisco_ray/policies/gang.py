@@ -76,6 +76,7 @@ def worth_growing(current: int, possible: int, seconds_left: float, restart_seco
         current: Current number of workers.
         possible: Possible number of workers (`count_now`).
         seconds_left: Remaining seconds of training with the current workers.
-        restart_seconds: Seconds from the end of the last step, through the checkpoint and the restart, to the next step.
+        restart_seconds: Seconds from the end of the last step, through the checkpoint and the restart, to the next
+            step.
     """
     return possible > current and seconds_left * (1 - current / possible) > restart_seconds

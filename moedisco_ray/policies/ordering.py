@@ -1,9 +1,9 @@
 """The order in which sub-models start, and the time that a queue of them takes.
 
-The sub-model with the longest expected remaining time starts first, so that no long sub-model runs alone at the end. On m equal
-slots this order takes at most 4/3 - 1/(3m) times as long as the best order (Graham, "Bounds on multiprocessing timing anomalies",
-SIAM Journal on Applied Mathematics 17, 1969, theorem 2). With few units it can take some per cent longer than the best order;
-exchanging pairs of units removes most of this difference.
+The sub-model with the longest expected remaining time starts first, so that no long sub-model runs alone at the end. On
+m equal slots this order takes at most 4/3 - 1/(3m) times as long as the best order (Graham, "Bounds on multiprocessing
+timing anomalies", SIAM Journal on Applied Mathematics 17, 1969, theorem 2). With few units it can take some per cent
+longer than the best order; exchanging pairs of units removes most of this difference.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Remaining:
 def calibration(units: Iterable[Remaining]) -> float:
     """Median ratio of measured to planned time per step; 1 without measurements.
 
-    It corrects the plan for units without a measurement. Otherwise a plan that is too optimistic would make them seem shorter than
-    units that have already run.
+    It corrects the plan for units without a measurement. Otherwise a plan that is too optimistic would make them seem
+    shorter than units that have already run.
     """
     ratios = [unit.measured / unit.planned for unit in units if unit.measured is not None]
     return statistics.median(ratios) if ratios else 1.0
@@ -63,12 +63,15 @@ def longest_first(units: Sequence[Remaining], factor: float | None = None) -> li
 
 
 _FEW = 24
-"""Maximum number of units for which pairs are exchanged: with more, one unit matters little and trying all pairs is slow."""
+"""Maximum number of units for which pairs are exchanged: with more, one unit matters little and trying all pairs is
+slow."""
 _WORTH = 0.005
 """Minimum relative gain of an exchange: estimates are not more accurate than that."""
 
 
-def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: int, factor: float | None = None) -> list[Remaining]:
+def soonest_done(
+    units: Sequence[Remaining], running: Sequence[float], slots: int, factor: float | None = None
+) -> list[Remaining]:
     """The order of `longest_first`, improved by exchanging pairs of units while this makes the last unit end earlier.
 
     Args:
@@ -88,8 +91,8 @@ def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: in
 
     best = end(order)
     while True:
-        # Of several pairs with the same gain, exchange the last one. So long units still start early, which helps when lost work or
-        # bad estimates make them even longer.
+        # Of several pairs with the same gain, exchange the last one. So long units still start early, which helps when
+        # lost work or bad estimates make them even longer.
         pairs = reversed(list(itertools.combinations(range(len(order)), 2)))
         candidate = min((_exchanged(order, i, j) for i, j in pairs), key=end, default=order)
         if end(candidate) >= best * (1 - _WORTH):
@@ -120,7 +123,7 @@ def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int)
     if waiting and slots < 1:
         raise ValueError("a waiting unit needs at least one slot")
     # A pool that shrank may have fewer slots than running units; the slots beyond its new size are not reused.
-    free = sorted([*running, *[0.0] * (slots - len(running))])[max(0, len(running) - slots):]
+    free = sorted([*running, *[0.0] * (slots - len(running))])[max(0, len(running) - slots) :]
     heapq.heapify(free)
     ends = list(running)
     for seconds in waiting:

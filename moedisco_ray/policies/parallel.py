@@ -12,8 +12,9 @@ class Layout:
     Attributes:
         replicate: Number of replicas of the model.
         data: Number of workers among which each expert is sharded.
-        expert: Number of workers among which the experts of a layer are divided. A worker has whole experts of every layer, and
-            tokens travel to them; all other weights are sharded among the `data` x `expert` workers of a replica.
+        expert: Number of workers among which the experts of a layer are divided. A worker has whole experts of every
+            layer, and tokens travel to them; all other weights are sharded among the `data` x `expert` workers of a
+            replica.
     """
 
     replicate: int = 1
@@ -47,9 +48,9 @@ class Sharing:
     def layout(self, workers: int, per_node: int) -> Layout:
         """The layout of a gang.
 
-        By default, experts are divided among the workers of a node, since tokens travel in every layer and links inside a node are
-        fast. Each node has a replica of the model if one node's memory is enough for it, since then only gradients cross nodes. A
-        size that does not divide the workers is lowered to one that does.
+        By default, experts are divided among the workers of a node, since tokens travel in every layer and links inside
+        a node are fast. Each node has a replica of the model if one node's memory is enough for it, since then only
+        gradients cross nodes. A size that does not divide the workers is lowered to one that does.
 
         Args:
             workers: Number of workers.

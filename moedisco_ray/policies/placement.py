@@ -15,8 +15,8 @@ class NodeType:
         price_per_hour: Dollars per worker-hour.
         speed: Relative training speed.
         free: Number of workers that could start now.
-        owner: The data owner whose nodes these are. The owner's sub-models run only on these nodes, and no other sub-models run on
-            them.
+        owner: The data owner whose nodes these are. The owner's sub-models run only on these nodes, and no other
+            sub-models run on them.
     """
 
     name: str

@@ -50,7 +50,8 @@ class Verdict:
 
     Attributes:
         action: `wait` for more sub-models, `go` (merge now), or `fail`, because the quorum cannot be reached any more.
-        seconds: Seconds that the merge still waits for unfinished sub-models after the quorum is reached; 0 in all other cases.
+        seconds: Seconds that the merge still waits for unfinished sub-models after the quorum is reached; 0 in all
+            other cases.
         contributions: What each member would contribute now.
     """
 
@@ -62,8 +63,9 @@ class Verdict:
 def decide(members: Sequence[Member], quorum: int | None, now: float, patience: float = 1.5) -> Verdict:
     """Whether the merge may start.
 
-    Once the quorum is reached, the merge waits for the missing sub-models until `patience` x t seconds after the phase began. Here
-    t is the time at which the quorum was reached, or the longest expected duration of a missing sub-model if that is longer.
+    Once the quorum is reached, the merge waits for the missing sub-models until `patience` x t seconds after the phase
+    began. Here t is the time at which the quorum was reached, or the longest expected duration of a missing sub-model
+    if that is longer.
 
     Args:
         members: All sub-models.

@@ -8,9 +8,9 @@
 | failed again at the same step, or a loss that is not finite | once: go back to an earlier checkpoint and skip some batches |
 | out of memory | restart with half of the micro-batch, down to 1; the global batch stays |
 
-Going back and skipping batches follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1). They restarted about 100 steps
-before a loss spike and skipped 200 to 500 batches. The spike did not return. The same batches caused no spike when the training met
-them in another state.
+Going back and skipping batches follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1). They restarted about
+100 steps before a loss spike and skipped 200 to 500 batches. The spike did not return. The same batches caused no spike
+when the training met them in another state.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Literal
 EndKind = Literal["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"]
 
 MAY_GO_BACK: frozenset[EndKind] = frozenset({"failed", "not_finite"})
-"""Kinds of an attempt's end after which `decide` may choose to go back to an earlier checkpoint. Only for these does it need the
-list of checkpoints."""
+"""Kinds of an attempt's end after which `decide` may choose to go back to an earlier checkpoint. Only for these does it
+need the list of checkpoints."""
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemoryerror", "running low on memory", "cublas_status_alloc_failed")
 
@@ -158,7 +158,8 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
         return Again(history)
     if end.kind == "out_of_memory":
         return _halve(history, end)
-    # Only a failure at a known step is evidence against the step's batch. If a process died, its step is not known precisely.
+    # Only a failure at a known step is evidence against the step's batch. If a process died, its step is not known
+    # precisely.
     at_step = 0
     if end.kind == "failed" and end.step is not None:
         at_step = history.at_step + 1 if end.step == history.step else 1
@@ -182,9 +183,10 @@ def _go_back(history: History, end: End, checkpoints: Sequence[int], window: int
         what = "diverged" if end.kind == "not_finite" else "failed"
         return GiveUp(
             f"{what} at step {end.step} after it went back and skipped {history.skip.width} batches: {end.reason}",
-            diverged=True)
-    # Training may have got further than the last reported step, at least up to its newest checkpoint. If a loss was not finite, the
-    # reported step is exact.
+            diverged=True,
+        )
+    # Training may have got further than the last reported step, at least up to its newest checkpoint. If a loss was not
+    # finite, the reported step is exact.
     reported = end.step or 0
     step = reported if end.kind == "not_finite" else max(reported, *checkpoints, 0)
     before = sorted(checkpoint for checkpoint in checkpoints if checkpoint <= step)

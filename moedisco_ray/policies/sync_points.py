@@ -1,8 +1,8 @@
 """Sync points: the steps at which members combine their weights, and the members that take part.
 
 Between two sync points every member trains on its own; then their weights become one (Douillard et al., "DiLoCo",
-arXiv 2311.08105). The members of the seed phase combine all weights, and end with a sync point. Sub-models combine their backbones,
-and train from their last sync point up to the merge.
+arXiv 2311.08105). The members of the seed phase combine all weights, and end with a sync point. Sub-models combine
+their backbones, and train from their last sync point up to the merge.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 Scope = Literal["backbone", "all"]
-"""Weights that members exchange: the backbone of sub-models that have their own experts, or all weights of one common model."""
+"""Weights that members exchange: the backbone of sub-models that have their own experts, or all weights of one common
+model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,8 @@ class SyncMembers:
 
     Attributes:
         members: Members whose weights are combined, in their order.
-        late: Members that are not waited for any longer; each loads the newest common weights when it arrives and joins the next
-            sync point.
+        late: Members that are not waited for any longer; each loads the newest common weights when it arrives and joins
+            the next sync point.
     """
 
     members: tuple[str, ...]
@@ -32,13 +33,13 @@ class SyncMembers:
 def sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
     """The sync points of each sub-model; each is given as the number of steps that the sub-model makes before it.
 
-    All sub-models have the same number of sync points, so that none enters the merge with an outdated backbone. The sub-model with
-    the most steps syncs every `every` steps; a shorter one syncs at the same fractions of its own steps.
+    All sub-models have the same number of sync points, so that none enters the merge with an outdated backbone. The
+    sub-model with the most steps syncs every `every` steps; a shorter one syncs at the same fractions of its own steps.
 
     Args:
         steps: Steps of each sub-model.
-        every: Steps between two sync points of the longest sub-model. Increased if the shortest sub-model would otherwise make no
-            step between two sync points.
+        every: Steps between two sync points of the longest sub-model. Increased if the shortest sub-model would
+            otherwise make no step between two sync points.
     """
     longest = max(steps)
     every = max(every, -(-longest // min(steps)))
@@ -62,14 +63,17 @@ def sync_count(steps: int, every: int) -> int:
     return max(0, (2 * steps - every) // (2 * every))
 
 
-def ready_members(alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None) -> SyncMembers | None:
+def ready_members(
+    alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None
+) -> SyncMembers | None:
     """The members whose weights are combined now; None if the sync point must wait for more members.
 
     Args:
         alive: Members that train, wait or are finished; not those that were given up.
         arrived: Arrival time in seconds of each member that has reached the sync point.
         now: Current time in seconds, on the same clock.
-        patience: Seconds to wait for the others once half of the members have arrived; None means to wait for all members.
+        patience: Seconds to wait for the others once half of the members have arrived; None means to wait for all
+            members.
     """
     ready = tuple(name for name in alive if name in arrived)
     missing = tuple(name for name in alive if name not in arrived)

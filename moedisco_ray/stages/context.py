@@ -23,7 +23,8 @@ from moedisco_ray.core.verification import Verifier
 from moedisco_ray.stages.start import Start
 
 COMMON = "common"
-"""Name of the folder, next to the trained sub-models, with the backbone that they shared after their last sync point."""
+"""Name of the folder, next to the trained sub-models, with the backbone that they shared after their last sync
+point."""
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
@@ -71,13 +72,15 @@ class Context:
         """
         return self.backend.call(pool, self.emit, self.stop, on_files(self.store, files, function, *args, **kwargs))
 
-    def call_with_events(self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def call_with_events(
+        self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any
+    ) -> T:
         """Like `call`, for a function with a parameter `events`: an `Emit` that works on any worker."""
         with self.backend.reachable(self.emit) as events:
             return self.call(pool, files, function, *args, events=events, **kwargs)
 
     def call_with_tasks(
-        self, pool: Pool, files: Files, function: Callable[..., T], *args: Any, store: RunStore, **kwargs: Any,
+        self, pool: Pool, files: Files, function: Callable[..., T], *args: Any, store: RunStore, **kwargs: Any
     ) -> T:
         """Call a function with a parameter `map_tasks` on one of a pool's nodes, unmetered; it runs tasks there.
 
@@ -89,8 +92,13 @@ class Context:
             store: Where the tasks' files are stored.
             kwargs: Its named arguments.
         """
-        return self.backend.call_with_tasks(pool, store, self.emit, self.stop, lambda map_tasks: on_files(
-            self.store, files, function, *args, map_tasks=map_tasks, **kwargs))
+        return self.backend.call_with_tasks(
+            pool,
+            store,
+            self.emit,
+            self.stop,
+            lambda map_tasks: on_files(self.store, files, function, *args, map_tasks=map_tasks, **kwargs),
+        )
 
     def fetched(self, path: Path) -> Path:
         """Verify a file or directory of the run on this machine, fetch it if it is missing, and return its path."""
@@ -130,12 +138,18 @@ class Context:
     def start(self) -> Start:
         """The settings and files from which the untrained MoE is built."""
         config = self.config
-        return Start(config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed, self.verifier)
+        return Start(
+            config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed, self.verifier
+        )
 
     @property
     def submodels(self) -> list[Path]:
         """The trained sub-models, in the clusters' order; empty if their share of the tokens is 0."""
-        return [self.of("submodels") / str(k) for k in range(self.config.cluster_count)] if self.config.tokens.decoupled else []
+        return (
+            [self.of("submodels") / str(k) for k in range(self.config.cluster_count)]
+            if self.config.tokens.decoupled
+            else []
+        )
 
     @property
     def trained_seed(self) -> Path | None:
@@ -146,8 +160,8 @@ class Context:
 def dense_seed(config: RunConfig) -> int:
     """Random seed for the order of batches in the seed phase.
 
-    A run that starts from a dense model uses another seed: an earlier run with the same seed may have trained that model, and
-    the same batches should not come in the same order again.
+    A run that starts from a dense model uses another seed: an earlier run with the same seed may have trained that
+    model, and the same batches should not come in the same order again.
     """
     return config.seed + (2 + config.cluster_count if isinstance(config.model.init, UpcycleInit) else 0)
 

@@ -1,8 +1,9 @@
 """The decompose stage: it cuts the MoE into one sub-model per cluster, tensor by tensor.
 
 Sub-model k of C has the whole backbone and shared expert, and the k-th group of g = E / C routed experts of every layer
-with their router rows, renumbered from 0. It is a model of the same family; with g = 1 it is equivalent to a dense model.
-If the family's own router limits each token to some groups of experts, a sub-model has whole such groups, or a part of one.
+with their router rows, renumbered from 0. It is a model of the same family; with g = 1 it is equivalent to a dense
+model. If the family's own router limits each token to some groups of experts, a sub-model has whole such groups, or a
+part of one.
 
     DIRECTORY/backbone/     backbone and shared expert, written once
               K/            the experts and router rows of sub-model K; its index also names the files of the backbone
@@ -43,12 +44,22 @@ from moedisco_ray.stages.start import Start, untrained_moe, whole_moe
 def run(context: Context, draft: Draft) -> None:
     """Cut the MoE into one sub-model per cluster; do nothing in a run without sub-models."""
     if context.config.tokens.decoupled:
-        draft.summary.update(context.call(
-            None, Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]), write_untrained_submodels,
-            context.start, clusters=context.config.cluster_count, trained_seed=context.trained_seed, directory=draft.path))
+        draft.summary.update(
+            context.call(
+                None,
+                Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]),
+                write_untrained_submodels,
+                context.start,
+                clusters=context.config.cluster_count,
+                trained_seed=context.trained_seed,
+                directory=draft.path,
+            )
+        )
 
 
-def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path | None, directory: Path) -> dict[str, Any]:
+def write_untrained_submodels(
+    start: Start, *, clusters: int, trained_seed: Path | None, directory: Path
+) -> dict[str, Any]:
     """Write the sub-models with their initial weights, which come from the trained seed if there is one.
 
     Returns:
@@ -67,7 +78,13 @@ def write_common_start(start: Start, *, clusters: int, directory: Path) -> None:
 
 
 def decompose(
-    source: Mapping[str, Tensor], model_map: ModelMap, num_experts: int, clusters: int, cluster: int, *, backbone: bool = True,
+    source: Mapping[str, Tensor],
+    model_map: ModelMap,
+    num_experts: int,
+    clusters: int,
+    cluster: int,
+    *,
+    backbone: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one sub-model, in the source's order. Experts of other groups are never read.
 
@@ -109,7 +126,10 @@ def _rows(key: str, w_ED: Tensor, num_experts: int, rows: range, axis: int) -> T
 
 
 def write_submodels(
-    source: Mapping[str, Tensor], config: Mapping[str, Any], clusters: int, directory: Path,
+    source: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    clusters: int,
+    directory: Path,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> list[int]:
     """Write the backbone once, and the experts of every sub-model to `directory`/k.
@@ -134,7 +154,13 @@ def write_submodels(
     values = submodel_config(config, group_size(num_experts, clusters))
     common = write_checkpoint(directory / BACKBONE, backbone_of(source, model_map), values, max_shard_bytes)
     return [
-        common + write_checkpoint(
-            directory / str(cluster), decompose(source, model_map, num_experts, clusters, cluster, backbone=False), values,
-            max_shard_bytes, with_backbone=True)
-        for cluster in range(clusters)]
+        common
+        + write_checkpoint(
+            directory / str(cluster),
+            decompose(source, model_map, num_experts, clusters, cluster, backbone=False),
+            values,
+            max_shard_bytes,
+            with_backbone=True,
+        )
+        for cluster in range(clusters)
+    ]

@@ -1,8 +1,8 @@
 """Score how well a model predicts documents: perplexity and bits per byte.
 
-A document's first token is predicted from the token that precedes it in training: BOS if the tokenizer adds it, else the EOS of the
-previous document. Documents are divided into windows of the training sequence length that do not overlap. A window's first token
-is predicted from the token before the window.
+A document's first token is predicted from the token that precedes it in training: BOS if the tokenizer adds it, else
+the EOS of the previous document. Documents are divided into windows of the training sequence length that do not
+overlap. A window's first token is predicted from the token before the window.
 
 Axes: B windows of a batch, L positions of its longest window, D hidden, T real (not padding) positions of a batch,
 C positions of a chunk, W windows, N documents.
@@ -36,7 +36,8 @@ from moedisco_ray.stages.text.validation import Documents
 _PADDING = -100
 
 Observe = Callable[[Tensor, Tensor], None]
-"""Function that is called before layers run on a batch, with `real_BL` (false at padding) and `document_B` (one per window)."""
+"""Function that is called before layers run on a batch, with `real_BL` (false at padding) and `document_B` (one per
+window)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,11 @@ class Score:
 
     def __add__(self, other: Score) -> Score:
         return Score(
-            self.nats + other.nats, self.tokens + other.tokens,
-            self.bytes + other.bytes, self.documents + other.documents)
+            self.nats + other.nats,
+            self.tokens + other.tokens,
+            self.bytes + other.bytes,
+            self.documents + other.documents,
+        )
 
     @property
     def loss(self) -> float | None:
@@ -77,19 +81,34 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""
         return {
-            "loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte,
-            "tokens": self.tokens, "bytes": self.bytes, "documents": self.documents,
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "documents": self.documents,
         }
 
 
 def perplexity(
-    model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int, batch_tokens: int = BATCH_TOKENS,
+    model: PreTrainedModel,
+    documents: Documents,
+    *,
+    prefix: int,
+    sequence_length: int,
+    batch_tokens: int = BATCH_TOKENS,
     advance: Advance = no_advance,
 ) -> Score:
     """Score a model on documents; see `document_nats`."""
     nats_N = document_nats(
-        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, advance=advance,
-        loss_masks=documents.loss_masks)
+        model,
+        documents.tokens,
+        prefix=prefix,
+        sequence_length=sequence_length,
+        batch_tokens=batch_tokens,
+        advance=advance,
+        loss_masks=documents.loss_masks,
+    )
     return sum(document_scores(documents, nats_N), Score())
 
 
@@ -104,8 +123,14 @@ def document_scores(documents: Documents, nats_N: NDArray[np.float64]) -> list[S
 
 
 def document_nats(
-    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = BATCH_TOKENS, observe: Observe | None = None, advance: Advance = no_advance,
+    model: PreTrainedModel,
+    tokens: Sequence[NDArray[np.int32]],
+    *,
+    prefix: int,
+    sequence_length: int,
+    batch_tokens: int = BATCH_TOKENS,
+    observe: Observe | None = None,
+    advance: Advance = no_advance,
     loss_masks: Sequence[NDArray[np.bool_] | None] | None = None,
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of each document, in nats, summed in float64.
@@ -130,31 +155,58 @@ def document_nats(
         RunError: The model's likelihood is not finite.
     """
     nats_NT = token_nats(
-        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe, advance=advance)
+        model,
+        tokens,
+        prefix=prefix,
+        sequence_length=sequence_length,
+        batch_tokens=batch_tokens,
+        observe=observe,
+        advance=advance,
+    )
     return counted_nats(nats_NT, loss_masks or [None] * len(tokens))
 
 
 def counted_nats(
-    nats_NT: Sequence[NDArray[np.float64]], loss_masks: Sequence[NDArray[np.bool_] | None],
+    nats_NT: Sequence[NDArray[np.float64]], loss_masks: Sequence[NDArray[np.bool_] | None]
 ) -> NDArray[np.float64]:
     """Nats of each document [N], summed over the tokens that the loss counts; see `Documents.loss_masks`."""
-    return np.array([
-        nats_T.sum() if mask is None else nats_T[mask].sum() for nats_T, mask in zip(nats_NT, loss_masks, strict=True)])
+    return np.array(
+        [nats_T.sum() if mask is None else nats_T[mask].sum() for nats_T, mask in zip(nats_NT, loss_masks, strict=True)]
+    )
 
 
 def token_nats(
-    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = BATCH_TOKENS, observe: Observe | None = None, advance: Advance = no_advance,
+    model: PreTrainedModel,
+    tokens: Sequence[NDArray[np.int32]],
+    *,
+    prefix: int,
+    sequence_length: int,
+    batch_tokens: int = BATCH_TOKENS,
+    observe: Observe | None = None,
+    advance: Advance = no_advance,
 ) -> list[NDArray[np.float64]]:
     """Negative log-likelihood of each token of each document, in nats; see `document_nats`."""
     predicted = predict_tokens(
-        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe, advance=advance)
+        model,
+        tokens,
+        prefix=prefix,
+        sequence_length=sequence_length,
+        batch_tokens=batch_tokens,
+        observe=observe,
+        advance=advance,
+    )
     return [nats_T for nats_T, _ in predicted]
 
 
 def predict_tokens(
-    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = BATCH_TOKENS, observe: Observe | None = None, advance: Advance = no_advance,
+    model: PreTrainedModel,
+    tokens: Sequence[NDArray[np.int32]],
+    *,
+    prefix: int,
+    sequence_length: int,
+    batch_tokens: int = BATCH_TOKENS,
+    observe: Observe | None = None,
+    advance: Advance = no_advance,
 ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Negative log-likelihood of each token (nats), and whether it was the likeliest one; see `document_nats`."""
     nats_NT = [np.zeros(len(document)) for document in tokens]
@@ -167,18 +219,24 @@ def predict_tokens(
             predicted = _predict_group(model, group, filled, observe, advance)
             for windows, (nats_BL, likeliest_BL) in zip(group, predicted, strict=True):
                 for (document, start, length), nats_L, likeliest_L in zip(
-                        windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True):
-                    nats_NT[document][start:start + length] = nats_L[:length]
-                    likeliest_NT[document][start:start + length] = likeliest_L[:length]
+                    windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True
+                ):
+                    nats_NT[document][start : start + length] = nats_L[:length]
+                    likeliest_NT[document][start : start + length] = likeliest_L[:length]
     for number, nats_T in enumerate(nats_NT):
         if not np.isfinite(nats_T).all():
-            raise RunError(f"the model's likelihood of validation document {number} is not finite: its weights are broken")
+            raise RunError(
+                f"the model's likelihood of validation document {number} is not finite: its weights are broken"
+            )
     return list(zip(nats_NT, likeliest_NT, strict=True))
 
 
 def _predict_group(
-    model: PreTrainedModel, group: Sequence[NDArray[np.int64]], filled: Sequence[tuple[Tensor, Tensor]],
-    observe: Observe | None, advance: Advance,
+    model: PreTrainedModel,
+    group: Sequence[NDArray[np.int64]],
+    filled: Sequence[tuple[Tensor, Tensor]],
+    observe: Observe | None,
+    advance: Advance,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for every batch of a group, each token's nats and whether it was the likeliest token, [B, L] each."""
     device, layers = device_of_model(model), int(model.config.num_hidden_layers)
@@ -195,7 +253,8 @@ def _predict_group(
         advance(real * (done + count) // layers - real * done // layers)
 
     states = final_states(model, (inputs_BL.to(device) for inputs_BL, _ in filled), before=before, after=after)
-    states = itertools.chain([next(states)], states)    # all layers run before the head is loaded, unless all weights stay loaded
+    # all layers run before the head is loaded, unless all weights stay loaded
+    states = itertools.chain([next(states)], states)
     with loaded(model.get_output_embeddings()) as head:
         for hidden_BLD, targets_BL in zip(states, targets, strict=True):
             yield _predict_windows(head, head_inputs(model, hidden_BLD), targets_BL)
@@ -215,7 +274,7 @@ def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_token
     done = 0
     while done < len(windows_W3):
         size = max(1, batch_tokens // int(windows_W3[done, 2]))
-        yield windows_W3[done:done + size]
+        yield windows_W3[done : done + size]
         done += size
 
 
@@ -235,7 +294,9 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def fill(
-    tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], prefix: int,
+    tokens: Sequence[NDArray[np.int32]],
+    windows: NDArray[np.int64],
+    prefix: int,
     loss_masks: Sequence[NDArray[np.bool_] | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Inputs and targets [B, L] of a batch from `plan_batches`, padded on the right.
@@ -246,9 +307,9 @@ def fill(
     inputs_BL = np.full(shape, prefix, dtype=np.int64)
     targets_BL = np.full(shape, _PADDING, dtype=np.int64)
     for row, (document, start, length) in enumerate(windows):
-        span = tokens[document][start:start + length]
+        span = tokens[document][start : start + length]
         mask = None if loss_masks is None else loss_masks[document]
-        targets_BL[row, :length] = span if mask is None else np.where(mask[start:start + length], span, _PADDING)
+        targets_BL[row, :length] = span if mask is None else np.where(mask[start : start + length], span, _PADDING)
         inputs_BL[row, 1:length] = span[:-1]
         if start:
             inputs_BL[row, 0] = tokens[document][start - 1]

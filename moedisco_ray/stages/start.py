@@ -63,15 +63,21 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     model, init = start.model, start.model.init
     if isinstance(init, CheckpointInit):
         # transformers would not train the padding token's embedding. The export restores the token.
-        directory, left_out = init.directory_with_weights(start.verifier), DECLARATIONS[model.family_name].prediction_layers_field
+        directory, left_out = (
+            init.directory_with_weights(start.verifier),
+            DECLARATIONS[model.family_name].prediction_layers_field,
+        )
         config = {**read_config(directory), "pad_token_id": None} | ({} if left_out is None else {left_out: 0})
         return open_checkpoint(directory), config
     if isinstance(init, UpcycleInit):
         directory, family = init.directory_with_weights(start.verifier), model.family_name
-        names, config = ModelMap(family), upcycled_config(
-            directory, family, init.num_experts, init.num_experts_per_tok, init.split)
+        names, config = (
+            ModelMap(family),
+            upcycled_config(directory, family, init.num_experts, init.num_experts_per_tok, init.split),
+        )
         tensors: Mapping[str, Tensor] = with_seed(
-            open_dense(directory, family, init.num_experts), random_weights(config, start.seed), names)
+            open_dense(directory, family, init.num_experts), random_weights(config, start.seed), names
+        )
         if init.split > 1:
             tensors = split_experts(tensors, names, init.split, whole_groups=init.num_experts_per_tok % init.split == 0)
         return tensors, config
@@ -82,11 +88,12 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
 
 
 def whole_moe(
-    start: Start, trained_seed: Path | None, *, distinct_rows: bool = False,
+    start: Start, trained_seed: Path | None, *, distinct_rows: bool = False
 ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """The whole MoE before its experts are trained apart: the untrained one, or the one that is grown from a trained seed.
 
-    Hidden units that `model.init.reinitialise` draws anew are new in this model only: a seed trains the dense model as it is.
+    Hidden units that `model.init.reinitialise` draws anew are new in this model only: a seed trains the dense model as
+    it is.
 
     Args:
         start: Settings and files of the untrained MoE.
@@ -127,7 +134,8 @@ def check_start(config: RunConfig) -> None:
     Takes seconds and reads no weights.
 
     Raises:
-        ConfigError: The tokenizer does not fit (see `check_tokenizer`), or the family cannot have the sizes in `model.config`.
+        ConfigError: The tokenizer does not fit (see `check_tokenizer`), or the family cannot have the sizes in
+            `model.config`.
         CheckpointError: The tensors do not fit (see `check_start_tensors`).
     """
     for problem in start_problems(config)[:1]:
@@ -148,7 +156,9 @@ def start_problems(config: RunConfig) -> list[UserError]:
 def _check_tensors(config: RunConfig) -> None:
     check_start_tensors(config.model)
     if isinstance(config.model.init, LocalInit):
-        read_generation_config(config.model.init.directory)     # the export copies it, at the end of the run
+        read_generation_config(config.model.init.directory)  # the export copies it, at the end of the run
     else:
         rows = config.model.architecture.vocab_size or config.tokenizer.train_vocab_size
-        canonical_shapes(hf_config(config.model.family_name, config.model.architecture, rows, config.corpus.sequence_length, 0))
+        canonical_shapes(
+            hf_config(config.model.family_name, config.model.architecture, rows, config.corpus.sequence_length, 0)
+        )

@@ -23,12 +23,13 @@ class MicroBatch:
 
     Attributes:
         inputs_BL: Token ids.
-        targets_BL: Token that follows each position; -100 in a padding sequence, and for tokens that the loss does not count.
+        targets_BL: Token that follows each position; -100 in a padding sequence, and for tokens that the loss does not
+            count.
         loss_tokens: Number of targets that the loss counts in the global batch, at least 1.
         weights_B: 0 for a padding sequence, else 1; None if no sequence is padding.
-        positions_BL: Position of each token in its document. If the document began in an earlier sequence, positions are counted
-            from the start of this sequence. None means that positions are those in the sequence, and that tokens attend across
-            documents.
+        positions_BL: Position of each token in its document. If the document began in an earlier sequence, positions
+            are counted from the start of this sequence. None means that positions are those in the sequence, and that
+            tokens attend across documents.
     """
 
     inputs_BL: Tensor
@@ -46,8 +47,9 @@ class MicroBatch:
 class Batches:
     """This worker's part of every global batch.
 
-    The global batch of a step depends on seed, share and step alone; worker r takes its r-th contiguous part. All parts are padded
-    to the size of the largest with sequences of weight 0, because every forward pass of a sharded model needs all workers.
+    The global batch of a step depends on seed, share and step alone; worker r takes its r-th contiguous part. All parts
+    are padded to the size of the largest with sequences of weight 0, because every forward pass of a sharded model
+    needs all workers.
 
     Raises:
         CorpusError: The packed tokens are shorter than one sequence.
@@ -68,7 +70,7 @@ class Batches:
         device = self._world.device
         number = self._job.share.batch(step if self._job.skip is None else self._job.skip.batch(step))
         batch = batch_indices(self._job.seed, number, self._job.batch, len(self._stream))
-        order = batch[self._start:self._stop]
+        order = batch[self._start : self._stop]
         real = len(order)
         counts_nL, loss_tokens = self._counts(batch)
         windows = np.zeros((self._share, self._job.sequence_length + 1), dtype=np.int64)
@@ -78,12 +80,12 @@ class Batches:
         if device != "cpu":
             tokens = tokens.pin_memory().to(device, non_blocking=True)
         for start in range(0, self._share, self._micro_batch):
-            part = tokens[start:start + self._micro_batch]
+            part = tokens[start : start + self._micro_batch]
             filled = start + len(part) > real
             weights_B = (torch.arange(start, start + len(part), device=device) < real).float() if filled else None
             targets_BL = part[:, 1:] if weights_B is None else part[:, 1:].masked_fill(weights_B[:, None] == 0, -100)
             if counts_nL is not None:
-                targets_BL = targets_BL.masked_fill(~counts_nL[start:start + len(part)], -100)
+                targets_BL = targets_BL.masked_fill(~counts_nL[start : start + len(part)], -100)
             start_token = self._job.document_start
             positions_BL = None if start_token is None else document_positions(part[:, :-1], start_token)
             yield MicroBatch(part[:, :-1], targets_BL, loss_tokens, weights_B, positions_BL)
@@ -91,13 +93,14 @@ class Batches:
     def _counts(self, batch: NDArray[np.int64]) -> tuple[Tensor | None, int]:
         """The targets of this worker's n sequences that the loss counts, and their number in the global batch.
 
-        Every worker reads the masks of the whole batch: they are small, and the number is then known without communication.
+        Every worker reads the masks of the whole batch: they are small, and the number is then known without
+        communication.
         """
         if not self._stream.masked:
             return None, self._job.step_tokens
         masks = [self._stream.loss_mask(int(index)) for index in batch]
         counts = np.zeros((self._share, self._job.sequence_length), dtype=np.bool_)
-        for row, mask in enumerate(masks[self._start:self._stop]):
+        for row, mask in enumerate(masks[self._start : self._stop]):
             counts[row] = mask
         return torch.from_numpy(counts).to(self._world.device), max(1, sum(int(mask.sum()) for mask in masks))
 

@@ -1,9 +1,9 @@
 """Block coordinate descent: one block of weights trains at a time, as in Luo et al. 2024, "BAdam" (arXiv 2404.02827).
 
-A block is a decoder layer, the embedding, or the head with the last norm. All other weights are frozen: they have neither gradients
-nor moments, and the backward pass ends at the block. The block changes every `optimizer.block_steps` steps, and its moments start
-at zero. Each cycle trains every block once, in an order that depends on the job's seed. The block of a step depends on the step
-alone, so a resumed training is exact.
+A block is a decoder layer, the embedding, or the head with the last norm. All other weights are frozen: they have
+neither gradients nor moments, and the backward pass ends at the block. The block changes every `optimizer.block_steps`
+steps, and its moments start at zero. Each cycle trains every block once, in an order that depends on the job's seed.
+The block of a step depends on the step alone, so a resumed training is exact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _EMBEDDING = ".embed_tokens."
 
 
 class Blocks:
-    """Divides a model's parameters into blocks that train one at a time. Parameters that are frozen at first are in no block.
+    """Divides a model's parameters into blocks that train one at a time.
+
+    Parameters that are frozen at first are in no block.
 
     Args:
         model: The model.
@@ -32,7 +34,9 @@ class Blocks:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 layer = _LAYER.search(name)
-                found.setdefault(layer[1] if layer else "embedding" if _EMBEDDING in name else "head", []).append(parameter)
+                found.setdefault(layer[1] if layer else "embedding" if _EMBEDDING in name else "head", []).append(
+                    parameter
+                )
         self._blocks = [*found.values()]
         self._steps = job.optimizer.block_steps or 1
         self._seed = job.seed
@@ -48,7 +52,8 @@ class Blocks:
             step: Step, counted from 0.
 
         Returns:
-            Whether the step starts with moments of zero: another block trained before it, or the same one in another cycle.
+            Whether the step starts with moments of zero: another block trained before it, or the same one in another
+            cycle.
         """
         period = step // self._steps
         if period == self._period:

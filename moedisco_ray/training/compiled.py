@@ -1,8 +1,8 @@
 """Compile the decoder layers of a model with `torch.compile`: one graph serves all layers of a kind, as in torchtitan.
 
 The router and the experts of a layer with several experts stay outside, because the card decides how their products run
-(`models.speed`). Each shape of a micro-batch has a graph of its own, and evaluation runs without graphs. So the result of a step
-depends neither on earlier steps nor on evaluations, and a resumed training equals an uninterrupted one.
+(`models.speed`). Each shape of a micro-batch has a graph of its own, and evaluation runs without graphs. So the result
+of a step depends neither on earlier steps nor on evaluations, and a resumed training equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models import moe_blocks
 
 _GRAPHS = 64
-"""Maximum number of graphs of all layers; further ones would run without compilation. Layers differ by kind, micro-batches by
-shape and mask, and `optimizer.block_steps` by the layers that train."""
+"""Maximum number of graphs of all layers; further ones would run without compilation. Layers differ by kind,
+micro-batches by shape and mask, and `optimizer.block_steps` by the layers that train."""
 _COMPILERS = {"cpu": ("CXX", "g++"), "cuda": ("CC", "gcc", "clang")}
 """Environment variable and programs with which torch compiles the code of a graph, by device."""
 
@@ -36,19 +36,24 @@ def compile_layers(model: PreTrainedModel, device: str) -> None:
     """
     variable, *programs = _COMPILERS[torch.device(device).type]
     if not any(map(shutil.which, (os.environ.get(variable, ""), *programs))):
-        raise ConfigError("optimizer.compile", value=True, remedy=(
-            f"needs {' or '.join(programs)} on every machine that trains; install it there, or set it to false"))
+        raise ConfigError(
+            "optimizer.compile",
+            value=True,
+            remedy=(
+                f"needs {' or '.join(programs)} on every machine that trains; install it there, or set it to false"
+            ),
+        )
     outside = functools.cache(torch.compiler.disable)
     for block in moe_blocks(model).values():
-        if "forward" not in vars(block):    # `specialise` has replaced the forward pass of the others
+        if "forward" not in vars(block):  # `specialise` has replaced the forward pass of the others
             block.forward = types.MethodType(outside(type(block).forward), block)
     for layer in model.model.layers:
         plain = layer.forward
-        compiled = torch.compile(plain, dynamic=False, recompile_limit=_GRAPHS)     # type: ignore[call-overload]  # a newer argument
+        compiled = torch.compile(plain, dynamic=False, recompile_limit=_GRAPHS)  # type: ignore[call-overload]  # a newer argument
         layer.forward = functools.partial(_forward, layer, plain, compiled)
 
 
 def _forward(
-    layer: nn.Module, plain: Callable[..., Any], compiled: Callable[..., Any], /, *args: Any, **kwargs: Any,
+    layer: nn.Module, plain: Callable[..., Any], compiled: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
     return (compiled if layer.training else plain)(*args, **kwargs)

@@ -15,19 +15,19 @@ from moedisco_ray.training.job import World
 T = TypeVar("T")
 
 _POLL_SECONDS = 2.0
-"""Seconds between two polls. Polls are frequent, because a spot notice may leave only 30 s, and the checkpoint needs most of this
-time."""
+"""Seconds between two polls. Polls are frequent, because a spot notice may leave only 30 s, and the checkpoint needs
+most of this time."""
 _MAX_STEPS = 64
-"""Maximum number of steps between two polls. Without it, polls would be late if later steps are slower, for example because more
-parameters are trained."""
+"""Maximum number of steps between two polls. Without it, polls would be late if later steps are slower, for example
+because more parameters are trained."""
 
 
 class Consensus:
     """Polls yes-or-no questions on all workers; the answer is yes if any worker says yes.
 
-    A poll is one collective operation, in which the workers also agree on the step after which to poll next. They must agree
-    because each worker measures a different step time, and a worker that polls alone would wait forever. The first poll follows the
-    first step, whose duration decides the next poll. A single worker polls after every step.
+    A poll is one collective operation, in which the workers also agree on the step after which to poll next. They must
+    agree because each worker measures a different step time, and a worker that polls alone would wait forever. The
+    first poll follows the first step, whose duration decides the next poll. A single worker polls after every step.
 
     Args:
         questions: The questions, in the same order on all workers.
@@ -36,7 +36,7 @@ class Consensus:
     """
 
     def __init__(
-        self, questions: Sequence[Callable[[], bool]], world: World, clock: Callable[[], float] = time.monotonic,
+        self, questions: Sequence[Callable[[], bool]], world: World, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._questions = questions
         self._world = world
@@ -52,7 +52,9 @@ class Consensus:
         if self._steps_left:
             return [False] * len(self._questions)
         step_seconds = (self._clock() - self._polled_at) / self._steps
-        answers = torch.tensor([*(float(question()) for question in self._questions), step_seconds], device=self._world.device)
+        answers = torch.tensor(
+            [*(float(question()) for question in self._questions), step_seconds], device=self._world.device
+        )
         dist.all_reduce(answers, op=dist.ReduceOp.MAX)
         *yes, slowest = answers.tolist()
         self._polled_at = self._clock()

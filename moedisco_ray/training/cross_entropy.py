@@ -1,10 +1,11 @@
 """Cross-entropy of a language model from its last hidden states, without the logits of all tokens at once.
 
-Logits are computed in tiles of some tokens and some words of the vocabulary, once for the loss and again for its gradients, as in
-Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), but with plain matrix products. If a
-tile holds all words, it gives loss and gradients at once, as in Hsu et al. 2024, "Liger Kernel" (arXiv 2410.10989).
-Everything after a product is fp32. (`torch.nn.functional.linear_cross_entropy` returns the sum in the dtype of the product, which
-has three significant digits in bf16, and adds up the head's gradient in that dtype, chunk by chunk.)
+Logits are computed in tiles of some tokens and some words of the vocabulary, once for the loss and again for its
+gradients, as in Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), but with
+plain matrix products. If a tile holds all words, it gives loss and gradients at once, as in Hsu et al. 2024, "Liger
+Kernel" (arXiv 2410.10989). Everything after a product is fp32. (`torch.nn.functional.linear_cross_entropy` returns the
+sum in the dtype of the product, which has three significant digits in bf16, and adds up the head's gradient in that
+dtype, chunk by chunk.)
 
 Axes: T tokens, V vocabulary, D hidden size; t and v are the tokens and words of a tile.
 """
@@ -21,7 +22,8 @@ from torch.nn.functional import cross_entropy, linear
 from moedisco_ray.core.limits import LOGITS_BYTES
 
 _BYTES_PER_LOGIT = 16
-"""Memory per logit (bytes): in fp32, in the matrix product's dtype, a temporary copy, and the gradient in the product's dtype."""
+"""Memory per logit (bytes): in fp32, in the matrix product's dtype, a temporary copy, and the gradient in the product's
+dtype."""
 _TILE_TOKENS = 2_048
 """Maximum tokens of a tile. With more tokens, a tile has too few words for a fast matrix product."""
 _LEAST_TOKENS = 256
@@ -53,7 +55,7 @@ def summed_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, 
 class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype, bias_V: Tensor | None,
+        ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype, bias_V: Tensor | None
     ) -> Tensor:
         needs_hidden, needs_head, _, _, needs_bias = ctx.needs_input_grad
         hidden_gradient_TD = torch.empty_like(hidden_TD) if needs_hidden else None
@@ -74,23 +76,26 @@ class _OnePass(torch.autograd.Function):
                 sum_VD += gradient_tV.T @ hidden_tD
             if sum_V is not None:
                 sum_V += gradient_tV.sum(dim=0, dtype=torch.float32)
-        ctx.save_for_backward(hidden_gradient_TD, *(None if each is None else each.to(head_VD.dtype) for each in (sum_VD, sum_V)))
+        ctx.save_for_backward(
+            hidden_gradient_TD, *(None if each is None else each.to(head_VD.dtype) for each in (sum_VD, sum_V))
+        )
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient_TD, head_gradient_VD, bias_gradient_V = (
-            None if each is None else each * gradient for each in ctx.saved_tensors)
+            None if each is None else each * gradient for each in ctx.saved_tensors
+        )
         return hidden_gradient_TD, head_gradient_VD, None, None, bias_gradient_V
 
 
 class _TwoPasses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype, bias_V: Tensor | None,
+        ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype, bias_V: Tensor | None
     ) -> Tensor:
         log_partition_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf, dtype=torch.float32)
-        logit_T = torch.zeros_like(log_partition_T)     # logit of the target
+        logit_T = torch.zeros_like(log_partition_T)  # logit of the target
         for tokens, words, logits_tv, _, _ in _tiles(hidden_TD, head_VD, dtype, bias_V):
             log_partition_T[tokens] = torch.logaddexp(log_partition_T[tokens], logits_tv.logsumexp(dim=1))
             column_t, inside_t = _columns(targets_T[tokens], words)
@@ -129,7 +134,7 @@ class _TwoPasses(torch.autograd.Function):
 
 
 def _tiles(
-    hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype, bias_V: Tensor | None,
+    hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype, bias_V: Tensor | None
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
     """Yield each tile's tokens and words, its logits [t, v] in fp32, and the factors of the product, ordered by words."""
     count, vocabulary = len(hidden_TD), len(head_VD)

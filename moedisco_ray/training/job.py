@@ -72,11 +72,13 @@ class SyncPlan:
 
     Attributes:
         directory: Directory of the sync points, which all members share.
-        steps: Completed steps at each sync point, ascending, without 0. If the last one is the job's last step, all members end
-            with the same model.
+        steps: Completed steps at each sync point, ascending, without 0. If the last one is the job's last step, all
+            members end with the same model.
         outer: Settings of the outer optimizer step.
-        patience: Seconds to wait for late members once half of the members are ready; None means to wait for all members.
-        max_wait: Maximum seconds that a member waits for the others. After that its training stops unfinished, to be resumed later.
+        patience: Seconds to wait for late members once half of the members are ready; None means to wait for all
+            members.
+        max_wait: Maximum seconds that a member waits for the others. After that its training stops unfinished, to be
+            resumed later.
         scope: Weights that the members exchange.
         store: Store of the run that `directory` belongs to.
     """
@@ -106,8 +108,8 @@ class TrainJob:
         optimizer: Settings of the optimizer.
         lora: Rank and scale of the adapters that are trained instead of the weights; None: the weights are trained.
         span: Part of the run's tokens, from 0 to 1, that the training covers, for a learning rate that follows the run.
-        checkpoint_every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with the least
-            expected cost.
+        checkpoint_every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with
+            the least expected cost.
         keep: Number of checkpoints to keep.
         seed: Seed of the data order and of stochastic rounding.
         load_balance: Weight of the load-balance loss.
@@ -117,18 +119,21 @@ class TrainJob:
         share: The job's part of the data order that `seed` gives.
         logs: Directory of the workers' logs, `NAME.RANK.log`; None if they write no logs.
         sync: Sync points with other trainings; None if there are none.
-        losses_per_hour: Expected worker losses per worker-hour when the job starts; see `policies.checkpointing.loss_rate`.
+        losses_per_hour: Expected worker losses per worker-hour when the job starts; see
+            `policies.checkpointing.loss_rate`.
         held_out: Text on which the loss is evaluated during training; None if it is not evaluated.
         optimizer_state: Directory of the optimizer state to start with; None to start with an empty state.
-        document_start: Token that starts a document; tokens then attend to their own document only. With None, tokens attend to all
-            earlier tokens of the sequence.
+        document_start: Token that starts a document; tokens then attend to their own document only. With None, tokens
+            attend to all earlier tokens of the sequence.
         sharing: How the workers share the model; None: its weights are sharded among all of them.
         exchange: How often the workers exchange weights and gradients; see `sharding.Exchanges`.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
-        drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result replaces them.
+        drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result
+            replaces them.
         store: Store of the run. A job that is sent to another machine gets the paths of that machine.
         owner: Data owner of the text; None: the text has no owner.
-        owner_store: The owner's storage, which holds packed tokens, checkpoints and logs. Only the owner's nodes use it.
+        owner_store: The owner's storage, which holds packed tokens, checkpoints and logs. Only the owner's nodes use
+            it.
     """
 
     stage: str
@@ -213,7 +218,8 @@ class TrainResult:
     Attributes:
         steps: Steps completed, including those before a restart; fewer than the job asks for if training was stopped.
         tokens: Tokens trained on.
-        losses: Mean cross-entropy of each step's global batch, in nats per token that the loss counts, without the router losses.
+        losses: Mean cross-entropy of each step's global batch, in nats per token that the loss counts, without the
+            router losses.
         seconds: Wall-clock time of the loop in seconds, including earlier attempts up to their last checkpoint.
         restored_step: Step of the checkpoint that training resumed from; 0 if it started from the beginning.
         finished: Whether training ended and the model is written.
@@ -231,7 +237,7 @@ class TrainResult:
     @property
     def loss(self) -> float:
         """Mean loss of the last twentieth of the steps, at least one; NaN without steps."""
-        last = self.losses[-max(1, len(self.losses) // 20):]
+        last = self.losses[-max(1, len(self.losses) // 20) :]
         return sum(last) / len(last) if last else float("nan")
 
 

@@ -1,7 +1,8 @@
 """The one training loop: for the seed model, the sub-models and the merged Mixture-of-Experts.
 
-The global batch of a step depends on (seed, step) alone, and every loss is a sum over its tokens. So the result is the same for
-any number of workers and any micro-batch size, up to rounding, and bit-identical when a run is interrupted and resumed.
+The global batch of a step depends on (seed, step) alone, and every loss is a sum over its tokens. So the result is the
+same for any number of workers and any micro-batch size, up to rounding, and bit-identical when a run is interrupted and
+resumed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ def _ignore_step(step: int) -> None:
 
 
 def train(
-    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], on_step: Callable[[int], None] = _ignore_step,
+    job: TrainJob,
+    world: World,
+    emit: Emit,
+    stop: Callable[[], bool],
+    on_step: Callable[[int], None] = _ignore_step,
     losses_per_hour: Callable[[], float] | None = None,
 ) -> TrainResult:
     """Run `train_in_turns` to its end, sleeping while it waits."""
@@ -55,13 +60,17 @@ def train(
 
 
 def train_in_turns(
-    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], on_step: Callable[[int], None] = _ignore_step,
+    job: TrainJob,
+    world: World,
+    emit: Emit,
+    stop: Callable[[], bool],
+    on_step: Callable[[int], None] = _ignore_step,
     losses_per_hour: Callable[[], float] | None = None,
 ) -> Generator[None, None, TrainResult]:
     """Train from the newest checkpoint, if one exists, and write the model; yield while waiting at a sync point.
 
-    If the training is finished and its checkpoints are deleted, return the recorded result. Every worker of a training must call
-    this function. Trainings in one process take turns where they yield.
+    If the training is finished and its checkpoints are deleted, return the recorded result. Every worker of a training
+    must call this function. Trainings in one process take turns where they yield.
 
     Args:
         job: The training.
@@ -69,8 +78,8 @@ def train_in_turns(
         emit: Receives `progress` and `evaluation` events, on rank 0.
         stop: Polled after steps. Once it is true on any worker, all save a checkpoint and return an unfinished result.
         on_step: Called before each step with its number, counted from 0.
-        losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is the job's
-            estimate.
+        losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is
+            the job's estimate.
 
     Yields:
         None, each time it polls for the other members at a sync point; never without sync points.
@@ -85,24 +94,33 @@ def train_in_turns(
     recorded = finished_result(job)
     if recorded is not None:
         return recorded
-    # The group comes first: connecting it is the last operation in which workers must arrive together until all files are read.
+    # The group comes first: connecting it is the last operation in which workers must arrive together until all files
+    # are read.
     with cpu_group(world) as group, job.using_files(), reused_memory(world.device):
         discard_ahead(job)
-        result = yield from _train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, group=group)
+        result = yield from _train_in_turns(
+            job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, group=group
+        )
     if result.finished and job.drop_checkpoints and world.rank == 0:
         drop_checkpoints(job, result)
     return result
 
 
 def _train_in_turns(
-    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], *, on_step: Callable[[int], None],
-    losses_per_hour: Callable[[], float] | None, group: dist.ProcessGroup | None,
+    job: TrainJob,
+    world: World,
+    emit: Emit,
+    stop: Callable[[], bool],
+    *,
+    on_step: Callable[[int], None],
+    losses_per_hour: Callable[[], float] | None,
+    group: dist.ProcessGroup | None,
 ) -> Generator[None, None, TrainResult]:
     model = trainable(job.model, job.optimizer, world, group, job.exchange, lora=job.lora, seed=job.seed)
     stepper = Stepper(model, job, world)
     with Saver(job, saved_part(model), stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:
         batches = Batches(job, world)
-        stepper.select(max(0, saver.newest - 1))    # a checkpoint has the optimizer state of the block that trained last
+        stepper.select(max(0, saver.newest - 1))  # a checkpoint has the optimizer state of the block that trained last
         progress = saver.restore()
         if job.optimizer_state is not None and not saver.newest:
             load_optimizer_state(job.optimizer_state, model, stepper.optimizer, world, group)
@@ -118,7 +136,8 @@ def _train_in_turns(
             return progress
 
         stopped = waits_for_sync = False
-        for step in range(restored, job.steps + 1):     # the last turn makes no step: a sync point may be due after the last one
+        # the last turn makes no step: a sync point may be due after the last one
+        for step in range(restored, job.steps + 1):
             waits_for_sync = not (yield from sync.sync_before(step, stop, lambda: saver.save_and_wait(progress_now())))
             if waits_for_sync or sync.is_over or step == job.steps:
                 break
@@ -146,5 +165,11 @@ def _train_in_turns(
             evaluate(progress.step, ended=True)
             write_model(model, stepper.optimizer, job, world, group)
     return TrainResult(
-        progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored_step=restored, finished=not stopped,
-        waits_for_sync=waits_for_sync)
+        progress.step,
+        progress.tokens,
+        tuple(progress.losses),
+        progress.seconds,
+        restored_step=restored,
+        finished=not stopped,
+        waits_for_sync=waits_for_sync,
+    )

@@ -1,13 +1,13 @@
 """Low-rank adapters (LoRA): the matrices of the layers are frozen and compute as W + (alpha / rank) B A; only A and B are trained.
 
-Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685). Each expert of a stack has its own A and B.
-A starts uniform within 1 / sqrt(inputs) and B at zero, as in Hugging Face PEFT, so training starts with the function of the frozen
-model. As PEFT does for stacks of experts, the sum is computed when the forward pass reads the weight, and is rounded once to the
-dtype of W. So the merged model computes what was trained, bit for bit.
+Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685). Each expert of a stack has its
+own A and B. A starts uniform within 1 / sqrt(inputs) and B at zero, as in Hugging Face PEFT, so training starts with
+the function of the frozen model. As PEFT does for stacks of experts, the sum is computed when the forward pass reads
+the weight, and is rounded once to the dtype of W. So the merged model computes what was trained, bit for bit.
 
-With `base: nf4` (QLoRA), W is kept in 4 bits (`training.nf4`), and sums are made of the rounded W. The merged model has the W of
-the start instead, as has the stored adapter in PEFT. A run of a tiny MoE ended at a held-out loss of 4.4200 with it, at 4.4226 with
-adapters merged into the rounded W, and at 4.4185 with `base: full`.
+With `base: nf4` (QLoRA), W is kept in 4 bits (`training.nf4`), and sums are made of the rounded W. The merged model has
+the W of the start instead, as has the stored adapter in PEFT. A run of a tiny MoE ended at a held-out loss of 4.4200
+with it, at 4.4226 with adapters merged into the rounded W, and at 4.4185 with `base: full`.
 
 A sum is not kept from the forward to the backward pass, which computes it again (`SumsAgain`).
 
@@ -36,7 +36,8 @@ from moedisco_ray.training.nf4 import Nf4
 from moedisco_ray.training.rounding import generator
 
 ADAPTER_FOLDER = "adapter"
-"""Folder of the adapters in the directory of a trained sub-model, for `peft.PeftModel.from_pretrained` on the untrained one."""
+"""Folder of the adapters in the directory of a trained sub-model, for `peft.PeftModel.from_pretrained` on the untrained
+one."""
 Read = Callable[[Mapping[str, Tensor]], None]
 """Fills tensors, by their names in a transformers model, from the files of a model."""
 
@@ -66,7 +67,7 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def start(self, source: torch.Generator) -> None:
         """Give A and B their initial values; the generator is on the CPU."""
-        bound = self.a_ERI.shape[-1]**-0.5
+        bound = self.a_ERI.shape[-1] ** -0.5
         self.a_ERI.copy_(torch.empty(self.a_ERI.shape).uniform_(-bound, bound, generator=source))
         self.b_EOR.zero_()
 
@@ -78,7 +79,7 @@ class Adapter(nn.Module):
         a_ERI, b_EOR = self.a_ERI.to(weight.dtype), self.b_EOR.to(weight.dtype)
         factors = (a_ERI.mT, b_EOR.mT) if self._transposed else (b_EOR, a_ERI)
         add = ("addmm" if weight.ndim == 2 else "baddbmm") + "_" * in_place
-        with torch.autocast(weight.device.type, enabled=False):     # it would change the dtype of an fp32 weight
+        with torch.autocast(weight.device.type, enabled=False):  # it would change the dtype of an fp32 weight
             found: Tensor = getattr(weight, add)(*factors, alpha=self._scale)
         return found
 
@@ -86,7 +87,8 @@ class Adapter(nn.Module):
 def add_adapters(model: PreTrainedModel, lora: Lora, *, dtype: torch.dtype) -> None:
     """Freeze a model, and give each matrix of its layers an adapter without values; see `start_adapters`.
 
-    With `base: nf4`, the matrices themselves are taken away. The model may be on the meta device, so that they never take memory.
+    With `base: nf4`, the matrices themselves are taken away. The model may be on the meta device, so that they never
+    take memory.
     """
     model.requires_grad_(requires_grad=False)
     for name, weight in list(model.named_parameters()):
@@ -143,8 +145,8 @@ def merged_tensors(model: PreTrainedModel, read: Read) -> tuple[dict[str, Tensor
     """The tensors of a model whose weights are in 4 bits, with its adapters merged into the weights of the start.
 
     Returns:
-        Tensors of the right shapes and dtypes by name, and a function that makes the tensor of a name: one at a time, because all
-        together may need more memory than the device has.
+        Tensors of the right shapes and dtypes by name, and a function that makes the tensor of a name: one at a time,
+        because all together may need more memory than the device has.
     """
     plain = unadapted_tensors(model)
     packed = {name: (adapter, adapter.base) for name, adapter in adapters(model).items() if adapter.base is not None}
@@ -181,14 +183,23 @@ def save_adapters(model: nn.Module, lora: Lora, directory: Path) -> list[Path]:
         wrapper = f"base_model.model.{path}{'.base_layer' if attribute == 'gate_up_proj' else ''}"
         a_ERI, b_EOR = adapter.a_ERI.detach(), adapter.b_EOR.detach()
         tensors[f"{wrapper}.lora_A.weight"] = a_ERI.flatten(0, -2).contiguous()
-        tensors[f"{wrapper}.lora_B.weight"] = (b_EOR if b_EOR.ndim == 2 else b_EOR.permute(1, 2, 0)).flatten(1).contiguous()
+        tensors[f"{wrapper}.lora_B.weight"] = (
+            (b_EOR if b_EOR.ndim == 2 else b_EOR.permute(1, 2, 0)).flatten(1).contiguous()
+        )
     # PEFT takes names of projections outside the attention for those of experts, unless they are names of parameters.
     attention = {name: ".self_attn." in name for name in found}
     directory.mkdir(parents=True)
-    write_json(directory / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": lora.rank, "lora_alpha": lora.alpha,
-        "target_modules": [name.removesuffix(".weight") for name in found if attention[name]],
-        "target_parameters": [name for name in found if not attention[name]]})
+    write_json(
+        directory / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "target_modules": [name.removesuffix(".weight") for name in found if attention[name]],
+            "target_parameters": [name for name in found if not attention[name]],
+        },
+    )
     layout = {key: Stored(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
     with ShardFile(directory / "adapter_model.safetensors", layout) as file:
         for key, tensor in tensors.items():
@@ -200,8 +211,8 @@ def save_adapters(model: nn.Module, lora: Lora, directory: Path) -> list[Path]:
 class SumsAgain:
     """Computes the sums of weights and adapters again in the backward pass, so that autograd keeps none of them.
 
-    Each product in which a weight takes part keeps it for the gradient of its input. Within `saving`, it keeps instead which weight
-    it was. Layers that are computed again as a whole (gradient checkpointing) keep their sums meanwhile.
+    Each product in which a weight takes part keeps it for the gradient of its input. Within `saving`, it keeps instead
+    which weight it was. Layers that are computed again as a whole (gradient checkpointing) keep their sums meanwhile.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -213,7 +224,11 @@ class SumsAgain:
 
     def saving(self) -> contextlib.AbstractContextManager[Any]:
         """Context for forward passes."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack) if self._adapters else contextlib.nullcontext()
+        return (
+            torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+            if self._adapters
+            else contextlib.nullcontext()
+        )
 
     def _note(self, adapter: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if not torch.compiler.is_compiling():

@@ -105,15 +105,24 @@ class TrainingMetrics:
         now = time.monotonic()
         if self._world.rank == 0 and steps:
             speed = steps * self._job.step_tokens / max(now - self._logged_at, 1e-9)
-            self._emit(Event("progress", self._job.stage, self._job.name, {
-                "step": self.progress.step,
-                "steps": self._job.steps,
-                "tokens": self.progress.tokens,
-                "loss": sum(self.progress.losses[-steps:]) / steps,
-                "lr": lr,
-                "grad_norm": self._last_norm,
-                "tokens_per_second": speed,
-            } | ({} if self._peak is None else {"mfu": speed * self._flops_per_token / self._peak}) | dict(balance or {})))
+            self._emit(
+                Event(
+                    "progress",
+                    self._job.stage,
+                    self._job.name,
+                    {
+                        "step": self.progress.step,
+                        "steps": self._job.steps,
+                        "tokens": self.progress.tokens,
+                        "loss": sum(self.progress.losses[-steps:]) / steps,
+                        "lr": lr,
+                        "grad_norm": self._last_norm,
+                        "tokens_per_second": speed,
+                    }
+                    | ({} if self._peak is None else {"mfu": speed * self._flops_per_token / self._peak})
+                    | dict(balance or {}),
+                )
+            )
         self._logged_step = self.progress.step
         self._logged_at = now
 
@@ -141,7 +150,9 @@ class HeldOutLoss:
     Every worker evaluates all of the text, because a forward pass of a sharded model needs all workers.
     """
 
-    def __init__(self, job: TrainJob, model: PreTrainedModel, world: World, metrics: TrainingMetrics, emit: Emit) -> None:
+    def __init__(
+        self, job: TrainJob, model: PreTrainedModel, world: World, metrics: TrainingMetrics, emit: Emit
+    ) -> None:
         self._job = job
         self._model = model
         self._metrics = metrics
@@ -158,14 +169,24 @@ class HeldOutLoss:
         loss = self._loss(held_out)
         self._metrics.exclude(time.monotonic() - began)
         if self._world.rank == 0:
-            self._emit(Event("evaluation", self._job.stage, self._job.name, {
-                "step": step, "tokens": self._job.share.taken(step) * self._job.step_tokens, "held_out_loss": loss}))
+            self._emit(
+                Event(
+                    "evaluation",
+                    self._job.stage,
+                    self._job.name,
+                    {
+                        "step": step,
+                        "tokens": self._job.share.taken(step) * self._job.step_tokens,
+                        "held_out_loss": loss,
+                    },
+                )
+            )
 
     @torch.no_grad()
     def _loss(self, held_out: HeldOut) -> float:
         """Mean cross-entropy over the tokens of the text, in nats."""
         share = -(-self._job.batch // self._world.size)
-        sequences = min(self._job.optimizer.micro_batch or share, share)    # memory is enough for a training micro-batch
+        sequences = min(self._job.optimizer.micro_batch or share, share)  # memory is enough for a training micro-batch
         nats, tokens = torch.zeros((), dtype=torch.float64, device=self._world.device), 0
         self._model.eval()
         for inputs_BL, targets_BL in held_out.batches(sequences * self._job.sequence_length):

@@ -1,12 +1,12 @@
 """Storage of AdamW's moments: in the dtype of the weights or in 8 bits, on the device or in the machine's memory.
 
-In 8 bits, a moment is a tensor of float8_e4m3fn with a scale for each block of 128 neighbours in a row (for each row, if its length
-is no multiple of 128), as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization" (arXiv 2110.02861). The relative
-error is at most 1/8, for numbers down to 2^-14 of the largest in their block. Numbers are rounded at random, so that a moment
-changes although each change is smaller than the distance between two numbers of the format. The second moment is stored as its
-root, because the exponents of roots spread half as far. A stored root is at least the smallest positive number, so that no update
-is divided by almost nothing. Scales are powers of two, so a stored moment is exact in fp32 and in bf16: it is the same after it is
-handed to another training.
+In 8 bits, a moment is a tensor of float8_e4m3fn with a scale for each block of 128 neighbours in a row (for each row,
+if its length is no multiple of 128), as in Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization" (arXiv
+2110.02861). The relative error is at most 1/8, for numbers down to 2^-14 of the largest in their block. Numbers are
+rounded at random, so that a moment changes although each change is smaller than the distance between two numbers of the
+format. The second moment is stored as its root, because the exponents of roots spread half as far. A stored root is at
+least the smallest positive number, so that no update is divided by almost nothing. Scales are powers of two, so a
+stored moment is exact in fp32 and in bf16: it is the same after it is handed to another training.
 
 Vectors, such as norms and biases, keep the dtype of the weights.
 """
@@ -25,8 +25,8 @@ from moedisco_ray.training.rounding import round_into
 SCALE = "_scale"
 """Suffix of the key of a moment's scales in the optimizer's state."""
 _LARGEST = 240.0
-"""Largest number that is stored: the 8-bit format's largest number below 256. Moments are scaled to at most this number,
-so that none is rounded up to 256, which would need another scale."""
+"""Largest number that is stored: the 8-bit format's largest number below 256. Moments are scaled to at most this
+number, so that none is rounded up to 256, which would need another scale."""
 _EXPONENT = 128.0
 """Largest power of two that is not above `_LARGEST`."""
 _TO_NEXT_POWER = 256 / _LARGEST * (1 - 2.0**-20)
@@ -37,8 +37,8 @@ _SMALLEST_SCALE = 2.0**-120
 _DROPPED_BITS = 20
 """Number of bits by which the fraction of an fp32 number is longer than that of the 8-bit format."""
 _EXPONENT_BITS = 0x7F80_0000
-"""Mask of the exponent's bits in a positive fp32 number. If only these bits are kept, the number is rounded down to a power of
-two."""
+"""Mask of the exponent's bits in a positive fp32 number. If only these bits are kept, the number is rounded down to a
+power of two."""
 
 
 def add_moments(state: dict[str, Any], parameter: nn.Parameter, *, fp8: bool, offload: bool) -> None:
@@ -52,7 +52,7 @@ def add_moments(state: dict[str, Any], parameter: nn.Parameter, *, fp8: bool, of
     """
     for key in ("exp_avg", "exp_avg_sq"):
         if fp8 and parameter.ndim > 1:
-            scales = parameter.detach()[..., ::_block(parameter)]
+            scales = parameter.detach()[..., :: _block(parameter)]
             state[key] = _zeros(parameter, torch.float8_e4m3fn, offload=offload)
             state[key + SCALE] = _zeros(scales, torch.bfloat16, offload=offload)
         else:
@@ -71,7 +71,10 @@ def scales_per_part(parameter: Tensor, elements: int) -> int:
 
 
 def decoded(moment: Tensor, scales: Tensor | None) -> Tensor:
-    """A stored moment in fp32. If a second moment has scales, its root is returned, because the root is what is stored."""
+    """A stored moment in fp32.
+
+    If a second moment has scales, its root is returned, because the root is what is stored.
+    """
     if scales is None or not moment.numel():
         return moment.float()
     return (moment.float().view(scales.numel(), -1) * scales.reshape(-1, 1).float()).view(moment.shape)
@@ -105,7 +108,8 @@ def _zeros(like: Tensor, dtype: torch.dtype, *, offload: bool) -> Tensor:
     if not offload or like.device.type == "cpu":
         return torch.zeros_like(like, dtype=dtype)
     moment = torch.zeros(like.shape, dtype=dtype, device="cpu")
-    # Pages that cannot be moved are copied without an intermediate copy. (`pin_memory` would round sizes up to powers of two.)
+    # Pages that cannot be moved are copied without an intermediate copy. (`pin_memory` would round sizes up to powers
+    # of two.)
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch's
     runtime.cudaHostRegister(moment.data_ptr(), moment.nbytes, 1)
     weakref.finalize(moment, runtime.cudaHostUnregister, moment.data_ptr())

@@ -1,12 +1,14 @@
 """Muon for the matrices of the layers, AdamW for all other parameters.
 
-Muon (Jordan et al. 2024) updates a matrix by the orthogonal matrix nearest to its momentum, up to a factor, computed with five
-Newton-Schulz steps. As in Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv 2502.16982, equation 4), the update is scaled
-to a root mean square of 0.2, which is typical of AdamW, so both use the same learning rate. Training needs 12 bytes per parameter
-instead of 16 in fp32, and 6 instead of 8 in bf16, because the state is one momentum instead of two moments. The momentum is stored
-as `exp_avg`, like Adam's first moment, so checkpoints and merges treat both in the same way.
+Muon (Jordan et al. 2024) updates a matrix by the orthogonal matrix nearest to its momentum, up to a factor, computed
+with five Newton-Schulz steps. As in Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv 2502.16982, equation
+4), the update is scaled to a root mean square of 0.2, which is typical of AdamW, so both use the same learning rate.
+Training needs 12 bytes per parameter instead of 16 in fp32, and 6 instead of 8 in bf16, because the state is one
+momentum instead of two moments. The momentum is stored as `exp_avg`, like Adam's first moment, so checkpoints and
+merges treat both in the same way.
 
-Each expert's matrices are orthogonalised separately. An expert's gate and up projections share one tensor but are two matrices.
+Each expert's matrices are orthogonalised separately. An expert's gate and up projections share one tensor but are two
+matrices.
 
 Axes: E matrices, A rows, B columns.
 """
@@ -46,7 +48,8 @@ class Muon(torch.optim.Optimizer):
     """One optimizer that applies Muon to parameter groups with `halves`, and AdamW to the other groups.
 
     Args:
-        groups: Parameter groups. `halves` is the number of matrices that are stacked in each parameter matrix of the group.
+        groups: Parameter groups. `halves` is the number of matrices that are stacked in each parameter matrix of the
+            group.
         recipe: Learning rate and precision.
         adamw: Function that makes the AdamW of the other groups.
         seed: Seed of stochastic rounding in bf16.
@@ -54,8 +57,12 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], recipe: Optimizer, adamw: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-        seed: int, rank: int,
+        self,
+        groups: Iterable[dict[str, Any]],
+        recipe: Optimizer,
+        adamw: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        seed: int,
+        rank: int,
     ) -> None:
         super().__init__(groups, {"lr": recipe.lr, "weight_decay": 0.0, "halves": None})
         self._adamw = adamw([dict(group) for group in self.param_groups if group["halves"] is None])
@@ -73,37 +80,48 @@ class Muon(torch.optim.Optimizer):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         self._update(parameter, group, rounding)
-        # `load_state_dict` replaces the state and the groups of this optimizer, so they are passed to AdamW in each step.
+        # `load_state_dict` replaces the state and the groups of this optimizer, so they are passed to AdamW in each
+        # step.
         self._adamw.state = self.state
-        for own, group in zip(self._adamw.param_groups, (g for g in self.param_groups if g["halves"] is None), strict=True):
+        for own, group in zip(
+            self._adamw.param_groups, (g for g in self.param_groups if g["halves"] is None), strict=True
+        ):
             own.update(params=group["params"], lr=group["lr"])
         self._adamw.step()
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any], rounding: dict[torch.device, torch.Generator]) -> None:
+    def _update(
+        self, parameter: nn.Parameter, group: dict[str, Any], rounding: dict[torch.device, torch.Generator]
+    ) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
         state["step"] += 1
         weight, gradient, momentum = local(parameter), local(parameter.grad), local(state["exp_avg"])
-        if weight.ndim > 2 and not len(weight):     # more workers than experts: this worker has none
+        if weight.ndim > 2 and not len(weight):  # more workers than experts: this worker has none
             return
         # One generator for all matrices of a step: with the same bits in each, their rounding errors would be alike.
         if weight.device not in rounding:
             rounding[weight.device] = generator(weight.device, f"muon {self._seed}", int(state["step"]), self._rank)
-        # A stack of matrices is sharded between matrices, so every worker has whole matrices and can handle a few at a time.
+        # A stack of matrices is sharded between matrices, so every worker has whole matrices and can handle a few at a
+        # time.
         at_once = len(weight) if weight.ndim == 2 else max(1, STEP_ELEMENTS // max(1, weight[0].numel()))
         for parts in zip(*(torch.split(each, at_once) for each in (weight, gradient, momentum)), strict=True):
             self._update_part(*parts, parameter=parameter, group=group, rounding=rounding[weight.device])
 
     @staticmethod
     def _update_part(
-        weight: Tensor, gradient: Tensor, momentum: Tensor, *, parameter: nn.Parameter, group: dict[str, Any],
+        weight: Tensor,
+        gradient: Tensor,
+        momentum: Tensor,
+        *,
+        parameter: nn.Parameter,
+        group: dict[str, Any],
         rounding: torch.Generator,
     ) -> None:
         momentum_fp32 = momentum.float().lerp_(gradient.float(), 1 - MOMENTUM)
         momentum.copy_(momentum_fp32)
-        update = gradient.float().lerp(momentum_fp32, MOMENTUM)      # Nesterov momentum
+        update = gradient.float().lerp(momentum_fp32, MOMENTUM)  # Nesterov momentum
         if isinstance(parameter, DTensor) and parameter.ndim == 2:
             update = _orthogonal_shard(update, parameter)
         else:

@@ -1,12 +1,13 @@
 """The training objective: next-token cross-entropy, plus a load-balance loss and a z-loss of the routers.
 
-Every term except the load-balance loss is a sum over tokens, divided by the number of tokens of the *global* batch. So the terms of
-micro-batches and workers add up, and the result does not depend on how the batch is divided among them, up to rounding. Of chat
-data, the cross-entropy counts the assistant's tokens only, in the sum and in the number; routers are measured on all tokens.
+Every term except the load-balance loss is a sum over tokens, divided by the number of tokens of the *global* batch. So
+the terms of micro-batches and workers add up, and the result does not depend on how the batch is divided among them, up
+to rounding. Of chat data, the cross-entropy counts the assistant's tokens only, in the sum and in the number; routers
+are measured on all tokens.
 
-The load-balance loss is f P, a product of two means over the global batch (see `load_balance_loss`). P carries the gradient. f is a
-constant, taken from the *previous* global batch: it is exact, known before the first micro-batch, and the same on every worker. So
-the load-balance losses of micro-batches and workers add up too. f is part of a checkpoint.
+The load-balance loss is f P, a product of two means over the global batch (see `load_balance_loss`). P carries the
+gradient. f is a constant, taken from the *previous* global batch: it is exact, known before the first micro-batch, and
+the same on every worker. So the load-balance losses of micro-batches and workers add up too. f is part of a checkpoint.
 
 Axes: B sequences, L positions, T = B L tokens, N routers (MoE layers), E experts, K top-k.
 """
@@ -25,7 +26,8 @@ from transformers import PreTrainedModel
 from moedisco_ray.models import family_of, probabilities, routers
 
 DEAD_LOAD = 0.01
-"""Load below which an expert counts as dead, as a multiple of the balanced load. The literature has no common threshold."""
+"""Load below which an expert counts as dead, as a multiple of the balanced load. The literature has no common
+threshold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +95,8 @@ class RouterProbe:
         logits_TE, _, indices_TK = output
         logits_TE = logits_TE.float()
         weights_T = self._weights_T
-        # Activation checkpointing runs the layer, and so this hook, again in the backward pass. The hook must then perform the same
-        # operations, because saved tensors are matched by order; only its result is dropped.
+        # Activation checkpointing runs the layer, and so this hook, again in the backward pass. The hook must then
+        # perform the same operations, because saved tensors are matched by order; only its result is dropped.
         squared_T = torch.logsumexp(logits_TE, dim=-1).square()
         probabilities_TE = probabilities(logits_TE, self._kind)
         if weights_T is None:
@@ -109,8 +111,8 @@ def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: in
     """E sum_e f_e P_e, averaged over the layers (Fedus et al. 2021, Switch Transformer, equations 4 to 6).
 
     P_e is the mean probability of expert e, and f_e the number of its selections per token, so that f sums to K, as in
-    transformers: balanced routers have a loss of K. Each layer is balanced on its own, as in OLMoE's training code. (transformers
-    averages f and P over the layers first, so that opposite imbalances of two layers cancel.)
+    transformers: balanced routers have a loss of K. Each layer is balanced on its own, as in OLMoE's training code.
+    (transformers averages f and P over the layers first, so that opposite imbalances of two layers cancel.)
 
     Args:
         probabilities_NE: Sum of the router's probabilities over some or all tokens of the global batch.
@@ -143,13 +145,13 @@ def expert_balance(fractions_NE: Tensor) -> dict[str, float]:
         fractions_NE: Number of selections of each expert per token, f.
 
     Returns:
-        `largest_load`: the largest load of an expert in any layer, as a multiple of the balanced load, 1 / E of the selections.
-        `dead_experts`: number of experts of all layers whose load is below `DEAD_LOAD`.
+        `largest_load`: the largest load of an expert in any layer, as a multiple of the balanced load, 1 / E of the
+        selections. `dead_experts`: number of experts of all layers whose load is below `DEAD_LOAD`.
     """
     if not fractions_NE.numel():
         return {}
     load_NE = fractions_NE / fractions_NE.mean(dim=1, keepdim=True)
-    largest, dead = torch.stack([load_NE.max(), (load_NE < DEAD_LOAD).sum()]).tolist()    # one read from the GPU
+    largest, dead = torch.stack([load_NE.max(), (load_NE < DEAD_LOAD).sum()]).tolist()  # one read from the GPU
     return {"largest_load": largest, "dead_experts": int(dead)}
 
 

@@ -25,7 +25,8 @@ from moedisco_ray.training.muon import Muon, is_matrix
 from moedisco_ray.training.rounding import generator, local, round_into
 
 BETAS = (0.9, 0.95)
-"""Decay rates of Adam's moments, usual for language models; equal in all trainings, so that one can continue another's state."""
+"""Decay rates of Adam's moments, usual for language models; equal in all trainings, so that one can continue another's
+state."""
 LARGEST_NORM = 1.0
 """Maximum norm of a gradient, to which larger ones are clipped; the usual value for language models."""
 DECAY = 0.2
@@ -39,7 +40,8 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
     groups: dict[tuple[int | None, bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # `gate_up_proj` holds two matrices one after the other, unless the family alternates the columns of gate and up.
+            # `gate_up_proj` holds two matrices one after the other, unless the family alternates the columns of gate
+            # and up.
             halves = 2 if name.endswith("gate_up_proj") and not family_of(model).interleaved else 1
             by_muon = job.optimizer.name == "muon" and is_matrix(name, parameter)
             decays = parameter.ndim > 1 and not name.endswith("_bias")
@@ -49,8 +51,10 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
     made = [
         {"params": parameters, "weight_decay": decay if decays else 0.0, **({"halves": halves} if halves else {})}
         for (halves, decays, _), parameters in sorted(
-            groups.items(), key=lambda group: (group[0][0] or 0, not group[0][1], group[0][2]))]
-    rank = world.shard + job.share.member     # members of one worker each have the same seed, but round independently
+            groups.items(), key=lambda group: (group[0][0] or 0, not group[0][1], group[0][2])
+        )
+    ]
+    rank = world.shard + job.share.member  # members of one worker each have the same seed, but round independently
     make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=rank)
     return Muon(made, job.optimizer, make_adamw, job.seed, rank) if job.optimizer.name == "muon" else make_adamw(made)
 
@@ -58,13 +62,13 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
 def learning_rate(step: int, steps: int, optimizer: Optimizer, span: tuple[float, float] = (0.0, 1.0)) -> float:
     """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth, over the training or the run.
 
-    With w = warmup * steps rounded up: lr (step + 1) / w while step < w. The cosine starts at step s, and the rate is lr until
-    then. For `cosine`, s = w. For `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM, arXiv 2404.06395), s is the later of w
-    and steps - 0.2 steps, with 0.2 steps rounded up. With t = (step - s) / (steps - 1 - s) the rate is
-    lr (0.1 + 0.9 (1 + cos(pi t)) / 2), after Loshchilov and Hutter 2017, SGDR, equation 5.
+    With w = warmup * steps rounded up: lr (step + 1) / w while step < w. The cosine starts at step s, and the rate is
+    lr until then. For `cosine`, s = w. For `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM, arXiv 2404.06395), s
+    is the later of w and steps - 0.2 steps, with 0.2 steps rounded up. With t = (step - s) / (steps - 1 - s) the rate
+    is lr (0.1 + 0.9 (1 + cos(pi t)) / 2), after Loshchilov and Hutter 2017, SGDR, equation 5.
 
-    `run_cosine` is the cosine of the run. A training that covers the run's share `span`, from a to b, makes the steps from a n to
-    b n of a run of n = steps / (b - a) steps.
+    `run_cosine` is the cosine of the run. A training that covers the run's share `span`, from a to b, makes the steps
+    from a n to b n of a run of n = steps / (b - a) steps.
 
     Args:
         step: Step, counted from 0.
@@ -75,7 +79,7 @@ def learning_rate(step: int, steps: int, optimizer: Optimizer, span: tuple[float
     here, length = float(step), float(steps)
     if optimizer.schedule == "run_cosine":
         begin, end = span
-        length = round(steps / (end - begin), 6)    # shares are rounded; a whole number of steps should stay one
+        length = round(steps / (end - begin), 6)  # shares are rounded; a whole number of steps should stay one
         here = begin * length + step
     decay_start = warmup = math.ceil(optimizer.warmup * length)
     if here < warmup:
@@ -111,8 +115,9 @@ def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: 
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW that needs less memory: with weights, gradients and both moments in bf16, 8 bytes per parameter.
 
-    A second moment with a beta near 1 would never change if it were rounded to nearest. So weights and second moments are computed
-    in fp32 and rounded at random (`training.rounding`). The first moment changes far more per step and is rounded to nearest.
+    A second moment with a beta near 1 would never change if it were rounded to nearest. So weights and second moments
+    are computed in fp32 and rounded at random (`training.rounding`). The first moment changes far more per step and is
+    rounded to nearest.
 
     Weights in fp32 are not rounded, and with moments in fp32 too, torch's own fused kernel updates them.
 
@@ -127,7 +132,14 @@ class RoundingAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, *, weight_decay: float = 0.0, seed: int = 0, rank: int = 0, fp8: bool = False,
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        rank: int = 0,
+        fp8: bool = False,
         offload: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": BETAS, "eps": 1e-8, "weight_decay": weight_decay})
@@ -158,7 +170,7 @@ class RoundingAdamW(torch.optim.Optimizer):
                     generators[key] = generator(parameter.device, self._seed, step, self._rank)
                 _update(group, parameter, state, step, generators[key])
         for device in {device for device, _ in generators if device.type == "cuda" and self._offload}:
-            torch.cuda.synchronize(device)      # the copies to the machine's memory, which a checkpoint may read next
+            torch.cuda.synchronize(device)  # the copies to the machine's memory, which a checkpoint may read next
 
     @torch.no_grad()
     def set_moment(self, parameter: nn.Parameter, key: Kind, moment: Tensor) -> None:
@@ -185,7 +197,10 @@ class RoundingAdamW(torch.optim.Optimizer):
                 local(far).view(-1).copy_(near)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state as it is; torch would convert it to the dtype and the device of the parameters. Settings are not changed."""
+        """Take a state as it is; torch would convert it to the dtype and the device of the parameters.
+
+        Settings are not changed.
+        """
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for key, parameter in zip(keys, parameters, strict=True):
@@ -193,9 +208,11 @@ class RoundingAdamW(torch.optim.Optimizer):
                 self.state[parameter] = state_dict["state"][key]
 
 
-def _update(group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, source: torch.Generator) -> None:
+def _update(
+    group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, source: torch.Generator
+) -> None:
     weight = local(parameter).view(-1)
-    if not weight.numel():      # this worker may have no rows of an unevenly sharded tensor
+    if not weight.numel():  # this worker may have no rows of an unevenly sharded tensor
         return
     has_scales = "exp_avg" + moments.SCALE in state
     elements = moments.elements_at_once(parameter, STEP_ELEMENTS) if has_scales else STEP_ELEMENTS
@@ -204,8 +221,11 @@ def _update(group: dict[str, Any], parameter: Tensor, state: dict[str, Any], ste
     for key in ("exp_avg", "exp_avg_sq"):
         split.append(torch.split(local(state[key]).view(-1), elements))
         scales = state.get(key + moments.SCALE)
-        split.append(itertools.repeat(None, count) if scales is None else torch.split(
-            local(scales).view(-1), moments.scales_per_part(parameter, elements)))
+        split.append(
+            itertools.repeat(None, count)
+            if scales is None
+            else torch.split(local(scales).view(-1), moments.scales_per_part(parameter, elements))
+        )
     for part_weight, gradient, *stored in zip(*split, strict=True):
         # For moments in the machine's memory, these are copies; else the moments themselves.
         near = [None if each is None else each.to(part_weight.device, non_blocking=True) for each in stored]
@@ -213,19 +233,38 @@ def _update(group: dict[str, Any], parameter: Tensor, state: dict[str, Any], ste
         for far, each in zip(stored, near, strict=True):
             if far is not None and far is not each:
                 far.copy_(each, non_blocking=True)
-        del near, each      # their memory is for the next part
+        del near, each  # their memory is for the next part
 
 
 def _update_part(
-    group: dict[str, Any], weight: Tensor, gradient: Tensor, stored: Sequence[Any], *, step: int, source: torch.Generator,
+    group: dict[str, Any],
+    weight: Tensor,
+    gradient: Tensor,
+    stored: Sequence[Any],
+    *,
+    step: int,
+    source: torch.Generator,
 ) -> None:
     moment, moment_scales, square, square_scales = stored
     beta1, beta2 = group["betas"]
     if weight.dtype is torch.float32 and moment_scales is None:
         steps = torch.full((), float(step - 1), device=weight.device)
         torch_adamw(
-            [weight], [gradient], [moment], [square], max_exp_avg_sqs=[], state_steps=[steps], fused=True, amsgrad=False,
-            maximize=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"])
+            [weight],
+            [gradient],
+            [moment],
+            [square],
+            max_exp_avg_sqs=[],
+            state_steps=[steps],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
         return
     gradient_fp32 = gradient.float()
     moment_fp32 = moments.decoded(moment, moment_scales).lerp_(gradient_fp32, 1 - beta1)
@@ -245,6 +284,6 @@ def _update_part(
     if weight.dtype is torch.bfloat16:
         round_into(weight, weight_fp32, source)
     if moment_scales is not None:
-        del denominator, weight_fp32    # frees memory for the random bits of rounding
+        del denominator, weight_fp32  # frees memory for the random bits of rounding
         moments.encode(moment_fp32, moment, moment_scales, source, is_root=False)
         moments.encode(root_fp32, square, square_scales, source, is_root=True)

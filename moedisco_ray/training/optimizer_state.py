@@ -23,9 +23,15 @@ from moedisco_ray.training.sharded_files import placed_like, read_tensors, write
 
 
 def load_optimizer_state(
-    directory: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, world: World, group: dist.ProcessGroup | None = None,
+    directory: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Load stored state into an optimizer that has made no step; each worker reads its own part. Every worker must call it.
+    """Load stored state into an optimizer that has made no step; each worker reads its own part.
+
+    Every worker must call it.
 
     Raises:
         CheckpointError: The directory holds no optimizer state, or that of another model.
@@ -57,9 +63,15 @@ def _load(directory: Path, model: PreTrainedModel, optimizer: torch.optim.Optimi
 
 
 def save_optimizer_state(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, directory: Path, world: World, group: dist.ProcessGroup | None = None,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    directory: Path,
+    world: World,
+    group: dist.ProcessGroup | None = None,
 ) -> list[Path]:
-    """Write an optimizer's state, zeros for weights that were not trained. Every worker must call it, and writes its own part.
+    """Write an optimizer's state, zeros for weights that were not trained.
+
+    Every worker must call it, and writes its own part.
 
     Returns:
         The files that this worker has written.
@@ -67,14 +79,16 @@ def save_optimizer_state(
     Raises:
         OSError: The disk is full or broken.
     """
-    states: dict[str, dict[str, Any]] = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    states: dict[str, dict[str, Any]] = {
+        name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()
+    }
     steps = max((int(state["step"]) for state in states.values() if state), default=0)
     parameters, config = stored_tensors(model), config_values(model.config)
 
     def moment(kind: Kind, name: str) -> Tensor:
         stored, scales = states.get(name, {}).get(kind), states.get(name, {}).get(kind + SCALE)
         if stored is None or not local(stored).numel():
-            return zeros_like(parameters[name])     # Muon has no second moment
+            return zeros_like(parameters[name])  # Muon has no second moment
         if scales is None:
             return cast("Tensor", stored)
         value = decoded(local(stored), local(scales))
@@ -84,7 +98,9 @@ def save_optimizer_state(
 
     written: list[Path] = []
     for kind in KINDS:
-        written += write_tensors(directory / kind, parameters, config, world, group, values=functools.partial(moment, kind))
+        written += write_tensors(
+            directory / kind, parameters, config, world, group, values=functools.partial(moment, kind)
+        )
     if world.rank == 0:
         written.append(write_steps(directory, steps))
     return written

@@ -32,12 +32,18 @@ from moedisco_ray.training.sync.member import load_latest
 
 
 def write_model(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: TrainJob, world: World, group: dist.ProcessGroup | None = None,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    job: TrainJob,
+    world: World,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Write the trained model to `job.output`, a Hugging Face directory with canonical names. Every worker must call it.
+    """Write the trained model to `job.output`, a Hugging Face directory with canonical names.
 
-    The optimizer's state is written too if `job.with_optimizer_state` is set. Every worker writes its own files. Adapters are
-    written too, and then merged into the model's weights.
+    Every worker must call it.
+
+    The optimizer's state is written too if `job.with_optimizer_state` is set. Every worker writes its own files.
+    Adapters are written too, and then merged into the model's weights.
 
     Args:
         model: The trained model.
@@ -75,6 +81,7 @@ def _merged(model: PreTrainedModel, job: TrainJob) -> tuple[Mapping[str, Tensor]
 
 def _shared_draft(job: TrainJob, world: World, group: dist.ProcessGroup | None) -> Path:
     """The directory on this machine to which its workers write their part of the model; rank 0 empties its own first."""
+
     def begin() -> bytes:
         draft = job.store.draft(job.output)
         shutil.rmtree(draft, ignore_errors=True)
@@ -87,12 +94,12 @@ def _shared_draft(job: TrainJob, world: World, group: dist.ProcessGroup | None) 
 def drop_checkpoints(job: TrainJob, result: TrainResult) -> None:
     """Record the result of a finished training, whose output is complete, and delete its checkpoints.
 
-    The record is written first. If the process dies before that, the training resumes from its last checkpoint and finishes again.
-    If the process dies later, the remaining checkpoints are deleted with those of the stage.
+    The record is written first. If the process dies before that, the training resumes from its last checkpoint and
+    finishes again. If the process dies later, the remaining checkpoints are deleted with those of the stage.
     """
     write_json(job.result_file, with_checksum(dataclasses.asdict(result)))
     job.store.publish(job.result_file)
-    with contextlib.suppress(StorageError):     # not fatal: checkpoints that remain are deleted at the end of the stage
+    with contextlib.suppress(StorageError):  # not fatal: checkpoints that remain are deleted at the end of the stage
         checkpoint.remove(job.checkpoints)
 
 
@@ -100,8 +107,8 @@ def finished_result(job: TrainJob) -> TrainResult | None:
     """The recorded result of a finished training; None if there is no record.
 
     Raises:
-        DamagedError: The record, or a file of the output of a run in a directory, is damaged. What a run at a URI has damaged is
-            found when the next stage fetches it.
+        DamagedError: The record, or a file of the output of a run in a directory, is damaged. What a run at a URI has
+            damaged is found when the next stage fetches it.
     """
     if not job.drop_checkpoints or not job.store.has(job.output):
         return None
@@ -114,7 +121,8 @@ def finished_result(job: TrainJob) -> TrainResult | None:
         values = without_checksum(job.result_file.read_bytes())
     except ValueError as error:
         raise DamagedError(
-            job.store.name_of(job.result_file) or job.result_file.name, job.stage, str(job.store.location)) from error
+            job.store.name_of(job.result_file) or job.result_file.name, job.stage, str(job.store.location)
+        ) from error
     return TrainResult(**{**values, "losses": tuple(values["losses"])})
 
 
@@ -132,15 +140,20 @@ def read_partial_result(job: TrainJob) -> TrainResult:
     step = checkpoint.latest(job.checkpoints) if job.owner is None else None
     progress = checkpoint.Progress() if step is None else checkpoint.read_progress(checkpoint.storage_of(job), step)
     return TrainResult(
-        progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored_step=progress.step,
-        finished=progress.step == job.steps and job.store.has(job.output))
+        progress.step,
+        progress.tokens,
+        tuple(progress.losses),
+        progress.seconds,
+        restored_step=progress.step,
+        finished=progress.step == job.steps and job.store.has(job.output),
+    )
 
 
 def write_partial_result(job: TrainJob) -> None:
     """Write the model of an unfinished training from its newest checkpoint, or from the start model if there is none.
 
-    If the other members have passed a sync point without this one, the model gets the common weights of the latest sync point,
-    because its own were trained from older ones. Dtypes and names are those of a finished training's model.
+    If the other members have passed a sync point without this one, the model gets the common weights of the latest sync
+    point, because its own were trained from older ones. Dtypes and names are those of a finished training's model.
 
     Raises:
         CheckpointError: `job.model` holds no model of a supported family.

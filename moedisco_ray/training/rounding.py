@@ -1,8 +1,9 @@
 """Stochastic rounding to bf16 and shorter formats, for optimizers whose weights and state are stored in them.
 
-bf16 has 8 significant bits. With rounding to nearest, a weight would lose every update that is smaller than 1/512 of the weight. If
-it is rounded up or down at random, with probabilities that make the expected value exact, no update is lost on average. The random
-bits come from a generator keyed by (seed, step, rank): the same run gives the same weights, resumed or not.
+bf16 has 8 significant bits. With rounding to nearest, a weight would lose every update that is smaller than 1/512 of
+the weight. If it is rounded up or down at random, with probabilities that make the expected value exact, no update is
+lost on average. The random bits come from a generator keyed by (seed, step, rank): the same run gives the same weights,
+resumed or not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tensors of sharded models in files: each worker reads and writes its own parts, and no worker ever holds a whole model.
 
-A worker that is slow to read or write makes the others wait in a group with a long timeout (`cpu_group`), never in a collective
-operation of the training, whose timeout is short.
+A worker that is slow to read or write makes the others wait in a group with a long timeout (`cpu_group`), never in a
+collective operation of the training, whose timeout is short.
 """
 
 from __future__ import annotations
@@ -70,13 +70,18 @@ def reader(stored: Checkpoint) -> Callable[[Mapping[str, Tensor]], None]:
 
 
 def write_tensors(
-    directory: Path, parameters: Mapping[str, Tensor], config: Mapping[str, Any], world: World, group: dist.ProcessGroup | None, *,
+    directory: Path,
+    parameters: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    world: World,
+    group: dist.ProcessGroup | None,
+    *,
     values: Callable[[str], Tensor] | None = None,
 ) -> list[Path]:
     """Write a model directory in the canonical form; every worker writes files of its own. Every worker must call it.
 
-    Experts are sharded whole, so each worker writes those that it has. Each other tensor is gathered, one at a time, and one
-    worker keeps and writes it.
+    Experts are sharded whole, so each worker writes those that it has. Each other tensor is gathered, one at a time,
+    and one worker keeps and writes it.
 
     Args:
         directory: Target directory. It is complete when the function returns.
@@ -84,7 +89,8 @@ def write_tensors(
         config: Values of `config.json`.
         world: Rank and device of this worker, and the number of workers.
         group: See `cpu_group`.
-        values: Returns the tensor to write for a parameter, with dtype and sharding of the parameter; None: the parameter itself.
+        values: Returns the tensor to write for a parameter, with dtype and sharding of the parameter; None: the
+            parameter itself.
 
     Returns:
         The files that this worker has written.
@@ -97,7 +103,8 @@ def write_tensors(
     own = {piece.name: (key, piece) for key, piece in _whole_pieces(parameters, names)}
     announced = {
         name: Stored(tuple(local_part(parameters[key])[0][piece.of_block].shape), parameters[key].dtype)
-        for name, (key, piece) in own.items()}
+        for name, (key, piece) in own.items()
+    }
     layouts = _first_owners(on_all(lambda: announced, world, group))
     known = set().union(*layouts)
     sizes = [sum(stored.nbytes for stored in layout.values()) for layout in layouts]
@@ -114,7 +121,8 @@ def write_tensors(
         sizes[owner] += whole.nbytes
         if owner == world.rank:
             gathered.update((name, each.cpu()) for name, each in found.items())
-    part_of = functools.lru_cache(maxsize=2)(lambda key: local_part(value_of(key))[0])  # the experts of a layer are in two tensors
+    # the experts of a layer are in two tensors
+    part_of = functools.lru_cache(maxsize=2)(lambda key: local_part(value_of(key))[0])
 
     def tensor_of(name: str) -> Tensor:
         if name in gathered:
@@ -170,7 +178,7 @@ def _first_owners(layouts: list[dict[str, Stored]]) -> list[dict[str, Stored]]:
 
 def _check_shapes(names: ModelMap, key: str, shape: tuple[int, ...], stored: Mapping[str, Tensor]) -> None:
     for name, place in names.stored_tensors(key, shape).items():
-        bounds = place.bounds(shape)[0 if place.expert is None else 1:]
+        bounds = place.bounds(shape)[0 if place.expert is None else 1 :]
         needed = tuple(stop - start for start, stop in bounds)
         if name not in stored:
             raise CheckpointError("tensor", name, "is missing; the model is incomplete")

@@ -34,8 +34,14 @@ def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
 
 
 def trainable(
-    directory: Path, optimizer: Optimizer, world: World, group: dist.ProcessGroup | None = None, exchange: Exchange = "step", *,
-    lora: Lora | None = None, seed: int = 0,
+    directory: Path,
+    optimizer: Optimizer,
+    world: World,
+    group: dist.ProcessGroup | None = None,
+    exchange: Exchange = "step",
+    *,
+    lora: Lora | None = None,
+    seed: int = 0,
 ) -> PreTrainedModel:
     """Load a model for training, with the precision and gradient checkpointing of the optimizer settings; see `SummedLoss`.
 
@@ -82,8 +88,8 @@ def trainable(
 class Exchanges:
     """Decides for each micro-batch of a step whether the workers of a sharded model exchange weights and gradients.
 
-    With `step`, each worker gathers all weights once, and adds up whole gradients, which are reduced after the last micro-batch.
-    With `micro_batch`, each micro-batch gathers the weights of a layer twice and reduces its gradients.
+    With `step`, each worker gathers all weights once, and adds up whole gradients, which are reduced after the last
+    micro-batch. With `micro_batch`, each micro-batch gathers the weights of a layer twice and reduces its gradients.
     """
 
     def __init__(self, model: PreTrainedModel, exchange: Exchange) -> None:
@@ -113,8 +119,8 @@ class SummedLoss:
         Args:
             input_ids: Token ids [B, L].
             targets_BL: Token that follows each position; -100 excludes a position.
-            positions_BL: Position of each token in its document, whose tokens attend to no earlier document. None means one
-                document per sequence.
+            positions_BL: Position of each token in its document, whose tokens attend to no earlier document. None means
+                one document per sequence.
         """
         model: Any = self
         documents = document_arguments(model, input_ids, positions_BL)
@@ -135,7 +141,8 @@ def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel
     # `specialise` also freezes the routers of one-expert layers: they get no gradient, but would get weight decay.
     specialise(model).train()
     kind = type(model)
-    # FSDP gathers the output head's weight only while the whole model's `forward` runs, so the loss is computed in `forward`.
+    # FSDP gathers the output head's weight only while the whole model's `forward` runs, so the loss is computed in
+    # `forward`.
     model.__class__ = type(kind.__name__, (SummedLoss, kind), {})
     if optimizer.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -147,26 +154,29 @@ def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World, exchange: E
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     wrap = functools.partial(fully_shard, mp_policy=policy, reshard_after_forward=exchange == "micro_batch")
     replicas = layout.replicate > 1
-    names = ("replicate", "shard")[not replicas:]
-    mesh = init_device_mesh(kind, (layout.replicate, layout.shards)[not replicas:], mesh_dim_names=names)
+    names = ("replicate", "shard")[not replicas :]
+    mesh = init_device_mesh(kind, (layout.replicate, layout.shards)[not replicas :], mesh_dim_names=names)
     if layout.expert > 1:
-        sizes = (layout.replicate, layout.data, layout.expert)[not replicas:]
-        axes = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "data", EXPERT_AXIS)[not replicas:])
-        axes["data", EXPERT_AXIS]._flatten()    # noqa: SLF001 - torch has no public name; norms are then reduced in one operation
+        sizes = (layout.replicate, layout.data, layout.expert)[not replicas :]
+        axes = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "data", EXPERT_AXIS)[not replicas :])
+        axes["data", EXPERT_AXIS]._flatten()  # noqa: SLF001 - torch has no public name; norms are then reduced in one operation
         for block in moe_blocks(model).values():
             experts: Any = block.get_submodule("experts")
             _divide(experts, axes[EXPERT_AXIS])
             # An uneven number of experts is sharded by rows.
             axis = 1 if experts.num_experts // layout.expert % layout.data else 0
             wrap(
-                experts, mesh=axes["replicate", "data"] if replicas else axes["data"],
-                shard_placement_fn=lambda _parameter, axis=axis: Shard(axis))
+                experts,
+                mesh=axes["replicate", "data"] if replicas else axes["data"],
+                shard_placement_fn=lambda _parameter, axis=axis: Shard(axis),
+            )
     for layer in model.model.layers:
         wrap(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # Losses are divided by the tokens of the global batch, so gradients are summed. Gloo supports plain sums only.
+            # Losses are divided by the tokens of the global batch, so gradients are summed. Gloo supports plain sums
+            # only.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(enable=True)
 

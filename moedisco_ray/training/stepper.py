@@ -73,8 +73,8 @@ class Stepper:
         """Make a step at the current learning rate, on this worker's part of the global batch.
 
         Returns:
-            Cross-entropy in nats, summed over this worker's tokens; the norm of the whole gradient before clipping; and the number
-            of tokens of the global batch that the loss counts.
+            Cross-entropy in nats, summed over this worker's tokens; the norm of the whole gradient before clipping; and
+            the number of tokens of the global batch that the loss counts.
         """
         self._selections_NE.zero_()
         losses, loss_tokens = [], self._job.step_tokens
@@ -125,20 +125,23 @@ def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
     for item in remaining:
         for following in remaining:
             yield item, False
-            item = following    # noqa: PLW2901
+            item = following  # noqa: PLW2901
         yield item, True
 
 
 def _clip(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Clip the gradients of all parameters together; returns their norm before."""
     # One operation takes sharded tensors of one mesh only.
-    parts = [[each for each in parameters if is_divided(each) == divided and each.grad is not None] for divided in (False, True)]
+    parts = [
+        [each for each in parameters if is_divided(each) == divided and each.grad is not None]
+        for divided in (False, True)
+    ]
     if not parts[1]:
         return _gathered(torch.nn.utils.clip_grad_norm_(parameters, LARGEST_NORM))
     gradients = [[cast("Tensor", each.grad) for each in part] for part in parts]
     norm = torch.stack([_gathered(torch.nn.utils.get_total_norm(each)) for each in gradients]).norm()
     factor = (LARGEST_NORM / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([local(each) for part in gradients for each in part], factor)     # as torch's own clipping
+    torch._foreach_mul_([local(each) for part in gradients for each in part], factor)  # as torch's own clipping
     return norm
 
 

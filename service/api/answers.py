@@ -36,9 +36,15 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
     except UnusableRun as error:
         bill = bare_bill(row.dollars, planned=False)
         shown["notice"] = shown["notice"] or str(error)
-    return RunDetail.model_validate({
-        **shown, "config": row.document, "notes": row.notes or [], "bill": bill,
-        "estimate": row.estimate.get("bill") or bare_bill(None, planned=True)})
+    return RunDetail.model_validate(
+        {
+            **shown,
+            "config": row.document,
+            "notes": row.notes or [],
+            "bill": bill,
+            "estimate": row.estimate.get("bill") or bare_bill(None, planned=True),
+        }
+    )
 
 
 def unreadable_report(row: tables.RunRow, why: str) -> RunReport:
@@ -46,9 +52,18 @@ def unreadable_report(row: tables.RunRow, why: str) -> RunReport:
     state: dict[str, Any] = {RunState.SUCCEEDED: "finished", RunState.FAILED: "failed", RunState.CANCELLED: "stopped"}
     seed = row.document.get("seed")
     return RunReport(
-        name=row.name, seed=seed if isinstance(seed, int) else 0, tags=row.tags, family="unknown", stages=[], tokens=0,
-        bill=bare_bill(row.dollars, planned=False), curves={}, versions={}, state=state.get(RunState(row.state), "running"),
-        state_reason=why)
+        name=row.name,
+        seed=seed if isinstance(seed, int) else 0,
+        tags=row.tags,
+        family="unknown",
+        stages=[],
+        tokens=0,
+        bill=bare_bill(row.dollars, planned=False),
+        curves={},
+        versions={},
+        state=state.get(RunState(row.state), "running"),
+        state_reason=why,
+    )
 
 
 def bare_bill(dollars: float | None, *, planned: bool) -> Bill:
@@ -60,7 +75,13 @@ def bare_bill(dollars: float | None, *, planned: bool) -> Bill:
 def series_answer(curve: UnitCurve) -> Series:
     """Response body for one curve of a metric."""
     return Series(
-        unit=curve.unit, stage=curve.stage, step=curve.steps, tokens=curve.tokens, value=curve.values, points=curve.count)
+        unit=curve.unit,
+        stage=curve.stage,
+        step=curve.steps,
+        tokens=curve.tokens,
+        value=curve.values,
+        points=curve.count,
+    )
 
 
 def owner_filter(caller: Caller) -> str | None:
@@ -81,12 +102,16 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, places: di
         "position": places.get(row.id) if row.state == RunState.QUEUED else None,
         "stages": [{"name": name, **stage} for name, stage in stages.items()],
         "money": {
-            "dollars": row.dollars, "worker_seconds": row.worker_seconds,
+            "dollars": row.dollars,
+            "worker_seconds": row.worker_seconds,
             "estimate_dollars": (row.estimate.get("bill") or {}).get("dollars"),
-            "budget_dollars": row.budget_dollars},
+            "budget_dollars": row.budget_dollars,
+        },
         "events": row.next_position,
         "notice": row.unreadable or row.trouble,
-        "job_url": context.settings.job_url(submission_id(row.id, row.attempt)) if caller.admin and row.attempt else None,
+        "job_url": context.settings.job_url(submission_id(row.id, row.attempt))
+        if caller.admin and row.attempt
+        else None,
     }
 
 

@@ -38,8 +38,16 @@ from service.settings import Settings
 from service.web import STATIC
 
 ROUTERS = (
-    runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sign_ins,
-    operations.router)
+    runs.router,
+    watching.router,
+    watching.reports,
+    files.router,
+    planning.router,
+    quotas.router,
+    access.router,
+    access.sign_ins,
+    operations.router,
+)
 
 _GUESSES_PER_MINUTE = 20
 """Maximum number of failed sign-ins per minute from one address."""
@@ -73,8 +81,17 @@ def _openapi() -> dict[str, Any]:
 
 
 def create_app(
-    settings: Settings, database: Database, jobs: RayJobs, *, planning: PlanningPool, pools: RayPools, dashboard: Dashboard,
-    notifier: Notifier, secret: bytes, wake_reconciler: Callable[[], None], loops: Callable[[], Mapping[str, str]] = dict,
+    settings: Settings,
+    database: Database,
+    jobs: RayJobs,
+    *,
+    planning: PlanningPool,
+    pools: RayPools,
+    dashboard: Dashboard,
+    notifier: Notifier,
+    secret: bytes,
+    wake_reconciler: Callable[[], None],
+    loops: Callable[[], Mapping[str, str]] = dict,
 ) -> FastAPI:
     """Create the application. It starts no background work and does not close the objects that it gets as arguments.
 
@@ -92,12 +109,25 @@ def create_app(
     """
     prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
     context = ServiceContext(
-        settings=settings, database=database, jobs=jobs, planning=planning, pools=pools,
-        ray_pages=RayPages(dashboard), notifier=notifier, wake_reconciler=wake_reconciler,
-        streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
-        sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
+        settings=settings,
+        database=database,
+        jobs=jobs,
+        planning=planning,
+        pools=pools,
+        ray_pages=RayPages(dashboard),
+        notifier=notifier,
+        wake_reconciler=wake_reconciler,
+        streams=Streams(database, notifier, prometheus),
+        reports=LiveReports(),
+        limits=RateLimiter(settings.requests_per_minute),
+        sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE),
+        stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
         capacity=limits,
-        prometheus=prometheus, secret=secret, roots=settings.roots, loops=loops)
+        prometheus=prometheus,
+        secret=secret,
+        roots=settings.roots,
+        loops=loops,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -105,8 +135,15 @@ def create_app(
         context.streams.close()
 
     app = FastAPI(
-        title="MoEDisCo control service", version=_release(), docs_url=None, redoc_url=None, redirect_slashes=False,
-        lifespan=lifespan, generate_unique_id_function=operation_id, separate_input_output_schemas=False)
+        title="MoEDisCo control service",
+        version=_release(),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        generate_unique_id_function=operation_id,
+        separate_input_output_schemas=False,
+    )
     app.state.context = context
     served = {"servers": [{"url": settings.path}]} if settings.path else {}
     app.openapi = lambda: _openapi() | served  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """Streams a directory as a tar archive, without temporary files and without loading whole files into memory.
 
-The names, sizes and times of the files determine the size and the layout of the archive, so that a download can be resumed.
+The names, sizes and times of the files determine the size and the layout of the archive, so that a download can be
+resumed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from service.schemas import Artifact
 _RECORD = 512
 _END = bytes(2 * _RECORD)
 _FORMAT = b"pax 1"
-"""Version of the archive layout. It is part of the ETag; change it if the same files would give an archive of different bytes."""
+"""Version of the archive layout. It is part of the ETag; change it if the same files would give an archive of different
+bytes."""
 
 
 class Archive:
@@ -39,7 +41,9 @@ class Archive:
 
     def __init__(self, storage: RunStorage, folder: str, prefix: str) -> None:
         self._storage = storage
-        self._members = [(file, _header(file, prefix + file.path.removeprefix(folder))) for file in storage.files(folder)]
+        self._members = [
+            (file, _header(file, prefix + file.path.removeprefix(folder))) for file in storage.files(folder)
+        ]
         if not self._members:
             raise none_yet(f"{folder} directory")
         self.name = f"{prefix}.tar"
@@ -51,12 +55,13 @@ class Archive:
         """Bytes of the archive from `start` up to `end`; files outside of this range are not opened.
 
         Raises:
-            EOFError: A file has changed since the archive was planned. The response ends early, so that the client notices it.
+            EOFError: A file has changed since the archive was planned. The response ends early, so that the client
+                notices it.
         """
         position = 0
         for file, header in self._members:
             body = position + len(header)
-            yield header[_within(start, position):_within(end, position)]
+            yield header[_within(start, position) : _within(end, position)]
             first, last = (min(_within(at, body), file.bytes) for at in (start, end))
             if first < last:
                 found = await run_in_threadpool(open_file, self._storage, file.path)
@@ -67,11 +72,11 @@ class Archive:
                     yield block
             position = body + file.bytes
             padding = bytes(_padding(file.bytes))
-            yield padding[_within(start, position):_within(end, position)]
+            yield padding[_within(start, position) : _within(end, position)]
             position += len(padding)
             if position >= end:
                 return
-        yield _END[_within(start, position):_within(end, position)]
+        yield _END[_within(start, position) : _within(end, position)]
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

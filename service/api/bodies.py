@@ -19,7 +19,9 @@ from service.schemas.mistakes import NO_OBJECT, converted, strict_json
 MOST_READ = 256 * 2**20
 """Limit on the total size of large bodies that are read at the same time (bytes)."""
 SMALL = 64 * 2**10
-"""Maximum size of a body that is read without authentication (bytes). The limit on connections bounds their total size."""
+"""Maximum size of a body that is read without authentication (bytes). The limit on connections bounds their total
+size."""
+
 
 class BodyLimit:
     """Middleware that refuses a request body above the limit, and reads a smaller one completely before it calls the application.
@@ -35,7 +37,7 @@ class BodyLimit:
     """
 
     def __init__(
-        self, app: ASGIApp, limit_of: Callable[[str], int], check: Callable[[Request], None], most: int = MOST_READ,
+        self, app: ASGIApp, limit_of: Callable[[str], int], check: Callable[[Request], None], most: int = MOST_READ
     ) -> None:
         self._app = app
         self._limit_of = limit_of
@@ -51,7 +53,7 @@ class BodyLimit:
             body = await self._read(scope, receive, limit)
         except (TooLarge, Overloaded, Unauthorised, TooMany) as error:
             refusal = problem_response(error, Request(scope))
-            refusal.headers["Connection"] = "close"     # otherwise the unread rest would be parsed as a request
+            refusal.headers["Connection"] = "close"  # otherwise the unread rest would be parsed as a request
             await refusal(scope, receive, send)
             return
         if body is not None:
@@ -71,7 +73,7 @@ class BodyLimit:
                     large = True
                 message = await receive()
                 if message["type"] != "http.request":
-                    return None     # the client disconnected
+                    return None  # the client disconnected
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > limit:
@@ -110,7 +112,7 @@ class _StrictRequest(Request):
     async def json(self) -> Any:
         try:
             raw = strict_json(await self.body())
-        except BadRequest as error:     # FastAPI turns any other error raised here into a 400 without the detail
+        except BadRequest as error:  # FastAPI turns any other error raised here into a 400 without the detail
             raise HTTPException(400, error.detail) from error
         except InvalidRequest as error:
             raise HTTPException(422, error.mistakes) from error

@@ -18,7 +18,8 @@ _INLINE = 64 * 1024
 class CompressedJson:
     """Middleware that compresses complete JSON responses to GET requests.
 
-    Responses to other methods, such as a new token, are not compressed, because a compressed length can reveal the content.
+    Responses to other methods, such as a new token, are not compressed, because a compressed length can reveal the
+    content.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -65,8 +66,10 @@ def accepts_gzip(accepted: str) -> bool:
 def _is_json(start: Message) -> bool:
     headers = Headers(raw=start["headers"])
     return (
-        start["status"] == 200 and headers.get("content-type", "").partition(";")[0] == "application/json"
-        and "content-encoding" not in headers)
+        start["status"] == 200
+        and headers.get("content-type", "").partition(";")[0] == "application/json"
+        and "content-encoding" not in headers
+    )
 
 
 def _packed(body: bytes) -> bytes:

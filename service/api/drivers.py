@@ -19,8 +19,16 @@ from service.domain.states import ACTIVE
 from service.errors import Gone, Unauthorised
 
 _REPORT = re.compile(r"/v1/runs/([^/]+)/report")
-DRIVER = [Security(APIKeyHeader(
-    name=PROOF_HEADER, auto_error=False, scheme_name="driver", description="HMAC with the key of one attempt of a run."))]
+DRIVER = [
+    Security(
+        APIKeyHeader(
+            name=PROOF_HEADER,
+            auto_error=False,
+            scheme_name="driver",
+            description="HMAC with the key of one attempt of a run.",
+        )
+    )
+]
 """FastAPI dependencies that document, in the OpenAPI schema, that only the driver of a run may call a route."""
 
 
@@ -41,7 +49,10 @@ class Driver:
         return run is not None and run.attempt == self.attempt and run.state in ACTIVE
 
     def signed(self, answer: Response) -> Response:
-        """The answer with the proof that it comes from the driver's own service. Only such answers change what a driver does."""
+        """The answer with the proof that it comes from the driver's own service.
+
+        Only such answers change what a driver does.
+        """
         answer.headers[PROOF_HEADER] = answer_proof(self.key, self.nonce, answer.status_code, bytes(answer.body))
         return answer
 

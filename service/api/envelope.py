@@ -60,7 +60,9 @@ class Envelope:
                 self._prometheus.requests.labels(_method(scope), _route(scope), str(status)).inc()
                 if scope["path"] not in _QUIET:
                     milliseconds = round(1000 * (time.perf_counter() - began), 1)
-                    self._log.info("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)
+                    self._log.info(
+                        "request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds
+                    )
 
 
 def _route(scope: Scope) -> str:

@@ -98,8 +98,12 @@ def send_content(request: Request, found: Content) -> Response:
         RangeUnsatisfiable: The range is outside of the content.
     """
     headers = {
-        "Accept-Ranges": "bytes", "ETag": found.etag, "Last-Modified": formatdate(found.modified, usegmt=True),
-        "Cache-Control": "private, no-cache", **attachment(found.name)}
+        "Accept-Ranges": "bytes",
+        "ETag": found.etag,
+        "Last-Modified": formatdate(found.modified, usegmt=True),
+        "Cache-Control": "private, no-cache",
+        **attachment(found.name),
+    }
     if _known(request.headers, found.etag):
         found.close()
         return Response(status_code=304, headers=headers)
@@ -138,7 +142,9 @@ def attachment(name: str) -> Mapping[str, str]:
 
 def _known(headers: Mapping[str, str], etag: str) -> bool:
     known = headers.get("if-none-match")
-    return known is not None and (known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")))
+    return known is not None and (
+        known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
+    )
 
 
 def _part(headers: Mapping[str, str], found: Content) -> tuple[int, int] | None:

@@ -18,7 +18,8 @@ _SLOT_WAIT = 5.0
 _RESERVED = 192
 """File descriptors reserved for the database, threads, Ray's API, and connections accepted before one can be closed."""
 _LEAST, _MOST = 32, 4096
-"""Bounds on the connection limit; an idle connection takes about 20 KB, and browsers and clients keep connections open."""
+"""Bounds on the connection limit; an idle connection takes about 20 KB, and browsers and clients keep connections
+open."""
 _UNLIMITED = 2**20
 """Limit on open files to request if the hard limit is infinite, because Linux refuses infinity here."""
 
@@ -51,10 +52,15 @@ class RateLimiter:
             self._buckets[key] = (left - 1, now)
 
     def _forget(self, now: float) -> None:
-        # A key without a bucket has its full allowance, so drop full buckets. If too many remain, also drop the older half of them.
-        kept = {key: bucket for key, bucket in self._buckets.items() if bucket[0] + (now - bucket[1]) * self._rate < self._capacity}
+        # A key without a bucket has its full allowance, so drop full buckets. If too many remain, also drop the older
+        # half of them.
+        kept = {
+            key: bucket
+            for key, bucket in self._buckets.items()
+            if bucket[0] + (now - bucket[1]) * self._rate < self._capacity
+        }
         if len(kept) >= _MOST_BUCKETS:
-            newest = sorted(kept.items(), key=lambda item: item[1][1])[_MOST_BUCKETS // 2:]
+            newest = sorted(kept.items(), key=lambda item: item[1][1])[_MOST_BUCKETS // 2 :]
             kept = dict(newest)
         self._buckets = kept
 
@@ -77,9 +83,13 @@ class StreamSlots:
         """
         with self._lock:
             if self._taken[key] >= self._each:
-                raise TooMany(f"this token has {self._each} streams and downloads open, the limit; close some first", _SLOT_WAIT)
+                raise TooMany(
+                    f"this token has {self._each} streams and downloads open, the limit; close some first", _SLOT_WAIT
+                )
             if self._taken.total() >= self._most:
-                raise TooMany(f"the service has {self._most} streams and downloads open, the limit; try again later", _SLOT_WAIT)
+                raise TooMany(
+                    f"the service has {self._most} streams and downloads open, the limit; try again later", _SLOT_WAIT
+                )
             self._taken[key] += 1
         try:
             yield
@@ -96,7 +106,8 @@ class Capacity:
 
     Attributes:
         connections: Maximum number of open connections; beyond it, those that have been idle for longest are closed.
-        streams: Maximum number of concurrent streams and downloads: half of the connections, so that others remain for requests.
+        streams: Maximum number of concurrent streams and downloads: half of the connections, so that others remain for
+            requests.
     """
 
     connections: int

@@ -16,7 +16,8 @@ from service.run_storage import read, storage_of
 FRESH_SECONDS = 3.0
 """Maximum age of a cached report, in seconds."""
 PATIENCE_SECONDS = 3.0
-"""Maximum wait for the report of another run, in seconds. A request that waits holds a thread that drivers' reports need too."""
+"""Maximum wait for the report of another run, in seconds. A request that waits holds a thread that drivers' reports
+need too."""
 _MOST = 64
 
 
@@ -24,7 +25,8 @@ class LiveReports:
     """Builds one report at a time and caches it briefly, because all events of a run are read to build its report."""
 
     def __init__(self) -> None:
-        self._locks = {False: threading.Lock(), True: threading.Lock()}     # a slow URI delays only reports of runs at URIs
+        # a slow URI delays only reports of runs at URIs
+        self._locks = {False: threading.Lock(), True: threading.Lock()}
         self._kept: dict[Location, tuple[float, RunReport]] = {}
 
     def get(self, location: Location, config: RunConfig) -> RunReport:

@@ -24,8 +24,11 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 def list_logs(storage: RunStorage) -> list[LogFile]:
     """Logs of a run, the driver's log first."""
     found = [
-        LogFile(name=name, bytes=file.bytes, updated=file.updated) for file in storage.files(_WORKERS)
-        if file.path.endswith(".log") and _NAME.fullmatch(name := file.path.removeprefix(f"{_WORKERS}/").removesuffix(".log"))]
+        LogFile(name=name, bytes=file.bytes, updated=file.updated)
+        for file in storage.files(_WORKERS)
+        if file.path.endswith(".log")
+        and _NAME.fullmatch(name := file.path.removeprefix(f"{_WORKERS}/").removesuffix(".log"))
+    ]
     with contextlib.suppress(FileNotFoundError), contextlib.closing(storage.open(_DRIVERS)) as driver:
         return [LogFile(name=DRIVER, bytes=driver.size, updated=driver.modified), *found]
     return found
@@ -62,7 +65,7 @@ def tail_start(file: StoredFile, size: int, lines: int) -> int:
         found = block.count(b"\n")
         if found >= wanted:
             for _ in range(wanted):
-                block = block[:block.rindex(b"\n")]
+                block = block[: block.rindex(b"\n")]
             return start + len(block) + 1
         wanted -= found
         place = start
@@ -70,7 +73,7 @@ def tail_start(file: StoredFile, size: int, lines: int) -> int:
 
 
 async def follow(
-    file: StoredFile, start: int, ended: Callable[[], bool], pause: Callable[[float], Awaitable[bool]],
+    file: StoredFile, start: int, ended: Callable[[], bool], pause: Callable[[float], Awaitable[bool]]
 ) -> AsyncIterator[bytes]:
     """Yield the content of a log from `start` on, and new content as it is written, until the log is complete.
 

@@ -63,18 +63,28 @@ def versioned(status: int, description: str) -> Responses:
 
 def body_of(schema: str, *, required: bool = True) -> dict[str, Any]:
     """Documentation of a JSON body that the route itself parses."""
-    return {"requestBody": {
-        "required": required, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}}
+    return {
+        "requestBody": {
+            "required": required,
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+        }
+    }
 
 
 def content(media_type: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
     """Documentation of a response that is not JSON."""
-    return {"description": description, "content": {media_type: {"schema": schema or {"type": "string", "format": "binary"}}}}
+    return {
+        "description": description,
+        "content": {media_type: {"schema": schema or {"type": "string", "format": "binary"}}},
+    }
 
 
 def links(*operations: str, parameter: str = "run_id") -> dict[str, Any]:
     """Links from the response that creates an object to operations that take the object's id as path parameter."""
-    return {operation: {"operationId": operation, "parameters": {parameter: "$response.body#/id"}} for operation in operations}
+    return {
+        operation: {"operationId": operation, "parameters": {parameter: "$response.body#/id"}}
+        for operation in operations
+    }
 
 
 def operation_id(route: APIRoute) -> str:
@@ -85,11 +95,16 @@ def operation_id(route: APIRoute) -> str:
 def document(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
     """The OpenAPI document of routes, at a version of the package."""
     found = get_openapi(
-        title="MoEDisCo control service", version=version, description=_DESCRIPTION, routes=routes,
-        tags=[{"name": name} for name in _TAGS])
+        title="MoEDisCo control service",
+        version=version,
+        description=_DESCRIPTION,
+        routes=routes,
+        tags=[{"name": name} for name in _TAGS],
+    )
     schemas = found["components"]["schemas"]
     _, referred = models_json_schema(
-        [(model, "validation") for model in _REFERRED], ref_template="#/components/schemas/{model}")
+        [(model, "validation") for model in _REFERRED], ref_template="#/components/schemas/{model}"
+    )
     schemas.update(referred["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

@@ -16,7 +16,10 @@ from service.schemas.mistakes import LARGEST
 
 
 def _truth(value: object) -> object:
-    """Accept only `true` and `false`. A value such as `yes` or `1` is refused, because it may be meant for another parameter."""
+    """Accept only `true` and `false`.
+
+    A value such as `yes` or `1` is refused, because it may be meant for another parameter.
+    """
     if not isinstance(value, bool) and value not in ("true", "false"):
         raise ValueError("must be `true` or `false`")
     return value in (True, "true")
@@ -32,13 +35,29 @@ Limit = Annotated[int, Query(ge=1, le=200, description="Maximum number of items 
 After = Annotated[int | None, Query(ge=-1, le=LARGEST, description="Last known position; -1 for none.")]
 LastEventId = Annotated[
     int | None,
-    Header(alias="Last-Event-ID", ge=-1, le=LARGEST, description="Same as `after`; browsers send it when they reconnect.")]
-IdempotencyKey = Annotated[str | None, Header(
-    alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$",
-    description="Makes the request safe to repeat within a day.", examples=["7c0f6f0e-demo"])]
-IfMatch = Annotated[str | None, Header(
-    alias="If-Match", max_length=1024,
-    description="`ETag` of the run as it was read; if the run has changed since, nothing is done (status 412).")]
+    Header(
+        alias="Last-Event-ID", ge=-1, le=LARGEST, description="Same as `after`; browsers send it when they reconnect."
+    ),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Makes the request safe to repeat within a day.",
+        examples=["7c0f6f0e-demo"],
+    ),
+]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-Match",
+        max_length=1024,
+        description="`ETag` of the run as it was read; if the run has changed since, nothing is done (status 412).",
+    ),
+]
 
 _LONGEST_KEY = 64
 
@@ -51,8 +70,9 @@ def etag(version: int) -> str:
 def check_match(if_match: str | None, version: int) -> None:
     """Compare the header If-Match of a request with the version of the run.
 
-    The mark of a weak tag (`W/`) is ignored, although RFC 9110 compares If-Match strongly. A proxy that compresses an answer marks
-    its tag as weak, since the bytes have changed. This tag names a version of the run's state, however it was sent.
+    The mark of a weak tag (`W/`) is ignored, although RFC 9110 compares If-Match strongly. A proxy that compresses an
+    answer marks its tag as weak, since the bytes have changed. This tag names a version of the run's state, however it
+    was sent.
 
     Raises:
         PreconditionFailed: The header names other versions.
@@ -86,4 +106,8 @@ def _no_such_key(key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     if close:
         return f"no such query parameter; did you mean {close[0]!r}?"
-    return f"no such query parameter; known are {', '.join(sorted(known))}" if known else "no such query parameter; remove it"
+    return (
+        f"no such query parameter; known are {', '.join(sorted(known))}"
+        if known
+        else "no such query parameter; remove it"
+    )

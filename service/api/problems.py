@@ -17,7 +17,15 @@ from starlette.routing import Match, Mount
 
 from moedisco_ray.core.errors import UserError
 from service.api.responses import SECURITY_HEADERS
-from service.errors import AgainstPolicy, BadRequest, InvalidRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
+from service.errors import (
+    AgainstPolicy,
+    BadRequest,
+    InvalidRequest,
+    RangeUnsatisfiable,
+    ServiceError,
+    TooMany,
+    Unauthorised,
+)
 from service.schemas.mistakes import in_words, mistakes_in, mistakes_of
 
 MEDIA_TYPE = "application/problem+json"
@@ -48,7 +56,8 @@ def problem_response(error: ServiceError, request: Request) -> Response:
     elif isinstance(error, InvalidRequest):
         mistakes = error.mistakes
     return _response(
-        request, error.status, slug=error.slug, title=error.title, detail=error.detail, errors=mistakes, headers=headers)
+        request, error.status, slug=error.slug, title=error.title, detail=error.detail, errors=mistakes, headers=headers
+    )
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
@@ -82,35 +91,60 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(sorted(_methods(request)))
     return _response(
-        request, status, slug=status.phrase.lower().replace(" ", "-"), title=status.phrase, detail=detail, headers=headers)
+        request,
+        status,
+        slug=status.phrase.lower().replace(" ", "-"),
+        title=status.phrase,
+        detail=detail,
+        headers=headers,
+    )
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    del error   # the server logs the error; its text may contain secrets
+    del error  # the server logs the error; its text may contain secrets
     # The middleware that adds these headers does not see this response.
     return _response(
-        request, 500, slug=ServiceError.slug, title=ServiceError.title,
+        request,
+        500,
+        slug=ServiceError.slug,
+        title=ServiceError.title,
         detail="the service failed; its log has the cause under the request's id",
-        headers=SECURITY_HEADERS)
+        headers=SECURITY_HEADERS,
+    )
 
 
 def _methods(request: Request) -> set[str]:
     """Methods that any route allows at the request's path; the router reports only those of the first matching route."""
-    # In a mounted application, `root_path` is the path of the mount; routes match against the `root_path` of the outer application.
+    # In a mounted application, `root_path` is the path of the mount; routes match against the `root_path` of the outer
+    # application.
     scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
     return {
-        method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-        for route in request.app.routes if route.matches({**scope, "method": method})[0] is Match.FULL
-        and (method in ("GET", "HEAD") or not isinstance(route, Mount))}
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        for route in request.app.routes
+        if route.matches({**scope, "method": method})[0] is Match.FULL
+        and (method in ("GET", "HEAD") or not isinstance(route, Mount))
+    }
 
 
 def _response(
-    request: Request, status: int, *, slug: str, title: str, detail: str, errors: Sequence[tuple[str, str]] = (),
+    request: Request,
+    status: int,
+    *,
+    slug: str,
+    title: str,
+    detail: str,
+    errors: Sequence[tuple[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     problem = {
-        "type": f"urn:moedisco:problem:{slug}", "title": title, "status": int(status), "detail": detail,
-        "instance": _plain_path(request), "errors": [{"field": field, "message": message} for field, message in errors]}
+        "type": f"urn:moedisco:problem:{slug}",
+        "title": title,
+        "status": int(status),
+        "detail": detail,
+        "instance": _plain_path(request),
+        "errors": [{"field": field, "message": message} for field, message in errors],
+    }
     # `json.dumps` escapes all but ASCII, because a request may contain text that UTF-8 cannot encode.
     text = json.dumps(problem)
     return Response(text, status, headers={"Cache-Control": "no-store", **(headers or {})}, media_type=MEDIA_TYPE)

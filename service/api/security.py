@@ -24,8 +24,11 @@ _LONGEST_TOKEN = 256
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="token", description="Token from `moedisco tokens create`.")
 _cookie = APIKeyCookie(
-    name=COOKIE, auto_error=False, scheme_name="session",
-    description="Cookie from POST /v1/session. Requests with side effects must come from the service's own page.")
+    name=COOKIE,
+    auto_error=False,
+    scheme_name="session",
+    description="Cookie from POST /v1/session. Requests with side effects must come from the service's own page.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +141,10 @@ def valid_token(plain: str, context: ServiceContext) -> tables.Token | None:
 
 
 def still_allowed(caller: Caller, context: ServiceContext) -> bool:
-    """Whether a caller's token or session is still valid. Called during long responses, which count as use of the session."""
+    """Whether a caller's token or session is still valid.
+
+    Called during long responses, which count as use of the session.
+    """
     now = context.now()
     if caller.session_id is None:
         with context.database.read() as session:
@@ -201,7 +207,7 @@ def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = F
 def implied(scopes: list[str]) -> frozenset[Scope]:
     """The given scopes and all scopes that they include."""
     highest = max((i for i, scope in enumerate(SCOPES) if scope in scopes), default=-1)
-    return frozenset(SCOPES[:highest + 1])
+    return frozenset(SCOPES[: highest + 1])
 
 
 def check_same_origin(request: Request, settings: Settings) -> None:

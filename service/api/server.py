@@ -1,11 +1,12 @@
 """A uvicorn server with deadlines for its clients, so that idle connections cannot use up the service.
 
-uvicorn limits the time between two requests but not the time for a request to arrive. A connection that sends nothing, or one
-byte now and then, stays open, until `limit_concurrency` refuses all clients or asyncio runs out of file descriptors. Hypercorn and
-Granian have no deadline for bodies either, and a service on a laptop has no reverse proxy. This subclass of uvicorn's protocol
-therefore derives from h11's state what the client has to do next (send a head, send a body, read the response) and sets one
-deadline for it, which a trickle of bytes does not extend. If there are too many connections, it closes the one that has waited
-longest for its client. A connection with a complete request is never closed.
+uvicorn limits the time between two requests but not the time for a request to arrive. A connection that sends nothing,
+or one byte now and then, stays open, until `limit_concurrency` refuses all clients or asyncio runs out of file
+descriptors. Hypercorn and Granian have no deadline for bodies either, and a service on a laptop has no reverse proxy.
+This subclass of uvicorn's protocol therefore derives from h11's state what the client has to do next (send a head, send
+a body, read the response) and sets one deadline for it, which a trickle of bytes does not extend. If there are too many
+connections, it closes the one that has waited longest for its client. A connection with a complete request is never
+closed.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ from service.observability import PrometheusMetrics
 from service.settings import Settings
 
 Awaited = Literal["head", "next request", "body", "reading", "closing"]
-"""What the server waits for the client to do: send a head, a next request or a body, read the response, or close the connection."""
+"""What the server waits for the client to do: send a head, a next request or a body, read the response, or close the
+connection."""
 
 DEADLINES: dict[Awaited, float] = {"head": 10.0, "body": 30.0, "reading": 60.0, "closing": 10.0}
-"""Time that the client has for what the server waits for, in seconds. "reading" is the time for each 64 KB of a response. The time
-for "next request" is uvicorn's `timeout_keep_alive`."""
+"""Time that the client has for what the server waits for, in seconds. "reading" is the time for each 64 KB of a
+response. The time for "next request" is uvicorn's `timeout_keep_alive`."""
 ACCEPTED_AT_ONCE = 16
-"""Maximum number of connections that asyncio accepts per wake-up, to limit how many file descriptors it takes at once."""
+"""Maximum number of connections that asyncio accepts per wake-up, to limit how many file descriptors it takes at
+once."""
 SPARE = 16
-"""Number of the newest waiting connections that are never closed to make room, because their requests may be arriving."""
+"""Number of the newest waiting connections that are never closed to make room, because their requests may be
+arriving."""
 GRACE_SECONDS = 5
 """Maximum wait for requests in progress when the service stops, in seconds."""
 KEEP_ALIVE_SECONDS = 30
@@ -46,7 +50,9 @@ _QUEUED = 2048
 
 
 class Connections(ServerState):
-    """Open connections of a server. `waiting` contains the connections whose client must act next; the longest wait comes first.
+    """Open connections of a server.
+
+    `waiting` contains the connections whose client must act next; the longest wait comes first.
 
     Args:
         most: Maximum number of open connections; beyond it, waiting connections are closed.
@@ -112,7 +118,7 @@ class DeadlineProtocol(H11Protocol):
     def drop(self, reason: str) -> None:
         """Close the connection at once and discard unsent data."""
         self.server_state.count_closed(reason)
-        self.server_state.connections.discard(self)     # at once, not only when the event loop closes it
+        self.server_state.connections.discard(self)  # at once, not only when the event loop closes it
         self._wait_for(None)
         self.transport.abort()
 
@@ -151,9 +157,13 @@ class DeadlineProtocol(H11Protocol):
     def _say_timeout(self) -> None:
         """Send status 408 without waiting for the client to read it."""
         if self.cycle is not None:
-            self.cycle.disconnected = True      # uvicorn then discards the application's response
+            self.cycle.disconnected = True  # uvicorn then discards the application's response
         text = b"the request did not arrive in time"
-        headers = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(text))), ("connection", "close")]
+        headers = [
+            ("content-type", "text/plain; charset=utf-8"),
+            ("content-length", str(len(text))),
+            ("connection", "close"),
+        ]
         with contextlib.suppress(h11.LocalProtocolError):
             for event in (h11.Response(status_code=408, headers=headers), h11.Data(data=text), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
@@ -165,28 +175,42 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._context: ServiceContext = app.state.context
         self.capacity: Capacity = self._context.capacity
-        super().__init__(uvicorn.Config(
-            app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
-            http=DeadlineProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
-            # This limit is higher than that of `Connections`, which closes waiting connections first. Only connections with a
-            # request in progress can reach it, because `Connections` never closes them.
-            limit_concurrency=self.capacity.connections + 2 * SPARE,
-            timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            forwarded_allow_ips=settings.forwarded_allow_ips or None, proxy_headers=bool(settings.forwarded_allow_ips)))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                http=DeadlineProtocol,
+                ws="none",
+                backlog=ACCEPTED_AT_ONCE,
+                # This limit is higher than that of `Connections`, which closes waiting connections first. Only connections
+                # with a request in progress can reach it, because `Connections` never closes them.
+                limit_concurrency=self.capacity.connections + 2 * SPARE,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                forwarded_allow_ips=settings.forwarded_allow_ips or None,
+                proxy_headers=bool(settings.forwarded_allow_ips),
+            )
+        )
         self.server_state = Connections(self.capacity.connections, self._context.prometheus)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, with Nagle's algorithm disabled."""
         for each in sockets or ():
-            # The head and the body of a response are two packets; with Nagle's algorithm the second would wait until the first is
-            # acknowledged. asyncio disables the algorithm only for sockets that were created with an explicit protocol.
+            # The head and the body of a response are two packets; with Nagle's algorithm the second would wait until
+            # the first is acknowledged. asyncio disables the algorithm only for sockets that were created with an
+            # explicit protocol.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # The objects that exist now are never freed, so the garbage collector need not scan them.
         gc.collect()
         gc.freeze()
         await super().startup(sockets)
         for each in sockets or ():
-            # asyncio also set the kernel's queue to ACCEPTED_AT_ONCE, which is so short that the kernel would drop connections.
+            # asyncio also set the kernel's queue to ACCEPTED_AT_ONCE, which is so short that the kernel would drop
+            # connections.
             each.listen(_QUEUED)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,8 +1,8 @@
 """Streams a run's events to any number of readers.
 
-Each run with readers has one feed: a task that reads the database when it is notified and keeps the newest messages. A reader takes
-its next messages from the feed; a reader that is further behind reads pages from the database until it has caught up. A waiting
-reader holds no thread and no database connection, and a slow reader does not delay others.
+Each run with readers has one feed: a task that reads the database when it is notified and keeps the newest messages. A
+reader takes its next messages from the feed; a reader that is further behind reads pages from the database until it has
+caught up. A waiting reader holds no thread and no database connection, and a slow reader does not delay others.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class Streams:
         self.closing = False
 
     def close(self) -> None:
-        """End every stream after its current message; call this from the event loop's thread. Readers reconnect later."""
+        """End every stream after its current message; call this from the event loop's thread.
+
+        Readers reconnect later.
+        """
         self.closing = True
         for feed in self._feeds.values():
             feed.announce()
@@ -80,13 +83,19 @@ class Streams:
             allowed: Returns whether the reader still has access; called periodically in a thread.
         """
         yield _OPENING
-        with self._prometheus.streams.track_inprogress(), self._feed(run_id) as feed, contextlib.suppress(DatabaseError):
+        with (
+            self._prometheus.streams.track_inprogress(),
+            self._feed(run_id) as feed,
+            contextlib.suppress(DatabaseError),
+        ):
             checked = asyncio.get_running_loop().time()
             while not self.closing and not feed.gone:
                 news = feed.news
                 if after + 1 < feed.first:
                     page = await self.read(run_id, after)
-                    chunk, after = (b"".join(page.messages), page.first + len(page.messages) - 1) if page else (b"", after)
+                    chunk, after = (
+                        (b"".join(page.messages), page.first + len(page.messages) - 1) if page else (b"", after)
+                    )
                 else:
                     chunk, after = feed.behind(after)
                 if chunk:
@@ -170,7 +179,7 @@ class _Feed:
     def behind(self, after: int) -> tuple[bytes, int]:
         """The feed's messages after a position, at most one page, and the position of the last one returned."""
         start = after + 1 - self.first
-        messages = self._messages[start:start + PAGE]
+        messages = self._messages[start : start + PAGE]
         return b"".join(messages), after + len(messages)
 
     def announce(self) -> None:
@@ -209,8 +218,8 @@ class _Feed:
         self._messages += page.messages
         self._bytes += sum(map(len, page.messages))
         while len(self._messages) > _KEPT_MESSAGES or (self._bytes > _KEPT_BYTES and len(self._messages) > 1):
-            dropped = self._messages[:max(1, len(self._messages) // 4)]
-            del self._messages[:len(dropped)]
+            dropped = self._messages[: max(1, len(self._messages) // 4)]
+            del self._messages[: len(dropped)]
             self.first += len(dropped)
             self._bytes -= sum(map(len, dropped))
         if page.messages or page.ended != self.ended:

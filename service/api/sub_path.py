@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 class SubPath:
     """Middleware that removes the path of the public URL from the paths of requests.
 
-    Some proxies remove that path themselves; a request without it is passed on as it is. The page, the reference and the Ray
-    dashboard use relative URLs only.
+    Some proxies remove that path themselves; a request without it is passed on as it is. The page, the reference and
+    the Ray dashboard use relative URLs only.
 
     Args:
         app: Next application.

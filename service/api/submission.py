@@ -78,12 +78,18 @@ def policy_of(context: ServiceContext, caller: Caller) -> Policy:
 
 
 async def submit(
-    context: ServiceContext, caller: Caller, body: bytes, *, retry_of: str | None = None, key: str | None,
+    context: ServiceContext,
+    caller: Caller,
+    body: bytes,
+    *,
+    retry_of: str | None = None,
+    key: str | None,
     if_match: str | None = None,
 ) -> tuple[tables.RunRow, bool]:
     """Store a run, or find the run that an earlier request with the same idempotency key created.
 
-    The key is searched before the request is checked: a repeated request gets its run even if it would be refused by now.
+    The key is searched before the request is checked: a repeated request gets its run even if it would be refused by
+    now.
 
     Args:
         context: Context of the application.
@@ -106,7 +112,10 @@ async def submit(
         ServiceError: The request is not valid, exceeds a limit, or cannot be planned now.
     """
     body_hash = b"" if key is None else await run_in_threadpool(_digest, retry_of, body)
-    if key is not None and (earlier := await run_in_threadpool(_found_again, context, caller, key, body_hash)) is not None:
+    if (
+        key is not None
+        and (earlier := await run_in_threadpool(_found_again, context, caller, key, body_hash)) is not None
+    ):
         return earlier, False
     policy = await run_in_threadpool(policy_of, context, caller)
     check_readable(policy)
@@ -121,7 +130,7 @@ async def submit(
 
 
 def store(
-    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, *, key: str | None, body_hash: bytes,
+    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, *, key: str | None, body_hash: bytes
 ) -> tuple[tables.RunRow, bool]:
     """Store a checked run; see `submit`."""
     now = context.now()
@@ -135,21 +144,43 @@ def store(
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
         run_id = new_id()
         row = runs.insert(
-            session, run_id=run_id, config=with_run_directory(run.config, run_id), owner=caller.owner,
-            priority=run.priority, budget_dollars=run.budget_dollars, estimate=run.estimate,
-            parent=run.parent, now=now, notes=run.notes,
-            home=context.roots.homes[0] / run_id if is_uri(run.config.output) else None)
+            session,
+            run_id=run_id,
+            config=with_run_directory(run.config, run_id),
+            owner=caller.owner,
+            priority=run.priority,
+            budget_dollars=run.budget_dollars,
+            estimate=run.estimate,
+            parent=run.parent,
+            now=now,
+            notes=run.notes,
+            home=context.roots.homes[0] / run_id if is_uri(run.config.output) else None,
+        )
         if key is not None:
             idempotency.remember(session, owner=caller.owner, key=key, body_hash=body_hash, run_id=run_id, now=now)
-        note(session, caller, "run.submit" if run.parent is None else "run.retry", run_id, now=now, detail={"name": row.name})
+        note(
+            session,
+            caller,
+            "run.submit" if run.parent is None else "run.retry",
+            run_id,
+            now=now,
+            detail={"name": row.name},
+        )
     return row, True
 
 
 def note(session: Session, caller: Caller, action: str, target: str, *, now: float, detail: dict[str, Any]) -> None:
     """Record a caller's action in the audit log."""
     audit.note(
-        session, owner=caller.owner, token_id=caller.token_id, action=action, target=target, detail=detail, address=caller.address,
-        now=now)
+        session,
+        owner=caller.owner,
+        token_id=caller.token_id,
+        action=action,
+        target=target,
+        detail=detail,
+        address=caller.address,
+        now=now,
+    )
 
 
 def _digest(retry_of: str | None, body: bytes) -> bytes:
@@ -167,8 +198,8 @@ def _visible_starts(context: ServiceContext, caller: Caller, named: Sequence[Ref
     """The runs that settings refer to, by the dotted path of each setting.
 
     Raises:
-        ConfigError: A run does not exist or belongs to another owner (both give the same message), a run has not finished, or
-            several finished runs have this name.
+        ConfigError: A run does not exist or belongs to another owner (both give the same message), a run has not
+            finished, or several finished runs have this name.
     """
     with context.database.read() as session:
         found = {each.field: _finished(session, caller, each) for each in named}
@@ -193,7 +224,9 @@ def _finished(session: Session, caller: Caller, reference: Reference) -> tables.
         raise ConfigError(field, asked, f"this run is {found[0].state}; choose a run that has succeeded")
     if len(finished) > 1:
         ids = ", ".join(run.id for run in finished[:_LISTED_IDS])
-        raise ConfigError(field, asked, f"{len(finished)} finished runs have this name; choose one by its id, such as {ids}")
+        raise ConfigError(
+            field, asked, f"{len(finished)} finished runs have this name; choose one by its id, such as {ids}"
+        )
     return finished[0]
 
 

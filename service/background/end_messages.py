@@ -79,7 +79,10 @@ class EndMessages:
         """Send a message; returns why it was not accepted, None if it was."""
         body = json.dumps(message, separators=(",", ":")).encode()
         headers = {
-            "Content-Type": "application/json", "User-Agent": "moedisco", SIGNATURE_HEADER: sign(self._secret, body, now)}
+            "Content-Type": "application/json",
+            "User-Agent": "moedisco",
+            SIGNATURE_HEADER: sign(self._secret, body, now),
+        }
         try:
             with httpx.stream("POST", self._url, content=body, headers=headers, timeout=TIMEOUT) as answer:
                 return None if answer.is_success else f"status {answer.status_code}"
@@ -94,6 +97,12 @@ def delay(failures: int) -> float:
 
 def _message(run: RunRow) -> dict[str, Any]:
     about = {
-        "id": run.id, "name": run.name, "owner": run.owner, "state": run.state, "reason": run.reason, "attempt": run.attempt,
-        "dollars": run.dollars}
+        "id": run.id,
+        "name": run.name,
+        "owner": run.owner,
+        "state": run.state,
+        "reason": run.reason,
+        "attempt": run.attempt,
+        "dollars": run.dollars,
+    }
     return {"type": "run.ended", "time": run.ended, "run": about}

@@ -28,7 +28,8 @@ from service.run_storage import folder_bytes, run_folders, stored_bytes
 
 _log = logger(__name__)
 SWEEP_SECONDS = 3600.0
-"""Interval at which storage roots are searched for left checkpoints, in seconds: each time, all of their files are listed."""
+"""Interval at which storage roots are searched for left checkpoints, in seconds: each time, all of their files are
+listed."""
 ORPHAN_SECONDS = 24 * 3600.0
 """Time without a change after which checkpoints of a deleted run are deleted, in seconds."""
 
@@ -38,7 +39,8 @@ class Housekeeping:
 
     Args:
         jobs: Client for Ray Jobs; the jobs of removed runs are deleted.
-        roots: Allowed directories and URIs; files are removed only in the output roots and in the directories that hold the runs.
+        roots: Allowed directories and URIs; files are removed only in the output roots and in the directories that hold
+            the runs.
         idle: Time without use after which a browser session ends, in seconds.
     """
 
@@ -77,7 +79,7 @@ class Housekeeping:
 
     def _measure_run(self, run: RunRow, now: float) -> None:
         try:
-            if run.storage is not None and run.state == RunState.SUCCEEDED:     # never resumed
+            if run.storage is not None and run.state == RunState.SUCCEEDED:  # never resumed
                 run_homes.remove_storage(run.storage, run.id, self._roots.storage)
             size = stored_bytes(Path(run.directory), run.location)
             size += 0 if run.storage is None else folder_bytes(run.storage)
@@ -103,8 +105,15 @@ class Housekeeping:
             runs.amend(session, run, now=now, expires_at=time)
             if due is not None:
                 audit.note(
-                    session, owner="service", token_id=None, action="run.expiring", target=run_id, address=None, now=now,
-                    detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why})
+                    session,
+                    owner="service",
+                    token_id=None,
+                    action="run.expiring",
+                    target=run_id,
+                    address=None,
+                    now=now,
+                    detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why},
+                )
 
     def _remove(self, run_id: str, due: Due, now: float) -> None:
         try:
@@ -115,13 +124,28 @@ class Housekeeping:
     def _remove_run(self, run_id: str, due: Due, now: float) -> None:
         with self._database.write() as session:
             run = runs.lock(session, run_id)
-            gone = run is None or run.state not in TERMINAL or run.kept or run.expires_at is None or run.expires_at > now
+            gone = (
+                run is None or run.state not in TERMINAL or run.kept or run.expires_at is None or run.expires_at > now
+            )
             if run is None or gone or run_id in runs.starts(session, run_id):
                 return
             audit.note(
-                session, owner="service", token_id=None, action="run.removed", target=run_id, address=None, now=now, detail={
-                    "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes,
-                    **audit.storage_detail(run.storage)})
+                session,
+                owner="service",
+                token_id=None,
+                action="run.removed",
+                target=run_id,
+                address=None,
+                now=now,
+                detail={
+                    "name": run.name,
+                    "owner": run.owner,
+                    "why": due.why,
+                    "ended": run.ended,
+                    "disk_bytes": run.disk_bytes,
+                    **audit.storage_detail(run.storage),
+                },
+            )
             attempts, storage = run.attempt, run.storage
             home = RunPaths(Path(run.directory)).home
             other, place = runs.inside(session, home, run_id), home_of(run.location)
@@ -146,9 +170,16 @@ class Housekeeping:
             with self._database.read() as session:
                 ours, named = audit.mentions(session, run_id), audit.mentions(session, folder)
             if not ours and not named:
-                _log.warning("%s belongs to no run of this service; delete it by hand if no other service uses it", folder)
+                _log.warning(
+                    "%s belongs to no run of this service; delete it by hand if no other service uses it", folder
+                )
                 # The target is the folder: an entry about the run would make it a run of this service.
-                self._note("checkpoints.unknown", folder, now, {"why": "belongs to no run of this service", "modified": modified})
+                self._note(
+                    "checkpoints.unknown",
+                    folder,
+                    now,
+                    {"why": "belongs to no run of this service", "modified": modified},
+                )
             elif ours and self._remove_storage(folder, run_id):
                 self._note("checkpoints.removed", run_id, now, {"folder": folder})
 
@@ -168,7 +199,16 @@ class Housekeeping:
 
     def _note(self, action: str, target: str, now: float, detail: dict[str, Any]) -> None:
         with self._database.write() as session:
-            audit.note(session, owner="service", token_id=None, action=action, target=target, address=None, now=now, detail=detail)
+            audit.note(
+                session,
+                owner="service",
+                token_id=None,
+                action=action,
+                target=target,
+                address=None,
+                now=now,
+                detail=detail,
+            )
 
     def _remove_storage(self, storage: str, run_id: str) -> bool:
         try:
@@ -190,7 +230,7 @@ class Housekeeping:
 
 
 def _expiries(
-    session: Session, now: float,
+    session: Session, now: float
 ) -> tuple[list[tuple[RunRow, Due | None, float | None]], list[tuple[RunRow, Due]]]:
     """Compute the changed expiry times of runs, and the runs that have expired."""
     named, rules = runs.starts(session), policies.load(session)
@@ -200,7 +240,9 @@ def _expiries(
     changes: list[tuple[RunRow, Due | None, float | None]] = []
     expired: list[tuple[RunRow, Due]] = []
     for owner, theirs in by_owner.items():
-        due_of = due_runs([FinishedRun(run.id, run.ended or run.updated, run.kept) for run in theirs], rules.of(owner).retention)
+        due_of = due_runs(
+            [FinishedRun(run.id, run.ended or run.updated, run.kept) for run in theirs], rules.of(owner).retention
+        )
         for run in theirs:
             due = None if run.id in named else due_of.get(run.id)
             time = announced(None if due is None else due.time, run.expires_at, now)

@@ -19,8 +19,8 @@ _FAILED = "cannot be "
 def isolated(database: Database, run: RunRow, step: str, work: Callable[[], None]) -> bool:
     """Do one step of the work on a run; if it fails, mark the run and return false.
 
-    A mark stays until the step that made it succeeds or the run changes its state. If other steps fail or succeed in the
-    meantime, it does not change, so that readers see the same mark in every round.
+    A mark stays until the step that made it succeeds or the run changes its state. If other steps fail or succeed in
+    the meantime, it does not change, so that readers see the same mark in every round.
 
     Args:
         database: Database of the runs.
@@ -35,7 +35,7 @@ def isolated(database: Database, run: RunRow, step: str, work: Callable[[], None
         try:
             work()
         except (StaleRun, NotFound):
-            return True     # a request changed or deleted the run; the next round sees it
+            return True  # a request changed or deleted the run; the next round sees it
         except DatabaseError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug or a damaged record may raise anything, and other runs must not wait for it

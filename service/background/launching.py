@@ -36,7 +36,9 @@ class Launcher:
         location_of: Returns the path or URI of a run directory, or None for a deleted run.
     """
 
-    def __init__(self, jobs: RayJobs, settings: Settings, secret: bytes, location_of: Callable[[str], Location | None]) -> None:
+    def __init__(
+        self, jobs: RayJobs, settings: Settings, secret: bytes, location_of: Callable[[str], Location | None]
+    ) -> None:
         self._jobs = jobs
         self._settings = settings
         self._roots = settings.roots
@@ -48,7 +50,8 @@ class Launcher:
         """Write the driver's configuration and submit the job of the run's current attempt.
 
         Raises:
-            ConfigError: A path in the configuration is no longer allowed: the roots have changed, or there is a new symbolic link.
+            ConfigError: A path in the configuration is no longer allowed: the roots have changed, or there is a new
+                symbolic link.
             OSError: The run's home cannot be written.
             RayUnavailable: It is unknown whether Ray accepted the job.
             UnusableRun: This version refuses the run's configuration.
@@ -61,16 +64,23 @@ class Launcher:
                 # The driver owns only the run directory; the service writes its files next to it.
                 make_run_directory(home, place.directory.name, self._user)
             self._write_address(home, run)
-        self._jobs.submit(Submission(
-            id=submission_id(run.id, run.attempt),
-            run=run.id,
-            config_path=place.request,
-            stop_file=place.stop_file(run.attempt),
-            report_to=place.report_to(run.attempt),
-            read_roots=self._roots.readable(*read, place.home, *([run.location] if is_uri(run.location) else ())),
-            functions=self._roots.functions,
-            metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
-        ))
+        self._jobs.submit(
+            Submission(
+                id=submission_id(run.id, run.attempt),
+                run=run.id,
+                config_path=place.request,
+                stop_file=place.stop_file(run.attempt),
+                report_to=place.report_to(run.attempt),
+                read_roots=self._roots.readable(*read, place.home, *([run.location] if is_uri(run.location) else ())),
+                functions=self._roots.functions,
+                metadata={
+                    "job_name": job_name(run.name, run.attempt),
+                    "run": run.id,
+                    "attempt": str(run.attempt),
+                    "owner": run.owner,
+                },
+            )
+        )
 
     def publish_address(self, run: RunRow) -> None:
         """Write where the current attempt's driver reports, if its file has another address, as after a restart at another port.
@@ -102,7 +112,9 @@ class Launcher:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
     def _address(self, run: RunRow) -> ReportAddress:
-        return ReportAddress(self._settings.report_url(run.id), run.attempt, driver_key(self._secret, run.id, run.attempt))
+        return ReportAddress(
+            self._settings.report_url(run.id), run.attempt, driver_key(self._secret, run.id, run.attempt)
+        )
 
     def _write_address(self, home: int, run: RunRow) -> None:
         name = RunPaths(Path(run.directory)).report_to(run.attempt).name
@@ -113,9 +125,12 @@ class Launcher:
         stored = run.settings
         output = home_of(home_of(run.location))
         storage = stored.checkpoint.storage if run.storage is None else str(home_of(run.storage))
-        asked = stored.model_copy(update={
-            "output": output if is_uri(output) else Path(os.path.realpath(output)),
-            "checkpoint": stored.checkpoint.model_copy(update={"storage": storage})})
+        asked = stored.model_copy(
+            update={
+                "output": output if is_uri(output) else Path(os.path.realpath(output)),
+                "checkpoint": stored.checkpoint.model_copy(update={"storage": storage}),
+            }
+        )
         check_links(sandboxed(asked, self._roots), self._roots)
         check_parts(stored, self._location_of)
         return located(stored, self._location_of, documents_at)

@@ -17,8 +17,9 @@ STOP_SECONDS = 30.0
 class Loop:
     """Calls `work` every few seconds, and at once after `wake`.
 
-    A `ServiceError` or `OSError` from `work` is logged once until it changes or `work` succeeds again. Any other error is a bug: it
-    is logged with its traceback. In both cases the loop continues, because the service must keep supervising its runs.
+    A `ServiceError` or `OSError` from `work` is logged once until it changes or `work` succeeds again. Any other error
+    is a bug: it is logged with its traceback. In both cases the loop continues, because the service must keep
+    supervising its runs.
 
     Args:
         work: Function to call with the time in seconds since the epoch.

@@ -21,8 +21,15 @@ def observed_state(run: RunRow, now: float) -> ObservedState:
     """Input of `decide_outcome` for a run."""
     began, final = final_event(run.progress)
     return ObservedState(
-        state=RunState(run.state), stop=run.stop, reason=run.reason, overdue=_overdue(run, now), futile=run.futile,
-        advanced=run.mark > run.mark_at_start, began=began, final=final)
+        state=RunState(run.state),
+        stop=run.stop,
+        reason=run.reason,
+        overdue=_overdue(run, now),
+        futile=run.futile,
+        advanced=run.mark > run.mark_at_start,
+        began=began,
+        final=final,
+    )
 
 
 def _overdue(run: RunRow, now: float) -> bool:
@@ -67,7 +74,9 @@ def active(run: RunRow) -> ActiveRun:
 def limits(quotas: Quotas, runs: int) -> RunLimits:
     """Limits on active runs, in total and by owner."""
     policies = quotas.policies
-    return RunLimits(runs, policies.default.active_runs, {owner: policies.of(owner).active_runs for owner in policies.owners})
+    return RunLimits(
+        runs, policies.default.active_runs, {owner: policies.of(owner).active_runs for owner in policies.owners}
+    )
 
 
 def _pools(run: RunRow) -> tuple[tuple[AnyPool, int], ...]:
@@ -78,11 +87,16 @@ def cluster(pools: PoolList, *, grows: bool) -> ClusterCapacity | None:
     """Input of `admit` for the cluster; None if Ray does not answer."""
     if not pools.connected:
         return None
-    return ClusterCapacity({pool.resource: PoolRoom(pool.slots, pool.free, pool.pending) for pool in pools.items}, grows)
+    return ClusterCapacity(
+        {pool.resource: PoolRoom(pool.slots, pool.free, pool.pending) for pool in pools.items}, grows
+    )
 
 
 def stop_for_money(run: RunRow, quotas: Quotas) -> Stop | None:
-    """Why a run must stop: for its budget, its owner's month, or an owner's policy that cannot be read. None if it may continue."""
+    """Why a run must stop: for its budget, its owner's month, or an owner's policy that cannot be read.
+
+    None if it may continue.
+    """
     if budget_spent(run):
         return "budget"
     policy = quotas.policies.of(run.owner)

@@ -1,7 +1,7 @@
 """Reconciles the runs in the database with the jobs in Ray.
 
-A round loads the runs, asks Ray, decides and applies; one thread runs the rounds one after the other. Every step is idempotent and
-depends only on the database and Ray, so the next round completes a round that was interrupted.
+A round loads the runs, asks Ray, decides and applies; one thread runs the rounds one after the other. Every step is
+idempotent and depends only on the database and Ray, so the next round completes a round that was interrupted.
 
 queued ─► starting       one transaction: attempt + 1
 starting                 the job is submitted, again in each round until Ray lists it
@@ -54,7 +54,14 @@ class Reconciler:
     """
 
     def __init__(
-        self, database: Database, jobs: RayJobs, pools: RayPools, notifier: Notifier, *, settings: Settings, secret: bytes,
+        self,
+        database: Database,
+        jobs: RayJobs,
+        pools: RayPools,
+        notifier: Notifier,
+        *,
+        settings: Settings,
+        secret: bytes,
     ) -> None:
         self._database = database
         self._jobs = jobs
@@ -78,7 +85,9 @@ class Reconciler:
             jobs = None
         known = self._quotas(now)
         for run in self._runs(*ACTIVE):
-            done = isolated(self._database, run, "supervised", functools.partial(self._supervise, run, jobs, known, now))
+            done = isolated(
+                self._database, run, "supervised", functools.partial(self._supervise, run, jobs, known, now)
+            )
             if not done and run.state == RunState.STOPPING:
                 isolated(self._database, run, "ended", functools.partial(self._end, run, jobs, now))
         if jobs is not None:
@@ -98,7 +107,7 @@ class Reconciler:
         if stopping:
             self._request_stop(run, now)
         else:
-            run.check_readable()    # a run that cannot be metered must not spend money
+            run.check_readable()  # a run that cannot be metered must not spend money
             if observed.stop_for_money(run, known):
                 self._stop_for_money(run.id, known, now)
                 return
@@ -110,8 +119,11 @@ class Reconciler:
                 self._explain(run.id, RAY_AWAY, now)
             return
         if job is None or job.phase.ended:
-            # A killed run waits for nothing: it ends even if its last events cannot be read. So does one that cannot be metered.
-            with contextlib.suppress(*((OSError,) if run.stop == "killed" else ()), *((UnusableRun,) if stopping else ())):
+            # A killed run waits for nothing: it ends even if its last events cannot be read. So does one that cannot be
+            # metered.
+            with contextlib.suppress(
+                *((OSError,) if run.stop == "killed" else ()), *((UnusableRun,) if stopping else ())
+            ):
                 self._ingest_spool(run, now)
         self._apply(run.id, run.attempt, job, now)
 
@@ -154,15 +166,15 @@ class Reconciler:
     def _publish_address(self, run: RunRow) -> None:
         try:
             self._launcher.publish_address(run)
-        except (ConfigError, OSError) as error:     # until then, the driver keeps its events
+        except (ConfigError, OSError) as error:  # until then, the driver keeps its events
             _log.info("to be repeated: %s", error)
 
     def _request_stop(self, run: RunRow, now: float) -> None:
         try:
             self._launcher.request_stop(run)
-        except ConfigError as error:    # the run ends anyway
+        except ConfigError as error:  # the run ends anyway
             self._explain(run.id, str(error)[:REASON_LENGTH], now)
-        except OSError as error:        # the driver may end nevertheless, and can be killed
+        except OSError as error:  # the driver may end nevertheless, and can be killed
             self._explain(run.id, _unusable(error), now)
 
     def _store_outcome(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Outcome:
@@ -243,8 +255,13 @@ class Reconciler:
             queued = run.state == RunState.QUEUED
             changes = {} if queued else {"stop": "unreadable"}
             runs.transition(
-                session, run, RunState.FAILED if queued else RunState.STOPPING, reason=reason[:REASON_LENGTH], now=now,
-                **changes)
+                session,
+                run,
+                RunState.FAILED if queued else RunState.STOPPING,
+                reason=reason[:REASON_LENGTH],
+                now=now,
+                **changes,
+            )
         _log.warning("%s: %s", run.state, reason)
         self._notifier.notify(run_id)
 
@@ -268,8 +285,16 @@ class Reconciler:
             if run is None or run.state != RunState.QUEUED:
                 return
             runs.transition(
-                session, run, RunState.STARTING, reason=None, now=now, attempt=run.attempt + 1, mark_at_start=run.mark, stop=None,
-                progress=observed.awaiting(run.progress))
+                session,
+                run,
+                RunState.STARTING,
+                reason=None,
+                now=now,
+                attempt=run.attempt + 1,
+                mark_at_start=run.mark,
+                stop=None,
+                progress=observed.awaiting(run.progress),
+            )
         self._notifier.notify(run_id)
         try:
             self._launch(run, now)
@@ -313,7 +338,7 @@ class Reconciler:
         run_id, attempt = named
         with self._database.read() as session:
             run = runs.get(session, run_id)
-        if run is not None and not (run.state in ACTIVE and run.attempt == attempt):    # None: a job of another service
+        if run is not None and not (run.state in ACTIVE and run.attempt == attempt):  # None: a job of another service
             self._jobs.kill(name)
 
     def _quotas(self, now: float) -> Quotas:

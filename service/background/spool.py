@@ -87,7 +87,7 @@ class _Sequential(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         content = self._file.read_at(self._place, len(buffer))
-        buffer[:len(content)] = content
+        buffer[: len(content)] = content
         self._place += len(content)
         return len(content)
 

@@ -15,6 +15,18 @@ from service.client.errors import DownloadError, RequestRefused, ServiceAway, Se
 from service.client.http import RetryPolicy
 
 __all__ = [
-    "URL_VARIABLE", "Address", "AsyncClient", "Client", "DownloadError", "RequestRefused", "RetryPolicy", "ServiceAway",
-    "ServiceProblem", "address_file", "changed_since_last_use", "find_address", "load_address", "save_address",
+    "URL_VARIABLE",
+    "Address",
+    "AsyncClient",
+    "Client",
+    "DownloadError",
+    "RequestRefused",
+    "RetryPolicy",
+    "ServiceAway",
+    "ServiceProblem",
+    "address_file",
+    "changed_since_last_use",
+    "find_address",
+    "load_address",
+    "save_address",
 ]

@@ -44,7 +44,8 @@ def save_address(address: Address, path: Path | None = None) -> Path:
     """Save an address in a file that only the user can read, by default in `address_file()`; returns the path of the file."""
     path = path or address_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # `mkstemp` creates files of mode 0600
+    # `mkstemp` creates files of mode 0600
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     draft = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -74,7 +75,9 @@ def load_address(path: Path | None = None) -> Address | None:
     return Address(url, token, state_dir)
 
 
-def find_address(url: str | None = None, token: str | None = None, environment: Mapping[str, str] = os.environ) -> Address:
+def find_address(
+    url: str | None = None, token: str | None = None, environment: Mapping[str, str] = os.environ
+) -> Address:
     """The address of the service to use.
 
     Args:
@@ -90,12 +93,16 @@ def find_address(url: str | None = None, token: str | None = None, environment: 
     state_dir = None
     if url is None or token is None:
         saved = load_address(address_file(environment))
-        if saved is not None and _base(url or saved.url) == _base(saved.url):  # never send a saved token to another service
+        # never send a saved token to another service
+        if saved is not None and _base(url or saved.url) == _base(saved.url):
             url, token, state_dir = saved.url, token or saved.token, saved.state_dir
     if url is None:
         raise UserError(
-            URL_VARIABLE, None, "is not set and you have started no service here; start one with `moedisco serve`, "
-            f"or set {URL_VARIABLE} and {TOKEN_VARIABLE}")
+            URL_VARIABLE,
+            None,
+            "is not set and you have started no service here; start one with `moedisco serve`, "
+            f"or set {URL_VARIABLE} and {TOKEN_VARIABLE}",
+        )
     try:
         usable = httpx.URL(url).scheme in {"http", "https"} and httpx.URL(url).host
     except httpx.InvalidURL:
@@ -114,7 +121,7 @@ def changed_since_last_use(address: Address, environment: Mapping[str, str] = os
     except OSError:
         before = None
     if before != used:
-        with contextlib.suppress(OSError):      # a home that cannot be written
+        with contextlib.suppress(OSError):  # a home that cannot be written
             path.write_text(used, encoding="utf-8")
     return before is not None and before != used
 

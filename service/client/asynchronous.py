@@ -36,8 +36,8 @@ Configuration = RunConfig | Mapping[str, Any]
 class AsyncClient:
     """The service's API as coroutines. Each raises `ServiceProblem` or `ServiceAway` when it fails.
 
-    GET requests, estimates and requests with an idempotency key are repeated while the service restarts or is overloaded; others
-    are not.
+    GET requests, estimates and requests with an idempotency key are repeated while the service restarts or is
+    overloaded; others are not.
     stamina logs each repetition; `stamina.instrumentation` changes that.
 
     Args:
@@ -51,7 +51,11 @@ class AsyncClient:
     """
 
     def __init__(
-        self, url: str | None = None, token: str | None = None, *, retry: RetryPolicy = DEFAULT,
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        retry: RetryPolicy = DEFAULT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         address = find_address(url, token)
@@ -61,7 +65,9 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -69,7 +75,11 @@ class AsyncClient:
         await self._connection.close()
 
     async def submit(
-        self, config: Configuration, *, priority: int = 0, budget_dollars: float | Literal["none"] | None = None,
+        self,
+        config: Configuration,
+        *,
+        priority: int = 0,
+        budget_dollars: float | Literal["none"] | None = None,
         idempotency_key: str | None = None,
     ) -> schemas.RunDetail:
         """Create a run.
@@ -78,19 +88,28 @@ class AsyncClient:
             config: The run's configuration, as `moedisco run` takes it.
             priority: Priority in the queue; runs with a higher priority start first.
             budget_dollars: Cost at which the run stops with a checkpoint; None and "none" mean no budget.
-            idempotency_key: Requests with the same key create only one run. None uses a new key for this call and its repetitions.
+            idempotency_key: Requests with the same key create only one run. None uses a new key for this call and its
+                repetitions.
         """
         body = json_body(config=_plain(config), priority=priority, budget_dollars=_budget(budget_dollars))
         return await self._post(schemas.RunDetail, "/v1/runs", body, _key(idempotency_key))
 
     async def runs(
-        self, *, states: Sequence[RunState] = (), owner: str | None = None, name: str | None = None,
-        tags: Mapping[str, str] | None = None, page_size: int = 100,
+        self,
+        *,
+        states: Sequence[RunState] = (),
+        owner: str | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        page_size: int = 100,
     ) -> AsyncGenerator[schemas.Run]:
         """Runs, newest first; each page is requested when it is needed."""
         asked = {
-            "state": [state.value for state in states], "owner": owner, "name": name,
-            "tag": [f"{key}:{value}" for key, value in (tags or {}).items()]}
+            "state": [state.value for state in states],
+            "owner": owner,
+            "name": name,
+            "tag": [f"{key}:{value}" for key, value in (tags or {}).items()],
+        }
         cursor: str | None = None
         while True:
             page = await self._get(schemas.RunPage, "/v1/runs", **asked, cursor=cursor, limit=page_size)
@@ -105,8 +124,15 @@ class AsyncClient:
         return await self._get(schemas.RunDetail, _run_path(run_id))
 
     async def change(
-        self, run_id: str, *, name: str | None = None, tags: Mapping[str, str] | None = None, priority: int | None = None,
-        budget_dollars: float | Literal["none"] | None = None, kept: bool | None = None, if_version: int | None = None,
+        self,
+        run_id: str,
+        *,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        budget_dollars: float | Literal["none"] | None = None,
+        kept: bool | None = None,
+        if_version: int | None = None,
     ) -> schemas.RunDetail:
         """Change a run; None leaves a value as it is.
 
@@ -123,27 +149,46 @@ class AsyncClient:
             ServiceProblem: With the status 412, the run has another version than `if_version`.
         """
         body = json_body(
-            name=name, tags=None if tags is None else dict(tags), priority=priority, budget_dollars=_budget(budget_dollars),
-            kept=kept)
+            name=name,
+            tags=None if tags is None else dict(tags),
+            priority=priority,
+            budget_dollars=_budget(budget_dollars),
+            kept=kept,
+        )
         return await self._connection.ask(
-            schemas.RunDetail, Request("PATCH", _run_path(run_id), headers=_match(if_version), body=body))
+            schemas.RunDetail, Request("PATCH", _run_path(run_id), headers=_match(if_version), body=body)
+        )
 
     async def delete(self, run_id: str, *, keep_artifacts: bool = False, if_version: int | None = None) -> None:
         """Delete an ended run and its files; for `if_version` see `change`."""
         await self._connection.read(
-            Request("DELETE", _run_path(run_id), {"keep_artifacts": keep_artifacts}, headers=_match(if_version)))
+            Request("DELETE", _run_path(run_id), {"keep_artifacts": keep_artifacts}, headers=_match(if_version))
+        )
 
     async def cancel(self, run_id: str, *, force: bool = False, if_version: int | None = None) -> schemas.RunDetail:
-        """Stop a run after a checkpoint; with `force`, within a minute and without one. For `if_version` see `change`."""
-        return await self._post(schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force), _match(if_version))
+        """Stop a run after a checkpoint; with `force`, within a minute and without one.
+
+        For `if_version` see `change`.
+        """
+        return await self._post(
+            schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force), _match(if_version)
+        )
 
     async def resume(self, run_id: str, *, if_version: int | None = None) -> schemas.RunDetail:
-        """Queue a failed or cancelled run again; it continues from what it has stored. For `if_version` see `change`."""
+        """Queue a failed or cancelled run again; it continues from what it has stored.
+
+        For `if_version` see `change`.
+        """
         return await self._post(schemas.RunDetail, _run_path(run_id, "resume"), headers=_match(if_version))
 
     async def retry(
-        self, run_id: str, changes: Mapping[str, JsonValue] | None = None, *, priority: int | None = None,
-        budget_dollars: float | Literal["none"] | None = None, idempotency_key: str | None = None,
+        self,
+        run_id: str,
+        changes: Mapping[str, JsonValue] | None = None,
+        *,
+        priority: int | None = None,
+        budget_dollars: float | Literal["none"] | None = None,
+        idempotency_key: str | None = None,
     ) -> schemas.RunDetail:
         """Create a new run from an old run's configuration with changed settings, such as `{"tokens.total": 1000000}`.
 
@@ -152,7 +197,9 @@ class AsyncClient:
         body = json_body(changes=dict(changes or {}), priority=priority, budget_dollars=_budget(budget_dollars))
         return await self._post(schemas.RunDetail, _run_path(run_id, "retry"), body, _key(idempotency_key))
 
-    def events(self, run_id: str, after: int | None = None, *, follow: bool = True) -> AsyncGenerator[tuple[int, Event]]:
+    def events(
+        self, run_id: str, after: int | None = None, *, follow: bool = True
+    ) -> AsyncGenerator[tuple[int, Event]]:
         """A run's events with their positions, each once, in order, across restarts of the service.
 
         Args:
@@ -170,10 +217,12 @@ class AsyncClient:
         return run
 
     async def metrics(
-        self, run_id: str, figure: schemas.Figure = "loss", *, units: Sequence[str] = (), points: int = 1000,
+        self, run_id: str, figure: schemas.Figure = "loss", *, units: Sequence[str] = (), points: int = 1000
     ) -> schemas.Metrics:
         """Curves of one training metric (`figure`) for the given units or all, with about `points` points each."""
-        return await self._get(schemas.Metrics, _run_path(run_id, "metrics"), figure=figure, unit=list(units), points=points)
+        return await self._get(
+            schemas.Metrics, _run_path(run_id, "metrics"), figure=figure, unit=list(units), points=points
+        )
 
     async def units(self, run_id: str) -> list[schemas.Unit]:
         """Progress of the run's units: the seed, each sub-model and the fine-tune."""
@@ -206,7 +255,9 @@ class AsyncClient:
 
     async def fetch(self, run_id: str, path: str, target: Path, progress: Progress = no_progress) -> Path:
         """Download one file of the run directory; see `service.client.downloading.fetch`."""
-        return await downloading.fetch(self._connection, f"{_run_path(run_id, 'artifacts')}/{quote(path)}", target, progress)
+        return await downloading.fetch(
+            self._connection, f"{_run_path(run_id, 'artifacts')}/{quote(path)}", target, progress
+        )
 
     async def download(self, run_id: str, directory: Path, progress: Progress = no_progress) -> Path:
         """Download the finished model into a new directory; see `service.client.downloading.download`."""
@@ -219,7 +270,9 @@ class AsyncClient:
         """
         body = json_body(config=_plain(config))
         return await self._connection.ask(
-            schemas.Estimate, Request("POST", "/v1/estimates", body=body, silence=_PLANNING_SECONDS, changes_nothing=True))
+            schemas.Estimate,
+            Request("POST", "/v1/estimates", body=body, silence=_PLANNING_SECONDS, changes_nothing=True),
+        )
 
     async def pools(self) -> schemas.PoolList:
         """The pools and their nodes."""
@@ -250,9 +303,12 @@ class AsyncClient:
         return (await self._get(schemas.TokenPage, "/v1/tokens")).items
 
     async def create_token(
-        self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90,
+        self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90
     ) -> schemas.NewToken:
-        """Create a token; only this response contains its secret. With `expires_in_days=None` the token does not expire."""
+        """Create a token; only this response contains its secret.
+
+        With `expires_in_days=None` the token does not expire.
+        """
         wanted = {"name": name, "owner": owner, "scopes": list(scopes), "expires_in_days": expires_in_days}
         return await self._post(schemas.NewToken, "/v1/tokens", json.dumps(wanted).encode())
 
@@ -272,7 +328,7 @@ class AsyncClient:
         return await self._connection.ask(result, Request("GET", path, params))
 
     async def _post(
-        self, result: type[T], path: str, body: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({}),
+        self, result: type[T], path: str, body: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({})
     ) -> T:
         return await self._connection.ask(result, Request("POST", path, headers=headers, body=body))
 

@@ -20,7 +20,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _blocking(method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Client, P], T]:
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Client, P], T]:
     @functools.wraps(method)
     def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._wait(method(self._asynchronous, *args, **kwargs))
@@ -46,7 +48,7 @@ def _iterated(
                 except StopAsyncIteration:
                     break
                 yield item
-        except GeneratorExit:   # the caller stops early
+        except GeneratorExit:  # the caller stops early
             if not self._stop.alive:
                 raise
             self._wait(items.aclose())
@@ -59,7 +61,9 @@ def _iterated(
 
 
 async def _until_stopped(
-    client: AsyncClient, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]], open_items: set[AsyncGenerator[Any]],
+    client: AsyncClient,
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]],
+    open_items: set[AsyncGenerator[Any]],
 ) -> None:
     async with client:
         stopped = asyncio.Event()
@@ -69,7 +73,8 @@ async def _until_stopped(
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        # Close each outer generator, which closes its inner ones; asyncio would close all of them concurrently, which fails.
+        # Close each outer generator, which closes its inner ones; asyncio would close all of them concurrently, which
+        # fails.
         for items in list(open_items):
             await items.aclose()
 
@@ -90,7 +95,11 @@ class Client:
     """
 
     def __init__(
-        self, url: str | None = None, token: str | None = None, *, retry: RetryPolicy = DEFAULT,
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        retry: RetryPolicy = DEFAULT,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._asynchronous = AsyncClient(url, token, retry=retry, transport=transport)
@@ -98,8 +107,11 @@ class Client:
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._open: set[AsyncGenerator[Any]] = set()
         self._thread = threading.Thread(
-            target=asyncio.run, args=(_until_stopped(self._asynchronous, started, self._open),), daemon=True,
-            name="moedisco-client")
+            target=asyncio.run,
+            args=(_until_stopped(self._asynchronous, started, self._open),),
+            daemon=True,
+            name="moedisco-client",
+        )
         self._thread.start()
         self._loop, stopped = started.result()
         # Do not join the thread here: an unclosed client may be garbage-collected in that very thread.
@@ -108,7 +120,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -121,7 +135,7 @@ class Client:
         try:
             return future.result()
         finally:
-            future.cancel()     # after Ctrl-C, also cancel the call in the other thread
+            future.cancel()  # after Ctrl-C, also cancel the call in the other thread
 
     submit = _blocking(AsyncClient.submit)
     runs = _iterated(AsyncClient.runs)

@@ -20,7 +20,8 @@ from service.client.unpacking import Unpacker, below, unwritable
 from service.schemas import Artifact, ArtifactPage
 
 Progress = Callable[[int, int], None]
-"""Function called with the number of bytes received and the total number of bytes. `Client` calls it in the client's own thread."""
+"""Function called with the number of bytes received and the total number of bytes. `Client` calls it in the client's
+own thread."""
 
 _MODEL = "model"
 _PARTIAL, _RANGE_REFUSED = 206, 416
@@ -33,8 +34,8 @@ def no_progress(done: int, total: int) -> None:
 async def download(connection: Connection, run_id: str, run_path: str, directory: Path, progress: Progress) -> Path:
     """Download a run's model into a new directory, which is created only when the download is complete.
 
-    The model comes as one archive. Unfinished downloads stay in a hidden directory next to `directory`; a later call with the same
-    arguments downloads the missing parts, file by file.
+    The model comes as one archive. Unfinished downloads stay in a hidden directory next to `directory`; a later call
+    with the same arguments downloads the missing parts, file by file.
 
     Args:
         connection: Connection to the service.
@@ -64,7 +65,9 @@ async def download(connection: Connection, run_id: str, run_path: str, directory
             await _unpack(connection, f"{run_path}/model.tar", draft, lambda done: progress(done, total))
         done = 0
         for file in files:
-            await _complete(connection, f"{run_path}/artifacts/{quote(file.path)}", file, draft, _shifted(progress, done, total))
+            await _complete(
+                connection, f"{run_path}/artifacts/{quote(file.path)}", file, draft, _shifted(progress, done, total)
+            )
             done += file.bytes
         await asyncio.to_thread(_verify, draft)
     except DownloadError:
@@ -86,7 +89,8 @@ def _verify(model: Path) -> None:
     except DamagedError as error:
         raise DownloadError(
             f"{error.file.partition('/')[2]} is not what the run wrote: it is damaged there, or was on its way; download again, or "
-            "run it again with --repair") from error
+            "run it again with --repair"
+        ) from error
 
 
 async def fetch(connection: Connection, path: str, target: Path, progress: Progress) -> Path:
@@ -118,7 +122,7 @@ async def _unpack(connection: Connection, path: str, draft: Path, received: Call
 
     async def read(response: httpx.Response) -> AsyncGenerator[bytes]:
         nonlocal unpacker, taken, version
-        if taken and response.status_code != _PARTIAL:      # the archive has changed since then: unpack it from the start
+        if taken and response.status_code != _PARTIAL:  # the archive has changed since then: unpack it from the start
             unpacker.close()
             with _disk_errors(draft):
                 shutil.rmtree(draft)
@@ -129,7 +133,9 @@ async def _unpack(connection: Connection, path: str, draft: Path, received: Call
             yield chunk
 
     try:
-        async with contextlib.aclosing(connection.stream(lambda: _rest(path, taken if version else 0, version), read)) as chunks:
+        async with contextlib.aclosing(
+            connection.stream(lambda: _rest(path, taken if version else 0, version), read)
+        ) as chunks:
             async for chunk in chunks:
                 unpacker.take(chunk)
                 taken += len(chunk)
@@ -161,11 +167,11 @@ async def _receive(connection: Connection, path: str, file: BinaryIO, progress: 
         nonlocal version, total
         if response.status_code == _RANGE_REFUSED:
             if response.headers.get("content-range") == f"bytes */{file.tell()}":
-                return      # the file was already complete when the connection was lost
+                return  # the file was already complete when the connection was lost
             await response.aread()
             raise problem_in(response)
         version = response.headers.get("etag")
-        if response.status_code != _PARTIAL:    # the whole file: this is the first request, or the file has changed
+        if response.status_code != _PARTIAL:  # the whole file: this is the first request, or the file has changed
             file.seek(0)
             file.truncate()
         total = file.tell() + int(response.headers.get("content-length", "0"))

@@ -22,7 +22,8 @@ from moedisco_ray.core.errors import MoeDiscoError, UserError
 from service.schemas import Problem
 
 _DETAIL_CHARACTERS = 300
-"""Maximum number of characters that an error quotes from the response of another program, such as a proxy's error page."""
+"""Maximum number of characters that an error quotes from the response of another program, such as a proxy's error
+page."""
 
 
 class ServiceAway(MoeDiscoError):
@@ -41,7 +42,8 @@ class ServiceAway(MoeDiscoError):
     def __str__(self) -> str:
         return (
             f"no service answers at {self.url} ({' '.join(self.reason.split())}); "
-            "start one with `moedisco serve`, or set MOEDISCO_URL to where it runs")
+            "start one with `moedisco serve`, or set MOEDISCO_URL to where it runs"
+        )
 
 
 class ServiceProblem(MoeDiscoError):
@@ -49,7 +51,8 @@ class ServiceProblem(MoeDiscoError):
 
     Args:
         problem: Problem document of the response.
-        retry_after: Time that the service asks to wait before the next attempt, in seconds; None if the service does not name one.
+        retry_after: Time that the service asks to wait before the next attempt, in seconds; None if the service does
+            not name one.
     """
 
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
@@ -63,7 +66,9 @@ class ServiceProblem(MoeDiscoError):
         return self.problem.status
 
     def __str__(self) -> str:
-        mistakes = "; ".join(f"{mistake.field.removeprefix('config.')}: {mistake.message}" for mistake in self.problem.errors)
+        mistakes = "; ".join(
+            f"{mistake.field.removeprefix('config.')}: {mistake.message}" for mistake in self.problem.errors
+        )
         text = mistakes or self.problem.detail or self.problem.title
         if self.status == HTTPStatus.UNAUTHORIZED:
             text += "; set MOEDISCO_TOKEN to a valid token"
@@ -99,7 +104,9 @@ def problem_in(response: httpx.Response) -> ServiceProblem:
     except ValidationError:  # the response comes from a proxy or from another program at this URL
         text = " ".join(response.content.decode(errors="replace").split())[:_DETAIL_CHARACTERS]
         title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown status"
-        problem = Problem(type="about:blank", title=title, status=status, detail=f"HTTP {status} {title}: {text}".rstrip(": "))
+        problem = Problem(
+            type="about:blank", title=title, status=status, detail=f"HTTP {status} {title}: {text}".rstrip(": ")
+        )
     is_refusal = response.is_client_error and status != HTTPStatus.TOO_MANY_REQUESTS
     return (RequestRefused if is_refusal else ServiceProblem)(problem, retry_after(response.headers))
 

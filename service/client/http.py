@@ -27,7 +27,8 @@ NULL = object()
 _CONNECT_SECONDS = 10.0
 """Timeout for opening a connection, in seconds."""
 _STABLE_SECONDS = 1.0
-"""Age in seconds at which a connection counts as working even without an item: a stream without events has only pings."""
+"""Age in seconds at which a connection counts as working even without an item: a stream without events has only
+pings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +115,15 @@ class Connection:
         try:
             return TypeAdapter(result).validate_json(body, extra="ignore")
         except ValueError as error:
-            raise ServiceProblem(Problem(
-                type="about:blank", title="Unreadable answer", status=200,
-                detail=f"the answer to {request.method} {request.path} is not understood; is MOEDISCO_URL that of a MoeDisco "
-                "service, and as new as this client?")) from error
+            raise ServiceProblem(
+                Problem(
+                    type="about:blank",
+                    title="Unreadable answer",
+                    status=200,
+                    detail=f"the answer to {request.method} {request.path} is not understood; is MOEDISCO_URL that of a MoeDisco "
+                    "service, and as new as this client?",
+                )
+            ) from error
 
     async def read(self, request: Request) -> bytes:
         """Send a request, and repeat it if that is safe; returns the body of the response.
@@ -126,6 +132,7 @@ class Connection:
             ServiceProblem: The service answers with an error.
             ServiceAway: The service cannot be reached.
         """
+
         async def once() -> bytes:
             async with self._open(request) as response:
                 return await response.aread()
@@ -136,7 +143,9 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def opened(self, request: Request) -> AsyncIterator[httpx.Response]:
-        """Send a request, repeatedly until a response begins, and let the caller read its body. A failure in the body is final.
+        """Send a request, repeatedly until a response begins, and let the caller read its body.
+
+        A failure in the body is final.
 
         Raises:
             ServiceProblem: The service answers with an error.
@@ -144,10 +153,13 @@ class Connection:
         """
         async with contextlib.AsyncExitStack() as stack:
             yield await stamina.AsyncRetryingCaller(**self._retries())(
-                self._may_pass(PASSING), lambda: stack.enter_async_context(self._open(request)))
+                self._may_pass(PASSING), lambda: stack.enter_async_context(self._open(request))
+            )
 
     async def stream(
-        self, request: Callable[[], Request], read: Callable[[httpx.Response], AsyncGenerator[T]],
+        self,
+        request: Callable[[], Request],
+        read: Callable[[httpx.Response], AsyncGenerator[T]],
         passing: frozenset[int] = PASSING,
     ) -> AsyncGenerator[T]:
         """Yield the items of a stream; reconnects until `read` ends without an error.
@@ -166,7 +178,7 @@ class Connection:
         while True:
             async for attempt in stamina.retry_context(self._may_pass(passing), **self._retries()):
                 with attempt:
-                    works_from = float("inf")   # time at which the connection counts as working
+                    works_from = float("inf")  # time at which the connection counts as working
                     try:
                         async with self._open(request()) as response, contextlib.aclosing(read(response)) as items:
                             works_from = time.monotonic() + _STABLE_SECONDS
@@ -184,9 +196,12 @@ class Connection:
         """Send a request once. A connection that fails, also while the body is read, raises `ServiceAway`."""
         try:
             async with self._http.stream(
-                request.method, request.path, params={name: value for name, value in request.params.items() if value is not None},
+                request.method,
+                request.path,
+                params={name: value for name, value in request.params.items() if value is not None},
                 headers={**request.headers, **({} if request.body is None else {"Content-Type": "application/json"})},
-                content=request.body, timeout=httpx.Timeout(request.silence, connect=_CONNECT_SECONDS),
+                content=request.body,
+                timeout=httpx.Timeout(request.silence, connect=_CONNECT_SECONDS),
             ) as response:
                 if not (response.is_success or response.status_code in request.expected):
                     await response.aread()
@@ -197,6 +212,7 @@ class Connection:
 
     def _may_pass(self, passing: frozenset[int]) -> Callable[[Exception], bool | float]:
         """A retry hook for stamina: returns whether to repeat a failed request, or the seconds to wait before repeating it."""
+
         def hook(error: Exception) -> bool | float:
             if isinstance(error, ServiceProblem) and error.status in passing:
                 asked = error.retry_after
@@ -208,13 +224,20 @@ class Connection:
     def _retries(self) -> _Retries:
         retry = self._retry
         return {
-            "attempts": None if retry.seconds else 1, "timeout": retry.seconds or None,
-            "wait_initial": retry.first_wait, "wait_max": retry.longest_wait,
-            # Up to a second by default, so that clients do not all retry at the same time when the service has restarted.
-            "wait_jitter": 4 * retry.first_wait}
+            "attempts": None if retry.seconds else 1,
+            "timeout": retry.seconds or None,
+            "wait_initial": retry.first_wait,
+            "wait_max": retry.longest_wait,
+            # Up to a second by default, so that clients do not all retry at the same time when the service has
+            # restarted.
+            "wait_jitter": 4 * retry.first_wait,
+        }
 
 
 def json_body(**fields: object) -> bytes:
-    """Encode fields as a JSON object: without those that are None, and with null for NULL. The service validates the values."""
+    """Encode fields as a JSON object: without those that are None, and with null for NULL.
+
+    The service validates the values.
+    """
     given = {name: value for name, value in fields.items() if value is not None}
     return json.dumps({name: None if value is NULL else value for name, value in given.items()}).encode()

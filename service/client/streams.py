@@ -17,12 +17,15 @@ _END = "end"
 _PASSING = PASSING | {500}
 """HTTP statuses after which a stream reconnects. A service that shuts down answers interrupted requests with 500."""
 _OWN_CONNECTION = {"Accept-Encoding": "identity", "Connection": "close"}
-"""Request headers that give a stream its own connection: a reused one can lead back to a service that is shutting down."""
+"""Request headers that give a stream its own connection: a reused one can lead back to a service that is shutting
+down."""
 _SILENCE_SECONDS = 45.0
 """Maximum time in which nothing arrives on an event stream, in seconds. The service pings every 15 seconds."""
 
 
-async def events(connection: Connection, path: str, after: int | None, follow: bool) -> AsyncGenerator[tuple[int, Event]]:
+async def events(
+    connection: Connection, path: str, after: int | None, follow: bool
+) -> AsyncGenerator[tuple[int, Event]]:
     """Yield a run's events with their positions, each once and in order; reconnects if the connection is lost.
 
     Args:
@@ -36,7 +39,12 @@ async def events(connection: Connection, path: str, after: int | None, follow: b
     def request() -> Request:
         seen = {} if last < 0 else {"Last-Event-ID": str(last)}
         return Request(
-            "GET", path, {"follow": follow}, {"Accept": "text/event-stream", **_OWN_CONNECTION, **seen}, silence=_SILENCE_SECONDS)
+            "GET",
+            path,
+            {"follow": follow},
+            {"Accept": "text/event-stream", **_OWN_CONNECTION, **seen},
+            silence=_SILENCE_SECONDS,
+        )
 
     def read(response: httpx.Response) -> AsyncGenerator[tuple[int, Event]]:
         return _new_events(response, last, follow)
@@ -57,7 +65,7 @@ async def _new_events(response: httpx.Response, last: int, follow: bool) -> Asyn
         async for message in messages:
             if message.event == _END:
                 return
-            if not message.data:    # a ping
+            if not message.data:  # a ping
                 continue
             position, event = _event(message)
             if position > seen + 1:
@@ -65,7 +73,8 @@ async def _new_events(response: httpx.Response, last: int, follow: bool) -> Asyn
             if position == seen + 1:
                 seen = position
                 yield position, event
-    # A service that shuts down also closes the stream early. Without `follow`, only a response without new events is the end.
+    # A service that shuts down also closes the stream early. Without `follow`, only a response without new events is
+    # the end.
     if follow or seen > last:
         raise httpx.RemoteProtocolError("the stream ended before the run did")
 
@@ -74,7 +83,12 @@ def _event(message: ServerSentEvent) -> tuple[int, Event]:
     try:
         event = json.loads(message.data)
         return int(message.id), Event(
-            type=event["type"], stage=event.get("stage"), unit=event.get("unit"), data=event.get("data") or {}, time=event["time"])
+            type=event["type"],
+            stage=event.get("stage"),
+            unit=event.get("unit"),
+            data=event.get("data") or {},
+            time=event["time"],
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise httpx.RemoteProtocolError(f"a message of the stream is no event: {message.data[:80]!r}") from error
 

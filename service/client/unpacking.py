@@ -20,8 +20,8 @@ _PAX, _PAX_GLOBAL, _GNU_LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GN
 class Unpacker:
     """Writes the files of an archive that arrives in pieces of any size.
 
-    Links, devices, absolute names, `..` and repeated names are refused before any of their bytes is written. Owners, modes and
-    times in the archive are ignored.
+    Links, devices, absolute names, `..` and repeated names are refused before any of their bytes is written. Owners,
+    modes and times in the archive are ignored.
 
     Args:
         directory: Existing directory that replaces the archive's top directory.
@@ -38,8 +38,8 @@ class Unpacker:
         self._file: BinaryIO | None = None
         self._left = 0
         self._padding = 0
-        self._extension: bytes | None = None    # type flag of the extended header that is being read
-        self._next: dict[str, str] = {}         # what extended headers set for the next file
+        self._extension: bytes | None = None  # type flag of the extended header that is being read
+        self._next: dict[str, str] = {}  # what extended headers set for the next file
 
     def take(self, chunk: bytes) -> None:
         """Unpack the next piece of the archive.
@@ -75,7 +75,7 @@ class Unpacker:
             self._file = None
 
     def _take_content(self, file: BinaryIO, view: memoryview) -> memoryview:
-        piece = view[:self._left]
+        piece = view[: self._left]
         try:
             file.write(piece)
         except OSError as error:
@@ -84,7 +84,7 @@ class Unpacker:
         self._written += len(piece)
         if not self._left:
             self.close()
-        return view[len(piece):]
+        return view[len(piece) :]
 
     def _take_header(self) -> None:
         block, self._header, self._wanted = bytes(self._header), bytearray(), _BLOCK
@@ -110,7 +110,9 @@ class Unpacker:
 
     def _begin(self, name: str, member: tarfile.TarInfo) -> None:
         if member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE}:
-            raise DownloadError(f"the archive contains {name!r}, which is neither a file nor a directory; nothing was kept")
+            raise DownloadError(
+                f"the archive contains {name!r}, which is neither a file nor a directory; nothing was kept"
+            )
         size = self._next.get("size", str(member.size))
         if not size.isdecimal() or len(size) > _DIGITS or (member.type == tarfile.DIRTYPE and size != "0"):
             raise DownloadError(f"the archive is damaged: {name!r} has a size of {size}")
@@ -161,6 +163,6 @@ def _pax_records(block: bytes) -> Iterator[tuple[str, str]]:
         digits, _, _ = rest.partition(b" ")
         if not digits.isdigit() or len(digits) > _DIGITS or not len(digits) + 1 < int(digits) <= len(rest):
             raise DownloadError("the archive is damaged: an extended header is not readable")
-        key, _, value = rest[len(digits) + 1:int(digits)].removesuffix(b"\n").partition(b"=")
+        key, _, value = rest[len(digits) + 1 : int(digits)].removesuffix(b"\n").partition(b"=")
         yield key.decode(errors="replace"), value.decode(errors="surrogateescape")
-        rest = rest[int(digits):]
+        rest = rest[int(digits) :]

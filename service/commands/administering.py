@@ -44,11 +44,19 @@ def create_token(
     scope: Annotated[Scope, typer.Option(help="Rights of the token; each scope includes those before it.")] = "submit",
     days: Annotated[float | None, typer.Option(min=0, help="Days until the token expires.")] = 90,
     forever: Annotated[bool, typer.Option("--forever", help="Never expire.")] = False,
-    state_dir: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Create the token in the database of this state directory; no service needs to run.")] = None,
-    database_url: Annotated[str | None, typer.Option(
-        metavar="URL",
-        help="Create the token in the database at this URL, such as postgresql+psycopg://...; no service needs to run.")] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Create the token in the database of this state directory; no service needs to run."
+        ),
+    ] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Create the token in the database at this URL, such as postgresql+psycopg://...; no service needs to run.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a token and show its secret, which cannot be shown again."""

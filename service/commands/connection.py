@@ -19,15 +19,24 @@ if TYPE_CHECKING:
 RUNS_PANEL, SERVICE_PANEL = "Runs of a service", "The service"
 
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="The run's id, the first letters of its id, or its name if only one run has it.")]
+    str,
+    typer.Argument(
+        metavar="RUN", help="The run's id, the first letters of its id, or its name if only one run has it."
+    ),
+]
 
-Budget = Annotated[str | None, typer.Option(
-    metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this many dollars; none: never.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this many dollars; none: never."
+    ),
+]
 
 DEFAULT_URL = "http://127.0.0.1:8300"
 """Default address of `moedisco serve`."""
 BRIEF_SECONDS = 5.0
-"""Seconds for which a command repeats a failing request before it gives up; few, because a person waits for the result."""
+"""Seconds for which a command repeats a failing request before it gives up; few, because a person waits for the
+result."""
 
 _ID_LENGTH = 26
 _ID_LETTERS = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
@@ -38,8 +47,8 @@ _MOST_NAMED = 5
 def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
     """Connect to the service at the address in the environment or, without one, at the address that `moedisco serve` saved.
 
-    Several services may run on one machine, so an address that is not the default, or not that of the last command, is printed on
-    standard error.
+    Several services may run on one machine, so an address that is not the default, or not that of the last command, is
+    printed on standard error.
 
     Args:
         outlasts_restarts: Whether to wait while the service restarts; otherwise the command fails after a few seconds.
@@ -48,7 +57,7 @@ def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
 
     from service.client import URL_VARIABLE, Address, Client, RetryPolicy, changed_since_last_use
 
-    stamina.instrumentation.set_on_retry_hooks(())      # do not log repeated requests
+    stamina.instrumentation.set_on_retry_hooks(())  # do not log repeated requests
     with Client(retry=RetryPolicy() if outlasts_restarts else RetryPolicy(BRIEF_SECONDS, longest_wait=1.0)) as client:
         named = os.environ.get(URL_VARIABLE)
         if not named and changed_since_last_use(Address(client.url, state_dir=client.state_dir)):

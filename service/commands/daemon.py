@@ -55,7 +55,8 @@ def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
     address = load_address(state_dir / ADDRESS_FILE)
     if address is None:
         raise RunError(
-            f"the service of {state_dir} has not saved its address; stop it with `moedisco stop --state-dir {state_dir}`")
+            f"the service of {state_dir} has not saved its address; stop it with `moedisco stop --state-dir {state_dir}`"
+        )
     save_address(address)
     say_what_is_left(before, address)
     return address
@@ -82,14 +83,17 @@ def say_what_is_left(before: Address | None, address: Address) -> None:
     if before is None or before.state_dir is None or before.state_dir == address.state_dir:
         return
     if process.find(Path(before.state_dir)) is not None:
-        say(f"Your commands leave {before.url} (state directory {before.state_dir}), which still runs, and use {address.url} "
-            "from now on; MOEDISCO_URL and MOEDISCO_TOKEN choose another service")
+        say(
+            f"Your commands leave {before.url} (state directory {before.state_dir}), which still runs, and use {address.url} "
+            "from now on; MOEDISCO_URL and MOEDISCO_TOKEN choose another service"
+        )
 
 
 def say_how_to_sign_in(address: Address, token_file: Path, code: str | None = None) -> None:
     """Print the page's address and how to sign in.
 
-    Only a terminal gets a sign-in link. Other output may be a log that other people read; it gets the path of the token's file.
+    Only a terminal gets a sign-in link. Other output may be a log that other people read; it gets the path of the
+    token's file.
 
     Args:
         address: Address of the service.
@@ -129,7 +133,8 @@ def _launch(state_dir: Path, arguments: Sequence[str]) -> None:
     command = [sys.executable, "-P", "-m", "service", "serve", *arguments, "--state-dir", str(state_dir)]
     with log.open("w", encoding="utf-8") as output:
         started = subprocess.Popen(  # noqa: S603 - our own program
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     deadline = time.monotonic() + _START_SECONDS
     while (found := process.find(state_dir)) is None or found.url is None:
         if started.poll() is not None:

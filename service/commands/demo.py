@@ -27,7 +27,8 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def demo(
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIRECTORY]", help="Directory of the service and its runs.")] = Path("runs"),
+        Path, typer.Argument(metavar="[DIRECTORY]", help="Directory of the service and its runs.")
+    ] = Path("runs"),
     overrides: Overrides = None,
 ) -> None:
     """Start a service, train a small model on the built-in text, and download it.
@@ -38,7 +39,7 @@ def demo(
     for override in overrides or ():
         apply_override(raw, override)
     config, roots = with_roots(check_config(raw))
-    measured_machine(config, here=True)     # measure this machine first, so that the service's estimate fits it
+    measured_machine(config, here=True)  # measure this machine first, so that the service's estimate fits it
     state_dir = directory / "service"
     token_file = state_dir.resolve() / "admin-token"
     options = ["--port=0", f"--output-root={directory.resolve()}", f"--admin-token-file={token_file}"]

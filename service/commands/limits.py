@@ -34,11 +34,15 @@ def show_policies(as_json: AsJson = False) -> None:
 
 @policies.command("set")
 def set_policy(
-    settings: Annotated[list[str], typer.Argument(
-        metavar="KEY=VALUE...",
-        help="Settings to change, such as prices.low_mem_gpu=0.35, highest_priority=10, 'resources=\\[low_mem_gpu]', "
-             "dollars_per_month=500, "
-             "retention.days=90; null means no limit.")],
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="Settings to change, such as prices.low_mem_gpu=0.35, highest_priority=10, 'resources=\\[low_mem_gpu]', "
+            "dollars_per_month=500, "
+            "retention.days=90; null means no limit.",
+        ),
+    ],
     owner: OwnerOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +86,9 @@ def remove_policy(owner: Annotated[str, typer.Argument(help="Owner of the policy
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def quota(
-    owner: Annotated[str | None, typer.Option(help="Show the quota of this owner instead of your own; for administrators.")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Show the quota of this owner instead of your own; for administrators.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show your limits and usage: runs, dollars this month, disk, prices."""

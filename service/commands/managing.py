@@ -59,8 +59,9 @@ def change(
     budget: Budget = None,
     priority: Annotated[int | None, typer.Option(help="Queued runs with a higher priority start first.")] = None,
     name: Annotated[str | None, typer.Option(help="The new name.")] = None,
-    keep: Annotated[bool | None, typer.Option(
-        "--keep/--no-keep", help="Protect the finished run from retention, or no longer.")] = None,
+    keep: Annotated[
+        bool | None, typer.Option("--keep/--no-keep", help="Protect the finished run from retention, or no longer.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a run's budget, priority, name or protection from retention."""
@@ -94,7 +95,9 @@ def resume(run: RunName, as_json: AsJson = False) -> None:
     """Queue a failed or cancelled run again; it continues from what it has stored."""
     with connected() as client:
         found = client.resume(find_run(client, run))
-    write_json(found) if as_json else say(f"{found.id}  {found.name}: {found.state.value}; next: moedisco watch {found.id}")
+    write_json(found) if as_json else say(
+        f"{found.id}  {found.name}: {found.state.value}; next: moedisco watch {found.id}"
+    )
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
@@ -117,8 +120,9 @@ def delete(
 @commands.command(rich_help_panel=RUNS_PANEL)
 def download(
     run: RunName,
-    directory: Annotated[Path | None, typer.Argument(
-        metavar="DIR", help="Directory to create; by default it has the run's name.")] = None,
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Directory to create; by default it has the run's name.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a finished run's model. After an interruption, the same command continues where it stopped."""
@@ -128,7 +132,8 @@ def download(
         found = client.run(find_run(client, run))
         task = bar.add_task(found.name, total=None)
         target = client.download(
-            found.id, directory or _directory(found), lambda done, total: bar.update(task, completed=done, total=total))
+            found.id, directory or _directory(found), lambda done, total: bar.update(task, completed=done, total=total)
+        )
     write_json({"directory": target}) if as_json else say(f"The model is in {target}")
 
 

@@ -35,10 +35,14 @@ def submit(
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; by default the name in the configuration.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
-    budget: Budget = None, watch: Watch = False, as_json: AsJson = False,
+    budget: Budget = None,
+    watch: Watch = False,
+    as_json: AsJson = False,
 ) -> None:
     """Submit a run to the service, which queues and runs it."""
-    asked = _absolute(config, [*(overrides or ()), *([f"name={json.dumps(name, ensure_ascii=False)}"] if name is not None else [])])
+    asked = _absolute(
+        config, [*(overrides or ()), *([f"name={json.dumps(name, ensure_ascii=False)}"] if name is not None else [])]
+    )
     dollars = budget_dollars(budget)
     with connected(outlasts_restarts=watch) as client:
         _show(client, client.submit(asked, priority=priority, budget_dollars=dollars), watch, as_json)
@@ -60,10 +64,15 @@ def estimate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def retry(
-    run: RunName, overrides: Overrides = None,
-    priority: Annotated[int | None, typer.Option(
-        help="Runs with a higher priority start first; by default the priority of the retried run.")] = None,
-    budget: Budget = None, watch: Watch = False, as_json: AsJson = False,
+    run: RunName,
+    overrides: Overrides = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(help="Runs with a higher priority start first; by default the priority of the retried run."),
+    ] = None,
+    budget: Budget = None,
+    watch: Watch = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create a new run from an old run's configuration, with changed settings."""
     changes = dict(_change(override) for override in overrides or ())
@@ -114,6 +123,8 @@ def _change(override: str) -> tuple[str, Any]:
     parsed = override_value(override, value)
     try:
         json.dumps(parsed, allow_nan=False)
-    except (TypeError, ValueError) as error:    # YAML has dates and infinities, the request has not
-        raise ConfigError("--set", override, "JSON has no such value; for a text, quote it: name='\"2026-10-01\"'") from error
+    except (TypeError, ValueError) as error:  # YAML has dates and infinities, the request has not
+        raise ConfigError(
+            "--set", override, "JSON has no such value; for a text, quote it: name='\"2026-10-01\"'"
+        ) from error
     return key.strip(), parsed

@@ -21,16 +21,29 @@ if TYPE_CHECKING:
     from service.schemas import LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit
 
 _STYLES = {
-    RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.RUNNING: "bold cyan", RunState.STOPPING: "yellow",
-    RunState.SUCCEEDED: "green", RunState.FAILED: "bold red", RunState.CANCELLED: "dim"}
+    RunState.QUEUED: "yellow",
+    RunState.STARTING: "cyan",
+    RunState.RUNNING: "bold cyan",
+    RunState.STOPPING: "yellow",
+    RunState.SUCCEEDED: "green",
+    RunState.FAILED: "bold red",
+    RunState.CANCELLED: "dim",
+}
 
 
 def runs_table(runs: Iterable[Run]) -> Table:
     table = _table("id", "name", "owner", "state", "created", "dollars", "")
     for run in runs:
         _row(
-            table, run.id, run.name, run.owner, state_text(run), moment(run.created), format_dollars(run.money.dollars),
-            Text(". ".join(filter(None, (run.reason, run.notice))), "dim"))
+            table,
+            run.id,
+            run.name,
+            run.owner,
+            state_text(run),
+            moment(run.created),
+            format_dollars(run.money.dollars),
+            Text(". ".join(filter(None, (run.reason, run.notice))), "dim"),
+        )
     return table
 
 
@@ -42,7 +55,9 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     facts += ["kept"] if run.kept else []
     facts += [f"{key}: {value}" for key, value in run.tags.items()]
     parts: list[RenderableType] = [
-        Text.assemble((run.name, "bold"), f"  {run.id}  ", state_text(run)), Text(", ".join(facts), "dim")]
+        Text.assemble((run.name, "bold"), f"  {run.id}  ", state_text(run)),
+        Text(", ".join(facts), "dim"),
+    ]
     if run.reason:
         parts.append(Text(run.reason))
     if run.notice:
@@ -56,8 +71,12 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
         parts.append(Padding(_units(units), (1, 0, 0, 0)))
     parts.append(Padding(Text(_money(run)), (1, 0, 0, 0)))
     if run.expires_at is not None:
-        parts.append(Text(
-            f"Removed with its files after {moment(run.expires_at)}; to keep it: moedisco change {run.id} --keep", "yellow"))
+        parts.append(
+            Text(
+                f"Removed with its files after {moment(run.expires_at)}; to keep it: moedisco change {run.id} --keep",
+                "yellow",
+            )
+        )
     parts += [Text(note, "dim") for note in getattr(run, "notes", ())]
     if run.job_url:
         parts.append(Text(f"Ray job: {run.job_url}", "dim", overflow="fold"))
@@ -76,8 +95,16 @@ def pools_view(pools: PoolList) -> RenderableType:
     for pool in pools.items:
         alive = sum(node.alive for node in pool.nodes)
         _row(
-            table, pool.resource, f"{pool.free:g}", f"{pool.slots:g}", f"{pool.gpus:g}", str(alive), str(pool.lost),
-            str(pool.pending), "" if pool.price_per_hour is None else f"{pool.price_per_hour:g}")
+            table,
+            pool.resource,
+            f"{pool.free:g}",
+            f"{pool.slots:g}",
+            f"{pool.gpus:g}",
+            str(alive),
+            str(pool.lost),
+            str(pool.pending),
+            "" if pool.price_per_hour is None else f"{pool.price_per_hour:g}",
+        )
     return table if pools.connected else Group(Text("Ray does not answer; the last known state:", "yellow"), table)
 
 
@@ -85,19 +112,37 @@ def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
     table = _table("id", "name", "owner", "scope", "created", "expires", "last used", "")
     for token in tokens:
         _row(
-            table, token.id, token.name, token.owner, ", ".join(token.scopes), moment(token.created),
-            moment(token.expires) or "never", moment(token.used), "" if token.revoked is None else Text("revoked", "red"))
+            table,
+            token.id,
+            token.name,
+            token.owner,
+            ", ".join(token.scopes),
+            moment(token.created),
+            moment(token.expires) or "never",
+            moment(token.used),
+            "" if token.revoked is None else Text("revoked", "red"),
+        )
     return table
 
 
 def policies_table(policies: Policies) -> Table:
     """A table of policies: the default, then each owner's with the default filled in."""
-    table = _table("owner", "resources", "dollars per hour", "priority", "queued", "active", "dollars a month", "disk", "kept for")
+    table = _table(
+        "owner", "resources", "dollars per hour", "priority", "queued", "active", "dollars a month", "disk", "kept for"
+    )
     for name, policy in (("default", policies.default), *((name, policies.of(name)) for name in policies.owners)):
         _row(
-            table, name, _resources(policy.resources), _prices(policy.prices), str(policy.highest_priority),
-            _limit(policy.queued_runs), _limit(policy.active_runs), _dollars(policy.dollars_per_month),
-            "any" if policy.disk_bytes is None else gigabytes(policy.disk_bytes), _kept_for(policy.retention))
+            table,
+            name,
+            _resources(policy.resources),
+            _prices(policy.prices),
+            str(policy.highest_priority),
+            _limit(policy.queued_runs),
+            _limit(policy.active_runs),
+            _dollars(policy.dollars_per_month),
+            "any" if policy.disk_bytes is None else gigabytes(policy.disk_bytes),
+            _kept_for(policy.retention),
+        )
     return table
 
 
@@ -113,7 +158,8 @@ def quota_view(quota: Quota) -> RenderableType:
         f"Resources: {_resources(quota.resources)}",
         f"Prices per worker-hour: {_prices(quota.prices)}",
         f"Highest priority: {quota.highest_priority}",
-        f"Finished runs are kept: {_kept_for(quota.retention)}"]
+        f"Finished runs are kept: {_kept_for(quota.retention)}",
+    ]
     return Group(Text(f"Quota of {quota.owner}", "bold"), table, *(Text(fact) for fact in facts))
 
 
@@ -155,9 +201,16 @@ def _units(units: Iterable[Unit]) -> Table:
     table = PlainTable("unit", "", "step", "loss", "tokens", "tokens/s", "restarts", "node")
     for unit in units:
         _row(
-            table, unit.unit, unit.status, f"{unit.step}/{unit.steps}", "" if unit.loss is None else f"{unit.loss:.4f}",
-            count(unit.tokens), "" if unit.tokens_per_second is None else count(unit.tokens_per_second), str(unit.restarts),
-            unit.node or "")
+            table,
+            unit.unit,
+            unit.status,
+            f"{unit.step}/{unit.steps}",
+            "" if unit.loss is None else f"{unit.loss:.4f}",
+            count(unit.tokens),
+            "" if unit.tokens_per_second is None else count(unit.tokens_per_second),
+            str(unit.restarts),
+            unit.node or "",
+        )
     return table
 
 

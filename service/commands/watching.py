@@ -35,8 +35,10 @@ def watch(run: RunName, as_json: AsJson = False) -> None:
 @commands.command(rich_help_panel=RUNS_PANEL)
 def logs(
     run: RunName,
-    unit: Annotated[str | None, typer.Option(
-        metavar="NAME", help="Show the log of this unit, such as submodel-0, instead of the driver's.")] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Show the log of this unit, such as submodel-0, instead of the driver's."),
+    ] = None,
     tail: Annotated[int, typer.Option(min=0, help="Number of lines from the end.")] = 200,
     follow: Annotated[bool, typer.Option("--follow", help="Show new lines until the run ends.")] = False,
     which: Annotated[bool, typer.Option("--list", help="List the run's logs.")] = False,

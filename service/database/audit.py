@@ -13,8 +13,15 @@ from service.database.tables import Audit
 
 
 def note(
-    session: Session, *, owner: str, token_id: str | None, action: str, target: str, detail: dict[str, Any],
-    address: str | None, now: float,
+    session: Session,
+    *,
+    owner: str,
+    token_id: str | None,
+    action: str,
+    target: str,
+    detail: dict[str, Any],
+    address: str | None,
+    now: float,
 ) -> None:
     """Add an entry to the audit log, in the transaction of the action that it records.
 
@@ -28,9 +35,18 @@ def note(
         address: Address of the client.
         now: Seconds since the epoch.
     """
-    session.add(Audit(
-        id=new_id(), time=now, owner=values.text(owner), token_id=token_id, action=action, target=values.text(target),
-        detail=values.document(detail), address=None if address is None else values.text(address)))
+    session.add(
+        Audit(
+            id=new_id(),
+            time=now,
+            owner=values.text(owner),
+            token_id=token_id,
+            action=action,
+            target=values.text(target),
+            detail=values.document(detail),
+            address=None if address is None else values.text(address),
+        )
+    )
 
 
 def mentions(session: Session, target: str) -> bool:

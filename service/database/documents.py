@@ -1,7 +1,7 @@
 """How JSON documents are stored: with a version, and read such that one bad document spoils no query.
 
-A document that another version wrote, or that is damaged, reads as an `Unreadable`, an empty document that says why. There are no
-converters of earlier forms: a change of a document's form increments its version in `tables`.
+A document that another version wrote, or that is damaged, reads as an `Unreadable`, an empty document that says why.
+There are no converters of earlier forms: a change of a document's form increments its version in `tables`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Stored(TypeDecorator[Any]):
 
     Args:
         form: Type that valid documents have.
-        version: Version to write into the documents, which must be objects; None for values that need none, such as tags.
+        version: Version to write into the documents, which must be objects; None for values that need none, such as
+            tags.
         any_version: Whether documents of other versions are read too.
     """
 

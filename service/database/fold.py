@@ -31,7 +31,9 @@ class Fold:
 
     def __init__(self, run_id: str, progress: Mapping[str, Any], units: Mapping[str, UnitRow]) -> None:
         self._run_id = run_id
-        self._stages: dict[str, dict[str, Any]] = {name: dict(stage) for name, stage in progress.get("stages", {}).items()}
+        self._stages: dict[str, dict[str, Any]] = {
+            name: dict(stage) for name, stage in progress.get("stages", {}).items()
+        }
         self._current: str | None = progress.get("current")
         self._ended: dict[str, Any] | None = progress.get("ended")
         reached = progress.get("reached", {})
@@ -136,10 +138,20 @@ class Fold:
         while points and points[-1]["step"] >= step:
             points.pop()
         self.rewound[unit.unit] = min(step, self.rewound.get(unit.unit, step))
-        points.append({
-            "run_id": self._run_id, "unit": unit.unit, "step": step, "tokens": tokens, "time": event.time, "loss": loss,
-            "lr": values.number(data.get("lr")), "grad_norm": values.number(data.get("grad_norm")), "tokens_per_second": speed,
-            "mfu": unit.mfu})
+        points.append(
+            {
+                "run_id": self._run_id,
+                "unit": unit.unit,
+                "step": step,
+                "tokens": tokens,
+                "time": event.time,
+                "loss": loss,
+                "lr": values.number(data.get("lr")),
+                "grad_norm": values.number(data.get("grad_norm")),
+                "tokens_per_second": speed,
+                "mfu": unit.mfu,
+            }
+        )
 
     def _reach(self, unit: str, step: int) -> None:
         # An invalid, huge step must not overflow the column.
@@ -153,7 +165,9 @@ def meterable(event: Event, pools: Collection[str]) -> bool:
         named = isinstance(data.get("hold"), str) and isinstance(data.get("pool"), str)
         return named and data["pool"] in pools and values.whole(data.get("workers")) is not None
     if event.type == "slots_free":
-        return isinstance(data.get("pool"), str) and data["pool"] in pools and values.whole(data.get("slots")) is not None
+        return (
+            isinstance(data.get("pool"), str) and data["pool"] in pools and values.whole(data.get("slots")) is not None
+        )
     return event.type != "workers_released" or isinstance(data.get("hold"), str)
 
 
@@ -168,5 +182,19 @@ def _known(data: Mapping[str, Any], key: str, otherwise: int) -> int:
 
 def _new_unit(run_id: str, stage: str, name: str, started: float) -> UnitRow:
     return UnitRow(
-        run_id=run_id, unit=name, stage=stage, status="running", step=0, steps=0, tokens=0, loss=None, tokens_per_second=None,
-        mfu=None, restarts=0, workers=1, node=None, started=started, ended=None)
+        run_id=run_id,
+        unit=name,
+        stage=stage,
+        status="running",
+        step=0,
+        steps=0,
+        tokens=0,
+        loss=None,
+        tokens_per_second=None,
+        mfu=None,
+        restarts=0,
+        workers=1,
+        node=None,
+        started=started,
+        ended=None,
+    )

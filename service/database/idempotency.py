@@ -14,7 +14,10 @@ KEPT = 24 * 3600.0
 
 
 def find(session: Session, owner: str, key: str, now: float) -> IdempotencyKey | None:
-    """The earlier use of an owner's key; None if there is none or it has expired. Locks the key until this transaction ends."""
+    """The earlier use of an owner's key; None if there is none or it has expired.
+
+    Locks the key until this transaction ends.
+    """
     owner, key = values.text(owner), values.text(key)
     lock_until_commit(session, "idempotency", owner, key)
     row = session.scalar(select(IdempotencyKey).where(IdempotencyKey.owner == owner, IdempotencyKey.key == key))

@@ -26,8 +26,8 @@ _HIGHEST_PRICE = 1e6
 def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now: float) -> int:
     """Store consecutive lines of a run's `events.jsonl`.
 
-    Lines that are already stored are skipped; lines after a gap are left for the next report. The run's version changes only when
-    a driver begins or ends, because decisions depend on that and not on every step.
+    Lines that are already stored are skipped; lines after a gap are left for the next report. The run's version changes
+    only when a driver begins or ends, because decisions depend on that and not on every step.
 
     Args:
         session: Writing transaction.
@@ -47,7 +47,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
     if row is None:
         raise NotFound(f"run {run.id} was deleted")
     expected = row.next_seq
-    fresh = events[expected - first:] if first <= expected else ()
+    fresh = events[expected - first :] if first <= expected else ()
     if not fresh:
         return expected
     row.check_readable()
@@ -77,7 +77,8 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
 def rewind(session: Session, run: RunRow, begin: int) -> None:
     """On the first report of an attempt, continue at the driver's first line, even if an earlier driver has used its number.
 
-    A driver on a new machine continues the log that it finds at the run's URI, which may lack the newest lines that were reported.
+    A driver on a new machine continues the log that it finds at the run's URI, which may lack the newest lines that
+    were reported.
 
     Args:
         session: Writing transaction.
@@ -96,7 +97,8 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
         return
     of_run = Point.run_id == run_id
     stored = session.execute(
-        select(Point.unit, func.max(Point.step)).where(of_run, Point.unit.in_(list(fold.points))).group_by(Point.unit))
+        select(Point.unit, func.max(Point.step)).where(of_run, Point.unit.in_(list(fold.points))).group_by(Point.unit)
+    )
     for unit, last in stored.all():
         if last >= fold.rewound[unit]:
             session.execute(delete(Point).where(of_run, Point.unit == unit, Point.step >= fold.rewound[unit]))
@@ -106,8 +108,8 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
 def _priced(event: Event, pools: Pools, prices: Mapping[str, float]) -> Event:
     """The event of a driver, with a price that can be true.
 
-    A driver states the last price that it knows. A price below both the one at submission and the present one is not believed:
-    the present one replaces it.
+    A driver states the last price that it knows. A price below both the one at submission and the present one is not
+    believed: the present one replaces it.
 
     Args:
         event: The event.
@@ -115,7 +117,12 @@ def _priced(event: Event, pools: Pools, prices: Mapping[str, float]) -> Event:
         prices: The operator's present prices for the run's owner, by custom resource.
     """
     pool, by_key = event.data.get("pool"), pools.by_key
-    if event.type not in PRICED_EVENTS or "price_per_hour" not in event.data or not isinstance(pool, str) or pool not in by_key:
+    if (
+        event.type not in PRICED_EVENTS
+        or "price_per_hour" not in event.data
+        or not isinstance(pool, str)
+        or pool not in by_key
+    ):
         return event
     found = by_key[pool]
     present = prices.get(found.resource, found.price_per_hour)

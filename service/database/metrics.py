@@ -13,8 +13,8 @@ from service.database import values
 from service.database.tables import Point, UnitRow
 
 _FETCHED = 20_000
-"""Maximum number of points of a curve that is loaded whole. A longer curve is divided into buckets of steps, and only the minimum
-and maximum of each are loaded."""
+"""Maximum number of points of a curve that is loaded whole. A longer curve is divided into buckets of steps, and only
+the minimum and maximum of each are loaded."""
 _MOST_BUCKETS = 10_000
 """Maximum number of buckets per curve: each adds two parameters to a statement, which can have at most 32,766."""
 _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
@@ -57,11 +57,12 @@ def series(session: Session, run_id: str, figure: str, units: Sequence[str] | No
 
 
 def _curve(
-    session: Session, run_id: str, unit: str, stage: str, *, column: InstrumentedAttribute[float | None], points: int,
+    session: Session, run_id: str, unit: str, stage: str, *, column: InstrumentedAttribute[float | None], points: int
 ) -> UnitCurve:
     of_curve = and_(Point.run_id == run_id, Point.unit == unit, column.is_not(None))
     count, first, last = session.execute(
-        select(func.count(), func.min(Point.step), func.max(Point.step)).where(of_curve)).one()
+        select(func.count(), func.min(Point.step), func.max(Point.step)).where(of_curve)
+    ).one()
     query = select(Point.step, Point.tokens, column).where(of_curve).order_by(Point.step)
     if count > _FETCHED:
         width = 1 + (last - first) // min(2 * points, _MOST_BUCKETS)
@@ -72,28 +73,40 @@ def _curve(
     figures = [value for _, _, value in rows if value is not None]
     kept = downsample(figures, points)
     return UnitCurve(
-        unit, stage, steps=[rows[at][0] for at in kept], tokens=[rows[at][1] for at in kept],
-        values=[figures[at] for at in kept], count=count)
+        unit,
+        stage,
+        steps=[rows[at][0] for at in kept],
+        tokens=[rows[at][1] for at in kept],
+        values=[figures[at] for at in kept],
+        count=count,
+    )
 
 
 def _extremes(
-    run_id: str, unit: str, column: InstrumentedAttribute[float | None], *, first: int, last: int, width: int,
+    run_id: str, unit: str, column: InstrumentedAttribute[float | None], *, first: int, last: int, width: int
 ) -> CompoundSelect[int | None]:
     """Query the steps of the minimum and maximum in each bucket of `width` steps; a bucket is a range of the primary key."""
     bucket = select(literal(first, BigInteger).label("low")).cte("bucket", recursive=True)
     bucket = bucket.union_all(select(bucket.c.low + width).where(bucket.c.low + width <= last))
     walk = select(Point.step).where(
-        Point.run_id == run_id, Point.unit == unit, column.is_not(None),
-        Point.step >= bucket.c.low, Point.step < bucket.c.low + width)
+        Point.run_id == run_id,
+        Point.unit == unit,
+        column.is_not(None),
+        Point.step >= bucket.c.low,
+        Point.step < bucket.c.low + width,
+    )
     lowest, highest = (
-        walk.order_by(order, Point.step).limit(1).correlate(bucket).scalar_subquery() for order in (column.asc(), column.desc()))
+        walk.order_by(order, Point.step).limit(1).correlate(bucket).scalar_subquery()
+        for order in (column.asc(), column.desc())
+    )
     return union_all(select(lowest).select_from(bucket), select(highest).select_from(bucket))
 
 
 def downsample(values: Sequence[float], most: int) -> list[int]:
     """Choose at most `most` points that preserve the shape of a curve: its ends, and the minimum and maximum of equal buckets.
 
-    Returns the indices of the points, ascending. They include the ends, the minimum and the maximum even if `most` is below 4.
+    Returns the indices of the points, ascending. They include the ends, the minimum and the maximum even if `most` is
+    below 4.
     """
     count = len(values)
     if count <= max(most, 4):

@@ -1,6 +1,7 @@
 """Stored policies: one row for the default policy, and one for each owner with a policy.
 
-A policy that this version cannot read becomes `UNREADABLE`, which allows nothing; the policies of other owners apply as always.
+A policy that this version cannot read becomes `UNREADABLE`, which allows nothing; the policies of other owners apply as
+always.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def replace(session: Session, policies: Policies, now: float) -> None:
 
 def put(session: Session, owner: str, policy: Policy, now: float) -> None:
     session.execute(delete(OwnerPolicy).where(OwnerPolicy.owner == owner))
-    session.add(_row(owner, policy, now))       # a merge would keep a damaged document, which reads as an empty one
+    session.add(_row(owner, policy, now))  # a merge would keep a damaged document, which reads as an empty one
     session.flush()
 
 
@@ -59,7 +60,11 @@ def _policies(limits: dict[str, dict[str, Any]]) -> Policies:
     owners = {owner: _policy(document) for owner, document in limits.items()}
     default = owners.pop(_DEFAULT, None)
     # Without validation, which would refuse all policies for one damaged name.
-    return Policies.model_construct(owners=owners) if default is None else Policies.model_construct(default=default, owners=owners)
+    return (
+        Policies.model_construct(owners=owners)
+        if default is None
+        else Policies.model_construct(default=default, owners=owners)
+    )
 
 
 def _policy(document: dict[str, Any]) -> Policy:

@@ -38,7 +38,8 @@ def load(session: Session, now: float) -> Quotas:
     dollars, size = month_dollars(session, now), runs.owner_bytes(session)
     uses = {
         owner: Use(queued.get(owner, 0), active.get(owner, 0), dollars.get(owner, 0.0), size.get(owner, 0))
-        for owner in {*queued, *active, *dollars, *size}}
+        for owner in {*queued, *active, *dollars, *size}
+    }
     return Quotas(policies.load(session), uses)
 
 
@@ -50,20 +51,29 @@ def use_to_change(session: Session, owner: str, now: float) -> Use:
 
 def use_of(session: Session, owner: str, now: float) -> Use:
     unfinished = RunRow.state.in_([RunState.QUEUED, *ACTIVE])
-    states = dict(session.execute(
-        select(RunRow.state, func.count()).where(RunRow.owner == owner, unfinished).group_by(RunRow.state)).all())
+    states = dict(
+        session.execute(
+            select(RunRow.state, func.count()).where(RunRow.owner == owner, unfinished).group_by(RunRow.state)
+        ).all()
+    )
     size = session.scalar(select(func.sum(RunRow.disk_bytes)).where(RunRow.owner == owner))
     return Use(
-        queued=states.get(RunState.QUEUED, 0), active=sum(states.get(state, 0) for state in ACTIVE),
-        dollars=owner_dollars(session, owner, now), disk_bytes=int(size or 0))
+        queued=states.get(RunState.QUEUED, 0),
+        active=sum(states.get(state, 0) for state in ACTIVE),
+        dollars=owner_dollars(session, owner, now),
+        disk_bytes=int(size or 0),
+    )
 
 
 def add_dollars(session: Session, owner: str, dollars: float, now: float) -> None:
     """Add metered dollars to an owner's current calendar month; deleting runs does not subtract them."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     row = insert(Spending).values(owner=owner, month=month_of(now), dollars=dollars)
-    session.execute(row.on_conflict_do_update(
-        index_elements=[Spending.owner, Spending.month], set_={"dollars": Spending.dollars + row.excluded.dollars}))
+    session.execute(
+        row.on_conflict_do_update(
+            index_elements=[Spending.owner, Spending.month], set_={"dollars": Spending.dollars + row.excluded.dollars}
+        )
+    )
 
 
 def month_dollars(session: Session, now: float) -> dict[str, float]:
@@ -71,4 +81,6 @@ def month_dollars(session: Session, now: float) -> dict[str, float]:
 
 
 def owner_dollars(session: Session, owner: str, now: float) -> float:
-    return session.scalar(select(Spending.dollars).where(Spending.owner == owner, Spending.month == month_of(now))) or 0.0
+    return (
+        session.scalar(select(Spending.dollars).where(Spending.owner == owner, Spending.month == month_of(now))) or 0.0
+    )

@@ -27,24 +27,62 @@ _LEFT_OUT = (defer(RunRow.config), defer(RunRow.meter))
 
 
 def insert(
-    session: Session, *, run_id: str, config: RunConfig, owner: str, priority: int, budget_dollars: float | None,
-    estimate: dict[str, Any], parent: str | None, now: float, notes: Sequence[str] = (), home: Path | None = None,
+    session: Session,
+    *,
+    run_id: str,
+    config: RunConfig,
+    owner: str,
+    priority: int,
+    budget_dollars: float | None,
+    estimate: dict[str, Any],
+    parent: str | None,
+    now: float,
+    notes: Sequence[str] = (),
+    home: Path | None = None,
 ) -> RunRow:
     """Create a queued run with an id from `new_id`.
 
-    `output` of the configuration must be the run's own folder. `parent` is the id of the run that this one retries. `home` is the
-    folder for the service's files of a run at a URI; None for a run in a directory.
+    `output` of the configuration must be the run's own folder. `parent` is the id of the run that this one retries.
+    `home` is the folder for the service's files of a run at a URI; None for a run in a directory.
     """
     document = values.document(config.model_dump(mode="json"))
     waiting = {stage.name: {"status": "waiting", "started": None, "seconds": None} for stage in STAGES}
     run = RunRow(
-        id=run_id, name=config.name, owner=owner, tags=document["tags"], priority=priority, state=RunState.QUEUED.value,
-        reason=None, version=1, config=document,
-        directory=str(config.directory if home is None else home / config.name), attempt=0, futile=0, mark=0, mark_at_start=0,
-        stop=None, budget_dollars=budget_dollars, dollars=0.0, worker_seconds={}, meter={}, estimate=values.document(estimate),
-        progress={"stages": waiting, "current": None}, parent=parent, notes=[values.text(note) for note in notes], kept=False,
-        expires_at=None, disk_bytes=None, measured=None, next_position=1, next_seq=0,
-        created=now, queued=now, started=None, ended=None, updated=now)
+        id=run_id,
+        name=config.name,
+        owner=owner,
+        tags=document["tags"],
+        priority=priority,
+        state=RunState.QUEUED.value,
+        reason=None,
+        version=1,
+        config=document,
+        directory=str(config.directory if home is None else home / config.name),
+        attempt=0,
+        futile=0,
+        mark=0,
+        mark_at_start=0,
+        stop=None,
+        budget_dollars=budget_dollars,
+        dollars=0.0,
+        worker_seconds={},
+        meter={},
+        estimate=values.document(estimate),
+        progress={"stages": waiting, "current": None},
+        parent=parent,
+        notes=[values.text(note) for note in notes],
+        kept=False,
+        expires_at=None,
+        disk_bytes=None,
+        measured=None,
+        next_position=1,
+        next_seq=0,
+        created=now,
+        queued=now,
+        started=None,
+        ended=None,
+        updated=now,
+    )
     session.add(run)
     session.flush()
     _publish_state(session, run, now)
@@ -62,8 +100,14 @@ def lock(session: Session, run_id: str) -> RunRow | None:
 
 
 def page(
-    session: Session, *, owner: str | None, states: Sequence[RunState], name: str | None, tags: Mapping[str, str],
-    cursor: str | None, limit: int,
+    session: Session,
+    *,
+    owner: str | None,
+    states: Sequence[RunState],
+    name: str | None,
+    tags: Mapping[str, str],
+    cursor: str | None,
+    limit: int,
 ) -> tuple[list[RunRow], str | None]:
     """Runs, newest first.
 
@@ -77,7 +121,8 @@ def page(
         limit: Maximum number of runs.
 
     Returns:
-        The runs, whose `config` and `meter` are loaded on access, and the cursor of the next page, which is None on the last page.
+        The runs, whose `config` and `meter` are loaded on access, and the cursor of the next page, which is None on the
+        last page.
     """
     query = select(RunRow).options(*_LEFT_OUT)
     if owner is not None:
@@ -126,13 +171,16 @@ def resources(rows: Iterable[RunRow]) -> set[str]:
 
 def in_states(session: Session, states: Sequence[RunState]) -> list[RunRow]:
     """All runs in any of the states, oldest first."""
-    return list(session.scalars(select(RunRow).where(RunRow.state.in_([state.value for state in states])).order_by(RunRow.id)))
+    return list(
+        session.scalars(select(RunRow).where(RunRow.state.in_([state.value for state in states])).order_by(RunRow.id))
+    )
 
 
 def starts(session: Session, run_id: str | None = None) -> dict[str, str]:
     """Runs whose model or text another run reads that has not succeeded: their ids, each with the id of such a run.
 
-    A failed or cancelled run counts too, because it can be resumed. With `run_id`, only runs that read that run are searched.
+    A failed or cancelled run counts too, because it can be resumed. With `run_id`, only runs that read that run are
+    searched.
     """
     query = select(RunRow.id, RunRow.config).where(RunRow.state != RunState.SUCCEEDED.value)
     if run_id is not None:
@@ -169,8 +217,8 @@ def unmeasured(session: Session) -> list[RunRow]:
 def mark_trouble(session: Session, run_id: str, trouble: str | None, *, ended: bool) -> None:
     """Store why the service cannot process a run; None if it can.
 
-    Does not increment the run's version, because no decision depends on it. With `ended` false, a run that has ended in the
-    meantime is not marked.
+    Does not increment the run's version, because no decision depends on it. With `ended` false, a run that has ended in
+    the meantime is not marked.
     """
     query = update(RunRow).where(RunRow.id == run_id)
     if not ended:
@@ -196,10 +244,16 @@ def owner_bytes(session: Session) -> dict[str, int]:
 
 
 def measured(session: Session, run_id: str, size: int, now: float) -> None:
-    """Store the size of a run's directory. Does not increment the run's version, because no decision depends on the size."""
+    """Store the size of a run's directory.
+
+    Does not increment the run's version, because no decision depends on the size.
+    """
     session.execute(
-        update(RunRow).where(RunRow.id == run_id).values(disk_bytes=size, measured=now)
-        .execution_options(synchronize_session=False))
+        update(RunRow)
+        .where(RunRow.id == run_id)
+        .values(disk_bytes=size, measured=now)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def unposted(session: Session, *, since: float, limit: int) -> list[RunRow]:
@@ -209,10 +263,16 @@ def unposted(session: Session, *, since: float, limit: int) -> list[RunRow]:
 
 
 def posted(session: Session, run: RunRow, now: float) -> None:
-    """Store that the end of a run was posted, unless the run was resumed meanwhile. Does not increment the run's version."""
+    """Store that the end of a run was posted, unless the run was resumed meanwhile.
+
+    Does not increment the run's version.
+    """
     session.execute(
-        update(RunRow).where(RunRow.id == run.id, RunRow.ended == run.ended).values(end_posted=now)
-        .execution_options(synchronize_session=False))
+        update(RunRow)
+        .where(RunRow.id == run.id, RunRow.ended == run.ended)
+        .values(end_posted=now)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def state_counts(session: Session) -> dict[RunState, int]:
@@ -224,7 +284,9 @@ def state_counts(session: Session) -> dict[RunState, int]:
 
 def units(session: Session, run_id: str) -> list[UnitRow]:
     """A run's units, in the order in which they started."""
-    return list(session.scalars(select(UnitRow).where(UnitRow.run_id == run_id).order_by(UnitRow.started, UnitRow.unit)))
+    return list(
+        session.scalars(select(UnitRow).where(UnitRow.run_id == run_id).order_by(UnitRow.started, UnitRow.unit))
+    )
 
 
 def metered_dollars(session: Session) -> float:
@@ -232,11 +294,13 @@ def metered_dollars(session: Session) -> float:
     return session.scalar(select(func.sum(RunRow.dollars))) or 0.0
 
 
-def transition(session: Session, run: RunRow, state: RunState, *, reason: str | None, now: float, **columns: Any) -> None:
+def transition(
+    session: Session, run: RunRow, state: RunState, *, reason: str | None, now: float, **columns: Any
+) -> None:
     """Change the state of a run, and publish the change to its stream.
 
-    `started` is set when the run first runs, `ended` when it ends. A run whose driver was lost keeps its place in the queue; a
-    resumed run goes to the end of the queue, with `stop` and `futile` reset.
+    `started` is set when the run first runs, `ended` when it ends. A run whose driver was lost keeps its place in the
+    queue; a resumed run goes to the end of the queue, with `stop` and `futile` reset.
 
     Args:
         session: Writing transaction.
@@ -254,8 +318,11 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
     if not may_follow(before, state):
         raise IllegalTransition(f"run {run.id} is {before}: it cannot become {state}")
     changes: dict[str, Any] = {
-        "state": state.value, "reason": None if reason is None else values.text(reason), "trouble": None,
-        "next_position": RunRow.next_position + 1}
+        "state": state.value,
+        "reason": None if reason is None else values.text(reason),
+        "trouble": None,
+        "next_position": RunRow.next_position + 1,
+    }
     if state is RunState.RUNNING and run.started is None:
         changes["started"] = now
     if state in TERMINAL:
@@ -282,8 +349,11 @@ def delete(session: Session, run: RunRow) -> None:
         StaleRun: The run was changed or deleted since it was read.
     """
     deleted = session.execute(
-        delete_from(RunRow).where(RunRow.id == run.id, RunRow.version == run.version).returning(RunRow.id)
-        .execution_options(synchronize_session=False)).scalar()
+        delete_from(RunRow)
+        .where(RunRow.id == run.id, RunRow.version == run.version)
+        .returning(RunRow.id)
+        .execution_options(synchronize_session=False)
+    ).scalar()
     if deleted is None:
         raise _stale(run)
     if run in session:
@@ -293,8 +363,12 @@ def delete(session: Session, run: RunRow) -> None:
 def _change(session: Session, run: RunRow, now: float, changes: dict[str, Any]) -> None:
     changes = {**changes, "version": run.version + 1, "updated": now}
     position = session.execute(
-        update(RunRow).where(RunRow.id == run.id, RunRow.version == run.version).values(**changes).returning(RunRow.next_position)
-        .execution_options(synchronize_session=False)).scalar()
+        update(RunRow)
+        .where(RunRow.id == run.id, RunRow.version == run.version)
+        .values(**changes)
+        .returning(RunRow.next_position)
+        .execution_options(synchronize_session=False)
+    ).scalar()
     if position is None:
         raise _stale(run)
     for name, value in {**changes, "next_position": position}.items():
@@ -303,7 +377,12 @@ def _change(session: Session, run: RunRow, now: float, changes: dict[str, Any]) 
 
 def _publish_state(session: Session, run: RunRow, now: float) -> None:
     data = {"state": run.state, "reason": run.reason, "attempt": run.attempt}
-    stream.put(session, run.id, run.next_position - 1, [{"time": now, "type": "state", "stage": None, "unit": None, "data": data}])
+    stream.put(
+        session,
+        run.id,
+        run.next_position - 1,
+        [{"time": now, "type": "state", "stage": None, "unit": None, "data": data}],
+    )
 
 
 def _stale(run: RunRow) -> StaleRun:
@@ -313,7 +392,9 @@ def _stale(run: RunRow) -> StaleRun:
 def _has_tag(dialect: str, key: str, value: str) -> ColumnElement[bool]:
     # SQLite does not check what is stored: a row without valid JSON would fail the query.
     each = (
-        func.json_each(case((func.json_valid(RunRow.tags) == 1, RunRow.tags), else_=literal_column("'{}'"))) if dialect == "sqlite"
-        else func.json_each_text(RunRow.tags))
+        func.json_each(case((func.json_valid(RunRow.tags) == 1, RunRow.tags), else_=literal_column("'{}'")))
+        if dialect == "sqlite"
+        else func.json_each_text(RunRow.tags)
+    )
     tag = each.table_valued("key", "value", name="tag")
     return exists(select(1).select_from(tag).where(tag.c.key == key, tag.c.value == value))

@@ -37,8 +37,8 @@ _AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 class Database:
     """The service's database; one object serves all threads.
 
-    Rows stay readable after their transaction. After a failed transaction they must be loaded again, because they may contain
-    changes that were rolled back.
+    Rows stay readable after their transaction. After a failed transaction they must be loaded again, because they may
+    contain changes that were rolled back.
 
     Args:
         url: `sqlite:///FILE` or `postgresql+psycopg://...`.
@@ -50,8 +50,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self._engine = _sqlite(url) if url.startswith("sqlite:") else _postgresql(url)
         sqlite = self.dialect == "sqlite"
-        reading: dict[str, Any] = {"begin": "READ"} if sqlite else {
-            "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        reading: dict[str, Any] = (
+            {"begin": "READ"} if sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        )
         self._read = sessionmaker(self._engine.execution_options(**reading), expire_on_commit=False)
         self._write = sessionmaker(self._engine.execution_options(begin="WRITE"), expire_on_commit=False)
         # SQLite allows one writer at a time, and waiting for its lock is slow and not fair.
@@ -67,7 +68,8 @@ class Database:
         """Run a transaction that is committed at the end of the block and rolled back if the block raises.
 
         Raises:
-            DatabaseUnavailable: The connection or a lock was lost; it may be unknown whether the transaction was committed.
+            DatabaseUnavailable: The connection or a lock was lost; it may be unknown whether the transaction was
+                committed.
             DatabaseError: The tables are not those of this version.
         """
         with self._in_turn(), _translated(), self._write.begin() as session:
@@ -150,7 +152,7 @@ def _translated() -> Iterator[None]:
     except _AWAY as error:
         orig = getattr(error, "orig", None)
         cause = " ".join(str(orig or error).split())
-        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:   # the statement does not fit the tables
+        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:  # the statement does not fit the tables
             raise DatabaseError(f"the database's tables are not those of this version ({cause}): migrate it") from error
         raise DatabaseUnavailable(f"the database does not answer: {cause}") from error
     except exc.DBAPIError as error:
@@ -175,12 +177,21 @@ def _serialize(value: Any) -> str:
 def _sqlite(url: str) -> Engine:
     path = make_url(url).database
     if not path or path == ":memory:":
-        raise ConfigError("database_url", url, "must name a file, because a database in memory is lost with its connection")
+        raise ConfigError(
+            "database_url", url, "must name a file, because a database in memory is lost with its connection"
+        )
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    Path(path).touch(0o600)     # private; SQLite creates its WAL files with the same mode
+    Path(path).touch(0o600)  # private; SQLite creates its WAL files with the same mode
     engine = create_engine(
-        url, connect_args={"timeout": _PATIENCE, "isolation_level": None}, json_serializer=_serialize,
-        json_deserializer=documents.parse, hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)
+        url,
+        connect_args={"timeout": _PATIENCE, "isolation_level": None},
+        json_serializer=_serialize,
+        json_deserializer=documents.parse,
+        hide_parameters=True,
+        pool_size=10,
+        max_overflow=40,
+        pool_timeout=_PATIENCE,
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: Any) -> None:  # noqa: ARG001 - SQLAlchemy's signature
@@ -220,6 +231,13 @@ def _postgresql(url: str) -> Engine:
     # jit=off: compilation takes longer than any statement of the service.
     options = f"-c lock_timeout={milliseconds} -c idle_in_transaction_session_timeout={4 * milliseconds} -c jit=off"
     return create_engine(
-        url, connect_args={"connect_timeout": 5, "options": options}, json_serializer=_serialize,
-        json_deserializer=documents.parse, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20,
-        pool_timeout=_PATIENCE)
+        url,
+        connect_args={"connect_timeout": 5, "options": options},
+        json_serializer=_serialize,
+        json_deserializer=documents.parse,
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=20,
+        pool_timeout=_PATIENCE,
+    )

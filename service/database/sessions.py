@@ -1,7 +1,7 @@
 """Browser sessions and the one-time codes that start them; only their SHA-256 is stored.
 
-A session acts for one token and ends with it, because both are looked up together. Sessions and codes are random 256-bit values.
-They are looked up by their hash, so that response times do not help to guess them.
+A session acts for one token and ends with it, because both are looked up together. Sessions and codes are random
+256-bit values. They are looked up by their hash, so that response times do not help to guess them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from service.database.ids import new_id
 from service.database.tables import BrowserSession, SignInCode, Token
 
 CODE_SECONDS = 600.0
-"""Lifetime of a sign-in code, in seconds: long enough to copy a link, too short to use a code that was found in a log."""
+"""Lifetime of a sign-in code, in seconds: long enough to copy a link, too short to use a code that was found in a
+log."""
 MOST_OF_A_TOKEN = 100
 """Maximum number of sessions of one token; starting another one ends the oldest."""
 
@@ -86,7 +87,11 @@ def redeem(session: Session, plain: str, now: float) -> Token | None:
         Token of the code; None if the code is unknown, used or expired, or if its token is not valid.
     """
     # One statement, so that only one of two concurrent requests succeeds.
-    claim = delete(SignInCode).where(SignInCode.hash == tokens.digest(plain), SignInCode.ends > now).returning(SignInCode.token_id)
+    claim = (
+        delete(SignInCode)
+        .where(SignInCode.hash == tokens.digest(plain), SignInCode.ends > now)
+        .returning(SignInCode.token_id)
+    )
     token_id = session.scalar(claim)
     token = None if token_id is None else tokens.get(session, token_id)
     return token if token is not None and tokens.is_valid(token, now) else None
@@ -98,7 +103,9 @@ def purge(session: Session, *, idle: float, now: float) -> None:
     session.execute(delete(SignInCode).where(SignInCode.ends <= now))
 
 
-def _valid(session: Session, which: ColumnElement[bool], idle: float, now: float) -> tuple[BrowserSession, Token] | None:
+def _valid(
+    session: Session, which: ColumnElement[bool], idle: float, now: float
+) -> tuple[BrowserSession, Token] | None:
     query = select(BrowserSession, Token).join(Token, Token.id == BrowserSession.token_id)
     found = session.execute(query.where(which, _alive(idle, now))).one_or_none()
     return (found[0], found[1]) if found is not None and tokens.is_valid(found[1], now) else None

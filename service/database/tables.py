@@ -25,12 +25,22 @@ Position = BigInteger().with_variant(Integer, "sqlite")
 class Table(DeclarativeBase):
     """Base of all tables."""
 
-    metadata = MetaData(naming_convention={
-        # Migrations need names for constraints.
-        "ix": "%(table_name)s_by_%(column_0_name)s", "uq": "%(table_name)s_%(column_0_name)s_unique",
-        "fk": "%(table_name)s_%(column_0_name)s_known", "pk": "%(table_name)s_key"})
+    metadata = MetaData(
+        naming_convention={
+            # Migrations need names for constraints.
+            "ix": "%(table_name)s_by_%(column_0_name)s",
+            "uq": "%(table_name)s_%(column_0_name)s_unique",
+            "fk": "%(table_name)s_%(column_0_name)s_known",
+            "pk": "%(table_name)s_key",
+        }
+    )
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own form
-        str: Text, float: Float, int: Position, dict[str, Any]: Stored(dict[str, Any]), list[str]: Stored(list[str])}
+        str: Text,
+        float: Float,
+        int: Position,
+        dict[str, Any]: Stored(dict[str, Any]),
+        list[str]: Stored(list[str]),
+    }
 
 
 class RunRow(Table):
@@ -57,7 +67,8 @@ class RunRow(Table):
     futile: Mapped[int] = mapped_column(default=0)
     """Number of consecutive drivers that were lost without progress."""
     mark: Mapped[int] = mapped_column(default=0)
-    """Furthest progress in stages and steps, as a number that never falls; a driver that does not raise it made no progress."""
+    """Furthest progress in stages and steps, as a number that never falls; a driver that does not raise it made no
+    progress."""
     mark_at_start: Mapped[int] = mapped_column(default=0)
     """`mark` when the current attempt began."""
     stop: Mapped[str | None] = mapped_column(String(16))
@@ -72,8 +83,8 @@ class RunRow(Table):
     estimate: Mapped[dict[str, Any]] = mapped_column(Stored(Planned, version=1))
     """Plan of the run at submission."""
     progress: Mapped[dict[str, Any]] = mapped_column(Stored(Progress, version=1))
-    """{stages: {name: {status, started, seconds}}, current, reached: {stages, steps}, ended: {type, time, message or reason}};
-    `ended`, the driver's final event, exists until the next driver begins."""
+    """{stages: {name: {status, started, seconds}}, current, reached: {stages, steps}, ended: {type, time, message or
+    reason}}; `ended`, the driver's final event, exists until the next driver begins."""
     parent: Mapped[str | None] = mapped_column(ULID)
     """Id of the run that this one retries."""
     notes: Mapped[list[str] | None] = mapped_column(Stored(list[str] | None))
@@ -201,7 +212,8 @@ def _readable(document: dict[str, Any]) -> dict[str, Any]:
 def _unusable(error: ValidationError) -> UnusableRun:
     return UnusableRun(
         f"its stored configuration cannot be used by this version: {first_mistake(error.errors())}; submit it again with a "
-        "valid configuration")
+        "valid configuration"
+    )
 
 
 class EventRow(Table):

@@ -35,7 +35,7 @@ def matches(plain: str, stored: bytes | None) -> bool:
 
 
 def create(
-    session: Session, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
+    session: Session, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float
 ) -> tuple[str, Token]:
     """Create a token. `expires` is its end in seconds since the epoch; with None it never expires.
 
@@ -47,12 +47,20 @@ def create(
 
 
 def enter(
-    session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
+    session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float
 ) -> Token:
     """Store the hash of an existing token, such as one from a file. The other arguments are those of `create`."""
     token = Token(
-        id=new_id(), hash=digest(plain), name=values.text(name), owner=values.text(owner), scopes=list(scopes),
-        created=now, expires=expires, revoked=None, used=None)
+        id=new_id(),
+        hash=digest(plain),
+        name=values.text(name),
+        owner=values.text(owner),
+        scopes=list(scopes),
+        created=now,
+        expires=expires,
+        revoked=None,
+        used=None,
+    )
     session.add(token)
     session.flush()
     return token

@@ -1,6 +1,7 @@
 """Sanitises values from outside so that they can be stored and sent.
 
-PostgreSQL text cannot contain NUL, UTF-8 cannot encode lone surrogates, JSON has no NaN, and integer columns have 64 bits.
+PostgreSQL text cannot contain NUL, UTF-8 cannot encode lone surrogates, JSON has no NaN, and integer columns have 64
+bits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decides which queued runs start now, and why the others wait.
 
-Runs are considered in the order of the queue. A run that waits for its owner's limit or for machines that do not exist does not
-delay later runs. A run that waits for a free slot keeps its turn, because every run needs one slot to start.
+Runs are considered in the order of the queue. A run that waits for its owner's limit or for machines that do not exist
+does not delay later runs. A run that waits for a free slot keeps its turn, because every run needs one slot to start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ class PoolNeed:
     """Slots that a run needs in one pool.
 
     Attributes:
-        resources: Tag (custom Ray resource) of the pool; a mixed pool has one tag for each of its interchangeable node types.
+        resources: Tag (custom Ray resource) of the pool; a mixed pool has one tag for each of its interchangeable node
+            types.
         slots: Slots that must exist, free or not, because all workers of a gang run at the same time.
         free: Slots that must be free when the run starts.
     """
@@ -84,7 +85,9 @@ class ClusterCapacity:
     def room(self, resources: tuple[str, ...]) -> PoolRoom:
         """Slots of a pool, summed over its tags."""
         rooms = [self.rooms.get(resource, PoolRoom(0, 0)) for resource in resources]
-        return PoolRoom(sum(room.slots for room in rooms), sum(room.free for room in rooms), sum(room.pending for room in rooms))
+        return PoolRoom(
+            sum(room.slots for room in rooms), sum(room.free for room in rooms), sum(room.pending for room in rooms)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Admission:
 
 
 def admit(
-    queued: Sequence[QueuedRun], active: Sequence[ActiveRun], limits: RunLimits, cluster: ClusterCapacity | None,
+    queued: Sequence[QueuedRun], active: Sequence[ActiveRun], limits: RunLimits, cluster: ClusterCapacity | None
 ) -> list[Admission]:
     """Decide on every queued run.
 
@@ -151,15 +154,17 @@ def _limit(run: QueuedRun, owners: Mapping[str, int], limits: RunLimits) -> str 
 
 
 def _room(
-    run: QueuedRun, claims: Sequence[tuple[str, ...]], started: Sequence[tuple[str, ...]], cluster: ClusterCapacity,
+    run: QueuedRun, claims: Sequence[tuple[str, ...]], started: Sequence[tuple[str, ...]], cluster: ClusterCapacity
 ) -> str | None:
     for need in run.needs:
         room = cluster.room(need.resources)
         if room.slots < max(need.slots, need.free):
             return _missing(need, room)
-        # Ray's counts are a few seconds old: they may not include all active runs yet, and never those that start in this round.
+        # Ray's counts are a few seconds old: they may not include all active runs yet, and never those that start in
+        # this round.
         claimed, new = (
-            sum(not set(resources).isdisjoint(need.resources) for resources in those) for those in (claims, started))
+            sum(not set(resources).isdisjoint(need.resources) for resources in those) for those in (claims, started)
+        )
         free = min(room.free, room.slots - claimed) - new
         if free < need.free:
             asked = f"; {room.pending} workers already wait" if room.pending else ""

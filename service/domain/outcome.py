@@ -16,13 +16,14 @@ LINGER_SECONDS = 60.0
 USER_ERROR = 2
 """Exit code of a driver that refuses its configuration: starting it again would not help."""
 UNREADABLE_STOP_SECONDS = 120.0
-"""Time for the driver of a run that this version cannot read to stop with a checkpoint, in seconds; then it is killed."""
+"""Time for the driver of a run that this version cannot read to stop with a checkpoint, in seconds; then it is
+killed."""
 REASON_LENGTH = 500
 """Maximum length of a stored reason (characters)."""
 
 Stop = Literal["cancelled", "killed", "budget", "month", "policy", "unreadable"]
-"""Why a run was asked to stop; `killed` does not wait for a checkpoint. With `policy`, it is unknown what its owner may spend. An
-`unreadable` run cannot be metered."""
+"""Why a run was asked to stop; `killed` does not wait for a checkpoint. With `policy`, it is unknown what its owner may
+spend. An `unreadable` run cannot be metered."""
 
 STOP_REASONS: Mapping[str, str] = {
     "cancelled": "cancelled",
@@ -34,8 +35,8 @@ STOP_REASONS: Mapping[str, str] = {
 }
 
 AWAITED = "awaited"
-"""Placeholder for a driver's final event, stored while a new attempt's driver has not reported its start yet; it holds the number
-of that driver's first line, `begin`, once it is known."""
+"""Placeholder for a driver's final event, stored while a new attempt's driver has not reported its start yet; it holds
+the number of that driver's first line, `begin`, once it is known."""
 
 
 @dataclasses.dataclass(frozen=True)

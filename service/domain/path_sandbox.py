@@ -1,12 +1,12 @@
 """Restricts the paths and functions of a configuration to those that the operator allows.
 
-Settings that are paths or URIs are marked in the configuration model (`ReadsFrom`, `WritesTo`). `sandboxed` checks the text of
-these settings and makes paths absolute. `check_links` then follows the symbolic links in each path; links inside folders are
-checked when files are opened (`moedisco_ray.core.read_roots`). Both checks come before any other access to the files, so that no
-response reveals what exists outside of the roots.
+Settings that are paths or URIs are marked in the configuration model (`ReadsFrom`, `WritesTo`). `sandboxed` checks the
+text of these settings and makes paths absolute. `check_links` then follows the symbolic links in each path; links
+inside folders are checked when files are opened (`moedisco_ray.core.read_roots`). Both checks come before any other
+access to the files, so that no response reveals what exists outside of the roots.
 
-Some places are denied below every root: the service's own files, the roots that runs write to, hidden files and folders. Files of
-finished runs are read by `run://` references alone, because these are checked against their owners.
+Some places are denied below every root: the service's own files, the roots that runs write to, hidden files and
+folders. Files of finished runs are read by `run://` references alone, because these are checked against their owners.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ class Roots:
     """Directories and buckets that runs may read and write.
 
     Attributes:
-        inputs: Absolute directories without symbolic links, and URIs such as `s3://BUCKET/PREFIX`. Relative paths start at the
-            first directory.
+        inputs: Absolute directories without symbolic links, and URIs such as `s3://BUCKET/PREFIX`. Relative paths start
+            at the first directory.
         outputs: Absolute directories without symbolic links, and URIs; the first is the default.
-        storage: Absolute directories without symbolic links, and buckets, for checkpoints; empty allows run directories only.
-        homes: Directories in which the service creates the folders of its own files of each run, the homes. The first directory has
-            the homes of runs at URIs; runs may write to it only if it is an output too.
-        private: Absolute files and directories of the service, such as its state directory, that no run reads or writes.
+        storage: Absolute directories without symbolic links, and buckets, for checkpoints; empty allows run directories
+            only.
+        homes: Directories in which the service creates the folders of its own files of each run, the homes. The first
+            directory has the homes of runs at URIs; runs may write to it only if it is an output too.
+        private: Absolute files and directories of the service, such as its state directory, that no run reads or
+            writes.
         functions: Functions that runs may call (`corpus.sources.*.map`), as MODULE:FUNCTION.
     """
 
@@ -73,7 +75,12 @@ class Roots:
     @property
     def denied(self) -> list[Location]:
         """Places that no run reads by a path or URI, also below an input root."""
-        return [*self.private, *self.homes, *self.outputs, *(root if is_uri(root) else Path(root) for root in self.storage)]
+        return [
+            *self.private,
+            *self.homes,
+            *self.outputs,
+            *(root if is_uri(root) else Path(root) for root in self.storage),
+        ]
 
     def readable(self, *own: Location) -> ReadRoots:
         """What a run may read, with the places of its own, such as its home."""
@@ -87,9 +94,10 @@ class Roots:
 def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
-    A relative path starts at the first root of its kind: input, output or storage. `output` becomes the directory in which the
-    run's home is created. This directory is not inside a run's home, no part of its path below the root begins with a dot, and the
-    default is the first output root. `run://` references stay, because this function does not know which runs a caller may read.
+    A relative path starts at the first root of its kind: input, output or storage. `output` becomes the directory in
+    which the run's home is created. This directory is not inside a run's home, no part of its path below the root
+    begins with a dot, and the default is the first output root. `run://` references stay, because this function does
+    not know which runs a caller may read.
 
     Raises:
         ConfigError: A path is outside of the roots or contains `..`, or a URI is outside of the roots or has
@@ -110,10 +118,12 @@ def check_links(config: RunConfig, roots: Roots) -> None:
         if "://" in path or path == EMBEDDED or names_a_run(path):
             continue
         allowed = _directories(place, roots)
-        base = before_wildcard(path) if isinstance(place.marker, ReadsFrom) else path       # nothing is written to a glob
+        base = before_wildcard(path) if isinstance(place.marker, ReadsFrom) else path  # nothing is written to a glob
         real = Path(os.path.realpath(base))
         if not is_within(real, allowed):
-            raise ConfigError(place.field, path, f"{base} is a link out of {_allowed(place, roots)}; choose another path")
+            raise ConfigError(
+                place.field, path, f"{base} is a link out of {_allowed(place, roots)}; choose another path"
+            )
         _check_below(place, real, roots)
 
 
@@ -127,13 +137,15 @@ def check_parts(config: RunConfig, location_of: Callable[[str], Location | None]
         run_id, part = parse(place)
         location = location_of(run_id)
         if location is not None and not is_uri(location) and Path(location, part).is_symlink():
-            raise ConfigError(place.field, words(place.value), f"the run's {part} directory is a link; name another run")
+            raise ConfigError(
+                place.field, words(place.value), f"the run's {part} directory is a link; name another run"
+            )
 
 
 def before_wildcard(path: str) -> str:
     """The folder above the first wildcard of an absolute path or a URI; without wildcards, the path itself."""
     wildcard = _WILDCARD.search(path)
-    return path if wildcard is None else path[:wildcard.start()].rpartition("/")[0] or "/"
+    return path if wildcard is None else path[: wildcard.start()].rpartition("/")[0] or "/"
 
 
 def check_roots(roots: Roots) -> None:
@@ -143,18 +155,25 @@ def check_roots(roots: Roots) -> None:
         ConfigError: An input root is inside a denied place, or a storage root is or contains a place of runs.
     """
     for storage in roots.storage:
-        # STORAGE/RUN_ID is deleted when the run succeeds, and searched for after it was deleted, also with its files kept.
+        # STORAGE/RUN_ID is deleted when the run succeeds, and searched for after it was deleted, also with its files
+        # kept.
         inside = next((place for place in (*roots.outputs, *roots.homes) if _contains(storage, str(place))), None)
         if inside is not None:
             raise ConfigError(
-                "--storage-root", storage, f"contains the runs in {inside}, which would be deleted like checkpoints; name a place "
-                "that holds checkpoints only")
+                "--storage-root",
+                storage,
+                f"contains the runs in {inside}, which would be deleted like checkpoints; name a place "
+                "that holds checkpoints only",
+            )
     denied = [*KERNEL, *(Path(each) for each in roots.denied if not is_uri(each))]
     for root in roots.inputs:
         if uri_is_within(root, _denied_uris(roots)) if is_uri(root) else is_within(Path(root), denied):
             raise ConfigError(
-                "--input-root", root, "is in a directory of the service or its runs, which runs do not read by paths; "
-                "name another directory, and finished runs as run://RUN/corpus or run://RUN/model")
+                "--input-root",
+                root,
+                "is in a directory of the service or its runs, which runs do not read by paths; "
+                "name another directory, and finished runs as run://RUN/corpus or run://RUN/model",
+            )
 
 
 def _check_functions(config: RunConfig, allowed: Sequence[str]) -> None:
@@ -163,8 +182,11 @@ def _check_functions(config: RunConfig, allowed: Sequence[str]) -> None:
         for i, source in enumerate(sources):
             if source.map is not None and source.map not in allowed:
                 raise ConfigError(
-                    f"{section}.sources.{i}.map", source.map, f"is not among the functions that this service allows "
-                    f"({', '.join(allowed) or 'none'}); remove it, or ask the operator to add it (`moedisco serve --map-function`)")
+                    f"{section}.sources.{i}.map",
+                    source.map,
+                    f"is not among the functions that this service allows "
+                    f"({', '.join(allowed) or 'none'}); remove it, or ask the operator to add it (`moedisco serve --map-function`)",
+                )
 
 
 def _resolved(place: Place, roots: Roots) -> str | Path:
@@ -190,8 +212,11 @@ def _written(place: Place, roots: Roots) -> str | Path:
         return roots.outputs[0]
     if not runs and not roots.storage:
         raise ConfigError(
-            place.field, value, "is not allowed: this service keeps checkpoints in run directories; remove the setting, "
-            "or ask the operator for a storage root (`moedisco serve --storage-root`)")
+            place.field,
+            value,
+            "is not allowed: this service keeps checkpoints in run directories; remove the setting, "
+            "or ask the operator for a storage root (`moedisco serve --storage-root`)",
+        )
     if is_uri(value) or (not runs and _SCHEME.match(value)):
         return _checked_home(place, roots)
     path = _local(place, roots)
@@ -205,7 +230,7 @@ def _local(place: Place, roots: Roots) -> Path:
         raise ConfigError(field, path, "must be a plain path, without a scheme")
     if not directories:
         raise ConfigError(field, path, _no_directory(place, roots))
-    absolute = directories[0] / path      # if `path` is absolute, the result is `path`
+    absolute = directories[0] / path  # if `path` is absolute, the result is `path`
     if not is_within(absolute, directories):
         raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; {_remedy(place, roots)}")
     _check_below(place, absolute, roots)
@@ -217,7 +242,8 @@ def _no_directory(place: Place, roots: Roots) -> str:
         embedded = f"use the built-in text ({EMBEDDED}), or " if place.marker.uris else ""
         return (
             f"cannot be read: this service reads no files of its machine; {embedded}ask the operator to allow a directory "
-            "(`moedisco serve --input-root DIR`)")
+            "(`moedisco serve --input-root DIR`)"
+        )
     return f"cannot be a directory, because this service allows only {_allowed(place, roots)}; {_remedy(place, roots)}"
 
 
@@ -225,12 +251,17 @@ def _check_below(place: Place, path: Path, roots: Roots) -> None:
     """Refuse a path below a root that is hidden, or denied whatever the roots are."""
     field, value = place.field, words(place.value)
     reads = isinstance(place.marker, ReadsFrom)
-    above = sorted((root for root in _directories(place, roots) if path.is_relative_to(root)), key=lambda root: -len(root.parts))
+    above = sorted(
+        (root for root in _directories(place, roots) if path.is_relative_to(root)), key=lambda root: -len(root.parts)
+    )
     parts = [hidden_part(path, root) for root in above]
     if None not in parts:
         raise ConfigError(
-            field, value, f"{parts[0]!r} is hidden, and runs use no hidden files or folders below a root; choose another path, or "
-            f"ask the operator to name this folder itself (`{_option(place)}`)")
+            field,
+            value,
+            f"{parts[0]!r} is hidden, and runs use no hidden files or folders below a root; choose another path, or "
+            f"ask the operator to name this folder itself (`{_option(place)}`)",
+        )
     denied = [*KERNEL, *(Path(os.path.realpath(each)) for each in roots.denied if not is_uri(each))]
     if not reads:
         root = above[0]
@@ -259,13 +290,19 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
     location, _, options = rest.partition("?")
     plain = unquote(location)
     if not sign or scheme not in {root.partition("://")[0] for root in buckets}:
-        raise ConfigError(field, uri, f"has a scheme that is not among {_allowed(place, roots)}; {_remedy(place, roots)}")
+        raise ConfigError(
+            field, uri, f"has a scheme that is not among {_allowed(place, roots)}; {_remedy(place, roots)}"
+        )
     if {"..", "."} & set(plain.split("/")) or re.search(r"[#\\\0\r\n]", plain):
         raise ConfigError(field, uri, "must not contain '.' or '..' as a part, '#', '\\' or control characters")
     if not all(any(_under(f"{scheme}://{form}", root) for root in buckets) for form in (location, plain)):
         raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; {_remedy(place, roots)}")
     if isinstance(place.marker, ReadsFrom) and uri_is_within(uri, _denied_uris(roots)):
-        raise ConfigError(field, uri, "is in a folder of the service's runs; name a finished run as run://RUN/corpus or run://RUN/model")
+        raise ConfigError(
+            field,
+            uri,
+            "is in a folder of the service's runs; name a finished run as run://RUN/corpus or run://RUN/model",
+        )
     for option, _ in parse_qsl(options, keep_blank_values=True):
         if option not in HARMLESS_OPTIONS:
             raise ConfigError(field, uri, f"the option {option!r} is not allowed; remove it")
@@ -294,7 +331,9 @@ def _checked_home(place: Place, roots: Roots) -> str:
 def _directories(place: Place, roots: Roots) -> Sequence[Path]:
     if isinstance(place.marker, ReadsFrom):
         return roots.directories
-    return [Path(root) for root in (roots.outputs if place.marker.what == "runs" else roots.storage) if not is_uri(root)]
+    return [
+        Path(root) for root in (roots.outputs if place.marker.what == "runs" else roots.storage) if not is_uri(root)
+    ]
 
 
 def _allowed(place: Place, roots: Roots) -> str:
@@ -304,8 +343,11 @@ def _allowed(place: Place, roots: Roots) -> str:
 def _allowed_roots(place: Place, roots: Roots) -> Sequence[str | Path]:
     if not isinstance(place.marker, ReadsFrom):
         return roots.outputs if place.marker.what == "runs" else roots.storage
-    return roots.inputs if place.marker.uris else [
-        root for root in roots.inputs if "://" not in root or (place.marker.hub and root.startswith(HUB))]
+    return (
+        roots.inputs
+        if place.marker.uris
+        else [root for root in roots.inputs if "://" not in root or (place.marker.hub and root.startswith(HUB))]
+    )
 
 
 def _remedy(place: Place, roots: Roots) -> str:

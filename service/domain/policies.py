@@ -33,9 +33,9 @@ class Policy(_Document):
     resources: Annotated[list[Tag], Field(max_length=256)] | None = None
     """Custom resources of the pools that the owner's runs may use; null allows all pools."""
     prices: Annotated[dict[Tag, PricePerHour], Field(max_length=256)] = Field(default_factory=dict)
-    """Dollars per worker-hour by custom resource; they replace `price_per_hour` of a run's configuration. An owner's prices
-    are added to the default prices. For a resource that is not listed, the configuration's price applies. A change counts for
-    workers that take slots after it; those that hold slots keep the price at which they took them."""
+    """Dollars per worker-hour by custom resource; they replace `price_per_hour` of a run's configuration. An owner's
+    prices are added to the default prices. For a resource that is not listed, the configuration's price applies. A
+    change counts for workers that take slots after it; those that hold slots keep the price at which they took them."""
     highest_priority: Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)] = 0
     """Highest priority of a run; an administrator may set any."""
     queued_runs: Annotated[int, Field(ge=0)] | None = 100
@@ -43,10 +43,11 @@ class Policy(_Document):
     active_runs: Annotated[int, Field(ge=0)] | None = 2
     """Maximum number of runs that are active at the same time; with null only the limit of the service applies."""
     dollars_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Limit on metered dollars in a calendar month (UTC). When it is reached, active runs stop with a checkpoint and queued
-    runs wait for the next month; null means no limit."""
+    """Limit on metered dollars in a calendar month (UTC). When it is reached, active runs stop with a checkpoint and
+    queued runs wait for the next month; null means no limit."""
     disk_bytes: Annotated[int, Field(ge=0, le=2**60)] | None = None
-    """Limit on the size of all run directories and of their checkpoints, as last measured (bytes); null means no limit."""
+    """Limit on the size of all run directories and of their checkpoints, as last measured (bytes); null means no
+    limit."""
     retention: Retention = Retention()
     """How long finished runs are kept."""
 
@@ -56,7 +57,8 @@ class UnreadablePolicy(Policy):
 
 
 UNREADABLE = UnreadablePolicy(
-    resources=[], highest_priority=-HIGHEST_PRIORITY, queued_runs=0, active_runs=0, dollars_per_month=0, disk_bytes=0)
+    resources=[], highest_priority=-HIGHEST_PRIORITY, queued_runs=0, active_runs=0, dollars_per_month=0, disk_bytes=0
+)
 
 
 class Policies(_Document):

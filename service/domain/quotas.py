@@ -46,11 +46,14 @@ def priced(config: RunConfig, prices: Mapping[str, float]) -> tuple[RunConfig, l
     pools = config.pools
     low = _priced_pool("pools.low_memory", pools.low_memory, prices, notes)
     types = tuple(
-        _priced_pool(f"pools.low_memory.types.{i}", each, prices, notes) for i, each in enumerate(pools.low_memory.types))
+        _priced_pool(f"pools.low_memory.types.{i}", each, prices, notes)
+        for i, each in enumerate(pools.low_memory.types)
+    )
     high = _priced_pool("pools.high_memory", pools.high_memory, prices, notes)
     owners = {name: _priced_pool(f"pools.owners.{name}", owner, prices, notes) for name, owner in pools.owners.items()}
-    changed = pools.model_copy(update={
-        "low_memory": low.model_copy(update={"types": types}), "high_memory": high, "owners": owners})
+    changed = pools.model_copy(
+        update={"low_memory": low.model_copy(update={"types": types}), "high_memory": high, "owners": owners}
+    )
     own = sorted({tag for _, tag in _needed(config) if tag not in prices})
     if own:
         notes.append(f"No operator price for {', '.join(own)}: the price in the configuration is used")
@@ -64,7 +67,9 @@ def check_readable(policy: Policy) -> None:
         AgainstPolicy: The policy cannot be read.
     """
     if isinstance(policy, UnreadablePolicy):
-        raise AgainstPolicy("policy", "unreadable", "nothing is allowed until an administrator has set your policy again")
+        raise AgainstPolicy(
+            "policy", "unreadable", "nothing is allowed until an administrator has set your policy again"
+        )
 
 
 def check_pools(config: RunConfig, policy: Policy) -> None:
@@ -76,12 +81,16 @@ def check_pools(config: RunConfig, policy: Policy) -> None:
     for field, tag in _needed(config):
         if policy.resources is not None and tag not in policy.resources:
             allowed = ", ".join(policy.resources) or "none"
-            raise AgainstPolicy(f"config.{field}.resource", tag, f"is not among the resources that you may use: {allowed}")
+            raise AgainstPolicy(
+                f"config.{field}.resource", tag, f"is not among the resources that you may use: {allowed}"
+            )
         if policy.dollars_per_month is not None and tag not in policy.prices:
             known = ", ".join(sorted(policy.prices)) or "none"
             raise AgainstPolicy(
-                f"config.{field}.resource", tag,
-                f"has no operator price, and your dollars are limited; use a priced resource: {known}")
+                f"config.{field}.resource",
+                tag,
+                f"has no operator price, and your dollars are limited; use a priced resource: {known}",
+            )
 
 
 def check_priority(priority: int, policy: Policy) -> None:
@@ -92,7 +101,9 @@ def check_priority(priority: int, policy: Policy) -> None:
     """
     check_readable(policy)
     if priority > policy.highest_priority:
-        raise AgainstPolicy("priority", priority, f"is above your highest priority of {policy.highest_priority}; lower it")
+        raise AgainstPolicy(
+            "priority", priority, f"is above your highest priority of {policy.highest_priority}; lower it"
+        )
 
 
 def check_queue(policy: Policy, use: Use) -> None:
@@ -104,7 +115,10 @@ def check_queue(policy: Policy, use: Use) -> None:
     check_readable(policy)
     if policy.queued_runs is not None and use.queued >= policy.queued_runs:
         raise AgainstPolicy(
-            "queued_runs", use.queued, f"you may have {policy.queued_runs} queued runs; wait until one starts, or cancel one")
+            "queued_runs",
+            use.queued,
+            f"you may have {policy.queued_runs} queued runs; wait until one starts, or cancel one",
+        )
 
 
 def check_room(policy: Policy, use: Use) -> None:
@@ -116,12 +130,16 @@ def check_room(policy: Policy, use: Use) -> None:
     check_queue(policy, use)
     if dollars_used_up(policy, use):
         raise AgainstPolicy(
-            "dollars_per_month", round(use.dollars, 2),
-            f"your {_dollars(policy.dollars_per_month)} for this month are used up; submit again next month, or ask the operator")
+            "dollars_per_month",
+            round(use.dollars, 2),
+            f"your {_dollars(policy.dollars_per_month)} for this month are used up; submit again next month, or ask the operator",
+        )
     if disk_full(policy, use):
         raise AgainstPolicy(
-            "disk_bytes", use.disk_bytes,
-            f"your runs fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete runs that you do not need")
+            "disk_bytes",
+            use.disk_bytes,
+            f"your runs fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete runs that you do not need",
+        )
 
 
 def dollars_used_up(policy: Policy, use: Use) -> bool:
@@ -176,7 +194,8 @@ def _priced_pool(field: str, pool: _Priced, prices: Mapping[str, float], notes: 
     if pool.price_per_hour is not None and "price_per_hour" in pool.model_fields_set:
         notes.append(
             f"{field}.price_per_hour: the operator's price of {pool.resource}, ${price:g} an hour, "
-            f"replaces {pool.price_per_hour:g}")
+            f"replaces {pool.price_per_hour:g}"
+        )
     return pool.model_copy(update={"price_per_hour": price})
 
 

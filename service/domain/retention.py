@@ -1,7 +1,7 @@
 """Decides which finished runs are removed and when.
 
-A removal is announced a day ahead. Runs that are marked as kept are never removed, and neither are runs from which another run
-starts that has not succeeded.
+A removal is announced a day ahead. Runs that are marked as kept are never removed, and neither are runs from which
+another run starts that has not succeeded.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
 
     Runs marked as kept are never removed, and do not count among the newest runs.
     """
-    newest_first = sorted((run for run in finished if not run.kept), key=lambda run: (run.ended, run.run_id), reverse=True)
+    newest_first = sorted(
+        (run for run in finished if not run.kept), key=lambda run: (run.ended, run.run_id), reverse=True
+    )
     due: dict[str, Due] = {}
     for place, run in enumerate(newest_first):
         rules = []

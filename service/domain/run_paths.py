@@ -6,8 +6,9 @@ ROOT/RUN_ID/              home of the run, under an output root
 ├── stop-ATTEMPT          stop file: asks the driver of that attempt to stop; contains the reason
 └── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
 
-With `checkpoint.storage`, its checkpoints are in STORAGE/RUN_ID, which only this run uses, and which is deleted with it.
-A run at a URI has its run directory at URI/RUN_ID/NAME. Its home is in a directory of the service and holds the other files.
+With `checkpoint.storage`, its checkpoints are in STORAGE/RUN_ID, which only this run uses, and which is deleted with
+it. A run at a URI has its run directory at URI/RUN_ID/NAME. Its home is in a directory of the service and holds the
+other files.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ SIGNATURE_HEADER = "X-MoeDisco-Signature"
 def driver_key(secret: bytes, run_id: str, attempt: int) -> bytes:
     """Key with which the driver of an attempt and the service sign reports and their answers.
 
-    The key is the same for every submission of the attempt, so that a submission can be repeated. Every attempt has its own.
+    The key is the same for every submission of the attempt, so that a submission can be repeated. Every attempt has its
+    own.
 
     Args:
         secret: Secret of the service.

@@ -1,7 +1,7 @@
 """References to finished runs in configurations: `run://RUN/model` is a run's model, `run://RUN/corpus` is its text.
 
-RUN is the id of the run, or its name if the name is unambiguous for the caller. A stored configuration contains the id. Each time a
-driver starts, the references are replaced by paths or URIs.
+RUN is the id of the run, or its name if the name is unambiguous for the caller. A stored configuration contains the id.
+Each time a driver starts, the references are replaced by paths or URIs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def parse(place: Place) -> tuple[str, RunPart]:
         raise ConfigError(place.field, asked, "this setting cannot refer to another run; name a path")
     match = _REFERENCE.fullmatch(asked)
     if match is None or match[2] != wanted:
-        raise ConfigError(place.field, asked, f"must read run://RUN/{wanted}, with the id or the name of a finished run")
+        raise ConfigError(
+            place.field, asked, f"must read run://RUN/{wanted}, with the id or the name of a finished run"
+        )
     return match[1], wanted
 
 
@@ -47,6 +49,7 @@ def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
         config: Configuration as requested.
         ids: Ids of the runs, by the dotted path of the setting that refers to each.
     """
+
     def change(place: Place) -> str | Path:
         if place.field not in ids:
             return place.value
@@ -56,7 +59,9 @@ def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
 
 
 def located(
-    config: RunConfig, location_of: Callable[[str], Location | None], documents_at: Callable[[Location], str],
+    config: RunConfig,
+    location_of: Callable[[str], Location | None],
+    documents_at: Callable[[Location], str],
     model_at: Callable[[Location], Location] = lambda location: joined(location, "model"),
 ) -> tuple[RunConfig, tuple[Location, ...]]:
     """The configuration with run references replaced by paths or URIs, and the places that the driver may then read.
@@ -65,8 +70,8 @@ def located(
 
     Args:
         config: Configuration from `with_ids`.
-        location_of: Returns the path or URI of a run directory, or None for a deleted run. References to deleted runs stay, and
-            the driver refuses them.
+        location_of: Returns the path or URI of a run directory, or None for a deleted run. References to deleted runs
+            stay, and the driver refuses them.
         documents_at: Returns the glob of the documents of a run at a URI.
         model_at: Returns where the model of a run at a URI is read.
     """

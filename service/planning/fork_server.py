@@ -1,11 +1,12 @@
 """A process that forks a child for each task, with limits that the kernel enforces.
 
-A pool of `concurrent.futures` cannot end a task that is running, and `multiprocessing` imports the program's main module again in
-every child. Here a small process without threads has imported all that a task needs. A child starts within milliseconds, shares
-that memory, serves one task and ends, so that nothing of one caller's request remains for the next one.
+A pool of `concurrent.futures` cannot end a task that is running, and `multiprocessing` imports the program's main
+module again in every child. Here a small process without threads has imported all that a task needs. A child starts
+within milliseconds, shares that memory, serves one task and ends, so that nothing of one caller's request remains for
+the next one.
 
-The service sends the server one socket per task. The child reads the task from it until the end of the stream, and writes the
-outcome. The server adds one byte when the child has ended: the signal that ended it, or 0.
+The service sends the server one socket per task. The child reads the task from it until the end of the stream, and
+writes the outcome. The server adds one byte when the child has ended: the signal that ended it, or 0.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def serve(control: socket.socket, limits: Limits) -> None:
         control: Connection to the service, which sends the socket of each task with one byte.
         limits: Limits of each task.
     """
-    os.environ["RUST_BACKTRACE"] = "0"      # without memory, a backtrace of pydantic's core waits for itself
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C ends the service, which then closes the connection
+    os.environ["RUST_BACKTRACE"] = "0"  # without memory, a backtrace of pydantic's core waits for itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the service, which then closes the connection
     ended, wake = os.pipe()
     for end in (ended, wake):
         os.set_blocking(end, False)
@@ -74,7 +75,7 @@ def serve(control: socket.socket, limits: Limits) -> None:
                 child = os.fork()
                 if child == 0:
                     control.close()
-                    for other in children.values():     # while one is open, the service waits for the rest of that answer
+                    for other in children.values():  # while one is open, the service waits for the rest of that answer
                         other.close()
                     _run(task, limits)
                 children[child] = task
@@ -97,7 +98,8 @@ def _run(task: socket.socket, limits: Limits) -> None:
     status = 1
     try:
         signal.set_wakeup_fd(-1)
-        # The default action of SIGALRM ends the process, also inside of a regular expression that holds the interpreter's lock.
+        # The default action of SIGALRM ends the process, also inside of a regular expression that holds the
+        # interpreter's lock.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         # RLIMIT_AS would also count addresses that threads and allocators reserve without using them.
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
@@ -121,9 +123,12 @@ def _answer(request: bytes, limits: Limits) -> bytes:
     except (UserError, ServiceError) as error:
         return error_to_json(error)
     except (MemoryError, RecursionError):
-        return error_to_json(TooCostly(
-            f"planning this configuration takes more than {limits.memory >> 20} MiB of memory, the limit for a request; "
-            "shorten its lists and texts, or name smaller files"))
+        return error_to_json(
+            TooCostly(
+                f"planning this configuration takes more than {limits.memory >> 20} MiB of memory, the limit for a request; "
+                "shorten its lists and texts, or name smaller files"
+            )
+        )
     except Exception:  # noqa: BLE001 - the service logs it and answers with status 500
         return failure_to_json(traceback.format_exc())
 
@@ -131,5 +136,5 @@ def _answer(request: bytes, limits: Limits) -> bytes:
 def _send(task: socket.socket, content: bytes) -> None:
     try:
         task.sendall(content)
-    except OSError:     # the service no longer waits
+    except OSError:  # the service no longer waits
         return

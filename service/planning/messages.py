@@ -13,7 +13,15 @@ from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.locations import Location, is_uri
 from service.domain.path_sandbox import Roots
 from service.domain.policies import Policy
-from service.errors import AgainstPolicy, BadRequest, InvalidRequest, NotFound, ServiceError, StorageUnavailable, TooCostly
+from service.errors import (
+    AgainstPolicy,
+    BadRequest,
+    InvalidRequest,
+    NotFound,
+    ServiceError,
+    StorageUnavailable,
+    TooCostly,
+)
 from service.planning.task import NeedsStarts, NewRun, Outcome, Parent, Reference, Start, Task
 from service.schemas.mistakes import mistakes_in
 
@@ -22,25 +30,37 @@ _ERRORS: tuple[type[ServiceError], ...] = (BadRequest, NotFound, StorageUnavaila
 
 
 def task_to_json(task: Task) -> bytes:
-    return json.dumps({
-        "kind": task.kind, "body": base64.b64encode(task.body).decode(), "here": task.here,
-        "policy": task.policy.model_dump_json(),
-        "roots": {name: list(map(_place, places)) for name, places in vars(task.roots).items()},
-        "parent": None if task.parent is None else dataclasses.asdict(task.parent),
-        "starts": None if task.starts is None else {
-            field: [start.id, _place(start.location)] for field, start in task.starts.items()},
-        "scratch": None if task.scratch is None else str(task.scratch)}).encode()
+    return json.dumps(
+        {
+            "kind": task.kind,
+            "body": base64.b64encode(task.body).decode(),
+            "here": task.here,
+            "policy": task.policy.model_dump_json(),
+            "roots": {name: list(map(_place, places)) for name, places in vars(task.roots).items()},
+            "parent": None if task.parent is None else dataclasses.asdict(task.parent),
+            "starts": None
+            if task.starts is None
+            else {field: [start.id, _place(start.location)] for field, start in task.starts.items()},
+            "scratch": None if task.scratch is None else str(task.scratch),
+        }
+    ).encode()
 
 
 def task_from_json(content: bytes) -> Task:
     raw = json.loads(content)
     roots: dict[str, Any] = {name: tuple(map(_location, places)) for name, places in raw["roots"].items()}
     return Task(
-        kind=raw["kind"], body=base64.b64decode(raw["body"]), here=raw["here"], policy=Policy.model_validate_json(raw["policy"]),
-        roots=Roots(**roots), parent=None if raw["parent"] is None else Parent(**raw["parent"]),
-        starts=None if raw["starts"] is None else {
-            field: Start(run_id, _location(place)) for field, (run_id, place) in raw["starts"].items()},
-        scratch=None if raw["scratch"] is None else Path(raw["scratch"]))
+        kind=raw["kind"],
+        body=base64.b64decode(raw["body"]),
+        here=raw["here"],
+        policy=Policy.model_validate_json(raw["policy"]),
+        roots=Roots(**roots),
+        parent=None if raw["parent"] is None else Parent(**raw["parent"]),
+        starts=None
+        if raw["starts"] is None
+        else {field: Start(run_id, _location(place)) for field, (run_id, place) in raw["starts"].items()},
+        scratch=None if raw["scratch"] is None else Path(raw["scratch"]),
+    )
 
 
 def outcome_to_json(outcome: Outcome) -> bytes:

@@ -43,8 +43,8 @@ _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Places:
     """Places for tasks of one kind: each owner has one, and `AT_ONCE` tasks run at the same time.
 
-    With estimates, the newest counts: an owner's waiting estimate is refused when another one arrives, because a form sends one
-    after each change. Submissions wait for each other.
+    With estimates, the newest counts: an owner's waiting estimate is refused when another one arrives, because a form
+    sends one after each change. Submissions wait for each other.
     """
 
     def __init__(self, kind: Kind) -> None:
@@ -73,13 +73,19 @@ class Places:
         with self._lock:
             earlier = [each for name, each in self._waiting if name == owner]
             if self._kind == "submission" and len(earlier) >= MOST_WAITING_SUBMISSIONS:
-                raise TooMany(f"{len(earlier)} of your submissions are waiting to be planned, the limit", _RETRY_SECONDS)
+                raise TooMany(
+                    f"{len(earlier)} of your submissions are waiting to be planned, the limit", _RETRY_SECONDS
+                )
             if self._kind == "estimate":
                 self._waiting = [(name, each) for name, each in self._waiting if name != owner]
                 for each in earlier:
                     if each.set_running_or_notify_cancel():
-                        each.set_exception(TooMany(
-                            "a newer estimate of yours has taken the place of this one; one at a time is computed", _RETRY_SECONDS))
+                        each.set_exception(
+                            TooMany(
+                                "a newer estimate of yours has taken the place of this one; one at a time is computed",
+                                _RETRY_SECONDS,
+                            )
+                        )
             if len(self._waiting) >= MOST_WAITING:
                 raise Overloaded("too many requests wait to be planned; try again later")
             self._waiting.append((owner, turn))
@@ -180,7 +186,10 @@ class PlanningPool:
             # Without `-P`, the directory in which the operator starts the service could bring other modules.
             self._process = subprocess.Popen(  # noqa: S603 - no text of a user is in it
                 [sys.executable, "-P", "-m", "service.planning", json.dumps(dataclasses.asdict(self._limits))],
-                stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True)
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
 
     def _end(self) -> None:
         if self._control is not None:
@@ -197,11 +206,13 @@ class PlanningPool:
         """The error for a child without an outcome, by the signal that ended it; without memory, it may also end by itself (0)."""
         limits = {
             signal.SIGALRM: f"{self._limits.seconds:g} s",
-            signal.SIGXCPU: f"{self._limits.processor_seconds} s of processor time"}
+            signal.SIGXCPU: f"{self._limits.processor_seconds} s of processor time",
+        }
         limit = limits.get(signal.Signals(ended_by)) if ended_by else None
         return TooCostly(
             f"planning this configuration takes more than {limit or f'{self._limits.memory >> 20} MiB of memory'}, the limit for a "
-            "request; shorten its lists and texts, or name smaller files and storage that answers")
+            "request; shorten its lists and texts, or name smaller files and storage that answers"
+        )
 
 
 def _died() -> Overloaded:

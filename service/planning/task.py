@@ -36,7 +36,8 @@ T = TypeVar("T", bound=BaseModel)
 MOST_SEQUENCES = 65_536
 """Maximum number of sequences per training step, because planning tries all divisors of the requested number."""
 MOST_BYTES = 32 * 2**20
-"""Maximum total size of the files that are read to plan one request (bytes): enough for the largest public tokenizers."""
+"""Maximum total size of the files that are read to plan one request (bytes): enough for the largest public
+tokenizers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +206,13 @@ def _new_run(task: Task, config: RunConfig, *, priority: int, budget_dollars: fl
         return found
     config, plan, notes = found
     return NewRun(
-        config, plan.model_dump(mode="json"), priority=priority, budget_dollars=budget_dollars,
-        parent=None if task.parent is None else task.parent.id, notes=notes)
+        config,
+        plan.model_dump(mode="json"),
+        priority=priority,
+        budget_dollars=budget_dollars,
+        parent=None if task.parent is None else task.parent.id,
+        notes=notes,
+    )
 
 
 def _checked(task: Task, config: RunConfig) -> tuple[RunConfig, Plan, list[str]] | NeedsStarts:
@@ -249,14 +255,19 @@ def _check_sizes(config: RunConfig) -> None:
     if isinstance(config.model.init, LocalInit):
         folders.append((config.model.init.setting, config.model.init.directory))
     found += [
-        (field, folder / name) for field, folder in folders if folder is not None
-        for name in ("config.json", "tokenizer.json", "vocab.json")]
+        (field, folder / name)
+        for field, folder in folders
+        if folder is not None
+        for name in ("config.json", "tokenizer.json", "vocab.json")
+    ]
     total = 0
     for field, path in found:
         with contextlib.suppress(OSError):
             total += path.stat().st_size
         if total > MOST_BYTES:
-            raise ConfigError(field, str(path), f"is too large: a request reads {MOST_BYTES >> 20} MiB; choose smaller files")
+            raise ConfigError(
+                field, str(path), f"is too large: a request reads {MOST_BYTES >> 20} MiB; choose smaller files"
+            )
 
 
 def _check_batch(field: str, optimizer: Optimizer, config: RunConfig) -> None:
@@ -274,9 +285,11 @@ def _changed(node: Any, parts: Sequence[str], value: JsonValue, path: str) -> An
     first, *rest = parts
     if isinstance(node, list):
         if not (first.isascii() and first.isdigit() and len(first) < 6 and int(first) < len(node)):
-            raise ConfigError(path, first, f"is not an entry of the list, which has {len(node)} entries, numbered from 0")
+            raise ConfigError(
+                path, first, f"is not an entry of the list, which has {len(node)} entries, numbered from 0"
+            )
         place = int(first)
-        return [*node[:place], _changed(node[place], rest, value, path), *node[place + 1:]]
+        return [*node[:place], _changed(node[place], rest, value, path), *node[place + 1 :]]
     if node is not None and not isinstance(node, dict):
         raise ConfigError(path, None, f"the setting above {first!r} is not a section")
     section = node or {}

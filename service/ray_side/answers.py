@@ -76,7 +76,10 @@ class SummaryNode(DashboardAnswer):
 
 
 class Summary(DashboardAnswer):
-    """`/nodes?view=summary`. Ray converts its keys, including resource names, to camel case, but not the text in values."""
+    """`/nodes?view=summary`.
+
+    Ray converts its keys, including resource names, to camel case, but not the text in values.
+    """
 
     nodes: list[SummaryNode] = Field(validation_alias=AliasPath("data", "summary"))
     uses: dict[str, str] = Field(validation_alias=AliasPath("data", "nodeLogicalResources"))

@@ -50,7 +50,7 @@ class Dashboard:
         return parsed(answer)
 
     def send(
-        self, method: str, path: str, *, params: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None,
+        self, method: str, path: str, *, params: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
     ) -> httpx.Response:
         """Send a request and return Ray's response, even if it reports an error.
 
@@ -62,7 +62,9 @@ class Dashboard:
         except httpx.HTTPError as error:
             raise RayUnavailable(f"Ray does not answer at {self.url} ({type(error).__name__})") from error
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            raise RayUnavailable(f"Ray at {self.url} refuses the token; RAY_AUTH_TOKEN_PATH must name a file with the cluster's")
+            raise RayUnavailable(
+                f"Ray at {self.url} refuses the token; RAY_AUTH_TOKEN_PATH must name a file with the cluster's"
+            )
         return answer
 
     def headers(self) -> dict[str, str]:
@@ -94,7 +96,8 @@ def parsed(answer: httpx.Response) -> Any:
 def auth_headers(token_path: Path | None = None) -> dict[str, str]:
     """Authentication headers, with the token from the given file or, without one, from the places where Ray looks for it.
 
-    A token in Ray's default file is used even if RAY_AUTH_MODE is unset, because a Ray head with such a file requires it.
+    A token in Ray's default file is used even if RAY_AUTH_MODE is unset, because a Ray head with such a file requires
+    it.
     """
     if token_path is not None:
         return _bearer(_read_own(token_path))

@@ -54,17 +54,21 @@ class RayJobs:
     def submit(self, submission: Submission) -> None:
         """Start a driver, unless a job with this id exists.
 
-        The job holds no secret: every user of a node can read command lines, and Ray shows environments to all who see its jobs.
+        The job holds no secret: every user of a node can read command lines, and Ray shows environments to all who see
+        its jobs.
         """
-        answer = self._dashboard.send("POST", "/api/jobs/", body={
-            "submission_id": submission.id,
-            "entrypoint": entrypoint(submission, self._python),
-            "runtime_env": {"env_vars": {
-                READ_ROOTS: submission.read_roots.to_json(),
-                "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-            }},
-            "metadata": dict(submission.metadata),
-        })
+        answer = self._dashboard.send(
+            "POST",
+            "/api/jobs/",
+            body={
+                "submission_id": submission.id,
+                "entrypoint": entrypoint(submission, self._python),
+                "runtime_env": {
+                    "env_vars": {READ_ROOTS: submission.read_roots.to_json(), "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
+                },
+                "metadata": dict(submission.metadata),
+            },
+        )
         # Ray answers a repeated id with the same 500 as any failure, so check whether it knows the job now.
         if not answer.is_success and submission.id not in self.statuses():
             raise refused(answer)
@@ -74,7 +78,9 @@ class RayJobs:
         jobs = read_as(list[Job], self._dashboard.get("/api/jobs/"))
         return {
             job.submission_id: JobState(job.status, job.message, job.driver_exit_code)
-            for job in jobs if job.submission_id is not None}
+            for job in jobs
+            if job.submission_id is not None
+        }
 
     def kill(self, submission_id: str) -> None:
         """End the driver of a job, if it runs.
@@ -90,18 +96,28 @@ class RayJobs:
 
     def _end(self, method: str, path: str) -> None:
         answer = self._dashboard.send(method, path)
-        if not answer.is_success and answer.status_code != 404:     # an unknown job needs no deletion
+        if not answer.is_success and answer.status_code != 404:  # an unknown job needs no deletion
             raise refused(answer)
 
 
 def entrypoint(submission: Submission, python: str = "python") -> str:
     """Command line of the driver; it contains only fixed words, and paths and functions of the service's operator."""
     words = [
-        python, "-P", "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
-        "--stop-file", str(submission.stop_file), "--report-to", str(submission.report_to), "--run-id", submission.run,
+        python,
+        "-P",
+        "-m",
+        "moedisco_ray",
+        "run",
+        str(submission.config_path),
+        "--json",
+        "--stop-file",
+        str(submission.stop_file),
+        "--report-to",
+        str(submission.report_to),
+        "--run-id",
+        submission.run,
     ]
     for function in submission.functions:
         words += ["--allow-code", function]
     # `exec` replaces the shell, so that signals reach the driver.
     return f"exec {shlex.join(words)}"
-

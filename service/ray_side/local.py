@@ -39,11 +39,13 @@ MARK = "MOEDISCO_LOCAL_RAY"
 START_SECONDS = 90.0
 """Maximum wait until a new cluster answers, in seconds."""
 START_PAUSES = (2.0, 10.0)
-"""Pauses before a further start (s): on a busy machine, Ray gives up when one of its processes takes longer than 15 s."""
+"""Pauses before a further start (s): on a busy machine, Ray gives up when one of its processes takes longer than 15
+s."""
 TERM_SECONDS = 5.0
 """Maximum wait until processes have ended, in seconds."""
 LONGEST_DIRECTORY = 36
-"""Maximum length of the path of Ray's directory: sockets in it add up to 71 characters, and a socket's path has at most 107."""
+"""Maximum length of the path of Ray's directory: sockets in it add up to 71 characters, and a socket's path has at most
+107."""
 SESSIONS_KEPT = 3
 
 
@@ -84,8 +86,13 @@ class LocalRay:
     """
 
     def __init__(
-        self, state_dir: Path, *, resources: Mapping[str, int] | None = None, cpus: int | None = None,
-        object_store_bytes: int | None = None, user: DriverUser | None = None,
+        self,
+        state_dir: Path,
+        *,
+        resources: Mapping[str, int] | None = None,
+        cpus: int | None = None,
+        object_store_bytes: int | None = None,
+        user: DriverUser | None = None,
     ) -> None:
         self._home = state_dir / "ray"
         self._resources = default_resources() if resources is None else dict(resources)
@@ -123,7 +130,8 @@ class LocalRay:
         """Restart the cluster if its head process has died; called by a `background.loop`.
 
         Args:
-            dashboard: The service's client of the cluster. It gets the new token, and the new URL if the old port is used by now.
+            dashboard: The service's client of the cluster. It gets the new token, and the new URL if the old port is
+                used by now.
             now: Ignored.
 
         Raises:
@@ -148,14 +156,20 @@ class LocalRay:
                 self._end()
 
     def _launch(self, ports: Sequence[int]) -> LocalCluster:
-        # Ray makes its directory readable for all users, so it needs a private parent that the cluster's user can enter.
-        # The name begins with a dot, because runs read no hidden folder below an input root, such as `/` or `/tmp`.
+        # Ray makes its directory readable for all users, so it needs a private parent that the cluster's user can
+        # enter. The name begins with a dot, because runs read no hidden folder below an input root, such as `/` or
+        # `/tmp`.
         fits = self._user is None and len(str(self._sessions)) <= LONGEST_DIRECTORY
         directory = self._sessions if fits else Path(tempfile.mkdtemp(prefix=".moedisco-"), "r")
         dashboard_port, gcs_port = ports
         record = _Record(
-            secrets.token_hex(16), pid=None, dashboard_port=dashboard_port, gcs_port=gcs_port, directory=str(directory),
-            user=self._user_name)
+            secrets.token_hex(16),
+            pid=None,
+            dashboard_port=dashboard_port,
+            gcs_port=gcs_port,
+            directory=str(directory),
+            user=self._user_name,
+        )
         token_path = self._token_path(record)
         _write_secret(token_path, secrets.token_hex(32))
         if self._user is not None:
@@ -175,13 +189,25 @@ class LocalRay:
 
     def _spawn(self, record: _Record, token_path: Path) -> int:
         words = [
-            sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block",
+            sys.executable,
+            "-P",
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
             f"--port={record.gcs_port}",
-            "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={record.dashboard_port}",
+            "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={record.dashboard_port}",
             # With Ray's fixed default ports, two clusters could not run on one machine.
-            "--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_ports(1)[0]}",
-            f"--temp-dir={record.directory}", f"--resources={json.dumps(self._resources)}",
-            "--disable-usage-stats", "--log-style=record", "--log-color=false",
+            "--dashboard-agent-listen-port=0",
+            f"--ray-client-server-port={_free_ports(1)[0]}",
+            f"--temp-dir={record.directory}",
+            f"--resources={json.dumps(self._resources)}",
+            "--disable-usage-stats",
+            "--log-style=record",
+            "--log-color=false",
         ]
         if self._cpus is not None:
             words.append(f"--num-cpus={self._cpus}")
@@ -189,14 +215,17 @@ class LocalRay:
             words.append(f"--object-store-memory={self._object_store_bytes}")
         # Drivers inherit the environment, and MOEDISCO_* may contain the database password.
         environment = {
-            name: value for name, value in os.environ.items()
-            if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN") and not name.startswith("MOEDISCO_")}
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN") and not name.startswith("MOEDISCO_")
+        }
         if self._user is not None:
             own = Path(record.directory).parent
             words, environment = self._user.command(words, own), self._user.environment(environment, own)
         environment |= {
             MARK: record.mark,
-            # As on macOS and Windows, all processes listen on 127.0.0.1 alone. Ray ignores a --node-ip-address of 127.0.0.1.
+            # As on macOS and Windows, all processes listen on 127.0.0.1 alone. Ray ignores a --node-ip-address of
+            # 127.0.0.1.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path),
@@ -205,25 +234,32 @@ class LocalRay:
         }
         log = str(self._home / "ray.log")
         return os.posix_spawn(
-            words[0], words, environment, setsid=True,
+            words[0],
+            words,
+            environment,
+            setsid=True,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
-            ])
+            ],
+        )
 
     def _end(self) -> None:
         record = self._record()
         if record is None:
             return
-        # First stop the head process, which stops its children; then kill what remains, such as drivers and orphaned workers.
+        # First stop the head process, which stops its children; then kill what remains, such as drivers and orphaned
+        # workers.
         if record.pid is not None and _bears(record.pid, record.mark):
             _signal([psutil.Process(record.pid)], kill=False, seconds=TERM_SECONDS)
         deadline = time.monotonic() + TERM_SECONDS
         while remaining := _bearers(record.mark):
             _signal(remaining, kill=True, seconds=2)
             if time.monotonic() > deadline:
-                raise RayUnavailable(f"processes of the local Ray cluster do not end: {', '.join(str(p.pid) for p in remaining)}")
+                raise RayUnavailable(
+                    f"processes of the local Ray cluster do not end: {', '.join(str(p.pid) for p in remaining)}"
+                )
         if Path(record.directory) != self._sessions:
             shutil.rmtree(Path(record.directory).parent, ignore_errors=True)
         self._record_path.unlink(missing_ok=True)
@@ -235,7 +271,7 @@ class LocalRay:
             while time.monotonic() < deadline and self.find() is not None:
                 with contextlib.suppress(RayUnavailable):
                     nodes = read_as(NodeList, dashboard.get("/api/v0/nodes")).items
-                    if any(node.alive for node in nodes):   # the dashboard answers before the node is up
+                    if any(node.alive for node in nodes):  # the dashboard answers before the node is up
                         return True
                 time.sleep(0.2)
         return False
@@ -264,7 +300,8 @@ class LocalRay:
 
     def _cluster(self, record: _Record) -> LocalCluster:
         return LocalCluster(
-            f"http://127.0.0.1:{record.dashboard_port}", f"127.0.0.1:{record.gcs_port}", self._token_path(record))
+            f"http://127.0.0.1:{record.dashboard_port}", f"127.0.0.1:{record.gcs_port}", self._token_path(record)
+        )
 
     def _token_path(self, record: _Record) -> Path:
         return (self._home if record.user is None else Path(record.directory).parent) / "auth_token"

@@ -1,7 +1,7 @@
 """Read-only proxy of the Ray dashboard's pages, which adds Ray's token.
 
-Only the paths that the pages read are allowed, because some GET requests have side effects (`/worker/cpu_profile` pauses a worker)
-and later versions of Ray may add more.
+Only the paths that the pages read are allowed, because some GET requests have side effects (`/worker/cpu_profile`
+pauses a worker) and later versions of Ray may add more.
 """
 
 from __future__ import annotations
@@ -24,25 +24,45 @@ LONGEST_QUERY = 4096
 
 _ID = r"[A-Za-z0-9_.:-]{1,128}"
 _STATIC = re.compile(r"(favicon\.ico|static/(css|js|media)/[A-Za-z0-9_.-]{1,128})?")
-_READABLE = re.compile("|".join((
-    r"timezone|nodes|events|usage_stats_enabled|logical/actors",
-    rf"(nodes|logical/actors)/{_ID}",
-    r"api/(authentication_mode|cluster_status|profiling_enabled|grafana_health|prometheus_health)",
-    rf"api/jobs/({_ID}(/logs)?)?",
-    r"api/serve/applications/",
-    rf"api/data/datasets/{_ID}",
-    r"api/v0/(nodes|placement_groups|tasks|cluster_metadata|platform_events|runtime_env_redaction)",
-    r"api/v0/logs(/file)?",
-    r"api/v0/tasks/(summarize|timeline)",
-)))
+_READABLE = re.compile(
+    "|".join(
+        (
+            r"timezone|nodes|events|usage_stats_enabled|logical/actors",
+            rf"(nodes|logical/actors)/{_ID}",
+            r"api/(authentication_mode|cluster_status|profiling_enabled|grafana_health|prometheus_health)",
+            rf"api/jobs/({_ID}(/logs)?)?",
+            r"api/serve/applications/",
+            rf"api/data/datasets/{_ID}",
+            r"api/v0/(nodes|placement_groups|tasks|cluster_metadata|platform_events|runtime_env_redaction)",
+            r"api/v0/logs(/file)?",
+            r"api/v0/tasks/(summarize|timeline)",
+        )
+    )
+)
 """Paths that the dashboard's pages request in Ray 2.60; see the routes in `ray/dashboard`."""
 
-_QUESTION_HEADERS = ("accept", "accept-encoding", "accept-language", "if-none-match", "if-modified-since", "range", "if-range")
+_QUESTION_HEADERS = (
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "if-none-match",
+    "if-modified-since",
+    "range",
+    "if-range",
+)
 _AS_BROWSER = {"user-agent": "Mozilla/5.0 (moedisco)"}
 """Header that makes Ray hide the values of jobs' environment variables, which include the run's token."""
 _ANSWER_HEADERS = (
-    "content-type", "content-length", "content-encoding", "content-range", "content-disposition", "accept-ranges", "etag",
-    "last-modified", "vary")
+    "content-type",
+    "content-length",
+    "content-encoding",
+    "content-range",
+    "content-disposition",
+    "accept-ranges",
+    "etag",
+    "last-modified",
+    "vary",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +72,8 @@ class Page:
     Attributes:
         headers: The response's headers about the body, such as its type and encoding.
         body: Bytes as received, still compressed if a header says so.
-        kind: `frame` for the HTML document that loads the scripts, `static` for files of Ray's release, `data` for the rest.
+        kind: `frame` for the HTML document that loads the scripts, `static` for files of Ray's release, `data` for the
+            rest.
     """
 
     status: int
@@ -100,21 +121,31 @@ class RayPages:
         sent = {name: headers[name] for name in _QUESTION_HEADERS if name in headers} | _AS_BROWSER
         # A client per request: its connections belong to one event loop, and opening one to the cluster is cheap.
         async with httpx.AsyncClient(
-                timeout=TIMEOUT, trust_env=False, follow_redirects=False, verify=self._tls, transport=self._transport) as client:
+            timeout=TIMEOUT, trust_env=False, follow_redirects=False, verify=self._tls, transport=self._transport
+        ) as client:
             client.headers.clear()
             request = client.build_request(method, url, headers={**sent, **self._dashboard.headers()})
             try:
                 answer = await client.send(request, stream=True)
             except httpx.HTTPError as error:
-                raise RayUnavailable(f"Ray does not answer at {self._dashboard.url} ({type(error).__name__})") from error
+                raise RayUnavailable(
+                    f"Ray does not answer at {self._dashboard.url} ({type(error).__name__})"
+                ) from error
             async with contextlib.aclosing(answer):
                 if answer.status_code in (401, 403):
-                    raise RayUnavailable("Ray refuses the service's token; RAY_AUTH_TOKEN_PATH must name a file with the cluster's")
+                    raise RayUnavailable(
+                        "Ray refuses the service's token; RAY_AUTH_TOKEN_PATH must name a file with the cluster's"
+                    )
                 if answer.has_redirect_location:
-                    raise RayUnavailable("Ray's dashboard redirects to another address; set the right one with --dashboard-url")
+                    raise RayUnavailable(
+                        "Ray's dashboard redirects to another address; set the right one with --dashboard-url"
+                    )
                 yield Page(
-                    answer.status_code, {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers},
-                    answer.aiter_raw(), kind)
+                    answer.status_code,
+                    {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers},
+                    answer.aiter_raw(),
+                    kind,
+                )
 
 
 def kind_of(path: str) -> str | None:

@@ -1,7 +1,7 @@
 """Pools of the cluster (nodes with a common tag), read from the Ray dashboard.
 
-Totals come from Ray's state API. Usage comes from the dashboard's summary of nodes, the only source that works with both versions
-of Ray's autoscaler. The summary gives usage as text, about five seconds old.
+Totals come from Ray's state API. Usage comes from the dashboard's summary of nodes, the only source that works with
+both versions of Ray's autoscaler. The summary gives usage as text, about five seconds old.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from service.ray_side.answers import GroupList, NodeList, RayNode, Summary, read
 from service.ray_side.dashboard import Dashboard
 from service.schemas import PoolList, PoolNode, PoolStatus
 
-_RAYS_OWN = re.compile(r"CPU|GPU|TPU|memory|object_store_memory|node:.*|accelerator_type:.*|.*_group_(\d+_)?[0-9a-f]{36}")
+_RAYS_OWN = re.compile(
+    r"CPU|GPU|TPU|memory|object_store_memory|node:.*|accelerator_type:.*|.*_group_(\d+_)?[0-9a-f]{36}"
+)
 _USE = re.compile(
-    r"\s*(?P<used>[\d.]+)/[\d.]+ (?P<name>\S+)( \((?P<used_of_reserved>[\d.]+) used of (?P<reserved>[\d.]+) reserved)?")
+    r"\s*(?P<used>[\d.]+)/[\d.]+ (?P<name>\S+)( \((?P<used_of_reserved>[\d.]+) used of (?P<reserved>[\d.]+) reserved)?"
+)
 _ALL = {"detail": "1", "limit": "10000"}
 _DAY = 24 * 3600.0
 _FRESH_SECONDS = 1.0
@@ -43,11 +46,12 @@ class RayPools:
     def read(self, resources: Collection[str] | None = None) -> PoolList:
         """Read all pools.
 
-        Never raises: `connected` is false if Ray does not answer. `price_per_hour` is null because Ray does not know it.
+        Never raises: `connected` is false if Ray does not answer. `price_per_hour` is null because Ray does not know
+        it.
 
         Args:
-            resources: Pools to include even if no node offers them. None includes no such pools and shares an answer of the last
-                second. While Ray takes its time, one caller waits, and the others get the answer before.
+            resources: Pools to include even if no node offers them. None includes no such pools and shares an answer of
+                the last second. While Ray takes its time, one caller waits, and the others get the answer before.
         """
         if resources is not None:
             return self._pools(resources)
@@ -67,9 +71,13 @@ class RayPools:
         except RayUnavailable:
             return PoolList(connected=False, items=[])
         offered = {name for node in nodes for name in node.resources_total if not _RAYS_OWN.fullmatch(name)}
-        return PoolList(connected=True, items=[
-            _pool(name, nodes, used.get(name, 0.0), pending.get(name, 0.0), since=self._clock() - _DAY)
-            for name in sorted(offered | set(resources))])
+        return PoolList(
+            connected=True,
+            items=[
+                _pool(name, nodes, used.get(name, 0.0), pending.get(name, 0.0), since=self._clock() - _DAY)
+                for name in sorted(offered | set(resources))
+            ],
+        )
 
     def grows(self) -> bool:
         """Whether an autoscaler may add nodes: only then does Ray report node types. False if Ray does not answer."""
@@ -83,7 +91,8 @@ class RayPools:
         for text in self._summary().uses.values():
             for line in text.splitlines():
                 if match := _USE.match(line):
-                    # Slots that a placement group reserves are taken, although Ray counts them only once a worker uses them.
+                    # Slots that a placement group reserves are taken, although Ray counts them only once a worker uses
+                    # them.
                     idle = float(match["reserved"] or 0) - float(match["used_of_reserved"] or 0)
                     used[match["name"]] += float(match["used"]) + idle
         return used

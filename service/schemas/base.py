@@ -12,7 +12,8 @@ DisplayName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x
 Priority = Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)]
 Dollars = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Scope = Literal["read", "submit", "admin"]
-"""Each scope includes those before it. `admin` allows access to all owners' runs, tokens and prices, and to the audit log."""
+"""Each scope includes those before it. `admin` allows access to all owners' runs, tokens and prices, and to the audit
+log."""
 
 
 def example(**values: Any) -> ConfigDict:

@@ -24,7 +24,8 @@ _LONGEST_VALUE = 200
 _MOST_SHOWN = 20
 _LONGEST_SEARCHED = 10_000
 _SUSPECT = tuple(re.compile(pattern) for pattern in (rb"\\u0000", rb"\d{16}", rb"[eE]\+?\d{3}"))
-"""Patterns of values that may be invalid; a body without them needs no check. One combined pattern would take twice as long."""
+"""Patterns of values that may be invalid; a body without them needs no check. One combined pattern would take twice as
+long."""
 
 _TYPES: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -36,7 +37,8 @@ def mistakes_in(error: UserError) -> list[FieldAndMessage]:
     """The mistakes that a `UserError` reports in a run's configuration; their fields in the request begin with `config`."""
     return [
         (f"config.{each.field}" if each.field else "config", in_words(each.value, each.remedy))
-        for each in (error, *error.others)]
+        for each in (error, *error.others)
+    ]
 
 
 def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[FieldAndMessage]:
@@ -45,9 +47,7 @@ def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[FieldAndMessage]:
     Args:
         found: The errors; their places begin with the part of the request, such as `body`.
     """
-    config = [
-        {**mistake, "loc": mistake["loc"][2:]}
-        for mistake in found if mistake["loc"][:2] == ("body", "config")]
+    config = [{**mistake, "loc": mistake["loc"][2:]} for mistake in found if mistake["loc"][:2] == ("body", "config")]
     others = [_mistake(mistake) for mistake in found if mistake["loc"][:2] != ("body", "config")]
     if config and not (len(config) == 1 and not config[0]["loc"] and config[0]["type"] != "value_error"):
         return [*mistakes_in(first_mistake(config)), *others]
@@ -57,7 +57,8 @@ def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[FieldAndMessage]:
 def converted(schema: TypeAdapter[Any], raw: Any) -> tuple[FieldAndMessage, ...]:
     """Up to 20 values that validation would convert to another type than the published schema has, such as "1" to 1, or 1 to true.
 
-    A whole number is also a number. Validation itself converts, because people write configurations and policies in YAML.
+    A whole number is also a number. Validation itself converts, because people write configurations and policies in
+    YAML.
 
     Args:
         schema: Schema of the document.
@@ -93,7 +94,12 @@ def _conversions(raw: Any, read: Any, place: str) -> Iterator[FieldAndMessage]:
     elif isinstance(raw, list) and isinstance(read, list) and len(raw) == len(read):
         for i, (one, other) in enumerate(zip(raw, read, strict=True)):
             yield from _conversions(one, other, f"{place}.{i}")
-    elif type(raw) in _TYPES and type(read) in _TYPES and type(raw) is not type(read) and (type(raw), type(read)) != (int, float):
+    elif (
+        type(raw) in _TYPES
+        and type(read) in _TYPES
+        and type(raw) is not type(read)
+        and (type(raw), type(read)) != (int, float)
+    ):
         yield place, in_words(_scalar(raw), f"must be {_TYPES[type(read)]}, not {_TYPES[type(raw)]}")
 
 
@@ -129,7 +135,7 @@ def _mistake(found: Mapping[str, Any]) -> FieldAndMessage:
 
 def _scalar(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _LONGEST_SEARCHED:
-        return None     # do not quote a value that is too long to be searched for credentials
+        return None  # do not quote a value that is too long to be searched for credentials
     return value if isinstance(value, str | int | float | bool) else None
 
 

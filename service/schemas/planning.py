@@ -28,7 +28,8 @@ class PoolStatus(Document):
     gpus: float
     nodes: list[PoolNode]
     price_per_hour: float | None
-    """Operator's price for the caller (dollars per worker-hour); with null, the price in each run's configuration applies."""
+    """Operator's price for the caller (dollars per worker-hour); with null, the price in each run's configuration
+    applies."""
     lost: int
     """Nodes of this pool that failed in the last 24 hours."""
     pending: int
@@ -58,7 +59,8 @@ class Quota(Document):
     resources: list[str] | None
     """Custom resources of the pools that the owner's runs may use; null allows all pools."""
     prices: dict[str, float]
-    """Operator's prices in dollars per worker-hour, by custom resource; for other resources, the configuration's price applies."""
+    """Operator's prices in dollars per worker-hour, by custom resource; for other resources, the configuration's price
+    applies."""
     highest_priority: int
     queued_runs: Share
     active_runs: Share

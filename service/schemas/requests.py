@@ -13,7 +13,10 @@ MOST_EXPERTS = 65_536
 """Maximum number of experts in a request: planning tries every number of clusters up to it."""
 
 _CONFIG: dict[str, Any] = {
-    "name": "demo", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 128}, "tokens": {"total": 1_600_000}}
+    "name": "demo",
+    "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 128},
+    "tokens": {"total": 1_600_000},
+}
 
 
 def _plannable(raw: Any) -> Any:
@@ -40,7 +43,8 @@ class RunRequest(Document):
     model_config = example(config=_CONFIG, priority=0, budget_dollars=20.0)
 
     config: PlannableConfig
-    """Run configuration, as for `moedisco run`. `output` is a directory or URI under one of the service's output roots."""
+    """Run configuration, as for `moedisco run`. `output` is a directory or URI under one of the service's output
+    roots."""
     priority: Priority = 0
     """Priority in the queue; higher starts first."""
     budget_dollars: Dollars | None = None
@@ -66,11 +70,14 @@ class RetryRequest(Document):
 
     model_config = example(changes={"tokens.total": 1_000_000})
 
-    changes: Annotated[dict[Annotated[str, Field(max_length=256)], JsonValue], Field(max_length=100)] = Field(default_factory=dict)
+    changes: Annotated[dict[Annotated[str, Field(max_length=256)], JsonValue], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
     """New values by dotted path of the setting, such as {"tokens.total": 1000000}."""
     priority: Priority | None = None
     budget_dollars: Dollars | None = None
-    """Cost at which the run stops with a checkpoint (dollars): null means no budget, and if omitted, that of the existing run."""
+    """Cost at which the run stops with a checkpoint (dollars): null means no budget, and if omitted, that of the
+    existing run."""
 
 
 class CancelRequest(Document):

@@ -22,24 +22,25 @@ class DriverEvent(Document):
 class Report(Document):
     """Consecutive lines of a driver's `events.jsonl`, sent to the service."""
 
-    model_config = example(
-        first=0, events=[{"type": "run_started", "data": {"name": "demo"}, "time": 1_760_000_000.0}])
+    model_config = example(first=0, events=[{"type": "run_started", "data": {"name": "demo"}, "time": 1_760_000_000.0}])
 
     first: Annotated[int, Field(ge=0, le=2**53)]
     """Number of the first line in this report, counted from 0."""
     events: Annotated[list[DriverEvent], Field(max_length=5000)]
     begin: Annotated[int, Field(ge=0, le=2**53)] | None = None
-    """Number of the driver's own first line. Lines from there on are new, even if an earlier driver has used their numbers."""
+    """Number of the driver's own first line. Lines from there on are new, even if an earlier driver has used their
+    numbers."""
 
 
 class ReportAnswer(Document):
     """Acknowledgement of a driver's report."""
 
     next: int
-    """Number of the next line to send. The service ignores lines that it already has; lines after a gap must be sent again."""
+    """Number of the next line to send. The service ignores lines that it already has; lines after a gap must be sent
+    again."""
     prices: dict[str, float] = Field(default_factory=dict)
-    """The operator's present prices of the run's resources (dollars per worker-hour), by custom resource; absent if there are none.
-    The driver charges them for slots that workers take from now on."""
+    """The operator's present prices of the run's resources (dollars per worker-hour), by custom resource; absent if
+    there are none. The driver charges them for slots that workers take from now on."""
 
 
 class Series(Document):

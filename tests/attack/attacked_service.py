@@ -32,11 +32,23 @@ class Target:
         limited = ["sh", "-c", f'ulimit -Sn 256; ulimit -Hn {self.descriptors}; exec "$@"', "sh"]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*limited, sys.executable, "-m", "service", "serve", "--port=0", f"--state-dir={home / 'state'}",
-                 f"--input-root={home}", f"--output-root={home / 'runs'}", "--ray-address=http://127.0.0.1:9",
-                 "--requests-per-minute=100000"],
-                stdout=output, stderr=output,
-                env={**os.environ, "XDG_CONFIG_HOME": str(home / "config"), "MOEDISCO_TOKEN": ""})
+                [
+                    *limited,
+                    sys.executable,
+                    "-m",
+                    "service",
+                    "serve",
+                    "--port=0",
+                    f"--state-dir={home / 'state'}",
+                    f"--input-root={home}",
+                    f"--output-root={home / 'runs'}",
+                    "--ray-address=http://127.0.0.1:9",
+                    "--requests-per-minute=100000",
+                ],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "XDG_CONFIG_HOME": str(home / "config"), "MOEDISCO_TOKEN": ""},
+            )
         self.place, self.authorization = ("127.0.0.1", 0), ""
 
     def start(self, home):
@@ -59,7 +71,9 @@ class Target:
         with contextlib.closing(http.client.HTTPConnection(*self.place, timeout=timeout)) as connection:
             authorization = self.authorization if token is None else f"Bearer {token}"
             headers = {"Authorization": authorization, "Content-Type": "application/json"}
-            connection.request(method, path, body if body is None or isinstance(body, bytes) else json.dumps(body), headers)
+            connection.request(
+                method, path, body if body is None or isinstance(body, bytes) else json.dumps(body), headers
+            )
             answer = connection.getresponse()
             return answer.status, answer.read()
 

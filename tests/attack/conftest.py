@@ -36,7 +36,8 @@ def api(tmp_path: Path, planning: PlanningPool) -> Iterator[Service]:
     roots = {
         "input_roots": (str(tmp_path / "data"), INPUT_BUCKET, INPUT_HUB),
         "storage_roots": (str(tmp_path / "checkpoints"), STORAGE_BUCKET),
-        "requests_per_minute": 100_000}
+        "requests_per_minute": 100_000,
+    }
     with service(tmp_path, planning, **roots) as made:
         yield made
 

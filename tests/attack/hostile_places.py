@@ -83,8 +83,11 @@ CREDENTIALS = {
 NEEDS: dict[str, dict[str, Any]] = {
     "model.init.checkpoint": {"tokens": {"seed_share": 0}},
     "pools.owners.alice.storage": {
-        "pools": {"owners": {"alice": {"resource": "alice_gpu"}}}, "finetune": {"keep_optimizer_state": False},
-        "corpus": {"sources": [{"path": "embedded"}, {"path": "s3://texts/wiki/alice", "owner": "alice"}]}}}
+        "pools": {"owners": {"alice": {"resource": "alice_gpu"}}},
+        "finetune": {"keep_optimizer_state": False},
+        "corpus": {"sources": [{"path": "embedded"}, {"path": "s3://texts/wiki/alice", "owner": "alice"}]},
+    },
+}
 """What else a configuration must say for a setting to be looked at."""
 
 WRITTEN_LINKS = ("link.txt", "link/new")
@@ -96,7 +99,12 @@ def cases() -> list[tuple[str, str, str]]:
     for field, (_, marker) in marked(RunConfig).items():
         written = isinstance(marker, WritesTo)
         bucket = "s3://checkpoints/moe" if written else "s3://texts/wiki"
-        table = LOCAL | URIS | CREDENTIALS | ({f"link {i}": link for i, link in enumerate(WRITTEN_LINKS)} if written else {})
+        table = (
+            LOCAL
+            | URIS
+            | CREDENTIALS
+            | ({f"link {i}": link for i, link in enumerate(WRITTEN_LINKS)} if written else {})
+        )
         entry = field.replace("owners.*", "owners.alice").replace("*", "0")
         found += [(entry, kind, value.replace("{bucket}", bucket)) for kind, value in table.items()]
     return found
@@ -104,7 +112,11 @@ def cases() -> list[tuple[str, str, str]]:
 
 def configuration(field: str, value: str) -> dict[str, Any]:
     """The smallest configuration with one setting."""
-    raw: dict[str, Any] = {"name": "attack", "corpus": {"sources": [{"path": "embedded"}]}, **copy.deepcopy(NEEDS.get(field, {}))}
+    raw: dict[str, Any] = {
+        "name": "attack",
+        "corpus": {"sources": [{"path": "embedded"}]},
+        **copy.deepcopy(NEEDS.get(field, {})),
+    }
     put(raw, field.split("."), value)
     return raw
 
@@ -116,7 +128,11 @@ def put(node: Any, parts: list[str], value: Any) -> None:
     if not rest:
         new: Any = value
     else:
-        new = node[key] if (key in node if isinstance(node, dict) else key < len(node)) else ([] if rest[0].isdigit() else {})
+        new = (
+            node[key]
+            if (key in node if isinstance(node, dict) else key < len(node))
+            else ([] if rest[0].isdigit() else {})
+        )
         put(new, rest, value)
     if isinstance(node, list) and key == len(node):
         node.append(new)

@@ -12,7 +12,9 @@ from typing import Any
 CLEAR, CLIPBOARD, HIDDEN = "\x1b[2J", "\x1b]52;c;c2VjcmV0\x07", "\x1b[8m"
 HOSTILE = f"{CLEAR}{CLIPBOARD}{HIDDEN}\x9b31m\x9d\x7f\x08\x0c\r\u202e\u2028\u2066x"
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_OF_RICH = re.compile(r"\x1b\[(?:[013457]|2|9\d|3\d|4\d|38;5;\d+|38;2;[\d;]+|[;\d]+)?m|\x1b\[\d*[ABK]|\x1b\[\?25[lh]|\r")
+_OF_RICH = re.compile(
+    r"\x1b\[(?:[013457]|2|9\d|3\d|4\d|38;5;\d+|38;2;[\d;]+|[;\d]+)?m|\x1b\[\d*[ABK]|\x1b\[\?25[lh]|\r"
+)
 """Colours, and what redraws a live view: line up, erase the line, hide the cursor."""
 _MOST = 3
 """Entries of a list that become hostile; the others are shown in the same way."""
@@ -27,9 +29,13 @@ def control_characters(output: str, *, live: bool = False) -> list[str]:
     """
     assert HIDDEN not in output
     shown = _OF_RICH.sub("", output) if live else output
-    return sorted({
-        f"U+{ord(each):04X}" for each in shown
-        if (unicodedata.category(each) in ("Cc", "Zl", "Zp", "Cs") and each not in "\n\t") or each in _BIDI})
+    return sorted(
+        {
+            f"U+{ord(each):04X}"
+            for each in shown
+            if (unicodedata.category(each) in ("Cc", "Zl", "Zp", "Cs") and each not in "\n\t") or each in _BIDI
+        }
+    )
 
 
 def poisoned(document: Any, accepts: Callable[[Any], bool]) -> Any:

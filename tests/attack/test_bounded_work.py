@@ -22,7 +22,8 @@ HOSTILE = [
     {"corpus": {"sources": [{"path": "a/" * 390 + str(i)} for i in range(950)]}},
     {"corpus": {f"k{i}": "v" for i in range(BYTES // 14)}},
     {"pools": {"low_memory": {"types": [MACHINE] * (BYTES // 14)}}},
-    {"tags": {"a": "b"}, "x": [[[["1234567890123456", 1]]]] * 30_000}]
+    {"tags": {"a": "b"}, "x": [[[["1234567890123456", 1]]]] * 30_000},
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +64,23 @@ def test_forty_hostile_estimates_at_once_do_not_delay_other_requests(target):
     def attack(number):
         while not over.is_set():
             try:
-                status, _ = target.ask("POST", "/v1/estimates", bodies[number % len(bodies)], 60, hostile[number % OWNERS])
+                status, _ = target.ask(
+                    "POST", "/v1/estimates", bodies[number % len(bodies)], 60, hostile[number % OWNERS]
+                )
             except OSError as error:
                 status = repr(error)
-            if not over.is_set():       # afterwards, what is still computed is ended
+            if not over.is_set():  # afterwards, what is still computed is ended
                 answers[status] += 1
             over.wait(0.2)
 
     attackers = [threading.Thread(target=attack, args=(number,)) for number in range(AT_ONCE)]
     requests = [
-        ("GET", "/v1/identity", None, ann), ("GET", "/v1/runs", None, None), ("POST", "/v1/estimates", {"config": demo()}, ann),
-        ("POST", "/v1/runs", {"config": demo()}, ann)]
-    target.ask("POST", "/v1/estimates", {"config": demo()})     # the first one starts the processes
+        ("GET", "/v1/identity", None, ann),
+        ("GET", "/v1/runs", None, None),
+        ("POST", "/v1/estimates", {"config": demo()}, ann),
+        ("POST", "/v1/runs", {"config": demo()}, ann),
+    ]
+    target.ask("POST", "/v1/estimates", {"config": demo()})  # the first one starts the processes
     try:
         with target.others_are_served(requests):
             for each in attackers:

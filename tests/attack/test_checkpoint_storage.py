@@ -54,7 +54,9 @@ def cancelled(api: Service, scene: Scene, storage: str, name: str, options: str 
     run_id = api.ann.post("/v1/runs", json={"config": config}).json()["id"]
     scene.round()
     asked = json.loads(scene.place(run_id).request.read_text())["checkpoint"]["storage"]
-    Remote(joined(asked, f"{name}-0123456789ab", "seed", "step-0000001"), "storage", ()).write("__0_0.distcp", bytes(SIZE))
+    Remote(joined(asked, f"{name}-0123456789ab", "seed", "step-0000001"), "storage", ()).write(
+        "__0_0.distcp", bytes(SIZE)
+    )
     scene.begins(run_id)
     scene.round()
     assert api.ann.post(f"/v1/runs/{run_id}/cancel").status_code == 202
@@ -95,7 +97,9 @@ def test_retention_deletes_the_checkpoints_of_a_run(api: Service, storage: str, 
     assert stored(storage) == {}
 
 
-def test_checkpoints_that_were_left_are_swept_and_nothing_else(api: Service, storage: str, tmp_path: Path, caplog, capfd):
+def test_checkpoints_that_were_left_are_swept_and_nothing_else(
+    api: Service, storage: str, tmp_path: Path, caplog, capfd
+):
     """Checkpoints of a deleted run go a day later; what this service did not write is named once, in the log and the audit log.
 
     Before (af276e38): nothing looks for them.
@@ -123,7 +127,9 @@ def test_checkpoints_that_were_left_are_swept_and_nothing_else(api: Service, sto
 
 
 @pytest.mark.parametrize("remaining", [True, False])
-def test_a_bucket_is_swept_with_the_options_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remaining: bool):
+def test_a_bucket_is_swept_with_the_options_of_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remaining: bool
+):
     """The options come from a run that remains, or from the audit log.
 
     Before (af276e38): nothing looks for left checkpoints.
@@ -159,7 +165,8 @@ def test_a_retry_and_a_resumed_run_have_folders_of_their_own(api: Service, stora
     assert api.ann.post(f"/v1/runs/{run_id}/resume").status_code == 202
     scene.round()
     asked = {
-        json.loads(scene.place(each).request.read_text())["checkpoint"]["storage"] for each in (run_id, again["id"])}
+        json.loads(scene.place(each).request.read_text())["checkpoint"]["storage"] for each in (run_id, again["id"])
+    }
     assert asked == {f"{storage}/team/{run_id}", f"{storage}/team/{again['id']}"}
 
 

@@ -107,7 +107,9 @@ def planted(marker: Path, form: str) -> bytes:
 
 @pytest.mark.parametrize("form", ["pickle", "torch.save"])
 @pytest.mark.parametrize("index", FILES)
-def test_code_planted_in_any_file_of_a_checkpoint_does_not_run(job: TrainJob, tmp_path: Path, index: int, form: str) -> None:
+def test_code_planted_in_any_file_of_a_checkpoint_does_not_run(
+    job: TrainJob, tmp_path: Path, index: int, form: str
+) -> None:
     marker = tmp_path / "ran"
     replace(newest(job), index, planted(marker, form))
     for _ in range(2):
@@ -117,12 +119,12 @@ def test_code_planted_in_any_file_of_a_checkpoint_does_not_run(job: TrainJob, tm
             continue
     assert not marker.exists()
     pickle.loads(planted(marker, "pickle"))
-    assert marker.exists()     # it would have
+    assert marker.exists()  # it would have
 
 
 @pytest.mark.parametrize("index", FILES)
 def test_a_changed_byte_is_refused_although_its_checksum_was_recomputed(
-    job: TrainJob, whole: tuple[TrainJob, TrainResult], index: int,
+    job: TrainJob, whole: tuple[TrainJob, TrainResult], index: int
 ) -> None:
     path = sorted(newest(job).iterdir())[index]
     data = bytearray(path.read_bytes())
@@ -138,9 +140,13 @@ def test_a_changed_byte_is_refused_although_its_checksum_was_recomputed(
 def test_a_checkpoint_of_another_version_is_neither_read_nor_deleted(job: TrainJob, signature: dict[str, Any]) -> None:
     manifest = newest(job) / "manifest.json"
     files = json.loads(manifest.read_text())["files"]
-    old = signature | {"files": {name: {"size": file["size"], "sha256": file["blocks"][0]} for name, file in files.items()}}
+    old = signature | {
+        "files": {name: {"size": file["size"], "sha256": file["blocks"][0]} for name, file in files.items()}
+    }
     manifest.write_text(json.dumps(old))
-    with pytest.raises(StorageError, match=r"step-0000006 in .* was written by another version of moedisco-ray; continue it with"):
+    with pytest.raises(
+        StorageError, match=r"step-0000006 in .* was written by another version of moedisco-ray; continue it with"
+    ):
         run(job)
     storage = checkpoint.storage_of(job)
     with pytest.raises(StorageError, match="another version"):
@@ -152,11 +158,12 @@ def test_a_checkpoint_of_another_version_is_neither_read_nor_deleted(job: TrainJ
 
 @pytest.mark.parametrize("key", ["step", "files", "signature", "blocks"])
 def test_a_flipped_bit_in_a_key_of_the_manifest_is_damage(
-    job: TrainJob, whole: tuple[TrainJob, TrainResult], key: str,
+    job: TrainJob, whole: tuple[TrainJob, TrainResult], key: str
 ) -> None:
     """It says so, and the checkpoint before is used.
 
-    Before (6beb2cb9): with "signature", "was written by another version" in every attempt; with the others, nothing was said.
+    Before (6beb2cb9): with "signature", "was written by another version" in every attempt; with the others, nothing was
+    said.
     """
     manifest = newest(job) / "manifest.json"
     turned = chr(ord(key[0]) ^ 1) + key[1:]
@@ -172,7 +179,7 @@ def test_an_older_checkpoint_does_not_pass_for_a_newer_one(job: TrainJob, whole:
 
 
 def test_an_older_checkpoint_with_the_newer_step_in_its_manifest_does_not_pass_either(
-    job: TrainJob, whole: tuple[TrainJob, TrainResult],
+    job: TrainJob, whole: tuple[TrainJob, TrainResult]
 ) -> None:
     older = newest(job).with_name(f"step-{STEPS - EVERY:07d}")
     shutil.rmtree(newest(job))
@@ -183,7 +190,7 @@ def test_an_older_checkpoint_with_the_newer_step_in_its_manifest_does_not_pass_e
 
 
 def test_a_checkpoint_of_another_training_is_refused(
-    home: Path, job: TrainJob, whole: tuple[TrainJob, TrainResult], tmp_path: Path,
+    home: Path, job: TrainJob, whole: tuple[TrainJob, TrainResult], tmp_path: Path
 ) -> None:
     other = small_job(home, tmp_path / "other" / "out", tmp_path / "other-storage", steps=STEPS, every=EVERY)
     run(other)
@@ -204,7 +211,9 @@ def test_the_key_is_in_the_run_directory_for_its_owner_alone_and_never_in_the_st
 def test_without_its_key_no_checkpoint_is_read_or_dropped(job: TrainJob) -> None:
     key = job.key_file.read_bytes()
     job.key_file.unlink()
-    with pytest.raises(StorageError, match=r"checkpoints\.key, the key that signed .* is missing: restore it, or delete"):
+    with pytest.raises(
+        StorageError, match=r"checkpoints\.key, the key that signed .* is missing: restore it, or delete"
+    ):
         run(job)
     assert checkpoint.steps(job.checkpoints) == [STEPS - EVERY, STEPS]
     job.key_file.write_bytes(key)
@@ -218,13 +227,23 @@ def test_no_module_can_unpickle_but_those_that_send_work_to_other_machines() -> 
         root = Path(str(package.__file__)).parent
         for path in root.rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            imported = {alias.name.split(".")[-1] for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
-                        for alias in (*node.names, ast.alias(getattr(node, "module", None) or ""))}
+            imported = {
+                alias.name.split(".")[-1]
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for alias in (*node.names, ast.alias(getattr(node, "module", None) or ""))
+            }
             calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
             loads = [call for call in calls if ast.unparse(call.func) in ("torch.load", "np.load", "numpy.load")]
             safe = {"allow_pickle": False, "weights_only": True}
-            unsafe = [call for call in loads if not any(
-                isinstance(word.value, ast.Constant) and safe.get(str(word.arg)) is word.value.value for word in call.keywords)]
+            unsafe = [
+                call
+                for call in loads
+                if not any(
+                    isinstance(word.value, ast.Constant) and safe.get(str(word.arg)) is word.value.value
+                    for word in call.keywords
+                )
+            ]
             if imported & unpicklers or unsafe:
                 found.add(str(path.relative_to(root.parent)))
     assert found == {"moedisco_ray/core/run_pickler.py", "moedisco_ray/core/run_work.py"}

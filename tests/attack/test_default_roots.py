@@ -35,8 +35,11 @@ SECRETS = (".ssh/id_rsa", ".aws/credentials", ".config/moedisco/service.json", "
 FIELDS = {
     "corpus.sources.0.path": {"corpus": {"sources": [{"format": "text"}]}},
     "evaluation.sources.0.path": {"evaluation": {"sources": [{"format": "text"}]}},
-    "evaluation.lm_eval.0": {}, "tokenizer.path": {}, "model.init.upcycle": {},
-    "model.init.checkpoint": {"tokens": {"seed_share": 0}}}
+    "evaluation.lm_eval.0": {},
+    "tokenizer.path": {},
+    "model.init.upcycle": {},
+    "model.init.checkpoint": {"tokens": {"seed_share": 0}},
+}
 """The settings from which a run reads local files, with what else they need."""
 STATE = Path(".local/state/moedisco")
 
@@ -55,7 +58,9 @@ def home(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def serving(home: Path) -> Iterator[httpx.Client]:
     """`moedisco serve` without options in a home directory, but a free port and no Ray; yields a client with a submit token."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MOEDISCO_", "XDG_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MOEDISCO_", "XDG_"))
+    }
     command = [sys.executable, "-m", "service", "serve", "--port=0", "--ray-address=http://127.0.0.1:9"]
     with (home.parent / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment | {"HOME": str(home)}, cwd=home, stdout=log, stderr=log)
@@ -100,19 +105,55 @@ def test_a_submit_token_reads_nothing_of_the_host_of_a_plain_serve(home: Path) -
 @contextlib.contextmanager
 def rooted_at(home: Path) -> Iterator[Service]:
     """A service with a home directory as its input root, in which it also keeps its state, its token, runs and checkpoints."""
-    for path in (home / STATE / "admin-token", home / "token.txt", home / "checkpoints" / "x.txt", home / "runs" / "x.txt"):
+    for path in (
+        home / STATE / "admin-token",
+        home / "token.txt",
+        home / "checkpoints" / "x.txt",
+        home / "runs" / "x.txt",
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(SECRET)
     with service(
-            home, input_roots=(str(home),), state_dir=home / STATE, storage_roots=(str(home / "checkpoints"),),
-            admin_token_file=home / "token.txt") as api:
+        home,
+        input_roots=(str(home),),
+        state_dir=home / STATE,
+        storage_roots=(str(home / "checkpoints"),),
+        admin_token_file=home / "token.txt",
+    ) as api:
         yield api
 
 
-@pytest.mark.parametrize("name", [
-    str(STATE), f"{STATE}/admin-token", *SECRETS, ".*/*", "[.]ssh/*", "?ssh/*", "?env", "[.]*", "*/id_rsa", "data/../.env",
-    "%2essh/id_rsa", "keys/id_rsa", "keys", "keys/*", "k*/*", "state/admin-token", "state/*", "st*/admin-token", "env.txt",
-    "e*.txt", "runs", "r*/*", "checkpoints/*", "token.txt", "t*.txt", "."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        str(STATE),
+        f"{STATE}/admin-token",
+        *SECRETS,
+        ".*/*",
+        "[.]ssh/*",
+        "?ssh/*",
+        "?env",
+        "[.]*",
+        "*/id_rsa",
+        "data/../.env",
+        "%2essh/id_rsa",
+        "keys/id_rsa",
+        "keys",
+        "keys/*",
+        "k*/*",
+        "state/admin-token",
+        "state/*",
+        "st*/admin-token",
+        "env.txt",
+        "e*.txt",
+        "runs",
+        "r*/*",
+        "checkpoints/*",
+        "token.txt",
+        "t*.txt",
+        ".",
+    ],
+)
 def test_below_a_home_directory_nothing_hidden_and_nothing_of_the_service_is_read(home: Path, name: str) -> None:
     """Before (af276e38): 19 of 29 places were accepted and gave a secret to the driver, such as .ssh/id_rsa and state/*."""
     (home / "keys").symlink_to(".ssh")
@@ -147,9 +188,17 @@ def test_neither_of_two_tenants_reads_runs_by_paths_or_globs(two_tenants: Servic
     directory = api.directory(run_id)
     (tmp_path / "link").symlink_to("runs")
     for name in (
-            "runs/*/*/corpus/train/*.parquet", f"runs/{run_id}/*/corpus/*/*.parquet", str(directory / "corpus" / "train"), "runs",
-            "r*/*/*/corpus/train/*.parquet", "[r]uns/**/*.parquet", "link/*/*/corpus/*/*.parquet", "l*/*/*/corpus/*/*.parquet",
-            "**/*.parquet", "."):
+        "runs/*/*/corpus/train/*.parquet",
+        f"runs/{run_id}/*/corpus/*/*.parquet",
+        str(directory / "corpus" / "train"),
+        "runs",
+        "r*/*/*/corpus/train/*.parquet",
+        "[r]uns/**/*.parquet",
+        "link/*/*/corpus/*/*.parquet",
+        "l*/*/*/corpus/*/*.parquet",
+        "**/*.parquet",
+        ".",
+    ):
         assert not texts(api, "ann", name, form="auto"), name
 
 
@@ -157,7 +206,9 @@ def test_anothers_run_answers_as_one_that_does_not_exist(two_tenants: Service) -
     run_id = finished(two_tenants, "bob")
     answers = []
     for named in (run_id, "0" * 26):
-        answer = two_tenants.ann.post("/v1/runs", json={"config": asking("corpus.sources.0.path", f"run://{named}/corpus")})
+        answer = two_tenants.ann.post(
+            "/v1/runs", json={"config": asking("corpus.sources.0.path", f"run://{named}/corpus")}
+        )
         answers.append((answer.status_code, answer.json()["errors"][0]["message"].replace(named, "RUN")))
     assert answers[0] == answers[1]
     assert answers[0][0] == 422
@@ -184,7 +235,7 @@ def texts(api: Service, who: str, place: str, form: str = "text") -> set[str]:
         return set()
     Reconciler(api.database, api.jobs, api.pools, api.notifier, settings=api.settings, secret=b"secret").round(1.0)
     submission = api.jobs.submissions[f"{answer.json()['id']}-1"]
-    api.bring(answer.json()["id"], RunState.FAILED)     # it makes room for the next run
+    api.bring(answer.json()["id"], RunState.FAILED)  # it makes room for the next run
     sources = check_config(json.loads(submission.config_path.read_text())).corpus.sources
     with reading_within(submission.read_roots):
         try:

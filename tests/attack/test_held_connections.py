@@ -14,8 +14,10 @@ from service.api.limits import capacity, raise_descriptor_limit
 STREAMS_OF_A_TOKEN = 100
 
 
-@pytest.fixture(scope="module", params=[
-    pytest.param(512, id="512 descriptors"), pytest.param(None, id="all descriptors", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(512, id="512 descriptors"), pytest.param(None, id="all descriptors", marks=pytest.mark.slow)],
+)
 def target(request, tmp_path_factory):
     raise_descriptor_limit()
     home = tmp_path_factory.mktemp("held")
@@ -57,14 +59,16 @@ def test_streams_of_one_token_are_limited_with_a_clear_answer(target):
     expected = min(STREAMS_OF_A_TOKEN, capacity(target.descriptors).streams)
     assert {each: answers.count(each) for each in answers} == {200: expected, 429: 1100 - expected}
     assert (status, "streams and downloads" in json.loads(body)["detail"]) == (429, True)
-    target.until(lambda: target.ask("GET", f"{events}?follow=false")[0] == 200)     # their places are free again
+    target.until(lambda: target.ask("GET", f"{events}?follow=false")[0] == 200)  # their places are free again
 
 
 def test_bodies_of_a_megabyte_do_not_block_others(target):
     large = json.dumps({"config": {"name": 1_000_000 * "x"}}).encode()
     lines = "POST /v1/estimates HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(large)}"
     strange, own = (
-        "\r\n".join([*lines, f"Authorization: {proof}", "\r\n"]).encode() + large for proof in ("", target.authorization))
+        "\r\n".join([*lines, f"Authorization: {proof}", "\r\n"]).encode() + large
+        for proof in ("", target.authorization)
+    )
     with contextlib.ExitStack() as stack, target.others_are_served():
         assert {_status(each) for each in target.hold(stack, 10, strange)} == {401}
         # One estimate of an owner is checked at a time; of those that wait, the newest.

@@ -17,12 +17,28 @@ from moedisco_ray.core.config.run import divisors
 CPU_SECONDS = 1.0
 HUGE = 2**50 + 1
 DENSE = {
-    "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "intermediate_size": 96, "vocab_size": 512, "max_position_embeddings": 256}
+    "model_type": "qwen3",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 96,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+}
 MOE = {**DENSE, "model_type": "qwen3_moe", "moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2}
 MANY_TYPES = [
-    {"name": f"t{i}", "resource": f"tag{i}", "memory_gb": 100.0, "price_per_hour": 1 + i / 7, "speed": 1 + i / 3, "max_workers": 1}
-    for i in range(32)]
+    {
+        "name": f"t{i}",
+        "resource": f"tag{i}",
+        "memory_gb": 100.0,
+        "price_per_hour": 1 + i / 7,
+        "speed": 1 + i / 3,
+        "max_workers": 1,
+    }
+    for i in range(32)
+]
 
 
 def estimated(api: Service, **changes: Any) -> tuple[int, str]:
@@ -50,12 +66,24 @@ def test_a_small_body_with_very_many_experts_is_refused_at_once(api: Service, tm
     assert status == 422
 
 
-@pytest.mark.parametrize("claim", [
-    {"num_experts": 10**15}, {"num_experts": 10**15 + 37, "num_experts_per_tok": 10**15}, {"num_hidden_layers": 10**12},
-    {"hidden_size": 10**300}, {"vocab_size": 10**15}, {"num_experts": "many"}, {"rope_scaling": [1]},
-    {"head_dim": "a" * 1000, "num_attention_heads": 10**15}], ids=lambda claim: next(iter(claim)))
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"num_experts": 10**15},
+        {"num_experts": 10**15 + 37, "num_experts_per_tok": 10**15},
+        {"num_hidden_layers": 10**12},
+        {"hidden_size": 10**300},
+        {"vocab_size": 10**15},
+        {"num_experts": "many"},
+        {"rope_scaling": [1]},
+        {"head_dim": "a" * 1000, "num_attention_heads": 10**15},
+    ],
+    ids=lambda claim: next(iter(claim)),
+)
 @pytest.mark.parametrize("kind", ["checkpoint", "upcycle"])
-def test_what_a_config_file_claims_is_held_to_the_same_limits(api: Service, tmp_path: Path, kind: str, claim: Any) -> None:
+def test_what_a_config_file_claims_is_held_to_the_same_limits(
+    api: Service, tmp_path: Path, kind: str, claim: Any
+) -> None:
     family, base = ("qwen3_moe", MOE) if kind == "checkpoint" else ("qwen2_moe", {**DENSE, "model_type": "qwen2"})
     if kind == "upcycle" and "num_experts" in claim:
         family, base = "qwen3_moe", MOE
@@ -79,19 +107,27 @@ def test_a_config_file_that_is_no_json_object_is_refused(api: Service, tmp_path:
 @pytest.mark.parametrize("clusters", [65_536, 10**7])
 def test_more_clusters_than_the_limit_are_refused(api: Service, clusters: int) -> None:
     status, text = estimated(
-        api, model={"config": {"num_experts": 65_536}}, clusters={"count": clusters}, pools={"low_memory": {"types": MANY_TYPES}})
+        api,
+        model={"config": {"num_experts": 65_536}},
+        clusters={"count": clusters},
+        pools={"low_memory": {"types": MANY_TYPES}},
+    )
     assert status == 422
     assert "4096" in text
 
 
 @pytest.mark.parametrize("upcycled", [False, True])
-def test_the_most_clusters_on_the_most_types_are_estimated_quickly(api: Service, tmp_path: Path, upcycled: bool) -> None:
+def test_the_most_clusters_on_the_most_types_are_estimated_quickly(
+    api: Service, tmp_path: Path, upcycled: bool
+) -> None:
     low = {"gpu": 1, "types": MANY_TYPES, "max_workers": 65_536}
     sizes = {"num_experts": 65_536, "num_hidden_layers": 1, "hidden_size": 8, "moe_intermediate_size": 8}
     model: dict[str, Any] = {"config": sizes}
     if upcycled:
         model = {"init": {"upcycle": stored(tmp_path, DENSE), "num_experts": 65_536}}
-    status, text = estimated(api, model=model, clusters={"count": 4096}, pools={"low_memory": low}, tokens={"total": 10**9})
+    status, text = estimated(
+        api, model=model, clusters={"count": 4096}, pools={"low_memory": low}, tokens={"total": 10**9}
+    )
     assert status == 200, text
 
 

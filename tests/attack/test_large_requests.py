@@ -41,7 +41,7 @@ def answered(api: Service, path: str, body: dict[str, Any], who: str = "reader")
 
 def _asked(api: Service, path: str, text: str, who: str) -> tuple[int, float, float]:
     client, other = api.client(who), api.bob
-    other.get("/v1/runs")       # what is made once is made
+    other.get("/v1/runs")  # what is made once is made
     waits = []
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         started = time.monotonic()
@@ -78,24 +78,36 @@ def test_a_body_full_of_sources_is_refused_at_once(api: Service, kind: str) -> N
 
 
 LONG = {
-    "letters": "a" * 1_000_000, "colons": ":" * 1_000_000, "users": "s3://" + ":@" * 400_000, "options": "a://?" + "&a=" * 300_000,
-    "steps up": "../" * 300_000}
+    "letters": "a" * 1_000_000,
+    "colons": ":" * 1_000_000,
+    "users": "s3://" + ":@" * 400_000,
+    "options": "a://?" + "&a=" * 300_000,
+    "steps up": "../" * 300_000,
+}
 
 
 @pytest.mark.parametrize("kind", LONG)
 def test_a_long_text_in_any_place_is_refused_at_once(api: Service, kind: str) -> None:
     text = LONG[kind]
-    for config in (demo(corpus={"sources": [{"path": text}]}), demo(checkpoint={"storage": text}), demo(tokenizer={"path": text})):
+    for config in (
+        demo(corpus={"sources": [{"path": text}]}),
+        demo(checkpoint={"storage": text}),
+        demo(tokenizer={"path": text}),
+    ):
         assert answered(api, "/v1/estimates", {"config": config}) == 422
 
 
-@pytest.mark.parametrize("kind", ["letters", *(
-    pytest.param(kind, marks=pytest.mark.slow) for kind in LONG if kind != "letters")])
+@pytest.mark.parametrize(
+    "kind", ["letters", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LONG if kind != "letters")]
+)
 def test_a_long_text_in_any_other_setting_is_refused_at_once(api: Service, kind: str) -> None:
     text = LONG[kind]
     for config in (
-            demo(tracking={"trackers": {"wandb": text}}),
-            demo(name=text), demo(tags={"a": text}), demo(evaluation={"prompts": [text]})):
+        demo(tracking={"trackers": {"wandb": text}}),
+        demo(name=text),
+        demo(tags={"a": text}),
+        demo(evaluation={"prompts": [text]}),
+    ):
         assert answered(api, "/v1/estimates", {"config": config}) == 422
 
 
@@ -109,9 +121,12 @@ def test_a_retry_with_long_or_deep_changes_is_refused_at_once(api: Service) -> N
 def test_large_files_are_not_read_in_a_request(api: Service, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tasks.jsonl", "config.json"):
         with (tmp_path / "data" / name).open("wb") as file:
-            file.truncate(40 * 2**30)       # sparse: it takes no room
-    for config in (demo(tokenizer={"path": "."}), demo(evaluation={"lm_eval": ["tasks.jsonl"]}),
-                   demo(model={"init": {"upcycle": "."}})):
+            file.truncate(40 * 2**30)  # sparse: it takes no room
+    for config in (
+        demo(tokenizer={"path": "."}),
+        demo(evaluation={"lm_eval": ["tasks.jsonl"]}),
+        demo(model={"init": {"upcycle": "."}}),
+    ):
         assert answered(api, "/v1/estimates", {"config": config}) == 422
 
 
@@ -119,8 +134,11 @@ def test_lists_and_texts_of_a_configuration_are_bounded() -> None:
     schema = RunConfig.model_json_schema()
     nodes = {"": schema, **schema["$defs"]}
     unbounded = [
-        f"{section}.{name}" for section, node in nodes.items() for name, setting in node.get("properties", {}).items()
+        f"{section}.{name}"
+        for section, node in nodes.items()
+        for name, setting in node.get("properties", {}).items()
         for option in (setting, *setting.get("anyOf", ()))
         if (option.get("type") == "array" and "maxItems" not in option)
-        or ("additionalProperties" in option and "maxProperties" not in option)]
+        or ("additionalProperties" in option and "maxProperties" not in option)
+    ]
     assert not unbounded

@@ -25,8 +25,17 @@ from service.domain.states import RunState
 
 FINISHED = (RunState.STARTING, RunState.RUNNING, RunState.SUCCEEDED)
 MODEL = {
-    "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "hidden_size": 32, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "moe_intermediate_size": 16, "vocab_size": 300, "norm_topk_prob": True}
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 16,
+    "vocab_size": 300,
+    "norm_topk_prob": True,
+}
 
 
 def finished(api: Service, who: str = "ann", name: str = "first") -> str:
@@ -46,9 +55,16 @@ def finished(api: Service, who: str = "ann", name: str = "first") -> str:
 
 
 def start(run: str, **changes: Any) -> dict[str, Any]:
-    return demo(
-        name="second", model={"init": {"checkpoint": f"run://{run}/model"}}, tokens={"seed_share": 0},
-        tokenizer={"path": f"run://{run}/model"}, corpus={"sources": [{"path": f"run://{run}/corpus"}]}) | changes
+    return (
+        demo(
+            name="second",
+            model={"init": {"checkpoint": f"run://{run}/model"}},
+            tokens={"seed_share": 0},
+            tokenizer={"path": f"run://{run}/model"},
+            corpus={"sources": [{"path": f"run://{run}/corpus"}]},
+        )
+        | changes
+    )
 
 
 @pytest.mark.parametrize("named", ["id", "name"])
@@ -72,7 +88,8 @@ def test_another_tenants_run_is_not_found(api: Service, field: str) -> None:
     only = {
         "model.init.checkpoint": {"model": start(run_id)["model"], "tokens": {"seed_share": 0}},
         "tokenizer.path": {"tokenizer": start(run_id)["tokenizer"]},
-        "corpus.sources.0.path": {"corpus": start(run_id)["corpus"]}}[field]
+        "corpus.sources.0.path": {"corpus": start(run_id)["corpus"]},
+    }[field]
     for endpoint in ("/v1/runs", "/v1/estimates"):
         theirs = api.bob.post(endpoint, json={"config": demo(**only)})
         assert theirs.status_code == 422
@@ -82,7 +99,7 @@ def test_another_tenants_run_is_not_found(api: Service, field: str) -> None:
         assert "or it is not yours" in theirs.json()["detail"]
     by_path = demo(corpus={"sources": [{"path": str(api.directory(run_id) / "corpus")}]})
     assert api.bob.post("/v1/runs", json={"config": by_path}).status_code == 422
-    assert api.ann.post("/v1/runs", json={"config": by_path}).status_code == 422     # the output roots are no input roots
+    assert api.ann.post("/v1/runs", json={"config": by_path}).status_code == 422  # the output roots are no input roots
 
 
 def test_a_name_means_the_callers_own_run(api: Service) -> None:
@@ -96,14 +113,31 @@ def test_a_name_means_the_callers_own_run(api: Service) -> None:
 
 def test_a_run_that_has_not_finished_is_no_start(api: Service) -> None:
     run_id = api.submit(name="first")["id"]
-    assert "this run is queued; choose a run that has succeeded" in api.ann.post(
-        "/v1/runs", json={"config": start(run_id)}).json()["detail"]
+    assert (
+        "this run is queued; choose a run that has succeeded"
+        in api.ann.post("/v1/runs", json={"config": start(run_id)}).json()["detail"]
+    )
 
 
-@pytest.mark.parametrize("reference", [
-    "run://{run}", "run://{run}/", "run://{run}/model/../../x", "run://{run}/checkpoints", "run://{run}/model?x=y", "run://../model",
-    "run://./model", "run://%2e%2e/model", "run:///model", "RUN://{run}/model", "run:{run}/model",
-    "run://{run}/model\n", "run://a b/model", "run://*/model"])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "run://{run}",
+        "run://{run}/",
+        "run://{run}/model/../../x",
+        "run://{run}/checkpoints",
+        "run://{run}/model?x=y",
+        "run://../model",
+        "run://./model",
+        "run://%2e%2e/model",
+        "run:///model",
+        "RUN://{run}/model",
+        "run:{run}/model",
+        "run://{run}/model\n",
+        "run://a b/model",
+        "run://*/model",
+    ],
+)
 def test_what_only_looks_like_a_reference_is_refused(api: Service, reference: str) -> None:
     run_id = finished(api)
     for path in (reference, reference.replace("/model", "/corpus")):
@@ -113,10 +147,16 @@ def test_what_only_looks_like_a_reference_is_refused(api: Service, reference: st
             assert answer.status_code == 422, answer.text
 
 
-@pytest.mark.parametrize("config", [
-    demo(output="run://first/model"), demo(checkpoint={"storage": "run://first/model"}),
-    demo(evaluation={"lm_eval": ["run://first/model"]}), demo(tokenizer={"path": "run://first/corpus"}),
-    demo(corpus={"sources": [{"path": "run://first/model"}]})])
+@pytest.mark.parametrize(
+    "config",
+    [
+        demo(output="run://first/model"),
+        demo(checkpoint={"storage": "run://first/model"}),
+        demo(evaluation={"lm_eval": ["run://first/model"]}),
+        demo(tokenizer={"path": "run://first/corpus"}),
+        demo(corpus={"sources": [{"path": "run://first/model"}]}),
+    ],
+)
 def test_a_run_stands_only_where_its_part_can_be_read(api: Service, config: dict[str, Any]) -> None:
     finished(api)
     assert api.ann.post("/v1/runs", json={"config": config}).status_code == 422
@@ -133,7 +173,11 @@ def test_the_driver_gets_paths_and_may_read_no_other_run(api: Service, tmp_path:
     request = json.loads(submission.config_path.read_text())
     assert request["model"]["init"]["checkpoint"] == request["tokenizer"]["path"] == str(directory / "model")
     assert submission.read_roots.roots == [tmp_path / "data"]
-    assert set(submission.read_roots.own) == {directory / "model", directory / "corpus", api.directory(made["id"]).parent}
+    assert set(submission.read_roots.own) == {
+        directory / "model",
+        directory / "corpus",
+        api.directory(made["id"]).parent,
+    }
     config = check_config(request)
     with reading_within(submission.read_roots):
         assert texts(config.corpus.sources[0]) == ["held out", "trained on"]
@@ -151,7 +195,7 @@ def test_a_run_that_is_gone_when_the_driver_starts_is_said_to_be(api: Service) -
     run_id = finished(api)
     made = api.ann.post("/v1/runs", json={"config": start(run_id)}).json()
     assert api.ann.delete(f"/v1/runs/{run_id}").status_code == 409
-    with api.database.write() as session:       # as after a return to an older copy of the database
+    with api.database.write() as session:  # as after a return to an older copy of the database
         runs.delete(session, runs.lock(session, run_id))
     Reconciler(api.database, api.jobs, api.pools, api.notifier, settings=api.settings, secret=b"secret").round(1.0)
     request = json.loads(api.jobs.submissions[f"{made['id']}-1"].config_path.read_text())

@@ -29,22 +29,31 @@ def refused(answer, field: str) -> str:
 
 def stored(api: Service) -> list[Path]:
     assert api.admin.get("/v1/runs").json()["items"] == []
-    return [path for folder in ("runs", "checkpoints") for path in (api.settings.state_dir.parent / folder).iterdir()
-            if not path.is_symlink()]
+    return [
+        path
+        for folder in ("runs", "checkpoints")
+        for path in (api.settings.state_dir.parent / folder).iterdir()
+        if not path.is_symlink()
+    ]
 
 
-@pytest.mark.parametrize(("path", "step"), [
-    pytest.param("/v1/runs", 1, id="runs"), pytest.param("/v1/estimates", 6, id="some estimates"),
-    pytest.param("/v1/estimates", 1, id="all estimates", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("path", "step"),
+    [
+        pytest.param("/v1/runs", 1, id="runs"),
+        pytest.param("/v1/estimates", 6, id="some estimates"),
+        pytest.param("/v1/estimates", 1, id="all estimates", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("field", FIELDS)
 def test_hostile_places_are_refused_by_every_endpoint_that_takes_a_configuration(
-    api: Service, tenant: TestClient, field: str, path: str, step: int, caplog: pytest.LogCaptureFixture,
+    api: Service, tenant: TestClient, field: str, path: str, step: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every hostile place is sent to one endpoint; of each six, one also to the other, which makes the same check."""
     caplog.set_level(logging.DEBUG)
     for _, kind, value in [case for case in CASES if case[0] == field][::step]:
         answer = tenant.post(path, json={"config": configuration(field, value)})
-        if "\0" in value:       # JSON with NUL is refused before settings are validated
+        if "\0" in value:  # JSON with NUL is refused before settings are validated
             assert answer.status_code == 422
             continue
         message = refused(answer, field)
@@ -60,7 +69,11 @@ def test_a_retry_cannot_bring_a_hostile_place(api: Service, tenant: TestClient, 
     run = api.submit()
     for value in ("/etc/cron.d", "../x", "http://169.254.169.254/", f"s3://AKIA:{SECRET}@texts/wiki"):
         config = configuration(field, value)
-        changes = {section: config[section] for section in config if config[section] != demo().get(section) and section != "name"}
+        changes = {
+            section: config[section]
+            for section in config
+            if config[section] != demo().get(section) and section != "name"
+        }
         answer = tenant.post(f"/v1/runs/{run['id']}/retry", json={"changes": changes})
         refused(answer, field)
         assert SECRET not in answer.text
@@ -75,10 +88,16 @@ def test_checkpoints_stay_in_run_directories_unless_the_operator_names_a_root(tm
         assert api.admin.get("/v1/runs").json()["items"] == []
 
 
-@pytest.mark.parametrize(("storage", "stored_as"), [
-    ("s3://checkpoints/moe", None), ("s3://checkpoints/moe/team?region=eu-west-1", None), ("team", "checkpoints/team")])
+@pytest.mark.parametrize(
+    ("storage", "stored_as"),
+    [
+        ("s3://checkpoints/moe", None),
+        ("s3://checkpoints/moe/team?region=eu-west-1", None),
+        ("team", "checkpoints/team"),
+    ],
+)
 def test_checkpoints_go_to_a_root_that_the_operator_names(
-    api: Service, tenant: TestClient, storage: str, stored_as: str | None,
+    api: Service, tenant: TestClient, storage: str, stored_as: str | None
 ) -> None:
     answer = tenant.post("/v1/runs", json={"config": demo(checkpoint={"storage": storage})})
     assert answer.status_code == 201, answer.text
@@ -88,17 +107,28 @@ def test_checkpoints_go_to_a_root_that_the_operator_names(
 
 
 def test_a_model_of_the_hub_is_read_only_under_a_root_that_the_operator_names(
-    api: Service, tenant: TestClient, tmp_path: Path,
+    api: Service, tenant: TestClient, tmp_path: Path
 ) -> None:
-    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    files = {"config.json": json.dumps({"model_type": "llama", **sizes}).encode(), "tokenizer.json": b'{"model": {"vocab": {}}}'}
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    files = {
+        "config.json": json.dumps({"model_type": "llama", **sizes}).encode(),
+        "tokenizer.json": b'{"model": {"vocab": {}}}',
+    }
     with hub(tmp_path / "hub-cache") as server:
         commit = server.add("allowed/model", files)
         server.add("other/model", files)
         for path in ("/v1/runs", "/v1/estimates"):
             answer = tenant.post(path, json={"config": demo(model={"init": {"upcycle": "hf://other/model"}})})
             assert "--input-root" in refused(answer, "model.init.upcycle")
-            answer = tenant.post(path, json={"config": demo(model={"init": {"upcycle": "hf://allowed/model", "revision": "../x"}})})
+            answer = tenant.post(
+                path, json={"config": demo(model={"init": {"upcycle": "hf://allowed/model", "revision": "../x"}})}
+            )
             assert "must" in refused(answer, "model.init.revision")
             answer = tenant.post(path, json={"config": demo(tokenizer={"path": "hf://allowed/model"})})
             refused(answer, "tokenizer.path")
@@ -106,8 +136,12 @@ def test_a_model_of_the_hub_is_read_only_under_a_root_that_the_operator_names(
         answer = tenant.post("/v1/runs", json={"config": demo(model={"init": {"upcycle": "hf://allowed/model"}})})
         assert answer.status_code == 201, answer.text
         init = answer.json()["config"]["model"]["init"]
-        assert (init["upcycle"], init.get("commit")) == ("hf://allowed/model", None), "the driver finds the commit when it starts"
-        assert {path.split("/resolve/")[-1].split("/")[0] for _, path, _ in server.requests if "/resolve/" in path} == {commit}
+        assert (init["upcycle"], init.get("commit")) == ("hf://allowed/model", None), (
+            "the driver finds the commit when it starts"
+        )
+        assert {path.split("/resolve/")[-1].split("/")[0] for _, path, _ in server.requests if "/resolve/" in path} == {
+            commit
+        }
 
 
 def test_code_runs_only_if_the_operator_names_the_function(tmp_path: Path) -> None:
@@ -117,15 +151,21 @@ def test_code_runs_only_if_the_operator_names_the_function(tmp_path: Path) -> No
     with service(tmp_path, map_functions=("clean:keep",)) as api:
         for function in ("subprocess:run", "os:system", "clean:run", "clean.keep:keep"):
             for path in ("/v1/runs", "/v1/estimates"):
-                assert "--map-function" in refused(api.ann.post(path, json={"config": demo(corpus=asking(function))}), (
-                    "corpus.sources.0.map"))
+                assert "--map-function" in refused(
+                    api.ann.post(path, json={"config": demo(corpus=asking(function))}), ("corpus.sources.0.map")
+                )
         assert api.admin.get("/v1/runs").json()["items"] == []
         answer = api.ann.post("/v1/runs", json={"config": demo(corpus=asking("clean:keep"))})
         assert answer.status_code == 201, "the service itself does not import the function"
         changes = {"corpus": asking("subprocess:run")}
-        refused(api.ann.post(f"/v1/runs/{answer.json()['id']}/retry", json={"changes": changes}), "corpus.sources.0.map")
+        refused(
+            api.ann.post(f"/v1/runs/{answer.json()['id']}/retry", json={"changes": changes}), "corpus.sources.0.map"
+        )
 
 
 def test_checkpoints_never_go_to_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the scheme hf:// is not supported"), service(tmp_path, storage_roots=("hf://allowed",)):
+    with (
+        pytest.raises(ValueError, match="the scheme hf:// is not supported"),
+        service(tmp_path, storage_roots=("hf://allowed",)),
+    ):
         pass

@@ -96,14 +96,33 @@ def test_no_tenant_overtakes_others(api: Service):
     assert bob.post(f"/v1/runs/{run}/retry", json={}).json()["priority"] == 0
 
 
-@pytest.mark.parametrize("resource", [
-    "CPU", "GPU", "memory", "object_store_memory", "node:10.0.0.1", "node:__internal_head__", "accelerator_type:A100", "TPU",
-    "bundle_group_0123456789abcdef0123", "CPU_group_0_0123456789abcdef0123", "low_mem_gpu_group_0123456789abcdef0123",
-    "x" * 65, "a b", "", "ä"])
+@pytest.mark.parametrize(
+    "resource",
+    [
+        "CPU",
+        "GPU",
+        "memory",
+        "object_store_memory",
+        "node:10.0.0.1",
+        "node:__internal_head__",
+        "accelerator_type:A100",
+        "TPU",
+        "bundle_group_0123456789abcdef0123",
+        "CPU_group_0_0123456789abcdef0123",
+        "low_mem_gpu_group_0123456789abcdef0123",
+        "x" * 65,
+        "a b",
+        "",
+        "ä",
+    ],
+)
 def test_rays_own_resources_are_no_pools(api: Service, tenant: TestClient, resource: str):
     types = [{"name": "t", "resource": resource, "memory_gb": 24, "price_per_hour": 1, "speed": 1}]
     for pools in (
-        {"low_memory": {"resource": resource}}, {"high_memory": {"resource": resource}}, {"low_memory": {"types": types}}):
+        {"low_memory": {"resource": resource}},
+        {"high_memory": {"resource": resource}},
+        {"low_memory": {"types": types}},
+    ):
         for path in ("/v1/runs", "/v1/estimates"):
             answer = tenant.post(path, json={"config": demo(pools=pools)})
             assert answer.status_code == 422, answer.text
@@ -116,7 +135,10 @@ def test_only_allowed_resources_are_taken(api: Service, tenant: TestClient):
     assert message == "'high_mem_gpu': is not among the resources that you may use: low_mem_gpu"
     refused(tenant.post("/v1/estimates", json={"config": demo()}), "config.pools.high_memory.resource")
     assert api.submit(finetune={"pool": "low_memory"})["state"] == "queued"
-    types = [{"name": name, "resource": f"{name}_gpu", "memory_gb": 24, "price_per_hour": 1, "speed": 1} for name in ("t4", "l4")]
+    types = [
+        {"name": name, "resource": f"{name}_gpu", "memory_gb": 24, "price_per_hour": 1, "speed": 1}
+        for name in ("t4", "l4")
+    ]
     config = demo(finetune={"pool": "high_memory"}, pools={"low_memory": {"types": types}})
     refused(tenant.post("/v1/runs", json={"config": config}), "config.pools.low_memory.types.0.resource")
 
@@ -137,7 +159,9 @@ def test_the_queue_cannot_be_flooded_by_requests_at_the_same_moment(database_url
     with service(tmp_path, database_url=database_url) as api:
         set_policies(api, queued_runs=3)
         with ThreadPoolExecutor(8) as threads:
-            answers = list(threads.map(lambda _: api.ann.post("/v1/runs", json={"config": demo()}).status_code, range(16)))
+            answers = list(
+                threads.map(lambda _: api.ann.post("/v1/runs", json={"config": demo()}).status_code, range(16))
+            )
         assert sorted(answers) == [201] * 3 + [403] * 13
 
 
@@ -159,19 +183,39 @@ def test_a_full_disk_refuses_new_runs_and_cannot_be_emptied_by_leaving_files(api
 
 def test_thirty_runs_with_the_largest_tags_are_a_small_list(api: Service, tenant: TestClient):
     tags = {f"{i:02}".ljust(63, "k"): "\N{GRINNING FACE}" * 63 for i in range(16)}
-    types = [{"name": f"t{i}", "resource": f"r{i}", "memory_gb": 24, "price_per_hour": 1, "speed": 1} for i in range(32)]
+    types = [
+        {"name": f"t{i}", "resource": f"r{i}", "memory_gb": 24, "price_per_hour": 1, "speed": 1} for i in range(32)
+    ]
     for _ in range(30):
         api.submit(tags=tags, name="n" * 63, pools={"low_memory": {"types": types}})
     assert len(tenant.get("/v1/runs").content) < 300_000
 
 
-@pytest.mark.parametrize("config", [
-    {"tags": {str(i): "x" for i in range(17)}}, {"tags": {"k" * 64: "x"}}, {"tags": {"k": "x" * 64}}, {"tags": {"k": "\x01"}},
-    {"name": "n" * 64}, {"evaluation": {"prompts": ["x"] * 65}}, {"evaluation": {"prompts": ["x" * 2001]}},
-    {"pools": {"high_memory": {"workers": [10**6, 10**12]}}}, {"tracking": {"trackers": {"wandb": "x" * 257}}},
-    {"evaluation": {"sample_tokens": 10**9}},
-    {"pools": {"low_memory": {"types": [
-        {"name": f"t{i}", "resource": f"r{i}", "memory_gb": 24, "price_per_hour": 1, "speed": 1} for i in range(33)]}}}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"tags": {str(i): "x" for i in range(17)}},
+        {"tags": {"k" * 64: "x"}},
+        {"tags": {"k": "x" * 64}},
+        {"tags": {"k": "\x01"}},
+        {"name": "n" * 64},
+        {"evaluation": {"prompts": ["x"] * 65}},
+        {"evaluation": {"prompts": ["x" * 2001]}},
+        {"pools": {"high_memory": {"workers": [10**6, 10**12]}}},
+        {"tracking": {"trackers": {"wandb": "x" * 257}}},
+        {"evaluation": {"sample_tokens": 10**9}},
+        {
+            "pools": {
+                "low_memory": {
+                    "types": [
+                        {"name": f"t{i}", "resource": f"r{i}", "memory_gb": 24, "price_per_hour": 1, "speed": 1}
+                        for i in range(33)
+                    ]
+                }
+            }
+        },
+    ],
+)
 def test_no_setting_is_larger_than_needed(api: Service, tenant: TestClient, config: dict):
     assert tenant.post("/v1/runs", json={"config": demo(**config)}).status_code == 422
 

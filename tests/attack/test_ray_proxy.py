@@ -23,8 +23,10 @@ def ray(standin):
 @pytest.fixture(scope="module")
 def running(tmp_path_factory, standin):
     """The service on a port, so that requests arrive as they were written."""
-    with pytest.MonkeyPatch.context() as patch, service(
-            tmp_path_factory.mktemp("ray"), dashboard_url=standin.url, requests_per_minute=100_000) as made:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        service(tmp_path_factory.mktemp("ray"), dashboard_url=standin.url, requests_per_minute=100_000) as made,
+    ):
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", RAY_TOKEN)
         served = Running(made)
@@ -54,12 +56,27 @@ def sent(running, target, *, who="admin", method="GET", headers=(), body=None, h
 
 
 TRICKS = (
-    "/ray/..%2f..%2fapi/jobs/", "/ray/%2e%2e/v1/tokens", "/ray/static/%2e%2e/%2e%2e/etc/passwd", "/ray/static/..%2f..%2fnodes",
-    "/ray//169.254.169.254/latest/meta-data", "/ray/http://169.254.169.254/", "/ray/%2f%2f169.254.169.254/",
+    "/ray/..%2f..%2fapi/jobs/",
+    "/ray/%2e%2e/v1/tokens",
+    "/ray/static/%2e%2e/%2e%2e/etc/passwd",
+    "/ray/static/..%2f..%2fnodes",
+    "/ray//169.254.169.254/latest/meta-data",
+    "/ray/http://169.254.169.254/",
+    "/ray/%2f%2f169.254.169.254/",
     "/ray/@169.254.169.254/",
-    "/ray/\\\\169.254.169.254\\x", "/ray/api/jobs/%252e%252e/stop", "/ray/nodes%00", "/ray/nodes%0d%0aX-Injected:%201",
-    "/ray/api/jobs/x%2fstop", "/ray/nodes%3fview=x", "/ray/api/v0/delay/60", "/ray/worker/cpu_profile?pid=1", "/ray/test/dump",
-    "/ray/api/packages/gcs/x.zip", "/ray/api/authenticate", "/ray/api/train/v2/runs/v1", "/ray/api/serve/applications/../../jobs/",
+    "/ray/\\\\169.254.169.254\\x",
+    "/ray/api/jobs/%252e%252e/stop",
+    "/ray/nodes%00",
+    "/ray/nodes%0d%0aX-Injected:%201",
+    "/ray/api/jobs/x%2fstop",
+    "/ray/nodes%3fview=x",
+    "/ray/api/v0/delay/60",
+    "/ray/worker/cpu_profile?pid=1",
+    "/ray/test/dump",
+    "/ray/api/packages/gcs/x.zip",
+    "/ray/api/authenticate",
+    "/ray/api/train/v2/runs/v1",
+    "/ray/api/serve/applications/../../jobs/",
 )
 
 
@@ -80,8 +97,13 @@ def test_an_absolute_target_chooses_no_host(running, ray, target):
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"])
 def test_no_job_is_submitted_or_stopped_through_the_service(running, ray, method):
     for target in ("/ray/api/jobs/", "/ray/api/jobs/x/stop", "/ray/api/jobs/x"):
-        answer, _ = sent(running, target, method=method, body=b'{"entrypoint": "id"}', headers=[
-            ("Content-Type", "application/json"), ("X-HTTP-Method-Override", "POST")])
+        answer, _ = sent(
+            running,
+            target,
+            method=method,
+            body=b'{"entrypoint": "id"}',
+            headers=[("Content-Type", "application/json"), ("X-HTTP-Method-Override", "POST")],
+        )
         assert answer.status in (400, 405)
     assert not ray.asked
 
@@ -96,11 +118,23 @@ def test_a_tenant_sees_nothing_of_ray(running, ray, who):
 
 
 def test_headers_choose_neither_host_nor_identity(running, ray):
-    answer, _ = sent(running, "/ray/api/jobs/", headers=[
-        ("Cookie", "ray-authentication-token=theirs; moedisco_session=theirs"), ("X-Ray-Authorization", "Bearer theirs"),
-        ("X-Forwarded-Host", "evil.example"), ("X-Forwarded-For", "10.0.0.1"), ("Forwarded", "host=evil.example"),
-        ("Connection", "Authorization, X-Hop"), ("X-Hop", "1"), ("Upgrade", "websocket"), ("TE", "trailers"),
-        ("Proxy-Authorization", "Basic x"), ("Origin", "https://evil.example")])
+    answer, _ = sent(
+        running,
+        "/ray/api/jobs/",
+        headers=[
+            ("Cookie", "ray-authentication-token=theirs; moedisco_session=theirs"),
+            ("X-Ray-Authorization", "Bearer theirs"),
+            ("X-Forwarded-Host", "evil.example"),
+            ("X-Forwarded-For", "10.0.0.1"),
+            ("Forwarded", "host=evil.example"),
+            ("Connection", "Authorization, X-Hop"),
+            ("X-Hop", "1"),
+            ("Upgrade", "websocket"),
+            ("TE", "trailers"),
+            ("Proxy-Authorization", "Basic x"),
+            ("Origin", "https://evil.example"),
+        ],
+    )
     assert answer.status == 200
     [(_, _, headers)] = ray.asked
     assert headers.pop("authorization") == f"Bearer {RAY_TOKEN}"
@@ -115,7 +149,9 @@ def test_answers_bring_no_token_cookie_or_permission(running, ray):
         everything = repr(answer.getheaders()) + text
         assert RAY_TOKEN not in everything
         assert running.made.plain["admin"] not in everything
-        assert not {"set-cookie", "access-control-allow-origin", "x-hop"} & {name.lower() for name, _ in answer.getheaders()}
+        assert not {"set-cookie", "access-control-allow-origin", "x-hop"} & {
+            name.lower() for name, _ in answer.getheaders()
+        }
 
 
 def test_a_host_header_adds_nothing_to_the_policy(running):

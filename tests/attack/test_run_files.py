@@ -76,12 +76,19 @@ def linked_folder(target: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", [linked_file, linked_folder])
-@pytest.mark.parametrize(("question", "planted", "state"), [
-    ("clusters", "clusters/report.json", RunState.SUCCEEDED), ("report", "report.json", RunState.SUCCEEDED),
-    ("report", "clusters/report.json", RunState.RUNNING), ("report", "evaluation/evaluation.json", RunState.RUNNING),
-    ("report", "corpus/manifest.json", RunState.RUNNING), ("logs/worker", "logs/worker.log", RunState.RUNNING)])
+@pytest.mark.parametrize(
+    ("question", "planted", "state"),
+    [
+        ("clusters", "clusters/report.json", RunState.SUCCEEDED),
+        ("report", "report.json", RunState.SUCCEEDED),
+        ("report", "clusters/report.json", RunState.RUNNING),
+        ("report", "evaluation/evaluation.json", RunState.RUNNING),
+        ("report", "corpus/manifest.json", RunState.RUNNING),
+        ("logs/worker", "logs/worker.log", RunState.RUNNING),
+    ],
+)
 def test_a_link_in_a_run_directory_shows_nothing_of_its_target(
-    api: Service, question: str, planted: str, state: RunState, plant: Callable[[Path, Path], None],
+    api: Service, question: str, planted: str, state: RunState, plant: Callable[[Path, Path], None]
 ) -> None:
     run_id, directory = run_with(api, state)
     if plant is linked_folder and "/" not in planted:
@@ -146,8 +153,14 @@ def test_what_a_driver_puts_in_place_of_its_events_does_not_hold_up_the_reconcil
     assert scene.run(run_id).state == "failed"
 
 
-@pytest.mark.parametrize("line", [
-    b"x" * (3 * spool.LONGEST_LINE), b"[" * 500_000, b'{"type": "warning", "data": ' + b'{"a":' * 500 + b"1" + b"}" * 501])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"x" * (3 * spool.LONGEST_LINE),
+        b"[" * 500_000,
+        b'{"type": "warning", "data": ' + b'{"a":' * 500 + b"1" + b"}" * 501,
+    ],
+)
 def test_a_hostile_line_does_not_hide_the_lines_after_it(scene: Scene, line: bytes) -> None:
     run_id = scene.running()
     with scene.place(run_id).events.open("ab") as file:
@@ -175,7 +188,9 @@ def test_a_token_in_a_directory_of_the_drivers_is_read_through_no_link(tmp_path:
     assert auth_headers(tmp_path / "auth_token") == {}
 
 
-@pytest.mark.parametrize("output", ["{run}", "{run}/demo/x", "team/{run}", "{lower}/x", ".removed-x", ".removed-{run}", "team/.x"])
+@pytest.mark.parametrize(
+    "output", ["{run}", "{run}/demo/x", "team/{run}", "{lower}/x", ".removed-x", ".removed-{run}", "team/.x"]
+)
 def test_no_run_is_made_in_a_runs_directory_or_where_housekeeping_removes(api: Service, output: str) -> None:
     run = api.submit()["id"]
     asked = output.format(run=run, lower=run.lower())
@@ -264,7 +279,10 @@ def test_a_directory_with_another_run_in_it_is_not_set_aside(scene: Scene) -> No
         runs.amend(session, runs.lock(session, inner), now=scene.now, directory=str(home / "demo" / inner / "demo"))
     (home / "demo" / inner / "demo").mkdir(parents=True)
     with scene.database.read() as session:
-        assert (runs.inside(session, home, outer), runs.inside(session, scene.place(inner).home, inner)) == (inner, None)
+        assert (runs.inside(session, home, outer), runs.inside(session, scene.place(inner).home, inner)) == (
+            inner,
+            None,
+        )
     with pytest.raises(PermissionError, match=f"it contains the directory of run {inner}"):
         run_homes.set_aside(home, outer, scene.settings.roots.homes, inner)
     assert home.exists()
@@ -325,7 +343,9 @@ def test_a_run_that_is_resumed_is_confined_to_the_roots_of_today(api: Service, t
     assert list(api.jobs.submissions) == [f"{run_id}-2"]
 
 
-def test_a_link_that_was_made_after_a_run_was_submitted_is_followed_before_it_starts(api: Service, tmp_path: Path) -> None:
+def test_a_link_that_was_made_after_a_run_was_submitted_is_followed_before_it_starts(
+    api: Service, tmp_path: Path
+) -> None:
     (tmp_path / "data" / "mine").mkdir()
     run_id = api.submit(corpus={"sources": [{"path": "mine/*.txt"}]})["id"]
     (tmp_path / "data" / "mine").rmdir()

@@ -54,7 +54,9 @@ def test_a_stolen_cookie_is_useless_after_sign_out(api):
 
 
 def test_the_cookie_of_a_revoked_or_expired_token_is_refused(api):
-    made = api.admin.post("/v1/tokens", json={"name": "x", "owner": "ann", "scopes": ["read"], "expires_in_days": 1}).json()
+    made = api.admin.post(
+        "/v1/tokens", json={"name": "x", "owner": "ann", "scopes": ["read"], "expires_in_days": 1}
+    ).json()
     api.plain["revoked"] = api.plain["expired"] = made["token"]
     browser = signed_in(api, "expired")
     later = api.app.state.context.now() + 2 * 24 * 3600
@@ -85,8 +87,13 @@ def test_another_site_changes_nothing_with_the_cookie(api, headers):
     browser = signed_in(api)
     run = api.submit()["id"]
     for method, path, body in (
-            ("POST", "/v1/runs", {"config": demo()}), ("POST", f"/v1/runs/{run}/cancel", {}), ("DELETE", f"/v1/runs/{run}", None),
-            ("DELETE", "/v1/session", None), ("DELETE", "/v1/sessions", None), ("POST", "/v1/sign-in-codes", None)):
+        ("POST", "/v1/runs", {"config": demo()}),
+        ("POST", f"/v1/runs/{run}/cancel", {}),
+        ("DELETE", f"/v1/runs/{run}", None),
+        ("DELETE", "/v1/session", None),
+        ("DELETE", "/v1/sessions", None),
+        ("POST", "/v1/sign-in-codes", None),
+    ):
         assert browser.request(method, path, json=body, headers=headers).status_code == 403, path
     assert browser.get("/v1/identity").status_code == 200
 
@@ -117,7 +124,9 @@ def test_session_code_and_token_do_not_stand_in_for_each_other(api):
 def test_a_code_signs_one_browser_in_and_only_for_ten_minutes(api):
     code = api.ann.post("/v1/sign-in-codes").json()["code"]
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: api.anonymous.post("/v1/session", json={"code": code}).status_code, range(8)))
+        found = list(
+            threads.map(lambda _: api.anonymous.post("/v1/session", json={"code": code}).status_code, range(8))
+        )
     assert sorted(found) == [204] + 7 * [401]
     late = api.ann.post("/v1/sign-in-codes").json()
     with api.database.write() as session:
@@ -135,8 +144,9 @@ def test_guessing_codes_and_tokens_is_slowed_down_by_address(tmp_path):
         assert api.anonymous.post("/v1/session", json={"token": api.plain["ann"]}).status_code == 204
 
 
-@pytest.mark.parametrize(("base", "settings"), [
-    ("https://testserver", {}), ("http://testserver", {"public_url": "https://moe.example"})])
+@pytest.mark.parametrize(
+    ("base", "settings"), [("https://testserver", {}), ("http://testserver", {"public_url": "https://moe.example"})]
+)
 def test_over_https_the_cookie_can_be_planted_by_no_other_host(tmp_path, base, settings):
     with service(tmp_path, **settings) as api:
         answer = api.client(None, base_url=base).post("/v1/session", json={"token": api.plain["ann"]})

@@ -1,6 +1,7 @@
 """While the service is down, another program answers on its port: no run ends, no secret leaves, and the budget holds afterwards.
 
-Ray is a stand-in that starts the command of each job as a thread: the real command line, with a pipeline that only logs events.
+Ray is a stand-in that starts the command of each job as a thread: the real command line, with a pipeline that only logs
+events.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Ray:
         self._thread: threading.Thread | None = None
         self.events: queue.Queue[Event] = queue.Queue()
         self.secrets = [SECRET.decode()]
-        pipeline = types.ModuleType("moedisco_ray.execution.pipeline")     # without Ray, which takes seconds to import
+        pipeline = types.ModuleType("moedisco_ray.execution.pipeline")  # without Ray, which takes seconds to import
         vars(pipeline)["run"] = self._pipeline
         patch.setitem(sys.modules, pipeline.__name__, pipeline)
 
@@ -93,11 +94,13 @@ class Ray:
         words = shlex.split(job["entrypoint"])
         file = Path(words[words.index("--report-to") + 1])
         self.secrets += [json.loads(file.read_text())["key"]] if file.exists() else [variables["MOEDISCO_RUN_TOKEN"]]
-        command, arguments = typer.main.get_command(app), words[words.index("moedisco_ray") + 1:]
+        command, arguments = typer.main.get_command(app), words[words.index("moedisco_ray") + 1 :]
         self._thread = threading.Thread(target=lambda: command.main(arguments, standalone_mode=False))
         self._thread.start()
 
-    def _pipeline(self, config: RunConfig, listeners: Any, _redo: bool, *, stop: StopFile, given_id: str, **_: Any) -> Path:
+    def _pipeline(
+        self, config: RunConfig, listeners: Any, _redo: bool, *, stop: StopFile, given_id: str, **_: Any
+    ) -> Path:
         config.directory.mkdir(parents=True, exist_ok=True)
         log = EventLog(config.directory / "events.jsonl", listeners)
         begun = {"id": given_id, "name": config.name, "directory": str(config.directory), "stages": ["seed"]}
@@ -180,9 +183,18 @@ def echo(port: int, _home: Path) -> Iterator[Imposter]:
 
 
 ANSWERS: list[tuple[int, bytes, dict[str, str]]] = [
-    (404, b"no such host", {}), (401, b"", {"WWW-Authenticate": "Bearer"}), (403, b"", {}), (410, b"{}", {}), (409, b"", {}),
-    (302, b"", {"Location": "/login"}), (307, b"", {"Location": "/elsewhere"}), (200, b"<html>welcome", {}),
-    (200, b'{"next": 1000}', {}), (200, b"", {"X-MoeDisco-Proof": "0" * 64}), (502, b"", {})]
+    (404, b"no such host", {}),
+    (401, b"", {"WWW-Authenticate": "Bearer"}),
+    (403, b"", {}),
+    (410, b"{}", {}),
+    (409, b"", {}),
+    (302, b"", {"Location": "/login"}),
+    (307, b"", {"Location": "/elsewhere"}),
+    (200, b"<html>welcome", {}),
+    (200, b'{"next": 1000}', {}),
+    (200, b"", {"X-MoeDisco-Proof": "0" * 64}),
+    (502, b"", {}),
+]
 
 
 @contextlib.contextmanager
@@ -203,13 +215,16 @@ def row(made: Service, run_id: str) -> Any:
         return runs.get(session, run_id)
 
 
-@pytest.mark.parametrize(("takes_the_port", "requests"), [(free_port, 0), (another_service, 3), (echo, 3), (proxy, len(ANSWERS))])
+@pytest.mark.parametrize(
+    ("takes_the_port", "requests"), [(free_port, 0), (another_service, 3), (echo, 3), (proxy, len(ANSWERS))]
+)
 def test_a_run_outlasts_what_answers_on_the_port_of_its_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_the_port: Any, requests: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_the_port: Any, requests: int
 ) -> None:
     """No run ends, no secret appears in what the other program received, all events arrive, and the budget stops the run.
 
-    Before (af276e38): "superseded" (another service, proxy); the echo had the token "mdr_..."; no event reached the new port.
+    Before (af276e38): "superseded" (another service, proxy); the echo had the token "mdr_..."; no event reached the new
+    port.
     """
     monkeypatch.setattr(reporter, "_LONGEST_PAUSE", 0.05)
     with service(tmp_path, PlanningHere()) as made, contextlib.ExitStack() as stack:

@@ -36,13 +36,20 @@ from service.domain.policies import Policies
 NAME = HOSTILE.replace("/", "")
 """Hostile name of a file."""
 MODELS: dict[str, Any] = {
-    "/v1/runs": schemas.Run, f"/v1/runs/{ID}/submodels": schemas.Unit, f"/v1/runs/{ID}/report": RunReport,
-    f"/v1/runs/{ID}/logs": schemas.LogFile, "/v1/pools": schemas.PoolList, "/v1/policies": Policies, "/v1/quota": schemas.Quota,
-    "/v1/tokens": schemas.TokenInfo}
+    "/v1/runs": schemas.Run,
+    f"/v1/runs/{ID}/submodels": schemas.Unit,
+    f"/v1/runs/{ID}/report": RunReport,
+    f"/v1/runs/{ID}/logs": schemas.LogFile,
+    "/v1/pools": schemas.PoolList,
+    "/v1/policies": Policies,
+    "/v1/quota": schemas.Quota,
+    "/v1/tokens": schemas.TokenInfo,
+}
 
 
 def commands() -> list[tuple[str, ...]]:
     """All commands, also those of groups, such as `tokens list`."""
+
     def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         inner = getattr(command, "commands", None)
         if inner is None:
@@ -110,7 +117,10 @@ class HostileService(Fake):
 
     def events(self) -> httpx.Response:
         found = [*EVENTS, *(hostile_event(event).__dict__ for event in events())]
-        found = [event if event["type"] != "state" else event | {"data": {"state": HOSTILE, "reason": HOSTILE}} for event in found]
+        found = [
+            event if event["type"] != "state" else event | {"data": {"state": HOSTILE, "reason": HOSTILE}}
+            for event in found
+        ]
         text = "".join(f"id: {n}\nevent: {each['type']}\ndata: {json.dumps(each)}\n\n" for n, each in enumerate(found))
         return event_stream([text.encode(), b"event: end\ndata: {}\n\n"])
 
@@ -118,7 +128,9 @@ class HostileService(Fake):
 def hostile_event(event: Event) -> Event:
     data = poisoned(event.data, lambda _: True) | {"message": HOSTILE, "reason": HOSTILE}
     data.pop(HOSTILE, None)
-    return Event(event.type, event.stage and event.stage + HOSTILE, event.unit and event.unit + HOSTILE, data, event.time)
+    return Event(
+        event.type, event.stage and event.stage + HOSTILE, event.unit and event.unit + HOSTILE, data, event.time
+    )
 
 
 @pytest.fixture
@@ -146,18 +158,24 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / f"{NAME}.yaml").write_text(yaml.safe_dump(demo))
     sources = [{"path": f"{tmp_path}/{NAME}/missing.txt", "text_column": HOSTILE, "exclude": [HOSTILE]}]
     (tmp_path / "text.yaml").write_text(yaml.safe_dump(demo | {"corpus": {"sources": sources}}))
-    (tmp_path / "keys.yaml").write_text(yaml.safe_dump(demo | {HOSTILE: HOSTILE, "tokens": {HOSTILE: 1}, "name": HOSTILE}))
+    (tmp_path / "keys.yaml").write_text(
+        yaml.safe_dump(demo | {HOSTILE: HOSTILE, "tokens": {HOSTILE: 1}, "name": HOSTILE})
+    )
     (tmp_path / "broken.yaml").write_text(f'a: [\n"{NAME}')
     (tmp_path / "file").write_text("")
     (tmp_path / "binary").mkdir()
     (tmp_path / "binary" / f"{NAME}.txt").write_bytes(bytes(range(256)) * 64)
-    (tmp_path / "binary.yaml").write_text(yaml.safe_dump(demo | {"corpus": {"sources": [{"path": f"{tmp_path}/binary"}]}}))
+    (tmp_path / "binary.yaml").write_text(
+        yaml.safe_dump(demo | {"corpus": {"sources": [{"path": f"{tmp_path}/binary"}]}})
+    )
     finished = tmp_path / "runs" / NAME
     finished.mkdir(parents=True)
     (finished / "report.json").write_text(json.dumps(stored_report()))
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
-    (unfinished / "config.json").write_text(json.dumps(check_config(demo).model_dump(mode="json") | {"tags": {HOSTILE: HOSTILE}}))
+    (unfinished / "config.json").write_text(
+        json.dumps(check_config(demo).model_dump(mode="json") | {"tags": {HOSTILE: HOSTILE}})
+    )
     lines = [hostile_event(event).to_json() for event in events() if event.type != "run_finished"]
     (unfinished / "events.jsonl").write_text("\n".join([*lines, ""]))
     other = tmp_path / "other"
@@ -165,7 +183,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (other / "config.json").write_text(json.dumps({HOSTILE: HOSTILE, "name": HOSTILE}))
     model = tmp_path / NAME
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": HOSTILE, "architectures": [HOSTILE], "dtype": HOSTILE}))
+    (model / "config.json").write_text(
+        json.dumps({"model_type": HOSTILE, "architectures": [HOSTILE], "dtype": HOSTILE})
+    )
     (model / f"{NAME}.bin").write_text(HOSTILE)
     (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": HOSTILE}))
     return tmp_path
@@ -200,8 +220,15 @@ RUN_COMMANDS = [["demo"], [ID], [HOSTILE], ["demo", "--json"]]
 SCENARIOS: dict[str, list[list[str]]] = {
     "run": [["demo.yaml"], ["demo.yaml", "--json"], ["keys.yaml"], ["demo.yaml", "--set", f"{HOSTILE}=1"]],
     "plan": [
-        ["demo.yaml"], [f"{NAME}.yaml", "--json"], ["keys.yaml"], ["broken.yaml"], ["text.yaml"], [f"{NAME}/{NAME}.yaml"],
-        ["demo.yaml", "--cluster", f"{NAME}.yaml"], ["demo.yaml", "--measured", f"runs/{NAME}"]],
+        ["demo.yaml"],
+        [f"{NAME}.yaml", "--json"],
+        ["keys.yaml"],
+        ["broken.yaml"],
+        ["text.yaml"],
+        [f"{NAME}/{NAME}.yaml"],
+        ["demo.yaml", "--cluster", f"{NAME}.yaml"],
+        ["demo.yaml", "--measured", f"runs/{NAME}"],
+    ],
     "init": [[f"{NAME}-new.yaml", "--preset", "demo"], [f"{NAME}.yaml"], [f"missing/{NAME}/{NAME}.yaml"]],
     "validate": [["demo.yaml"], ["text.yaml"], ["binary.yaml"], ["keys.yaml"], ["broken.yaml"], [NAME]],
     "schema": [[]],
@@ -211,14 +238,43 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "export": [[*each, "--to", kind] for each in RUN_DIRS for kind in ("hf", "ensemble")],
     "push": [[*each, f"ann/{HOSTILE}"] for each in RUN_DIRS],
     "chat": [*RUN_DIRS, [NAME]],
-    "evaluate": [[NAME, "--sources", NAME], [NAME, "--lm-eval", NAME], ["file", "--sources", "file"], [HOSTILE, "--sources", "x"]],
-    "merge": [[NAME, NAME, "--base", NAME, "--output", f"{NAME}-merged"], [HOSTILE, "x", "--base", HOSTILE, "--output", "o"]],
-    "experts": [[NAME, HOSTILE, "--output", "o"], [NAME, "0", "--output", NAME], [f"runs/{NAME}", "0", "--output", "o"]],
-    "submit": [["demo.yaml"], ["demo.yaml", "--json"], ["demo.yaml", "--watch"], ["keys.yaml"], ["demo.yaml", "--name", HOSTILE]],
+    "evaluate": [
+        [NAME, "--sources", NAME],
+        [NAME, "--lm-eval", NAME],
+        ["file", "--sources", "file"],
+        [HOSTILE, "--sources", "x"],
+    ],
+    "merge": [
+        [NAME, NAME, "--base", NAME, "--output", f"{NAME}-merged"],
+        [HOSTILE, "x", "--base", HOSTILE, "--output", "o"],
+    ],
+    "experts": [
+        [NAME, HOSTILE, "--output", "o"],
+        [NAME, "0", "--output", NAME],
+        [f"runs/{NAME}", "0", "--output", "o"],
+    ],
+    "submit": [
+        ["demo.yaml"],
+        ["demo.yaml", "--json"],
+        ["demo.yaml", "--watch"],
+        ["keys.yaml"],
+        ["demo.yaml", "--name", HOSTILE],
+    ],
     "estimate": [["demo.yaml"], ["demo.yaml", "--json"], ["text.yaml"]],
-    "retry": [*RUN_COMMANDS, ["demo", "--set", f"{HOSTILE}=1"], ["demo", "--set", HOSTILE], ["demo", "--budget", HOSTILE]],
+    "retry": [
+        *RUN_COMMANDS,
+        ["demo", "--set", f"{HOSTILE}=1"],
+        ["demo", "--set", HOSTILE],
+        ["demo", "--budget", HOSTILE],
+    ],
     "watch": RUN_COMMANDS,
-    "logs": [*RUN_COMMANDS, ["demo", "--list"], ["demo", "--unit", HOSTILE], ["demo", "--follow"], ["demo", "--follow", "--json"]],
+    "logs": [
+        *RUN_COMMANDS,
+        ["demo", "--list"],
+        ["demo", "--unit", HOSTILE],
+        ["demo", "--follow"],
+        ["demo", "--follow", "--json"],
+    ],
     "list": [[], ["--json"], ["--tag", HOSTILE]],
     "status": RUN_COMMANDS,
     "change": [[*each, "--priority", "1"] for each in RUN_COMMANDS],
@@ -234,7 +290,10 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "pools": [[], ["--json"]],
     "tokens list": [[], ["--json"]],
     "tokens create": [
-        [HOSTILE, "--owner", HOSTILE], ["x", "--owner", "ann", "--json"], ["x", "--owner", "ann", "--state-dir", NAME]],
+        [HOSTILE, "--owner", HOSTILE],
+        ["x", "--owner", "ann", "--json"],
+        ["x", "--owner", "ann", "--state-dir", NAME],
+    ],
     "tokens revoke": [[HOSTILE], ["T1"], ["T1", "--json"]],
     "serve": [["--public-url", HOSTILE], ["--port", HOSTILE], ["--input-root", HOSTILE, "--map-function", HOSTILE]],
     "stop": [["--state-dir", NAME]],
@@ -254,7 +313,12 @@ DRAWING = {"run", "plan", "show", "watch", "submit", "status", "list", "estimate
 
 def invoke(command: tuple[str, ...], arguments: list[str], *, live: bool = False) -> Result:
     return CliRunner().invoke(
-        app, [*command, *arguments], prog_name="moedisco", env={"FORCE_COLOR": "1"} if live else {"NO_COLOR": "1"}, input=HOSTILE)
+        app,
+        [*command, *arguments],
+        prog_name="moedisco",
+        env={"FORCE_COLOR": "1"} if live else {"NO_COLOR": "1"},
+        input=HOSTILE,
+    )
 
 
 def check(command: tuple[str, ...], arguments: list[str], *, live: bool = False) -> Result:
@@ -268,11 +332,12 @@ def check(command: tuple[str, ...], arguments: list[str], *, live: bool = False)
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_no_command_writes_what_a_terminal_obeys(
-    fake: HostileService, place: Path, request: pytest.FixtureRequest, command: tuple[str, ...],
+    fake: HostileService, place: Path, request: pytest.FixtureRequest, command: tuple[str, ...]
 ) -> None:
     """A new command fails here until it has scenarios.
 
-    Before (af276e38): all 46 commands fail: run, show, watch, logs, submit, cancel wrote ESC, OSC 52, C1; others U+202E of a name.
+    Before (af276e38): all 46 commands fail: run, show, watch, logs, submit, cancel wrote ESC, OSC 52, C1; others U+202E
+    of a name.
     """
     if command == ("run",):
         request.getfixturevalue("pipeline")
@@ -284,17 +349,45 @@ def test_no_command_writes_what_a_terminal_obeys(
     check(command, [HOSTILE] * 9)
 
 
-@pytest.mark.parametrize("command", [
-    command for command in commands() if command[0] in {
-        "submit", "estimate", "retry", "watch", "logs", "list", "status", "change", "cancel", "resume", "delete", "download",
-        "quota", "policies", "pools", "tokens", "sign-in"}], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        command
+        for command in commands()
+        if command[0]
+        in {
+            "submit",
+            "estimate",
+            "retry",
+            "watch",
+            "logs",
+            "list",
+            "status",
+            "change",
+            "cancel",
+            "resume",
+            "delete",
+            "download",
+            "quota",
+            "policies",
+            "pools",
+            "tokens",
+            "sign-in",
+        }
+    ],
+    ids=" ".join,
+)
 def test_no_command_writes_what_a_service_refuses_with(
-    fake: HostileService, place: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...],
+    fake: HostileService, place: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     """Before (af276e38): each of the 25 commands wrote the escape sequences of the problem document, `\\x1b[8m` first."""
     answers = [
-        problem(422, HOSTILE, [(HOSTILE, HOSTILE)]), problem(404, HOSTILE), httpx.Response(403, text=HOSTILE),
-        httpx.Response(200, json={HOSTILE: HOSTILE}), httpx.Response(302, headers={"Location": "http://x/%1b"}, text=HOSTILE)]
+        problem(422, HOSTILE, [(HOSTILE, HOSTILE)]),
+        problem(404, HOSTILE),
+        httpx.Response(403, text=HOSTILE),
+        httpx.Response(200, json={HOSTILE: HOSTILE}),
+        httpx.Response(302, headers={"Location": "http://x/%1b"}, text=HOSTILE),
+    ]
     for answer in answers:
         monkeypatch.setattr(fake, "refusal", answer)
         for arguments in SCENARIOS[" ".join(command)][:3]:
@@ -303,7 +396,7 @@ def test_no_command_writes_what_a_service_refuses_with(
 
 @pytest.mark.parametrize("live", [False, True])
 def test_the_errors_of_a_run_are_shown_without_their_escape_sequences(
-    pipeline: types.ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch, live: bool,
+    pipeline: types.ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
     """Before (af276e38): `moedisco: the worker said \\x1b[2J\\x1b]52;c;...` cleared the screen and wrote the clipboard."""
     monkeypatch.setattr(pipeline, "outcome", RunError(f"the worker said {HOSTILE}"))

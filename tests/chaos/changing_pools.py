@@ -58,7 +58,7 @@ class ChangingPools:
     """
 
     def __init__(
-        self, plan: Sequence[Change], nodes: SpotNodes, resources: Mapping[str, str], steps: Mapping[str, int],
+        self, plan: Sequence[Change], nodes: SpotNodes, resources: Mapping[str, str], steps: Mapping[str, int]
     ) -> None:
         self._hits: list[tuple[Hit, _Trainer]] = []
         self._finished: dict[str, _Trainer] = {}
@@ -128,15 +128,21 @@ class ChangingPools:
 
     def _too_late(self, change: Change) -> bool:
         """Whether a notice before it has let the last training of its stage finish, which is what a notice is for."""
-        noticed = [hit for hit, trainer in self._hits if hit.change.kind == "notice" and self._finished.get(hit.unit) is trainer]
+        noticed = [
+            hit
+            for hit, trainer in self._hits
+            if hit.change.kind == "notice" and self._finished.get(hit.unit) is trainer
+        ]
         made = sum(self._made[change.stage].values())
         return made == self._steps[change.stage] and any(hit.change.stage == change.stage for hit in noticed)
 
     def _under_way(self, stage: str) -> list[str]:
         """Units that train now, and that nothing happened to yet; the one with most left first."""
         mine = {
-            unit: trainer for unit, trainer in self._trainers.items()
-            if trainer.stage == stage and trainer.step and not trainer.struck}
+            unit: trainer
+            for unit, trainer in self._trainers.items()
+            if trainer.stage == stage and trainer.step and not trainer.struck
+        }
         return sorted(mine, key=lambda unit: mine[unit].step - mine[unit].steps)
 
     def _carry_out(self, change: Change) -> None:
@@ -168,5 +174,7 @@ class ChangingPools:
 
     def _wait_for(self, condition: Callable[[], Any], seconds: float = _PATIENCE) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: condition() or self._ended.is_set(), seconds), "the run got no further"
+            assert self._changed.wait_for(lambda: condition() or self._ended.is_set(), seconds), (
+                "the run got no further"
+            )
             assert condition(), "the run ended before its pools had changed as planned"

@@ -1,4 +1,7 @@
-"""Kills one worker of a gang, with SIGKILL, in the middle of a load, a step or the final save. Ray calls `arm` in each process."""
+"""Kills one worker of a gang, with SIGKILL, in the middle of a load, a step or the final save.
+
+Ray calls `arm` in each process.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,14 @@ from moedisco_ray.training.stepper import Stepper
 
 Moment = Literal["load", "step", "save"]
 MOMENTS: dict[Moment, tuple[type, str]] = {
-    "load": (Checkpoint, "__getitem__"), "step": (Stepper, "__call__"), "save": (ShardFile, "put")}
+    "load": (Checkpoint, "__getitem__"),
+    "step": (Stepper, "__call__"),
+    "save": (ShardFile, "put"),
+}
 """The method of the product whose calls are counted, for each moment."""
 FOLDER, MOMENT, RANK, CALLS, WORKERS = "DYING_FOLDER", "DYING_MOMENT", "DYING_RANK", "DYING_CALLS", "DYING_WORKERS"
-"""Environment variables: a folder for the mark that a worker has died, when, which worker, at which call, and the gang's size."""
+"""Environment variables: a folder for the mark that a worker has died, when, which worker, at which call, and the
+gang's size."""
 
 
 def settings(folder: Path, moment: Moment, *, rank: int, calls: int, workers: int) -> dict[str, str]:
@@ -34,7 +41,7 @@ def mark(folder: Path) -> Path:
 
 def arm() -> None:
     """Count the calls of the plan's method in this process, and die in the planned one, if no worker has died before."""
-    kind, name = MOMENTS[os.environ[MOMENT]]    # type: ignore[index]  # one of the moments, see `settings`
+    kind, name = MOMENTS[os.environ[MOMENT]]  # type: ignore[index]  # one of the moments, see `settings`
     planned = int(os.environ[CALLS])
     method: Callable[..., Any] = getattr(kind, name)
     calls = 0
@@ -51,7 +58,10 @@ def arm() -> None:
 
 
 def _is_the_one() -> bool:
-    return dist.is_initialized() and (dist.get_world_size(), dist.get_rank()) == (int(os.environ[WORKERS]), int(os.environ[RANK]))
+    return dist.is_initialized() and (dist.get_world_size(), dist.get_rank()) == (
+        int(os.environ[WORKERS]),
+        int(os.environ[RANK]),
+    )
 
 
 def _die() -> None:

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 Fault = Literal["pass", "refuse", "throttle", "slow", "cut"]
-"""`refuse`: hangs up. `throttle`: answers 503. `slow`: pauses after each piece of what is sent and answered. `cut`: hangs up in the
-middle of what is sent, or of the answer to a GET, which says how long it would be."""
+"""`refuse`: hangs up. `throttle`: answers 503. `slow`: pauses after each piece of what is sent and answered. `cut`:
+hangs up in the middle of what is sent, or of the answer to a GET, which says how long it would be."""
 Faults = Callable[[str, str], Fault]
 """From a request's method and path to what becomes of it."""
 
@@ -106,7 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.closing(http.client.HTTPConnection(self.proxy.server)) as upstream:
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
             chunked = "Transfer-Encoding" in self.headers
-            upstream.request(self.command, self.path, iter([body]) if chunked else body, headers, encode_chunked=chunked)
+            upstream.request(
+                self.command, self.path, iter([body]) if chunked else body, headers, encode_chunked=chunked
+            )
             answer = upstream.getresponse()
             kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _PER_CONNECTION]
             self._answer(answer.status, kept, answer.read(), fault)
@@ -124,12 +126,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, body: bytes, fault: Fault) -> None:
         if fault == "cut":
-            self.wfile.write(body[:len(body) // 2])
+            self.wfile.write(body[: len(body) // 2])
             self._hang_up()
             return
         for start in range(0, max(len(body), 1), _CHUNK):
             time.sleep(_ANSWER_PAUSE if fault == "slow" else 0.0)
-            self.wfile.write(body[start:start + _CHUNK])
+            self.wfile.write(body[start : start + _CHUNK])
 
     def _hang_up(self) -> None:
         self.close_connection = True

@@ -10,8 +10,8 @@ from service.domain.outcome import FUTILE_LIMIT
 
 Target = Literal["service", "driver"]
 Moment = Literal["events", "steps", "service start", "driver start"]
-"""Unit of a moment. `events`: further events of the stream. `steps`: steps of the present driver beyond any earlier one.
-`service start`, `driver start`: seconds after the process that was killed last started again."""
+"""Unit of a moment. `events`: further events of the stream. `steps`: steps of the present driver beyond any earlier
+one. `service start`, `driver start`: seconds after the process that was killed last started again."""
 
 _SERVICE_SHARE = 0.6
 """Of the kills; that of a driver costs the most time."""
@@ -33,8 +33,8 @@ class Kill:
 def draw(seed: int, count: int) -> list[Kill]:
     """A plan.
 
-    The service gives a run up after `FUTILE_LIMIT` drivers in a row that got no further, so that before one more is killed a
-    driver is waited for that does.
+    The service gives a run up after `FUTILE_LIMIT` drivers in a row that got no further, so that before one more is
+    killed a driver is waited for that does.
     """
     generator = random.Random(seed)
     kills: list[Kill] = []

@@ -8,8 +8,8 @@ from typing import Literal
 
 Stage = Literal["submodels", "finetune"]
 Kind = Literal["power", "notice", "process", "empty", "arrival"]
-"""`power`: a node is gone at once. `notice`: a node says that it will go, and goes. `process`: a trainer's worker process is
-killed. `empty`: all nodes of the pool are gone at once. `arrival`: there is a node more than before."""
+"""`power`: a node is gone at once. `notice`: a node says that it will go, and goes. `process`: a trainer's worker
+process is killed. `empty`: all nodes of the pool are gone at once. `arrival`: there is a node more than before."""
 
 NODES: dict[Stage, int] = {"submodels": 2, "finetune": 1}
 """Of the pool that trains a stage, at the beginning; each has room for one worker."""
@@ -56,8 +56,11 @@ def draw(seed: int) -> list[Change]:
     generator = random.Random(seed)
     count = generator.randint(1, MOST_CHANGES)
     stages: list[Stage] = sorted(
-        ("finetune" if generator.random() < _FINETUNE_SHARE else "submodels" for _ in range(count)), reverse=True)
-    shares = {stage: sorted(generator.uniform(_EARLIEST, _LATEST) for _ in range(stages.count(stage))) for stage in NODES}
+        ("finetune" if generator.random() < _FINETUNE_SHARE else "submodels" for _ in range(count)), reverse=True
+    )
+    shares = {
+        stage: sorted(generator.uniform(_EARLIEST, _LATEST) for _ in range(stages.count(stage))) for stage in NODES
+    }
     nodes = dict(NODES)
     changes: list[Change] = []
     for stage in stages:

@@ -15,8 +15,8 @@ from typing import Literal
 from moedisco_ray.core.events import Event
 
 Moment = Literal["idle", "handover", "step", "save"]
-"""`idle`: between two trainings. `handover`: the driver has taken the seat for a training, whose first step is not reported.
-`step`: while it trains. `save`: while it writes a checkpoint."""
+"""`idle`: between two trainings. `handover`: the driver has taken the seat for a training, whose first step is not
+reported. `step`: while it trains. `save`: while it writes a checkpoint."""
 Store = Literal["disk", "throttle", "cut", "refuse", "slow"]
 """Where checkpoints go: to a disk, or to an object store with a fault."""
 
@@ -50,7 +50,9 @@ def draw(seed: int, units: int, steps: int) -> tuple[Store, list[Kill | None]]:
     kills: list[Kill | None] = []
     for unit in range(units):
         possible: list[Moment] = ["step", "save"] if unit == 0 else ["idle", "handover", "step", "save"]
-        kill = Kill(generator.choice(possible), generator.randint(1, steps * 3 // 4), generator.uniform(0.0, _LATEST_HANDOVER))
+        kill = Kill(
+            generator.choice(possible), generator.randint(1, steps * 3 // 4), generator.uniform(0.0, _LATEST_HANDOVER)
+        )
         kills.append(kill if generator.random() < 0.75 else None)
     if not any(kills):
         kills[-1] = Kill("handover", delay=generator.uniform(0.0, _LATEST_HANDOVER))

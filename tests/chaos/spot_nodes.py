@@ -29,10 +29,13 @@ from moedisco_ray.execution.ray.session import NO_DASHBOARD
 _MEMORY = 80_000_000
 _PATIENCE = 30.0
 _RECONNECT_SECONDS = 5
-# A node that answers no more is lost after 1.5 s instead of 15, and a head after 5 s instead of 60: on one machine, a refused
-# connection is no hiccup of a network.
+# A node that answers no more is lost after 1.5 s instead of 15, and a head after 5 s instead of 60: on one machine, a
+# refused connection is no hiccup of a network.
 _SYSTEM = {
-    "health_check_period_ms": 500, "health_check_failure_threshold": 3, "gcs_rpc_server_reconnect_timeout_s": _RECONNECT_SECONDS}
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+    "gcs_rpc_server_reconnect_timeout_s": _RECONNECT_SECONDS,
+}
 _OF_A_NODE = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
 _OF_A_CLUSTER = ("TrainStateActor", "_AutoscalingCoordinatorActor", "_StatsActor", "_UsageCollectionActor")
 """Ray keeps one of each for the lifetime of a Ray cluster, whatever nodes come and go."""
@@ -42,13 +45,24 @@ class SpotNodes:
     """The cluster; its head has no room for work."""
 
     def __init__(self) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 0, "include_dashboard": False, "object_store_memory": _MEMORY, "_system_config": _SYSTEM})
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": _MEMORY,
+                "_system_config": _SYSTEM,
+            },
+        )
         self._nodes: dict[str, tuple[str, Node]] = {}
         self._going: set[str] = set()
         self._gone: list[psutil.Process] = []
         ray.init(
-            address=self._cluster.address, runtime_env=dict(NO_DASHBOARD), log_to_driver=False, logging_level=logging.ERROR)
+            address=self._cluster.address,
+            runtime_env=dict(NO_DASHBOARD),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
     @property
     def address(self) -> str:
@@ -83,8 +97,11 @@ class SpotNodes:
         path.write_text(yaml.safe_dump(run.model_dump(mode="json")), encoding="utf-8")
         with (home / "output.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "moedisco_ray", "run", str(path)], stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"})
+                [sys.executable, "-m", "moedisco_ray", "run", str(path)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"},
+            )
         try:
             yield process
         finally:
@@ -107,8 +124,12 @@ class SpotNodes:
                 self.kill(node_id)
             for _ in range(count - len(there)):
                 self.add(resource)
-        until(lambda: {node["NodeID"] for node in ray.nodes() if node["Alive"] and wanted.keys() & node["Resources"]} == {
-            *self._nodes})
+        until(
+            lambda: (
+                {node["NodeID"] for node in ray.nodes() if node["Alive"] and wanted.keys() & node["Resources"]}
+                == {*self._nodes}
+            )
+        )
 
     def check_nothing_is_left(self) -> None:
         """A run that has ended holds no placement group, no actor, and no process; Ray may take its time to end them."""
@@ -123,10 +144,16 @@ class SpotNodes:
         self._cluster.shutdown()
 
     def _left_over(self) -> list[str]:
-        groups = [f"placement group {key}: {group['state']}"
-                  for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
-        actors = [f"actor {actor['ActorClassName']}: {actor['State']}"
-                  for actor in state.actors().values() if actor["State"] != "DEAD" and actor["ActorClassName"] not in _OF_A_CLUSTER]
+        groups = [
+            f"placement group {key}: {group['state']}"
+            for key, group in placement_group_table().items()
+            if group["state"] != "REMOVED"
+        ]
+        actors = [
+            f"actor {actor['ActorClassName']}: {actor['State']}"
+            for actor in state.actors().values()
+            if actor["State"] != "DEAD" and actor["ActorClassName"] not in _OF_A_CLUSTER
+        ]
         orphans = [f"process of a node that is gone: {process.pid}" for process in self._gone if process.is_running()]
         return [*groups, *actors, *orphans, *self._busy()]
 

@@ -63,10 +63,10 @@ def attempts(events: Iterable[Event]) -> dict[str, list[Attempt]]:
 def check_losses(unit: Sequence[Attempt], interval: int, *, on_disk: bool) -> None:
     """No attempt lost more than an interval, and the steps made since a checkpoint that was still being written.
 
-    An interval alone is no bound: training does not wait for the write of a checkpoint. A kill one step after a save takes this
-    step and the unfinished checkpoint, and with it the whole interval before. If the newest checkpoint was complete, less than an
-    interval is lost. On a disk, a write ends within half an interval; on a busy machine it takes up to two steps of eight. On any
-    storage the next save waits for it, so that never two intervals are lost.
+    An interval alone is no bound: training does not wait for the write of a checkpoint. A kill one step after a save
+    takes this step and the unfinished checkpoint, and with it the whole interval before. If the newest checkpoint was
+    complete, less than an interval is lost. On a disk, a write ends within half an interval; on a busy machine it takes
+    up to two steps of eight. On any storage the next save waits for it, so that never two intervals are lost.
     """
     for attempt, steps_lost in zip(unit, [*lost(unit), 0], strict=True):
         newest = attempt.end - attempt.end % interval

@@ -41,18 +41,30 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(output: Path) -> RunConfig:
     """One sub-model more than there are nodes; every step is reported."""
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128,
-             "num_experts": SUBMODELS, "num_experts_per_tok": 2}
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "moe_intermediate_size": 128,
+        "num_experts": SUBMODELS,
+        "num_experts_per_tok": 2,
+    }
     optimizer = {"batch_tokens": 4096, "lr": 2e-3}
     return small_config(
-        output, tokens={"total": 800_000, "finetune_share": 0.2}, model={"family": "qwen3_moe", "config": sizes},
-        clusters={"count": SUBMODELS}, submodels={"optimizer": optimizer}, finetune={"optimizer": optimizer},
-        checkpoint={"every": INTERVAL}, evaluation={"max_tokens": 2000, "sample_tokens": 1, "prompts": ["def "]})
+        output,
+        tokens={"total": 800_000, "finetune_share": 0.2},
+        model={"family": "qwen3_moe", "config": sizes},
+        clusters={"count": SUBMODELS},
+        submodels={"optimizer": optimizer},
+        finetune={"optimizer": optimizer},
+        checkpoint={"every": INTERVAL},
+        evaluation={"max_tokens": 2000, "sample_tokens": 1, "prompts": ["def "]},
+    )
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_run_outlives_its_machines(
-    nodes: SpotNodes, undisturbed: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture,
+    nodes: SpotNodes, undisturbed: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, __name__)
     nodes.reset({POOLS[stage]: count for stage, count in NODES.items()})
@@ -78,7 +90,9 @@ def test_a_run_outlives_its_machines(
 def check_restarts(events: list[Event], hits: list[Hit]) -> None:
     """A process that is killed is a failure of its unit's; a machine that goes is none of anybody's."""
     restarts = [event for event in events if event.type == "worker_restarted"]
-    told = {kind: Counter(event.unit for event in restarts if event.data["kind"] == kind) for kind in ("died", "preempted")}
+    told = {
+        kind: Counter(event.unit for event in restarts if event.data["kind"] == kind) for kind in ("died", "preempted")
+    }
     assert told["died"].total() + told["preempted"].total() == len(restarts)
     assert told["died"] == Counter(hit.unit for hit in hits if hit.change.kind == "process")
     # More than those: a machine takes with it what has not reported a step yet.

@@ -40,7 +40,8 @@ FAULTY_SHARE = 0.05
 END_SECONDS = 150.0
 """Maximum time in which a driver ends after its head is gone (s): Ray tries to reach the head for 60 s."""
 WAIT_SECONDS = 400.0
-"""Maximum time in which a run gets to the kill, or from there to its end (s): several times what it takes on a busy machine."""
+"""Maximum time in which a run gets to the kill, or from there to its end (s): several times what it takes on a busy
+machine."""
 _log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
@@ -61,16 +62,28 @@ def config(output: Path | str) -> RunConfig:
     """The default's phases: a seed, two sub-models with routers that sync, a fine-tune on one worker; every step is reported."""
     optimizer = {"name": "muon", "batch_tokens": 1024, "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
     return small_config(
-        output, tokens={"total": 200_000, "seed_share": 0.2}, submodels={"sync_every": 20, "optimizer": optimizer},
-        finetune={"optimizer": optimizer}, model={"config": {
-            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 64, "num_experts": 4,
-            "num_experts_per_tok": 1}},
-        checkpoint={"every": INTERVAL}, evaluation={"max_tokens": 2000, "sample_tokens": 1, "prompts": ["def "]})
+        output,
+        tokens={"total": 200_000, "seed_share": 0.2},
+        submodels={"sync_every": 20, "optimizer": optimizer},
+        finetune={"optimizer": optimizer},
+        model={
+            "config": {
+                "hidden_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "moe_intermediate_size": 64,
+                "num_experts": 4,
+                "num_experts_per_tok": 1,
+            }
+        },
+        checkpoint={"every": INTERVAL},
+        evaluation={"max_tokens": 2000, "sample_tokens": 1, "prompts": ["def "]},
+    )
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_the_same_command_finishes_what_a_killed_driver_or_head_has_left(
-    store: tuple[FaultyS3, str], undisturbed: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture,
+    store: tuple[FaultyS3, str], undisturbed: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, __name__)
     kill, began = draw(seed), time.monotonic()
@@ -114,7 +127,9 @@ def begin_with(run: RunConfig, undisturbed: Path, stage: Stage) -> None:
         for directory in [run.directory / stage.directory for stage in STAGES]:
             if (manifest := read_manifest(directory)) is not None:
                 with commit(directory, manifest.fingerprint, at, manifest.stage, manifest.inputs) as draft:
-                    shutil.copytree(directory, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+                    shutil.copytree(
+                        directory, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json")
+                    )
                     draft.summary.update(manifest.summary)
 
 

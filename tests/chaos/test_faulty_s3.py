@@ -29,7 +29,9 @@ def store(proxied: tuple[FaultyS3, str]) -> fs.FileSystem:
     return store
 
 
-def test_half_of_an_answer_comes_which_says_that_it_would_be_whole(proxied: tuple[FaultyS3, str], store: fs.FileSystem) -> None:
+def test_half_of_an_answer_comes_which_says_that_it_would_be_whole(
+    proxied: tuple[FaultyS3, str], store: fs.FileSystem
+) -> None:
     del store
     proxied[0].faults = seeded(["cut"], 1.0, 0)
     client = boto3.client("s3", endpoint_url=f"http://{proxied[1]}")
@@ -38,12 +40,12 @@ def test_half_of_an_answer_comes_which_says_that_it_would_be_whole(proxied: tupl
         connection.request("GET", signed.partition(proxied[1])[2])
         with pytest.raises(http.client.IncompleteRead) as cut:
             connection.getresponse().read()
-    assert (cut.value.partial, cut.value.expected) == (DATA[:len(DATA) // 2], len(DATA) - len(DATA) // 2)
+    assert (cut.value.partial, cut.value.expected) == (DATA[: len(DATA) // 2], len(DATA) - len(DATA) // 2)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "throttle", "slow", "cut"])
 def test_a_reader_that_meets_with_a_fault_once_gets_the_bytes(
-    proxied: tuple[FaultyS3, str], store: fs.FileSystem, fault: Fault,
+    proxied: tuple[FaultyS3, str], store: fs.FileSystem, fault: Fault
 ) -> None:
     proxy, _ = proxied
     requests, before = itertools.count(), proxy.counts[fault]

@@ -45,13 +45,17 @@ def running(jobs: Sequence[TrainJob], directory: Path) -> Iterator[Running]:
     """Without any patience for failures."""
     events: list[Event] = []
     with ThreadPoolExecutor(1) as thread:
-        yield Running(events, thread.submit(train_all, jobs, Placement(POOL, 1, max_failures=0), directory, events.append))
+        yield Running(
+            events, thread.submit(train_all, jobs, Placement(POOL, 1, max_failures=0), directory, events.append)
+        )
 
 
 def test_a_notice_is_followed_by_a_checkpoint_and_by_another_node(nodes: SpotNodes, tmp_path: Path) -> None:
     nodes.reset({POOL.resource: 2})
     job, undisturbed = (
-        dataclasses.replace(make_job(tmp_path / name, STEPS), checkpoint_every=10 * STEPS) for name in ("job", "undisturbed"))
+        dataclasses.replace(make_job(tmp_path / name, STEPS), checkpoint_every=10 * STEPS)
+        for name in ("job", "undisturbed")
+    )
     with running([job], tmp_path / "ray") as run:
         until(lambda: run.reached(50), 60)
         nodes.notify(run.of("unit_started")[0].data["node_id"], seconds=60)
@@ -91,7 +95,9 @@ def test_what_waits_holds_nothing(nodes: SpotNodes, tmp_path: Path) -> None:
     assert len(run.trained.result()) == len(names)
     assert most == 1
     assert [event.type for event in run.events if event.type in ("unit_started", "unit_finished")] == [
-        "unit_started", "unit_finished"] * len(names)
+        "unit_started",
+        "unit_finished",
+    ] * len(names)
     nodes.check_nothing_is_left()
 
 

@@ -68,7 +68,8 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 def test_a_poisoned_run_holds_up_no_other(api: Service, tmp_path: Path, column: str, state: str):
     """The rounds are those of the reconciler and of the housekeeping.
 
-    Before (af276e38): text that is no JSON ends each round with ValueError; the list answers 500, but not for `config` and `meter`.
+    Before (af276e38): text that is no JSON ends each round with ValueError; the list answers 500, but not for `config`
+    and `meter`.
     """
     scene = Scene(api.database, tmp_path, api.settings, api.jobs, api.pools)
     scene.pools.slots = {"low_mem_gpu": 4000, "high_mem_gpu": 4000}
@@ -114,7 +115,9 @@ def check(api: Service, scene: Scene, victim: str, other: str, number: int) -> N
 
 def begun(scene: Scene) -> str:
     run_id = scene.running(tags={"team": "vision"}, budget=1e6)
-    scene.report(run_id, Event("stage_started", "seed"), HELD, Event("progress", "seed", "seed", {"step": 1, "tokens": 10}))
+    scene.report(
+        run_id, Event("stage_started", "seed"), HELD, Event("progress", "seed", "seed", {"step": 1, "tokens": 10})
+    )
     scene.now += 60
     scene.report(run_id, Event("heartbeat"))
     return run_id

@@ -34,7 +34,10 @@ def test_changes_come_in_the_order_in_which_a_run_gets_to_them(seed: int) -> Non
 @given(SEEDS)
 def test_no_more_processes_are_killed_than_are_put_up_with(seed: int) -> None:
     for stage in ("submodels", "finetune"):
-        assert sum(change.kind == "process" and change.stage == stage for change in draw(seed)) <= Checkpoint().max_failures
+        assert (
+            sum(change.kind == "process" and change.stage == stage for change in draw(seed))
+            <= Checkpoint().max_failures
+        )
 
 
 @given(SEEDS)

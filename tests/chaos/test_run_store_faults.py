@@ -37,7 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, An
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_disturbed_store_changes_no_bit(
-    undisturbed: tuple[RunConfig, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int,
+    undisturbed: tuple[RunConfig, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "RETRY_PAUSES", (0.1,) * 8)

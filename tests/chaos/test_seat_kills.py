@@ -1,6 +1,7 @@
 """Sub-models on one seat whose process is killed at seeded moments, with checkpoints on a disk or a faulty object store.
 
-What they learn is the same, bit for bit, and no kill costs more than `check_losses` allows. CHAOS_SEEDS is the number of seeds.
+What they learn is the same, bit for bit, and no kill costs more than `check_losses` allows. CHAOS_SEEDS is the number
+of seeds.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[TrainResult]:
 def job(directory: Path, unit: int, checkpoints: Location | None) -> TrainJob:
     made = make_job(directory, STEPS)
     return dataclasses.replace(
-        made, name=f"submodel-{unit}", seed=unit, checkpoint_every=INTERVAL, checkpoints=checkpoints or made.checkpoints)
+        made, name=f"submodel-{unit}", seed=unit, checkpoint_every=INTERVAL, checkpoints=checkpoints or made.checkpoints
+    )
 
 
 def is_saving(checkpoints: Location) -> bool:
@@ -66,7 +68,11 @@ def is_saving(checkpoints: Location) -> bool:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_seat_that_is_killed_costs_an_interval_at_most(
-    nodes: SpotNodes, store: tuple[FaultyS3, str], undisturbed: list[TrainResult], tmp_path: Path, seed: int,
+    nodes: SpotNodes,
+    store: tuple[FaultyS3, str],
+    undisturbed: list[TrainResult],
+    tmp_path: Path,
+    seed: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, __name__)
@@ -85,7 +91,9 @@ def test_a_seat_that_is_killed_costs_an_interval_at_most(
         for each in jobs:
             if each.name in kills and kills[each.name].moment == "idle":
                 killer.kill(each.name)
-            trained += train_all([each], Placement(LOW, 1, max_failures=UNITS), tmp_path / f"ray-{each.name}", killer, seats=seats)
+            trained += train_all(
+                [each], Placement(LOW, 1, max_failures=UNITS), tmp_path / f"ray-{each.name}", killer, seats=seats
+            )
     _log.info("seed %d, %s, %.1f s: %s", seed, kind, time.monotonic() - began, "; ".join(map(str, plan)))
     assert [each.result.losses for each in trained] == [each.losses for each in undisturbed]
     check_work(killer, {name for name, kill in kills.items() if kill.moment == "idle"}, on_disk=kind == "disk")

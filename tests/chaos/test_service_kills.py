@@ -33,7 +33,7 @@ def service(tmp_path: Path) -> Iterator[RealService]:
 
 @pytest.mark.parametrize("seed", [17])
 def test_a_run_survives_twenty_kills(
-    service: RealService, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture,
+    service: RealService, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, __name__)
     undisturbed = pipeline.run(long_config(tmp_path / "undisturbed"), backend=LocalBackend())

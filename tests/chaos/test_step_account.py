@@ -60,14 +60,20 @@ def test_safe_is_the_newest_checkpoint_that_an_attempt_told_of(start: int, made:
     assert both[1].safe == again
 
 
-@pytest.mark.parametrize(("end", "saved", "resumed", "on_disk", "allowed"), [
-    (23, [8, 16], 16, True, True),      # the newest checkpoint is complete
-    (17, [8], 8, True, True),           # it was being written: a step more than an interval
-    (20, [8], 8, True, True), (21, [8], 8, True, False), (23, [8], 8, False, True),
-    (24, [8], 8, False, False),         # this save waits for the write of the one before
-    (23, [8, 16], 8, False, False)])    # the next attempt continued from an older one
+@pytest.mark.parametrize(
+    ("end", "saved", "resumed", "on_disk", "allowed"),
+    [
+        (23, [8, 16], 16, True, True),  # the newest checkpoint is complete
+        (17, [8], 8, True, True),  # it was being written: a step more than an interval
+        (20, [8], 8, True, True),
+        (21, [8], 8, True, False),
+        (23, [8], 8, False, True),
+        (24, [8], 8, False, False),  # this save waits for the write of the one before
+        (23, [8, 16], 8, False, False),
+    ],
+)  # the next attempt continued from an older one
 def test_a_loss_is_an_interval_and_what_was_made_during_a_write(
-    end: int, saved: list[int], resumed: int, on_disk: bool, allowed: bool,
+    end: int, saved: list[int], resumed: int, on_disk: bool, allowed: bool
 ) -> None:
     unit = [Attempt(0, list(range(1, end + 1)), saved), Attempt(resumed, list(range(resumed + 1, 31)), [24])]
     with contextlib.nullcontext() if allowed else pytest.raises(AssertionError):

@@ -52,7 +52,12 @@ def same_as(whole: tuple[TrainJob, TrainResult], job: TrainJob, result: TrainRes
 
 @pytest.mark.parametrize(("fault", "share"), [("throttle", 0.3), ("cut", 0.3), ("refuse", 0.3), ("slow", 1.0)])
 def test_what_passes_is_waited_for(
-    home: Path, proxy: tuple[FaultyS3, str], whole: tuple[TrainJob, TrainResult], tmp_path: Path, fault: Fault, share: float,
+    home: Path,
+    proxy: tuple[FaultyS3, str],
+    whole: tuple[TrainJob, TrainResult],
+    tmp_path: Path,
+    fault: Fault,
+    share: float,
 ) -> None:
     proxy[0].faults = uploads(fault, share, seed=1)
     job = small_job(home, tmp_path / "out", proxy[1], steps=STEPS)
@@ -63,12 +68,24 @@ def test_what_passes_is_waited_for(
     assert run(job).restored_step == STEPS
 
 
-@pytest.mark.parametrize(("fault", "file"), [
-    ("cut", "__0_0.distcp"), ("cut", "metadata.json"), ("cut", "progress.json"), ("cut", "manifest.json"),
-    ("refuse", "__0_0.distcp")])
+@pytest.mark.parametrize(
+    ("fault", "file"),
+    [
+        ("cut", "__0_0.distcp"),
+        ("cut", "metadata.json"),
+        ("cut", "progress.json"),
+        ("cut", "manifest.json"),
+        ("refuse", "__0_0.distcp"),
+    ],
+)
 def test_an_outage_at_any_file_is_told_and_never_leaves_half_a_checkpoint(
-    home: Path, proxy: tuple[FaultyS3, str], whole: tuple[TrainJob, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    fault: Fault, file: str,
+    home: Path,
+    proxy: tuple[FaultyS3, str],
+    whole: tuple[TrainJob, TrainResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    file: str,
 ) -> None:
     monkeypatch.setattr(remote, "RETRY_PAUSES", (0.1,))
     away = False
@@ -91,7 +108,7 @@ def test_an_outage_at_any_file_is_told_and_never_leaves_half_a_checkpoint(
 
 
 def test_training_goes_on_beside_a_slow_upload(
-    home: Path, proxy: tuple[FaultyS3, str], whole: tuple[TrainJob, TrainResult], tmp_path: Path,
+    home: Path, proxy: tuple[FaultyS3, str], whole: tuple[TrainJob, TrainResult], tmp_path: Path
 ) -> None:
     proxy[0].faults = uploads("slow", 1.0, 0)
     events: list[Event] = []

@@ -32,8 +32,10 @@ def members(directory: Path, patience: float | None) -> list[TrainJob]:
     sync = SyncPlan(directory / "sync", AT, Outer(), patience)
     return [
         dataclasses.replace(
-            make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, sync=sync)
-        for seed, name in enumerate(NAMES)]
+            make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, sync=sync
+        )
+        for seed, name in enumerate(NAMES)
+    ]
 
 
 @contextlib.contextmanager
@@ -48,7 +50,9 @@ def of(events: list[Event], kind: str, unit: str | None = None) -> list[Event]:
     return [event for event in events if event.type == kind and unit in (None, event.unit)]
 
 
-def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(nodes: SpotNodes, tmp_path: Path) -> None:
+def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(
+    nodes: SpotNodes, tmp_path: Path
+) -> None:
     nodes.reset({LOW.resource: 2, HIGH.resource: 0})
     there, here = members(tmp_path / "there", None), members(tmp_path / "here", None)
     with beside(lambda emit: train_all(there, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
@@ -75,7 +79,10 @@ def test_a_member_that_is_away_is_late_for_one_sync_and_joins_the_next(nodes: Sp
         nodes.add(LOW.resource)
         trained = training.result(180)
     assert [(event.data["members"], event.data["late"]) for event in of(events, "sync")] == [
-        (NAMES[1:], NAMES[:1]), (NAMES, []), (NAMES, [])]
+        (NAMES[1:], NAMES[:1]),
+        (NAMES, []),
+        (NAMES, []),
+    ]
     assert [each.result.steps for each in trained] == [STEPS, STEPS]
     nodes.check_nothing_is_left()
 
@@ -84,7 +91,8 @@ def test_a_notice_to_one_worker_of_a_gang_has_all_of_it_save_and_go_on(nodes: Sp
     nodes.reset({LOW.resource: 0, HIGH.resource: 3})
     job, undisturbed = (
         dataclasses.replace(make_job(tmp_path / name, 400), stage="finetune", name="finetune", checkpoint_every=4000)
-        for name in ("job", "undisturbed"))
+        for name in ("job", "undisturbed")
+    )
     with beside(lambda emit: [train_gang(job, HIGH, 0, tmp_path / "ray", emit)]) as (events, training):
         until(lambda: [event for event in of(events, "progress") if event.data["step"] >= 50], 90)
         nodes.notify(of(events, "unit_started")[0].data["node_id"], seconds=60)

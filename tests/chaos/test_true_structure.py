@@ -40,10 +40,22 @@ def write_start(home: Path) -> Path:
     vocabulary = write_tokenizer(directory, home / "text")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
-            "qwen2_moe", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-            moe_intermediate_size=16, shared_expert_intermediate_size=64, num_experts=EXPERTS, num_experts_per_tok=4,
-            vocab_size=vocabulary, max_position_embeddings=LENGTH, tie_word_embeddings=False))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                "qwen2_moe",
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                moe_intermediate_size=16,
+                shared_expert_intermediate_size=64,
+                num_experts=EXPERTS,
+                num_experts_per_tok=4,
+                vocab_size=vocabulary,
+                max_position_embeddings=LENGTH,
+                tie_word_embeddings=False,
+            )
+        )
     model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="100KB")
     assert len(list(directory.glob("*.safetensors"))) > 3
     return directory
@@ -51,17 +63,26 @@ def write_start(home: Path) -> Path:
 
 def config_of(home: Path, output: Path) -> RunConfig:
     recipe = {"batch_tokens": 512, "lr": 2e-3}
-    return check_config({
-        "name": "structure", "output": str(output),
-        "corpus": {
-            "sources": [{"path": str(path), "name": path.stem} for path in sorted((home / "text").iterdir())],
-            "validation_fraction": 0.05, "sequence_length": LENGTH},
-        "model": {"family": "qwen2_moe", "init": {"checkpoint": str(home / "start")}},
-        "tokens": {"total": 40_000, "seed_share": 0.0, "finetune_share": 0.4}, "clusters": {"count": GROUPS, "restarts": 2},
-        "submodels": {"optimizer": recipe}, "finetune": {"optimizer": recipe, "parallel": {"expert": 2}},
-        "merge": {"calibration_tokens": 2048}, "checkpoint": {"every": INTERVAL},
-        "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": WORKERS}},
-        "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]}})
+    return check_config(
+        {
+            "name": "structure",
+            "output": str(output),
+            "corpus": {
+                "sources": [{"path": str(path), "name": path.stem} for path in sorted((home / "text").iterdir())],
+                "validation_fraction": 0.05,
+                "sequence_length": LENGTH,
+            },
+            "model": {"family": "qwen2_moe", "init": {"checkpoint": str(home / "start")}},
+            "tokens": {"total": 40_000, "seed_share": 0.0, "finetune_share": 0.4},
+            "clusters": {"count": GROUPS, "restarts": 2},
+            "submodels": {"optimizer": recipe},
+            "finetune": {"optimizer": recipe, "parallel": {"expert": 2}},
+            "merge": {"calibration_tokens": 2048},
+            "checkpoint": {"every": INTERVAL},
+            "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": WORKERS}},
+            "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]},
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +104,15 @@ def on_ray(variables: dict[str, str]) -> Iterator[None]:
     if variables:
         environment["worker_process_setup_hook"] = "dying_worker.arm"
     ray.init(
-        address="local", num_cpus=6, resources={"low_mem_gpu": 2, "high_mem_gpu": WORKERS}, include_dashboard=False,
-        runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, object_store_memory=200_000_000)
+        address="local",
+        num_cpus=6,
+        resources={"low_mem_gpu": 2, "high_mem_gpu": WORKERS},
+        include_dashboard=False,
+        runtime_env=environment,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=200_000_000,
+    )
     try:
         yield
     finally:
@@ -110,7 +138,7 @@ def test_the_run_keeps_the_structure_of_its_start(undisturbed: Path) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_worker_that_dies_changes_nothing(
-    undisturbed: Path, tmp_path: Path, moment: Moment, monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Path, tmp_path: Path, moment: Moment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = random.Random(moment)
     plan = {"load": numbers.randint(5, 20), "step": numbers.randint(7, 25), "save": numbers.randint(3, 20)}
@@ -118,7 +146,9 @@ def test_a_worker_that_dies_changes_nothing(
     begin_at("finetune", config, done)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     events: list[Event] = []
-    variables = dying_worker.settings(tmp_path, moment, rank=numbers.randrange(WORKERS), calls=plan[moment], workers=WORKERS)
+    variables = dying_worker.settings(
+        tmp_path, moment, rank=numbers.randrange(WORKERS), calls=plan[moment], workers=WORKERS
+    )
     with on_ray({**variables, "PYTHONPATH": str(Path(__file__).parent)}):
         pipeline.run(config, (events.append,))
     assert dying_worker.mark(tmp_path).exists()
@@ -130,5 +160,7 @@ def test_a_worker_that_dies_changes_nothing(
         assert all(step > INTERVAL for step in again), "the gang continues from a checkpoint"
     for part in ("finetuned", "model"):
         same_files(config.directory, done, part)
-    assert read_json(config.directory / "evaluation" / "evaluation.json")["stages"] == read_json(
-        done / "evaluation" / "evaluation.json")["stages"]
+    assert (
+        read_json(config.directory / "evaluation" / "evaluation.json")["stages"]
+        == read_json(done / "evaluation" / "evaluation.json")["stages"]
+    )

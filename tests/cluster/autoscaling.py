@@ -41,22 +41,41 @@ class Turns:
         self._record = autoscaler.CloudResourceMonitor()
         self._instances = InstanceManager(
             instance_storage=InstanceStorage(cluster_id="test", storage=InMemoryStorage()),
-            instance_status_update_subscribers=[CloudInstanceUpdater(cloud_provider=self._adapter), self._record])
+            instance_status_update_subscribers=[CloudInstanceUpdater(cloud_provider=self._adapter), self._record],
+        )
         self._scheduler = ResourceDemandScheduler(Mock())
 
     def take(self, bundle, count=1, *, gang=False):
         """Let the autoscaler look at a queue that asks for `count` of a bundle, and act."""
         self._version += 1
         request = ResourceRequest(resources_bundle=bundle)
-        state = ClusterResourceState(cluster_resource_state_version=self._version, node_states=[NodeState(
-            node_id=b"h" * 28, instance_id=self._head, ray_node_type_name="head", status=NodeStatus.RUNNING, node_state_version=1,
-            total_resources={"node:__internal_head__": 1.0})])
+        state = ClusterResourceState(
+            cluster_resource_state_version=self._version,
+            node_states=[
+                NodeState(
+                    node_id=b"h" * 28,
+                    instance_id=self._head,
+                    ray_node_type_name="head",
+                    status=NodeStatus.RUNNING,
+                    node_state_version=1,
+                    total_resources={"node:__internal_head__": 1.0},
+                )
+            ],
+        )
         if gang:
             state.pending_gang_resource_requests.append(GangResourceRequest(requests=[request] * count))
         else:
             state.pending_resource_requests.append(ResourceRequestByCount(request=request, count=count))
         Reconciler.reconcile(
-            instance_manager=self._instances, scheduler=self._scheduler, cloud_provider=self._adapter,
-            cloud_resource_monitor=self._record, ray_cluster_resource_state=state,
-            non_terminated_cloud_instances=self._adapter.get_non_terminated(), cloud_provider_errors=self._adapter.poll_errors(),
-            ray_install_errors=[], ray_stop_errors=[], autoscaling_config=self._config, metrics_reporter=Mock())
+            instance_manager=self._instances,
+            scheduler=self._scheduler,
+            cloud_provider=self._adapter,
+            cloud_resource_monitor=self._record,
+            ray_cluster_resource_state=state,
+            non_terminated_cloud_instances=self._adapter.get_non_terminated(),
+            cloud_provider_errors=self._adapter.poll_errors(),
+            ray_install_errors=[],
+            ray_stop_errors=[],
+            autoscaling_config=self._config,
+            metrics_reporter=Mock(),
+        )

@@ -63,14 +63,21 @@ def aws_server():
 def credentials(url):
     """Environment variables that lead any AWS client to the server, and to nowhere else."""
     return {
-        "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": REGION, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+        "AWS_ENDPOINT_URL": url,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
 
 
 @functools.cache
 def client(url, service):
     return boto3.client(
-        service, region_name=REGION, endpoint_url=url, aws_access_key_id="testing", aws_secret_access_key="testing")
+        service, region_name=REGION, endpoint_url=url, aws_access_key_id="testing", aws_secret_access_key="testing"
+    )
 
 
 @functools.cache
@@ -87,10 +94,12 @@ def deploy_account(url):
     given = {"Bucket": "corpus", "Zone": "us-east-1a", "SshFrom": "203.0.113.7/32", "SpotRole": "exists"}
     template = (ROOT / "cluster_yaml" / "aws/account.yaml").read_text()
     stacks.create_stack(
-        StackName="moedisco", TemplateBody=re.sub(r"/aws/service/deeplearning/\S+", IMAGE_PARAMETER, template),
+        StackName="moedisco",
+        TemplateBody=re.sub(r"/aws/service/deeplearning/\S+", IMAGE_PARAMETER, template),
         Capabilities=["CAPABILITY_NAMED_IAM"],
-        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()])
-    disk, = client(url, "ec2").describe_volumes()["Volumes"]
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
+    )
+    (disk,) = client(url, "ec2").describe_volumes()["Volumes"]
     # moto's stacks leave out a volume's tags.
     volume = yaml.load(template, Template)["Resources"]["StateDisk"]["Properties"]
     client(url, "ec2").create_tags(Resources=[disk["VolumeId"]], Tags=volume["Tags"])
@@ -143,7 +152,7 @@ class Role:
         bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
         query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))
         method, arn = environ["REQUEST_METHOD"], f"arn:aws:s3:::{bucket}"
-        if bucket.startswith("$"):      # pyarrow asks what kind of server this is
+        if bucket.startswith("$"):  # pyarrow asks what kind of server this is
             return
         if not key and method == "POST" and "delete" in query:
             body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
@@ -156,15 +165,22 @@ class Role:
             yield ("s3:AbortMultipartUpload" if "uploadId" in query else "s3:DeleteObject"), f"{arn}/{key}", None
         else:
             yield ("s3:GetObject" if method in ("GET", "HEAD") else "s3:PutObject"), f"{arn}/{key}", None
-            if method in ("GET", "HEAD"):       # a missing key is a 404 only for roles that may list it
+            if method in ("GET", "HEAD"):  # a missing key is a 404 only for roles that may list it
                 yield "s3:ListBucket", arn, key
 
     def _allows(self, action, resource, prefix):
         return any(
-            action in listed(each["Action"]) and any(fnmatchcase(resource, pattern) for pattern in listed(each["Resource"]))
-            and ("Condition" not in each or (prefix is not None and any(
-                fnmatchcase(prefix, pattern) for pattern in each["Condition"]["StringLike"]["s3:prefix"])))
-            for each in self._statements)
+            action in listed(each["Action"])
+            and any(fnmatchcase(resource, pattern) for pattern in listed(each["Resource"]))
+            and (
+                "Condition" not in each
+                or (
+                    prefix is not None
+                    and any(fnmatchcase(prefix, pattern) for pattern in each["Condition"]["StringLike"]["s3:prefix"])
+                )
+            )
+            for each in self._statements
+        )
 
 
 def listed(value):

@@ -16,6 +16,7 @@ from moedisco_ray.execution.local_backend import LocalBackend
 
 def main(config: str, unit: str, step: str) -> None:
     """Drive a run until a unit has made a step, and kill this process."""
+
     def listen(event: Event) -> None:
         if event.type == "progress" and event.unit == unit and event.data["step"] >= int(step):
             os.kill(os.getpid(), signal.SIGKILL)

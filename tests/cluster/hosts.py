@@ -41,7 +41,8 @@ class Hosts:
         base: A directory of short path outside /tmp, which every host sees.
         names: Of the hosts.
         subnet: First three numbers of their addresses.
-        private: Whether hosts can write to nothing but their own home, /tmp and /dev/shm, so that they share no directory.
+        private: Whether hosts can write to nothing but their own home, /tmp and /dev/shm, so that they share no
+            directory.
         checkout: Where the hosts see a copy of the project (`copy_checkout`); omitted: `checkout` in `base`.
     """
 
@@ -115,9 +116,22 @@ class Hosts:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             ours = probe.getsockname()[1]
-        ssh = subprocess.Popen([
-            "ssh", "-N", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-i", self.key,
-            "-L", f"{ours}:127.0.0.1:{port}", f"root@{self.address[name]}"], stderr=subprocess.DEVNULL)
+        ssh = subprocess.Popen(
+            [
+                "ssh",
+                "-N",
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+                "-i",
+                self.key,
+                "-L",
+                f"{ours}:127.0.0.1:{port}",
+                f"root@{self.address[name]}",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
         try:
             until(lambda: listens("127.0.0.1", ours), 30, "the tunnel")
             yield ours
@@ -138,13 +152,20 @@ class Hosts:
     def spawn(self, name, *command, **environment):
         """Start a command on a host, with its output in a file: `log` of the process that is returned."""
         variables = {
-            "PYTHONPATH": self.checkout, "HOME": HOME, "PATH": f"{HOME}/moedisco/.venv/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
-            "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"} | environment
+            "PYTHONPATH": self.checkout,
+            "HOME": HOME,
+            "PATH": f"{HOME}/moedisco/.venv/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        } | environment
         path = self.base / f"{name}-{time.monotonic_ns()}.log"
         with path.open("w") as log:
             process = subprocess.Popen(
                 [*self.enter(name), "env", *(f"{key}={value}" for key, value in variables.items()), *map(str, command)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         process.log = path
         return process
 
@@ -178,27 +199,60 @@ class Hosts:
             part.chmod(0o700)
         shutil.copy(f"{self.key}.pub", folder / "home" / ".ssh" / "authorized_keys")
         (folder / "passwd").write_text(
-            "".join(f"root:x:0:0:root:{HOME}:/bin/bash\n" if line.startswith("root:") else line
-                    for line in Path("/etc/passwd").read_text().splitlines(keepends=True)))
+            "".join(
+                f"root:x:0:0:root:{HOME}:/bin/bash\n" if line.startswith("root:") else line
+                for line in Path("/etc/passwd").read_text().splitlines(keepends=True)
+            )
+        )
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.address[name]} {name}\n")
         (folder / "sshd_config").write_text(
             f"ListenAddress {self.address[name]}\nHostKey {self.base}/hostkey\nPidFile none\nStrictModes no\nUsePAM no\n"
-            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\nMaxSessions 100\n")
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\nMaxSessions 100\n"
+        )
         install_dependencies(folder / "home" / "moedisco" / ".venv")
 
     def _boot(self, name):
         folder = self.base / name
-        script = " && ".join((
-            *(f"mkdir -p {folder}/seen{path} && mount --bind {path} {folder}/seen{path}" for path in HIDDEN),
-            f"mkdir -p {HOME} /run/sshd", f"mount --bind {folder}/home {HOME}", f"mount --bind {folder}/tmp /tmp",
-            *(f"mkdir -p {path} && mount --bind {folder}/seen{path} {path} && mount -o remount,bind,ro {path}" for path in HIDDEN),
-            f"mount --bind {folder}/passwd /etc/passwd", f"mount --bind {folder}/hosts /etc/hosts",
-            "mount -t tmpfs -o size=2g tmpfs /dev/shm", *(["mount -o remount,bind,ro /"] if self._private else []),
-            f"hostname {name}", f"exec {SSHD} -D -e -f {folder}/sshd_config"))
+        script = " && ".join(
+            (
+                *(f"mkdir -p {folder}/seen{path} && mount --bind {path} {folder}/seen{path}" for path in HIDDEN),
+                f"mkdir -p {HOME} /run/sshd",
+                f"mount --bind {folder}/home {HOME}",
+                f"mount --bind {folder}/tmp /tmp",
+                *(
+                    f"mkdir -p {path} && mount --bind {folder}/seen{path} {path} && mount -o remount,bind,ro {path}"
+                    for path in HIDDEN
+                ),
+                f"mount --bind {folder}/passwd /etc/passwd",
+                f"mount --bind {folder}/hosts /etc/hosts",
+                "mount -t tmpfs -o size=2g tmpfs /dev/shm",
+                *(["mount -o remount,bind,ro /"] if self._private else []),
+                f"hostname {name}",
+                f"exec {SSHD} -D -e -f {folder}/sshd_config",
+            )
+        )
         with (folder / "sshd.log").open("w") as log:
             self._inits[name] = subprocess.Popen(
-                ["ip", "netns", "exec", self._namespace(name), "unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc",
-                 "--kill-child", "bash", "-c", script], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+                [
+                    "ip",
+                    "netns",
+                    "exec",
+                    self._namespace(name),
+                    "unshare",
+                    "--mount",
+                    "--uts",
+                    "--pid",
+                    "--fork",
+                    "--mount-proc",
+                    "--kill-child",
+                    "bash",
+                    "-c",
+                    script,
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
         until(lambda: listens(self.address[name], 22), 30, f"sshd of {name}: {folder}/sshd.log")
 
 

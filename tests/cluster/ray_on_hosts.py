@@ -31,12 +31,27 @@ class RayOnHosts:
     def start(self, name, *, cpus, resources):
         """Start a host's Ray; the first one becomes the head."""
         address = self._hosts.address[name]
-        place = ["--head", "--port=6379", "--include-dashboard=false"] if self._head is None else [
-            f"--address={self._hosts.address[self._head]}:6379"]
+        place = (
+            ["--head", "--port=6379", "--include-dashboard=false"]
+            if self._head is None
+            else [f"--address={self._hosts.address[self._head]}:6379"]
+        )
         self._head = self._head or name
-        code, output = finished(self._hosts.spawn(
-            name, *_RAY, "start", *place, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0",
-            f"--resources={json.dumps(resources)}", "--object-store-memory=200000000", **self._environment), 300)
+        code, output = finished(
+            self._hosts.spawn(
+                name,
+                *_RAY,
+                "start",
+                *place,
+                f"--node-ip-address={address}",
+                f"--num-cpus={cpus}",
+                "--num-gpus=0",
+                f"--resources={json.dumps(resources)}",
+                "--object-store-memory=200000000",
+                **self._environment,
+            ),
+            300,
+        )
         assert code == 0, output
         until(lambda: address in self.nodes(), 120, f"{name} in the Ray cluster")
 

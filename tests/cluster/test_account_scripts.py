@@ -38,14 +38,19 @@ elif words[:3] == ["role", "definition", "list"] and any(call[:3] == ["role", "d
 @pytest.fixture
 def prepare(tmp_path):
     """Runs a script, and returns the calls of the cloud's program that did not only look, with what they read."""
+
     def run(program, script, *arguments):
         log = tmp_path / "calls"
         before = len(log.read_text().splitlines()) if log.exists() else 0
-        (tmp_path / program).write_text(STAND_IN.format(
-            python=sys.executable, program=program, log=str(log), account=ACCOUNT))
+        (tmp_path / program).write_text(
+            STAND_IN.format(python=sys.executable, program=program, log=str(log), account=ACCOUNT)
+        )
         (tmp_path / program).chmod(0o755)
         subprocess.run(
-            ["bash", FOLDER / script, *arguments], env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
+            ["bash", FOLDER / script, *arguments],
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            check=True,
+        )
         return [json.loads(line) for line in log.read_text().splitlines()[before:]]
 
     return run
@@ -57,21 +62,32 @@ def option(words, name):
 
 def test_a_project_lets_machines_into_one_folder_and_the_head_start_machines(prepare):
     first, again = (
-        [call["words"] for call in prepare("gcloud", "gcp/account.sh", "mine", "bucket/runs", "192.0.2.7/32")] for _ in range(2))
+        [call["words"] for call in prepare("gcloud", "gcp/account.sh", "mine", "bucket/runs", "192.0.2.7/32")]
+        for _ in range(2)
+    )
     head, worker = (f"moedisco-{who}@mine.iam.gserviceaccount.com" for who in ("head", "worker"))
     bound = {
-        (*words[:words.index("add-iam-policy-binding")], words[words.index("add-iam-policy-binding") + 1],
-         option(words, "role"), option(words, "member"))
-        for words in first if "add-iam-policy-binding" in words}
+        (
+            *words[: words.index("add-iam-policy-binding")],
+            words[words.index("add-iam-policy-binding") + 1],
+            option(words, "role"),
+            option(words, "member"),
+        )
+        for words in first
+        if "add-iam-policy-binding" in words
+    }
     assert bound == {
-        *(("storage", "managed-folders", "gs://bucket/runs/", "roles/storage.objectUser", f"serviceAccount:{who}")
-          for who in (head, worker)),
+        *(
+            ("storage", "managed-folders", "gs://bucket/runs/", "roles/storage.objectUser", f"serviceAccount:{who}")
+            for who in (head, worker)
+        ),
         ("projects", "mine", "projects/mine/roles/moediscoHead", f"serviceAccount:{head}"),
-        ("iam", "service-accounts", worker, "roles/iam.serviceAccountUser", f"serviceAccount:{head}")}
+        ("iam", "service-accounts", worker, "roles/iam.serviceAccountUser", f"serviceAccount:{head}"),
+    }
     assert all("gs://bucket/runs/" in words for words in first if words[0] == "storage")
     [role] = [words for words in first if words[:3] == ["iam", "roles", "create"]]
     permissions = option(role, "permissions").split(",")
-    assert len(set(permissions)) == 17      # as docs/security.md says
+    assert len(set(permissions)) == 17  # as docs/security.md says
     assert all(re.fullmatch(r"compute\.\w+\.\w+", permission) for permission in permissions)
     assert not [each for each in permissions if "irewall" in each or "setIamPolicy" in each]
     [ssh] = [words for words in first if "moedisco-ssh" in words]
@@ -85,12 +101,17 @@ def test_a_subscription_lets_machines_into_one_container_that_they_cannot_delete
     [definition] = [json.loads(call["read"]) for call in first if call["read"]]
     blobs = "Microsoft.Storage/storageAccounts/blobServices/containers"
     assert definition["Actions"] == [f"{blobs}/read"]
-    assert set(definition["DataActions"]) == {f"{blobs}/blobs/{what}" for what in ("read", "write", "add/action", "delete")}
+    assert set(definition["DataActions"]) == {
+        f"{blobs}/blobs/{what}" for what in ("read", "write", "add/action", "delete")
+    }
     assert definition["AssignableScopes"] == ["/subscriptions/me/resourceGroups/data"]
     [assignment] = [call["words"] for call in first if call["words"][:3] == ["role", "assignment", "create"]]
     given = dict(zip(assignment[3::2], assignment[4::2], strict=True))
     assert given == {
-        "--role": definition["Name"], "--assignee-object-id": "principal", "--assignee-principal-type": "ServicePrincipal",
-        "--scope": f"{ACCOUNT}/blobServices/default/containers/runs"}
+        "--role": definition["Name"],
+        "--assignee-object-id": "principal",
+        "--assignee-principal-type": "ServicePrincipal",
+        "--scope": f"{ACCOUNT}/blobServices/default/containers/runs",
+    }
     # `az` itself keeps what exists, except for a role of the same name, which is an error.
     assert again == [call for call in first if call["words"][:3] != ["role", "definition", "create"]]

@@ -21,14 +21,18 @@ def aws():
 
 
 def actions(statements):
-    return {action for statement in statements
-            for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])}
+    return {
+        action
+        for statement in statements
+        for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
+    }
 
 
 def test_cloudformation_accepts_the_template():
     linter = Path(sys.executable).with_name("cfn-lint")
     done = subprocess.run(
-        [linter, FOLDER / "aws/account.yaml", "--regions", REGION], capture_output=True, text=True, check=False)
+        [linter, FOLDER / "aws/account.yaml", "--regions", REGION], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -44,7 +48,9 @@ def test_the_stack_makes_the_spot_role_unless_the_account_has_it_and_never_delet
 
 @pytest.mark.parametrize("role", ["moedisco-worker", "moedisco-head"])
 def test_nodes_use_one_folder_of_one_bucket_and_may_do_nothing_else_in_storage(aws, role):
-    statements = [each for each in role_statements(aws, role) if any(action.startswith("s3:") for action in actions([each]))]
+    statements = [
+        each for each in role_statements(aws, role) if any(action.startswith("s3:") for action in actions([each]))
+    ]
     assert role != "moedisco-worker" or statements == role_statements(aws, role)
     files, listing = statements
     assert actions([files]) == {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
@@ -67,9 +73,13 @@ def test_the_head_changes_only_what_is_the_clusters(aws):
 
 
 def test_only_ssh_from_one_place_comes_in(aws):
-    group, = client(aws, "ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["moedisco"]}])["SecurityGroups"]
+    (group,) = client(aws, "ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["moedisco"]}])[
+        "SecurityGroups"
+    ]
     outside = [rule for rule in group["IpPermissions"] if rule["IpRanges"] or rule.get("Ipv6Ranges")]
-    assert [(rule["FromPort"], rule["ToPort"], rule["IpRanges"][0]["CidrIp"]) for rule in outside] == [(22, 22, "203.0.113.7/32")]
+    assert [(rule["FromPort"], rule["ToPort"], rule["IpRanges"][0]["CidrIp"]) for rule in outside] == [
+        (22, 22, "203.0.113.7/32")
+    ]
     inside = [pair["GroupId"] for rule in group["IpPermissions"] for pair in rule["UserIdGroupPairs"]]
     assert inside == [group["GroupId"]]
 
@@ -85,16 +95,20 @@ def test_the_state_disk_goes_from_a_lost_head_to_the_next(aws):
     spec.loader.exec_module(attach_disk)
     ec2 = client(aws, "ec2")
     image = client(aws, "ssm").get_parameter(Name="/moedisco/image")["Parameter"]["Value"]
-    first, second = (machine["InstanceId"] for machine in ec2.run_instances(
-        ImageId=image, MinCount=2, MaxCount=2, Placement={"AvailabilityZone": f"{REGION}a"})["Instances"])
+    first, second = (
+        machine["InstanceId"]
+        for machine in ec2.run_instances(
+            ImageId=image, MinCount=2, MaxCount=2, Placement={"AvailabilityZone": f"{REGION}a"}
+        )["Instances"]
+    )
 
     device = attach_disk.attach(ec2, first, f"{REGION}a")
     assert device.startswith("/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_vol")
     assert attach_disk.attach(ec2, first, f"{REGION}a") == device, "a second time changes nothing"
-    volume, = ec2.describe_volumes(Filters=[{"Name": "tag:Name", "Values": ["moedisco-state"]}])["Volumes"]
+    (volume,) = ec2.describe_volumes(Filters=[{"Name": "tag:Name", "Values": ["moedisco-state"]}])["Volumes"]
     ec2.detach_volume(VolumeId=volume["VolumeId"], InstanceId=first)
     assert attach_disk.attach(ec2, second, f"{REGION}a") == device
-    volume, = ec2.describe_volumes(VolumeIds=[volume["VolumeId"]])["Volumes"]
+    (volume,) = ec2.describe_volumes(VolumeIds=[volume["VolumeId"]])["Volumes"]
     assert [attachment["InstanceId"] for attachment in volume["Attachments"]] == [second]
     with pytest.raises(SystemExit, match="0 volumes named moedisco-state"):
         attach_disk.attach(ec2, second, f"{REGION}b")

@@ -13,7 +13,18 @@ import botocore.exceptions
 import pytest
 import yaml
 from autoscaling import Turns
-from aws_offline import ROOT, aws_server, client, cluster_file, credentials, deploy_account, empty, instances, stand_ins, tags
+from aws_offline import (
+    ROOT,
+    aws_server,
+    client,
+    cluster_file,
+    credentials,
+    deploy_account,
+    empty,
+    instances,
+    stand_ins,
+    tags,
+)
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler.tags import (
@@ -55,7 +66,9 @@ def aws(server, monkeypatch, tmp_path):
 def published(monkeypatch):
     """What the autoscaler publishes for the runs, as (key, node types)."""
     told = []
-    monkeypatch.setattr(ray_internals, "kv_put_from_head", lambda key, value, _namespace: told.append((key, json.loads(value))))
+    monkeypatch.setattr(
+        ray_internals, "kv_put_from_head", lambda key, value, _namespace: told.append((key, json.loads(value)))
+    )
     return told
 
 
@@ -71,9 +84,19 @@ def provider(config):
 
 def start(provider, config, name, kind="worker"):
     node_type = config["available_node_types"][name]
-    provider.create_node_with_resources_and_labels(node_type["node_config"], {
-        TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: name, TAG_RAY_NODE_STATUS: "up-to-date", TAG_RAY_LAUNCH_CONFIG: "test",
-        TAG_RAY_NODE_NAME: name}, 1, node_type["resources"], node_type.get("labels", {}))
+    provider.create_node_with_resources_and_labels(
+        node_type["node_config"],
+        {
+            TAG_RAY_NODE_KIND: kind,
+            TAG_RAY_USER_NODE_TYPE: name,
+            TAG_RAY_NODE_STATUS: "up-to-date",
+            TAG_RAY_LAUNCH_CONFIG: "test",
+            TAG_RAY_NODE_NAME: name,
+        },
+        1,
+        node_type["resources"],
+        node_type.get("labels", {}),
+    )
 
 
 def asked_for(provider, refuse, code="InsufficientInstanceCapacity"):
@@ -86,8 +109,7 @@ def asked_for(provider, refuse, code="InsufficientInstanceCapacity"):
         if asked[-1:] != [what]:
             asked.append(what)
         if refuse(*what):
-            raise botocore.exceptions.ClientError(
-                {"Error": {"Code": code, "Message": "there is none"}}, "RunInstances")
+            raise botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "there is none"}}, "RunInstances")
 
     provider.ec2_fail_fast.meta.client.meta.events.register("before-call.ec2.RunInstances", answer)
     return asked
@@ -97,7 +119,9 @@ def test_every_node_type_starts_the_machine_that_the_file_names(aws, config, pro
     for name in config["available_node_types"]:
         start(provider, config, name, "head" if name == "head" else "worker")
     started = {tags(machine)[TAG_RAY_USER_NODE_TYPE]: machine for machine in instances(aws)}
-    group, = client(aws, "ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["moedisco"]}])["SecurityGroups"]
+    (group,) = client(aws, "ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["moedisco"]}])[
+        "SecurityGroups"
+    ]
     assert started.keys() == config["available_node_types"].keys()
     for name, kind in config["available_node_types"].items():
         machine, node = started[name], kind["node_config"]
@@ -107,7 +131,7 @@ def test_every_node_type_starts_the_machine_that_the_file_names(aws, config, pro
         assert [each["GroupId"] for each in machine["SecurityGroups"]] == [group["GroupId"]]
         assert machine["IamInstanceProfile"]["Arn"].endswith("moedisco-head" if name == "head" else "moedisco-worker")
         assert machine["Placement"]["AvailabilityZone"] == "us-east-1a"
-        disk, = node["BlockDeviceMappings"]
+        (disk,) = node["BlockDeviceMappings"]
         assert disk["Ebs"]["Encrypted"]
 
 
@@ -136,14 +160,21 @@ def test_a_gang_of_the_high_pool_falls_back_to_on_demand(aws, config, provider):
     assert {machine["InstanceType"] for machine in instances(aws)[1:]} == {"p5.4xlarge"}
 
 
-@pytest.mark.parametrize(("code", "remedy"), [
-    ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", "correct the account or the cluster file"),
-    ("UnauthorizedOperation", "correct the account or the cluster file"),
-    ("InvalidAMIID.NotFound", "correct the account or the cluster file"),
-    ("MaxSpotInstanceCountExceeded", "request a higher quota, or lower max_workers of low-t4-spot in the cluster file"),
-])
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", "correct the account or the cluster file"),
+        ("UnauthorizedOperation", "correct the account or the cluster file"),
+        ("InvalidAMIID.NotFound", "correct the account or the cluster file"),
+        (
+            "MaxSpotInstanceCountExceeded",
+            "request a higher quota, or lower max_workers of low-t4-spot in the cluster file",
+        ),
+    ],
+)
 def test_a_refusal_that_waiting_does_not_cure_leads_to_no_other_type_and_is_reported(
-        aws, config, provider, published, caplog, code, remedy):
+    aws, config, provider, published, caplog, code, remedy
+):
     start(provider, config, "head", "head")
     asked = asked_for(provider, lambda _, spot: spot, code)
     turns = Turns(config, provider, instances(aws)[0]["InstanceId"])
@@ -159,7 +190,9 @@ def test_a_refusal_that_waiting_does_not_cure_leads_to_no_other_type_and_is_repo
     key, told = published[-1]
     assert (key, list(told)) == ("launch_failures", ["low-t4-spot"])
     _, text = told["low-t4-spot"]
-    assert text.startswith(f"the cloud refuses to start low-t4-spot (Node Launch Exception ({code}): there is none): {remedy};")
+    assert text.startswith(
+        f"the cloud refuses to start low-t4-spot (Node Launch Exception ({code}): there is none): {remedy};"
+    )
     assert [record.getMessage() for record in caplog.records if record.name == spot_fallback.__name__] == [text]
 
 
@@ -183,7 +216,8 @@ def test_a_gang_stays_in_one_zone_and_other_workers_take_any(aws, config, provid
     def answer(params, **_):
         if params["body"]["SubnetId"] in full:
             raise botocore.exceptions.ClientError(
-                {"Error": {"Code": "InsufficientInstanceCapacity", "Message": "no"}}, "RunInstances")
+                {"Error": {"Code": "InsufficientInstanceCapacity", "Message": "no"}}, "RunInstances"
+            )
 
     provider.ec2_fail_fast.meta.client.meta.events.register("before-call.ec2.RunInstances", answer)
     start(provider, config, "high-h100-spot")
@@ -206,7 +240,7 @@ def test_work_for_processors_never_starts_a_gpu(aws, config, provider):
     deadline = time.monotonic() + 60
     while len(instances(aws)) == 1:
         assert time.monotonic() < deadline
-        turns.take({"CPU": 1}, 300)     # more than all nodes for it offer
+        turns.take({"CPU": 1}, 300)  # more than all nodes for it offer
     for _ in range(5):
         turns.take({"CPU": 1}, 300)
     assert set(asked) == {("m6i.4xlarge", True), ("m6i.4xlarge", False)}
@@ -225,11 +259,17 @@ def test_ray_up_and_ray_down(aws, tmp_path):
     def ray(command):
         done = subprocess.run(
             [RAY, command, "cluster_yaml/aws/spot.yaml", "--yes", *(["--no-config-cache"] if command == "up" else [])],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     ray("up")
-    head, = instances(aws, "running", "pending")
+    (head,) = instances(aws, "running", "pending")
     assert (head["InstanceType"], head.get("InstanceLifecycle")) == ("m6i.xlarge", None)
     assert tags(head)[TAG_RAY_NODE_KIND] == "head"
     said = log.read_text()

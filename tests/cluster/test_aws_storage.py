@@ -59,30 +59,39 @@ def test_a_run_needs_nothing_more_than_its_folder(role):
     events: list[Event] = []
     config = small_config("unused").model_copy(update={"output": f"{OWN}/runs"})
     pipeline.run(config, (events.append,), backend=LocalBackend())
-    pipeline.run(config, backend=LocalBackend())    # finds the outputs of the first
+    pipeline.run(config, backend=LocalBackend())  # finds the outputs of the first
     assert role.refused == []
     assert {event.type for event in events} >= {"checkpoint", "run_finished"}
 
 
 def test_ray_train_needs_nothing_more_than_the_folder(role):
     system, path = resolve(f"{OWN}/runs")
-    with pytest.raises(OSError, match="HeadBucket"):    # then `train_storage` is not needed any more
+    with pytest.raises(OSError, match="HeadBucket"):  # then `train_storage` is not needed any more
         system.create_dir(path)
     role.refused.clear()
     path, system = train_storage(f"{OWN}/runs/a/checkpoints")
     storage = StorageContext(path, "finetune", storage_filesystem=system)
     with system.open_output_stream(f"{storage.experiment_fs_path}/snapshot.json") as stream:
         stream.write(b"{}")
-    StorageContext(path, "finetune", storage_filesystem=pickle.loads(pickle.dumps(system)))     # a worker's
+    StorageContext(path, "finetune", storage_filesystem=pickle.loads(pickle.dumps(system)))  # a worker's
     assert role.refused == []
     assert set(Remote(f"{OWN}/runs", "output").list()) == {
-        "a/checkpoints/finetune/.validate_storage_marker", "a/checkpoints/finetune/snapshot.json"}
+        "a/checkpoints/finetune/.validate_storage_marker",
+        "a/checkpoints/finetune/snapshot.json",
+    }
 
 
-@pytest.mark.parametrize("location", ["s3://corpus", "s3://corpus/moedisco-not", "s3://corpus/other", "s3://another/moedisco"])
+@pytest.mark.parametrize(
+    "location", ["s3://corpus", "s3://corpus/moedisco-not", "s3://corpus/other", "s3://another/moedisco"]
+)
 def test_nothing_else_is_read_written_listed_or_deleted(role, location):
     place = Remote(location, "output")
-    for attempt in (lambda: place.read("secret"), lambda: place.write("mine", b""), place.list, lambda: place.delete("secret")):
+    for attempt in (
+        lambda: place.read("secret"),
+        lambda: place.write("mine", b""),
+        place.list,
+        lambda: place.delete("secret"),
+    ):
         role.refused.clear()
         with pytest.raises(ConfigError):
             attempt()

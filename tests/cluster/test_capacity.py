@@ -71,7 +71,8 @@ def test_a_files_disks_are_those_that_it_asks_the_cloud_for(name):
         disks = {
             "aws/spot": lambda config: config["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"],
             "gcp/spot": lambda config: config["disks"][0]["initializeParams"]["diskSizeGb"],
-            "azure/spot": lambda config: config["azure_arm_parameters"]["osDiskSize"]}
+            "azure/spot": lambda config: config["azure_arm_parameters"]["osDiskSize"],
+        }
         assert file["metadata"]["moedisco"]["node_types"][kind]["disk_gb"] == disks[name](config)
 
 
@@ -99,12 +100,15 @@ def test_a_head_that_is_too_small_names_a_number_of_workers_that_it_holds(defaul
             assert head_memory_mb(1, gang=True) > usable_mb(memory_gb)
 
 
-@pytest.mark.parametrize(("node", "fact", "value", "says"), [
-    ("head", "disk_gb", 40, "the head needs 80 GB; give it a larger disk"),
-    ("low-t4-spot", "disk_gb", 60, "a node needs 62 GB"),
-    ("low-t4-spot", "memory_gb", 2, "a node needs 3.6 GB"),
-    ("cpu", "disk_gb", 60, "a node needs 61 GB"),
-])
+@pytest.mark.parametrize(
+    ("node", "fact", "value", "says"),
+    [
+        ("head", "disk_gb", 40, "the head needs 80 GB; give it a larger disk"),
+        ("low-t4-spot", "disk_gb", 60, "a node needs 62 GB"),
+        ("low-t4-spot", "memory_gb", 2, "a node needs 3.6 GB"),
+        ("cpu", "disk_gb", 60, "a node needs 61 GB"),
+    ],
+)
 def test_a_machine_that_is_too_small_is_one_line_with_field_value_and_remedy(default, node, fact, value, says):
     file = load("aws/spot")
     file["metadata"]["moedisco"]["node_types"][node][fact] = value
@@ -143,9 +147,16 @@ def test_a_priced_network_costs_its_bytes(default):
 
 
 def test_a_memory_limit_of_kubernetes_is_read_in_its_units(default):
-    documents = [{"kind": "RayCluster", "spec": {
-        "headGroupSpec": {"template": {"spec": {"containers": [{"resources": {"limits": {"memory": limit}}}]}}},
-        "workerGroupSpecs": []}} for limit in ("8Gi", "8192Mi", "8589934592", "lots")]
+    documents = [
+        {
+            "kind": "RayCluster",
+            "spec": {
+                "headGroupSpec": {"template": {"spec": {"containers": [{"resources": {"limits": {"memory": limit}}}]}}},
+                "workerGroupSpecs": [],
+            },
+        }
+        for limit in ("8Gi", "8192Mi", "8589934592", "lots")
+    ]
     assert [read_cluster([each], "file").head.memory_gb for each in documents[:3]] == [8, 8, 8]
     with pytest.raises(ConfigError, match="lacks a part"):
         read_cluster(documents[3:], "file")

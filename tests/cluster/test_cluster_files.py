@@ -20,7 +20,13 @@ from moedisco_ray.plan.cluster_file import ClusterMetadata, load_cluster
 
 NODE_CONFIG_KEYS = {
     "aws/spot": {
-        "InstanceType", "ImageId", "IamInstanceProfile", "MetadataOptions", "BlockDeviceMappings", "InstanceMarketOptions"},
+        "InstanceType",
+        "ImageId",
+        "IamInstanceProfile",
+        "MetadataOptions",
+        "BlockDeviceMappings",
+        "InstanceMarketOptions",
+    },
     "gcp/spot": {"machineType", "guestAccelerators", "serviceAccounts", "networkInterfaces", "disks", "scheduling"},
     "azure/spot": {"azure_arm_parameters"},
 }
@@ -109,7 +115,9 @@ def test_each_pool_has_spot_types_in_order_of_price_and_then_one_on_demand(name)
         cheapest = [prices[each] for each in spot]
         assert cheapest == sorted(cheapest)
         fallback = kinds[-1][1]
-        assert any(kind["resources"] == fallback["resources"] for _, kind in kinds[:-1]), "the fallback does what a spot type does"
+        assert any(kind["resources"] == fallback["resources"] for _, kind in kinds[:-1]), (
+            "the fallback does what a spot type does"
+        )
         assert all(tag in kind["resources"] for _, kind in kinds)
 
 
@@ -153,9 +161,11 @@ def test_azure_parameters_are_those_of_rays_template():
 def test_the_market_is_the_one_that_the_label_names(name):
     for kind in workers(load(name)).values():
         node = kind["node_config"]
-        spot = (node.get("InstanceMarketOptions", {}).get("MarketType") == "spot"
-                or node.get("scheduling", {}).get("provisioningModel") == "SPOT"
-                or node.get("azure_arm_parameters", {}).get("priority") == "Spot")
+        spot = (
+            node.get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+            or node.get("scheduling", {}).get("provisioningModel") == "SPOT"
+            or node.get("azure_arm_parameters", {}).get("priority") == "Spot"
+        )
         assert spot == (market(kind) == "spot")
 
 
@@ -186,17 +196,25 @@ def test_every_node_installs_from_the_lock_file_alone(name):
 @pytest.mark.parametrize("name", [*CLOUDS, "on-prem"])
 def test_nodes_share_a_folder_of_a_bucket_and_no_file_system(name):
     config = load(name)
-    place, = re.findall(r"^echo (\S+) >~/moedisco/bucket$", config["setup_commands"][0])
+    (place,) = re.findall(r"^echo (\S+) >~/moedisco/bucket$", config["setup_commands"][0])
     assert place == {
-        "gcp/spot": "gs://MY_BUCKET/moedisco", "azure/spot": "abfs://MY_STORAGE_ACCOUNT.blob.core.windows.net/MY_CONTAINER",
+        "gcp/spot": "gs://MY_BUCKET/moedisco",
+        "azure/spot": "abfs://MY_STORAGE_ACCOUNT.blob.core.windows.net/MY_CONTAINER",
     }.get(name, "s3://MY_BUCKET/moedisco")
     assert config["head_start_ray_commands"][-1].endswith('head.sh "$(cat ~/moedisco/bucket)"')
     system, _ = fs.FileSystem.from_uri(place + ("?region=none" if place.startswith("s3:") else ""))
     assert system.type_name == {"gcp/spot": "gcs", "azure/spot": "abfs"}.get(name, "s3")
 
 
-@pytest.mark.parametrize("path", sorted(path for path in FOLDER.rglob("*") if path.is_file() and not (
-    path.name == "requirements.txt" or path.suffix == ".pyc")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        path
+        for path in FOLDER.rglob("*")
+        if path.is_file() and not (path.name == "requirements.txt" or path.suffix == ".pyc")
+    ),
+    ids=lambda path: path.name,
+)
 def test_nothing_mounts_a_file_system_of_another_machine(path):
     shared = r"\bnfs|exportfs|ReadWriteMany|(?<!MY_BUCKET)/moedisco/(runs|data|shared)\b"
     assert not re.search(shared, path.read_text(), re.IGNORECASE)
@@ -213,7 +231,9 @@ def test_every_node_gets_the_token_and_what_it_installs(name):
 @pytest.mark.parametrize("name", [*CLOUDS, "kuberay"])
 def test_the_cluster_guide_has_the_prices_of_the_file(name):
     types = load_cluster(FOLDER / f"{name}.yaml").types
-    prices = [[kind.worker_price(tag) for kind in types if tag in kind.slots] for tag in ("low_mem_gpu", "high_mem_gpu")]
+    prices = [
+        [kind.worker_price(tag) for kind in types if tag in kind.slots] for tag in ("low_mem_gpu", "high_mem_gpu")
+    ]
     low, high = (f"{min(each):.2f} to {max(each):.2f}" for each in prices)
     assert f"| {name} | {low} | {high} |" in (ROOT / "docs" / "cluster.md").read_text()
 

@@ -33,7 +33,9 @@ def default_file(tmp_path_factory):
 
 def found(default_file, cluster, *overrides):
     config = load_config(default_file, overrides)
-    return [(each.field, str(each)) for each in disagreements(read_cluster([cluster], "file"), config, build_plan(config))]
+    return [
+        (each.field, str(each)) for each in disagreements(read_cluster([cluster], "file"), config, build_plan(config))
+    ]
 
 
 @pytest.mark.parametrize("name", ["aws/spot", "gcp/spot", "azure/spot", "kuberay"])
@@ -42,14 +44,17 @@ def test_the_default_configuration_agrees_with_every_cloud(default_file, name):
     assert disagreements(load_cluster(FOLDER / f"{name}.yaml"), config, build_plan(config)) == ()
 
 
-@pytest.mark.parametrize(("override", "field", "says"), [
-    ("pools.low_memory.resource=tiny_gpu", "pools.low_memory.resource", "the file has high_mem_gpu, low_mem_gpu"),
-    ("pools.low_memory.gpu=0", "pools.low_memory.gpu", "would idle"),
-    ("pools.low_memory.max_workers=200", "pools.low_memory.max_workers", "room for 24"),
-    ("pools.high_memory.workers=32", "pools.high_memory.workers", "room for 24"),
-    ("pools.high_memory.price_per_hour=0.1", "pools.high_memory.price_per_hour", "1.50 to 6.88"),
-    ("submodels.optimizer.micro_batch=64", "pools.low_memory.memory_gb", "low-t4-spot has only 16"),
-])
+@pytest.mark.parametrize(
+    ("override", "field", "says"),
+    [
+        ("pools.low_memory.resource=tiny_gpu", "pools.low_memory.resource", "the file has high_mem_gpu, low_mem_gpu"),
+        ("pools.low_memory.gpu=0", "pools.low_memory.gpu", "would idle"),
+        ("pools.low_memory.max_workers=200", "pools.low_memory.max_workers", "room for 24"),
+        ("pools.high_memory.workers=32", "pools.high_memory.workers", "room for 24"),
+        ("pools.high_memory.price_per_hour=0.1", "pools.high_memory.price_per_hour", "1.50 to 6.88"),
+        ("submodels.optimizer.micro_batch=64", "pools.low_memory.memory_gb", "low-t4-spot has only 16"),
+    ],
+)
 def test_a_contradiction_is_told_with_field_value_and_remedy(default_file, override, field, says):
     told = dict(found(default_file, load("aws/spot"), override))
     assert field in told
@@ -59,8 +64,11 @@ def test_a_contradiction_is_told_with_field_value_and_remedy(default_file, overr
 
 def test_each_data_owner_needs_a_node_type_with_its_tag(default_file):
     owned = (
-        "corpus.sources=[{path: embedded}, {path: /data, owner: alice}]", "finetune.keep_optimizer_state=false",
-        "pools.owners.alice.storage=s3://alice/runs", "pools.owners.alice.resource=alice_gpu")
+        "corpus.sources=[{path: embedded}, {path: /data, owner: alice}]",
+        "finetune.keep_optimizer_state=false",
+        "pools.owners.alice.storage=s3://alice/runs",
+        "pools.owners.alice.resource=alice_gpu",
+    )
     cluster = load("aws/spot")
     told = dict(found(default_file, cluster, *owned))
     assert told.keys() == {"pools.owners.alice.resource"}
@@ -89,7 +97,9 @@ def test_every_node_of_a_pool_has_what_its_workers_ask_ray_for(default_file, nam
     pool = getattr(load_config(default_file).pools, kind)
     bundle = Placement(pool, 1, 0).bundle
     scaling = ScalingConfig(num_workers=1, use_gpu=True, resources_per_worker=bundle)
-    assert scaling.total_resources == bundle == {pool.resource: 1, "GPU": 1}, "Ray Train adds no CPU: big nodes offer none"
+    assert scaling.total_resources == bundle == {pool.resource: 1, "GPU": 1}, (
+        "Ray Train adds no CPU: big nodes offer none"
+    )
     nodes = [node for node in load_cluster(FOLDER / f"{name}.yaml").types if pool.resource in node.slots]
     assert nodes
     for node in nodes:
@@ -112,13 +122,19 @@ def test_a_type_is_too_small_exactly_when_a_worker_needs_more(planned, memory):
     assert bool(disagreements(small, config, plan)) == (need > memory)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda cluster: cluster.pop("metadata"), "metadata"),
-    (lambda cluster: cluster["metadata"]["moedisco"]["node_types"].pop("low-l4"), "low-l4"),
-    (lambda cluster: cluster["metadata"]["moedisco"]["node_types"]["low-l4"].pop("price_per_hour"), "price_per_hour"),
-    (lambda cluster: cluster["metadata"]["moedisco"]["node_types"]["low-l4"].update(price=1), "price"),
-    (lambda cluster: cluster.pop("provider"), "neither"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda cluster: cluster.pop("metadata"), "metadata"),
+        (lambda cluster: cluster["metadata"]["moedisco"]["node_types"].pop("low-l4"), "low-l4"),
+        (
+            lambda cluster: cluster["metadata"]["moedisco"]["node_types"]["low-l4"].pop("price_per_hour"),
+            "price_per_hour",
+        ),
+        (lambda cluster: cluster["metadata"]["moedisco"]["node_types"]["low-l4"].update(price=1), "price"),
+        (lambda cluster: cluster.pop("provider"), "neither"),
+    ],
+)
 def test_a_file_that_lacks_something_is_a_user_error(change, says):
     cluster = load("aws/spot")
     change(cluster)
@@ -149,7 +165,9 @@ def test_the_command_ends_with_2_where_they_differ_and_still_prints_the_plan(def
     assert (agreeing.exit_code, agreeing.stderr) == (0, "")
     assert agreeing.stdout.splitlines()[-1].startswith("The pools agree with ")
     assert re.search(r"low-t4-spot +up to 16 +low_mem_gpu +16 +0\.21", agreeing.stdout)
-    differing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(path), "--json", "--set", "pools.low_memory.gpu=0"])
+    differing = runner.invoke(
+        app, ["plan", str(default_file), "--cluster", str(path), "--json", "--set", "pools.low_memory.gpu=0"]
+    )
     assert differing.exit_code == 2
     assert json.loads(differing.stdout)["name"] == "my-moe"
     assert differing.stderr.startswith("moedisco: pools.low_memory.gpu: 0: ")
@@ -158,18 +176,35 @@ def test_the_command_ends_with_2_where_they_differ_and_still_prints_the_plan(def
 
 
 def mixed(**changes):
-    t4 = {"name": "t4", "resource": "t4_gpu", "memory_gb": 16, "price_per_hour": 0.21, "speed": 0.2, "max_workers": 16} | changes
-    l4 = {"name": "l4", "resource": "low_mem_gpu", "memory_gb": 24, "price_per_hour": 0.33, "speed": 0.35, "max_workers": 8}
+    t4 = {
+        "name": "t4",
+        "resource": "t4_gpu",
+        "memory_gb": 16,
+        "price_per_hour": 0.21,
+        "speed": 0.2,
+        "max_workers": 16,
+    } | changes
+    l4 = {
+        "name": "l4",
+        "resource": "low_mem_gpu",
+        "memory_gb": 24,
+        "price_per_hour": 0.33,
+        "speed": 0.35,
+        "max_workers": 8,
+    }
     return f"pools.low_memory.types={json.dumps([t4, l4])}"
 
 
-@pytest.mark.parametrize(("change", "field", "says"), [
-    ({}, None, None),
-    ({"resource": "t5_gpu"}, "pools.low_memory.types.0.resource", "no node type offers it"),
-    ({"memory_gb": 20}, "pools.low_memory.types.0.memory_gb", "low-t4-spot has only 16"),
-    ({"max_workers": 17}, "pools.low_memory.types.0.max_workers", "room for 16"),
-    ({"price_per_hour": 0.5}, "pools.low_memory.types.0.price_per_hour", "0.21 to 0.21"),
-])
+@pytest.mark.parametrize(
+    ("change", "field", "says"),
+    [
+        ({}, None, None),
+        ({"resource": "t5_gpu"}, "pools.low_memory.types.0.resource", "no node type offers it"),
+        ({"memory_gb": 20}, "pools.low_memory.types.0.memory_gb", "low-t4-spot has only 16"),
+        ({"max_workers": 17}, "pools.low_memory.types.0.max_workers", "room for 16"),
+        ({"price_per_hour": 0.5}, "pools.low_memory.types.0.price_per_hour", "0.21 to 0.21"),
+    ],
+)
 def test_every_type_of_a_mixed_pool_is_held_against_the_file(default_file, change, field, says):
     cluster = load("aws/spot")
     cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "t4_gpu": 1}

@@ -55,8 +55,10 @@ def configuration(hosts, name, tokens, workers):
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
         shutil.copy(path, text)
     return small_config(
-        Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"seed_share": 0.02, **tokens}, clusters={"count": 2, "vectors": "hidden_state"},
+        Path("runs"),
+        corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
+        tokens={"seed_share": 0.02, **tokens},
+        clusters={"count": 2, "vectors": "hidden_state"},
         pools={"low_memory": {"max_workers": 2}, "high_memory": {"workers": workers}},
     ).model_copy(update={"name": name, "output": Path("runs")})
 
@@ -79,29 +81,38 @@ def launches(hosts):
     """The autoscaler's decisions in its log: the time, the node type, and how many nodes more or fewer."""
     logs = sorted((hosts.base / "lab" / "tmp" / "ray").glob("session_2*/logs/monitor.log"))
     return [
-        (time.mktime(time.strptime(moment, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1000, node_type,
-         int(count) if verb == "Adding" else -int(count))
-        for moment, milliseconds, verb, count, node_type in LAUNCH.findall("".join(log.read_text() for log in logs))]
+        (
+            time.mktime(time.strptime(moment, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1000,
+            node_type,
+            int(count) if verb == "Adding" else -int(count),
+        )
+        for moment, milliseconds, verb, count, node_type in LAUNCH.findall("".join(log.read_text() for log in logs))
+    ]
 
 
 def check_launches(hosts, events, high):
     """Every node that came was needed when it was launched, and the gang's came once.
 
-    One node has cores for all that needs a core. The seed needs one slot of the low pool, the two sub-models two, and what follows
-    them none: merge, gang, evaluation and export are on the high pool. A node that was idle for too long between seed and
-    sub-models may come again, but never while another one has room.
+    One node has cores for all that needs a core. The seed needs one slot of the low pool, the two sub-models two, and
+    what follows them none: merge, gang, evaluation and export are on the high pool. A node that was idle for too long
+    between seed and sub-models may come again, but never while another one has room.
     """
     began = min(event.time for event in events)
     submodels, ended = (
         next(event.time for event in events if (event.type, event.stage) == (kind, "submodels"))
-        for kind in ("stage_started", "stage_finished"))
-    asks = min(event.time for event in events if event.type == "nodes_asked") - 5   # the event follows the request
+        for kind in ("stage_started", "stage_finished")
+    )
+    asks = min(event.time for event in events if event.type == "nodes_asked") - 5  # the event follows the request
     present, came = Counter(), Counter()
     for when, node_type, change in (changes := launches(hosts)):
         present[node_type] += change
         if change > 0 and when >= began:
             came[node_type] += change
-            needed = {"cpu": 1, "low": 1 if when < submodels else 2 if when < ended else 0, "high": high if when >= asks else 0}
+            needed = {
+                "cpu": 1,
+                "low": 1 if when < submodels else 2 if when < ended else 0,
+                "high": high if when >= asks else 0,
+            }
             assert present[node_type] <= needed[node_type], (when, node_type, changes, submodels, ended, asks)
     assert came["high"] == high, changes
 
@@ -113,18 +124,24 @@ def served(host, *arguments):
     start(host, shlex.join((f"{FOLDER}/local-fake.sh", *arguments)) + f" >{HOME}/ray.log 2>&1")
     with host.tunnel("lab", 8265) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/", timeout=60).status_code == 401, "Ray asks for the token"
-    serve = f"moedisco serve --ray-address http://127.0.0.1:8265 --output-root {host.base}/runs --input-root {host.base}"
+    serve = (
+        f"moedisco serve --ray-address http://127.0.0.1:8265 --output-root {host.base}/runs --input-root {host.base}"
+    )
     start(host, f"setsid nohup {serve} >{HOME}/service.log 2>&1 </dev/null &")
     saved = host.home("lab") / ".config" / "moedisco" / "service.json"
     until(saved.exists, 120, "the service's address")
-    with host.tunnel("lab", 8300) as port, Client(f"http://127.0.0.1:{port}", json.loads(saved.read_text())["token"]) as client:
+    with (
+        host.tunnel("lab", 8300) as port,
+        Client(f"http://127.0.0.1:{port}", json.loads(saved.read_text())["token"]) as client,
+    ):
         until(lambda: client_answers(client), 60, "the service")
         yield client
 
 
 def test_pools_come_with_the_work_and_go_after_it(host):
     with served(host) as client:
-        # One high-memory node has the slots of merge and gang: at the hand-over from one to the other, no further one is launched.
+        # One high-memory node has the slots of merge and gang: at the hand-over from one to the other, no further one
+        # is launched.
         check_launches(host, follow(client, configuration(host, "short", {"total": 200_000}, workers=1)), high=1)
         # The cluster knows now how long a node of the high pool takes, which is no minutes: this run asks later.
         events = follow(client, configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}, workers=2))
@@ -165,8 +182,8 @@ def asked(events):
     """When the nodes of a run's fine-tune were asked for.
 
     Returns:
-        The seconds that its sub-models were expected to take from then on, those since the first of them began, and those until the
-        last one ended.
+        The seconds that its sub-models were expected to take from then on, those since the first of them began, and
+        those until the last one ended.
     """
     *_, ask = [event for event in events if event.type == "nodes_asked"]
     began = min(event.time for event in events if event.type == "unit_started" and event.stage == "submodels")

@@ -42,11 +42,12 @@ class Places:
         self.base = base
         self.cloud = Hosts(base / "cloud", ("head",), "10.78.21", checkout=base / "checkout")
         self.home = Hosts(base / "home", ("machine",), "10.78.22", checkout=base / "checkout")
-        self.state = Path(tempfile.mkdtemp(prefix="mdj", dir="/var/lib"))   # sshd wants directories that only root may write
+        # sshd wants directories that only root may write
+        self.state = Path(tempfile.mkdtemp(prefix="mdj", dir="/var/lib"))
         self.state.chmod(0o755)
         self._undo = contextlib.ExitStack()
         tun = Path("/dev/net/tun")
-        self._undo.callback(tun.chmod, tun.stat().st_mode)      # the gateway lets every user open it, as udev does
+        self._undo.callback(tun.chmod, tun.stat().st_mode)  # the gateway lets every user open it, as udev does
 
     def start(self):
         copy_checkout(self.cloud.checkout)
@@ -57,7 +58,10 @@ class Places:
         with (self.cloud.base / "head" / "passwd").open("a") as passwd:
             passwd.write(f"{USER}:*:64321:64321::/:/bin/sh\n")
         rule = ("iif", self.cloud.bridge, "to", f"{self.home.address['machine']}/32")
-        for preference, what in (("5001", ("ipproto", "tcp", "sport", str(PORT), "lookup", "main")), ("5002", ("blackhole",))):
+        for preference, what in (
+            ("5001", ("ipproto", "tcp", "sport", str(PORT), "lookup", "main")),
+            ("5002", ("blackhole",)),
+        ):
             run("ip", "rule", "add", "pref", preference, *rule, *what)
             self._undo.callback(run, "ip", "rule", "del", "pref", preference, *rule, *what)
 
@@ -81,8 +85,15 @@ class Places:
     @contextlib.contextmanager
     def gateway(self, ray_address):
         process = self.moedisco(
-            "head", "join-gateway", f"--public-host={self.head}", f"--port={PORT}", f"--ray-address={ray_address}", "--machines=32",
-            f"--state-dir={self.state}", RAY_AUTH_TOKEN=TOKEN["RAY_AUTH_TOKEN"])
+            "head",
+            "join-gateway",
+            f"--public-host={self.head}",
+            f"--port={PORT}",
+            f"--ray-address={ray_address}",
+            "--machines=32",
+            f"--state-dir={self.state}",
+            RAY_AUTH_TOKEN=TOKEN["RAY_AUTH_TOKEN"],
+        )
         try:
             until(lambda: listens(self.head, PORT), 120, process.log.read_text)
             yield
@@ -101,10 +112,16 @@ class Places:
 
     def expired_token(self):
         """A token that was issued two hours ago for one hour."""
-        code, output = finished(self.spawn(
-            "head", PYTHON, "-c",
-            "import sys, time; from pathlib import Path; from moedisco_ray.contrib.join.head import issue; "
-            "print(issue(Path(sys.argv[1]), 60, time.time() - 7200).encoded())", self.state))
+        code, output = finished(
+            self.spawn(
+                "head",
+                PYTHON,
+                "-c",
+                "import sys, time; from pathlib import Path; from moedisco_ray.contrib.join.head import issue; "
+                "print(issue(Path(sys.argv[1]), 60, time.time() - 7200).encoded())",
+                self.state,
+            )
+        )
         assert code == 0, output
         return output.strip()
 
@@ -114,13 +131,34 @@ class Places:
     def ssh(self, token, *arguments, seconds=30):
         """What ssh with a token's certificate prints, and its exit code; None if it was still connected."""
         folder = Path(tempfile.mkdtemp(dir=self.base))
-        for name, text in (("key", token.key), ("key-cert.pub", token.certificate), ("known", f"head {token.host_key}\n")):
+        for name, text in (
+            ("key", token.key),
+            ("key-cert.pub", token.certificate),
+            ("known", f"head {token.host_key}\n"),
+        ):
             (folder / name).write_text(text)
             (folder / name).chmod(0o600)
         process = self.spawn(
-            "machine", "ssh", "-F", "none", "-i", folder / "key", "-o", f"UserKnownHostsFile={folder / 'known'}",
-            "-o", "HostKeyAlias=head", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-p", token.port, *arguments[:-1],
-            f"{token.user}@{token.host}", *arguments[-1])
+            "machine",
+            "ssh",
+            "-F",
+            "none",
+            "-i",
+            folder / "key",
+            "-o",
+            f"UserKnownHostsFile={folder / 'known'}",
+            "-o",
+            "HostKeyAlias=head",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ExitOnForwardFailure=yes",
+            "-p",
+            token.port,
+            *arguments[:-1],
+            f"{token.user}@{token.host}",
+            *arguments[-1],
+        )
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
         send(signal.SIGTERM, process)
@@ -181,11 +219,16 @@ def test_refusals_are_one_line_each(places, gateway):
     foreign = JoinToken.decode(places.token())
     key = places.base / "foreign"
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
-    foreign = foreign.model_copy(update={"key": key.read_text(), "certificate": key.with_suffix(".pub").read_text()}).encoded()
+    foreign = foreign.model_copy(
+        update={"key": key.read_text(), "certificate": key.with_suffix(".pub").read_text()}
+    ).encoded()
     attempts = {
-        "nonsense": ("not-a-token", "is not a join token"), "truncated": (used[:-40], "is not a join token"),
-        "used": (used, "it was used before, or another head issued it"), "foreign": (foreign, "another head issued it"),
-        "expired": (expired, "expired at"), "expired for sshd": (as_if_valid, "the head refuses it"),
+        "nonsense": ("not-a-token", "is not a join token"),
+        "truncated": (used[:-40], "is not a join token"),
+        "used": (used, "it was used before, or another head issued it"),
+        "foreign": (foreign, "another head issued it"),
+        "expired": (expired, "expired at"),
+        "expired for sshd": (as_if_valid, "the head refuses it"),
         "unreachable": (unreachable, "the head does not answer there"),
     }
     for name, (token, says) in attempts.items():
@@ -220,8 +263,12 @@ def text(places):
 def configuration(text, output, name):
     """A run whose sub-models take 20 s each on a fast machine, so that the joined machine is lost before their last step."""
     return small_config(
-        output, name=name, corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"total": 2_400_000, "finetune_share": 0.05}, checkpoint={"every": INTERVAL})
+        output,
+        name=name,
+        corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
+        tokens={"total": 2_400_000, "finetune_share": 0.05},
+        checkpoint={"every": INTERVAL},
+    )
 
 
 def started(places, config):
@@ -237,7 +284,11 @@ def joined(places, ray, token, *options):
     machine = places.join(token, *options, **KEYS)
     address = JoinToken.decode(token).own_address
     try:
-        until(lambda: "offers 1 low_mem_gpu" in machine.log.read_text() or machine.poll() is not None, 120, machine.log.read_text)
+        until(
+            lambda: "offers 1 low_mem_gpu" in machine.log.read_text() or machine.poll() is not None,
+            120,
+            machine.log.read_text,
+        )
         until(lambda: ray.nodes().get(address, {}).get("low_mem_gpu") == 1, 240, machine.log.read_text)
         yield machine
     finally:
@@ -253,7 +304,11 @@ def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, ray, text, outpu
         run = started(places, config)
         code, shown = finished(run, 900)
         assert code == 0, shown
-        where = {event.unit: event.data["node"] for event in EventLog.parse(run.log.read_bytes()) if event.type == "unit_started"}
+        where = {
+            event.unit: event.data["node"]
+            for event in EventLog.parse(run.log.read_bytes())
+            if event.type == "unit_started"
+        }
         assert {node for unit, node in where.items() if unit.startswith("submodel")} == {address}, where
         assert RunStore.of(config.location).has(config.directory / "model" / "model.safetensors")
     code, shown = finished(machine)
@@ -295,7 +350,9 @@ def trained_steps(run):
     """Steps of the sub-model that has trained most."""
     assert run.poll() is None, run.log.read_text()
     events = list(EventLog.parse(run.log.read_bytes()))
-    return max((event.data["step"] for event in events if event.type == "progress" and event.stage == "submodels"), default=0)
+    return max(
+        (event.data["step"] for event in events if event.type == "progress" and event.stage == "submodels"), default=0
+    )
 
 
 def test_a_machine_whose_head_is_lost_ends_with_one_line(places, ray):

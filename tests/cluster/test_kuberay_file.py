@@ -19,7 +19,7 @@ CRDS = os.environ.get("MOEDISCO_TEST_KUBERAY_CRDS")
 
 
 def of_kind(kind):
-    found, = [each for each in kubernetes_objects() if each["kind"] == kind]
+    (found,) = [each for each in kubernetes_objects() if each["kind"] == kind]
     return found
 
 
@@ -30,7 +30,10 @@ def cluster():
 
 def pods(cluster):
     """Specifications of the head's pod and of each group's."""
-    return [cluster["headGroupSpec"]["template"]["spec"], *(group["template"]["spec"] for group in cluster["workerGroupSpecs"])]
+    return [
+        cluster["headGroupSpec"]["template"]["spec"],
+        *(group["template"]["spec"] for group in cluster["workerGroupSpecs"]),
+    ]
 
 
 def ours(kind):
@@ -40,7 +43,7 @@ def ours(kind):
 def operators(kind):
     """The operator's own schema of a kind."""
     definition = yaml.load((Path(CRDS) / f"ray.io_{kind.lower()}s.yaml").read_text(), yaml.CSafeLoader)
-    version, = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
+    (version,) = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
     return version["schema"]["openAPIV3Schema"]
 
 
@@ -72,15 +75,25 @@ def test_the_schema_accepts_it(kind):
     jsonschema.validate(of_kind(kind), ours(kind))
 
 
-@pytest.mark.parametrize(("spoil", "says"), [
-    (lambda spec: spec.update(autoscaling=True), "'autoscaling' was unexpected"),
-    (lambda spec: spec["workerGroupSpecs"][0].pop("minReplicas"), "'minReplicas' is a required property"),
-    (lambda spec: spec["workerGroupSpecs"][0]["resources"].update(low_mem_gpu=1), "1 is not of type 'string'"),
-    (lambda spec: spec["autoscalerOptions"].update(version="v3"), "'v3' is not one of"),
-    (lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0].update(user=1000), "'user' was unexpected"),
-    (lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"].update(memory="8 GB"),
-     "'8 GB' does not match"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda spec: spec.update(autoscaling=True), "'autoscaling' was unexpected"),
+        (lambda spec: spec["workerGroupSpecs"][0].pop("minReplicas"), "'minReplicas' is a required property"),
+        (lambda spec: spec["workerGroupSpecs"][0]["resources"].update(low_mem_gpu=1), "1 is not of type 'string'"),
+        (lambda spec: spec["autoscalerOptions"].update(version="v3"), "'v3' is not one of"),
+        (
+            lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0].update(user=1000),
+            "'user' was unexpected",
+        ),
+        (
+            lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"].update(
+                memory="8 GB"
+            ),
+            "'8 GB' does not match",
+        ),
+    ],
+)
 def test_the_schema_refuses_what_the_operator_would_not_read(spoil, says):
     spoiled = copy.deepcopy(of_kind("RayCluster"))
     spoil(spoiled["spec"])
@@ -99,12 +112,12 @@ def test_groups_start_empty_and_name_one_tag_for_each_gpu(cluster):
     assert cluster["autoscalerOptions"]["version"] == "v2"
     for group in cluster["workerGroupSpecs"]:
         assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
-        limit, = [container["resources"]["limits"] for container in group["template"]["spec"]["containers"]]
+        (limit,) = [container["resources"]["limits"] for container in group["template"]["spec"]["containers"]]
         validate_node_label_syntax(group["labels"])
         if group["labels"]["moedisco/pool"] == "cpu":
             assert group["resources"] == {"CPU": limit["cpu"]}
             continue
-        tag, = [name for name in group["resources"] if name.endswith("_mem_gpu")]
+        (tag,) = [name for name in group["resources"] if name.endswith("_mem_gpu")]
         assert int(group["resources"][tag]) == int(group["resources"]["GPU"]) == limit["nvidia.com/gpu"]
         assert group["resources"]["CPU"] == "0"
 
@@ -121,7 +134,9 @@ def test_each_pool_falls_back_from_spot_to_on_demand(cluster):
 
 
 def test_text_processing_needs_no_gpu_and_stays_off_gpu_nodes(cluster):
-    groups = [group["template"]["spec"] for group in cluster["workerGroupSpecs"] if group["labels"]["moedisco/pool"] == "cpu"]
+    groups = [
+        group["template"]["spec"] for group in cluster["workerGroupSpecs"] if group["labels"]["moedisco/pool"] == "cpu"
+    ]
     assert len(groups) == 2
     for pod in groups:
         assert "nvidia.com/gpu" not in str(pod)
@@ -129,10 +144,14 @@ def test_text_processing_needs_no_gpu_and_stays_off_gpu_nodes(cluster):
 
 def test_a_gang_is_in_one_zone(cluster):
     for group in cluster["workerGroupSpecs"]:
-        rules = group["template"]["spec"].get("affinity", {}).get("podAffinity", {}).get(
-            "requiredDuringSchedulingIgnoredDuringExecution", [])
+        rules = (
+            group["template"]["spec"]
+            .get("affinity", {})
+            .get("podAffinity", {})
+            .get("requiredDuringSchedulingIgnoredDuringExecution", [])
+        )
         if group["labels"]["moedisco/pool"] == "high_memory":
-            rule, = rules
+            (rule,) = rules
             assert rule["topologyKey"] == "topology.kubernetes.io/zone"
             assert rule["labelSelector"]["matchLabels"] == group["template"]["metadata"]["labels"]
         else:
@@ -144,22 +163,30 @@ def test_nothing_runs_as_root_or_with_a_right_it_does_not_need(cluster):
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["serviceAccountName"] == "moedisco"
         for container in [*pod.get("initContainers", ()), *pod["containers"]]:
-            assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-            assert container["resources"]["limits"] == container["resources"]["requests"] or container["name"] == "service"
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert (
+                container["resources"]["limits"] == container["resources"]["requests"] or container["name"] == "service"
+            )
     assert of_kind("ServiceAccount")["automountServiceAccountToken"] is False
 
 
 def test_the_service_is_started_again_in_a_pod_that_is_not(cluster):
-    service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
+    (service,) = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert (service["name"], service["restartPolicy"]) == ("service", "Always")
     # The second autoscaler's pods end with their Ray container, and the operator refuses any other policy of theirs.
     assert all("restartPolicy" not in pod for pod in pods(cluster))
 
 
 def test_the_heads_service_has_the_ports_that_are_forwarded(cluster):
-    # The operator makes that Kubernetes Service of the first container's ports, and `kubectl port-forward svc/` knows no others.
-    forward, = re.findall(r"kubectl port-forward svc/moedisco-head-svc (.+)", (FOLDER / "kuberay.yaml").read_text())
-    ports = {str(port["containerPort"]) for port in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]}
+    # The operator makes that Kubernetes Service of the first container's ports, and `kubectl port-forward svc/` knows
+    # no others.
+    (forward,) = re.findall(r"kubectl port-forward svc/moedisco-head-svc (.+)", (FOLDER / "kuberay.yaml").read_text())
+    ports = {
+        str(port["containerPort"]) for port in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    }
     assert set(forward.split()) <= ports
 
 
@@ -178,15 +205,17 @@ def test_what_the_service_remembers_outlives_the_head(cluster):
 
 
 def test_a_driver_has_a_minute_to_end_as_the_page_says(cluster):
-    driver, = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    (driver,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
     assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "60"} in driver["env"]
     assert "\nexport RAY_JOB_STOP_WAIT_TIME_S=60 " in (FOLDER / "node" / "environment.sh").read_text()
 
 
 def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
-    service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
+    (service,) = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert [word for word in service["args"] if "-root=" in word] == [
-        "--output-root=gs://MY_BUCKET/moedisco/runs", "--input-root=gs://MY_BUCKET/moedisco/data"]
+        "--output-root=gs://MY_BUCKET/moedisco/runs",
+        "--input-root=gs://MY_BUCKET/moedisco/data",
+    ]
     assert "--home-dir=/moedisco/requests" in service["args"]
     assert "--set output=gs://MY_BUCKET/moedisco/runs " in of_kind("RayJob")["spec"]["entrypoint"]
     for pod in pods(cluster):
@@ -195,7 +224,7 @@ def test_pods_share_a_folder_of_a_bucket_and_no_volume(cluster):
             assert {"name": "cache", "mountPath": "/moedisco/cache"} in container["volumeMounts"]
             environment = {each["name"]: each.get("value") for each in container["env"]}
             assert (environment["MOEDISCO_CACHE_DIR"], environment["MOEDISCO_CACHE_GB"]) == ("/moedisco/cache", "40")
-    driver, = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    (driver,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
     requests = {"name": "state", "mountPath": "/moedisco/requests", "subPath": "requests"}
     assert requests in driver["volumeMounts"]
     assert requests in service["volumeMounts"]

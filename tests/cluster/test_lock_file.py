@@ -45,7 +45,9 @@ def test_every_line_is_a_version_or_its_hash():
 
 def test_the_lock_holds_what_the_project_declares():
     for requirement in declared():
-        assert requirement.specifier.contains(LOCKED[canonicalize_name(requirement.name)], prereleases=True), requirement
+        assert requirement.specifier.contains(LOCKED[canonicalize_name(requirement.name)], prereleases=True), (
+            requirement
+        )
 
 
 def test_the_lock_is_closed_and_has_the_versions_that_the_tests_run_with():
@@ -58,11 +60,14 @@ def test_the_lock_is_closed_and_has_the_versions_that_the_tests_run_with():
         assert name in LOCKED, f"`make lock` would add {name}"
         try:
             installed, needed = version(name), requires(name) or ()
-        except PackageNotFoundError:    # of a cloud, or of another build of torch
+        except PackageNotFoundError:  # of a cloud, or of another build of torch
             continue
         assert installed.split("+")[0] == LOCKED[name], f"`make lock` would change {name}"
-        queue += [(canonicalize_name(each.name), tuple(sorted(each.extras)))
-                  for each in map(Requirement, needed) if applies(each, extras)]
+        queue += [
+            (canonicalize_name(each.name), tuple(sorted(each.extras)))
+            for each in map(Requirement, needed)
+            if applies(each, extras)
+        ]
     assert {"ray", "torch", "transformers", "numpy", "pydantic"} <= seen.keys()
 
 
@@ -90,21 +95,31 @@ def install(node):
     """What install.sh asks of other programs."""
     (node / "log").write_text("")
     environment = {"HOME": str(node), "PATH": f"{node}/bin{os.pathsep}/usr/bin{os.pathsep}/bin"}
-    subprocess.run([node / "moedisco/cluster_yaml/node/install.sh"], env=environment, capture_output=True, text=True, check=True)
+    subprocess.run(
+        [node / "moedisco/cluster_yaml/node/install.sh"], env=environment, capture_output=True, text=True, check=True
+    )
     return (node / "log").read_text().replace(f"{node}/moedisco", "~").splitlines()
 
 
-PACKAGES = ("pip install --quiet --require-hashes --only-binary=:all: --find-links ~/wheels "
-            "--requirement ~/cluster_yaml/node/requirements.txt")
+PACKAGES = (
+    "pip install --quiet --require-hashes --only-binary=:all: --find-links ~/wheels "
+    "--requirement ~/cluster_yaml/node/requirements.txt"
+)
 PROJECT = "pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall ~"
 
 
-@pytest.mark.parametrize(("bucket", "fetch"), [
-    (None, []),
-    ("s3://text", ["aws s3 sync --only-show-errors s3://text/wheels ~/wheels"]),
-    ("gs://text", ["gcloud storage rsync gs://text/wheels ~/wheels"]),
-    ("abfs://a.blob.core.windows.net/b", ["azcopy copy https://a.blob.core.windows.net/b/wheels/* ~/wheels --output-level=quiet"]),
-])
+@pytest.mark.parametrize(
+    ("bucket", "fetch"),
+    [
+        (None, []),
+        ("s3://text", ["aws s3 sync --only-show-errors s3://text/wheels ~/wheels"]),
+        ("gs://text", ["gcloud storage rsync gs://text/wheels ~/wheels"]),
+        (
+            "abfs://a.blob.core.windows.net/b",
+            ["azcopy copy https://a.blob.core.windows.net/b/wheels/* ~/wheels --output-level=quiet"],
+        ),
+    ],
+)
 def test_a_node_installs_the_locked_packages_once_with_the_buckets_wheels(node, bucket, fetch):
     if bucket:
         (node / "moedisco" / "bucket").write_text(f"{bucket}\n")

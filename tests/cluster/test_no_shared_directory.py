@@ -60,13 +60,23 @@ def options(hosts):
 def configuration(output, options):
     """Four sub-models for two or three slots, so that some wait; each takes 10 s on a fast machine."""
     sizes = {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128, "num_experts": 4,
-        "num_experts_per_tok": 2}
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "moe_intermediate_size": 128,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
     source = {"path": f"s3://text/code/*.py?{options}", "documents": "paragraph", "format": "text", "name": "code"}
     return small_config(
-        output, clusters={"count": 4}, model={"config": sizes}, corpus={"sources": [source]},
+        output,
+        clusters={"count": 4},
+        model={"config": sizes},
+        corpus={"sources": [source]},
         tokens={"total": 2_200_000, "finetune_share": 0.05},
-        pools={"low_memory": {"max_workers": 4}, "high_memory": {"workers": 1}}, checkpoint={"every": INTERVAL})
+        pools={"low_memory": {"max_workers": 4}, "high_memory": {"workers": 1}},
+        checkpoint={"every": INTERVAL},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +91,8 @@ class Started:
         file = hosts.home("head") / "config.json"
         file.write_text(config.model_dump_json(exclude_defaults=True))
         self._process = hosts.spawn(
-            "head", PYTHON, "-m", "service", "run", f"{HOME}/config.json", "--json", RAY_ADDRESS="auto", **environment)
+            "head", PYTHON, "-m", "service", "run", f"{HOME}/config.json", "--json", RAY_ADDRESS="auto", **environment
+        )
 
     def log(self):
         return self._process.log.read_text()
@@ -111,8 +122,9 @@ def test_hosts_share_no_directory(hosts):
     readable = {f"/tmp/{path.parts[2]}" for path in HIDDEN}
     for name in hosts.address:
         hosts.execute(name, "touch", f"/tmp/{name}", f"{HOME}/{name}", f"/dev/shm/{name}")
-        assert hosts.execute(name, "bash", "-c", f"ls -d /tmp/* {HOME}/* /dev/shm/*").split() == sorted([
-            f"/tmp/{name}", *readable, f"{HOME}/moedisco", f"{HOME}/{name}", f"/dev/shm/{name}"])
+        assert hosts.execute(name, "bash", "-c", f"ls -d /tmp/* {HOME}/* /dev/shm/*").split() == sorted(
+            [f"/tmp/{name}", *readable, f"{HOME}/moedisco", f"{HOME}/{name}", f"/dev/shm/{name}"]
+        )
         for folder in ("/var/tmp", hosts.base, *HIDDEN, *(hosts.home(other) for other in hosts.address)):
             with pytest.raises(subprocess.CalledProcessError, match="1"):
                 hosts.execute(name, "touch", f"{folder}/mark")
@@ -134,7 +146,7 @@ def test_a_node_is_cut_off_and_another_joins(hosts, options, one_machine, seed, 
     ray.start("late", cpus=0, resources={"low_mem_gpu": 1})
     until(lambda: hosts.address["late"] in run.nodes().values(), 300, run.log)
     until(lambda: any(event.type == "worker_restarted" for event in run.events()), 300, run.log)
-    hosts.plug_in(cut_off)      # what still trains there is of an attempt that counts no more
+    hosts.plug_in(cut_off)  # what still trains there is of an attempt that counts no more
     events = run.finished()
 
     restarts = [event for event in events if event.type == "worker_restarted"]

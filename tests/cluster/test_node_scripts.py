@@ -23,16 +23,25 @@ SCRIPTS = sorted(FOLDER.rglob("*.sh"))
 def test_shellcheck_finds_nothing(script):
     done = subprocess.run(
         [BIN / "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", script],
-        capture_output=True, text=True, check=False)
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     assert script.stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize("script", ["local-fake.sh", "node/head.sh", "node/worker.sh", "node/follow_head.sh", "node/stop.sh"])
+@pytest.mark.parametrize(
+    "script", ["local-fake.sh", "node/head.sh", "node/worker.sh", "node/follow_head.sh", "node/stop.sh"]
+)
 def test_whatever_starts_or_asks_ray_does_so_with_the_token(script):
     assert re.search(r'^source "\$.*environment\.sh"$', (FOLDER / script).read_text(), re.MULTILINE)
     said = subprocess.run(
-        ["bash", "-c", f"source {FOLDER}/node/environment.sh && echo $RAY_AUTH_MODE"], capture_output=True, text=True, check=True)
+        ["bash", "-c", f"source {FOLDER}/node/environment.sh && echo $RAY_AUTH_MODE"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert said.stdout == "token\n"
 
 
@@ -44,10 +53,16 @@ def test_the_head_lets_machines_join_if_it_has_an_address_for_them(tmp_path, hos
     for script in (node / "keep.sh", *(stubs / name for name in ("ray", "moedisco"))):
         script.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/{script.name}.log\n')
         script.chmod(0o755)
-    environment = os.environ | {"HOME": str(tmp_path), "PATH": f"{stubs}:{os.environ['PATH']}", "MOEDISCO_JOIN_HOST": host}
+    environment = os.environ | {
+        "HOME": str(tmp_path),
+        "PATH": f"{stubs}:{os.environ['PATH']}",
+        "MOEDISCO_JOIN_HOST": host,
+    }
     subprocess.run(["bash", node / "head.sh", tmp_path / "shared"], env=environment, check=True)
     kept = [line for line in (tmp_path / "keep.sh.log").read_text().splitlines() if line.startswith("moedisco-join ")]
-    gateway = f"sudo {stubs}/moedisco join-gateway --public-host=head.example --ray-token-file={tmp_path}/.ray/auth_token"
+    gateway = (
+        f"sudo {stubs}/moedisco join-gateway --public-host=head.example --ray-token-file={tmp_path}/.ray/auth_token"
+    )
     assert kept == ([f"moedisco-join {gateway}"] if host else [])
 
 
@@ -60,10 +75,13 @@ def stubbed(folder, **scripts):
     return f"{folder}:{os.environ['PATH']}"
 
 
-@pytest.mark.parametrize(("place", "options"), [
-    ("s3://bucket/team/", ["--output-root=s3://bucket/team/runs", "--input-root=s3://bucket/team/data"]),
-    ("{here}/disk", ["--output-root={here}/disk/runs", "--input-root={here}/disk/data"]),
-])
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        ("s3://bucket/team/", ["--output-root=s3://bucket/team/runs", "--input-root=s3://bucket/team/data"]),
+        ("{here}/disk", ["--output-root={here}/disk/runs", "--input-root={here}/disk/data"]),
+    ],
+)
 def test_the_head_stores_runs_in_its_place_and_reads_what_else_it_is_given(tmp_path, place, options):
     node = shutil.copytree(FOLDER / "node", tmp_path / "moedisco" / "cluster_yaml" / "node")
     (node / "keep.sh").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >{tmp_path}/kept\n')
@@ -71,7 +89,11 @@ def test_the_head_stores_runs_in_its_place_and_reads_what_else_it_is_given(tmp_p
     given = [place.format(here=tmp_path), "s3://other/text", "--max-active-runs=2"]
     subprocess.run(["bash", node / "head.sh", *given], env=environment, check=True)
     kept = (tmp_path / "kept").read_text().splitlines()
-    expected = [*(each.format(here=tmp_path) for each in options), "--input-root=s3://other/text", "--max-active-runs=2"]
+    expected = [
+        *(each.format(here=tmp_path) for each in options),
+        "--input-root=s3://other/text",
+        "--max-active-runs=2",
+    ]
     assert kept[-4:] == expected
     assert (tmp_path / "disk" / "runs").is_dir() == place.startswith("{here}")
     assert not (tmp_path / "s3:").exists()
@@ -82,28 +104,46 @@ def test_the_service_alone_gets_the_databases_password(tmp_path):
     note = f'echo "$1 ${{MOEDISCO_DATABASE_URL-none}}" >>{tmp_path}/started'
     (node / "keep.sh").write_text(f"#!/bin/bash\n{note}\n")
     environment = os.environ | {
-        "HOME": str(tmp_path), "PATH": stubbed(tmp_path / "bin", ray=note, moedisco=""), "MOEDISCO_DATABASE_URL": "postgresql://me:word@host"}
+        "HOME": str(tmp_path),
+        "PATH": stubbed(tmp_path / "bin", ray=note, moedisco=""),
+        "MOEDISCO_DATABASE_URL": "postgresql://me:word@host",
+    }
     subprocess.run(["bash", node / "head.sh", tmp_path / "shared"], env=environment, check=True)
     ray, service = (tmp_path / "started").read_text().splitlines()
-    assert ray in ("start none", "moedisco-ray none")       # the latter where systemd keeps it
+    assert ray in ("start none", "moedisco-ray none")  # the latter where systemd keeps it
     assert service == "moedisco postgresql://me:word@host"
 
 
-@pytest.mark.parametrize(("mounted", "expected"), [
-    ("/opt/dlami/nvme", "/opt/dlami/nvme/moedisco 90"), ("/mnt/nvme", "/mnt/nvme/moedisco 90"),
-    ("none", "{home}/.cache/moedisco 50")])
+@pytest.mark.parametrize(
+    ("mounted", "expected"),
+    [
+        ("/opt/dlami/nvme", "/opt/dlami/nvme/moedisco 90"),
+        ("/mnt/nvme", "/mnt/nvme/moedisco 90"),
+        ("none", "{home}/.cache/moedisco 50"),
+    ],
+)
 def test_the_cache_is_on_a_local_disk_and_no_larger(tmp_path, mounted, expected):
     path = stubbed(
-        tmp_path / "bin", mountpoint=f'[ "$2" = {mounted} ]', sudo=f'echo "$@" >>{tmp_path}/asked', df="echo 1GB-blocks; echo 100")
+        tmp_path / "bin",
+        mountpoint=f'[ "$2" = {mounted} ]',
+        sudo=f'echo "$@" >>{tmp_path}/asked',
+        df="echo 1GB-blocks; echo 100",
+    )
     done = subprocess.run(
-        ["bash", FOLDER / "node" / "cache_disk.sh"], env=os.environ | {"HOME": str(tmp_path), "USER": "me", "PATH": path},
-        capture_output=True, text=True, check=True)
+        ["bash", FOLDER / "node" / "cache_disk.sh"],
+        env=os.environ | {"HOME": str(tmp_path), "USER": "me", "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == expected.format(home=tmp_path) + "\n"
     folder = Path(done.stdout.split()[0])
     assert folder.is_dir() or (tmp_path / "asked").read_text() == f"install -d -o me {folder}\n"
 
 
-@pytest.mark.parametrize("given", [{}, {"MOEDISCO_CACHE_GB": "7"}, {"MOEDISCO_CACHE_DIR": "/fast", "MOEDISCO_CACHE_GB": "7"}])
+@pytest.mark.parametrize(
+    "given", [{}, {"MOEDISCO_CACHE_GB": "7"}, {"MOEDISCO_CACHE_DIR": "/fast", "MOEDISCO_CACHE_GB": "7"}]
+)
 def test_a_worker_tells_its_processes_where_to_cache(tmp_path, given):
     node = shutil.copytree(FOLDER / "node", tmp_path / "moedisco" / "cluster_yaml" / "node")
     (node / "cache_disk.sh").write_text("#!/bin/bash\necho /ssd/moedisco 112\n")
@@ -111,8 +151,10 @@ def test_a_worker_tells_its_processes_where_to_cache(tmp_path, given):
     path = stubbed(tmp_path / "bin", ray=f'echo "$MOEDISCO_CACHE_DIR $MOEDISCO_CACHE_GB" >{tmp_path}/told')
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MOEDISCO_")} | given
     subprocess.run(
-        ["bash", node / "worker.sh", "aws"], env=environment | {"HOME": str(tmp_path), "PATH": path, "RAY_HEAD_IP": "10.0.0.1"},
-        check=True)
+        ["bash", node / "worker.sh", "aws"],
+        env=environment | {"HOME": str(tmp_path), "PATH": path, "RAY_HEAD_IP": "10.0.0.1"},
+        check=True,
+    )
     size = given.get("MOEDISCO_CACHE_GB", "112")
     assert (tmp_path / "told").read_text() == f"{given.get('MOEDISCO_CACHE_DIR', '/ssd/moedisco')} {size}\n"
 
@@ -128,7 +170,8 @@ def test_the_image_runs_unprivileged_and_says_how_it_is():
     assert "\nHEALTHCHECK " in text
     assert "RUN pip install --require-hashes --only-binary=:all: --requirement requirements.txt\n" in text
     assert [line for line in text.splitlines() if "pip install" in line][1:] == [
-        "RUN pip install --no-index --no-deps --no-build-isolation ."]
+        "RUN pip install --no-index --no-deps --no-build-isolation ."
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +186,12 @@ def test_a_host_gets_the_tags_that_the_file_has_for_it(host_tags):
     metadata = ClusterMetadata.model_validate(load("on-prem")["metadata"]["moedisco"])
     arguments = host_tags.arguments(metadata, {"127.0.0.1", "192.168.0.12"})
     assert arguments == [
-        "--node-ip-address=192.168.0.12", '--resources={"high_mem_gpu": 2}',
-        "--labels=moedisco/pool=high_memory,moedisco/market=own,moedisco/gpu=A100-80GB", "--num-cpus=0", "--num-gpus=2"]
+        "--node-ip-address=192.168.0.12",
+        '--resources={"high_mem_gpu": 2}',
+        "--labels=moedisco/pool=high_memory,moedisco/market=own,moedisco/gpu=A100-80GB",
+        "--num-cpus=0",
+        "--num-gpus=2",
+    ]
 
 
 def test_a_host_that_the_file_does_not_name_is_told_so(host_tags):

@@ -58,17 +58,30 @@ class Laptop:
         ours["node_types"]["high"] |= {"resources": {"CPU": 1, "low_mem_gpu": 1, "high_mem_gpu": 1}}
         ours["hosts"] = dict(zip(workers, ("low", "high"), strict=True))
         config["setup_commands"] = [
-            command.replace("s3://MY_BUCKET/moedisco", str(self.shared)) for command in config["setup_commands"]]
+            command.replace("s3://MY_BUCKET/moedisco", str(self.shared)) for command in config["setup_commands"]
+        ]
         return config
 
     def ray(self, command, *arguments, seconds=600):
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {
-            "HOME": str(self._home), "PATH": path, "PYTHONPATH": str(self.checkout), "RAY_USAGE_STATS_ENABLED": "0", "TERM": "dumb",
-            "RAY_AUTH_MODE": "token"}
+            "HOME": str(self._home),
+            "PATH": path,
+            "PYTHONPATH": str(self.checkout),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "TERM": "dumb",
+            "RAY_AUTH_MODE": "token",
+        }
         done = subprocess.run(
-            [RAY, command, self.file, *arguments], cwd=self.checkout, env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=seconds, check=False)
+            [RAY, command, self.file, *arguments],
+            cwd=self.checkout,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -110,8 +123,10 @@ def configuration(laptop):
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:
         shutil.copy(path, text)
     laptop.configured = small_config(
-        Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"total": 2_400_000, "finetune_share": 0.05}).model_copy(update={"output": Path("runs")})
+        Path("runs"),
+        corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
+        tokens={"total": 2_400_000, "finetune_share": 0.05},
+    ).model_copy(update={"output": Path("runs")})
     return laptop.configured
 
 
@@ -129,7 +144,11 @@ def wait_for_work_on(client, run_id, address, step):
 def test_a_run_over_three_hosts_one_of_which_is_cut_off(laptop):
     laptop.ray("up", "--yes", "--no-config-cache")
     with laptop.tunnel() as client:
-        until(lambda: slots(client) == {"low_mem_gpu": 2, "high_mem_gpu": 1}, 180, lambda: f"both workers: {client.pools()}")
+        until(
+            lambda: slots(client) == {"low_mem_gpu": 2, "high_mem_gpu": 1},
+            180,
+            lambda: f"both workers: {client.pools()}",
+        )
         run = client.submit(configuration(laptop))
         wait_for_work_on(client, run.id, laptop.hosts.address["low"], 12)
         laptop.hosts.unplug("low")
@@ -145,7 +164,11 @@ def test_a_run_over_three_hosts_one_of_which_is_cut_off(laptop):
 def test_a_lost_head_comes_back_with_every_run_and_the_interrupted_one_goes_on(laptop):
     laptop.ray("up", "--yes", "--no-config-cache")
     with laptop.tunnel() as client:
-        until(lambda: slots(client) == {"low_mem_gpu": 2, "high_mem_gpu": 1}, 180, lambda: f"both workers: {client.pools()}")
+        until(
+            lambda: slots(client) == {"low_mem_gpu": 2, "high_mem_gpu": 1},
+            180,
+            lambda: f"both workers: {client.pools()}",
+        )
         ended = client.submit(configuration(laptop))
         client.cancel(ended.id)
         client.wait(ended.id)

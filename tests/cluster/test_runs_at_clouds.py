@@ -112,12 +112,14 @@ def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def test_a_run_is_killed_resumed_read_and_started_from(
-    bucket: str, config: RunConfig, expected: dict[str, Any], tmp_path: Path,
+    bucket: str, config: RunConfig, expected: dict[str, Any], tmp_path: Path
 ) -> None:
     config = config.model_copy(update={"output": joined(bucket, "team", "runs")})
     place, store = config.location, RunStore.of(config.location)
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    died = subprocess.run([sys.executable, dying_driver.__file__, tmp_path / "config.json", UNIT, str(STEP)], check=False)
+    died = subprocess.run(
+        [sys.executable, dying_driver.__file__, tmp_path / "config.json", UNIT, str(STEP)], check=False
+    )
     assert died.returncode == -signal.SIGKILL
     shutil.rmtree(cache_directory())
     assert "submodels" in command("show", place)
@@ -201,6 +203,6 @@ def test_a_bucket_that_does_not_exist_is_one_clear_line(bucket: str) -> None:
 def test_a_machine_without_a_credential_gets_one_clear_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IDENTITY_HEADER", "another machine's")
     monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:1")
-    monkeypatch.setenv("PATH", "/nowhere")      # where Azure's command-line client may be
+    monkeypatch.setenv("PATH", "/nowhere")  # where Azure's command-line client may be
     with pytest.raises((ConfigError, StorageError), match=r"credential|access token"):
         Remote(joined(bucket, "team"), "output", ()).read("config.json")

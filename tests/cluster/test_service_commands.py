@@ -27,7 +27,8 @@ from service.settings import Settings
 PORT = Settings.model_fields["port"].default
 LOOPBACK = "127.0.0.1"
 OF_THE_MACHINE = "127.0.0.2"
-"""Stands for the address of a pod or container: reached by a program that listens on all addresses, not by one on 127.0.0.1."""
+"""Stands for the address of a pod or container: reached by a program that listens on all addresses, not by one on
+127.0.0.1."""
 SECONDS = 60.0
 
 
@@ -70,7 +71,12 @@ def started(words: list[str], surroundings: dict[str, str], log: Path) -> Iterat
     assert words[0] == "moedisco"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", *words[1:]], env=surroundings, cwd=surroundings["HOME"], stdout=output, stderr=output)
+            [sys.executable, "-m", "service", *words[1:]],
+            env=surroundings,
+            cwd=surroundings["HOME"],
+            stdout=output,
+            stderr=output,
+        )
     try:
         while process.poll() is None and "MoE-DisCo is at" not in log.read_text():
             time.sleep(0.05)
@@ -82,17 +88,19 @@ def started(words: list[str], surroundings: dict[str, str], log: Path) -> Iterat
 
 
 def test_the_command_of_the_kubernetes_file_answers_its_probes(tmp_path: Path, port: int) -> None:
-    cluster, = [each for each in kubernetes_objects() if each["kind"] == "RayCluster"]
+    (cluster,) = [each for each in kubernetes_objects() if each["kind"] == "RayCluster"]
     pod = cluster["spec"]["headGroupSpec"]["template"]["spec"]
-    service, = [each for each in pod["initContainers"] if each["name"] == "service"]
+    (service,) = [each for each in pod["initContainers"] if each["name"] == "service"]
     mounts = {mount["name"]: Path(f"{tmp_path}{mount['mountPath']}") for mount in service["volumeMounts"]}
     for mount in mounts.values():
         mount.mkdir(parents=True)
-    token = "0123456789abcdef" * 4      # as `openssl rand -hex 32` makes it, in the Secret that the file's header creates
+    token = "0123456789abcdef" * 4  # as `openssl rand -hex 32` makes it, in the Secret that the file's header creates
     for volume in pod["volumes"]:
         if "secret" in volume and volume["name"] in mounts:
-            assert f"kubectl create secret generic {volume['secret']['secretName']} --from-literal=token=" in (
-                FOLDER / "kuberay.yaml").read_text()
+            assert (
+                f"kubectl create secret generic {volume['secret']['secretName']} --from-literal=token="
+                in (FOLDER / "kuberay.yaml").read_text()
+            )
             (mounts[volume["name"]] / "token").write_text(token)
 
     def here(text: str) -> str:
@@ -104,10 +112,12 @@ def test_the_command_of_the_kubernetes_file_answers_its_probes(tmp_path: Path, p
         assert service[probe]["httpGet"]["port"] == PORT
     with started([*words, *stand_in(port)], environment(tmp_path, **given), tmp_path / "log"):
         healthy(OF_THE_MACHINE, port)
-        asked = urllib.request.Request(f"http://{OF_THE_MACHINE}:{port}/v1/tokens", headers={"Authorization": f"Bearer {token}"})
+        asked = urllib.request.Request(
+            f"http://{OF_THE_MACHINE}:{port}/v1/tokens", headers={"Authorization": f"Bearer {token}"}
+        )
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=5) as answer:
             assert answer.status == 200
-    assert token not in (tmp_path / "log").read_text()      # `kubectl logs` shows it
+    assert token not in (tmp_path / "log").read_text()  # `kubectl logs` shows it
 
 
 def test_the_command_of_the_image_answers_at_its_published_port(tmp_path: Path, port: int) -> None:
@@ -121,14 +131,16 @@ def test_the_command_of_the_image_answers_at_its_published_port(tmp_path: Path, 
 
 
 def test_the_command_beside_the_fake_cluster_answers(tmp_path: Path, port: int) -> None:
-    command, = re.findall(r"^#   (moedisco serve .*)$", (FOLDER / "local-fake.yaml").read_text(), re.MULTILINE)
+    (command,) = re.findall(r"^#   (moedisco serve .*)$", (FOLDER / "local-fake.yaml").read_text(), re.MULTILINE)
     with started([*shlex.split(command), *stand_in(port)], environment(tmp_path), tmp_path / "log"):
         healthy(LOOPBACK, port)
 
 
 @pytest.mark.skipif(Path("/run/systemd/system").is_dir(), reason="would make units of this machine's systemd")
-@pytest.mark.parametrize("name", [
-    "on-prem", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aws/spot", "gcp/spot", "azure/spot"))])
+@pytest.mark.parametrize(
+    "name",
+    ["on-prem", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aws/spot", "gcp/spot", "azure/spot"))],
+)
 def test_the_command_that_starts_a_head_brings_the_service_up(tmp_path: Path, port: int, name: str) -> None:
     shutil.copytree(FOLDER, tmp_path / "moedisco" / "cluster_yaml")
     subprocess.run(["bash", "-c", load(name)["setup_commands"][0]], env=environment(tmp_path), check=True)
@@ -136,7 +148,8 @@ def test_the_command_that_starts_a_head_brings_the_service_up(tmp_path: Path, po
     programs.mkdir(parents=True)
     (programs / "ray").write_text("#!/bin/sh\nexit 0\n")
     (programs / "moedisco").write_text(
-        f'#!/bin/sh\necho $$ >"$HOME/pid"\nexec {sys.executable} -m service "$@" {shlex.join(stand_in(port))}\n')
+        f'#!/bin/sh\necho $$ >"$HOME/pid"\nexec {sys.executable} -m service "$@" {shlex.join(stand_in(port))}\n'
+    )
     for program in programs.iterdir():
         program.chmod(0o755)
     command = load(name)["head_start_ray_commands"][-1]

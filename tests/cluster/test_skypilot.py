@@ -37,7 +37,8 @@ def test_the_template_runs_our_command_with_its_token():
 def test_its_scripts_are_such_as_shellcheck_passes(script):
     text = "#!/usr/bin/env bash\n" + yaml.safe_load(TEMPLATE.read_text())[script]
     checked = subprocess.run(
-        [Path(sys.executable).with_name("shellcheck"), "-"], input=text, capture_output=True, text=True, check=False)
+        [Path(sys.executable).with_name("shellcheck"), "-"], input=text, capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -55,8 +56,12 @@ def skypilot(tmp_path_factory):
 def test_skypilot_accepts_the_template(skypilot, tmp_path):
     def parse(path):
         return subprocess.run(
-            [skypilot, "-c", _PARSE, path], capture_output=True, text=True, check=False,
-            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
+            [skypilot, "-c", _PARSE, path],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        )
 
     parsed = parse(TEMPLATE)
     assert parsed.returncode == 0, parsed.stderr

@@ -15,8 +15,12 @@ from service.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = [
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster_yaml/README.md",
-    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "cluster_yaml/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 
 
 @pytest.fixture(params=GUIDES)
@@ -30,7 +34,9 @@ def setting_paths(section, definitions, prefix=""):
         yield prefix + name
         for option in (field, field.get("items", {}), *field.get("anyOf", ())):
             if "$ref" in option:
-                yield from setting_paths(definitions[option["$ref"].rpartition("/")[2]], definitions, f"{prefix}{name}.")
+                yield from setting_paths(
+                    definitions[option["$ref"].rpartition("/")[2]], definitions, f"{prefix}{name}."
+                )
 
 
 def command_names(application):
@@ -38,19 +44,25 @@ def command_names(application):
     for command in application.registered_commands:
         yield command.name or command.callback.__name__.replace("_", "-")
     for group in application.registered_groups:
-        if isinstance(group.name, str):     # otherwise its commands have no prefix
+        if isinstance(group.name, str):  # otherwise its commands have no prefix
             yield group.name
         yield from command_names(group.typer_instance)
 
 
 def test_what_is_generated_is_up_to_date():
-    stale = [str(path.relative_to(ROOT)) for path, page in generate.pages().items() if path.read_text(encoding="utf-8") != page]
+    stale = [
+        str(path.relative_to(ROOT))
+        for path, page in generate.pages().items()
+        if path.read_text(encoding="utf-8") != page
+    ]
     assert stale == [], "run `make docs` and commit the result"
 
 
 def test_the_references_are_complete():
     schema = RunConfig.model_json_schema()
-    settings = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/configuration.md").read_text().replace("[]", ""), re.MULTILINE))
+    settings = set(
+        re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/configuration.md").read_text().replace("[]", ""), re.MULTILINE)
+    )
     sections = {path.rpartition(".")[0] for path in setting_paths(schema, schema["$defs"])}
     assert set(setting_paths(schema, schema["$defs"])) - sections <= settings
     headings = (ROOT / "docs/cli.md").read_text()

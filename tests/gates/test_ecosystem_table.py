@@ -38,20 +38,30 @@ def test_each_row_says_what_passed_and_why_something_did_not(tmp_path: Path) -> 
     (tmp_path / "test_rows.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = ecosystem: a row\n")
     arguments = [str(tmp_path / "test_rows.py"), "-q", "-c", str(tmp_path / "pytest.ini"), "-p", "no:cacheprovider"]
-    assert pytest.main(arguments, plugins=[ecosystem.Recorder(tmp_path / "record.json")]) == pytest.ExitCode.TESTS_FAILED
+    assert (
+        pytest.main(arguments, plugins=[ecosystem.Recorder(tmp_path / "record.json")]) == pytest.ExitCode.TESTS_FAILED
+    )
     assert list(ecosystem.rows(tmp_path / "record.json")) == [
         ["a", "", "skipped: x is not installed"],
-        ["b", f"pytest {pytest.__version__}, no-such-package (not installed), other 1.2 beta",
-         "passed (1 test); 42 apples; skipped in part: it is Monday"],
-        ["c", f"pytest {pytest.__version__}", "**failed** (1 of 2 tests)"]]
+        [
+            "b",
+            f"pytest {pytest.__version__}, no-such-package (not installed), other 1.2 beta",
+            "passed (1 test); 42 apples; skipped in part: it is Monday",
+        ],
+        ["c", f"pytest {pytest.__version__}", "**failed** (1 of 2 tests)"],
+    ]
     found = json.loads((tmp_path / "record.json").read_text())
     assert {name: row["families"] for name, row in found.items()} == {"a": [], "b": ["mixtral"], "c": ["family-1"]}
     assert ecosystem.programs(tmp_path / "record.json") == (
-        f"no-such-package (not installed), other 1.2 beta, pytest {pytest.__version__}")
-    some = [*arguments, "-k", "test_three and 1"]       # this row alone is written anew
+        f"no-such-package (not installed), other 1.2 beta, pytest {pytest.__version__}"
+    )
+    some = [*arguments, "-k", "test_three and 1"]  # this row alone is written anew
     assert pytest.main(some, plugins=[ecosystem.Recorder(tmp_path / "record.json")]) == pytest.ExitCode.OK
     assert [row[2].split(";")[0] for row in ecosystem.rows(tmp_path / "record.json")] == [
-        "skipped: x is not installed", "passed (1 test)", "passed (1 test)"]
+        "skipped: x is not installed",
+        "passed (1 test)",
+        "passed (1 test)",
+    ]
 
 
 def test_each_family_says_which_programs_compute_it_and_why_others_do_not(tmp_path: Path) -> None:
@@ -60,8 +70,11 @@ def test_each_family_says_which_programs_compute_it_and_why_others_do_not(tmp_pa
     found = {row[0]: row[1:] for row in ecosystem.families(record)}
     assert found["`mixtral`"] == ["yes", "yes", "yes", "yes, only with `sliding_window: null`"]
     assert found["`phimoe`"] == [
-        "yes", "yes", "yes, if the head has no bias",
-        "no: has RMSNorms in place of its norms, and weights its experts by a softmax that is scaled to sum to 1"]
+        "yes",
+        "yes",
+        "yes, if the head has no bias",
+        "no: has RMSNorms in place of its norms, and weights its experts by a softmax that is scaled to sum to 1",
+    ]
     assert found["`solar_open`"] == ["not tested", "no: does not know it", "not tested", "not tested"]
 
 
@@ -69,12 +82,18 @@ def test_the_record_has_an_answer_for_each_family_and_program() -> None:
     """A family without a test or a reason is missing; one with both has a reason that no longer holds."""
     assert "not tested" not in {cell for row in ecosystem.families() for cell in row}, "run `make test-ecosystem`"
     record = json.loads(ecosystem.RECORD.read_text(encoding="utf-8"))
-    assert not {(program, name) for program, row in ecosystem.PROGRAMS.items() for name in record[row]["families"]
-                if name in ecosystem.ABSENT[program]}
+    assert not {
+        (program, name)
+        for program, row in ecosystem.PROGRAMS.items()
+        for name in record[row]["families"]
+        if name in ecosystem.ABSENT[program]
+    }
 
 
 def test_the_table_has_a_row_for_each_that_a_test_names() -> None:
     others = (Path(__file__).parents[1] / "unit").glob("test_*.py")
-    named = {name for path in others for name in re.findall(r'mark\.ecosystem\("([^"]+)"', path.read_text(encoding="utf-8"))}
+    named = {
+        name for path in others for name in re.findall(r'mark\.ecosystem\("([^"]+)"', path.read_text(encoding="utf-8"))
+    }
     assert named <= json.loads(ecosystem.RECORD.read_text(encoding="utf-8")).keys(), "run `make test-ecosystem`"
     assert len(named) > 10

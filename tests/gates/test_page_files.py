@@ -18,10 +18,14 @@ def test_every_type_of_event_is_received_and_described():
 def test_every_vendored_file_is_listed_with_its_digest_and_has_its_licence():
     vendor = STATIC / "vendor"
     listed = {
-        cells[1]: cells[-2] for line in (vendor / "README.md").read_text().splitlines()
-        if len(cells := [cell.strip() for cell in line.split("|")]) == 8 and cells[1] not in ("file", "---")}
+        cells[1]: cells[-2]
+        for line in (vendor / "README.md").read_text().splitlines()
+        if len(cells := [cell.strip() for cell in line.split("|")]) == 8 and cells[1] not in ("file", "---")
+    }
     there = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in vendor.iterdir()
-        if path.suffix not in (".md", ".LICENSE")}
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in vendor.iterdir()
+        if path.suffix not in (".md", ".LICENSE")
+    }
     assert listed == there
     assert all((vendor / f"{name.split('.')[0].removesuffix('-hooks')}.LICENSE").exists() for name in there)

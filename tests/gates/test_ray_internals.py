@@ -35,15 +35,23 @@ def imported(source: str) -> Iterator[str]:
 
 def private(source: str) -> list[str]:
     names = [name for name in imported(source) if name.startswith("ray.")]
-    return [name for name in names if name.startswith(UNDOCUMENTED) or any(part.startswith("_") for part in name.split("."))]
+    return [
+        name for name in names if name.startswith(UNDOCUMENTED) or any(part.startswith("_") for part in name.split("."))
+    ]
 
 
-@pytest.mark.parametrize("source", [
-    "from ray._private import state", "import ray._raylet", "from ray.train.v2._internal.exceptions import WorkerGroupError",
-    "from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION",
-    "import ray\nray._private.state.state.node_table()",
-    "from ray.experimental.internal_kv import _internal_kv_get", "import_module('ray.autoscaler._private.aws.node_provider')",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ray._private import state",
+        "import ray._raylet",
+        "from ray.train.v2._internal.exceptions import WorkerGroupError",
+        "from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION",
+        "import ray\nray._private.state.state.node_table()",
+        "from ray.experimental.internal_kv import _internal_kv_get",
+        "import_module('ray.autoscaler._private.aws.node_provider')",
+    ],
+)
 def test_a_private_import_is_found(source: str) -> None:
     assert private(source)
 
@@ -60,6 +68,10 @@ def test_the_page_was_checked_with_the_installed_ray() -> None:
 
 @pytest.mark.parametrize("module", ["draining", "spot_fallback"])
 def test_what_runs_in_a_last_second_or_on_a_small_head_does_not_import_ray_train(module: str) -> None:
-    script = f"import json, sys, moedisco_ray.execution.ray.autoscaling.{module}; print(json.dumps(sorted(sys.modules)))"
-    loaded = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    script = (
+        f"import json, sys, moedisco_ray.execution.ray.autoscaling.{module}; print(json.dumps(sorted(sys.modules)))"
+    )
+    loaded = json.loads(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    )
     assert not {"torch", "pandas", "ray.train", "ray.data"} & set(loaded)

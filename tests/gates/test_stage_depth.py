@@ -21,7 +21,9 @@ class Reached(Exception):  # noqa: N818  # not an error
     """The function that computes was called."""
 
 
-def test_the_merge_is_at_most_eight_frames_away_from_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_merge_is_at_most_eight_frames_away_from_the_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*_: object, **__: object) -> None:
         raise Reached
 
@@ -33,4 +35,4 @@ def test_the_merge_is_at_most_eight_frames_away_from_the_pipeline(tmp_path: Path
     called = [frame.name for frame in own[start:]]
     assert called[0] == "_make"
     assert called[-1] == "merge_submodels"
-    assert len(called) + 1 <= MOST      # and `build_merged` itself
+    assert len(called) + 1 <= MOST  # and `build_merged` itself

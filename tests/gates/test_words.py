@@ -8,11 +8,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS_TO_AVOID = {
-    "told": "the active verb", "tells?": "says, returns, reports", "nobody": "no one, or the active verb",
-    "somebody": "a user, an operator", "whoever": "a user who", "lies": "is stored", "go(es)? on": "continues, resumes",
-    "going on": "continuing", "beside": "next to, with", "so many": "the number", "as many as": "the number of",
-    "by what": "a plain clause", "of which": "a sentence of its own",
-    "dear(er|est)?": "more expensive", "what (it|they) came to": "reaches, costs", "makes? of": "derives from",
+    "told": "the active verb",
+    "tells?": "says, returns, reports",
+    "nobody": "no one, or the active verb",
+    "somebody": "a user, an operator",
+    "whoever": "a user who",
+    "lies": "is stored",
+    "go(es)? on": "continues, resumes",
+    "going on": "continuing",
+    "beside": "next to, with",
+    "so many": "the number",
+    "as many as": "the number of",
+    "by what": "a plain clause",
+    "of which": "a sentence of its own",
+    "dear(er|est)?": "more expensive",
+    "what (it|they) came to": "reaches, costs",
+    "makes? of": "derives from",
 }
 """Regular expression of each word to avoid, and what to write instead."""
 CLEAN = [
@@ -56,7 +67,11 @@ def texts(path):
 
 def words_to_avoid(place):
     """Every word to avoid in a file, or in a folder's Python files, presets and documents."""
-    paths = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in (".py", ".md", ".yaml"))
+    paths = (
+        [place]
+        if place.is_file()
+        else sorted(path for path in place.rglob("*") if path.suffix in (".py", ".md", ".yaml"))
+    )
     for path in paths:
         for line, text in texts(path):
             for match in _WORD.finditer(text):
@@ -68,8 +83,15 @@ def test_a_clean_place_stays_clean(place):
     assert list(words_to_avoid(ROOT / place)) == []
 
 
-@pytest.mark.parametrize(("source", "expected"), [
-    ('"""Nobody is told."""', 2), ('X = 1\n"""What it came to."""', 1), ('option(help="Runs that go on.")', 1),
-    ("name = 'told'  # told", 0), ('"""Says where the file is stored."""', 0)])
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('"""Nobody is told."""', 2),
+        ('X = 1\n"""What it came to."""', 1),
+        ('option(help="Runs that go on.")', 1),
+        ("name = 'told'  # told", 0),
+        ('"""Says where the file is stored."""', 0),
+    ],
+)
 def test_words_are_found_where_people_read_them(source, expected):
     assert sum(len(_WORD.findall(text)) for _, text in texts_of_python(source)) == expected

@@ -10,7 +10,7 @@ def pytest_runtest_setup() -> None:
     # Not a fixture: skips of fixtures are reported once for each test.
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU that torch can use")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # deterministic matrix products; cuBLAS reads it once
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products; cuBLAS reads it once
 
 
 @pytest.fixture

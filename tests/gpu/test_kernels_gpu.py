@@ -43,14 +43,22 @@ _ROUNDING = 8 * 2**20
 def architecture(experts: int) -> Architecture:
     """OLMoE-1B-7B with 4 of its 16 layers, as one of its sub-models."""
     return Architecture(
-        hidden_size=2048, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=16, moe_intermediate_size=1024,
-        num_experts=experts, num_experts_per_tok=min(experts, 8))
+        hidden_size=2048,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        moe_intermediate_size=1024,
+        num_experts=experts,
+        num_experts_per_tok=min(experts, 8),
+    )
 
 
 def model_on(device: str, experts: int, recipe: Optimizer) -> PreTrainedModel:
     dtype = torch.bfloat16 if recipe.state == "bf16" else torch.float32
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(hf_config("olmoe", architecture(experts), VOCABULARY, SEQUENCE, 0), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(
+            hf_config("olmoe", architecture(experts), VOCABULARY, SEQUENCE, 0), dtype=dtype
+        )
     if recipe.within_documents:
         attend_within_documents(model, device, compute_dtype(recipe, device))
     return _configured(model, recipe)
@@ -65,14 +73,18 @@ def positions_of(tokens_BL: Tensor) -> Tensor:
     return (torch.arange(tokens_BL.shape[1], device=tokens_BL.device) % 300).expand(tokens_BL.shape)
 
 
-@pytest.mark.parametrize("recipe", [
-    {"precision": "pure_bf16"},
-    {"precision": "pure_bf16", "gradient_checkpointing": True},
-    {"precision": "pure_bf16", "micro_batch": 1, "moments": "fp8"},
-    {"precision": "bf16"},
-    {"precision": "pure_bf16", "within_documents": True},
-    {"precision": "fp32", "within_documents": True},
-], ids=lambda recipe: "-".join(map(str, recipe.values())))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"precision": "pure_bf16"},
+        {"precision": "pure_bf16", "gradient_checkpointing": True},
+        {"precision": "pure_bf16", "micro_batch": 1, "moments": "fp8"},
+        {"precision": "bf16"},
+        {"precision": "pure_bf16", "within_documents": True},
+        {"precision": "fp32", "within_documents": True},
+    ],
+    ids=lambda recipe: "-".join(map(str, recipe.values())),
+)
 @pytest.mark.parametrize("experts", [1, 4])
 def test_a_submodel_takes_the_memory_that_the_plan_says(device: str, experts: int, recipe: dict[str, str]) -> None:
     optimizer = Optimizer(batch_tokens=2 * SEQUENCE, **recipe)
@@ -81,12 +93,25 @@ def test_a_submodel_takes_the_memory_that_the_plan_says(device: str, experts: in
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     job = TrainJob(
-        stage="submodels", name="memory", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
-        sequence_length=SEQUENCE, optimizer=optimizer, checkpoint_every=None, load_balance=0.01, z_loss=0.001)
+        stage="submodels",
+        name="memory",
+        model=Path(),
+        packed_dirs=(),
+        output=Path(),
+        checkpoints=Path(),
+        steps=2,
+        sequence_length=SEQUENCE,
+        optimizer=optimizer,
+        checkpoint_every=None,
+        load_balance=0.01,
+        z_loss=0.001,
+    )
     step = Stepper(model_on(device, experts, optimizer), job, World(device=device))
     for _ in range(2):
-        step(MicroBatch(part, part, job.step_tokens, None, positions_of(part) if optimizer.within_documents else None)
-             for part in tokens_on(device, 2).split(optimizer.micro_batch or 2))
+        step(
+            MicroBatch(part, part, job.step_tokens, None, positions_of(part) if optimizer.within_documents else None)
+            for part in tokens_on(device, 2).split(optimizer.micro_batch or 2)
+        )
     peak = torch.cuda.max_memory_allocated() - before
     assert peak == pytest.approx(plan.total - plan.overhead, rel=PLANNED_SHARE)
     assert torch.cuda.max_memory_reserved() - before < plan.total
@@ -99,9 +124,22 @@ def test_a_submodel_reaches_45_percent_of_the_cards_speed(device: str) -> None:
     sequences = 8
     optimizer = Optimizer(batch_tokens=sequences * SEQUENCE, precision="pure_bf16")
     job = TrainJob(
-        stage="submodels", name="speed", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=20,
-        sequence_length=SEQUENCE, optimizer=optimizer, checkpoint_every=None)
-    step, tokens, seconds = Stepper(model_on(device, 1, optimizer), job, World(device=device)), tokens_on(device, sequences), []
+        stage="submodels",
+        name="speed",
+        model=Path(),
+        packed_dirs=(),
+        output=Path(),
+        checkpoints=Path(),
+        steps=20,
+        sequence_length=SEQUENCE,
+        optimizer=optimizer,
+        checkpoint_every=None,
+    )
+    step, tokens, seconds = (
+        Stepper(model_on(device, 1, optimizer), job, World(device=device)),
+        tokens_on(device, sequences),
+        [],
+    )
     for _ in range(job.steps):
         began = time.perf_counter()
         step([MicroBatch(tokens, tokens, job.step_tokens, None)])
@@ -115,7 +153,10 @@ def test_a_submodel_reaches_45_percent_of_the_cards_speed(device: str) -> None:
 def test_experts_that_are_divided_over_nccl_are_all_experts(device: str, tmp_path: Path) -> None:
     experts = model_on(device, 4, Optimizer(precision="pure_bf16")).model.layers[0].mlp.experts
     x_TD = torch.randn(64, 2048, device=device, dtype=torch.bfloat16, requires_grad=True)
-    weight_TK, expert_TK = torch.rand(64, 2, device=device, dtype=torch.bfloat16), torch.rand(64, 4, device=device).topk(2).indices
+    weight_TK, expert_TK = (
+        torch.rand(64, 2, device=device, dtype=torch.bfloat16),
+        torch.rand(64, 4, device=device).topk(2).indices,
+    )
     expected = grouped_experts(experts, x_TD, expert_TK, weight_TK)
     [expected_grad] = torch.autograd.grad(expected.float().square().sum(), x_TD)
     dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
@@ -157,7 +198,9 @@ def test_packed_documents_run_without_a_mask_on_cards_that_can(device: str, fami
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            hf_config(family, sizes, VOCABULARY, SEQUENCE, 0), dtype=torch.bfloat16 if recipe.state == "bf16" else torch.float32)
+            hf_config(family, sizes, VOCABULARY, SEQUENCE, 0),
+            dtype=torch.bfloat16 if recipe.state == "bf16" else torch.float32,
+        )
     attend_within_documents(model, device, compute_dtype(recipe, device))
     implementation = BY_DOCUMENT if torch.cuda.get_device_capability() >= (8, 0) else MASKED
     assert model.config._attn_implementation == implementation
@@ -187,7 +230,7 @@ def test_the_cpu_does_not_wait_for_the_card_in_a_layer_of_experts(device: str, p
     dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
     x_BLD = torch.randn(1, SEQUENCE, 2048, device=device, dtype=dtype, requires_grad=True)
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        torch.autograd.backward(block(x_BLD).sum())      # libraries may wait when they are first used
+        torch.autograd.backward(block(x_BLD).sum())  # libraries may wait when they are first used
         torch.cuda.set_sync_debug_mode("error")
         try:
             torch.autograd.backward(block(x_BLD).sum())
@@ -202,7 +245,7 @@ def test_cross_entropy_in_tiles_is_exact_and_takes_64_mib(device: str, dtype: to
     exact_VD = (torch.randn(32_000, 256, generator=random) / 16).to(device, dtype)
     targets_T = torch.randint(32_000, (4096,), generator=random).to(device)
     targets_T[::7] = -100
-    plain = losses_and_gradients(exact_TD, exact_VD, targets_T)      # which also makes cuBLAS allocate its workspace
+    plain = losses_and_gradients(exact_TD, exact_VD, targets_T)  # which also makes cuBLAS allocate its workspace
     double = losses_and_gradients(exact_TD.double(), exact_VD.double(), targets_T)
 
     hidden_TD, head_VD = exact_TD.clone().requires_grad_(), exact_VD.clone().requires_grad_()
@@ -212,7 +255,8 @@ def test_cross_entropy_in_tiles_is_exact_and_takes_64_mib(device: str, dtype: to
     loss = summed_cross_entropy(hidden_TD, head_VD, targets_T)
     torch.autograd.backward(loss)
     peak = torch.cuda.max_memory_allocated() - before
-    assert peak < LOGITS_BYTES + 6 * (hidden_TD.numel() + head_VD.numel()) + _ROUNDING     # gradients in fp32, and in the dtype
+    # gradients in fp32, and in the dtype
+    assert peak < LOGITS_BYTES + 6 * (hidden_TD.numel() + head_VD.numel()) + _ROUNDING
     assert hidden_TD.grad is not None
     assert head_VD.grad is not None
     for found, rounded, true in zip((loss.detach(), hidden_TD.grad, head_VD.grad), plain, double, strict=True):
@@ -223,7 +267,9 @@ def losses_and_gradients(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) 
     """Loss and gradients from the logits of all tokens at once."""
     hidden_TD, head_VD = hidden_TD.detach().requires_grad_(), head_VD.detach().requires_grad_()
     logits_TV = linear(hidden_TD, head_VD)
-    loss = cross_entropy(logits_TV.float() if logits_TV.dtype is torch.bfloat16 else logits_TV, targets_T, reduction="sum")
+    loss = cross_entropy(
+        logits_TV.float() if logits_TV.dtype is torch.bfloat16 else logits_TV, targets_T, reduction="sum"
+    )
     return loss.detach(), *torch.autograd.grad(loss, (hidden_TD, head_VD))
 
 

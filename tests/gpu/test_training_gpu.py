@@ -32,7 +32,7 @@ RECIPES: dict[str, tuple[dict[str, Any], float]] = {
     "fp8": ({"precision": "pure_bf16", "moments": "fp8"}, BF16_ERROR),
     "offloaded": ({"precision": "fp32", "offload_moments": True}, 1e-4),
     "blocks": ({"precision": "fp32", "block_steps": 2}, 1e-4),
-    "muon": ({"precision": "fp32", "name": "muon"}, BF16_ERROR),     # which multiplies in bf16 on a GPU
+    "muon": ({"precision": "fp32", "name": "muon"}, BF16_ERROR),  # which multiplies in bf16 on a GPU
 }
 """Settings of the optimizer, and the largest relative difference of losses between GPU and CPU."""
 
@@ -49,9 +49,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(home: Path, tmp_path: Path) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="gpu", model=home / "moe", packed_dirs=(home / "shard",), output=tmp_path / "out",
-        checkpoints=tmp_path / "steps", steps=STEPS, sequence_length=L, optimizer=RECIPE, checkpoint_every=STOP, seed=5,
-        load_balance=0.02, z_loss=0.01, log_every=2)
+        stage="finetune",
+        name="gpu",
+        model=home / "moe",
+        packed_dirs=(home / "shard",),
+        output=tmp_path / "out",
+        checkpoints=tmp_path / "steps",
+        steps=STEPS,
+        sequence_length=L,
+        optimizer=RECIPE,
+        checkpoint_every=STOP,
+        seed=5,
+        load_balance=0.02,
+        z_loss=0.01,
+        log_every=2,
+    )
 
 
 @pytest.fixture
@@ -66,7 +78,8 @@ def on(job: TrainJob, device: str, model: str, **recipe: Any) -> TrainJob:
     optimizer = job.optimizer.model_copy(update=recipe)
     return dataclasses.replace(
         variant(job, device, optimizer=optimizer, document_start=0 if optimizer.within_documents else None),
-        model=job.model.with_name(model))
+        model=job.model.with_name(model),
+    )
 
 
 def gradients(job: TrainJob, device: str) -> dict[str, Tensor]:
@@ -81,7 +94,9 @@ def gradients(job: TrainJob, device: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("precision", "largest"), [("fp32", 1e-4), ("bf16", BF16_ERROR), ("pure_bf16", BF16_ERROR)])
-def test_gradients_of_a_submodel_are_those_of_the_cpu(job: TrainJob, device: str, precision: str, largest: float) -> None:
+def test_gradients_of_a_submodel_are_those_of_the_cpu(
+    job: TrainJob, device: str, precision: str, largest: float
+) -> None:
     found = gradients(on(job, device, "dense", precision=precision), device)
     expected = gradients(on(job, "cpu", "dense", precision="fp32"), "cpu")
     assert found.keys() == expected.keys()
@@ -100,7 +115,7 @@ def test_losses_are_those_of_the_cpu(job: TrainJob, device: str, model: str, rec
     assert found.losses[-1] < found.losses[0]
 
 
-@pytest.mark.filterwarnings("ignore")   # torch's compiler uses deprecated functions
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses deprecated functions
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
 @pytest.mark.parametrize("model", ["dense", "moe"])
 def test_compiled_layers_have_the_losses_of_the_cpu(job: TrainJob, device: str, model: str, precision: str) -> None:
@@ -112,7 +127,9 @@ def test_compiled_layers_have_the_losses_of_the_cpu(job: TrainJob, device: str, 
 @pytest.mark.usefixtures("_deterministic")
 @pytest.mark.parametrize("model", ["dense", "moe"])
 @pytest.mark.parametrize("recipe", ["bf16", "pure_bf16", "fp8", "offloaded", "documents-bf16"])
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(job: TrainJob, device: str, model: str, recipe: str) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
+    job: TrainJob, device: str, model: str, recipe: str
+) -> None:
     whole = on(job, device, model, **RECIPES[recipe][0])
     parts = variant(whole, "parts")
     uninterrupted = train(whole, World(device=device), ignore, never)
@@ -129,4 +146,6 @@ def test_a_checkpoint_of_a_gpu_resumes_on_the_cpu(job: TrainJob, device: str) ->
     train(here, World(device=device), ignore, stop_after(STOP))
     resumed = train(here, World(), ignore, never)
     assert resumed.restored_step == STOP
-    assert resumed.losses == pytest.approx(train(on(job, "cpu", "moe", precision="fp32"), World(), ignore, never).losses, rel=1e-4)
+    assert resumed.losses == pytest.approx(
+        train(on(job, "cpu", "moe", precision="fp32"), World(), ignore, never).losses, rel=1e-4
+    )

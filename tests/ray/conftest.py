@@ -22,8 +22,15 @@ def ray_cluster(_without_tokens: None) -> None:
     """A local Ray with four CPUs and slots of both pools, shared by all modules; started again if a test has shut it down."""
     if not ray.is_initialized():
         ray.init(
-            address="local", num_cpus=4, resources={"low_mem_gpu": 2, "high_mem_gpu": 3}, include_dashboard=False,
-            runtime_env=dict(NO_DASHBOARD), log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
+            address="local",
+            num_cpus=4,
+            resources={"low_mem_gpu": 2, "high_mem_gpu": 3},
+            include_dashboard=False,
+            runtime_env=dict(NO_DASHBOARD),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=300_000_000,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +46,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster of raylets on this machine, to which a test adds nodes; its head works on nothing."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray.shutdown()  # the shared cluster of other tests, if it is connected
-    cluster = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000},
+    )
     ray.init(address=cluster.address, runtime_env=dict(NO_DASHBOARD), log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield cluster

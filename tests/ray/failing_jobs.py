@@ -24,7 +24,13 @@ UNKNOWN = VOCABULARY
 def make_job(directory: Path, steps: int, kind: type[TrainJob] = TrainJob, micro_batch: int | None = None) -> TrainJob:
     """A tiny dense model on random tokens; it sees no sequence twice."""
     sizes = Architecture(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1, num_experts_per_tok=1)
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        moe_intermediate_size=24,
+        num_experts=1,
+        num_experts_per_tok=1,
+    )
     config = hf_config("qwen3_moe", sizes, VOCABULARY, LENGTH, 0)
     torch.manual_seed(0)
     model = type(skeleton(config))(config)
@@ -34,9 +40,18 @@ def make_job(directory: Path, steps: int, kind: type[TrainJob] = TrainJob, micro
     tokens = np.random.default_rng(0).integers(1, BROKEN, 2 * steps * BATCH * LENGTH)
     write_packed(directory / "shards", [[tokens]], 0, VOCABULARY)
     return kind(
-        stage="submodels", name="submodel-0", model=directory / "model", packed_dirs=(directory / "shards",),
-        output=directory / "trained", checkpoints=directory / "checkpoints" / "steps", steps=steps, sequence_length=LENGTH,
-        optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH, micro_batch=micro_batch), checkpoint_every=5, log_every=1)
+        stage="submodels",
+        name="submodel-0",
+        model=directory / "model",
+        packed_dirs=(directory / "shards",),
+        output=directory / "trained",
+        checkpoints=directory / "checkpoints" / "steps",
+        steps=steps,
+        sequence_length=LENGTH,
+        optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH, micro_batch=micro_batch),
+        checkpoint_every=5,
+        log_every=1,
+    )
 
 
 def here(job: TrainJob) -> TrainResult:

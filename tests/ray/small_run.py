@@ -33,15 +33,29 @@ def small_config(output: Path, **changes: Any) -> RunConfig:
         "output": str(output),
         "corpus": {
             "sources": [
-                {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "documents": "paragraph", "format": "text"}
-                for name, module in DOMAINS.items()],
+                {
+                    "path": f"{Path(str(module.__file__)).parent}/*.py",
+                    "name": name,
+                    "documents": "paragraph",
+                    "format": "text",
+                }
+                for name, module in DOMAINS.items()
+            ],
             "validation_fraction": 0.05,
             "sequence_length": 64,
         },
         "tokenizer": {"train_vocab_size": 600},
-        "model": {"family": "qwen3_moe", "config": {
-            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128,
-            "num_experts": 2, "num_experts_per_tok": 2}},
+        "model": {
+            "family": "qwen3_moe",
+            "config": {
+                "hidden_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "moe_intermediate_size": 128,
+                "num_experts": 2,
+                "num_experts_per_tok": 2,
+            },
+        },
         "tokens": {"total": 400_000, "seed_share": 0.0, "finetune_share": 0.4},
         "clusters": {"count": 2, "vectors": "tfidf_svd", "dimensions": 16, "restarts": 2},
         "submodels": {"optimizer": {"batch_tokens": 1024, "lr": 2e-3}},
@@ -60,11 +74,17 @@ class OneCorpus(LocalBackend):
     """Builds each corpus of the standard library once in a process, and gives copies of it to runs that test later stages."""
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
-        if tokenizer_directory(config) or not all(Path(each.path).is_relative_to(_LIBRARY) for each in config.corpus.sources):
+        if tokenizer_directory(config) or not all(
+            Path(each.path).is_relative_to(_LIBRARY) for each in config.corpus.sources
+        ):
             return super().build_corpus(config, directory, emit)
         inputs = (
-            config.seed, config.corpus.model_dump_json(), config.tokenizer.model_dump_json(), config.model.architecture.vocab_size,
-            config.shared_clusters)
+            config.seed,
+            config.corpus.model_dump_json(),
+            config.tokenizer.model_dump_json(),
+            config.model.architecture.vocab_size,
+            config.shared_clusters,
+        )
         built = _built(_Corpus(inputs, config))
         for event in built.events:
             emit(dataclasses.replace(event, time=time.time()))
@@ -95,7 +115,10 @@ def _built(corpus: _Corpus) -> _Built:
 
 
 def undisturbed_run() -> Path:
-    """The small run in one plain process, made once, which other ways of running it are held against. To be read, not written."""
+    """The small run in one plain process, made once, which other ways of running it are held against.
+
+    To be read, not written.
+    """
     return small_config(Path(_undisturbed().name)).directory
 
 
@@ -110,16 +133,18 @@ def begin_at(stage: str, config: RunConfig, done: Path) -> None:
     """Put what another run made before a stage into this one's directory."""
     pipeline.claim(config, redo=False)
     names = [each.name for each in STAGES]
-    for before in STAGES[:names.index(stage)]:
+    for before in STAGES[: names.index(stage)]:
         shutil.copytree(done / before.directory, config.directory / before.directory)
 
 
 def same_outcome(directory: Path, undisturbed: Path) -> None:
     """Weights and final loss are the same, bit for bit."""
     assert config_of(directory).name == config_of(undisturbed).name
-    submodels, whole = (sorted((undisturbed / stage).glob(files)) for stage, files in (
-        ("submodels", "*/model.safetensors"), ("finetuned", "*.safetensors")))      # each worker of a gang writes a file
-    assert len(submodels) >= config_of(undisturbed).cluster_count       # one more after syncs: the common backbone
+    submodels, whole = (
+        sorted((undisturbed / stage).glob(files))
+        for stage, files in (("submodels", "*/model.safetensors"), ("finetuned", "*.safetensors"))
+    )  # each worker of a gang writes a file
+    assert len(submodels) >= config_of(undisturbed).cluster_count  # one more after syncs: the common backbone
     assert whole
     for theirs in (*submodels, *whole):
         part = theirs.relative_to(undisturbed)

@@ -16,9 +16,7 @@ from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.stages.clustering.build import LocalWorkers
 from moedisco_ray.stages.clustering.build import build_clusters as build_here
 
-pytestmark = [
-    pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture
@@ -34,8 +32,10 @@ def files_under(directory):
     return {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(("method", "vectors", "parts"), [
-    ("kmeans", "tfidf_svd", 4), ("kmeans", "hidden_state", 2), ("random", "tfidf_svd", 3)])
+@pytest.mark.parametrize(
+    ("method", "vectors", "parts"),
+    [("kmeans", "tfidf_svd", 4), ("kmeans", "hidden_state", 2), ("random", "tfidf_svd", 3)],
+)
 def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_thread, tmp_path):
     corpus, model = write_corpus(tmp_path / "corpus", parts=parts), write_model(tmp_path / "model")
     config = run_config(method=method, vectors=vectors)
@@ -43,9 +43,14 @@ def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_threa
     pure = build_here(config, corpus, model, here, LocalWorkers())
     meter = Meter()
     with Seats("vectors") as seats:
-        assert build_clusters(
-            config, corpus_dir=corpus, model_dir=model, directory=there, emit=meter.update, stop=NEVER, seats=seats) == pure
-        assert seats.idle("low_mem_gpu") == (2 if vectors == "hidden_state" else 0)     # as many as there are slots and parts
+        assert (
+            build_clusters(
+                config, corpus_dir=corpus, model_dir=model, directory=there, emit=meter.update, stop=NEVER, seats=seats
+            )
+            == pure
+        )
+        # as many as there are slots and parts
+        assert seats.idle("low_mem_gpu") == (2 if vectors == "hidden_state" else 0)
     assert meter.worker_seconds.keys() == ({"low_memory"} if vectors == "hidden_state" else set())
     assert not meter.open
     ours, theirs = files_under(here), files_under(there)
@@ -64,6 +69,11 @@ def test_fewer_documents_than_clusters_is_told(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=5, parts=1)
     with pytest.raises(CorpusError, match=r"clusters.count"):
         build_clusters(
-            run_config(count=6), corpus_dir=corpus, model_dir=tmp_path, directory=tmp_path, emit=Meter().update, stop=NEVER,
-            seats=Seats("vectors"))
-
+            run_config(count=6),
+            corpus_dir=corpus,
+            model_dir=tmp_path,
+            directory=tmp_path,
+            emit=Meter().update,
+            stop=NEVER,
+            seats=Seats("vectors"),
+        )

@@ -17,10 +17,7 @@ from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.stages.corpus import build
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(300),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 def sentences(name, count):
@@ -33,29 +30,48 @@ def config(tmp_path_factory):
     (folder / "text").mkdir()
     for i in range(3):
         (folder / "text" / f"{i}.txt").write_text("\n\n".join(sentences(f"text{i}", 40)))
-    (folder / "running.txt").write_text(" ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300)))
+    (folder / "running.txt").write_text(
+        " ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300))
+    )
     rows = [json.dumps({"text": text}) for text in [*sentences("rows", 60), *sentences("text0", 10)]]
     (folder / "rows.jsonl").write_text("\n".join(rows))
     pq.write_table(pa.table({"body": sentences("table", 60)}), folder / "table.parquet", row_group_size=7)
     datasets.Dataset.from_dict({"content": sentences("saved", 60)}).save_to_disk(str(folder / "saved"), num_shards=2)
     (folder / "first.txt").write_text("\n".join(sentences("first", 300)))
     (folder / "first").mkdir()
-    build(check_config({
-        "name": "first", "seed": 5, "tokenizer": {"train_vocab_size": 350},
-        "corpus": {"sequence_length": 32, "validation_fraction": 0.2, "sources": [{"path": str(folder / "first.txt")}]},
-    }), folder / "first")
-    return check_config({
-        "name": "t",
-        "corpus": {"sequence_length": 32, "validation_fraction": 0.1, "sources": [
-            {"path": str(folder / "text"), "documents": "paragraph", "name": "text", "weight": 1.5},
-            {"path": str(folder / "rows.jsonl"), "name": "rows"},
-            {"path": str(folder / "running.txt"), "name": "running"},
-            {"path": f"file://{folder}/table.parquet", "text_column": "body"},
-            {"path": str(folder / "saved"), "text_column": "content", "name": "saved"},
-            {"path": str(folder / "first" / "*" / "*.parquet"), "name": "first"},
-        ]},
-        "tokenizer": {"train_vocab_size": 350},
-    })
+    build(
+        check_config(
+            {
+                "name": "first",
+                "seed": 5,
+                "tokenizer": {"train_vocab_size": 350},
+                "corpus": {
+                    "sequence_length": 32,
+                    "validation_fraction": 0.2,
+                    "sources": [{"path": str(folder / "first.txt")}],
+                },
+            }
+        ),
+        folder / "first",
+    )
+    return check_config(
+        {
+            "name": "t",
+            "corpus": {
+                "sequence_length": 32,
+                "validation_fraction": 0.1,
+                "sources": [
+                    {"path": str(folder / "text"), "documents": "paragraph", "name": "text", "weight": 1.5},
+                    {"path": str(folder / "rows.jsonl"), "name": "rows"},
+                    {"path": str(folder / "running.txt"), "name": "running"},
+                    {"path": f"file://{folder}/table.parquet", "text_column": "body"},
+                    {"path": str(folder / "saved"), "text_column": "content", "name": "saved"},
+                    {"path": str(folder / "first" / "*" / "*.parquet"), "name": "first"},
+                ],
+            },
+            "tokenizer": {"train_vocab_size": 350},
+        }
+    )
 
 
 def contents(directory):
@@ -78,13 +94,16 @@ def test_ray_makes_the_same_bytes_as_a_plain_loop_whatever_the_blocks(ray_cluste
     assert all(source["documents"] > 40 for source in summary["sources"].values())
 
 
-@pytest.mark.parametrize("mistake", [
-    ("x.txt", b"\0\1", {}, r"corpus\.sources\.0\.path: .*x\.txt.*is binary"),
-    ("x.bin", b"text", {}, r"corpus\.sources\.0\.path: .*x\.bin.*has the unknown ending \.bin"),
-    ("x.jsonl", b'{"body": 1}', {}, r"corpus\.sources\.0\.text_column: 'text': .*it has body"),
-    ("x.txt", b" \n", {}, r"corpus\.sources\.0\.path: .*holds no documents"),
-    ("x.txt", b"a b\nc d\ne f", {"documents": "line"}, r"clusters\.count: 4: fewer documents than clusters"),
-])
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("x.txt", b"\0\1", {}, r"corpus\.sources\.0\.path: .*x\.txt.*is binary"),
+        ("x.bin", b"text", {}, r"corpus\.sources\.0\.path: .*x\.bin.*has the unknown ending \.bin"),
+        ("x.jsonl", b'{"body": 1}', {}, r"corpus\.sources\.0\.text_column: 'text': .*it has body"),
+        ("x.txt", b" \n", {}, r"corpus\.sources\.0\.path: .*holds no documents"),
+        ("x.txt", b"a b\nc d\ne f", {"documents": "line"}, r"clusters\.count: 4: fewer documents than clusters"),
+    ],
+)
 def test_the_users_mistake_arrives_as_itself(ray_cluster, tmp_path, mistake):
     name, content, options, message = mistake
     (tmp_path / name).write_bytes(content)
@@ -135,12 +154,22 @@ def test_a_link_that_leads_out_of_the_read_roots_is_refused_where_a_ray_task_ope
     (tmp_path / "data" / "a.txt").write_text("mine")
     (tmp_path / "secret.txt").write_text("secret")
     given = {ENVIRONMENT: ReadRoots([tmp_path / "data"], [tmp_path / "home"]).to_json()}
-    environment = os.environ | given | {
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": given}})}
+    environment = (
+        os.environ
+        | given
+        | {
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": given}}),
+        }
+    )
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path / "data"), str(tmp_path / "home")], capture_output=True, text=True, check=False,
-        env=environment, timeout=120)
+        [sys.executable, "-c", DRIVER, str(tmp_path / "data"), str(tmp_path / "home")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout.splitlines()[-1])
     assert before == [1]
@@ -189,24 +218,41 @@ def test_tasks_import_a_function_of_the_user_and_its_mistakes_arrive_as_one_line
         names = ("rows.jsonl",) if function == "broken" else ("rows.jsonl", "table.parquet")
         sources = [
             {"path": str(tmp_path / name), "text_column": "body", "name": name, "map": f"rows_of_a_user:{function}"}
-            for name in names]
+            for name in names
+        ]
         return {
-            "name": function, "output": str(tmp_path), "tokenizer": {"train_vocab_size": 350}, "clusters": {"count": 2},
-            "corpus": {"sequence_length": 32, "validation_fraction": 0.1, "sources": sources}}
+            "name": function,
+            "output": str(tmp_path),
+            "tokenizer": {"train_vocab_size": 350},
+            "clusters": {"count": 2},
+            "corpus": {"sequence_length": 32, "validation_fraction": 0.1, "sources": sources},
+        }
 
     path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {
-        "PYTHONPATH": path, "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": {"PYTHONPATH": path}}})}
+        "PYTHONPATH": path,
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": {"PYTHONPATH": path}}}),
+    }
     done = subprocess.run(
         [sys.executable, "-c", DRIVER_WITH_MAP, *(json.dumps(settings(name)) for name in ("shouted", "broken"))],
-        capture_output=True, text=True, check=False, env=environment, timeout=200)
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     summary, error = json.loads(done.stdout.splitlines()[-1])
     monkeypatch.syspath_prepend(tmp_path / "site")
     (tmp_path / "pure").mkdir()
     assert build(check_config(settings("shouted")), tmp_path / "pure") == summary
     assert contents(tmp_path / "shouted" / "corpus") == contents(tmp_path / "pure")
-    assert {name: source["dropped_rows"] for name, source in summary["sources"].items()} == {"rows.jsonl": 40, "table.parquet": 60}
-    assert error.startswith("corpus.sources.0.map: 'rows_of_a_user:broken': raises ValueError at rows_of_a_user.py:6 for a row of ")
+    assert {name: source["dropped_rows"] for name, source in summary["sources"].items()} == {
+        "rows.jsonl": 40,
+        "table.parquet": 60,
+    }
+    assert error.startswith(
+        "corpus.sources.0.map: 'rows_of_a_user:broken': raises ValueError at rows_of_a_user.py:6 for a row of "
+    )
     assert "\n" not in error

@@ -11,10 +11,7 @@ from moedisco_ray.core.run_store import SHARED
 from moedisco_ray.execution.ray.documents import RayEngine
 from moedisco_ray.stages.corpus.make import make
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(300),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +26,21 @@ def in_process(config, tmp_path_factory):
 
 
 @pytest.mark.parametrize("blocks", [1, 7, 200])
-def test_ray_data_makes_the_same_bytes_as_one_process_whatever_the_blocks(ray_cluster, config, in_process, tmp_path, blocks):
+def test_ray_data_makes_the_same_bytes_as_one_process_whatever_the_blocks(
+    ray_cluster, config, in_process, tmp_path, blocks
+):
     summary = make(config, tmp_path, RayEngine("t", SHARED, blocks), unit_bytes=700)
     assert (summary, contents(tmp_path)) == in_process
 
 
-@pytest.mark.parametrize("mistake", [
-    ("x.txt", b"\0\1", {}, r"corpus\.sources\.0\.path: .*x\.txt.*is binary"),
-    ("x.jsonl", b'{"body": 1}', {}, r"corpus\.sources\.0\.text_column: 'text': .*it has body"),
-    ("x.txt", b"a b\nc d\ne f", {"documents": "line"}, r"clusters\.count: 4: fewer documents than clusters"),
-])
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("x.txt", b"\0\1", {}, r"corpus\.sources\.0\.path: .*x\.txt.*is binary"),
+        ("x.jsonl", b'{"body": 1}', {}, r"corpus\.sources\.0\.text_column: 'text': .*it has body"),
+        ("x.txt", b"a b\nc d\ne f", {"documents": "line"}, r"clusters\.count: 4: fewer documents than clusters"),
+    ],
+)
 def test_the_users_mistake_arrives_as_itself(ray_cluster, tmp_path, mistake):
     name, content, options, message = mistake
     (tmp_path / name).write_bytes(content)

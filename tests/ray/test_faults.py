@@ -37,10 +37,11 @@ class Killer:
             self.killed = True
 
 
-@pytest.mark.parametrize(("stage", "unit"), [
-    ("finetune", "finetune"), pytest.param("submodels", "submodel-1", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    ("stage", "unit"), [("finetune", "finetune"), pytest.param("submodels", "submodel-1", marks=pytest.mark.chaos)]
+)
 def test_a_killed_worker_goes_on_from_its_checkpoint(
-    ray_cluster: None, undisturbed: Path, tmp_path: Path, stage: str, unit: str,
+    ray_cluster: None, undisturbed: Path, tmp_path: Path, stage: str, unit: str
 ) -> None:
     killer = Killer(unit, random.Random(unit).randrange(15, 40))
     events: list[Event] = []
@@ -48,7 +49,9 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     begin_at(stage, config, undisturbed)
     directory = pipeline.run(config, (killer, events.append))
     assert killer.killed
-    assert [(event.unit, event.data["kind"]) for event in events if event.type == "worker_restarted"] == [(unit, "died")]
+    assert [(event.unit, event.data["kind"]) for event in events if event.type == "worker_restarted"] == [
+        (unit, "died")
+    ]
     finished = next(event.data for event in events if event.type == "unit_finished" and event.unit == unit)
     # It did not begin anew, and lost no more than the steps since its last checkpoint.
     assert killer.step - 10 < finished["restored_step"] < finished["steps"]
@@ -72,13 +75,18 @@ def test_a_killed_pipeline_goes_on_where_it_was(undisturbed: Path, tmp_path: Pat
     with started(path) as running:
         events = list(read_events(running))
         assert running.wait(timeout=60) == 0
-    assert {event.stage for event in events if event.type == "stage_skipped"} == {"corpus", "seed", "cluster", "decompose"}
+    assert {event.stage for event in events if event.type == "stage_skipped"} == {
+        "corpus",
+        "seed",
+        "cluster",
+        "decompose",
+    }
     first = next(event.data["step"] for event in events if event.type == "progress" and event.unit == unit)
     assert first > 10
     same_outcome(config.directory, undisturbed)
 
 
-@pytest.mark.slow   # it starts Ray twice; the tests of stopping do the same in one process
+@pytest.mark.slow  # it starts Ray twice; the tests of stopping do the same in one process
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path, checkpoint={"every": 100_000})
     begin_at("finetune", config, undisturbed)
@@ -86,7 +94,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(undisturbed: Path, tmp_
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     with started(path) as running:
         for event in read_events(running):
-            if event.type == "progress" and event.stage == "finetune":     # at once: all its steps take seconds
+            if event.type == "progress" and event.stage == "finetune":  # at once: all its steps take seconds
                 running.send_signal(signal.SIGINT)
                 break
         _, message = running.communicate(timeout=90)
@@ -104,8 +112,12 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(undisturbed: Path, tmp_
 def started(path: Path) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.Popen(
-        [sys.executable, "-m", "moedisco_ray", "run", str(path), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**environment, "RAY_AUTH_MODE": "disabled"})
+        [sys.executable, "-m", "moedisco_ray", "run", str(path), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "RAY_AUTH_MODE": "disabled"},
+    )
 
 
 def read_events(running: subprocess.Popen[str]) -> Iterator[Event]:

@@ -15,8 +15,12 @@ from moedisco_ray.core.run_report import current_report
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
-FEW = {"tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}, "clusters": {"count": 2, "vectors": "hidden_state"},
-       "evaluation": {"max_tokens": 3000}, "merge": {"calibration_tokens": 1024}}
+FEW = {
+    "tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25},
+    "clusters": {"count": 2, "vectors": "hidden_state"},
+    "evaluation": {"max_tokens": 3000},
+    "merge": {"calibration_tokens": 1024},
+}
 
 
 @pytest.fixture
@@ -27,7 +31,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False, capture_output=True, text=True)
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False, capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield folder

@@ -28,10 +28,18 @@ def test_a_late_agent_costs_a_second_start(tmp_path: Path) -> None:
     (tmp_path / "late" / "sitecustomize.py").write_text(LATE)
     config = tmp_path / "small.json"
     config.write_text(small_config(tmp_path).model_dump_json())
-    environment = {"PYTHONPATH": str(tmp_path / "late"), "FIRST_START": str(tmp_path / "first"), "RAY_AUTH_MODE": "disabled"}
+    environment = {
+        "PYTHONPATH": str(tmp_path / "late"),
+        "FIRST_START": str(tmp_path / "first"),
+        "RAY_AUTH_MODE": "disabled",
+    }
     run = subprocess.run(
-        [sys.executable, "-m", "moedisco_ray", "run", str(config)], env=os.environ | environment, capture_output=True, text=True,
-        check=False)
+        [sys.executable, "-m", "moedisco_ray", "run", str(config)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("starts Ray") == 2
     assert "warning: Ray did not start (The current node timed out during startup" in run.stdout

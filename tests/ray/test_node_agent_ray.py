@@ -34,8 +34,23 @@ def test_a_notice_on_the_metadata_service_drains_the_node(cluster: Cluster) -> N
     standin = AwsStandin()
     with serving(standin):
         agent = subprocess.Popen(
-            [sys.executable, "-u", "-c", "from service.commands.node_agent import commands; commands()", "--provider", "auto",
-             "--metadata-url", standin.url, "--interval", "0.2", "--node-id", node.node_id], stdout=subprocess.PIPE, text=True)
+            [
+                sys.executable,
+                "-u",
+                "-c",
+                "from service.commands.node_agent import commands; commands()",
+                "--provider",
+                "auto",
+                "--metadata-url",
+                standin.url,
+                "--interval",
+                "0.2",
+                "--node-id",
+                node.node_id,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
             until(lambda: any(path.endswith("instance-action") for _, path in standin.asked))
             assert not gcs.get_draining_nodes()
@@ -43,7 +58,8 @@ def test_a_notice_on_the_metadata_service_drains_the_node(cluster: Cluster) -> N
             standin.interrupt(action="terminate", time="2033-05-18T03:33:20Z")
             draining = until(gcs.get_draining_nodes)
             assert {str(key.hex() if hasattr(key, "hex") else key): at for key, at in draining.items()} == {
-                node.node_id: 2_000_000_000_000}
+                node.node_id: 2_000_000_000_000
+            }
             # The actor on the node continues until the cloud takes it; no new work comes.
             assert ray.get(busy.ping.remote()) == node.node_id
             # A second drain changes nothing, and the head was left alone.

@@ -29,15 +29,19 @@ def readable(config: RunConfig, owner: str | None) -> str:
 def test_only_an_owners_nodes_open_its_text(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = pipeline.run(
         owned_config(tmp_path, tmp_path / "local-runs", {name: str(tmp_path / f"local-{name}") for name in OWNERS}),
-        backend=LocalBackend())
+        backend=LocalBackend(),
+    )
     config = owned_config(tmp_path)
     monkeypatch.setenv(ENVIRONMENT, readable(config, None))
     nodes: dict[str | None, str] = {}
     for owner in (None, *OWNERS):
         tags = {"low_mem_gpu": 1, "high_mem_gpu": 1} if owner is None else {config.pools.owners[owner].resource: 1}
         nodes[owner] = cluster.add_node(
-            num_cpus=2 if owner is None else 0, resources=tags, object_store_memory=80_000_000,
-            env_vars={ENVIRONMENT: readable(config, owner)}).node_id
+            num_cpus=2 if owner is None else 0,
+            resources=tags,
+            object_store_memory=80_000_000,
+            env_vars={ENVIRONMENT: readable(config, owner)},
+        ).node_id
 
     directory = pipeline.run(config)
 
@@ -48,7 +52,10 @@ def test_only_an_owners_nodes_open_its_text(cluster: Cluster, tmp_path: Path, mo
         assert started[f"submodel-{k}"] == nodes[config.owner_of(k)]
     encoder = Encoder(directory / "corpus" / "tokenizer")
     for owner in OWNERS:
-        own, others = Path(config.pools.owners[owner].storage), [tmp_path / each for each in ("runs", *OWNERS) if each != owner]
+        own, others = (
+            Path(config.pools.owners[owner].storage),
+            [tmp_path / each for each in ("runs", *OWNERS) if each != owner],
+        )
         searched = list(traces(texts_of(config, owner), encoder))
         assert found(searched, [own]) == [(True, True)] * len(searched)
         assert found(searched, others) == [(False, False)] * len(searched)

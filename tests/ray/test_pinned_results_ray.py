@@ -13,7 +13,9 @@ EACH_TIME = "qwen3_moe"
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("family", [
-    pytest.param(family, marks=[] if family == EACH_TIME else [pytest.mark.chaos]) for family in pinned_runs.RUNS])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=[] if family == EACH_TIME else [pytest.mark.chaos]) for family in pinned_runs.RUNS],
+)
 def test_a_run_on_ray_gives_the_results_on_record(tmp_path, family):
     pinned_runs.compare(family, pinned_runs.results(pipeline.run(pinned_runs.config_of(family, tmp_path))))

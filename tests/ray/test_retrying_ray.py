@@ -37,7 +37,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_cluster: None, tmp
     assert restart["kind"] == "out_of_memory"
     assert "out of memory" in restart["reason"]
     restored = trained.result.restored_step
-    assert restored in (5, 10)      # the first checkpoint is complete some steps after it began
+    assert restored in (5, 10)  # the first checkpoint is complete some steps after it began
     assert trained.result.losses[:restored] == roomy.losses[:restored]
     assert trained.result.losses == pytest.approx(roomy.losses, rel=1e-5)
 
@@ -57,7 +57,8 @@ def test_a_batch_with_a_nan_loss_is_left_out_once_and_reported(ray_cluster: None
     assert trained.result.losses == here(spared).losses
 
 
-@pytest.mark.slow   # the first time is as in the test before, and what follows from a second one is a pure function's decision
+# the first time is as in the test before, and what follows from a second one is a pure function's decision
+@pytest.mark.slow
 def test_what_diverges_twice_is_given_up(ray_cluster: None, tmp_path: Path) -> None:
     job = make_job(tmp_path, STEPS)
     for step in (7, 11):
@@ -69,7 +70,9 @@ def test_what_diverges_twice_is_given_up(ray_cluster: None, tmp_path: Path) -> N
 
 
 @pytest.mark.chaos
-def test_an_error_has_its_step_though_none_was_told_of_and_two_at_one_step_go_back(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_error_has_its_step_though_none_was_told_of_and_two_at_one_step_go_back(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     job = dataclasses.replace(make_job(tmp_path, STEPS), log_every=100)
     spoil(job, 7, UNKNOWN)
     events: list[Event] = []
@@ -81,12 +84,15 @@ def test_an_error_has_its_step_though_none_was_told_of_and_two_at_one_step_go_ba
     assert trained.result.losses == here(spared).losses
 
 
-@pytest.mark.parametrize(("failure", "kind"), [
-    (WorkerGroupStartupTimeoutError(1), "preempted"),
-    (WorkerGroupStartupFailedError("its worker's process died"), "died"),
-])
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (WorkerGroupStartupTimeoutError(1), "preempted"),
+        (WorkerGroupStartupFailedError("its worker's process died"), "died"),
+    ],
+)
 def test_workers_that_cannot_start_are_failures_unless_their_slots_or_a_node_went(
-    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: str,
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: str
 ) -> None:
     monkeypatch.setattr(causes, "_NODE_DEATH_SECONDS", 0.5)
     assert causes.end_of(causes.failures_of(ControllerError(failure)), UnitStatus(), causes.dead_nodes()).kind == kind

@@ -51,7 +51,7 @@ def test_every_stage_leaves_its_artifact_and_the_report_counts_them(on_ray: Path
 
 def test_the_model_has_learnt(on_ray: Path) -> None:
     stages = read_json(on_ray / "evaluation" / "evaluation.json")["stages"]
-    assert stages["finetune"]["perplexity"] < 150      # a uniform guess over the vocabulary is 600
+    assert stages["finetune"]["perplexity"] < 150  # a uniform guess over the vocabulary is 600
     assert stages["finetune"]["perplexity"] < stages["merge"]["perplexity"]
 
 
@@ -71,7 +71,9 @@ tokens = model.generate(**tokenizer("def ", return_tensors="pt"), max_new_tokens
 assert not [name for name in sys.modules if name.startswith(("moedisco", "ray"))]
 print(json.dumps(tokenizer.decode(tokens[0])))
 """
-    done = subprocess.run([sys.executable, "-c", script, str(on_ray / "model")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(on_ray / "model")], capture_output=True, text=True, check=True
+    )
     text = json.loads(done.stdout.splitlines()[-1])
     assert text.startswith("def ")
     assert len(text) > 12
@@ -95,15 +97,19 @@ def test_another_runs_directory_is_refused_and_left_alone(finished: Path) -> Non
 
 def test_redo_makes_again_only_what_a_setting_changes(finished: Path) -> None:
     events: list[Event] = []
-    pipeline.run(small_config(finished.parent, evaluation={"max_tokens": 10_000, "sample_tokens": 8}), (events.append,),
-                 redo=True, backend=LOCAL)
+    pipeline.run(
+        small_config(finished.parent, evaluation={"max_tokens": 10_000, "sample_tokens": 8}),
+        (events.append,),
+        redo=True,
+        backend=LOCAL,
+    )
     made = [event.stage for event in events if event.type == "stage_started"]
     assert made == ["evaluate", "export"]
 
 
 @pytest.mark.chaos
 def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_one_comes(
-    ray_cluster: None, undisturbed: Path, tmp_path: Path,
+    ray_cluster: None, undisturbed: Path, tmp_path: Path
 ) -> None:
     events: list[Event] = []
     config = small_config(tmp_path, pools={"low_memory": {"resource": "late_gpu", "max_workers": 2}})
@@ -116,14 +122,24 @@ def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_o
             directory = running.result(timeout=200)
     at_start, at_work = [event.data["message"] for event in events if event.type == "warning"]
     assert at_start.startswith(
-        "pools.low_memory.resource: the run needs 1 late_gpu, and this Ray cluster has no node with it: it will wait")
+        "pools.low_memory.resource: the run needs 1 late_gpu, and this Ray cluster has no node with it: it will wait"
+    )
     assert at_work == "waits for 1 late_gpu: no node of the Ray cluster offers it now"
-    assert (directory / "model" / "model.safetensors").read_bytes() == (undisturbed / "model" / "model.safetensors").read_bytes()
+    assert (directory / "model" / "model.safetensors").read_bytes() == (
+        undisturbed / "model" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_failed_stage_leaves_nothing_half_written(ray_cluster: None, tmp_path: Path) -> None:
-    config = small_config(tmp_path, clusters={"count": 2, "vectors": "tfidf_svd"}, corpus={
-        "sources": [{"path": str(_text(tmp_path)), "format": "text"}], "validation_fraction": 0.3, "sequence_length": 64})
+    config = small_config(
+        tmp_path,
+        clusters={"count": 2, "vectors": "tfidf_svd"},
+        corpus={
+            "sources": [{"path": str(_text(tmp_path)), "format": "text"}],
+            "validation_fraction": 0.3,
+            "sequence_length": 64,
+        },
+    )
     with pytest.raises(UserError):
         pipeline.run(config)
     assert {path.name for path in config.directory.iterdir()} == {"config.json", "events.jsonl", "ray.log", "run.json"}
@@ -141,9 +157,19 @@ def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, undisturbed: P
 
     def job(name: str) -> TrainJob:
         return TrainJob(
-            stage="finetune", name=name, model=undisturbed / "merged", packed_dirs=(undisturbed / "corpus" / "shards",),
-            output=tmp_path / name, checkpoints=tmp_path / f"{name}-steps", steps=12, sequence_length=64,
-            optimizer=config.finetune.optimizer, checkpoint_every=5, load_balance=0.01, z_loss=0.001)
+            stage="finetune",
+            name=name,
+            model=undisturbed / "merged",
+            packed_dirs=(undisturbed / "corpus" / "shards",),
+            output=tmp_path / name,
+            checkpoints=tmp_path / f"{name}-steps",
+            steps=12,
+            sequence_length=64,
+            optimizer=config.finetune.optimizer,
+            checkpoint_every=5,
+            load_balance=0.01,
+            z_loss=0.001,
+        )
 
     events: list[Event] = []
     gang = train_gang(job("gang"), HighMemoryPool(workers=2), 0, tmp_path / "ray", events.append)

@@ -38,8 +38,11 @@ def server(bucket: str, cluster: Cluster, tmp_path: Path) -> str:
     """The server, once there are three nodes that, like the driver, have a cache of their own."""
     for name, tags in NODES.items():
         cluster.add_node(
-            num_cpus=2 if name == "cpu" else 0, resources=tags, object_store_memory=80_000_000,
-            env_vars={CACHE: str(tmp_path / name)})
+            num_cpus=2 if name == "cpu" else 0,
+            resources=tags,
+            object_store_memory=80_000_000,
+            env_vars={CACHE: str(tmp_path / name)},
+        )
     return bucket
 
 

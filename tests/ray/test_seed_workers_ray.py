@@ -19,7 +19,8 @@ from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models import open_checkpoint
 
-# Slow: two whole runs. A gang on Ray is in test_run.py, and a training of several workers in tests/unit/test_parallel.py.
+# Slow: two whole runs. A gang on Ray is in test_run.py, and a training of several workers in
+# tests/unit/test_parallel.py.
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS, BATCH = 120, 256
 OPTIMIZER = {"name": "muon", "batch_tokens": BATCH, "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
@@ -27,13 +28,23 @@ OPTIMIZER = {"name": "muon", "batch_tokens": BATCH, "lr": 2e-3, "schedule": "run
 
 def config_at(output: Path, workers: int | tuple[int, int]) -> RunConfig:
     return small_config(
-        output, tokens={"total": 2 * STEPS * BATCH, "seed_share": 0.5, "finetune_share": 0.1},
-        model={"config": {
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 48, "num_experts": 4,
-            "num_experts_per_tok": 2}},
-        submodels={"optimizer": OPTIMIZER, "sync_every": 4}, finetune={"optimizer": OPTIMIZER},
+        output,
+        tokens={"total": 2 * STEPS * BATCH, "seed_share": 0.5, "finetune_share": 0.1},
+        model={
+            "config": {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "moe_intermediate_size": 48,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+            }
+        },
+        submodels={"optimizer": OPTIMIZER, "sync_every": 4},
+        finetune={"optimizer": OPTIMIZER},
         pools={"low_memory": {"max_workers": 2, "seed_workers": workers}, "high_memory": {"workers": 1}},
-        evaluation={"max_tokens": 3000, "sample_tokens": 4, "every_tokens": 50 * BATCH})
+        evaluation={"max_tokens": 3000, "sample_tokens": 4, "every_tokens": 50 * BATCH},
+    )
 
 
 def seed(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -78,7 +89,11 @@ def test_a_seed_that_lost_a_worker_ends_with_the_same_bits(together: Path, tmp_p
     log = config.directory / "events.jsonl"
 
     def seen(kind: str) -> list[Event]:
-        return [event for event in EventLog.read(log) if event.type == kind and event.stage == "seed"] if log.exists() else []
+        return (
+            [event for event in EventLog.read(log) if event.type == kind and event.stage == "seed"]
+            if log.exists()
+            else []
+        )
 
     with ThreadPoolExecutor(1) as thread:
         run = thread.submit(pipeline.run, config)

@@ -27,10 +27,21 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
     def jobs(place: Path) -> list[TrainJob]:
         return [
             TrainJob(
-                stage="submodels", name=f"submodel-{k}", model=tmp_path / "dense", packed_dirs=(tmp_path / "shard",),
-                output=place / f"out-{k}", checkpoints=place / f"home-{k}" / "steps", steps=8, sequence_length=L,
-                optimizer=RECIPE, checkpoint_every=100, seed=k, sync=SyncPlan(place / "sync", (4,), Outer()))
-            for k in range(2)]
+                stage="submodels",
+                name=f"submodel-{k}",
+                model=tmp_path / "dense",
+                packed_dirs=(tmp_path / "shard",),
+                output=place / f"out-{k}",
+                checkpoints=place / f"home-{k}" / "steps",
+                steps=8,
+                sequence_length=L,
+                optimizer=RECIPE,
+                checkpoint_every=100,
+                seed=k,
+                sync=SyncPlan(place / "sync", (4,), Outer()),
+            )
+            for k in range(2)
+        ]
 
     placement = Placement(LowMemoryPool(max_workers=slots), 1, 0)
     events: list[Event] = []
@@ -47,7 +58,8 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
     assert not [event for event in events if event.type == "worker_restarted"]
 
 
-@pytest.mark.slow   # the way on Ray is that of a sync of backbones; test_parallel_seed.py syncs all weights in one process
+# the way on Ray is that of a sync of backbones; test_parallel_seed.py syncs all weights in one process
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.chaos), 2])
 def test_members_of_a_seed_end_with_one_model(ray_cluster: None, tmp_path: Path, slots: int) -> None:
     torch.set_num_threads(1)
@@ -57,11 +69,22 @@ def test_members_of_a_seed_end_with_one_model(ray_cluster: None, tmp_path: Path,
     def jobs(place: Path) -> list[TrainJob]:
         return [
             TrainJob(
-                stage="seed", name=f"seed-{k}", model=tmp_path / "start", packed_dirs=(tmp_path / "shard",),
-                output=place / f"home-{k}" / "trained", checkpoints=place / f"home-{k}" / "steps", steps=6, sequence_length=L,
-                optimizer=RECIPE, checkpoint_every=100, share=DataShare(k, 2), drop_checkpoints=True,
-                sync=SyncPlan(place / "sync", (4, 6), Outer(), scope="all"))
-            for k in range(2)]
+                stage="seed",
+                name=f"seed-{k}",
+                model=tmp_path / "start",
+                packed_dirs=(tmp_path / "shard",),
+                output=place / f"home-{k}" / "trained",
+                checkpoints=place / f"home-{k}" / "steps",
+                steps=6,
+                sequence_length=L,
+                optimizer=RECIPE,
+                checkpoint_every=100,
+                share=DataShare(k, 2),
+                drop_checkpoints=True,
+                sync=SyncPlan(place / "sync", (4, 6), Outer(), scope="all"),
+            )
+            for k in range(2)
+        ]
 
     placement = Placement(LowMemoryPool(max_workers=slots), 1, 0)
     events: list[Event] = []

@@ -36,7 +36,9 @@ class Occupant:
         """Answers once it lives."""
 
 
-@pytest.fixture(params=[HighMemoryPool, pytest.param(LowMemoryPool, marks=pytest.mark.slow)], ids=["high_memory", "low_memory"])
+@pytest.fixture(
+    params=[HighMemoryPool, pytest.param(LowMemoryPool, marks=pytest.mark.slow)], ids=["high_memory", "low_memory"]
+)
 def pool(request: pytest.FixtureRequest) -> Pool:
     """A pool on whose seats the functions run."""
     made: Pool = request.param()
@@ -98,7 +100,7 @@ def types(events: list[Event]) -> list[str]:
 
 
 def test_a_run_that_waits_for_a_slot_says_so_is_not_charged_and_can_be_stopped(
-    backend: RayBackend, pool: Pool, tmp_path: Path,
+    backend: RayBackend, pool: Pool, tmp_path: Path
 ) -> None:
     events = list[Event]()
     stop, mark = StopFile(tmp_path / "stop"), tmp_path / "mark"
@@ -111,14 +113,17 @@ def test_a_run_that_waits_for_a_slot_says_so_is_not_charged_and_can_be_stopped(
         with pytest.raises(RunStopped, match="cancelled"):
             call.result()
         assert [event.data for event in events] == [
-            {"message": f"waits for 1 {pool.resource}: 0 of {SLOTS[pool.resource]} are free"}]
+            {"message": f"waits for 1 {pool.resource}: 0 of {SLOTS[pool.resource]} are free"}
+        ]
         assert types(events) == ["warning"]
     # The slots are free again, and its task is not among those that wait for one.
     assert backend.call(pool, events.append, NEVER, double, 3) == 6
     assert not mark.exists()
 
 
-def test_a_slot_is_held_from_when_the_function_begins_until_it_ends(backend: RayBackend, pool: Pool, tmp_path: Path) -> None:
+def test_a_slot_is_held_from_when_the_function_begins_until_it_ends(
+    backend: RayBackend, pool: Pool, tmp_path: Path
+) -> None:
     events, stop = list[Event](), StopFile(tmp_path / "stop")
     with occupied(pool) as free, ThreadPoolExecutor(1) as thread:
         call = thread.submit(backend.call, pool, events.append, stop, double, 3, by=5)
@@ -152,7 +157,9 @@ def test_errors_come_through_as_they_were_raised(backend: RayBackend, pool: Pool
     assert types(events) == ["workers_held", "workers_released"] * 3
 
 
-def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(backend: RayBackend, pool: Pool, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(
+    backend: RayBackend, pool: Pool, tmp_path: Path
+) -> None:
     events, held = list[Event](), tmp_path / "held"
 
     def emit(event: Event) -> None:
@@ -162,7 +169,7 @@ def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(backend: 
 
     assert backend.call(pool, emit, NEVER, die_at_first, held, mark=tmp_path / "mark") == "lives"
     assert types(events) == ["workers_held", "workers_released"] * 2
-    held.unlink()   # of the slot of the one that lived
+    held.unlink()  # of the slot of the one that lived
     with pytest.raises(RunError, match="die: its worker died repeatedly"):
         backend.call(pool, emit, NEVER, die, held)
     assert types(events) == ["workers_held", "workers_released"] * 6

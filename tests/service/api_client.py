@@ -49,8 +49,8 @@ class Service:
 
     Attributes:
         anonymous: A client that says nothing of itself.
-        admin, ann, bob, reader: Clients with a token; `ann` and `bob` may submit, and ann up to priority 10; `reader` is
-            ann's and may only look.
+        admin, ann, bob, reader: Clients with a token; `ann` and `bob` may submit, and ann up to priority 10; `reader`
+            is ann's and may only look.
         wakes: How often the reconciler was asked to look.
     """
 
@@ -181,21 +181,44 @@ def service(home: Path, planning: PlanningPool = PLANNING, **settings: Any) -> I
     """An application whose files are under `home`: inputs in `home/data`, runs in `home/runs`."""
     data = home / "data"
     data.mkdir(exist_ok=True)
-    made = Settings(**{
-        "state_dir": home / "state", "input_roots": (str(data),), "output_roots": (home / "runs",),
-        "dashboard_url": NO_DASHBOARD} | settings)
+    made = Settings(
+        **{
+            "state_dir": home / "state",
+            "input_roots": (str(data),),
+            "output_roots": (home / "runs",),
+            "dashboard_url": NO_DASHBOARD,
+        }
+        | settings
+    )
     transport = httpx.HTTPTransport(verify=_certificates())
-    with contextlib.closing(Database(made.database)) as database, \
-            contextlib.closing(Dashboard(made.dashboard_url, transport=transport)) as dashboard:
+    with (
+        contextlib.closing(Database(made.database)) as database,
+        contextlib.closing(Dashboard(made.dashboard_url, transport=transport)) as dashboard,
+    ):
         migrate(database, made.database)
         plain = {}
-        people = {"admin": ("root", ["admin"]), "ann": ("ann", ["submit"]), "bob": ("bob", ["submit"]), "reader": ("ann", ["read"])}
+        people = {
+            "admin": ("root", ["admin"]),
+            "ann": ("ann", ["submit"]),
+            "bob": ("bob", ["submit"]),
+            "reader": ("ann", ["read"]),
+        }
         with database.write() as session:
             for who, (owner, scopes) in people.items():
-                plain[who], _ = tokens.create(session, name=who, owner=owner, scopes=scopes, expires=None, now=time.time())
+                plain[who], _ = tokens.create(
+                    session, name=who, owner=owner, scopes=scopes, expires=None, now=time.time()
+                )
             policies.put(session, "ann", Policy(highest_priority=10), time.time())
         jobs, pools, notifier, wakes = FakeJobs(), FakePools(), Notifier(), []
         app = create_app(
-            made, database, jobs, planning=planning, pools=pools, dashboard=dashboard, notifier=notifier, secret=SECRET,
-            wake_reconciler=lambda: wakes.append(time.time()))
+            made,
+            database,
+            jobs,
+            planning=planning,
+            pools=pools,
+            dashboard=dashboard,
+            notifier=notifier,
+            secret=SECRET,
+            wake_reconciler=lambda: wakes.append(time.time()),
+        )
         yield Service(app, made, database, jobs, planning, pools, dashboard, notifier, plain, wakes)

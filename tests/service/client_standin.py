@@ -20,11 +20,28 @@ def bill(dollars, idle=0.0, **changes):
 
 
 RUN = {
-    "id": "01JABCDEFGHJKMNPQRSTVWXYZ0", "name": "demo", "owner": "ann", "tags": {}, "priority": 0, "state": "running",
-    "reason": None, "position": None, "attempt": 1, "parent": None, "created": 1.0, "queued": 1.0, "started": 2.0,
-    "ended": None, "updated": 3.0, "stages": [{"name": "corpus", "status": "done", "started": 2.0, "seconds": 1.0}],
+    "id": "01JABCDEFGHJKMNPQRSTVWXYZ0",
+    "name": "demo",
+    "owner": "ann",
+    "tags": {},
+    "priority": 0,
+    "state": "running",
+    "reason": None,
+    "position": None,
+    "attempt": 1,
+    "parent": None,
+    "created": 1.0,
+    "queued": 1.0,
+    "started": 2.0,
+    "ended": None,
+    "updated": 3.0,
+    "stages": [{"name": "corpus", "status": "done", "started": 2.0, "seconds": 1.0}],
     "money": {"dollars": 0.5, "worker_seconds": {"low_memory": 10.0}, "estimate_dollars": 1.0, "budget_dollars": None},
-    "version": 1, "events": 3, "job_url": None, "config": {"name": "demo"}, "bill": bill(0.5, 0.25, planned=False, complete=False),
+    "version": 1,
+    "events": 3,
+    "job_url": None,
+    "config": {"name": "demo"},
+    "bill": bill(0.5, 0.25, planned=False, complete=False),
     "estimate": bill(1.0, planned=True, complete=True),
 }
 
@@ -54,9 +71,17 @@ def make(service, retry=PROMPT):
 
 def problem(status, detail="", errors=(), headers=None):
     """An answer with a problem document."""
-    return httpx.Response(status, headers=headers, json={
-        "type": f"/problems/{status}", "title": "Problem", "status": status, "detail": detail,
-        "errors": [{"field": field, "message": message} for field, message in errors]})
+    return httpx.Response(
+        status,
+        headers=headers,
+        json={
+            "type": f"/problems/{status}",
+            "title": "Problem",
+            "status": status,
+            "detail": detail,
+            "errors": [{"field": field, "message": message} for field, message in errors],
+        },
+    )
 
 
 @dataclasses.dataclass

@@ -17,7 +17,15 @@ from databases import (
     postgresql_url,
 )
 
-__all__ = ["browser", "database", "database_url", "empty_database", "empty_url", "migrated_postgresql", "postgresql_url"]
+__all__ = [
+    "browser",
+    "database",
+    "database_url",
+    "empty_database",
+    "empty_url",
+    "migrated_postgresql",
+    "postgresql_url",
+]
 
 
 @pytest.fixture

@@ -32,7 +32,11 @@ class Standin:
         """Make a path answer with JSON, or with bytes as they are."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = {} if isinstance(body, bytes) else {"Content-Type": "application/json"}
-        self.bodies[path] = (status, {**kind, **{name.replace("_", "-"): value for name, value in headers.items()}}, raw)
+        self.bodies[path] = (
+            status,
+            {**kind, **{name.replace("_", "-"): value for name, value in headers.items()}},
+            raw,
+        )
 
     def paths(self) -> list[str]:
         """What was asked for."""
@@ -47,7 +51,9 @@ def dashboard() -> Iterator[Standin]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            standin.asked.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
+            standin.asked.append(
+                (self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
+            )
             status, headers, body = standin.bodies.get(self.path.partition("?")[0], (404, {}, b"404: Not Found"))
             self.send_response(status)
             for name, value in headers.items():

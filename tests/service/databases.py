@@ -121,13 +121,27 @@ def config(**changes: object) -> RunConfig:
 
 
 def insert_run(
-    database: Database, *, owner: str = "ann", priority: int = 0, now: float = T0, budget: float | None = None, **changes: object,
+    database: Database,
+    *,
+    owner: str = "ann",
+    priority: int = 0,
+    now: float = T0,
+    budget: float | None = None,
+    **changes: object,
 ) -> RunRow:
     """A queued run; its configuration is the demo's with `changes`."""
     with database.write() as session:
         return runs.insert(
-            session, run_id=new_id(), config=config(**changes), owner=owner, priority=priority, budget_dollars=budget,
-            estimate={}, parent=None, now=now)
+            session,
+            run_id=new_id(),
+            config=config(**changes),
+            owner=owner,
+            priority=priority,
+            budget_dollars=budget,
+            estimate={},
+            parent=None,
+            now=now,
+        )
 
 
 def reload(database: Database, run: RunRow) -> RunRow:

@@ -105,4 +105,6 @@ class FakePools:
     def _status(self, name: str) -> PoolStatus:
         slots = self.slots.get(name, 0)
         free = slots - self.busy.get(name, 0)
-        return PoolStatus(resource=name, slots=slots, free=free, gpus=0, nodes=[], price_per_hour=None, lost=0, pending=0)
+        return PoolStatus(
+            resource=name, slots=slots, free=free, gpus=0, nodes=[], price_per_hour=None, lost=0, pending=0
+        )

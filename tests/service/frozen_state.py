@@ -9,9 +9,14 @@ from pathlib import Path
 
 STATES = Path(__file__).parent.parent / "states"
 RUNS = {
-    "succeeded": "01M8Q085FDC6JGHQ5BTSHSWVNA", "failed": "01M8Q086R1CCCRXTBA6DJQ19ZB", "cancelled": "01M8Q086RVE0B6QJ4PHYE0QVX7",
-    "running": "01M8Q086SQANGFFETRPFTJC8D8", "stopping": "01M8Q086TFE2Y09M51A4HCFCJF", "starting": "01M8Q086V86HW02QNXQBPAVRJK",
-    "queued": "01M8Q086VG6JNAM4ZARQ7ACGGM"}
+    "succeeded": "01M8Q085FDC6JGHQ5BTSHSWVNA",
+    "failed": "01M8Q086R1CCCRXTBA6DJQ19ZB",
+    "cancelled": "01M8Q086RVE0B6QJ4PHYE0QVX7",
+    "running": "01M8Q086SQANGFFETRPFTJC8D8",
+    "stopping": "01M8Q086TFE2Y09M51A4HCFCJF",
+    "starting": "01M8Q086V86HW02QNXQBPAVRJK",
+    "queued": "01M8Q086VG6JNAM4ZARQ7ACGGM",
+}
 """Runs of the state `a624334`, by their state."""
 
 

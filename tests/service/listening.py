@@ -29,11 +29,16 @@ def listeners(state_dir: Path, service: int) -> set[Listener]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             environment = process.environ()
-            if process.pid == service or (MARK in environment and environment["RAY_AUTH_TOKEN_PATH"].startswith(marked)):
+            if process.pid == service or (
+                MARK in environment and environment["RAY_AUTH_TOKEN_PATH"].startswith(marked)
+            ):
                 words = f"{process.name()} {' '.join(process.cmdline())}"
                 connections = process.net_connections("tcp")
-                found |= {Listener(words, each.laddr.ip.removeprefix("::ffff:"))
-                          for each in connections if each.status == psutil.CONN_LISTEN}
+                found |= {
+                    Listener(words, each.laddr.ip.removeprefix("::ffff:"))
+                    for each in connections
+                    if each.status == psutil.CONN_LISTEN
+                }
     return found
 
 

@@ -42,8 +42,16 @@ class Site:
         self._port = door.getsockname()[1]
         behind = self.service
         app = create_app(
-            behind.settings, behind.database, behind.jobs, planning=behind.planning, pools=behind.pools,
-            dashboard=behind.dashboard, notifier=behind.notifier, secret=SECRET, wake_reconciler=lambda: None)
+            behind.settings,
+            behind.database,
+            behind.jobs,
+            planning=behind.planning,
+            pools=behind.pools,
+            dashboard=behind.dashboard,
+            notifier=behind.notifier,
+            secret=SECRET,
+            wake_reconciler=lambda: None,
+        )
         self._server = Server(app, behind.settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [door]}, name="page server")
         self._thread.start()

@@ -52,9 +52,20 @@ class RealService:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MOEDISCO_"))}
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve", f"--port={self.port}", f"--state-dir={self.home / 'state'}",
-                 f"--output-root={self.home / 'runs'}", f"--input-root={INPUT_ROOT}"],
-                stdout=output, stderr=output, env={**environment, "XDG_CONFIG_HOME": str(self.home / "config")})
+                [
+                    sys.executable,
+                    "-m",
+                    "service",
+                    "serve",
+                    f"--port={self.port}",
+                    f"--state-dir={self.home / 'state'}",
+                    f"--output-root={self.home / 'runs'}",
+                    f"--input-root={INPUT_ROOT}",
+                ],
+                stdout=output,
+                stderr=output,
+                env={**environment, "XDG_CONFIG_HOME": str(self.home / "config")},
+            )
 
     def wait_until_listening(self) -> None:
         """Once it was started."""

@@ -56,9 +56,17 @@ class Scene:
         run_id, asked = new_id(), config(**{"output": self.root / "runs"} | changes)
         with self.database.write() as session:
             runs.insert(
-                session, run_id=run_id, config=with_run_directory(asked, run_id), owner=owner, priority=priority,
-                budget_dollars=budget, estimate={}, parent=None, now=self.now,
-                home=self.root / "runs" / run_id if is_uri(asked.output) else None)
+                session,
+                run_id=run_id,
+                config=with_run_directory(asked, run_id),
+                owner=owner,
+                priority=priority,
+                budget_dollars=budget,
+                estimate={},
+                parent=None,
+                now=self.now,
+                home=self.root / "runs" / run_id if is_uri(asked.output) else None,
+            )
         return run_id
 
     def running(self, **asked: Any) -> str:

@@ -28,8 +28,16 @@ class Running:
     def start(self):
         made = self.made
         app = create_app(
-            made.settings, made.database, made.jobs, planning=made.planning, pools=made.pools, dashboard=made.dashboard,
-            notifier=made.notifier, secret=self.secret, wake_reconciler=lambda: None)
+            made.settings,
+            made.database,
+            made.jobs,
+            planning=made.planning,
+            pools=made.pools,
+            dashboard=made.dashboard,
+            notifier=made.notifier,
+            secret=self.secret,
+            wake_reconciler=lambda: None,
+        )
         self.server = Server(app, made.settings.model_copy(update={"port": self.port}))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
@@ -45,9 +53,27 @@ class Running:
         return Client(self.url, self.made.plain.get(who, who), retry=retry)
 
     def report(self, run_id, first, count):
-        self.made.report(run_id, *(Event("progress", "submodels", "submodel-0", {
-            "step": step, "steps": 1000, "tokens": 10 * step, "loss": 3.0, "lr": 0.1, "grad_norm": 1.0, "tokens_per_second": 5.0,
-        }, float(step)) for step in range(first, first + count)))
+        self.made.report(
+            run_id,
+            *(
+                Event(
+                    "progress",
+                    "submodels",
+                    "submodel-0",
+                    {
+                        "step": step,
+                        "steps": 1000,
+                        "tokens": 10 * step,
+                        "loss": 3.0,
+                        "lr": 0.1,
+                        "grad_norm": 1.0,
+                        "tokens_per_second": 5.0,
+                    },
+                    float(step),
+                )
+                for step in range(first, first + count)
+            ),
+        )
 
 
 def until(happened, seconds=30):

@@ -8,7 +8,9 @@ from service.domain.admission import ActiveRun, ClusterCapacity, PoolNeed, PoolR
 LIMITS = RunLimits(runs=4, runs_per_owner=2)
 
 
-def run(run_id: str, owner: str = "ann", low: str = "low", high: str = "high", gang: int = 1, held: str | None = None) -> QueuedRun:
+def run(
+    run_id: str, owner: str = "ann", low: str = "low", high: str = "high", gang: int = 1, held: str | None = None
+) -> QueuedRun:
     return QueuedRun(run_id, owner, (PoolNeed((low,), slots=1, free=1), PoolNeed((high,), slots=gang, free=0)), held)
 
 
@@ -23,7 +25,13 @@ def reasons(*decided):
 def test_runs_start_in_the_order_of_the_queue_up_to_the_limits():
     queue = [run("a"), run("b"), run("c"), run("d", "bob"), run("e", "eve"), run("f", "joe")]
     assert reasons(*admit(queue, [], LIMITS, cluster(low=9))) == {
-        "a": None, "b": None, "c": "owner ann has 2 of 2 runs active", "d": None, "e": None, "f": "4 of 4 runs are active"}
+        "a": None,
+        "b": None,
+        "c": "owner ann has 2 of 2 runs active",
+        "d": None,
+        "e": None,
+        "f": "4 of 4 runs are active",
+    }
 
 
 def test_active_runs_count():
@@ -86,19 +94,33 @@ def test_without_ray_nothing_starts():
 
 def test_a_run_that_is_held_says_why():
     assert reasons(*admit([run("a", held="its budget is spent"), run("b")], [], LIMITS, cluster())) == {
-        "a": "its budget is spent", "b": None}
+        "a": "its budget is spent",
+        "b": None,
+    }
 
 
 RUNS = st.builds(
-    run, st.uuids().map(str), st.sampled_from(["ann", "bob", "eve"]), st.sampled_from(["low", "rare", "high"]),
-    gang=st.integers(1, 4), held=st.sampled_from([None, None, "held"]))
+    run,
+    st.uuids().map(str),
+    st.sampled_from(["ann", "bob", "eve"]),
+    st.sampled_from(["low", "rare", "high"]),
+    gang=st.integers(1, 4),
+    held=st.sampled_from([None, None, "held"]),
+)
 ACTIVE = st.builds(
-    ActiveRun, st.sampled_from(["ann", "bob", "eve"]), st.sampled_from([(), (("low",),), (("rare",),), (("high",),)]))
+    ActiveRun, st.sampled_from(["ann", "bob", "eve"]), st.sampled_from([(), (("low",),), (("rare",),), (("high",),)])
+)
 ROOMS = st.builds(lambda slots, used: PoolRoom(slots, max(0, slots - used)), st.integers(0, 4), st.integers(0, 4))
 CLUSTERS = st.builds(ClusterCapacity, st.dictionaries(st.sampled_from(["low", "rare", "high"]), ROOMS), st.booleans())
 
 
-@given(st.lists(RUNS, max_size=12), st.lists(ACTIVE, max_size=5), st.integers(1, 5), st.integers(1, 3), st.none() | CLUSTERS)
+@given(
+    st.lists(RUNS, max_size=12),
+    st.lists(ACTIVE, max_size=5),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.none() | CLUSTERS,
+)
 def test_no_limit_is_passed_and_every_run_is_answered(queue, active, most, per_owner, there):
     decided = admit(queue, active, RunLimits(most, per_owner), there)
     assert [each.run_id for each in decided] == [each.run_id for each in queue]
@@ -127,8 +149,9 @@ def test_an_idle_cluster_never_leaves_a_run_waiting_that_it_could_carry(queue, t
     idle = ClusterCapacity({tag: PoolRoom(room.slots, room.slots) for tag, room in there.rooms.items()}, there.grows)
     decided = admit(queue, [], RunLimits(99, 99), idle)
     possible = [
-        each.held is None and (idle.grows or all(
-            idle.room(need.resources).slots >= need.slots for need in each.needs)) for each in queue]
+        each.held is None and (idle.grows or all(idle.room(need.resources).slots >= need.slots for need in each.needs))
+        for each in queue
+    ]
     assert any(each.start for each in decided) == any(possible)
 
 
@@ -136,7 +159,13 @@ def test_a_mixed_pool_has_the_room_of_all_its_types():
     mixed = PoolNeed(("t4", "l4"), slots=1, free=1)
     there = ClusterCapacity({"t4": PoolRoom(1, 1), "l4": PoolRoom(1, 1), "high": PoolRoom(1, 1)})
     queue = [QueuedRun(name, name, (mixed, PoolNeed(("high",), slots=1, free=0))) for name in "abc"]
-    assert reasons(*admit(queue, [], LIMITS, there)) == {"a": None, "b": None, "c": "waits for 1 t4 or l4: 0 of 2 are free"}
+    assert reasons(*admit(queue, [], LIMITS, there)) == {
+        "a": None,
+        "b": None,
+        "c": "waits for 1 t4 or l4: 0 of 2 are free",
+    }
     # Whoever holds a slot of one of the types leaves the others.
     assert [each.start for each in admit(queue, [ActiveRun("eve", (("l4",),))], LIMITS, there)] == [True, False, False]
-    assert admit(queue[:1], [], LIMITS, ClusterCapacity({"high": PoolRoom(1, 1)}))[0].reason == "no node offers t4 or l4"
+    assert (
+        admit(queue[:1], [], LIMITS, ClusterCapacity({"high": PoolRoom(1, 1)}))[0].reason == "no node offers t4 or l4"
+    )

@@ -29,7 +29,7 @@ def document(api):
 @pytest.fixture(scope="module")
 def run(api):
     """A finished run."""
-    site = Site.__new__(Site)   # what is behind a page, without a port
+    site = Site.__new__(Site)  # what is behind a page, without a port
     site.service = api
     return finish(site)
 
@@ -88,14 +88,24 @@ def test_small_streamed_and_secret_answers_are_not_compressed(api, run):
         assert "content-encoding" not in api.ann.get(path, headers={"Accept-Encoding": "gzip"}).headers, path
     name = "n" * 120
     made = api.admin.post(
-        "/v1/tokens", json={"name": name, "owner": "ann", "scopes": ["read"]}, headers={"Accept-Encoding": "gzip"})
+        "/v1/tokens", json={"name": name, "owner": "ann", "scopes": ["read"]}, headers={"Accept-Encoding": "gzip"}
+    )
     assert "content-encoding" not in made.headers
     assert len(api.anonymous.get("/healthz").content) < SMALLEST
 
 
-@pytest.mark.parametrize(("header", "accepted"), [
-    ("gzip", True), ("*", True), ("br, GZIP ; q=0.1", True), ("gzip;q=0", False), ("gzip; q=0.0", False),
-    ("br", False), ("", False)])
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("gzip", True),
+        ("*", True),
+        ("br, GZIP ; q=0.1", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.0", False),
+        ("br", False),
+        ("", False),
+    ],
+)
 def test_what_counts_as_accepting_gzip(header, accepted):
     assert accepts_gzip(header) is accepted
 
@@ -107,7 +117,7 @@ def test_the_reference_is_a_page_of_the_service(api):
     assert policy.startswith("default-src 'self'; ")
     assert "unsafe" not in policy
     for path in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
-        assert not path.startswith("/")     # a proxy may serve the page below a path of its own
+        assert not path.startswith("/")  # a proxy may serve the page below a path of its own
         assert api.anonymous.get(f"/{path}").status_code == 200
 
 

@@ -102,8 +102,12 @@ def test_an_ended_runs_stream_is_everything_and_an_end(api):
     assert [kind for _, kind, _ in found if kind == "state"] == ["state"] * 4
     assert found[-1] == (None, "end", {})
     assert found[3][2] == {
-        "type": "progress", "stage": "seed", "unit": "seed", "time": found[3][2]["time"],
-        "data": {"step": 0, "steps": 100, "tokens": 0, "loss": 2.0}}
+        "type": "progress",
+        "stage": "seed",
+        "unit": "seed",
+        "time": found[3][2]["time"],
+        "data": {"step": 0, "steps": 100, "tokens": 0, "loss": 2.0},
+    }
 
 
 def test_a_reader_continues_after_its_last_id(api):
@@ -203,7 +207,9 @@ def _share(api, monkeypatch):
 
 async def _thousand(api, url, run, driver):
     address = url.removeprefix("http://").split(":")
-    head = (f"GET /v1/runs/{run}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.plain['ann']}\r\n\r\n").encode()
+    head = (
+        f"GET /v1/runs/{run}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.plain['ann']}\r\n\r\n"
+    ).encode()
     pairs = []
     for _ in range(20):
         pairs += await asyncio.gather(*(asyncio.open_connection(address[0], int(address[1])) for _ in range(50)))
@@ -250,7 +256,12 @@ def test_a_run_that_is_resumed_is_followed_further(api):
     api.bring(run, RunState.QUEUED, RunState.CANCELLED)
     found = messages(api.ann.get(f"/v1/runs/{run}/events").text)
     assert [data.get("state") or data.get("data", {}).get("state") for _, _, data in found] == [
-        "queued", "cancelled", "queued", "cancelled", None]
+        "queued",
+        "cancelled",
+        "queued",
+        "cancelled",
+        None,
+    ]
 
 
 def test_a_report_is_taken_once_and_a_gap_asked_for_again(api):
@@ -334,8 +345,12 @@ def test_only_the_present_attempts_driver_reports(api):
     address, strange = api.start(run), api.start(other)
     nothing = {"first": 0, "events": []}
     assert api.drive(address, nothing).status_code == 200
-    wrong = [dataclasses.replace(address, attempt=2), dataclasses.replace(address, key=strange.key),
-             dataclasses.replace(address, url=strange.url), dataclasses.replace(address, key=b"")]
+    wrong = [
+        dataclasses.replace(address, attempt=2),
+        dataclasses.replace(address, key=strange.key),
+        dataclasses.replace(address, url=strange.url),
+        dataclasses.replace(address, key=b""),
+    ]
     assert {api.drive(each, nothing).status_code for each in wrong} == {401}
     for who in ("admin", "ann"):
         assert api.client(who).post(f"/v1/runs/{run}/report", json=nothing).status_code == 401
@@ -375,10 +390,19 @@ def test_only_answers_to_the_runs_driver_are_signed(api):
     answer = api.anonymous.post(path, content=body, headers=headers)
     assert (answer.json(), proven(answer), proven(answer, "1" * 32)) == ({"next": 0}, True, False)
     refused = [
-        api.anonymous.post(path, content=body, headers=headers | {name: value}) for name, value in [
-            (NONCE_HEADER, "1" * 32), (ATTEMPT_HEADER, "2"), (DIGEST_HEADER, content_digest(b"")), (PROOF_HEADER, ""),
-            (PROOF_HEADER, "0" * 64)]]
-    refused += [api.anonymous.post(path, content=b'{"first": 1, "events": []}', headers=headers), api.anonymous.post(path)]
+        api.anonymous.post(path, content=body, headers=headers | {name: value})
+        for name, value in [
+            (NONCE_HEADER, "1" * 32),
+            (ATTEMPT_HEADER, "2"),
+            (DIGEST_HEADER, content_digest(b"")),
+            (PROOF_HEADER, ""),
+            (PROOF_HEADER, "0" * 64),
+        ]
+    ]
+    refused += [
+        api.anonymous.post(path, content=b'{"first": 1, "events": []}', headers=headers),
+        api.anonymous.post(path),
+    ]
     assert {answer.status_code for answer in refused} == {401}
     assert not any(PROOF_HEADER in answer.headers for answer in refused)
     api.bring(run, RunState.QUEUED)
@@ -406,7 +430,9 @@ def test_a_report_that_is_recorded_and_sent_again_changes_nothing(shared, data):
 
     def stored():
         with shared.database.read() as session:
-            return runs.get(session, run).next_seq, [(event.type, event.data) for event in stream.read(session, run, -1, 1000)]
+            return runs.get(session, run).next_seq, [
+                (event.type, event.data) for event in stream.read(session, run, -1, 1000)
+            ]
 
     for number in range(len(sent)):
         post(number)
@@ -417,11 +443,21 @@ def test_a_report_that_is_recorded_and_sent_again_changes_nothing(shared, data):
     assert before[0] == first
 
 
-@pytest.mark.parametrize(("body", "status"), [
-    (b"{", 400), (b"{}", 422), (b'{"first": -1, "events": []}', 422), (b'{"first": 0, "events": [{"type": "x"}]}', 422),
-    (b'{"first": 0, "events": [{"type": "progress", "unit": "u\\u0000", "time": 1, "data": {"step": 1e400, "loss": NaN}}]}', 200),
-    (b"\xff", 400), (b"", 400),
-])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"{}", 422),
+        (b'{"first": -1, "events": []}', 422),
+        (b'{"first": 0, "events": [{"type": "x"}]}', 422),
+        (
+            b'{"first": 0, "events": [{"type": "progress", "unit": "u\\u0000", "time": 1, "data": {"step": 1e400, "loss": NaN}}]}',
+            200,
+        ),
+        (b"\xff", 400),
+        (b"", 400),
+    ],
+)
 def test_reports_that_cannot_be_are_refused(shared, body, status):
     run = shared.submit()["id"]
     answer = shared.drive(shared.start(run), body)

@@ -83,10 +83,18 @@ def test_head_brings_the_headers_alone(filled):
     assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", str(len(DATA)))
 
 
-@pytest.mark.parametrize(("asked", "start", "end"), [
-    ("bytes=0-0", 0, 1), ("bytes=10-19", 10, 20), ("bytes=2000-", 2000, 2048), ("bytes=-48", 2000, 2048),
-    ("bytes=0-99999", 0, 2048), ("bytes=-99999", 0, 2048), ("bytes= 5 - 6", 5, 7),
-])
+@pytest.mark.parametrize(
+    ("asked", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=10-19", 10, 20),
+        ("bytes=2000-", 2000, 2048),
+        ("bytes=-48", 2000, 2048),
+        ("bytes=0-99999", 0, 2048),
+        ("bytes=-99999", 0, 2048),
+        ("bytes= 5 - 6", 5, 7),
+    ],
+)
 def test_a_range_is_a_part(filled, asked, start, end):
     answer = ask(*filled, "artifacts/model/model.safetensors", Range=asked)
     assert (answer.status_code, answer.content) == (206, DATA[start:end])
@@ -99,7 +107,9 @@ def test_a_range_behind_the_end_cannot_be_had(filled, asked):
     assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{len(DATA)}")
 
 
-@pytest.mark.parametrize("asked", ["bytes=5-1", "bytes=-", "bytes=0-1,3-4", "lines=1-2", "bytes=a-b", "bytes=" + "9" * 40 + "-"])
+@pytest.mark.parametrize(
+    "asked", ["bytes=5-1", "bytes=-", "bytes=0-1,3-4", "lines=1-2", "bytes=a-b", "bytes=" + "9" * 40 + "-"]
+)
 def test_a_range_that_is_none_brings_everything(filled, asked):
     answer = ask(*filled, "artifacts/model/model.safetensors", Range=asked)
     assert (answer.status_code, answer.content) == (200, DATA)
@@ -119,12 +129,35 @@ def test_an_empty_file_is_a_file(filled):
     assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
 
 
-@pytest.mark.parametrize("path", [
-    "../request.json", "%2e%2e/request.json", "..%2frequest.json", "model/../../request.json", "model/%2e%2e/%2e%2e/request.json",
-    "/etc/passwd", "%2fetc%2fpasswd", "link", "folder-link/passwd", "dangling", "pipe", "model", "model/", "", ".", ".draft/x",
-    "corpus/.x.draft", "model//config.json", "model/config.json%00", "%00",
-    "model/config.json/x", "x" * 3000, "model%5c..%5cx", "%ff",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../request.json",
+        "%2e%2e/request.json",
+        "..%2frequest.json",
+        "model/../../request.json",
+        "model/%2e%2e/%2e%2e/request.json",
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "link",
+        "folder-link/passwd",
+        "dangling",
+        "pipe",
+        "model",
+        "model/",
+        "",
+        ".",
+        ".draft/x",
+        "corpus/.x.draft",
+        "model//config.json",
+        "model/config.json%00",
+        "%00",
+        "model/config.json/x",
+        "x" * 3000,
+        "model%5c..%5cx",
+        "%ff",
+    ],
+)
 def test_no_path_leads_out_of_the_run(filled, path):
     for method in ("GET", "HEAD"):
         answer = ask(*filled, f"artifacts/{path}", method)
@@ -134,7 +167,16 @@ def test_no_path_leads_out_of_the_run(filled, path):
 
 
 def test_open_file_itself_refuses_what_a_server_would_normalise(directory):
-    for path in ("../request.json", "model/../../request.json", "/etc/passwd", "", ".", "a/", "link", "folder-link/passwd"):
+    for path in (
+        "../request.json",
+        "model/../../request.json",
+        "/etc/passwd",
+        "",
+        ".",
+        "a/",
+        "link",
+        "folder-link/passwd",
+    ):
         with pytest.raises(NotFound):
             open_file(DirectoryRun(directory), path)
 
@@ -171,7 +213,10 @@ def test_an_archive_is_resumed_only_while_it_is_the_same(api, run, directory):
     changed = ask(api, run, "model.tar", Range="bytes=5-", **{"If-Range": etag})
     assert (changed.status_code, changed.headers["etag"] != etag) == (200, True)
     head = api.ann.head(f"/v1/runs/{run}/model.tar")
-    assert (head.headers["etag"], head.headers["content-length"]) == (changed.headers["etag"], str(len(changed.content)))
+    assert (head.headers["etag"], head.headers["content-length"]) == (
+        changed.headers["etag"],
+        str(len(changed.content)),
+    )
     assert head.headers["content-type"] == "application/x-tar"
 
 
@@ -180,7 +225,10 @@ def test_a_new_name_of_the_run_does_not_reach_the_archive(filled):
     before = ask(api, run, "model.tar")
     assert api.ann.patch(f"/v1/runs/{run}", json={"name": "../../../tmp/x"}).status_code == 200
     after = ask(api, run, "model.tar")
-    assert (after.content, after.headers["content-disposition"]) == (before.content, before.headers["content-disposition"])
+    assert (after.content, after.headers["content-disposition"]) == (
+        before.content,
+        before.headers["content-disposition"],
+    )
 
 
 def test_long_and_foreign_names_survive_the_archive(api, run, directory):
@@ -211,7 +259,9 @@ def test_logs_are_listed_and_read_from_their_end(api, run, directory):
 
 
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 5, 100])
-@pytest.mark.parametrize("text", ["", "\n", "a", "a\n", "a\nb", "a\n\nb\n", "\n\n\n", "x" * 200_000 + "\ny\n" + "z" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "a", "a\n", "a\nb", "a\n\nb\n", "\n\n\n", "x" * 200_000 + "\ny\n" + "z" * 100_000]
+)
 def test_the_tail_of_a_log_is_its_last_lines(tmp_path, text, lines):
     (tmp_path / "log").write_text(text)
     with contextlib.closing(DirectoryRun(tmp_path).open("log")) as file:

@@ -86,7 +86,8 @@ with service(Path({home!r})) as made:
 def test_what_fails_again_and_again_writes_no_secret_and_little(tmp_path, form):
     """A request handler and a loop fail hundreds of times, with a bearer token in a local variable.
 
-    Before (af276e38): the JSON log has 229 kB; the console still writes tracebacks with all local variables after a minute.
+    Before (af276e38): the JSON log has 229 kB; the console still writes tracebacks with all local variables after a
+    minute.
     """
     token = "mdk_" + "S3cr3t" * 7
     script = FAILING.format(paths=sys.path, home=str(tmp_path), form=form, token=token)
@@ -95,7 +96,7 @@ def test_what_fails_again_and_again_writes_no_secret_and_little(tmp_path, form):
     assert "reconciler failed" in done.stderr
     assert "S3cr3t" not in done.stderr
     requests = sum("status=500" in line or '"status": 500' in line for line in done.stderr.splitlines())
-    assert requests == 20      # each request is logged; the rest of the log is small
+    assert requests == 20  # each request is logged; the rest of the log is small
     assert len(done.stderr) < 400 * requests + 30_000
 
 
@@ -113,7 +114,14 @@ def test_an_exception_that_repeats_is_counted_with_growing_pauses():
         return record.getMessage() if repeated.filter(record) else None
 
     assert [log(seconds) for seconds in (0, 20, 20, 30, 100, 30, 4000)] == [
-        "it failed", None, None, "it failed (again, 3 times: KeyError)", None, "it failed (again, 2 times: KeyError)", "it failed"]
+        "it failed",
+        None,
+        None,
+        "it failed (again, 3 times: KeyError)",
+        None,
+        "it failed (again, 2 times: KeyError)",
+        "it failed",
+    ]
 
 
 def test_settings_print_no_password_of_the_database(tmp_path):
@@ -141,7 +149,9 @@ with bound(run_id=text):
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_a_log_shows_what_a_terminal_would_obey_and_begins_no_line_for_it(form):
     """Before (af276e38): the console form wrote ESC, OSC 52 and C1 of a run's name, and a line that the name began."""
-    done = subprocess.run([sys.executable, "-c", HOSTILE_SCRIPT.format(form=form)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE_SCRIPT.format(form=form)], capture_output=True, text=True, check=True
+    )
     for character in "\x1b\x07\x9b\u202e\u2028":
         assert character not in done.stderr
     assert "\\u001b[2J" in done.stderr

@@ -63,7 +63,11 @@ def test_every_change_of_access_is_in_the_audit_log(api):
     api.admin.put("/v1/policies/owners/x", json={"highest_priority": 5})
     first = api.admin.get("/v1/audit", params={"limit": 2}).json()
     rest = api.admin.get("/v1/audit", params={"limit": 2, "cursor": first["next_cursor"]}).json()
-    assert [entry["action"] for entry in first["items"] + rest["items"]] == ["policy.set", "token.revoke", "token.create"]
+    assert [entry["action"] for entry in first["items"] + rest["items"]] == [
+        "policy.set",
+        "token.revoke",
+        "token.create",
+    ]
     assert rest["next_cursor"] is None
 
 
@@ -108,7 +112,9 @@ def test_the_page_and_its_parts_are_served(api):
 
 def test_the_document_names_operations_examples_and_ways_on(api):
     document = api.anonymous.get("/openapi.json").json()
-    operations = {operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()}
+    operations = {
+        operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
+    }
     assert operations["submit_run"]["responses"]["201"]["links"]["get_run"]["operationId"] == "get_run"
     assert operations["get_run"]["security"] == [{"token": []}, {"session": []}]
     assert operations["report_events"]["security"] == [{"driver": []}]

@@ -27,25 +27,47 @@ def mistake(answer):
     return answer.json()["errors"][0]
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [
-    ("GET", "/nowhere", 404), ("GET", "/v1/", 404), ("PUT", "/v1/runs", 405), ("TRACE", "/v1/runs", 405),
-    ("GET", "/static/none.js", 404),
-    ("GET", "/static/../app.py", 404), ("GET", "/%00", 404), ("POST", "/healthz", 405),
-    ("GET", "/v1/runs/", 404),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/", 404),
+        ("PUT", "/v1/runs", 405),
+        ("TRACE", "/v1/runs", 405),
+        ("GET", "/static/none.js", 404),
+        ("GET", "/static/../app.py", 404),
+        ("GET", "/%00", 404),
+        ("POST", "/healthz", 405),
+        ("GET", "/v1/runs/", 404),
+    ],
+)
 def test_the_routers_own_errors_are_problems(api, method, path, status):
     answer = api.ann.request(method, path)
     problem = answer.json()
-    assert (answer.status_code, problem["status"], answer.headers["content-type"]) == (status, status, "application/problem+json")
+    assert (answer.status_code, problem["status"], answer.headers["content-type"]) == (
+        status,
+        status,
+        "application/problem+json",
+    )
     assert problem["type"].startswith("urn:moedisco:problem:")
     assert problem["instance"].startswith("/")
     assert ("allow" in answer.headers) == (status == 405)
 
 
-@pytest.mark.parametrize("body", [
-    b"", b"{", b"nope", b"\xff\xfe", b'{"config": NaN}', b'{"config": "\\ud800"}', b"[" * 5000,
-    b'{"a": 1' + b"0" * 5000 + b"}", b"\x00",
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nope",
+        b"\xff\xfe",
+        b'{"config": NaN}',
+        b'{"config": "\\ud800"}',
+        b"[" * 5000,
+        b'{"a": 1' + b"0" * 5000 + b"}",
+        b"\x00",
+    ],
+)
 def test_what_is_no_json_is_refused(api, body):
     assert post(api, body).status_code == (422 if body == b"" else 400)
 
@@ -55,23 +77,42 @@ def test_another_media_type_is_not_taken_for_json(api):
     assert "Content-Type" in mistake(answer)["message"]
 
 
-@pytest.mark.parametrize(("config", "field"), [
-    ({"name": "a\0"}, "config.name"), ({"seed": 2**60}, "config.seed"), ({"tags": {"a": "\0"}}, "config.tags.a"),
-    ({"tags": {"\0": "a"}}, "config.tags"), ({"tokens": {"total": 1e999}}, "config.tokens.total"),
-])
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"name": "a\0"}, "config.name"),
+        ({"seed": 2**60}, "config.seed"),
+        ({"tags": {"a": "\0"}}, "config.tags.a"),
+        ({"tags": {"\0": "a"}}, "config.tags"),
+        ({"tokens": {"total": 1e999}}, "config.tokens.total"),
+    ],
+)
 def test_values_that_not_every_part_can_hold_are_refused_by_field(api, config, field):
     body = json.dumps({"config": demo(**config)}).replace("Infinity", "1e999").encode()
     assert mistake(post(api, body))["field"] == field
 
 
 WRONG = [
-    {"seed": -1}, {"seed": "x"}, {"clusters": {"count": 3}}, {"clustrs": {}}, {"corpus": {}}, {"corpus": None},
+    {"seed": -1},
+    {"seed": "x"},
+    {"clusters": {"count": 3}},
+    {"clustrs": {}},
+    {"corpus": {}},
+    {"corpus": None},
     {"corpus": {"sources": []}},
-    {"corpus": {"sources": [{"path": "embedded", "weight": 1000}]}}, {"name": "a/b"}, {"name": None}, {"output": "http://x"},
-    {"model": {"init": {"checkpoint": 3}}}, {"checkpoint": {"every": "never"}}, {"tokens": {"seed_share": 0.9}},
-    {"finetune": {"optimizer": {"batch_tokens": 1000}}}, {"model": {"config": {"num_attention_heads": 3}}},
-    {"model": {"family": "gpt"}}, {"pools": {"low_memory": {"resource": "a b"}}},
-    {"tracking": {"trackers": {"wandb": 3}}}, {"tags": {"a": 1}},
+    {"corpus": {"sources": [{"path": "embedded", "weight": 1000}]}},
+    {"name": "a/b"},
+    {"name": None},
+    {"output": "http://x"},
+    {"model": {"init": {"checkpoint": 3}}},
+    {"checkpoint": {"every": "never"}},
+    {"tokens": {"seed_share": 0.9}},
+    {"finetune": {"optimizer": {"batch_tokens": 1000}}},
+    {"model": {"config": {"num_attention_heads": 3}}},
+    {"model": {"family": "gpt"}},
+    {"pools": {"low_memory": {"resource": "a b"}}},
+    {"tracking": {"trackers": {"wandb": 3}}},
+    {"tags": {"a": 1}},
 ]
 
 
@@ -90,8 +131,10 @@ def test_absent_files_have_the_message_of_validate(api):
 
 
 def test_paths_elsewhere_tell_nothing_of_what_is_there(api):
-    messages = {mistake(post(api, {"config": demo(corpus={"sources": [{"path": path}]})}))["message"].replace(path, "")
-                for path in ("/etc/passwd", "/etc/absent")}
+    messages = {
+        mistake(post(api, {"config": demo(corpus={"sources": [{"path": path}]})}))["message"].replace(path, "")
+        for path in ("/etc/passwd", "/etc/absent")
+    }
     assert len(messages) == 1
 
 
@@ -102,18 +145,25 @@ def test_fields_outside_of_the_configuration_are_named_too(api):
     assert mistake(post(api, {"config": demo()}, **{"Idempotency-Key": "a b"}))["field"] == "Idempotency-Key"
 
 
-@pytest.mark.parametrize("sizes", [
-    {"num_experts": 10**12, "num_experts_per_tok": 2},
-    {"num_experts": "1000000000000"}, {"num_experts": 1e300}, {"hidden_size": 2**52},
-    {"num_hidden_layers": 2**53, "moe_intermediate_size": 2**53, "hidden_size": 2**50},
-])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_experts": 10**12, "num_experts_per_tok": 2},
+        {"num_experts": "1000000000000"},
+        {"num_experts": 1e300},
+        {"hidden_size": 2**52},
+        {"num_hidden_layers": 2**53, "moe_intermediate_size": 2**53, "hidden_size": 2**50},
+    ],
+)
 def test_sizes_without_measure_are_answered_soon(api, sizes):
     answer = post(api, {"config": demo(model={"config": sizes}, tokens={"total": 2**53})}, "/v1/estimates")
     assert answer.status_code in (200, 422)
 
 
 def test_a_batch_without_measure_is_refused(api):
-    found = mistake(post(api, {"config": demo(tokens={"total": 2**53 - 1}, finetune={"optimizer": {"batch_tokens": 2**50}})}))
+    found = mistake(
+        post(api, {"config": demo(tokens={"total": 2**53 - 1}, finetune={"optimizer": {"batch_tokens": 2**50}})})
+    )
     assert found["field"] == "config.finetune.optimizer.batch_tokens"
 
 
@@ -153,9 +203,12 @@ def test_an_unforeseen_error_reveals_nothing(api, monkeypatch):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=[])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
 SECTIONS = st.sampled_from(
-    ["name", "seed", "tags", "corpus", "tokenizer", "model", "tokens", "clusters", "pools", "output", "finetune"])
+    ["name", "seed", "tags", "corpus", "tokenizer", "model", "tokens", "clusters", "pools", "output", "finetune"]
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -35,7 +35,13 @@ def test_a_submitted_run_is_queued_under_its_own_directory(api):
     assert answer.status_code == 201
     run = answer.json()
     assert answer.headers["location"] == f"/v1/runs/{run['id']}"
-    assert (run["state"], run["owner"], run["priority"], run["position"], run["tags"]) == ("queued", "ann", 3, 1, {"team": "a"})
+    assert (run["state"], run["owner"], run["priority"], run["position"], run["tags"]) == (
+        "queued",
+        "ann",
+        3,
+        1,
+        {"team": "a"},
+    )
     assert run["config"]["output"] == str(api.settings.output_roots[0] / run["id"])
     assert run["money"]["budget_dollars"] == 5
     assert run["estimate"]["planned"]
@@ -88,8 +94,10 @@ def test_an_idempotency_key_with_another_body_is_a_conflict(api):
 
 
 def test_idempotency_keys_of_two_owners_are_two(api):
-    runs = {client.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"}).json()["id"]
-            for client in (api.ann, api.bob)}
+    runs = {
+        client.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"}).json()["id"]
+        for client in (api.ann, api.bob)
+    }
     assert len(runs) == 2
 
 
@@ -141,8 +149,19 @@ def test_runs_are_found_by_state_name_tag_and_owner(api):
 
 def test_a_run_is_its_owners_and_an_administrators(api):
     run = api.submit()["id"]
-    for path in ("", "/events", "/metrics", "/submodels", "/clusters", "/report", "/logs", "/logs/driver", "/artifacts",
-                 "/artifacts/x", "/model.tar"):
+    for path in (
+        "",
+        "/events",
+        "/metrics",
+        "/submodels",
+        "/clusters",
+        "/report",
+        "/logs",
+        "/logs/driver",
+        "/artifacts",
+        "/artifacts/x",
+        "/model.tar",
+    ):
         assert api.bob.get(f"/v1/runs/{run}{path}").status_code == 404
     for method, path in (("PATCH", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/resume"), ("POST", "/retry")):
         body = {} if method != "DELETE" else None
@@ -175,7 +194,7 @@ def test_a_budget_is_removed_by_null(api):
 
     assert budget_of_retry("a") == 5
     assert budget_of_retry("b", budget_dollars=None) is None
-    assert budget_of_retry("b") == 409      # it is another request
+    assert budget_of_retry("b") == 409  # it is another request
     assert budget_of_retry("c", budget_dollars=7) == 7
     assert api.ann.patch(f"/v1/runs/{run}", json={"priority": 1, "name": None}).json()["money"]["budget_dollars"] == 5
     assert api.ann.patch(f"/v1/runs/{run}", json={"budget_dollars": None}).json()["money"]["budget_dollars"] is None
@@ -236,12 +255,20 @@ def test_a_retry_may_be_without_changes_and_has_keys(api):
     assert len(made) == 1
 
 
-@pytest.mark.parametrize(("changes", "field"), [
-    ({"tokens.totl": 1}, "config.tokens.totl"), ({"corpus.sources.7.path": "x"}, "config.corpus.sources.7.path"),
-    ({"name.x": 1}, "config.name.x"), ({"corpus.sources.0.path": "/etc/passwd"}, "config.corpus.sources.0.path"),
-    ({"clusters.count": 3}, "config.clusters.count"), ({"": 1}, "config"), ({"a..b": 1}, "config.a"),
-    ({"model.config.num_experts": 10**12}, "config.model.config.num_experts"), ({"corpus.sources": []}, "config.corpus.sources"),
-])
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"tokens.totl": 1}, "config.tokens.totl"),
+        ({"corpus.sources.7.path": "x"}, "config.corpus.sources.7.path"),
+        ({"name.x": 1}, "config.name.x"),
+        ({"corpus.sources.0.path": "/etc/passwd"}, "config.corpus.sources.0.path"),
+        ({"clusters.count": 3}, "config.clusters.count"),
+        ({"": 1}, "config"),
+        ({"a..b": 1}, "config.a"),
+        ({"model.config.num_experts": 10**12}, "config.model.config.num_experts"),
+        ({"corpus.sources": []}, "config.corpus.sources"),
+    ],
+)
 def test_an_invalid_change_is_named_by_its_field(shared, changes, field):
     parent = shared.submit()["id"]
     answer = shared.ann.post(f"/v1/runs/{parent}/retry", json={"changes": changes})
@@ -328,7 +355,12 @@ def test_every_change_is_in_the_audit_log(api):
     api.ann.delete(f"/v1/runs/{run}")
     entries = api.admin.get("/v1/audit").json()["items"]
     assert [(entry["action"], entry["target"]) for entry in reversed(entries)] == [
-        ("run.submit", run), ("run.change", run), ("run.cancel", run), ("run.resume", run),
-        ("run.retry", retried), ("run.delete", run)]
+        ("run.submit", run),
+        ("run.change", run),
+        ("run.cancel", run),
+        ("run.resume", run),
+        ("run.retry", retried),
+        ("run.delete", run),
+    ]
     assert {entry["owner"] for entry in entries} == {"ann"}
     assert all(entry["address"] for entry in entries)

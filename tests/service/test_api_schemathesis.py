@@ -20,10 +20,19 @@ from schemathesis.specs.openapi.checks import (
 )
 
 CHECKS = [
-    not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
-    response_schema_conformance]
-QUIET = [HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example,
-         HealthCheck.function_scoped_fixture]
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+QUIET = [
+    HealthCheck.filter_too_much,
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+    HealthCheck.function_scoped_fixture,
+]
 SEQUENCES = 60
 ENDLESS = {"stream_events", "get_log"}
 """With `follow` these wait for a run that does not end here."""
@@ -45,14 +54,15 @@ def api(tmp_path_factory, ray):
 @pytest.fixture(scope="module")
 def real(api, ray):
     """Path parameters that name something, by operation or for all: a finished run with its files, tokens."""
-    site = Site.__new__(Site)   # what is behind a page, without a port
+    site = Site.__new__(Site)  # what is behind a page, without a port
     site.service = api
     run = finish(site)
     return {
         "run_id": lambda _: run,
         "path": lambda _: "clusters/report.json",
         "name": lambda operation: "driver" if operation == "get_log" else "demo",
-        "token_id": lambda _: api.admin.get("/v1/tokens").json()["items"][-1]["id"]}
+        "token_id": lambda _: api.admin.get("/v1/tokens").json()["items"][-1]["id"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,9 @@ def sent(api, case, seen, real=None):
     operation = case.operation.definition.raw["operationId"]
     if real is not None and operation not in DESTRUCTIVE:
         case.path_parameters = {
-            name: real[name](operation) if name in real else value for name, value in (case.path_parameters or {}).items()}
+            name: real[name](operation) if name in real else value
+            for name, value in (case.path_parameters or {}).items()
+        }
     if operation in ENDLESS:
         case.query["follow"] = "false"
     answer = case.call(headers={"Authorization": f"Bearer {api.plain['admin']}"})
@@ -81,10 +93,14 @@ def test_every_operation_answers_as_documented_with_a_finished_run_present(api, 
     seen = collections.defaultdict(set)
     for found in document.get_all_operations():
         operation = found.ok()
-        right, wrong = (operation.as_strategy(generation_mode=mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE))
+        right, wrong = (
+            operation.as_strategy(generation_mode=mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+        )
 
         @seed(1)
-        @settings(max_examples=requests, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], database=None)
+        @settings(
+            max_examples=requests, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], database=None
+        )
         @given(right | wrong, st.booleans())
         def ask(case, named):
             sent(api, case, seen, real if named else None)
@@ -92,21 +108,36 @@ def test_every_operation_answers_as_documented_with_a_finished_run_present(api, 
         ask()
     assert len(seen) >= 37, "an operation was not asked for"
     assert 201 in seen["create_token"]
-    reading = {found.ok().definition.raw["operationId"] for found in document.get_all_operations() if found.ok().method == "get"}
-    assert not {operation for operation in reading if 200 not in seen[operation]}, "only refused: give `real` what it needs"
+    reading = {
+        found.ok().definition.raw["operationId"]
+        for found in document.get_all_operations()
+        if found.ok().method == "get"
+    }
+    assert not {operation for operation in reading if 200 not in seen[operation]}, (
+        "only refused: give `real` what it needs"
+    )
 
 
 def run_each_by_itself(machine, monkeypatch):
     """Each sequence as a search of its own, behind the simplest one.
 
-    What a service answers depends on what it was asked before: a search that begins a second time as it did the first, and then
-    sees something else, gives up. Hypothesis's own profile for CI derandomizes, which would make all of them the same sequence.
+    What a service answers depends on what it was asked before: a search that begins a second time as it did the first,
+    and then sees something else, gives up. Hypothesis's own profile for CI derandomizes, which would make all of them
+    the same sequence.
     """
     for number in range(SEQUENCES):
         monkeypatch.setattr(core, "global_force_seed", number)
-        machine.run(settings=settings(
-            max_examples=2, stateful_step_count=10, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate],
-            database=None, derandomize=False))
+        machine.run(
+            settings=settings(
+                max_examples=2,
+                stateful_step_count=10,
+                deadline=None,
+                suppress_health_check=QUIET,
+                phases=[Phase.generate],
+                database=None,
+                derandomize=False,
+            )
+        )
 
 
 @pytest.mark.slow
@@ -138,5 +169,11 @@ def test_operations_answer_as_documented_one_after_the_other(api, document, monk
             seen[case.operation.definition.raw["operationId"], response.status_code] += 1
 
     run_each_by_itself(Machine, monkeypatch)
-    for reached in (("submit_run", 201), ("get_run", 200), ("retry_run", 201), ("cancel_run", 202), ("delete_run", 204)):
+    for reached in (
+        ("submit_run", 201),
+        ("get_run", 200),
+        ("retry_run", 201),
+        ("cancel_run", 202),
+        ("delete_run", 204),
+    ):
         assert seen[reached], (reached, seen)

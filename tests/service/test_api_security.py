@@ -24,7 +24,9 @@ def test_every_route_of_the_api_wants_a_token(api):
                 assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer mdk_wrong", "Basic YTpi", "Bearer " + "x" * 5000, "mdk_x"])
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Bearer mdk_wrong", "Basic YTpi", "Bearer " + "x" * 5000, "mdk_x"]
+)
 def test_what_is_no_token_is_refused(shared, header):
     answer = shared.anonymous.get("/v1/identity", headers={"Authorization": header})
     assert (answer.status_code, answer.json()["title"]) == (401, "Not signed in")
@@ -32,7 +34,9 @@ def test_what_is_no_token_is_refused(shared, header):
 
 def test_expired_and_revoked_tokens_are_refused(api):
     with api.database.write() as session:
-        plain, _ = tokens.create(session, name="x", owner="ann", scopes=["read"], expires=time.time() - 1, now=time.time() - 9)
+        plain, _ = tokens.create(
+            session, name="x", owner="ann", scopes=["read"], expires=time.time() - 1, now=time.time() - 9
+        )
     assert api.anonymous.get("/v1/identity", headers={"Authorization": f"Bearer {plain}"}).status_code == 401
     made = api.admin.post("/v1/tokens", json={"name": "ci", "owner": "ann", "scopes": ["read"]}).json()
     mine = {"Authorization": f"Bearer {made['token']}"}
@@ -58,7 +62,9 @@ def test_a_scope_that_is_missing_is_named(api):
 def test_a_session_is_a_cookie_that_scripts_cannot_read(api):
     answer = api.anonymous.post("/v1/session", json={"token": api.plain["ann"]})
     cookie = answer.headers["set-cookie"].lower()
-    assert all(part in cookie for part in ("moedisco_session=mds_", "httponly", "samesite=strict", "max-age=", "path=/"))
+    assert all(
+        part in cookie for part in ("moedisco_session=mds_", "httponly", "samesite=strict", "max-age=", "path=/")
+    )
     assert "secure" not in cookie
     secure = api.client(None, base_url="https://testserver").post("/v1/session", json={"token": api.plain["ann"]})
     assert "secure" in secure.headers["set-cookie"].lower()
@@ -75,18 +81,28 @@ def test_a_wrong_token_makes_no_session(api):
     assert api.anonymous.post("/v1/session", json={"token": "mdk_no"}).status_code == 401
 
 
-@pytest.mark.parametrize(("headers", "status"), [
-    ({"Sec-Fetch-Site": "same-origin"}, 201), ({"Origin": "http://testserver"}, 201), ({}, 403),
-    ({"Sec-Fetch-Site": "cross-site", "Origin": "http://testserver"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403),
-    ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": "http://[broken"}, 403),
-])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "same-origin"}, 201),
+        ({"Origin": "http://testserver"}, 201),
+        ({}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://testserver"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://[broken"}, 403),
+    ],
+)
 def test_a_session_changes_something_only_from_the_page_itself(shared, headers, status):
     answer = session_of(shared).post("/v1/runs", json={"config": demo()}, headers=headers)
     assert answer.status_code == status
 
 
 def test_another_site_cannot_sign_a_browser_in(api):
-    answer = api.anonymous.post("/v1/session", json={"token": api.plain["ann"]}, headers={"Sec-Fetch-Site": "cross-site"})
+    answer = api.anonymous.post(
+        "/v1/session", json={"token": api.plain["ann"]}, headers={"Sec-Fetch-Site": "cross-site"}
+    )
     assert answer.status_code == 403
 
 
@@ -116,7 +132,10 @@ def test_too_many_requests_are_answered_with_a_time_to_try_again(tmp_path):
 
 def test_guessing_tokens_is_limited_by_address(tmp_path):
     with service(tmp_path, requests_per_minute=3) as api:
-        guesses = [api.anonymous.get("/v1/identity", headers={"Authorization": f"Bearer mdk_{i}"}).status_code for i in range(4)]
+        guesses = [
+            api.anonymous.get("/v1/identity", headers={"Authorization": f"Bearer mdk_{i}"}).status_code
+            for i in range(4)
+        ]
         assert guesses == [401, 401, 401, 429]
         assert api.ann.get("/v1/identity").status_code == 200
 

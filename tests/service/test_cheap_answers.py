@@ -20,13 +20,21 @@ def test_the_body_of_an_answer_does_not_wait_until_its_head_is_acknowledged(tmp_
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         app = create_app(
-            made.settings, made.database, made.jobs, planning=made.planning, pools=made.pools, dashboard=made.dashboard,
-            notifier=made.notifier, secret=SECRET, wake_reconciler=lambda: None)
+            made.settings,
+            made.database,
+            made.jobs,
+            planning=made.planning,
+            pools=made.pools,
+            dashboard=made.dashboard,
+            notifier=made.notifier,
+            secret=SECRET,
+            wake_reconciler=lambda: None,
+        )
         server = Server(app, made.settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         until(lambda: server.started)
-        nodelay = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)   # which accepted connections inherit
+        nodelay = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # which accepted connections inherit
         server.should_exit = True
         thread.join()
     assert nodelay

@@ -33,29 +33,78 @@ NAMED = f"moedisco: the service at {URL} (started last by this user)\n"
 ID = RUN["id"]
 PLAIN = {key: value for key, value in RUN.items() if key != "config"}
 OTHERS = [
-    PLAIN | {"id": "01JABCDEFGHJKMNPQRSTVWXYZ9", "name": "twin"}, PLAIN,
-    PLAIN | {"id": "01J0BCDEFGHJKMNPQRSTVWXYZ1", "name": "twin"}]
+    PLAIN | {"id": "01JABCDEFGHJKMNPQRSTVWXYZ9", "name": "twin"},
+    PLAIN,
+    PLAIN | {"id": "01J0BCDEFGHJKMNPQRSTVWXYZ1", "name": "twin"},
+]
 UNIT = {
-    "unit": "submodel-0", "stage": "submodels", "status": "running", "step": 5, "steps": 10, "tokens": 5000, "loss": 3.25,
-    "tokens_per_second": 1200.0, "restarts": 1, "workers": 1, "node": "10.0.0.7", "started": 2.0, "ended": None}
+    "unit": "submodel-0",
+    "stage": "submodels",
+    "status": "running",
+    "step": 5,
+    "steps": 10,
+    "tokens": 5000,
+    "loss": 3.25,
+    "tokens_per_second": 1200.0,
+    "restarts": 1,
+    "workers": 1,
+    "node": "10.0.0.7",
+    "started": 2.0,
+    "ended": None,
+}
 EVENTS = [
-    {"type": "state", "stage": None, "unit": None, "data": {"state": "queued", "reason": "waits for 2 low_mem_gpu"}, "time": 1.0},
-    {"type": "run_started", "stage": None, "unit": None, "data": {"name": "demo", "directory": "/runs/demo", "stages": ["corpus"]},
-     "time": 2.0},
+    {
+        "type": "state",
+        "stage": None,
+        "unit": None,
+        "data": {"state": "queued", "reason": "waits for 2 low_mem_gpu"},
+        "time": 1.0,
+    },
+    {
+        "type": "run_started",
+        "stage": None,
+        "unit": None,
+        "data": {"name": "demo", "directory": "/runs/demo", "stages": ["corpus"]},
+        "time": 2.0,
+    },
     {"type": "stage_started", "stage": "corpus", "unit": None, "data": {}, "time": 3.0},
     {"type": "heartbeat", "stage": None, "unit": None, "data": {}, "time": 4.0},
     {"type": "stage_finished", "stage": "corpus", "unit": None, "data": {"seconds": 2.0}, "time": 5.0},
 ]
 POOL = {
-    "resource": "low_mem_gpu", "slots": 4.0, "free": 3.0, "gpus": 4.0, "price_per_hour": 0.35, "lost": 1, "pending": 2,
-    "nodes": [{"id": "n", "address": "10.0.0.7", "alive": True, "resources": {}, "labels": {}}]}
+    "resource": "low_mem_gpu",
+    "slots": 4.0,
+    "free": 3.0,
+    "gpus": 4.0,
+    "price_per_hour": 0.35,
+    "lost": 1,
+    "pending": 2,
+    "nodes": [{"id": "n", "address": "10.0.0.7", "alive": True, "resources": {}, "labels": {}}],
+}
 TOKEN = {
-    "id": "T1", "name": "ci", "owner": "ann", "scopes": ["submit"], "created": 1.0, "expires": None, "revoked": 2.0, "used": None}
+    "id": "T1",
+    "name": "ci",
+    "owner": "ann",
+    "scopes": ["submit"],
+    "created": 1.0,
+    "expires": None,
+    "revoked": 2.0,
+    "used": None,
+}
 POLICIES = {"default": {"prices": {"low_mem_gpu": 0.35}}, "owners": {"ann": {"highest_priority": 5}}}
 QUOTA = {
-    "owner": "ann", "resources": None, "prices": {"low_mem_gpu": 0.35}, "highest_priority": 0,
-    "queued_runs": {"used": 12, "limit": 100}, "active_runs": {"used": 1, "limit": None}, "dollars": {"used": 1.5, "limit": 500},
-    "month": "2026-11", "month_ends": 1.0, "disk_bytes": {"used": 2e9, "limit": None}, "retention": {"days": 30}}
+    "owner": "ann",
+    "resources": None,
+    "prices": {"low_mem_gpu": 0.35},
+    "highest_priority": 0,
+    "queued_runs": {"used": 12, "limit": 100},
+    "active_runs": {"used": 1, "limit": None},
+    "dollars": {"used": 1.5, "limit": 500},
+    "month": "2026-11",
+    "month_ends": 1.0,
+    "disk_bytes": {"used": 2e9, "limit": None},
+    "retention": {"days": 30},
+}
 
 
 class Fake:
@@ -73,8 +122,12 @@ class Fake:
             ("DELETE", f"/v1/runs/{ID}"): None,
             ("GET", f"/v1/runs/{ID}/submodels"): {"items": [UNIT]},
             ("GET", f"/v1/runs/{ID}/report"): report(),
-            ("GET", f"/v1/runs/{ID}/logs"): {"items": [
-                {"name": name, "bytes": 10, "updated": 1.0} for name in ("driver", "finetune.1", "finetune.0", "submodel-0.0")]},
+            ("GET", f"/v1/runs/{ID}/logs"): {
+                "items": [
+                    {"name": name, "bytes": 10, "updated": 1.0}
+                    for name in ("driver", "finetune.1", "finetune.0", "submodel-0.0")
+                ]
+            },
             ("GET", "/v1/pools"): {"connected": True, "items": [POOL]},
             ("GET", "/v1/policies"): POLICIES,
             ("PUT", "/v1/policies"): POLICIES,
@@ -124,7 +177,9 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     fake = Fake()
-    monkeypatch.setattr(service.client, "Client", functools.partial(Client, URL, "t", transport=httpx.MockTransport(fake)))
+    monkeypatch.setattr(
+        service.client, "Client", functools.partial(Client, URL, "t", transport=httpx.MockTransport(fake))
+    )
     return fake
 
 
@@ -156,11 +211,43 @@ def mistake(*arguments, code=2):
 def test_every_command_has_help():
     commands = {command.name or command.callback.__name__ for command in training.registered_commands}
     assert commands == {
-        "run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "export", "push", "experts", "merge", "chat",
-        "verify", "join", "join_token", "join_gateway"}
+        "run",
+        "plan",
+        "init",
+        "validate",
+        "schema",
+        "show",
+        "plot",
+        "evaluate",
+        "export",
+        "push",
+        "experts",
+        "merge",
+        "chat",
+        "verify",
+        "join",
+        "join_token",
+        "join_gateway",
+    }
     ours = {
-        "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
-        "estimate", "tokens", "policies", "quota", "change"}
+        "serve",
+        "submit",
+        "list",
+        "status",
+        "watch",
+        "logs",
+        "cancel",
+        "resume",
+        "retry",
+        "delete",
+        "download",
+        "pools",
+        "estimate",
+        "tokens",
+        "policies",
+        "quota",
+        "change",
+    }
     shown = ran("--help")
     for command in {name.replace("_", "-") for name in commands} | ours:
         assert f"│ {command} " in shown
@@ -170,7 +257,9 @@ def test_every_command_has_help():
 def test_the_training_commands_work_unchanged(config):
     assert "GB per worker" in ran("plan", config)
     assert ran("--version") == CliRunner().invoke(training, ["--version"]).stdout
-    assert mistake("plan", config, "--set", "tokns.total=1") == "moedisco: tokns: no such setting; did you mean 'tokens'?"
+    assert (
+        mistake("plan", config, "--set", "tokns.total=1") == "moedisco: tokns: no such setting; did you mean 'tokens'?"
+    )
 
 
 def test_starting_imports_nothing_heavy_and_is_quick():
@@ -181,13 +270,14 @@ def test_starting_imports_nothing_heavy_and_is_quick():
         "    sys.argv = ['moedisco', *arguments]\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main()\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])\n")
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
     assert result.stderr.startswith("moedisco: CONFIG: 'missing.yaml': cannot be read")
 
-    # Function calls, not seconds, which depend on the machine's load. 910,000 calls take 0.6 s, and a command has 10,000 of them.
-    # Importing torch doubles them.
+    # Function calls, not seconds, which depend on the machine's load. 910,000 calls take 0.6 s, and a command has
+    # 10,000 of them. Importing torch doubles them.
     profiled = (
         "import cProfile, contextlib, io, pstats, sys\n"
         "profile = cProfile.Profile()\n"
@@ -196,7 +286,8 @@ def test_starting_imports_nothing_heavy_and_is_quick():
         "    from service.cli import main\n"
         "    main()\n"
         "profile.disable()\n"
-        "print(pstats.Stats(profile).total_calls)\n")
+        "print(pstats.Stats(profile).total_calls)\n"
+    )
     start = subprocess.run([sys.executable, "-c", profiled, "--help"], capture_output=True, text=True, check=True)
     assert 500_000 < int(start.stdout) < 1_000_000
 
@@ -205,14 +296,25 @@ def test_submit_sends_absolute_paths_and_leaves_the_output_to_the_service(fake, 
     (tmp_path / "books").mkdir()
     (tmp_path / "here").symlink_to(tmp_path)
     line = ran(
-        "submit", config, "--set",
+        "submit",
+        config,
+        "--set",
         f"corpus.sources=[{{path: books}}, {{path: here/../{tmp_path.name}/books}}, {{path: 's3://b/c'}}, {{path: embedded}}]",
-        "--name", "mine", "--priority", "5", "--budget", "2.5")
+        "--name",
+        "mine",
+        "--priority",
+        "5",
+        "--budget",
+        "2.5",
+    )
     assert line == f"{ID}  demo: running; next: moedisco watch {ID}\n"
     assert (fake.sent["priority"], fake.sent["budget_dollars"]) == (5, 2.5)
     asked = fake.sent["config"]
     assert asked["name"] == "mine"
-    assert [source["path"] for source in asked["corpus"]["sources"]] == [str(tmp_path / "books")] * 2 + ["s3://b/c", "embedded"]
+    assert [source["path"] for source in asked["corpus"]["sources"]] == [str(tmp_path / "books")] * 2 + [
+        "s3://b/c",
+        "embedded",
+    ]
     assert "output" not in asked
     ran("submit", config, "--set", "output=elsewhere", "--json")
     assert fake.sent["config"]["output"] == str(tmp_path / "elsewhere")
@@ -226,7 +328,9 @@ def test_a_name_is_text(fake, config, name):
 
 
 def test_submit_refuses_a_mistake_before_anything_is_sent(fake, config):
-    assert mistake("submit", config, "--set", "clusters.count=3").startswith("moedisco: clusters.count: 3 does not divide")
+    assert mistake("submit", config, "--set", "clusters.count=3").startswith(
+        "moedisco: clusters.count: 3 does not divide"
+    )
     assert not fake.requests
 
 
@@ -235,7 +339,8 @@ def test_submit_may_go_on_to_watch(fake, config):
     assert out.startswith(f"{ID}  demo\n")
     assert "corpus: finished" in out
     assert [json.loads(line)["type"] for line in ran("submit", config, "--watch", "--json").splitlines()] == [
-        event["type"] for event in EVENTS]
+        event["type"] for event in EVENTS
+    ]
 
 
 def test_list(fake):
@@ -249,8 +354,18 @@ def test_list(fake):
 def test_status(fake):
     fake.final = RUN | {"reason": "waits for 2 low_mem_gpu", "tags": {"team": "a"}, "position": 3, "state": "queued"}
     out = ran("status", "demo")
-    for words in ("demo", "queued (#3)", "waits for 2 low_mem_gpu", "team: a", "corpus", "submodel-0", "5/10", "3.2500",
-                  "10.0.0.7", "$0.5000, or $0.7500 with idle machines, in 1 min 30 s; planned $1.00 and 1 min 30 s"):
+    for words in (
+        "demo",
+        "queued (#3)",
+        "waits for 2 low_mem_gpu",
+        "team: a",
+        "corpus",
+        "submodel-0",
+        "5/10",
+        "3.2500",
+        "10.0.0.7",
+        "$0.5000, or $0.7500 with idle machines, in 1 min 30 s; planned $1.00 and 1 min 30 s",
+    ):
         assert words in out
     assert json.loads(ran("status", ID, "--json"))["position"] == 3
 
@@ -278,12 +393,18 @@ def test_watch_shows_a_run_as_a_local_run_is_shown(fake):
     assert out.index("run demo in /runs/demo") < out.index("corpus: started") < out.index("corpus: finished in 2.0 s")
     assert "joint training (estimate)" in out
     assert out.endswith(f"To get the model: moedisco download {ID}\n")
-    assert [json.loads(line)["type"] for line in ran("watch", "demo", "--json").splitlines()] == [event["type"] for event in EVENTS]
+    assert [json.loads(line)["type"] for line in ran("watch", "demo", "--json").splitlines()] == [
+        event["type"] for event in EVENTS
+    ]
 
 
-@pytest.mark.parametrize(("state", "reason", "line"), [
-    ("failed", "the loss is\nnan", "moedisco: run demo failed: the loss is nan"),
-    ("cancelled", None, "moedisco: run demo cancelled: no reason is known")])
+@pytest.mark.parametrize(
+    ("state", "reason", "line"),
+    [
+        ("failed", "the loss is\nnan", "moedisco: run demo failed: the loss is nan"),
+        ("cancelled", None, "moedisco: run demo cancelled: no reason is known"),
+    ],
+)
 def test_watch_of_a_run_that_does_not_succeed(fake, state, reason, line):
     fake.final = RUN | {"state": state, "reason": reason}
     assert mistake("watch", ID, code=1) == line
@@ -299,7 +420,7 @@ def test_watch_and_status_say_first_that_a_run_ended_worse_than_its_start(fake):
     path = f"/v1/runs/{ID}/report"
     fake.answers["GET", path] = fake.answers["GET", path] | {"evaluation": figures}
     out = ran("watch", "demo").splitlines()
-    assert next(line for line in out[out.index("") + 1:] if line) == worse
+    assert next(line for line in out[out.index("") + 1 :] if line) == worse
     fake.final |= {"reason": worse}
     assert ran("status", "demo").splitlines()[2] == worse
 
@@ -322,7 +443,9 @@ def test_logs(fake):
     assert ran("logs", "demo", "--unit", "finetune", "--follow") == "log of finetune.0\nlast\n"
     assert json.loads(ran("logs", "demo", "--json")) == {"name": "driver", "lines": ["log of driver", "last"]}
     assert "submodel-0.0" in ran("logs", "demo", "--list")
-    assert "--unit: 'seed': has no log; the run's logs: driver, finetune.0, " in mistake("logs", "demo", "--unit", "seed")
+    assert "--unit: 'seed': has no log; the run's logs: driver, finetune.0, " in mistake(
+        "logs", "demo", "--unit", "seed"
+    )
 
 
 def test_cancel_resume_retry_delete(fake):
@@ -330,7 +453,8 @@ def test_cancel_resume_retry_delete(fake):
     assert fake.sent == {"force": True}
     assert json.loads(ran("resume", "demo", "--json"))["state"] == "queued"
     assert ran("retry", "demo", "--set", "tokens.total=5", "--set", "name=b", "--budget", "3") == (
-        f"{ID}  demo: queued; next: moedisco watch {ID}\n")
+        f"{ID}  demo: queued; next: moedisco watch {ID}\n"
+    )
     assert fake.sent == {"changes": {"tokens.total": 5, "name": "b"}, "budget_dollars": 3.0}
     for value in ("2026-10-01", "[2026-10-01]", ".inf", "!!binary aa=="):
         assert f"--set: 'name={value}': JSON has no such value" in mistake("retry", "demo", "--set", f"name={value}")
@@ -390,9 +514,12 @@ def test_policies_come_from_a_file(fake, tmp_path):
     assert "$10" in ran("policies", "apply", file)
     assert fake.sent == {"default": {"dollars_per_month": 10.0}, "owners": {"ann": {"dollars_per_month": None}}}
     for text, words in (
-        ("default: [", "is not YAML"), ("- 1", "must contain the sections"), ("owner: {}", "no such setting"),
+        ("default: [", "is not YAML"),
+        ("- 1", "must contain the sections"),
+        ("owner: {}", "no such setting"),
         ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf"),
-        ("default: {queued_runs: 1}\n\ndefault: {}\n", "has the key 'default' in line 1 and again in line 3")):
+        ("default: {queued_runs: 1}\n\ndefault: {}\n", "has the key 'default' in line 1 and again in line 3"),
+    ):
         file.write_text(text)
         assert words in mistake("policies", "apply", file)
     assert "cannot be read" in mistake("policies", "apply", tmp_path / "absent.yaml")
@@ -403,16 +530,26 @@ def test_quota(fake):
         assert words in ran("quota")
     assert json.loads(ran("quota", "--json"))["month"] == "2026-11"
     fake.answers["GET", "/v1/quota"] = QUOTA | {
-        "dollars": {"used": 1, "limit": 12_345.67}, "queued_runs": {"used": 1_234_567, "limit": 1_000_000}}
+        "dollars": {"used": 1, "limit": 12_345.67},
+        "queued_runs": {"used": 1_234_567, "limit": 1_000_000},
+    }
     for words in ("$12,345.67", "1,234,567", "1,000,000"):
         assert words in ran("quota")
 
 
 def test_change(fake):
-    fake.answers["PATCH", f"/v1/runs/{ID}"] = RUN | {"kept": True, "priority": 3, "money": RUN["money"] | {"budget_dollars": 12.5}}
+    fake.answers["PATCH", f"/v1/runs/{ID}"] = RUN | {
+        "kept": True,
+        "priority": 3,
+        "money": RUN["money"] | {"budget_dollars": 12.5},
+    }
     for given, sent in (
-        (("--keep",), {"kept": True}), (("--no-keep",), {"kept": False}), (("--budget", "none"), {"budget_dollars": None}),
-        (("--budget", "12.5", "--priority", "0"), {"budget_dollars": 12.5, "priority": 0}), (("--name", "b"), {"name": "b"})):
+        (("--keep",), {"kept": True}),
+        (("--no-keep",), {"kept": False}),
+        (("--budget", "none"), {"budget_dollars": None}),
+        (("--budget", "12.5", "--priority", "0"), {"budget_dollars": 12.5, "priority": 0}),
+        (("--name", "b"), {"name": "b"}),
+    ):
         assert ran("change", ID, *given) == f"{ID}  demo: budget $12.50, priority 3, kept\n"
         assert fake.sent == sent
     assert "no new value" in mistake("change", ID)
@@ -422,7 +559,10 @@ def test_change(fake):
 @pytest.mark.parametrize("text", ["much", "nan", "inf"])
 def test_a_budget_is_a_number_or_none(fake, config, command, text):
     given = config if command == "submit" else ID
-    assert mistake(command, given, "--budget", text) == f"moedisco: --budget: '{text}': must be a number of dollars, or none"
+    assert (
+        mistake(command, given, "--budget", text)
+        == f"moedisco: --budget: '{text}': must be a number of dollars, or none"
+    )
 
 
 def test_tokens(fake):
@@ -432,13 +572,17 @@ def test_tokens(fake):
     assert ran("tokens", "revoke", "T1") == "T1: revoked\n"
 
 
-@pytest.mark.parametrize(("answer", "code", "line"), [
-    (problem(404, "no such run"), 2, "moedisco: no such run"),
-    (problem(409, "the run is running; cancel it"), 2, "moedisco: the run is running; cancel it"),
-    (problem(422, "mistakes", [("config.seed", "is negative")]), 2, "moedisco: seed: is negative"),
-    (problem(401, "unknown token"), 2, "moedisco: unknown token; set MOEDISCO_TOKEN to a valid token"),
-    (problem(500, "database broken"), 1, "moedisco: database broken"),
-    (problem(500, "internal"), 1, "moedisco: internal")])
+@pytest.mark.parametrize(
+    ("answer", "code", "line"),
+    [
+        (problem(404, "no such run"), 2, "moedisco: no such run"),
+        (problem(409, "the run is running; cancel it"), 2, "moedisco: the run is running; cancel it"),
+        (problem(422, "mistakes", [("config.seed", "is negative")]), 2, "moedisco: seed: is negative"),
+        (problem(401, "unknown token"), 2, "moedisco: unknown token; set MOEDISCO_TOKEN to a valid token"),
+        (problem(500, "database broken"), 1, "moedisco: database broken"),
+        (problem(500, "internal"), 1, "moedisco: internal"),
+    ],
+)
 def test_how_refusals_end(fake, answer, code, line):
     fake.answers["POST", f"/v1/runs/{ID}/cancel"] = answer
     assert mistake("cancel", ID, code=code) == line
@@ -449,8 +593,11 @@ def test_commands_name_a_service_that_is_not_the_default_one(fake, monkeypatch):
     assert [run["id"] for run in json.loads(invoke("list", "--json").stdout)] == [run["id"] for run in OTHERS]
     monkeypatch.setenv("MOEDISCO_URL", URL)
     assert invoke("pools").stderr == f"moedisco: the service at {URL} (MOEDISCO_URL)\n"
-    monkeypatch.setattr(service.client, "Client", functools.partial(
-        Client, connection.DEFAULT_URL, "t", transport=httpx.MockTransport(fake)))
+    monkeypatch.setattr(
+        service.client,
+        "Client",
+        functools.partial(Client, connection.DEFAULT_URL, "t", transport=httpx.MockTransport(fake)),
+    )
     assert invoke("list").stderr == ""
     assert f"{Settings.model_fields['host'].default}:{Settings.model_fields['port'].default}" in connection.DEFAULT_URL
 
@@ -461,7 +608,9 @@ def test_a_service_that_is_away(monkeypatch):
 
     monkeypatch.setattr(connection, "BRIEF_SECONDS", 0)
     monkeypatch.setattr(service.client, "Client", functools.partial(Client, URL, transport=httpx.MockTransport(refuse)))
-    assert mistake("list", code=1).startswith(f"moedisco: no service answers at {URL} (connection refused); start one with")
+    assert mistake("list", code=1).startswith(
+        f"moedisco: no service answers at {URL} (connection refused); start one with"
+    )
 
 
 def test_no_service_is_known(monkeypatch, tmp_path):
@@ -476,7 +625,8 @@ def served(monkeypatch, tmp_path):
     module = types.ModuleType("service.serve")
     module.settings = []
     module.announcement = types.SimpleNamespace(
-        url="http://127.0.0.1:8300", token="mdk_first", token_file=tmp_path / "token", sign_in_code="mdc_first")
+        url="http://127.0.0.1:8300", token="mdk_first", token_file=tmp_path / "token", sign_in_code="mdc_first"
+    )
 
     def serve(settings, announce):
         module.settings.append(settings)
@@ -493,15 +643,45 @@ def served(monkeypatch, tmp_path):
 
 def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
     out = ran(
-        "serve", "--port", "0", "--output-root", "a", "--output-root", "b", "--input-root", "s3://bucket",
-        "--home-dir", str(tmp_path / "homes"),
-        "--storage-root", "gs://checkpoints/moe", "--map-function", "clean:keep", "--max-active-runs", "7",
-        "--webhook-url", "https://hooks.test/x", "--log-format", "json", "--public-url", "https://moe.test")
-    assert served.settings == [Settings(
-        state_dir=tmp_path / "state" / "moedisco", port=0, output_roots=("a", "b"), input_roots=("s3://bucket",),
-        home_dir=tmp_path / "homes",
-        storage_roots=("gs://checkpoints/moe",), map_functions=("clean:keep",), max_active_runs=7, webhook_url="https://hooks.test/x",
-        log_format="json", public_url="https://moe.test")]
+        "serve",
+        "--port",
+        "0",
+        "--output-root",
+        "a",
+        "--output-root",
+        "b",
+        "--input-root",
+        "s3://bucket",
+        "--home-dir",
+        str(tmp_path / "homes"),
+        "--storage-root",
+        "gs://checkpoints/moe",
+        "--map-function",
+        "clean:keep",
+        "--max-active-runs",
+        "7",
+        "--webhook-url",
+        "https://hooks.test/x",
+        "--log-format",
+        "json",
+        "--public-url",
+        "https://moe.test",
+    )
+    assert served.settings == [
+        Settings(
+            state_dir=tmp_path / "state" / "moedisco",
+            port=0,
+            output_roots=("a", "b"),
+            input_roots=("s3://bucket",),
+            home_dir=tmp_path / "homes",
+            storage_roots=("gs://checkpoints/moe",),
+            map_functions=("clean:keep",),
+            max_active_runs=7,
+            webhook_url="https://hooks.test/x",
+            log_format="json",
+            public_url="https://moe.test",
+        )
+    ]
     assert "mdk_first" not in out
     assert out.endswith("the next `moedisco serve` finds them\n")
     path = tmp_path / "config" / "moedisco" / "service.json"
@@ -525,7 +705,10 @@ def test_detaching_a_second_service_is_refused(served, tmp_path):
         start = ("serve", "--detach", "--port", "0", "--state-dir", state)
         assert mistake(*start) == f"moedisco: --state-dir: '{state}': a service already runs; {remedy}"
         listening("http://127.0.0.1:8301")
-        assert mistake(*start) == f"moedisco: --state-dir: '{state}': a service already runs at http://127.0.0.1:8301; {remedy}"
+        assert (
+            mistake(*start)
+            == f"moedisco: --state-dir: '{state}': a service already runs at http://127.0.0.1:8301; {remedy}"
+        )
 
 
 def test_serve_refuses_mistakes_in_one_line(served):
@@ -534,9 +717,25 @@ def test_serve_refuses_mistakes_in_one_line(served):
     here = Path.cwd()
     for place in ("state/moedisco/runs", "there", "there/deeper", "kept"):
         said = mistake(
-            "serve", "--state-dir", "state/moedisco", "--output-root", "there", "--storage-root", "kept", "--input-root", place)
-        assert said.startswith(f"moedisco: --input-root: '{here / place}': is in a directory of the service or its runs")
-    for output, storage in (("there", "there"), ("there/runs", "there"), ("s3://b/runs", "s3://b/runs"), ("gs://b/runs", "gcs://b")):
+            "serve",
+            "--state-dir",
+            "state/moedisco",
+            "--output-root",
+            "there",
+            "--storage-root",
+            "kept",
+            "--input-root",
+            place,
+        )
+        assert said.startswith(
+            f"moedisco: --input-root: '{here / place}': is in a directory of the service or its runs"
+        )
+    for output, storage in (
+        ("there", "there"),
+        ("there/runs", "there"),
+        ("s3://b/runs", "s3://b/runs"),
+        ("gs://b/runs", "gcs://b"),
+    ):
         named = storage if "://" in storage else here / storage
         said = mistake("serve", "--output-root", output, "--storage-root", storage)
         assert said.startswith(f"moedisco: --storage-root: '{named}': contains the runs in ")
@@ -549,8 +748,12 @@ def test_serve_refuses_mistakes_in_one_line(served):
 def test_a_real_process_ends_in_one_line(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MOEDISCO_")}
     result = subprocess.run(
-        [sys.executable, "-c", "from service.cli import main; main()", "list"], capture_output=True, text=True, check=False,
-        env=environment | {"XDG_CONFIG_HOME": str(tmp_path)})
+        [sys.executable, "-c", "from service.cli import main; main()", "list"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"XDG_CONFIG_HOME": str(tmp_path)},
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("moedisco: MOEDISCO_URL: is not set")
     assert result.stderr.count("\n") == 1

@@ -35,12 +35,19 @@ class Commands:
     def __init__(self, running, directory):
         self.directory = directory
         self.named = f"moedisco: the service at {running.url} (MOEDISCO_URL)\n"
-        self.environment = os.environ | {"MOEDISCO_URL": running.url, "MOEDISCO_TOKEN": running.made.plain["ann"], "TERM": "xterm"}
+        self.environment = os.environ | {
+            "MOEDISCO_URL": running.url,
+            "MOEDISCO_TOKEN": running.made.plain["ann"],
+            "TERM": "xterm",
+        }
 
     def start(self, *arguments, **options):
         return subprocess.Popen(
-            [sys.executable, "-c", "from service.cli import main; main()", *arguments], cwd=self.directory, env=self.environment,
-            **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options))
+            [sys.executable, "-c", "from service.cli import main; main()", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options),
+        )
 
     def run(self, *arguments):
         process = self.start(*arguments)
@@ -57,8 +64,10 @@ def moedisco(running, tmp_path):
 def begin(running, run_id):
     running.made.start(run_id)
     running.made.report(
-        run_id, Event("run_started", data={"name": "demo", "directory": "/runs/demo", "stages": STAGES}),
-        Event("stage_started", "corpus"))
+        run_id,
+        Event("run_started", data={"name": "demo", "directory": "/runs/demo", "stages": STAGES}),
+        Event("stage_started", "corpus"),
+    )
 
 
 def test_a_run_from_submission_to_its_end(running, moedisco):
@@ -76,7 +85,13 @@ def test_a_run_from_submission_to_its_end(running, moedisco):
     out, err = watching.communicate(timeout=60)
     assert watching.returncode == 1
     assert re.sub(r"\d\d:\d\d:\d\d  ", "", out).splitlines() == [
-        "queued", "starting", "running", "run demo in /runs/demo", "corpus: started", "failed"]
+        "queued",
+        "starting",
+        "running",
+        "run demo in /runs/demo",
+        "corpus: started",
+        "failed",
+    ]
     assert err == f"{moedisco.named}moedisco: run demo failed: no reason is known\n"
     assert moedisco.run("resume", "demo")[0] == 0
     assert moedisco.run("cancel", "demo")[1] == f"{run_id}  demo: cancelled\n"
@@ -96,7 +111,8 @@ def test_ctrl_c_leaves_the_run(running, moedisco, command):
     _, err = looking.communicate(timeout=60)
     assert looking.returncode == 130
     assert re.fullmatch(
-        rf"{re.escape(moedisco.named)}moedisco: the (run|log) continues: moedisco {command} {run_id}( --follow)?\n", err)
+        rf"{re.escape(moedisco.named)}moedisco: the (run|log) continues: moedisco {command} {run_id}( --follow)?\n", err
+    )
     assert json.loads(moedisco.run("status", run_id, "--json")[1])["state"] == "running"
 
 

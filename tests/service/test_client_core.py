@@ -32,11 +32,15 @@ CONFIG = {"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}}
 def test_both_clients_have_the_same_methods():
     def public(client):
         return {
-            name: (inspect.signature(method), method.__doc__) for name, method in vars(client).items() if not name.startswith("_")}
+            name: (inspect.signature(method), method.__doc__)
+            for name, method in vars(client).items()
+            if not name.startswith("_")
+        }
 
     blocking, asynchronous = public(Client), public(AsyncClient)
     assert {name: found for name, found in blocking.items() if name != "close"} == {
-        name: found for name, found in asynchronous.items() if name != "close"}
+        name: found for name, found in asynchronous.items() if name != "close"
+    }
     assert "close" in blocking
     assert not any(inspect.iscoroutinefunction(getattr(Client, name)) for name in blocking)
 
@@ -45,7 +49,7 @@ def test_a_run_is_submitted_with_what_was_set_and_a_key():
     service = Script([RUN])
     run = make(service).submit(check_config(CONFIG), priority=3, budget_dollars=2.5)
     assert (run.id, run.state) == (RUN["id"], RunState.RUNNING)
-    request, = service.requests
+    (request,) = service.requests
     assert json.loads(request.content) == {"config": CONFIG, "priority": 3, "budget_dollars": 2.5}
     assert request.headers["authorization"] == "Bearer mdk_test"
     assert len(request.headers["idempotency-key"]) == 32
@@ -76,11 +80,17 @@ def test_reading_is_repeated(failure):
 
 
 @pytest.mark.parametrize("failure", [AWAY, problem(503), problem(429)])
-@pytest.mark.parametrize("call", [
-    lambda client: client.cancel("x"), lambda client: client.resume("x"), lambda client: client.delete("x"),
-    lambda client: client.create_token("n", "o", ["read"]),
-    lambda client: client.change("x", priority=1), lambda client: client.delete_policy("ann"),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.cancel("x"),
+        lambda client: client.resume("x"),
+        lambda client: client.delete("x"),
+        lambda client: client.create_token("n", "o", ["read"]),
+        lambda client: client.change("x", priority=1),
+        lambda client: client.delete_policy("ann"),
+    ],
+)
 def test_what_is_not_safe_is_sent_once(failure, call):
     service = Script([failure])
     with pytest.raises((ServiceAway, ServiceProblem)):
@@ -104,7 +114,8 @@ def test_retries_end_with_the_address_and_the_remedy():
         make(service, RetryPolicy(seconds=0.05, first_wait=0.01)).pools()
     assert len(service.requests) > 1
     assert str(caught.value) == (
-        f"no service answers at {URL} (connection refused); start one with `moedisco serve`, or set MOEDISCO_URL to where it runs")
+        f"no service answers at {URL} (connection refused); start one with `moedisco serve`, or set MOEDISCO_URL to where it runs"
+    )
 
 
 def test_a_wait_longer_than_the_retry_policy_is_not_waited_for():
@@ -115,7 +126,9 @@ def test_a_wait_longer_than_the_retry_policy_is_not_waited_for():
 
 
 def test_mistakes_are_told_as_the_command_line_tells_them():
-    service = Script([problem(422, "2 mistakes", [("config.tokens.total", "must be above 0"), ("priority", "is\nlow")])])
+    service = Script(
+        [problem(422, "2 mistakes", [("config.tokens.total", "must be above 0"), ("priority", "is\nlow")])]
+    )
     with pytest.raises(RequestRefused) as caught:
         make(service).submit(CONFIG)
     assert str(caught.value) == "tokens.total: must be above 0; priority: is low"
@@ -144,9 +157,13 @@ def test_what_a_newer_service_adds_is_passed_over():
 
 def test_pages_are_asked_for_until_the_last():
     run = {key: value for key, value in RUN.items() if key != "config"}
-    service = Script([
-        {"items": [run, run | {"name": "b"}], "next_cursor": "c1"}, problem(503),
-        {"items": [run | {"name": "c"}], "next_cursor": None}])
+    service = Script(
+        [
+            {"items": [run, run | {"name": "b"}], "next_cursor": "c1"},
+            problem(503),
+            {"items": [run | {"name": "c"}], "next_cursor": None},
+        ]
+    )
     client = make(service)
     found = client.runs(states=[RunState.RUNNING, RunState.QUEUED], tags={"team": "a:b"}, page_size=2)
     assert [run.name for run in found] == ["demo", "b", "c"]
@@ -170,7 +187,7 @@ def test_a_service_that_asks_for_a_wait_is_given_it(monkeypatch):
     busy = problem(429, headers={"Retry-After": "7"})
     make(Script([busy, busy, problem(503), problem(503), RUN]), RetryPolicy(first_wait=0.5, longest_wait=10)).run("x")
     assert waits[:2] == [7, 7]
-    assert 2 <= waits[2] <= 4   # 0.5 s, doubled twice, plus a random part of at most 2 s
+    assert 2 <= waits[2] <= 4  # 0.5 s, doubled twice, plus a random part of at most 2 s
     assert 4 <= waits[3] <= 6
 
 

@@ -15,8 +15,11 @@ from service.client import DownloadError, RetryPolicy, ServiceAway, ServiceProbl
 from service.client.unpacking import Unpacker, below
 
 FILES = {
-    "config.json": b"{}", "model-00001.safetensors": bytes(range(256)) * 40, "empty": b"",
-    "deep/" + "long" * 40 + "/caf\u00e9.txt": b"x" * 513}
+    "config.json": b"{}",
+    "model-00001.safetensors": bytes(range(256)) * 40,
+    "empty": b"",
+    "deep/" + "long" * 40 + "/caf\u00e9.txt": b"x" * 513,
+}
 
 
 def archive(files, kind=tarfile.PAX_FORMAT, change=lambda member: member, top="demo/"):
@@ -30,14 +33,16 @@ def archive(files, kind=tarfile.PAX_FORMAT, change=lambda member: member, top="d
 
 
 def contents(directory):
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
 
 
 def unpack(directory, text, size=10_240):
     unpacker = Unpacker(directory)
     try:
         for start in range(0, len(text), size):
-            unpacker.take(text[start:start + size])
+            unpacker.take(text[start : start + size])
     finally:
         unpacker.close()
     return unpacker
@@ -56,8 +61,12 @@ class Service:
         self.asked.append((path, request.headers.get("range")))
         if path == "artifacts":
             listed = {f"model/{name}": content for name, content in self.files.items()} | {"report.json": b"{}"}
-            return httpx.Response(200, json={"items": [
-                {"path": name, "bytes": len(content), "updated": 1.0} for name, content in listed.items()]})
+            return httpx.Response(
+                200,
+                json={
+                    "items": [{"path": name, "bytes": len(content), "updated": 1.0} for name, content in listed.items()]
+                },
+            )
         content = self.tar if path == "model.tar" else self.files[path.removeprefix("artifacts/model/")]
         start = int(re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", "bytes=0-"))[1])
         fresh = request.headers.get("if-range", self.version) == self.version
@@ -72,7 +81,9 @@ class Service:
     def body(self, status, content):
         keep = self.breaks.pop(0) if self.breaks else None
         stream = Body([content] if keep is None else [content[:keep]], broken=keep is not None)
-        return httpx.Response(status, stream=stream, headers={"ETag": self.version, "Content-Length": str(len(content))})
+        return httpx.Response(
+            status, stream=stream, headers={"ETag": self.version, "Content-Length": str(len(content))}
+        )
 
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -97,6 +108,7 @@ def of_type(kind, name="evil", target="/etc/passwd"):
     def change(member):
         member.type, member.name, member.linkname = kind, name, target
         return member
+
     return archive({"evil": b""}, change=change)
 
 
@@ -131,7 +143,7 @@ def test_what_must_not_be_unpacked_is_refused(tmp_path, text):
 
 def test_a_name_that_comes_twice_is_refused(tmp_path):
     with pytest.raises(DownloadError, match="File exists"):
-        unpack(tmp_path, archive({"a": b"first"}) [:1024] + archive({"a": b"second"}))
+        unpack(tmp_path, archive({"a": b"first"})[:1024] + archive({"a": b"second"}))
     assert (tmp_path / "a").read_bytes() == b"first"
 
 
@@ -151,7 +163,7 @@ def test_no_bytes_write_elsewhere_or_raise_anything_else(tmp_path_factory, noise
     (outer / "inner").mkdir()
     text = archive(FILES)
     with contextlib.suppress(DownloadError):
-        unpack(outer / "inner", text[:512 * place] + noise + text[512 * place:])
+        unpack(outer / "inner", text[: 512 * place] + noise + text[512 * place :])
     assert [path.name for path in outer.iterdir()] == ["inner"]
 
 
@@ -185,7 +197,11 @@ def test_an_archive_that_was_cut_is_resumed_where_it_was_cut(tmp_path):
     make(service).download("x", tmp_path / "model")
     assert contents(tmp_path / "model") == FILES
     assert service.asked == [
-        ("artifacts", None), ("model.tar", None), ("model.tar", "bytes=700-"), ("model.tar", "bytes=5700-")]
+        ("artifacts", None),
+        ("model.tar", None),
+        ("model.tar", "bytes=700-"),
+        ("model.tar", "bytes=5700-"),
+    ]
 
 
 def test_an_archive_that_is_another_one_by_now_is_brought_from_its_beginning(tmp_path):
@@ -208,7 +224,7 @@ def test_what_is_there_is_not_brought_again(tmp_path):
     assert contents(tmp_path / "model") == FILES
     assert ("artifacts/model/config.json", None) not in service.asked
     (_, first), *others = [asked for asked in service.asked if asked[0] == "artifacts/model/model-00001.safetensors"]
-    assert int(first[len("bytes="):-1]) > 4000
+    assert int(first[len("bytes=") : -1]) > 4000
     assert not others
 
 

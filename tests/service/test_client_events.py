@@ -15,7 +15,9 @@ from service.client import RetryPolicy, ServiceAway, ServiceProblem
 
 
 def event(position):
-    return Event("progress", "submodels", "submodel-0", {"step": position, "text": "line\u2028end \u00e9"}, float(position))
+    return Event(
+        "progress", "submodels", "submodel-0", {"step": position, "text": "line\u2028end \u00e9"}, float(position)
+    )
 
 
 def message(position):
@@ -46,18 +48,25 @@ class Service:
         if self.refusals and self.refusals.pop():
             return problem(503, "restarting")
         first = 0 if seen is None else int(seen) + 1
-        text = b": hello\n\n" + b"".join(message(position) for position in range(first, self.length)) + (END if self.ends else b"")
+        text = (
+            b": hello\n\n"
+            + b"".join(message(position) for position in range(first, self.length))
+            + (END if self.ends else b"")
+        )
         if not self.breaks:
             return event_stream(cut(text, self.cuts))
         keep, broken = self.breaks.pop()
-        return event_stream(cut(text[:keep % (len(text) + 1)], self.cuts), broken)
+        return event_stream(cut(text[: keep % (len(text) + 1)], self.cuts), broken)
 
 
 @settings(deadline=None)
 @given(
-    length=st.integers(0, 12), after=st.none() | st.integers(0, 11),
+    length=st.integers(0, 12),
+    after=st.none() | st.integers(0, 11),
     breaks=st.lists(st.tuples(st.integers(0, 3000), st.booleans()), max_size=6),
-    refusals=st.lists(st.booleans(), max_size=4), cuts=st.lists(st.integers(0, 3000), max_size=8))
+    refusals=st.lists(st.booleans(), max_size=4),
+    cuts=st.lists(st.integers(0, 3000), max_size=8),
+)
 def test_every_event_comes_once_and_in_order_however_the_connection_breaks(length, after, breaks, refusals, cuts):
     service = Service(length, breaks, refusals, cuts)
     found = list(make(service).events("x", after))
@@ -83,15 +92,19 @@ def test_without_following_a_service_that_ends_early_is_asked_again():
 
 
 def test_events_that_are_repeated_are_passed_over_and_a_gap_is_asked_for_again():
-    service = Script([
-        event_stream([message(0), message(0), message(1), message(3)]),
-        event_stream([message(1), message(2), message(3), END])])
+    service = Script(
+        [
+            event_stream([message(0), message(0), message(1), message(3)]),
+            event_stream([message(1), message(2), message(3), END]),
+        ]
+    )
     assert [position for position, _ in make(service).events("x")] == [0, 1, 2, 3]
     assert service.requests[1].headers["last-event-id"] == "1"
 
 
-@pytest.mark.parametrize("garbage", [
-    b"id: 0\ndata: {\n\n", b"data: {}\n\n", b"id: x\ndata: {}\n\n", b"id: 0\ndata: []\n\n", message(5)])
+@pytest.mark.parametrize(
+    "garbage", [b"id: 0\ndata: {\n\n", b"data: {}\n\n", b"id: x\ndata: {}\n\n", b"id: 0\ndata: []\n\n", message(5)]
+)
 def test_a_stream_that_makes_no_sense_is_given_up(garbage):
     service = Script([event_stream([garbage])])
     with pytest.raises(ServiceAway):
@@ -101,7 +114,11 @@ def test_a_stream_that_makes_no_sense_is_given_up(garbage):
 
 def test_a_service_that_stays_away_is_given_up():
     with pytest.raises(ServiceAway, match="connection refused"):
-        list(make(Script([httpx.ConnectError("connection refused")]), RetryPolicy(seconds=0.02, first_wait=0.001)).events("x"))
+        list(
+            make(
+                Script([httpx.ConnectError("connection refused")]), RetryPolicy(seconds=0.02, first_wait=0.001)
+            ).events("x")
+        )
     with pytest.raises(ServiceAway, match="ended before the run did"):
         list(make(Script([event_stream([])]), RetryPolicy(seconds=0.02, first_wait=0.001)).events("x"))
     with pytest.raises(ServiceProblem, match="busy"):
@@ -123,7 +140,9 @@ def test_an_iterator_that_is_left_closes_its_connection():
         async def aclose(self):
             closed.append(True)
 
-    stream = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=Watched([message(0), message(1)]))
+    stream = httpx.Response(
+        200, headers={"Content-Type": "text/event-stream"}, stream=Watched([message(0), message(1)])
+    )
     with make(lambda _: stream) as client:
         events = client.events("x")
         next(events)
@@ -146,7 +165,9 @@ def test_waiting_ends_with_the_run_and_reads_only_what_is_new():
 
 
 def test_a_log_is_followed_line_by_line():
-    service = Script([problem(503), httpx.Response(200, stream=Body([b"one\ntw", b"o\xe2\x80\xa8\r", b"\n", b"", b"rest"]))])
+    service = Script(
+        [problem(503), httpx.Response(200, stream=Body([b"one\ntw", b"o\xe2\x80\xa8\r", b"\n", b"", b"rest"]))]
+    )
     assert list(make(service).follow_log("x", "driver", tail=5)) == ["one", "two\u2028", "rest"]
     assert service.requests[1].url.query == b"tail=5&follow=true"
 
@@ -159,7 +180,13 @@ def test_a_log_that_is_cut_off_says_so():
 
 
 def test_messages_as_the_standard_has_them():
-    text = b": note\nretry: 3\n\n" + message(0) + b": ping\n\n" + message(1).replace(b"\n", b"\r\n") + b"event: end\ndata\n\n"
+    text = (
+        b": note\nretry: 3\n\n"
+        + message(0)
+        + b": ping\n\n"
+        + message(1).replace(b"\n", b"\r\n")
+        + b"event: end\ndata\n\n"
+    )
     assert list(make(Script([event_stream([text])])).events("x")) == [(0, event(0)), (1, event(1))]
 
 

@@ -92,7 +92,11 @@ def test_the_rest_of_the_service(running, client):
         admin.set_policies(Policies(default=Policy(prices={"low_mem_gpu": 0.25}, dollars_per_month=None)))
         admin.set_policy("ann", Policy(highest_priority=10, active_runs=None))
         kept = admin.policies()
-        assert (kept.of("ann").prices, kept.of("ann").active_runs, kept.of("bob").active_runs) == ({"low_mem_gpu": 0.25}, None, 2)
+        assert (kept.of("ann").prices, kept.of("ann").active_runs, kept.of("bob").active_runs) == (
+            {"low_mem_gpu": 0.25},
+            None,
+            2,
+        )
         assert admin.quota("ann").highest_priority == 10
         admin.delete_policy("ann")
     assert client.quota().prices == {"low_mem_gpu": 0.25}
@@ -125,7 +129,12 @@ def test_events_come_once_across_restarts_of_the_service(running, client):
     length = client.run(run_id).events
     assert [position for position, _ in seen] == list(range(length))
     assert [event.data["step"] for _, event in seen if event.type == "progress"] == list(range(1, 121))
-    assert [event.data["state"] for _, event in seen if event.type == "state"] == ["queued", "starting", "running", "succeeded"]
+    assert [event.data["state"] for _, event in seen if event.type == "state"] == [
+        "queued",
+        "starting",
+        "running",
+        "succeeded",
+    ]
     assert list(client.events(run_id, length - 3, follow=False)) == seen[-2:]
 
 
@@ -153,7 +162,10 @@ def test_what_is_safe_outlives_a_restart(running, client):
 
 def test_a_service_that_has_gone(running):
     running.stop()
-    with running.client(retry=RetryPolicy(seconds=0.05, first_wait=0.01)) as client, pytest.raises(ServiceAway, match=running.url):
+    with (
+        running.client(retry=RetryPolicy(seconds=0.05, first_wait=0.01)) as client,
+        pytest.raises(ServiceAway, match=running.url),
+    ):
         client.pools()
 
 
@@ -181,7 +193,9 @@ def test_logs_and_files(running, client, tmp_path):
     assert followed == ["line 499", "more"]
     seen = []
     target = client.download(run_id, tmp_path / "got", lambda *progress: seen.append(progress))
-    assert {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()} == files
+    assert {
+        path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()
+    } == files
     assert seen[-1] == (3_000_002, 3_000_002)
     part = tmp_path / f".again.{run_id}.part"
     (part / "deep").mkdir(parents=True)

@@ -136,8 +136,9 @@ def test_requests_sent_without_waiting_are_all_answered(site):
         until(connection, b"HTTP/1.1 401 ", 5)
 
 
-@pytest.mark.parametrize(("descriptors", "connections", "streams"), [
-    (64, 32, 16), (512, 160, 80), (1024, 416, 208), (2**20, 4096, 2048)])
+@pytest.mark.parametrize(
+    ("descriptors", "connections", "streams"), [(64, 32, 16), (512, 160, 80), (1024, 416, 208), (2**20, 4096, 2048)]
+)
 def test_limits_follow_from_the_file_descriptors(descriptors, connections, streams):
     found = capacity(descriptors)
     assert (found.connections, found.streams) == (connections, streams)

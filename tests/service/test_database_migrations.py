@@ -17,7 +17,9 @@ from service.database.tables import Table
 
 def test_the_migrations_make_exactly_the_tables_of_the_code(database):
     with database.write() as session:
-        context = MigrationContext.configure(session.connection(), opts={"compare_type": True, "compare_server_default": True})
+        context = MigrationContext.configure(
+            session.connection(), opts={"compare_type": True, "compare_server_default": True}
+        )
         assert compare_metadata(context, Table.metadata) == []
 
 
@@ -44,14 +46,18 @@ def test_an_upgrade_keeps_the_price_book_and_what_was_spent_this_month(empty_dat
         for resource, since, dollars in (("gpu", 1, 9.0), ("gpu", 2, 3.5), ("gpu", 0, 7.0), ("cpu", 1, 0.1)):
             session.execute(text("INSERT INTO prices VALUES (:r, :s, :d)"), {"r": resource, "s": since, "d": dollars})
         for number, (owner, dollars, created) in enumerate(
-                [("ann", 1.5, now), ("ann", 2.0, now), ("bob", 4.0, now), ("bob", 8.0, now - 40 * 86_400)]):
-            session.execute(text(
-                "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, futile, mark, "
-                "mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, next_seq, "
-                "created, queued, updated) VALUES "
-                "(:i, 'x', :o, '{}', 0, 'failed', 1, '{}', '/x', 0, 0, 0, 0, :d, '{}', '{}', '{}', '{}', 0, 0, "
-                ":c, :c, :c)"),
-                {"i": str(number), "o": owner, "d": dollars, "c": created})
+            [("ann", 1.5, now), ("ann", 2.0, now), ("bob", 4.0, now), ("bob", 8.0, now - 40 * 86_400)]
+        ):
+            session.execute(
+                text(
+                    "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, futile, mark, "
+                    "mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, next_seq, "
+                    "created, queued, updated) VALUES "
+                    "(:i, 'x', :o, '{}', 0, 'failed', 1, '{}', '/x', 0, 0, 0, 0, :d, '{}', '{}', '{}', '{}', 0, 0, "
+                    ":c, :c, :c)"
+                ),
+                {"i": str(number), "o": owner, "d": dollars, "c": created},
+            )
     empty_database.migrate()
     with empty_database.read() as session:
         assert policies.of(session, "ann").prices == {"gpu": 3.5, "cpu": 0.1}
@@ -70,6 +76,7 @@ def test_processes_that_start_at_once_migrate_once(empty_url):
 
 def test_processes_that_open_a_new_file_at_once_all_get_in(tmp_path):
     """SQLite lets one turn on its write-ahead log and refuses the others at once; a tenth of the attempts met that."""
+
     def begin(database: Database) -> None:
         together.wait()
         with database.read() as session:

@@ -80,8 +80,16 @@ def test_requests_with_one_key_that_arrive_at_once_make_one_run(database):
             if known is not None:
                 return known.run_id
             run = runs.insert(
-                session, run_id=new_id(), config=config(), owner="ann", priority=0, budget_dollars=None, estimate={}, parent=None,
-                now=T0)
+                session,
+                run_id=new_id(),
+                config=config(),
+                owner="ann",
+                priority=0,
+                budget_dollars=None,
+                estimate={},
+                parent=None,
+                now=T0,
+            )
             idempotency.remember(session, owner="ann", key="key", body_hash=b"h" * 32, run_id=run.id, now=T0)
             return run.id
 
@@ -96,8 +104,15 @@ def test_the_audit_log_is_read_backwards_page_by_page(database):
     for number in range(5):
         with database.write() as session:
             audit.note(
-                session, owner="ann", token_id=None, action="run.submit", target=f"r{number}\x00", detail={"n": float("nan")},
-                address="127.0.0.1", now=T0 + number)
+                session,
+                owner="ann",
+                token_id=None,
+                action="run.submit",
+                target=f"r{number}\x00",
+                detail={"n": float("nan")},
+                address="127.0.0.1",
+                now=T0 + number,
+            )
     with database.read() as session:
         first, cursor = audit.page(session, cursor=None, limit=3)
         second, end = audit.page(session, cursor=cursor, limit=3)
@@ -116,7 +131,17 @@ def test_any_text_becomes_fit_to_be_stored(value):
 
 def test_only_whole_numbers_that_a_column_holds_are_whole():
     assert [values.whole(value) for value in (3, 3.0, 0, -1, 2**63, True, "3", None, float("nan"), 0.5)] == [
-        3, 3, 0, None, None, None, None, None, None, None]
+        3,
+        3,
+        0,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+    ]
     assert [values.number(value) for value in (1, 10**400, float("inf"), True, "1")] == [1.0, None, None, None, None]
 
 

@@ -23,9 +23,13 @@ def go(database, run, *states, **columns):
 
 
 WAY_TO = {
-    RunState.QUEUED: (), RunState.STARTING: (RunState.STARTING,), RunState.RUNNING: (RunState.STARTING, RunState.RUNNING),
-    RunState.STOPPING: (RunState.STARTING, RunState.STOPPING), RunState.SUCCEEDED: (RunState.STARTING, RunState.SUCCEEDED),
-    RunState.FAILED: (RunState.STARTING, RunState.FAILED), RunState.CANCELLED: (RunState.CANCELLED,),
+    RunState.QUEUED: (),
+    RunState.STARTING: (RunState.STARTING,),
+    RunState.RUNNING: (RunState.STARTING, RunState.RUNNING),
+    RunState.STOPPING: (RunState.STARTING, RunState.STOPPING),
+    RunState.SUCCEEDED: (RunState.STARTING, RunState.SUCCEEDED),
+    RunState.FAILED: (RunState.STARTING, RunState.FAILED),
+    RunState.CANCELLED: (RunState.CANCELLED,),
 }
 
 
@@ -148,8 +152,10 @@ def test_pages_can_be_narrowed_by_owner_state_name_and_tags(database):
 
 
 @FIXTURE_OK
-@given(key=st.from_regex("[A-Za-z0-9_./-]{1,20}", fullmatch=True).filter(lambda key: key[0] not in "./-"), value=st.text(
-    st.characters(exclude_categories=("Cc", "Cs")), max_size=20))
+@given(
+    key=st.from_regex("[A-Za-z0-9_./-]{1,20}", fullmatch=True).filter(lambda key: key[0] not in "./-"),
+    value=st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20),
+)
 def test_a_run_is_found_by_any_tag_it_has(database, key, value):
     run = insert_run(database, tags={key: value})
     with database.read() as session:
@@ -172,8 +178,13 @@ def test_a_deleted_run_leaves_nothing_and_others_stay(database):
     run, other = insert_run(database), insert_run(database)
     for each in (run, other):
         with database.write() as session:
-            ingest.take(session, runs.lock(session, each.id), 0, [
-                Event("progress", "seed", "seed", {"step": 1, "tokens": 5, "loss": 2.0}, T0)], T0)
+            ingest.take(
+                session,
+                runs.lock(session, each.id),
+                0,
+                [Event("progress", "seed", "seed", {"step": 1, "tokens": 5, "loss": 2.0}, T0)],
+                T0,
+            )
     with database.write() as session:
         runs.delete(session, runs.lock(session, run.id))
     with database.read() as session:
@@ -202,8 +213,16 @@ def test_runs_are_counted_by_state_and_the_active_ones_by_owner(database):
 def test_texts_that_no_database_takes_are_mended(database):
     with database.write() as session:
         run = runs.insert(
-            session, run_id=new_id(), config=config().model_copy(update={"tags": {"a\x00": "\ud800b"}}), owner="ann", priority=0,
-            budget_dollars=None, estimate={"x": float("nan"), "y": "\x00"}, parent=None, now=T0)
+            session,
+            run_id=new_id(),
+            config=config().model_copy(update={"tags": {"a\x00": "\ud800b"}}),
+            owner="ann",
+            priority=0,
+            budget_dollars=None,
+            estimate={"x": float("nan"), "y": "\x00"},
+            parent=None,
+            now=T0,
+        )
         runs.transition(session, run, RunState.CANCELLED, reason="bad \x00 \udfff", now=T0)
     found = reload(database, run)
     assert (found.tags, found.reason) == ({"a\ufffd": "\ufffdb"}, "bad \ufffd \ufffd")

@@ -124,16 +124,26 @@ def test_a_thread_that_writes_for_too_long_makes_the_others_give_up(tmp_path, mo
 
 
 def test_sqlite_writes_ahead_and_holds_foreign_keys(tmp_path):
-    with contextlib.closing(Database(f"sqlite:///{tmp_path / 'a' / 'b.sqlite3'}")) as database, database.read() as session:
-        ask = {pragma: session.scalar(text(f"PRAGMA {pragma}")) for pragma in ("journal_mode", "foreign_keys", "synchronous")}
+    with (
+        contextlib.closing(Database(f"sqlite:///{tmp_path / 'a' / 'b.sqlite3'}")) as database,
+        database.read() as session,
+    ):
+        ask = {
+            pragma: session.scalar(text(f"PRAGMA {pragma}"))
+            for pragma in ("journal_mode", "foreign_keys", "synchronous")
+        }
     assert ask == {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1}
 
 
 def test_a_postgresql_without_a_server_is_unavailable():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        with contextlib.closing(Database(f"postgresql+psycopg://nobody@127.0.0.1:{taken.getsockname()[1]}/none")) as database, \
-                pytest.raises(DatabaseUnavailable):
+        with (
+            contextlib.closing(
+                Database(f"postgresql+psycopg://nobody@127.0.0.1:{taken.getsockname()[1]}/none")
+            ) as database,
+            pytest.raises(DatabaseUnavailable),
+        ):
             database.check()
 
 
@@ -141,7 +151,9 @@ def _cut_connections(url: str) -> None:
     server = create_engine(make_url(url).set(database="postgres"), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         connection.execute(
-            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"), {"name": make_url(url).database})
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"),
+            {"name": make_url(url).database},
+        )
     server.dispose()
 
 
@@ -194,13 +206,15 @@ def test_ids_only_grow_and_say_when_they_were_made(monkeypatch):
     assert all(is_id(one) for one in ids)
     made = Ulids()
     monkeypatch.setattr("time.time_ns", lambda: 1_469_918_176_385_000_000)
-    assert made().startswith("01ARYZ6S41")     # the ULID specification's own example
+    assert made().startswith("01ARYZ6S41")  # the ULID specification's own example
     later = made()
     monkeypatch.setattr("time.time_ns", lambda: 1_469_918_000_000_000_000)
     assert made() > later
 
 
-@pytest.mark.parametrize("odd", [
-    "", "01ARYZ6S41", "81ARYZ6S41TSV4RRFFQ69G5FAV", "01aryz6s41tsv4rrffq69g5fav", "01ARYZ6S41TSV4RRFFQ69G5FA\x00"])
+@pytest.mark.parametrize(
+    "odd",
+    ["", "01ARYZ6S41", "81ARYZ6S41TSV4RRFFQ69G5FAV", "01aryz6s41tsv4rrffq69g5fav", "01ARYZ6S41TSV4RRFFQ69G5FA\x00"],
+)
 def test_what_has_not_the_form_of_an_id_is_none(odd):
     assert not is_id(odd)

@@ -23,11 +23,18 @@ def test_a_demo_of_the_built_in_text_has_no_input_root() -> None:
 
 def test_a_demo_reads_what_its_options_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sources = [{"path": path} for path in ("texts/*/a*.txt", "one.txt", "s3://bucket/wiki/*.parquet", "hf://datasets/org/name")]
+    sources = [
+        {"path": path} for path in ("texts/*/a*.txt", "one.txt", "s3://bucket/wiki/*.parquet", "hf://datasets/org/name")
+    ]
     asked, roots = with_roots(demo(corpus={"sources": sources}, tokenizer={"path": ".cache/tokenizer"}))
-    given = Settings(state_dir=tmp_path / "runs" / "service", output_roots=(tmp_path / "runs",), input_roots=tuple(roots)).roots
+    given = Settings(
+        state_dir=tmp_path / "runs" / "service", output_roots=(tmp_path / "runs",), input_roots=tuple(roots)
+    ).roots
     assert set(given.inputs) == {
-        *(str(tmp_path / name) for name in ("texts", "one.txt", ".cache/tokenizer")), "s3://bucket/wiki", "hf://datasets/org/name"}
+        *(str(tmp_path / name) for name in ("texts", "one.txt", ".cache/tokenizer")),
+        "s3://bucket/wiki",
+        "hf://datasets/org/name",
+    }
     check_roots(given)
     check_links(sandboxed(asked, given), given)
     for other in ("two.txt", ".env", "runs/service/admin-token"):

@@ -23,19 +23,90 @@ from service.domain.path_sandbox import check_links, sandboxed
 from service.settings import Settings
 
 RUN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-DENIED = ("state", ".local", ".ssh", ".env", "runs", "data/homes", "checkpoints", "data/token.txt", "data/.git", "old.sqlite3")
+DENIED = (
+    "state",
+    ".local",
+    ".ssh",
+    ".env",
+    "runs",
+    "data/homes",
+    "checkpoints",
+    "data/token.txt",
+    "data/.git",
+    "old.sqlite3",
+)
 """What is denied below the root of the tree."""
 FILES = (
-    "state/admin-token", ".local/x.txt", ".ssh/id", ".env", f"runs/{RUN}/demo/corpus/x.txt", "data/homes/x.txt",
-    "checkpoints/x.txt", "data/token.txt", "data/.git/config", "old.sqlite3", "data/a.txt", "data/sub/b.txt", "c.txt")
+    "state/admin-token",
+    ".local/x.txt",
+    ".ssh/id",
+    ".env",
+    f"runs/{RUN}/demo/corpus/x.txt",
+    "data/homes/x.txt",
+    "checkpoints/x.txt",
+    "data/token.txt",
+    "data/.git/config",
+    "old.sqlite3",
+    "data/a.txt",
+    "data/sub/b.txt",
+    "c.txt",
+)
 LINKS = {
-    "s": "state", "data/up": "..", "data/r": "../runs", "data/k": "../.ssh", "data/sub/t": "../token.txt", "e": ".env",
-    "p": "/proc/self", "data/ok": "sub", "chain": "data/k", "checkpoints/out": "../state", "runs/link": "../data",
-    f"runs/{RUN}/out": "../../state"}
+    "s": "state",
+    "data/up": "..",
+    "data/r": "../runs",
+    "data/k": "../.ssh",
+    "data/sub/t": "../token.txt",
+    "e": ".env",
+    "p": "/proc/self",
+    "data/ok": "sub",
+    "chain": "data/k",
+    "checkpoints/out": "../state",
+    "runs/link": "../data",
+    f"runs/{RUN}/out": "../../state",
+}
 PARTS = (
-    "data", "sub", "state", "runs", "checkpoints", "homes", RUN, RUN.lower(), "demo", "corpus", ".local", ".ssh", ".env", ".git",
-    "id", "token.txt", "admin-token", "a.txt", "x.txt", "old.sqlite3", "environ", *(Path(link).name for link in LINKS),
-    "*", "**", "?*", "[.]*", "[!x]*", "r*", "s*", "d?ta", "*.txt", ".*", "..", ".", "", "%2e%2e", "%2essh", "~", "{a,b}", "\\")
+    "data",
+    "sub",
+    "state",
+    "runs",
+    "checkpoints",
+    "homes",
+    RUN,
+    RUN.lower(),
+    "demo",
+    "corpus",
+    ".local",
+    ".ssh",
+    ".env",
+    ".git",
+    "id",
+    "token.txt",
+    "admin-token",
+    "a.txt",
+    "x.txt",
+    "old.sqlite3",
+    "environ",
+    *(Path(link).name for link in LINKS),
+    "*",
+    "**",
+    "?*",
+    "[.]*",
+    "[!x]*",
+    "r*",
+    "s*",
+    "d?ta",
+    "*.txt",
+    ".*",
+    "..",
+    ".",
+    "",
+    "%2e%2e",
+    "%2essh",
+    "~",
+    "{a,b}",
+    "\\",
+)
 PREFIXES = ("", "", "", "ROOT/", "ROOT//", "/", "/proc/", "file://ROOT/", "s3://b/", "run://", "embedded")
 FIELDS = sorted(marked(RunConfig))
 
@@ -54,9 +125,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def operator(root: Path, inputs: list[Path], storage: list[Path]) -> Settings:
     return Settings(
-        state_dir=root / "state", input_roots=(*map(str, inputs), "s3://texts/wiki"), output_roots=(root / "runs",),
-        home_dir=root / "data" / "homes", storage_roots=tuple(map(str, storage)),
-        admin_token_file=root / "data" / "token.txt", database_url=f"sqlite:///{root / 'old.sqlite3'}")
+        state_dir=root / "state",
+        input_roots=(*map(str, inputs), "s3://texts/wiki"),
+        output_roots=(root / "runs",),
+        home_dir=root / "data" / "homes",
+        storage_roots=tuple(map(str, storage)),
+        admin_token_file=root / "data" / "token.txt",
+        database_url=f"sqlite:///{root / 'old.sqlite3'}",
+    )
 
 
 @st.composite
@@ -96,7 +172,9 @@ def test_nothing_that_is_accepted_leads_into_a_denied_place(tree: Path, field: s
         check_links(config, roots)
     except (ConfigError, ValueError):
         return
-    place = next(place for place in places(config) if place.field == field.replace("owners.*", "owners.alice").replace("*", "0"))
+    place = next(
+        place for place in places(config) if place.field == field.replace("owners.*", "owners.alice").replace("*", "0")
+    )
     path = str(place.value)
     if path == "embedded" or "://" in path or path.startswith("run:"):
         return

@@ -66,7 +66,9 @@ def home() -> Iterator[Path]:
 
 
 def test_a_user_that_cannot_be_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"^--driver-user: 'no-such-user': is no user of this machine; create it first"):
+    with pytest.raises(
+        ConfigError, match=r"^--driver-user: 'no-such-user': is no user of this machine; create it first"
+    ):
         DriverUser.named("no-such-user")
     with pytest.raises(ConfigError, match=r"^--driver-user: 'root': is root; name an unprivileged user"):
         DriverUser.named("root")
@@ -100,20 +102,26 @@ def test_a_run_directory_is_the_drivers_and_what_the_service_writes_is_not(home:
         os.umask(before)
     user, directory = pwd.getpwnam(NAME), Path(run.directory)
     assert directory.stat().st_uid == user.pw_uid
-    for path, mode in ((directory.parent, 0o750), (directory.parent / "request.json", 0o640), (directory.parent / "stop-0", 0o640),
-                       (directory.parent / "report-to-0", 0o640)):
+    for path, mode in (
+        (directory.parent, 0o750),
+        (directory.parent / "request.json", 0o640),
+        (directory.parent / "stop-0", 0o640),
+        (directory.parent / "report-to-0", 0o640),
+    ):
         found = path.stat()
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, user.pw_gid, mode), path
 
 
 @as_root
 def test_an_interpreter_that_the_user_cannot_run_is_found_before_ray_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "python").symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(ConfigError, match=r"^--driver-user: 'nobody': cannot run .*/python with this package; install both where"):
+    with pytest.raises(
+        ConfigError, match=r"^--driver-user: 'nobody': cannot run .*/python with this package; install both where"
+    ):
         DriverUser.named(NAME).check()
 
 
@@ -125,7 +133,7 @@ def test_drivers_and_workers_cannot_read_what_the_service_keeps(home: Path, monk
     state.mkdir(mode=0o700)
     for name in ("service.sqlite3", "secret", "admin-token"):
         secrets.append(state / name)
-        secrets[-1].write_text("a secret")      # as if its own mode did not close it
+        secrets[-1].write_text("a secret")  # as if its own mode did not close it
         secrets[-1].chmod(0o644)
     user = DriverUser.named(NAME)
     try:
@@ -156,5 +164,9 @@ def test_drivers_and_workers_cannot_read_what_the_service_keeps(home: Path, monk
     for who in ("driver", "worker"):
         assert "MOEDISCO_DATABASE_URL" not in said[who].pop("settings")
         assert said[who] == {
-            "uid": user.uid, "groups": [user.gid], "tried": 4 * ["PermissionError"], "gains rights": False}
+            "uid": user.uid,
+            "groups": [user.gid],
+            "tried": 4 * ["PermissionError"],
+            "gains rights": False,
+        }
     assert not found.token_path.parent.exists()

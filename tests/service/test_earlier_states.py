@@ -41,7 +41,8 @@ def beside(old: Service, tmp_path: Path) -> Scene:
 def test_every_page_of_an_earlier_run_opens(old: Service, state: str):
     """Name, state and dollars are shown, with one sentence on what is missing.
 
-    Before (af276e38): GET of all but the queued and starting runs answers 500 (KeyError: 'work'; TypeError: Hold.__init__() ...).
+    Before (af276e38): GET of all but the queued and starting runs answers 500 (KeyError: 'work'; TypeError:
+    Hold.__init__() ...).
     """
     about = f"/v1/runs/{RUNS[state]}"
     shown = old.admin.get(about)
@@ -53,7 +54,9 @@ def test_every_page_of_an_earlier_run_opens(old: Service, state: str):
     assert {page: old.admin.get(f"{about}/{page}").status_code for page in pages} == dict.fromkeys(pages, 200)
     assert old.admin.get(f"{about}/report").json()["bill"]["dollars"] == run["money"]["dollars"]
     assert run.get("notice") == SENTENCE
-    assert [each.get("notice") for each in old.admin.get("/v1/runs").json()["items"] if each["id"] == run["id"]] == [SENTENCE]
+    assert [each.get("notice") for each in old.admin.get("/v1/runs").json()["items"] if each["id"] == run["id"]] == [
+        SENTENCE
+    ]
 
 
 def test_earlier_runs_are_found_by_their_tags(old: Service):
@@ -128,10 +131,13 @@ def test_commands_say_what_cannot_be_shown_of_an_earlier_run(old: Service, tmp_p
         environment = {"MOEDISCO_URL": behind.url, "MOEDISCO_TOKEN": old.plain["admin"], "COLUMNS": "200"}
         printed = {
             command: CliRunner().invoke(app, [command, *arguments], env=environment).output
-            for command, arguments in {"list": [], "status": [RUNS["running"]], "watch": [RUNS["succeeded"]]}.items()}
+            for command, arguments in {"list": [], "status": [RUNS["running"]], "watch": [RUNS["succeeded"]]}.items()
+        }
     finally:
         behind.stop()
-    assert {command: SENTENCE in " ".join(text.split()) for command, text in printed.items()} == dict.fromkeys(printed, True)
+    assert {command: SENTENCE in " ".join(text.split()) for command, text in printed.items()} == dict.fromkeys(
+        printed, True
+    )
 
 
 def test_an_earlier_run_directory_is_refused_in_one_line(tmp_path: Path):

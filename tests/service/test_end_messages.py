@@ -99,7 +99,7 @@ def test_what_was_not_accepted_is_posted_again_later_and_in_order(scene, receive
     first = ended(scene)
     scene.now += 1
     second = ended(scene)
-    receiver.answers = [500, 307]       # a redirect is not followed
+    receiver.answers = [500, 307]  # a redirect is not followed
     for seconds in (0, 1, 5, 10, 15, 20):
         messages.round(scene.now + seconds)
     assert receiver.runs == [(first, "cancelled")] * 3 + [(second, "cancelled")]

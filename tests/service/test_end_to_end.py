@@ -34,7 +34,7 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
         watcher = Watcher(client, run.id)
         watcher.wait_for(lambda story: story.reached("submodels", 15))
         service.kill()
-        service.move()      # the driver has to find it again
+        service.move()  # the driver has to find it again
         service.start()
         watcher.wait_for(lambda story: story.reached("finetune", 15))
         check_sockets(service)
@@ -55,12 +55,16 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
 def check_sockets(service: RealService) -> None:
     """Other machines reach no process of the service, of its Ray and of a run, as docs/security.md says.
 
-    Before (af276e38): 8 programs, `gcs_server` and `raylet` among them, listened on all addresses or on one of the network.
+    Before (af276e38): 8 programs, `gcs_server` and `raylet` among them, listened on all addresses or on one of the
+    network.
     """
     rows = list(documented())
     found = {
-        listener: next((i for i, (programs, _) in enumerate(rows) if any(name in listener.program for name in programs)), None)
-        for listener in listeners(service.home / "state", service.pid)}
+        listener: next(
+            (i for i, (programs, _) in enumerate(rows) if any(name in listener.program for name in programs)), None
+        )
+        for listener in listeners(service.home / "state", service.pid)
+    }
     assert {listener: i for listener, i in found.items() if i is None or listener.address != rows[i][1]} == {}
     assert set(found.values()) == set(range(len(rows)))
 
@@ -78,7 +82,8 @@ def check_story(client: Client, run_id: str, events: list[Event]) -> None:
     assert money.worker_seconds["high_memory"] > paid["finetune"]
     assert money.worker_seconds["low_memory"] > paid["submodels"]
     assert money.dollars == pytest.approx(
-        (money.worker_seconds["low_memory"] * 0.35 + money.worker_seconds["high_memory"] * 2.28) / 3600)
+        (money.worker_seconds["low_memory"] * 0.35 + money.worker_seconds["high_memory"] * 2.28) / 3600
+    )
     assert "worker 0 of 1" in client.log(run_id, "submodel-0.0")
     assert [unit.status for unit in client.units(run_id)] == ["done"] * 3
     assert client.pools().connected
@@ -103,6 +108,9 @@ def reload(model: Path) -> None:
     program = (
         "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
         "m = M.from_pretrained(sys.argv[1]); t = T.from_pretrained(sys.argv[1]);"
-        "print(t.decode(m.generate(**t('import', return_tensors='pt'), max_new_tokens=5)[0]))")
-    written = subprocess.run([sys.executable, "-c", program, str(model)], capture_output=True, text=True, check=True, timeout=100)
+        "print(t.decode(m.generate(**t('import', return_tensors='pt'), max_new_tokens=5)[0]))"
+    )
+    written = subprocess.run(
+        [sys.executable, "-c", program, str(model)], capture_output=True, text=True, check=True, timeout=100
+    )
     assert written.stdout.startswith("import")

@@ -107,11 +107,14 @@ def test_none_is_made_where_there_are_tokens(database: Database, tmp_path: Path)
     assert not (tmp_path / "token").exists()
 
 
-@pytest.mark.parametrize("text", [
-    "", "\n", "MY_ADMIN_TOKEN", "two words of more than thirty-two characters", "x" * 257, "\0" * 40, "é" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "MY_ADMIN_TOKEN", "two words of more than thirty-two characters", "x" * 257, "\0" * 40, "é" * 40]
+)
 def test_what_is_no_token_is_refused(database: Database, tmp_path: Path, text: str) -> None:
     (tmp_path / "token").write_text(text)
-    with pytest.raises(ConfigError, match=r"^--admin-token-file: '.*token': contains no token: write 32 to 256 visible characters"):
+    with pytest.raises(
+        ConfigError, match=r"^--admin-token-file: '.*token': contains no token: write 32 to 256 visible characters"
+    ):
         first_token(database, tmp_path / "token")
     assert not entered(database)
 
@@ -122,12 +125,17 @@ def test_a_place_that_cannot_be_written_is_one_clear_line(database: Database, tm
         first_token(database, tmp_path / "file" / "token")
 
 
-@pytest.mark.parametrize(("name", "owner", "days", "says"), [
-    ("ci", "not an owner", 1, r"^--owner: 'not an owner': must match the pattern"),
-    ("ci", "ann", 0, r"^--days: 0: must be greater than 0"),
-    ("", "ann", 1, r"^NAME: ''"),
-])
-def test_what_names_no_token_is_said_by_the_options_name(tmp_path: Path, name: str, owner: str, days: float, says: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "owner", "days", "says"),
+    [
+        ("ci", "not an owner", 1, r"^--owner: 'not an owner': must match the pattern"),
+        ("ci", "ann", 0, r"^--days: 0: must be greater than 0"),
+        ("", "ann", 1, r"^NAME: ''"),
+    ],
+)
+def test_what_names_no_token_is_said_by_the_options_name(
+    tmp_path: Path, name: str, owner: str, days: float, says: str
+) -> None:
     with pytest.raises(ConfigError, match=says):
         create_token(f"sqlite:///{tmp_path / 'service.sqlite3'}", name, owner, "read", days)
     assert not (tmp_path / "service.sqlite3").exists()
@@ -148,7 +156,13 @@ def whoami(url: str, plain: str) -> Identity:
 
 def moedisco(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "service", *words], env=surroundings(home), capture_output=True, text=True, check=False, timeout=60)
+        [sys.executable, "-m", "service", *words],
+        env=surroundings(home),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 @contextlib.contextmanager
@@ -157,8 +171,13 @@ def serving(home: Path, *words: str, output: int | None = None) -> Iterator[str]
     options = ["--port=0", "--ray-address=http://127.0.0.1:9", f"--state-dir={home / 'state'}", *words]
     with (home / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", *options], env=surroundings(home), cwd=home, stdout=output or log,
-            stderr=log, umask=0)
+            [sys.executable, "-m", "service", "serve", *options],
+            env=surroundings(home),
+            cwd=home,
+            stdout=output or log,
+            stderr=log,
+            umask=0,
+        )
     try:
         pid_file = home / "state" / "service.pid"
         while process.poll() is None and not (pid_file.exists() and len(pid_file.read_text().splitlines()) == 2):
@@ -172,7 +191,7 @@ def serving(home: Path, *words: str, output: int | None = None) -> Iterator[str]
 
 def test_a_service_keeps_its_token_out_of_its_log_and_its_state_for_its_owner(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir(mode=0o755)
-    (tmp_path / "state" / "service.sqlite3").touch(0o644)       # an earlier version's
+    (tmp_path / "state" / "service.sqlite3").touch(0o644)  # an earlier version's
     with serving(tmp_path, "--host=0.0.0.0", "--log-format=json") as url:
         plain = (tmp_path / "state" / "admin-token").read_text().strip()
         assert whoami(url, plain).owner == "admin"
@@ -190,7 +209,12 @@ def test_a_service_keeps_its_token_out_of_its_log_and_its_state_for_its_owner(tm
 def test_every_file_of_a_new_state_directory_is_for_its_owner_alone(tmp_path: Path) -> None:
     with serving(tmp_path):
         state = [tmp_path / "state", *(tmp_path / "state").rglob("*")]
-        assert {path.name for path in state} >= {"service.sqlite3", "service.sqlite3-wal", "service.sqlite3-shm", "service.pid"}
+        assert {path.name for path in state} >= {
+            "service.sqlite3",
+            "service.sqlite3-wal",
+            "service.sqlite3-shm",
+            "service.pid",
+        }
         assert not [path for path in state if stat.S_IMODE(path.stat().st_mode) & 0o077]
 
 
@@ -213,7 +237,17 @@ def test_a_terminal_is_shown_the_link_that_signs_in(tmp_path: Path) -> None:
 
 def test_a_token_is_made_without_a_running_service_and_opens_the_service_that_is_started(tmp_path: Path) -> None:
     made = moedisco(
-        tmp_path, "tokens", "create", "mine", "--owner", "me", "--scope", "admin", "--state-dir", str(tmp_path / "state"))
+        tmp_path,
+        "tokens",
+        "create",
+        "mine",
+        "--owner",
+        "me",
+        "--scope",
+        "admin",
+        "--state-dir",
+        str(tmp_path / "state"),
+    )
     assert made.returncode == 0, made.stderr
     assert made.stderr == f"moedisco: created in sqlite:///{tmp_path / 'state' / 'service.sqlite3'}\n"
     plain = made.stdout.strip()
@@ -222,8 +256,16 @@ def test_a_token_is_made_without_a_running_service_and_opens_the_service_that_is
         assert whoami(url, plain).owner == "me"
         assert not (tmp_path / "state" / "admin-token").exists()
         another = moedisco(
-            tmp_path, "tokens", "create", "ci", "--owner", "ann", "--json", "--database-url",
-            f"sqlite:///{tmp_path / 'state' / 'service.sqlite3'}")      # while the service runs
+            tmp_path,
+            "tokens",
+            "create",
+            "ci",
+            "--owner",
+            "ann",
+            "--json",
+            "--database-url",
+            f"sqlite:///{tmp_path / 'state' / 'service.sqlite3'}",
+        )  # while the service runs
         assert whoami(url, json.loads(another.stdout)["token"]).scopes == ["read", "submit"]
         with pytest.raises(ServiceProblem):
             whoami(url, SECRET)

@@ -31,9 +31,25 @@ def generated(site, tmp_path_factory):
     (home / "openapi.json").write_bytes(site.service.anonymous.get("/openapi.json").content)
     (home / "config.yaml").write_text(CONFIG)
     made = subprocess.run(
-        [sys.executable, "-m", "openapi_python_client", "generate", "--path", home / "openapi.json", "--meta", "none",
-         "--output-path", home / PACKAGE, "--config", home / "config.yaml", "--fail-on-warning"],
-        capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            "-m",
+            "openapi_python_client",
+            "generate",
+            "--path",
+            home / "openapi.json",
+            "--meta",
+            "none",
+            "--output-path",
+            home / PACKAGE,
+            "--config",
+            home / "config.yaml",
+            "--fail-on-warning",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert made.returncode == 0, made.stdout + made.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(home)
@@ -44,7 +60,9 @@ def generated(site, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(site, generated):
-    with generated("").AuthenticatedClient(site.url, site.service.plain["ann"], raise_on_unexpected_status=True) as made:
+    with generated("").AuthenticatedClient(
+        site.url, site.service.plain["ann"], raise_on_unexpected_status=True
+    ) as made:
         yield made
 
 

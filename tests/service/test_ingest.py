@@ -28,8 +28,15 @@ def report(database, run, first, events, price=None, now=T0):
 
 
 def step(number, unit="submodel-0", stage="submodels", **data):
-    figures = {"step": number, "steps": 100, "tokens": 10 * number, "loss": 5.0 - number / 100, "lr": 0.1, "grad_norm": 1.0,
-               "tokens_per_second": 50.0}
+    figures = {
+        "step": number,
+        "steps": 100,
+        "tokens": 10 * number,
+        "loss": 5.0 - number / 100,
+        "lr": 0.1,
+        "grad_norm": 1.0,
+        "tokens_per_second": 50.0,
+    }
     return Event("progress", stage, unit, figures | data, T0 + number)
 
 
@@ -57,9 +64,13 @@ def image(database, run):
     """Everything that ingest leaves behind."""
     row = reload(database, run)
     with database.read() as session:
-        units = [{key: value for key, value in vars(each).items() if key not in ("_sa_instance_state", "run_id")}
-                 for each in runs.units(session, run.id)]
-    events = [(each.position, each.type, each.stage, each.unit, each.time, each.data) for each in whole_stream(database, run)]
+        units = [
+            {key: value for key, value in vars(each).items() if key not in ("_sa_instance_state", "run_id")}
+            for each in runs.units(session, run.id)
+        ]
+    events = [
+        (each.position, each.type, each.stage, each.unit, each.time, each.data) for each in whole_stream(database, run)
+    ]
     folded = row.progress, row.mark, row.meter, row.worker_seconds, round(row.dollars, 9), row.next_seq
     return folded, units, events, points(database, run)
 
@@ -67,18 +78,32 @@ def image(database, run):
 UNITS = st.sampled_from(["submodel-0", "submodel-1"])
 DRIVER_EVENTS = st.one_of(
     st.builds(step, st.integers(0, 12), UNITS),
-    st.builds(lambda unit: Event("unit_started", "submodels", unit, {"steps": 100, "workers": 2, "node": "10.0.0.1"}, T0), UNITS),
+    st.builds(
+        lambda unit: Event("unit_started", "submodels", unit, {"steps": 100, "workers": 2, "node": "10.0.0.1"}, T0),
+        UNITS,
+    ),
     st.builds(lambda unit: Event("worker_restarted", "submodels", unit, {"reason": "lost"}, T0), UNITS),
-    st.builds(lambda unit: Event("unit_finished", "submodels", unit, {"steps": 100, "tokens": 1000, "loss": 2.0}, T0 + 9), UNITS),
+    st.builds(
+        lambda unit: Event("unit_finished", "submodels", unit, {"steps": 100, "tokens": 1000, "loss": 2.0}, T0 + 9),
+        UNITS,
+    ),
     st.builds(started),
-    st.builds(lambda stage, kind: Event(kind, stage, None, {"seconds": 1.5}, T0 + 1),
-              st.sampled_from(STAGES), st.sampled_from(["stage_started", "stage_skipped", "stage_finished"])),
+    st.builds(
+        lambda stage, kind: Event(kind, stage, None, {"seconds": 1.5}, T0 + 1),
+        st.sampled_from(STAGES),
+        st.sampled_from(["stage_started", "stage_skipped", "stage_finished"]),
+    ),
     st.builds(lambda hold, time: held(hold, "low_memory", 2, T0 + time), st.sampled_from("ab"), st.integers(0, 100)),
-    st.builds(lambda hold, time: Event("workers_released", "seed", None, {"hold": hold}, T0 + time),
-              st.sampled_from("ab"), st.integers(0, 100)),
+    st.builds(
+        lambda hold, time: Event("workers_released", "seed", None, {"hold": hold}, T0 + time),
+        st.sampled_from("ab"),
+        st.integers(0, 100),
+    ),
     st.builds(lambda time: Event("heartbeat", time=T0 + time), st.integers(0, 100)),
-    st.builds(lambda kind: Event(kind, data={"message": "no", "reason": "cancelled"}, time=T0 + 50),
-              st.sampled_from(["run_failed", "run_stopped", "run_finished"])),
+    st.builds(
+        lambda kind: Event(kind, data={"message": "no", "reason": "cancelled"}, time=T0 + 50),
+        st.sampled_from(["run_failed", "run_stopped", "run_finished"]),
+    ),
 )
 
 
@@ -86,13 +111,14 @@ DRIVER_EVENTS = st.one_of(
 @example(events=[started(), Event("unit_started", "submodels", "submodel-0", {"steps": 100}, T0)], reports=[(0, 1)])
 @given(
     events=st.lists(DRIVER_EVENTS, max_size=40),
-    reports=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 15)), max_size=20))
+    reports=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 15)), max_size=20),
+)
 def test_reports_in_any_order_with_repeats_overlaps_and_gaps_add_up_to_the_whole(database, events, reports):
     whole, pieces = insert_run(database), insert_run(database)
     report(database, whole, 0, events)
     wanted = 0
     for first, length in reports:
-        piece = events[first:first + length]
+        piece = events[first : first + length]
         following = report(database, pieces, first, piece)
         assert following == (max(wanted, first + len(piece)) if first <= wanted else wanted)
         wanted = following
@@ -118,7 +144,7 @@ def test_a_new_driver_begins_again_at_its_first_line_once(database):
             ingest.rewind(session, row, line)
             return ingest.take(session, row, line, events, T0)
 
-    assert begin(2, step(2)) == 4       # the driver of this attempt has begun
+    assert begin(2, step(2)) == 4  # the driver of this attempt has begun
     with database.write() as session:
         row = runs.lock(session, run.id)
         row.progress = observed.awaiting(row.progress)
@@ -164,17 +190,29 @@ def test_steps_trained_again_after_a_restart_replace_the_ones_that_were_lost(dat
     report(database, run, 0, [*(step(number) for number in range(1, 9)), step(3, unit="submodel-1")])
     report(database, run, 9, [step(5, loss=1.0), step(6, loss=0.9)])
     assert points(database, run) == [
-        *(("submodel-0", number, 5.0 - number / 100) for number in range(1, 5)), ("submodel-0", 5, 1.0), ("submodel-0", 6, 0.9),
-        ("submodel-1", 3, 4.97)]
+        *(("submodel-0", number, 5.0 - number / 100) for number in range(1, 5)),
+        ("submodel-0", 5, 1.0),
+        ("submodel-0", 6, 0.9),
+        ("submodel-1", 3, 4.97),
+    ]
 
 
 def test_a_unit_lives_through_start_restart_and_end(database):
     run = insert_run(database)
-    begun = Event("unit_started", "submodels", "submodel-0", {"steps": 100, "tokens": 999, "workers": 2, "node": "10.0.0.7"}, T0)
+    begun = Event(
+        "unit_started", "submodels", "submodel-0", {"steps": 100, "tokens": 999, "workers": 2, "node": "10.0.0.7"}, T0
+    )
     assert report(database, run, 0, [begun, step(10)]) == 2
     now = unit(database, run)
     assert (now.status, now.step, now.steps, now.tokens, now.workers, now.node, now.started) == (
-        "running", 10, 100, 100, 2, "10.0.0.7", T0)
+        "running",
+        10,
+        100,
+        100,
+        2,
+        "10.0.0.7",
+        T0,
+    )
     report(database, run, 2, [Event("worker_restarted", "submodels", "submodel-0", {"reason": "lost"}, T0 + 20)])
     assert (unit(database, run).status, unit(database, run).restarts) == ("restarting", 1)
     finished = Event("unit_finished", "submodels", "submodel-0", {"steps": 100, "tokens": 1000, "loss": 2.0}, T0 + 90)
@@ -185,10 +223,18 @@ def test_a_unit_lives_through_start_restart_and_end(database):
 
 def test_a_new_driver_resets_the_stages_and_the_final_event(database):
     run = insert_run(database)
-    report(database, run, 0, [
-        started(), Event("stage_started", "corpus", time=T0 + 1),
-        Event("stage_finished", "corpus", data={"seconds": 2.0}, time=T0 + 3),
-        Event("stage_started", "seed", time=T0 + 3), Event("run_failed", data={"message": "no"}, time=T0 + 7)])
+    report(
+        database,
+        run,
+        0,
+        [
+            started(),
+            Event("stage_started", "corpus", time=T0 + 1),
+            Event("stage_finished", "corpus", data={"seconds": 2.0}, time=T0 + 3),
+            Event("stage_started", "seed", time=T0 + 3),
+            Event("run_failed", data={"message": "no"}, time=T0 + 7),
+        ],
+    )
     progress = reload(database, run).progress
     assert progress["stages"]["corpus"] == {"status": "done", "started": T0 + 1, "seconds": 2.0}
     assert progress["stages"]["seed"] == {"status": "failed", "started": T0 + 3, "seconds": 4.0}
@@ -212,8 +258,16 @@ def test_only_the_first_and_final_events_of_a_driver_make_a_decision_stale(datab
 def test_the_mark_grows_only_with_new_progress(database):
     run = insert_run(database)
     seen = []
-    lines = [step(10), step(4), step(10), step(11), step(1, unit="submodel-1"), Event("stage_finished", "corpus", data={}, time=T0),
-             started(), Event("stage_skipped", "corpus", time=T0)]
+    lines = [
+        step(10),
+        step(4),
+        step(10),
+        step(11),
+        step(1, unit="submodel-1"),
+        Event("stage_finished", "corpus", data={}, time=T0),
+        started(),
+        Event("stage_skipped", "corpus", time=T0),
+    ]
     for seq, event in enumerate(lines):
         report(database, run, seq, [event])
         seen.append(reload(database, run).mark)
@@ -224,7 +278,13 @@ def test_the_mark_grows_only_with_new_progress(database):
 
 def test_a_hold_keeps_the_price_at_which_it_began(database):
     run = insert_run(database)
-    report(database, run, 0, [held("a", "low_memory", 2, T0, price_per_hour=1.0), Event("heartbeat", time=T0 + 1800)], price=1.0)
+    report(
+        database,
+        run,
+        0,
+        [held("a", "low_memory", 2, T0, price_per_hour=1.0), Event("heartbeat", time=T0 + 1800)],
+        price=1.0,
+    )
     later = held("b", "low_memory", 1, T0 + 1800, price_per_hour=3.0), Event("heartbeat", time=T0 + 3600)
     report(database, run, 2, later, price=3.0)
     now = reload(database, run)
@@ -236,7 +296,13 @@ def test_a_hold_keeps_the_price_at_which_it_began(database):
 def test_a_price_that_cannot_be_true_is_replaced_by_the_present_one(database, stated):
     """The configuration's price is 0.35; a driver cannot make its hours cheaper with what it writes."""
     run = insert_run(database)
-    report(database, run, 0, [held("a", "low_memory", 1, T0, price_per_hour=stated), Event("heartbeat", time=T0 + 3600)], price=2.0)
+    report(
+        database,
+        run,
+        0,
+        [held("a", "low_memory", 1, T0, price_per_hour=stated), Event("heartbeat", time=T0 + 3600)],
+        price=2.0,
+    )
     assert reload(database, run).dollars == pytest.approx(2.0)
     assert whole_stream(database, run)[1].data["price_per_hour"] == 2.0
 
@@ -254,10 +320,12 @@ def test_what_was_charged_never_shrinks(database, times):
     run = insert_run(database)
     charged = 0.0
     for seq, time in enumerate(times):
-        kind = [held("a", "low_memory", 1, T0 + time), Event("workers_released", data={"hold": "a"}, time=T0 + time)][seq % 2]
+        kind = [held("a", "low_memory", 1, T0 + time), Event("workers_released", data={"hold": "a"}, time=T0 + time)][
+            seq % 2
+        ]
         report(database, run, seq, [kind])
         now = reload(database, run).dollars
-        assert now >= charged - 1e-12     # sums in another order differ by rounding
+        assert now >= charged - 1e-12  # sums in another order differ by rounding
         charged = now
 
 
@@ -273,19 +341,49 @@ def test_a_loss_that_is_not_finite_is_stored_as_none_and_listed(database):
 
 
 ODD = st.recursive(
-    st.none() | st.booleans() | st.integers(-10**40, 10**40) | st.floats() | st.text(max_size=8) | st.just("\x00\ud800"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6)
-KEYS = st.sampled_from([
-    "step", "steps", "tokens", "loss", "hold", "pool", "workers", "stages", "seconds", "node", "message", "\x00"])
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**40), 10**40)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.just("\x00\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    ["step", "steps", "tokens", "loss", "hold", "pool", "workers", "stages", "seconds", "node", "message", "\x00"]
+)
 
 
 @FIXTURE_OK
-@given(events=st.lists(st.builds(
-    Event,
-    st.sampled_from(["progress", "unit_started", "unit_finished", "workers_held", "workers_released", "run_started", "run_failed",
-                     "stage_started", "stage_finished", "clusters", "\x00" * 40, "novel"]),
-    st.none() | st.just("seed") | st.text(max_size=50), st.none() | st.just("seed") | st.text(max_size=90),
-    st.dictionaries(KEYS, ODD, max_size=5), st.floats(0, 1e11)), max_size=8))
+@given(
+    events=st.lists(
+        st.builds(
+            Event,
+            st.sampled_from(
+                [
+                    "progress",
+                    "unit_started",
+                    "unit_finished",
+                    "workers_held",
+                    "workers_released",
+                    "run_started",
+                    "run_failed",
+                    "stage_started",
+                    "stage_finished",
+                    "clusters",
+                    "\x00" * 40,
+                    "novel",
+                ]
+            ),
+            st.none() | st.just("seed") | st.text(max_size=50),
+            st.none() | st.just("seed") | st.text(max_size=90),
+            st.dictionaries(KEYS, ODD, max_size=5),
+            st.floats(0, 1e11),
+        ),
+        max_size=8,
+    )
+)
 def test_nothing_a_driver_says_can_stop_its_reports(database, events):
     run = insert_run(database)
     assert report(database, run, 0, events) == len(events)
@@ -303,12 +401,22 @@ def test_reports_of_a_deleted_run_are_refused(database):
 
 
 def test_node_types_of_a_mixed_pool_are_charged_each_at_its_own_price(database):
-    types = [{"name": name, "resource": f"{name}_gpu", "memory_gb": 16, "price_per_hour": price, "speed": 1}
-             for name, price in (("t4", 0.5), ("l4", 4.0))]
+    types = [
+        {"name": name, "resource": f"{name}_gpu", "memory_gb": 16, "price_per_hour": price, "speed": 1}
+        for name, price in (("t4", 0.5), ("l4", 4.0))
+    ]
     run = insert_run(database, pools={"low_memory": {"types": types}})
-    report(database, run, 0, [
-        held("a", "low_memory.t4", 2, T0), held("b", "low_memory.l4", 1, T0), held("c", "low_memory.gone", 9, T0),
-        Event("heartbeat", time=T0 + 3600)])
+    report(
+        database,
+        run,
+        0,
+        [
+            held("a", "low_memory.t4", 2, T0),
+            held("b", "low_memory.l4", 1, T0),
+            held("c", "low_memory.gone", 9, T0),
+            Event("heartbeat", time=T0 + 3600),
+        ],
+    )
     now = reload(database, run)
     assert now.worker_seconds == {"low_memory.t4": 7200.0, "low_memory.l4": 3600.0}
     assert now.dollars == pytest.approx(2 * 0.5 + 4.0)
@@ -316,7 +424,9 @@ def test_node_types_of_a_mixed_pool_are_charged_each_at_its_own_price(database):
 
 def test_a_submodel_that_is_let_go_has_ended_where_it_was(database):
     run = insert_run(database)
-    let_go = Event("unit_let_go", "submodels", "submodel-0", {"contribution": "checkpoint", "steps": 5, "tokens": 50}, time=T0 + 9)
+    let_go = Event(
+        "unit_let_go", "submodels", "submodel-0", {"contribution": "checkpoint", "steps": 5, "tokens": 50}, time=T0 + 9
+    )
     report(database, run, 0, [started(), step(7), let_go])
     with database.read() as session:
         [unit] = session.scalars(select(UnitRow).where(UnitRow.run_id == run.id))

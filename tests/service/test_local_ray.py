@@ -81,12 +81,16 @@ def state_dir(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.ray
 def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(state_dir, monkeypatch):
     """One life of a cluster, on which jobs and pools are looked at too: starting it takes most of the time."""
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")    # of another cluster: not ours to use
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of another cluster: not ours to use
     start = "import sys, pathlib, test_local_ray as t; print(t.tiny(pathlib.Path(sys.argv[1])).start().dashboard_url)"
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     service = subprocess.run(
-        [sys.executable, "-c", start, str(state_dir)], env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True,
-        check=True)
+        [sys.executable, "-c", start, str(state_dir)],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
 
     found = tiny(state_dir).start()
     assert found.dashboard_url == service.stdout.strip(), "another one was started"
@@ -95,11 +99,13 @@ def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(sta
     assert stat.S_IMODE((state_dir / "ray").stat().st_mode) == 0o700
 
     with contextlib.closing(Dashboard(found.dashboard_url, found.token_path)) as dashboard:
-        _jobs_run_and_end(RayJobs(dashboard), RayPools(dashboard), state_dir, lambda: _pages_are_shown(dashboard, found.token_path))
+        _jobs_run_and_end(
+            RayJobs(dashboard), RayPools(dashboard), state_dir, lambda: _pages_are_shown(dashboard, found.token_path)
+        )
     _refused_without_the_token(found.dashboard_url, state_dir)
 
     os.kill(json.loads((state_dir / "ray" / "cluster.json").read_text())["pid"], signal.SIGKILL)
-    eventually(lambda: tiny(state_dir).find() is None)     # a killed process of many threads takes its time
+    eventually(lambda: tiny(state_dir).find() is None)  # a killed process of many threads takes its time
     with contextlib.closing(Dashboard(found.dashboard_url, found.token_path)) as dashboard:
         tiny(state_dir).ensure_running(dashboard, 0.0)
         assert tiny(state_dir).find() == found, "it came back elsewhere"
@@ -118,6 +124,7 @@ def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(sta
 
 def _pages_are_shown(dashboard: Dashboard, token_path: Path) -> None:
     """What the pages of this Ray load, read as the service passes it on."""
+
     async def read(path: str) -> tuple[int, str]:
         async with RayPages(dashboard).open("GET", path, "", {}) as page:
             return page.status, b"".join([block async for block in page.body]).decode()
@@ -166,8 +173,8 @@ def _jobs_run_and_end(jobs: RayJobs, pools: RayPools, directory: Path, meanwhile
 def _forgotten(jobs: RayJobs, name: str) -> bool:
     """Whether a job is unknown after its deletion.
 
-    Ray checks a job's process once per second. If the job is deleted between its end and this check, Ray takes the missing process
-    for a failure and writes the job anew.
+    Ray checks a job's process once per second. If the job is deleted between its end and this check, Ray takes the
+    missing process for a failure and writes the job anew.
     """
     jobs.delete(name)
     return name not in jobs.statuses()
@@ -176,7 +183,10 @@ def _forgotten(jobs: RayJobs, name: str) -> bool:
 def _refused_without_the_token(url: str, directory: Path) -> None:
     (directory / "wrong").write_text("0" * 64)
     for token in (directory / "wrong", directory / "absent"):
-        with contextlib.closing(Dashboard(url, token)) as stranger, pytest.raises(RayUnavailable, match="refuses the token"):
+        with (
+            contextlib.closing(Dashboard(url, token)) as stranger,
+            pytest.raises(RayUnavailable, match="refuses the token"),
+        ):
             RayJobs(stranger).statuses()
 
 
@@ -201,9 +211,9 @@ def test_a_process_whose_environment_is_not_there_yet_is_waited_for(monkeypatch:
 def test_a_process_that_ended_at_once_is_not_waited_for() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    local._await_environment(ended.pid)     # a zombie
+    local._await_environment(ended.pid)  # a zombie
     ended.wait()
-    local._await_environment(ended.pid)     # nobody
+    local._await_environment(ended.pid)  # nobody
 
 
 def test_the_services_client_follows_a_cluster_that_starts_again_with_another_token(tmp_path, monkeypatch):
@@ -225,7 +235,7 @@ def test_the_services_client_follows_a_cluster_that_starts_again_with_another_to
         assert RayJobs(dashboard).statuses() == {}
         cluster.ensure_running(dashboard, 0.0)
         assert cluster.find() == first
-        alive.append(0)         # the head dies, and another program takes its port
+        alive.append(0)  # the head dies, and another program takes its port
         monkeypatch.setattr(local, "_is_free", lambda _port: False)
         cluster.ensure_running(dashboard, 0.0)
         assert not first.token_path.exists()
@@ -248,6 +258,7 @@ def test_a_failed_start_names_its_log_and_leaves_nothing(state_dir, monkeypatch)
 
 def test_no_run_reads_the_directory_that_a_cluster_has_where_paths_of_sockets_are_short(tmp_path, monkeypatch):
     """Before: it was /tmp/moedisco-*, which a run below an input root such as / or /tmp could read."""
+
     def spawned(_cluster, record, _token):
         raise RuntimeError(record.directory)
 
@@ -276,9 +287,15 @@ def test_a_pid_that_has_gone_to_another_process_is_not_touched(state_dir):
 
 def test_marked_processes_are_ended_even_if_they_ignore_sigterm_and_their_pid_is_unknown(state_dir):
     """As a worker does whose raylet was killed, or a head whose service died before it could note the pid."""
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    )
     orphan = subprocess.Popen(
-        [sys.executable, "-c", stubborn], env=os.environ | {MARK: "1" * 32}, stdout=subprocess.PIPE, start_new_session=True)
+        [sys.executable, "-c", stubborn],
+        env=os.environ | {MARK: "1" * 32},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
     orphan.stdout.readline()
     note(state_dir, "1" * 32, None)
     tiny(state_dir).stop()
@@ -305,11 +322,11 @@ def test_a_machine_offers_a_slot_per_gpu_or_per_core():
     assert low == high >= 1
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")      # of what Ray's dashboard imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray's dashboard imports
 def test_the_paths_of_rays_sockets_fit_below_the_longest_directory():
     """Before (af276e38): below /home/ubuntu, a socket's path had 110 characters, and `moedisco serve` could not start Ray."""
     names = [module.__name__ for module in get_all_modules(SubprocessModule)]
-    session = "session_2026-11-30_21-31-48_025731_4194304"      # the number is a pid
+    session = "session_2026-11-30_21-31-48_025731_4194304"  # the number is a pid
     assert max(names, key=len) == "TaskEventsHead"
     for name in names:
-        get_socket_path(f"/{'d' * (local.LONGEST_DIRECTORY - 1)}/{session}/sockets", name)     # raises if it is too long
+        get_socket_path(f"/{'d' * (local.LONGEST_DIRECTORY - 1)}/{session}/sockets", name)  # raises if it is too long

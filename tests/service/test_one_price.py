@@ -25,9 +25,14 @@ from service.database.session import Database
 from service.domain.policies import Policy
 
 T0 = 1_800_000_000.0
-POOLS = {"low_memory": {"types": [
-    {"name": name, "resource": f"{name}_gpu", "memory_gb": 16, "price_per_hour": price, "speed": 1}
-    for name, price in (("t4", 0.5), ("l4", 4.0))]}}
+POOLS = {
+    "low_memory": {
+        "types": [
+            {"name": name, "resource": f"{name}_gpu", "memory_gb": 16, "price_per_hour": price, "speed": 1}
+            for name, price in (("t4", 0.5), ("l4", 4.0))
+        ]
+    }
+}
 KEYS = ["low_memory.t4", "low_memory.l4", "high_memory"]
 TAGS = ["t4_gpu", "l4_gpu", "high_mem_gpu"]
 
@@ -36,12 +41,21 @@ def held(hold, pool, workers, time, **data):
     return Event("workers_held", "submodels", data={"hold": hold, "pool": pool, "workers": workers, **data}, time=time)
 
 
-STEPS = st.lists(st.tuples(st.floats(0, 4000), st.one_of(
-    st.tuples(st.just("hold"), st.integers(0, 3), st.sampled_from(KEYS), st.integers(1, 4)),
-    st.tuples(st.just("free"), st.sampled_from(KEYS), st.integers(0, 3)),
-    st.tuples(st.just("release"), st.integers(0, 3)),
-    st.tuples(st.just("prices"), st.dictionaries(st.sampled_from(TAGS), st.floats(0.5, 100), max_size=3)),
-    st.just(("heartbeat",)), st.just(("run_started",)), st.just(("report",)))), max_size=14)
+STEPS = st.lists(
+    st.tuples(
+        st.floats(0, 4000),
+        st.one_of(
+            st.tuples(st.just("hold"), st.integers(0, 3), st.sampled_from(KEYS), st.integers(1, 4)),
+            st.tuples(st.just("free"), st.sampled_from(KEYS), st.integers(0, 3)),
+            st.tuples(st.just("release"), st.integers(0, 3)),
+            st.tuples(st.just("prices"), st.dictionaries(st.sampled_from(TAGS), st.floats(0.5, 100), max_size=3)),
+            st.just(("heartbeat",)),
+            st.just(("run_started",)),
+            st.just(("report",)),
+        ),
+    ),
+    max_size=14,
+)
 
 
 def driven(steps, path, store):
@@ -100,7 +114,7 @@ def test_all_views_add_up_the_same_dollars(database, tmp_path_factory, steps):
     def store(events, prices):
         with database.write() as session:
             row = runs.lock(session, run.id)
-            ingest.take(session, row, row.next_seq, events[row.next_seq:], T0)
+            ingest.take(session, row, row.next_seq, events[row.next_seq :], T0)
             if prices is not None:
                 policies.put(session, run.owner, Policy(prices=dict(prices)), T0)
 
@@ -130,7 +144,9 @@ def test_a_run_shows_one_cost_after_the_operator_has_changed_the_price(tmp_path)
         run = made.submit()["id"]
         made.start(run)
         stated = {"price_per_hour": 0.35}
-        made.report(run, Event("run_started", data={"stages": ["submodels"]}, time=T0), held("a", "low_memory", 1, T0, **stated))
+        made.report(
+            run, Event("run_started", data={"stages": ["submodels"]}, time=T0), held("a", "low_memory", 1, T0, **stated)
+        )
         made.report(run, Event("heartbeat", time=T0 + 3600))
         with made.database.write() as session:
             policies.put(session, "ann", Policy(prices={"low_mem_gpu": 1.0}), T0)

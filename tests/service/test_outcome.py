@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.jobs import JobPhase, JobState, submission_id, submitted_run
-from service.domain.outcome import FUTILE_LIMIT, LINGER_SECONDS, FinalEvent, ObservedState, Outcome, decide_outcome, final_event
+from service.domain.outcome import (
+    FUTILE_LIMIT,
+    LINGER_SECONDS,
+    FinalEvent,
+    ObservedState,
+    Outcome,
+    decide_outcome,
+    final_event,
+)
 from service.domain.states import ACTIVE, RunState, may_follow
 
 NOW = 1000.0
@@ -14,7 +22,8 @@ FAILED = FinalEvent("run_failed", "loss is not finite", NOW)
 STOPPED = FinalEvent("run_stopped", "cancelled", NOW)
 
 PENDING, RUNNING, SUCCEEDED, KILLED = (
-    JobState(phase) for phase in (JobPhase.PENDING, JobPhase.RUNNING, JobPhase.SUCCEEDED, JobPhase.STOPPED))
+    JobState(phase) for phase in (JobPhase.PENDING, JobPhase.RUNNING, JobPhase.SUCCEEDED, JobPhase.STOPPED)
+)
 DIED = JobState(JobPhase.FAILED, "Job supervisor actor died: the node was lost")
 REFUSED = JobState(JobPhase.FAILED, "failed with exit code 2, last logs:\n\nconfig.name: 'x': no\n", 2)
 ENDED = JobState(JobPhase.FAILED, "failed with exit code 1", 1)
@@ -65,15 +74,21 @@ TABLE = [
 
 @pytest.mark.parametrize(("state", "began", "word", "job", "expected"), TABLE)
 def test_state_job_and_final_event_decide(state, began, word, job, expected):
-    outcome = decide_outcome(ObservedState(state, stop="cancelled" if state is SP else None, began=began, final=word), job, NOW)
+    outcome = decide_outcome(
+        ObservedState(state, stop="cancelled" if state is SP else None, began=began, final=word), job, NOW
+    )
     assert (outcome.state or ("submit" if outcome.submit else None)) == expected
 
 
-@pytest.mark.parametrize(("stop", "reason"), [
-    ("cancelled", "cancelled"), ("killed", "cancelled; its driver was killed"), ("budget", "its budget is spent")])
+@pytest.mark.parametrize(
+    ("stop", "reason"),
+    [("cancelled", "cancelled"), ("killed", "cancelled; its driver was killed"), ("budget", "its budget is spent")],
+)
 def test_a_stopped_run_says_who_stopped_it(stop, reason):
     for word, job in ((STOPPED, ENDED), (None, KILLED), (None, None)):
-        assert decide_outcome(ObservedState(SP, stop=stop, began=True, final=word), job, NOW) == Outcome(RunState.CANCELLED, reason)
+        assert decide_outcome(ObservedState(SP, stop=stop, began=True, final=word), job, NOW) == Outcome(
+            RunState.CANCELLED, reason
+        )
 
 
 def test_a_driver_that_stopped_on_its_own_gives_the_reason():
@@ -122,24 +137,39 @@ def test_drivers_lost_without_getting_further_are_counted():
 
 def test_progress_begins_the_count_anew():
     assert decide_outcome(ObservedState(RU, futile=2, advanced=True, began=True), DIED, NOW) == Outcome(
-        RunState.QUEUED, f"its driver was lost and will be started again: {DIED.message}", 0)
+        RunState.QUEUED, f"its driver was lost and will be started again: {DIED.message}", 0
+    )
 
 
 def test_the_final_event_is_read_from_the_progress():
     assert final_event({}) == (True, None)
     assert final_event({"ended": {"type": "awaited"}}) == (False, None)
-    failed, stopped = {"type": "run_failed", "message": "no", "time": 3}, {"type": "run_stopped", "reason": "budget", "time": 3}
+    failed, stopped = (
+        {"type": "run_failed", "message": "no", "time": 3},
+        {"type": "run_stopped", "reason": "budget", "time": 3},
+    )
     assert final_event({"ended": failed}) == (True, FinalEvent("run_failed", "no", 3.0))
     assert final_event({"ended": stopped}) == (True, FinalEvent("run_stopped", "budget", 3.0))
 
 
 WORDS = st.none() | st.builds(
-    FinalEvent, st.sampled_from(["run_finished", "run_failed", "run_stopped", "run_confused"]), st.text(), st.floats(0, 2 * NOW))
+    FinalEvent,
+    st.sampled_from(["run_finished", "run_failed", "run_stopped", "run_confused"]),
+    st.text(),
+    st.floats(0, 2 * NOW),
+)
 OBSERVED = st.builds(
-    ObservedState, st.sampled_from(RunState), st.sampled_from([None, "cancelled", "killed", "budget"]), st.integers(0, 5),
-    st.booleans(), st.booleans(), WORDS)
+    ObservedState,
+    st.sampled_from(RunState),
+    st.sampled_from([None, "cancelled", "killed", "budget"]),
+    st.integers(0, 5),
+    st.booleans(),
+    st.booleans(),
+    WORDS,
+)
 JOBS = st.none() | st.builds(
-    JobState, st.sampled_from(JobPhase), st.none() | st.text(), st.none() | st.integers(-15, 255))
+    JobState, st.sampled_from(JobPhase), st.none() | st.text(), st.none() | st.integers(-15, 255)
+)
 
 
 @given(OBSERVED, JOBS, st.floats(0, 1e10))
@@ -169,6 +199,8 @@ def test_a_submission_id_names_its_run(run_id, attempt):
     assert submitted_run(submission_id(run_id, attempt)) == (run_id, attempt)
 
 
-@pytest.mark.parametrize("name", ["raysubmit_4LamXRuQpYdSMg7J", "", "-", "a-", "a-x", "a-1e5", "a-٣", "a-99999999999999999999"])
+@pytest.mark.parametrize(
+    "name", ["raysubmit_4LamXRuQpYdSMg7J", "", "-", "a-", "a-x", "a-1e5", "a-٣", "a-99999999999999999999"]
+)
 def test_other_submission_ids_are_ignored(name):
     assert submitted_run(name) is None

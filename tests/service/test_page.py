@@ -41,7 +41,9 @@ def open_page(browser, site):
     contexts, faults = [], []
 
     def open_one(*, width=1280, height=900, scheme="light", who="ann"):
-        context = browser.new_context(base_url=site.url, viewport={"width": width, "height": height}, color_scheme=scheme)
+        context = browser.new_context(
+            base_url=site.url, viewport={"width": width, "height": height}, color_scheme=scheme
+        )
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -81,7 +83,9 @@ def turn(page, *, hidden):
         """hidden => {
           Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
           document.dispatchEvent(new Event("visibilitychange"));
-        }""", hidden)
+        }""",
+        hidden,
+    )
 
 
 def tab_to(page, selector):
@@ -167,7 +171,7 @@ def test_a_mistake_is_shown_at_its_line_and_nothing_can_be_submitted(page):
     text = page.get_by_label("Configuration, YAML")
     lines = text.input_value().split("\n")
     wrong = next(i for i, line in enumerate(lines) if line.strip().startswith("total:"))
-    text.fill("\n".join([*lines[:wrong], lines[wrong].replace("total", "totl"), *lines[wrong + 1:]]))
+    text.fill("\n".join([*lines[:wrong], lines[wrong].replace("total", "totl"), *lines[wrong + 1 :]]))
     expect(page.locator(".mistakes")).to_contain_text("tokens.totl")
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
     page.get_by_role("button", name=f"Line {wrong + 1}", exact=True).click()
@@ -435,21 +439,33 @@ def test_the_page_folds_events_as_the_terminal_does(site, page):
           const progress = { stages: [], units: new Map(), sizes: null };
           events.forEach((event, position) => fold(progress, { ...event, position }));
           return { stages: progress.stages, units: [...progress.units.values()], sizes: progress.sizes };
-        }""", [json.loads(event.to_json()) for event in happened])
+        }""",
+        [json.loads(event.to_json()) for event in happened],
+    )
     stages = {stage["name"]: stage["status"] for stage in folded["stages"]}
     assert stages == {name: stage.status for name, stage in terminal.stages.items()}
-    assert {unit["unit"]: unit["loss"] for unit in folded["units"]} == {name: unit.loss for name, unit in terminal.units.items()}
+    assert {unit["unit"]: unit["loss"] for unit in folded["units"]} == {
+        name: unit.loss for name, unit in terminal.units.items()
+    }
     assert folded["sizes"] == {"documents": terminal.cluster_documents, "tokens": terminal.cluster_tokens}
 
 
-@pytest.mark.parametrize(("width", "scheme"), [
-    (360, "dark"), *(pytest.param(*view, marks=pytest.mark.slow) for view in ((768, "light"), (1280, "light"), (1280, "dark")))])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        *(pytest.param(*view, marks=pytest.mark.slow) for view in ((768, "light"), (1280, "light"), (1280, "dark"))),
+    ],
+)
 def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path, scheme, width):
     done, live = finish(site), begin(site, name="a-run-with-a-name-that-is-somewhat-longer-than-usual")
     train(site, live, "submodel-0", 1, 40)
     views = {
-        "runs": ("/#/runs", "table.runs"), "run": (f"/#/runs/{done}", ".samples"), "live": (f"/#/runs/{live}", "table.units"),
-        "submit": ("/#/submit", ".verdict"), "retry": (f"/#/runs/{done}/retry", ".verdict"),
+        "runs": ("/#/runs", "table.runs"),
+        "run": (f"/#/runs/{done}", ".samples"),
+        "live": (f"/#/runs/{live}", "table.units"),
+        "submit": ("/#/submit", ".verdict"),
+        "retry": (f"/#/runs/{done}/retry", ".verdict"),
         "pools": ("/#/pools", ".pools"),
         "absent": ("/#/runs/absent", ".empty .notice"),
     }
@@ -462,5 +478,7 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
         expect(page.locator(sign)).to_be_visible()
         page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than its window"
-        found = [entry for entry in Axe().run(page).response["violations"] if entry["impact"] in ("serious", "critical")]
+        found = [
+            entry for entry in Axe().run(page).response["violations"] if entry["impact"] in ("serious", "critical")
+        ]
         assert [(entry["id"], [node["html"] for node in entry["nodes"]]) for entry in found] == [], name

@@ -34,12 +34,16 @@ def opened(context, site, who, run):
 
 def test_one_click_shows_an_administrator_the_runs_job_in_the_dashboard(browser, site, ray):
     run = begin(site)
-    ray.answers("/static/js/main.js", b"""
+    ray.answers(
+        "/static/js/main.js",
+        b"""
         document.getElementById("root").textContent = location.hash;
         const later = (name) => (answer) => document.body.append(` ${name} ${answer.status ?? answer.name};`);
         const tried = (name, path) => fetch(path).then(later(name), later(name));
         tried("jobs", "./api/jobs/").then(() => tried("identity", "/v1/identity"));
-        document.body.append(` window ${open("/")};`);""", Content_Type="text/javascript")
+        document.body.append(` window ${open("/")};`);""",
+        Content_Type="text/javascript",
+    )
     with browser.new_context() as context:
         page = opened(context, site, "admin", run)
         with context.expect_page() as clicked:
@@ -70,18 +74,30 @@ def test_a_runs_trainings_show_their_state_attempts_and_workers(browser, site):
         started("submodel-0", workers=1),
         Event("unit_finished", "submodels", "submodel-0", {"steps": 400, "tokens": 400, "loss": 4.0}),
         started("submodel-1", workers=1),
-        Event("worker_restarted", "submodels", "submodel-1", {"kind": "died", "step": 3, "reason": "its process ended"}),
+        Event(
+            "worker_restarted", "submodels", "submodel-1", {"kind": "died", "step": 3, "reason": "its process ended"}
+        ),
         started("submodel-2", workers=1),
-        Event("worker_restarted", "submodels", "submodel-2", {"kind": "preempted", "step": 3, "reason": "its node is gone"}),
-        started("submodel-2", workers=2))
+        Event(
+            "worker_restarted",
+            "submodels",
+            "submodel-2",
+            {"kind": "preempted", "step": 3, "reason": "its node is gone"},
+        ),
+        started("submodel-2", workers=2),
+    )
     with browser.new_context() as context:
         page = opened(context, site, "ann", run)
         rows = page.get_by_role("region", name="Trainings").get_by_role("row")
         expect(rows).to_have_count(4)
-        for place, (unit, state, attempts, workers) in enumerate([
-            ("submodel-0", "done", "1", "1 on 10.0.0.7"), ("submodel-1", "restarting", "2", "1 on 10.0.0.7"),
-            ("submodel-2", "running", "2", "2 on 10.0.0.7"),
-        ], start=1):
+        for place, (unit, state, attempts, workers) in enumerate(
+            [
+                ("submodel-0", "done", "1", "1 on 10.0.0.7"),
+                ("submodel-1", "restarting", "2", "1 on 10.0.0.7"),
+                ("submodel-2", "running", "2", "2 on 10.0.0.7"),
+            ],
+            start=1,
+        ):
             expect(rows.nth(place).get_by_role("rowheader")).to_have_text(unit)
             expect(rows.nth(place).get_by_role("cell").nth(0)).to_have_text(state)
             expect(rows.nth(place).get_by_role("cell").nth(6)).to_have_text(attempts)
@@ -89,5 +105,9 @@ def test_a_runs_trainings_show_their_state_attempts_and_workers(browser, site):
 
 
 def started(unit, workers):
-    return Event("unit_started", "submodels", unit, {
-        "steps": 400, "tokens": 400, "workers": workers, "node": "10.0.0.7", "node_id": "n", "pid": 7})
+    return Event(
+        "unit_started",
+        "submodels",
+        unit,
+        {"steps": 400, "tokens": 400, "workers": workers, "node": "10.0.0.7", "node_id": "n", "pid": 7},
+    )

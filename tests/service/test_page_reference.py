@@ -15,7 +15,7 @@ def test_the_reference_shows_every_operation_without_asking_any_other_host(brows
         page.on("request", lambda request: asked.add(request.url.partition("?")[0]))
         page.goto(f"{site.url}/#token={site.service.plain['ann']}")
         page.get_by_role("link", name="API").click()
-        expect(page.get_by_text("MoEDisCo control service").first).to_be_visible(timeout=60_000)     # 1.7 MB of script
+        expect(page.get_by_text("MoEDisCo control service").first).to_be_visible(timeout=60_000)  # 1.7 MB of script
         document = site.service.anonymous.get("/openapi.json").json()
         operations = sum(len(methods) for methods in document["paths"].values())
         expect(page.locator(".opblock")).to_have_count(operations)

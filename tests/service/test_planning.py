@@ -37,31 +37,48 @@ def pool(**limits):
 
 
 def test_a_task_keeps_its_paths_and_uris_on_the_way_to_its_process(tmp_path):
-    roots = Roots(("s3://bucket", str(tmp_path)), (tmp_path / "runs", "s3://runs/x"), homes=(tmp_path,), functions=("m:f",))
+    roots = Roots(
+        ("s3://bucket", str(tmp_path)), (tmp_path / "runs", "s3://runs/x"), homes=(tmp_path,), functions=("m:f",)
+    )
     parent = Parent("01", {"name": "é", "tags": {"path": "x"}}, priority=3, budget_dollars=None)
     starts = {"corpus.sources.0.path": Start("01", tmp_path), "model.init.checkpoint": Start("02", "s3://runs/x/y")}
-    sent = Task("submission", b"\xff{", Policy(prices={"a": 1.5}), roots, here=True, parent=parent, starts=starts, scratch=tmp_path)
+    sent = Task(
+        "submission",
+        b"\xff{",
+        Policy(prices={"a": 1.5}),
+        roots,
+        here=True,
+        parent=parent,
+        starts=starts,
+        scratch=tmp_path,
+    )
     assert task_from_json(task_to_json(sent)) == sent
 
 
-@pytest.mark.parametrize(("limits", "words"), [
-    ({"seconds": 0.05}, "more than 0.05 s,"), ({"processor_seconds": 1}, "1 s of processor time"),
-    ({"memory": 200 * 2**20}, "200 MiB of memory")])
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"seconds": 0.05}, "more than 0.05 s,"),
+        ({"processor_seconds": 1}, "1 s of processor time"),
+        ({"memory": 200 * 2**20}, "200 MiB of memory"),
+    ],
+)
 def test_a_task_beyond_a_limit_is_ended_with_an_answer_that_names_the_limit(tmp_path, limits, words):
     with pool(**limits) as planning:
         with pytest.raises(TooCostly, match=words):
             asyncio.run(planning.done(task(tmp_path, **SLOW)))
-        if "processor_seconds" in limits:       # the others leave too little for an honest task
+        if "processor_seconds" in limits:  # the others leave too little for an honest task
             assert b'"name":"demo"' in asyncio.run(planning.done(task(tmp_path)))
 
 
 def test_an_answer_does_not_wait_for_a_task_that_began_later(tmp_path):
     """Before: a later task's process inherited the socket of the earlier one, whose answer came when that process had ended."""
+
     async def both(planning):
         began = time.monotonic()
 
         async def ended(asked):
-            with contextlib.suppress(TooCostly, InvalidRequest):     # which of them depends on the speed of the machine
+            with contextlib.suppress(TooCostly, InvalidRequest):  # which of them depends on the speed of the machine
                 await planning.done(asked)
             return time.monotonic() - began
 
@@ -125,7 +142,7 @@ def test_a_task_that_others_end_is_not_said_to_exceed_a_limit(tmp_path):
         for _ in range(1000):
             await asyncio.sleep(0.01)
             for child in server.children():
-                if child.cpu_times().user > 0.3:      # it has read the whole task
+                if child.cpu_times().user > 0.3:  # it has read the whole task
                     child.kill()
             if asked.done():
                 break
@@ -166,7 +183,9 @@ def test_submissions_of_an_owner_wait_for_each_other_up_to_a_limit():
                 await asyncio.sleep(0)
                 running.remove(number)
 
-        answers = await asyncio.gather(*(submit(i) for i in range(MOST_WAITING_SUBMISSIONS + 3)), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(submit(i) for i in range(MOST_WAITING_SUBMISSIONS + 3)), return_exceptions=True
+        )
         return max(most), [type(answer) for answer in answers].count(TooMany)
 
     assert asyncio.run(all_of_them()) == (1, 2)

@@ -17,17 +17,33 @@ GROUP = "251ebb2612a7f8187a5d8e85103f02000000"
 def node(name: str, *, ended: float | None = None, message: str | None = None, **resources: float) -> dict[str, Any]:
     """An element of what Ray 2.60 lists."""
     return {
-        "node_id": name, "node_ip": "10.0.0.1", "is_head_node": False, "state": "ALIVE" if ended is None else "DEAD",
-        "state_message": message, "node_name": "10.0.0.1", "labels": {"market": "spot"}, "start_time_ms": 1,
+        "node_id": name,
+        "node_ip": "10.0.0.1",
+        "is_head_node": False,
+        "state": "ALIVE" if ended is None else "DEAD",
+        "state_message": message,
+        "node_name": "10.0.0.1",
+        "labels": {"market": "spot"},
+        "start_time_ms": 1,
         "end_time_ms": 0 if ended is None else 1000 * ended,
         "resources_total": {
-            "CPU": 4.0, "memory": 1e9, "object_store_memory": 1e8, "node:10.0.0.1": 1.0, "accelerator_type:L4": 1.0} | resources}
+            "CPU": 4.0,
+            "memory": 1e9,
+            "object_store_memory": 1e8,
+            "node:10.0.0.1": 1.0,
+            "accelerator_type:L4": 1.0,
+        }
+        | resources,
+    }
 
 
 def group(state: str, *bundles: tuple[str, dict[str, float]]) -> dict[str, Any]:
     return {
-        "placement_group_id": GROUP, "state": state, "stats": {},
-        "bundles": [{"bundle_id": {}, "node_id": at, "unit_resources": resources} for at, resources in bundles]}
+        "placement_group_id": GROUP,
+        "state": state,
+        "stats": {},
+        "bundles": [{"bundle_id": {}, "node_id": at, "unit_resources": resources} for at, resources in bundles],
+    }
 
 
 class Ray:
@@ -45,8 +61,12 @@ class Ray:
         if path == self.broken:
             return httpx.Response(500, text="RpcError")
         if path == "/nodes":
-            summary = [{"hostname": "vm", "raylet": {"nodeTypeName": self.node_type, "resourcesTotal": {"lowMemGpu": 2.0}}}]
-            return httpx.Response(200, json={"result": True, "data": {"summary": summary, "nodeLogicalResources": self.uses}})
+            summary = [
+                {"hostname": "vm", "raylet": {"nodeTypeName": self.node_type, "resourcesTotal": {"lowMemGpu": 2.0}}}
+            ]
+            return httpx.Response(
+                200, json={"result": True, "data": {"summary": summary, "nodeLogicalResources": self.uses}}
+            )
         listed = {"/api/v0/nodes": self.nodes, "/api/v0/placement_groups": self.groups}[path]
         assert request.url.params["detail"] == "1"
         return httpx.Response(200, json={"result": True, "data": {"result": {"total": len(listed), "result": listed}}})
@@ -62,7 +82,12 @@ def pools(ray: Ray) -> RayPools:
 
 
 def test_a_pool_is_every_node_that_carries_its_tag(ray):
-    ray.nodes = [node("a", low_mem_gpu=2, GPU=2), node("b", low_mem_gpu=1), node("c", high_mem_gpu=8, GPU=8), node("head")]
+    ray.nodes = [
+        node("a", low_mem_gpu=2, GPU=2),
+        node("b", low_mem_gpu=1),
+        node("c", high_mem_gpu=8, GPU=8),
+        node("head"),
+    ]
     reserved = "1.0/2.0 low_mem_gpu (1.0 used of 2.0 reserved in placement groups)"
     ray.uses = {"a": f"1.0/4.0 CPU\n{reserved}\n0B/20.53GiB memory", "b": "0.0/1.0 low_mem_gpu"}
     high, low = pools(ray).read().items
@@ -87,11 +112,13 @@ def test_a_pool_that_is_asked_for_is_there_though_no_node_offers_it(ray):
 
 def test_nodes_that_died_lately_are_lost_and_those_that_were_ended_are_not(ray):
     ray.nodes = [
-        node("a", low_mem_gpu=1), node("b", ended=NOW - 60, message="Unexpected termination: raylet died", low_mem_gpu=1),
+        node("a", low_mem_gpu=1),
+        node("b", ended=NOW - 60, message="Unexpected termination: raylet died", low_mem_gpu=1),
         node("c", ended=NOW - 60, message="Terminated due to preemption", low_mem_gpu=1),
         node("d", ended=NOW - 25 * 3600, message="Unexpected termination", low_mem_gpu=1),
         node("e", ended=NOW - 60, message="Expected termination: drained", low_mem_gpu=1),
-        node("f", ended=NOW - 60, message="Terminated due to idle (no Ray activity)", low_mem_gpu=1)]
+        node("f", ended=NOW - 60, message="Terminated due to idle (no Ray activity)", low_mem_gpu=1),
+    ]
     [pool] = pools(ray).read().items
     assert (pool.slots, pool.lost) == (1, 2)
     assert [(each.id, each.alive) for each in pool.nodes] == [("a", True), ("b", False), ("c", False)]
@@ -100,8 +127,11 @@ def test_nodes_that_died_lately_are_lost_and_those_that_were_ended_are_not(ray):
 def test_workers_that_no_node_carries_yet_are_pending(ray):
     slot = {"CPU": 1.0, "low_mem_gpu": 1.0}
     ray.groups = [
-        group("CREATED", ("a", slot)), group("PENDING", ("", slot), ("", slot)), group("RESCHEDULING", ("a", slot), ("", slot)),
-        group("REMOVED", ("", slot))]
+        group("CREATED", ("a", slot)),
+        group("PENDING", ("", slot), ("", slot)),
+        group("RESCHEDULING", ("a", slot), ("", slot)),
+        group("REMOVED", ("", slot)),
+    ]
     [pool] = pools(ray).read(["low_mem_gpu"]).items
     assert pool.pending == 3
 
@@ -132,7 +162,7 @@ def test_callers_without_a_token_share_an_answer_and_do_not_wait_for_each_other(
     first = threading.Thread(target=shared.read)
     first.start()
     assert asked.acquire(timeout=20)
-    assert shared.read().connected      # while the first one waits for Ray
+    assert shared.read().connected  # while the first one waits for Ray
     go_on.set()
     first.join(20)
     assert not shared.read().connected

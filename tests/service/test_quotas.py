@@ -66,7 +66,9 @@ def test_running_runs_are_stopped_with_a_checkpoint_once_the_month_is_used_up_an
     scene.round()
     ended = scene.run(run_id)
     assert (ended.state, ended.reason) == (
-        "cancelled", "its owner's dollars for this month are used up; it can be resumed next month")
+        "cancelled",
+        "its owner's dollars for this month are used up; it can be resumed next month",
+    )
     scene.change(run_id, RunState.QUEUED)
     scene.round()
     assert scene.run(run_id).reason == "its owner's $2.00 for this month are used up"
@@ -101,8 +103,11 @@ def test_a_queued_run_waits_where_its_pool_is_no_longer_allowed_or_the_disk_is_f
 
 def test_an_owners_own_prices_are_metered(scene):
     with scene.database.write() as session:
-        policies.replace(session, Policies(
-            default=Policy(prices={"low_mem_gpu": 1.0}), owners={"bob": Policy(prices={"low_mem_gpu": 3.0})}), scene.now)
+        policies.replace(
+            session,
+            Policies(default=Policy(prices={"low_mem_gpu": 1.0}), owners={"bob": Policy(prices={"low_mem_gpu": 3.0})}),
+            scene.now,
+        )
     mine, his = scene.running(), scene.running(owner="bob")
     use(scene, mine, 1)
     use(scene, his, 1)
@@ -120,9 +125,12 @@ def test_owners_have_active_runs_of_their_own(scene):
 
 
 def test_what_an_entry_leaves_out_is_as_in_the_default_and_null_is_no_limit(database):
-    wanted = Policies.model_validate({
-        "default": {"dollars_per_month": 5, "prices": {"a": 1, "b": 2}, "retention": {"days": 3}},
-        "owners": {"ann": {"dollars_per_month": None, "prices": {"b": 3}}, "bob": {"retention": {}}}})
+    wanted = Policies.model_validate(
+        {
+            "default": {"dollars_per_month": 5, "prices": {"a": 1, "b": 2}, "retention": {"days": 3}},
+            "owners": {"ann": {"dollars_per_month": None, "prices": {"b": 3}}, "bob": {"retention": {}}},
+        }
+    )
     with database.write() as session:
         policies.replace(session, wanted, 1.0)
         stored = policies.load(session)
@@ -134,14 +142,20 @@ def test_what_an_entry_leaves_out_is_as_in_the_default_and_null_is_no_limit(data
     assert stored.of("ann").retention.days == 3
 
 
-@given(st.floats(0, 1e9), st.dictionaries(st.sampled_from(["low_mem_gpu", "high_mem_gpu", "t4", "other"]), st.floats(0, 1e4)))
+@given(
+    st.floats(0, 1e9),
+    st.dictionaries(st.sampled_from(["low_mem_gpu", "high_mem_gpu", "t4", "other"]), st.floats(0, 1e4)),
+)
 def test_every_listed_price_is_the_operators_and_every_other_the_configurations(asked, prices):
     types = [{"name": "t4", "resource": "t4", "memory_gb": 24, "price_per_hour": asked, "speed": 1}]
     wanted = config(pools={"low_memory": {"price_per_hour": asked, "types": types}})
     made, notes = priced(wanted, prices)
     pools, before = made.pools, wanted.pools
-    for pool, earlier in ((pools.low_memory, before.low_memory), (pools.high_memory, before.high_memory),
-                          (pools.low_memory.types[0], before.low_memory.types[0])):
+    for pool, earlier in (
+        (pools.low_memory, before.low_memory),
+        (pools.high_memory, before.high_memory),
+        (pools.low_memory.types[0], before.low_memory.types[0]),
+    ):
         assert pool.price_per_hour == prices.get(pool.resource, earlier.price_per_hour)
     assert made.model_copy(update={"pools": before}) == wanted
     assert priced(made, prices)[0] == made
@@ -195,13 +209,19 @@ def test_the_example_file_is_one():
 def test_the_migration_keeps_every_run_and_its_events(empty_database):
     empty_database.migrate("0001")
     with empty_database.write() as session:
-        session.execute(text(
-            "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, futile, mark, "
-            "mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, next_seq, created, queued, updated) "
-            "VALUES ('01JABCDEFGHJKMNPQRSTVWXYZ0', 'demo', 'ann', '{}', 0, 'queued', 1, '{}', '/x', 0, 0, 0, 0, 0, '{}', '{}', "
-            "'{}', '{}', 1, 0, 1, 1, 1)"))
-        session.execute(text(
-            "INSERT INTO events (run_id, position, time, type, data) VALUES ('01JABCDEFGHJKMNPQRSTVWXYZ0', 0, 1, 'state', '{}')"))
+        session.execute(
+            text(
+                "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, futile, mark, "
+                "mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, next_seq, created, queued, updated) "
+                "VALUES ('01JABCDEFGHJKMNPQRSTVWXYZ0', 'demo', 'ann', '{}', 0, 'queued', 1, '{}', '/x', 0, 0, 0, 0, 0, '{}', '{}', "
+                "'{}', '{}', 1, 0, 1, 1, 1)"
+            )
+        )
+        session.execute(
+            text(
+                "INSERT INTO events (run_id, position, time, type, data) VALUES ('01JABCDEFGHJKMNPQRSTVWXYZ0', 0, 1, 'state', '{}')"
+            )
+        )
     empty_database.migrate()
     with empty_database.read() as session:
         [run] = runs.in_states(session, [RunState.QUEUED])

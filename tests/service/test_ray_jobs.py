@@ -15,9 +15,15 @@ from service.ray_side.dashboard import Dashboard, auth_headers
 from service.ray_side.jobs import RayJobs, Submission, entrypoint
 
 SUBMISSION = Submission(
-    id="01ARZ3NDEKTSV4RRFFQ69G5FAV-1", run="01ARZ3NDEKTSV4RRFFQ69G5FAV", config_path=Path("/runs of ours/R/request.json"),
-    stop_file=Path("/runs of ours/R/stop-1"), report_to=Path("/runs of ours/R/report-to-1"),
-    read_roots=ReadRoots([Path("/data")], ["/own"], ["/runs"]), functions=["clean:keep"], metadata={"run": "R"})
+    id="01ARZ3NDEKTSV4RRFFQ69G5FAV-1",
+    run="01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    config_path=Path("/runs of ours/R/request.json"),
+    stop_file=Path("/runs of ours/R/stop-1"),
+    report_to=Path("/runs of ours/R/report-to-1"),
+    read_roots=ReadRoots([Path("/data")], ["/own"], ["/runs"]),
+    functions=["clean:keep"],
+    metadata={"run": "R"},
+)
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
@@ -28,18 +34,44 @@ def jobs(answer: Answer) -> RayJobs:
 def job(name: str | None, status: str = "RUNNING", **more: object) -> dict[str, object]:
     """An element of what Ray 2.60 lists."""
     return {
-        "type": "SUBMISSION" if name else "DRIVER", "job_id": "02000000", "submission_id": name, "driver_info": None,
-        "status": status, "entrypoint": "exec python", "message": "as it is", "error_type": None, "start_time": 1,
-        "end_time": None, "metadata": {}, "runtime_env": {}, "driver_agent_http_address": None, "driver_node_id": None,
-        "driver_exit_code": None} | more
+        "type": "SUBMISSION" if name else "DRIVER",
+        "job_id": "02000000",
+        "submission_id": name,
+        "driver_info": None,
+        "status": status,
+        "entrypoint": "exec python",
+        "message": "as it is",
+        "error_type": None,
+        "start_time": 1,
+        "end_time": None,
+        "metadata": {},
+        "runtime_env": {},
+        "driver_agent_http_address": None,
+        "driver_node_id": None,
+        "driver_exit_code": None,
+    } | more
 
 
 def test_the_command_line_is_ours_alone():
     words = shlex.split(entrypoint(SUBMISSION))
     assert words == [
-        "exec", "python", "-P", "-m", "moedisco_ray", "run", "/runs of ours/R/request.json", "--json", "--stop-file",
-        "/runs of ours/R/stop-1", "--report-to", "/runs of ours/R/report-to-1", "--run-id", "01ARZ3NDEKTSV4RRFFQ69G5FAV",
-        "--allow-code", "clean:keep"]
+        "exec",
+        "python",
+        "-P",
+        "-m",
+        "moedisco_ray",
+        "run",
+        "/runs of ours/R/request.json",
+        "--json",
+        "--stop-file",
+        "/runs of ours/R/stop-1",
+        "--report-to",
+        "/runs of ours/R/report-to-1",
+        "--run-id",
+        "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "--allow-code",
+        "clean:keep",
+    ]
 
 
 def test_a_submission_carries_no_secret():
@@ -54,9 +86,13 @@ def test_a_submission_carries_no_secret():
     body = json.loads(request.content)
     assert (request.method, str(request.url)) == ("POST", "http://ray:8265/api/jobs/")
     assert body == {
-        "submission_id": SUBMISSION.id, "entrypoint": entrypoint(SUBMISSION), "metadata": {"run": "R"},
-        "runtime_env": {"env_vars": {
-            "MOEDISCO_READ_ROOTS": SUBMISSION.read_roots.to_json(), "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}}}
+        "submission_id": SUBMISSION.id,
+        "entrypoint": entrypoint(SUBMISSION),
+        "metadata": {"run": "R"},
+        "runtime_env": {
+            "env_vars": {"MOEDISCO_READ_ROOTS": SUBMISSION.read_roots.to_json(), "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
+        },
+    }
 
 
 def repeated(known: list[dict[str, object]]) -> Answer:
@@ -64,6 +100,7 @@ def repeated(known: list[dict[str, object]]) -> Answer:
         if request.method == "POST":
             return httpx.Response(500, text="Traceback\n  ...\nValueError: Job with submission_id X already exists.\n")
         return httpx.Response(200, json=known)
+
     return answer
 
 
@@ -80,26 +117,44 @@ def test_jobs_are_listed_by_submission_id_and_plain_drivers_are_not():
     failed = job("b-1", "FAILED", message="exit code 3", driver_exit_code=3)
     listed = [job("a-1"), failed, job("c-1", "STOPPED"), job(None), job("d-1", "PENDING")]
     assert jobs(lambda _: httpx.Response(200, json=listed)).statuses() == {
-        "a-1": JobState(JobPhase.RUNNING, "as it is"), "b-1": JobState(JobPhase.FAILED, "exit code 3", 3),
-        "c-1": JobState(JobPhase.STOPPED, "as it is"), "d-1": JobState(JobPhase.PENDING, "as it is")}
+        "a-1": JobState(JobPhase.RUNNING, "as it is"),
+        "b-1": JobState(JobPhase.FAILED, "exit code 3", 3),
+        "c-1": JobState(JobPhase.STOPPED, "as it is"),
+        "d-1": JobState(JobPhase.PENDING, "as it is"),
+    }
 
 
-@pytest.mark.parametrize("answer", [
-    httpx.Response(500, text="Traceback\nRpcError: GCS is down"), httpx.Response(200, text="<html>a proxy"),
-    httpx.Response(200, json={"detail": "no"}), httpx.Response(200, json=[job("a", "LOST")]),
-    httpx.Response(401), httpx.Response(403), httpx.Response(302, headers={"Location": "http://elsewhere/"}),
-    httpx.Response(502, text="")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(500, text="Traceback\nRpcError: GCS is down"),
+        httpx.Response(200, text="<html>a proxy"),
+        httpx.Response(200, json={"detail": "no"}),
+        httpx.Response(200, json=[job("a", "LOST")]),
+        httpx.Response(401),
+        httpx.Response(403),
+        httpx.Response(302, headers={"Location": "http://elsewhere/"}),
+        httpx.Response(502, text=""),
+    ],
+)
 def test_what_is_no_list_of_jobs_means_that_ray_is_away(answer):
     with pytest.raises(RayUnavailable):
         jobs(lambda _: answer).statuses()
 
 
-@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("what")])
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("what")]
+)
 def test_a_connection_that_fails_means_that_ray_is_away(error):
     def answer(request: httpx.Request) -> httpx.Response:
         raise error
 
-    for call in (lambda it: it.statuses(), lambda it: it.submit(SUBMISSION), lambda it: it.kill("a"), lambda it: it.delete("a")):
+    for call in (
+        lambda it: it.statuses(),
+        lambda it: it.submit(SUBMISSION),
+        lambda it: it.kill("a"),
+        lambda it: it.delete("a"),
+    ):
         with pytest.raises(RayUnavailable, match="does not answer at http://ray:8265"):
             call(jobs(answer))
 

@@ -39,12 +39,17 @@ def test_an_administrator_reads_the_dashboard_with_rays_token_and_none_of_the_se
 
 
 def test_the_dashboards_scripts_reach_nothing_but_the_dashboard(api):
-    policy = dict(part.strip().partition(" ")[::2] for part in api.admin.get("/ray/").headers["content-security-policy"].split(";"))
+    policy = dict(
+        part.strip().partition(" ")[::2]
+        for part in api.admin.get("/ray/").headers["content-security-policy"].split(";")
+    )
     assert policy["default-src"] == "'none'"
     assert policy["connect-src"].split() == ["https://moe.example.org/ray/", "http://testserver/ray/"]
     assert policy["script-src"] == policy["connect-src"]
     assert policy["form-action"] == policy["frame-src"] == policy["worker-src"] == policy["frame-ancestors"] == "'none'"
-    assert set(policy["sandbox"].split()) == {"allow-scripts", "allow-same-origin", "allow-downloads"}, "no further windows"
+    assert set(policy["sandbox"].split()) == {"allow-scripts", "allow-same-origin", "allow-downloads"}, (
+        "no further windows"
+    )
 
 
 def test_what_a_run_wrote_runs_no_script_on_the_services_origin(api, ray):
@@ -56,8 +61,12 @@ def test_what_a_run_wrote_runs_no_script_on_the_services_origin(api, ray):
 
 
 def test_bodies_and_their_descriptions_arrive_as_they_were_sent(api, ray):
-    ray.answers("/static/js/main.js", b"\x1f\x8bpacked", Content_Type="text/javascript", Content_Encoding="br", ETag='"1"')
-    with api.admin.stream("GET", "/ray/static/js/main.js", headers={"Accept-Encoding": "br", "If-None-Match": '"0"'}) as answer:
+    ray.answers(
+        "/static/js/main.js", b"\x1f\x8bpacked", Content_Type="text/javascript", Content_Encoding="br", ETag='"1"'
+    )
+    with api.admin.stream(
+        "GET", "/ray/static/js/main.js", headers={"Accept-Encoding": "br", "If-None-Match": '"0"'}
+    ) as answer:
         assert b"".join(answer.iter_raw()) == b"\x1f\x8bpacked"
     assert answer.headers["content-encoding"] == "br"
     assert answer.headers["etag"] == '"1"'
@@ -80,12 +89,40 @@ def test_a_dashboard_that_is_away_or_moved_is_a_problem_document(api, ray, monke
 
 
 def test_every_path_of_a_page_is_known():
-    pages = ("", "favicon.ico", "static/js/main.84605326.js", "static/media/x.woff2", "nodes", "nodes/9f0a", "logical/actors/1a",
-             "api/jobs/", "api/jobs/01J-1", "api/jobs/01J-1/logs", "api/v0/tasks", "api/v0/tasks/timeline", "api/data/datasets/01")
+    pages = (
+        "",
+        "favicon.ico",
+        "static/js/main.84605326.js",
+        "static/media/x.woff2",
+        "nodes",
+        "nodes/9f0a",
+        "logical/actors/1a",
+        "api/jobs/",
+        "api/jobs/01J-1",
+        "api/jobs/01J-1/logs",
+        "api/v0/tasks",
+        "api/v0/tasks/timeline",
+        "api/data/datasets/01",
+    )
     assert all(kind_of(page) for page in pages)
-    others = ("api/jobs/x/stop", "worker/cpu_profile", "memory_profile", "api/packages/gcs/x", "api/v0/delay/9", "test/dump",
-              "nodes/", "static/../nodes", "static//js", "//nodes", "nodes/..", "nodes\n", "static/js/é.js", "api/authenticate",
-              "logs/x", "api/train/v2/runs/v1")
+    others = (
+        "api/jobs/x/stop",
+        "worker/cpu_profile",
+        "memory_profile",
+        "api/packages/gcs/x",
+        "api/v0/delay/9",
+        "test/dump",
+        "nodes/",
+        "static/../nodes",
+        "static//js",
+        "//nodes",
+        "nodes/..",
+        "nodes\n",
+        "static/js/é.js",
+        "api/authenticate",
+        "logs/x",
+        "api/train/v2/runs/v1",
+    )
     assert not [page for page in others if kind_of(page)]
 
 

@@ -44,7 +44,12 @@ def test_a_queued_run_becomes_a_job_that_can_prove_itself(scene):
     assert stat.S_IMODE(submission.report_to.stat().st_mode) == 0o600
     written = RunConfig.model_validate(json.loads(submission.config_path.read_text()))
     assert written.directory == Path(run.directory)
-    assert submission.config_path.parent == submission.stop_file.parent == submission.report_to.parent == Path(run.directory).parent
+    assert (
+        submission.config_path.parent
+        == submission.stop_file.parent
+        == submission.report_to.parent
+        == Path(run.directory).parent
+    )
 
 
 def test_the_ray_dashboard_lists_a_job_by_its_runs_name_and_attempt(scene):
@@ -125,10 +130,12 @@ def test_a_service_that_restarts_elsewhere_says_so_to_its_drivers(scene):
     scene.round()
     assert file.read_text() == before
     scene.settings = scene.settings.model_copy(update={"port": 8301})
-    scene.jobs.away = True      # Ray may come back with the driver
+    scene.jobs.away = True  # Ray may come back with the driver
     scene.round()
     address = ReportAddress.from_json(file.read_text())
-    assert address == dataclasses.replace(ReportAddress.from_json(before), url=f"http://127.0.0.1:8301/v1/runs/{run_id}/report")
+    assert address == dataclasses.replace(
+        ReportAddress.from_json(before), url=f"http://127.0.0.1:8301/v1/runs/{run_id}/report"
+    )
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert untouched.read_text() == left
 
@@ -174,7 +181,9 @@ def test_drivers_that_get_further_may_be_lost_for_ever(scene):
     run_id = scene.running()
     scene.report(run_id, Event("unit_started", "seed", "seed", {"steps": 100, "tokens": 100, "workers": 1}))
     for step in range(1, 8):
-        scene.report(run_id, Event("progress", "seed", "seed", {"step": step, "steps": 100, "tokens": step, "loss": 1.0}))
+        scene.report(
+            run_id, Event("progress", "seed", "seed", {"step": step, "steps": 100, "tokens": step, "loss": 1.0})
+        )
         scene.jobs.dies(scene.job(run_id))
         scene.round()
         scene.begins(run_id)
@@ -388,7 +397,9 @@ def test_a_run_that_cannot_be_processed_keeps_its_mark_until_it_can(scene, monke
     first, last = marks[0], scene.run(run_id).trouble
     scene.round(5)
     assert "ValueError" in first
-    assert (scene.run(run_id).trouble, len(marks)) == (last, 2), "one for each of the two steps that fail, in the first round"
+    assert (scene.run(run_id).trouble, len(marks)) == (last, 2), (
+        "one for each of the two steps that fail, in the first round"
+    )
     assert scene.run(queued).state == "starting"
     monkeypatch.undo()
     scene.round(2)
@@ -424,7 +435,12 @@ def test_priorities_and_limits_order_the_queue(database, tmp_path):
     late, urgent, other = scene.submit(), scene.submit(priority=5), scene.submit(owner="bob")
     last = scene.submit(owner="eve")
     scene.round()
-    assert [scene.run(each).state for each in (late, urgent, other, last)] == ["queued", "starting", "starting", "queued"]
+    assert [scene.run(each).state for each in (late, urgent, other, last)] == [
+        "queued",
+        "starting",
+        "starting",
+        "queued",
+    ]
     assert scene.run(last).reason == "2 of 2 runs are active"
 
 

@@ -50,7 +50,10 @@ def exists(scene, run_id):
 
 def entries(scene):
     with scene.database.read() as session:
-        return [(entry.action, entry.owner, entry.target, entry.detail) for entry in audit.page(session, cursor=None, limit=50)[0]]
+        return [
+            (entry.action, entry.owner, entry.target, entry.detail)
+            for entry in audit.page(session, cursor=None, limit=50)[0]
+        ]
 
 
 def test_a_run_is_announced_then_removed_with_its_files_and_that_is_on_record(scene):
@@ -69,7 +72,12 @@ def test_a_run_is_announced_then_removed_with_its_files_and_that_is_on_record(sc
     (removed, by, target, detail), announcement = entries(scene)[:2]
     assert (removed, by, target) == ("run.removed", "service", run_id)
     assert detail == {
-        "name": "demo", "owner": "ann", "why": "finished runs are kept for 30 days", "ended": ended, "disk_bytes": 1000}
+        "name": "demo",
+        "owner": "ann",
+        "why": "finished runs are kept for 30 days",
+        "ended": ended,
+        "disk_bytes": 1000,
+    }
     assert announcement[0] == "run.expiring"
     assert announcement[3]["expires_at"] == ended + 30 * DAY
 
@@ -142,7 +150,7 @@ def test_a_start_stays_until_the_run_that_reads_it_has_succeeded_or_is_gone(scen
     scene.change(follower, RunState.STARTING)
     assert days(3)
     scene.change(follower, ended)
-    if ended is not RunState.SUCCEEDED:     # it can be resumed
+    if ended is not RunState.SUCCEEDED:  # it can be resumed
         assert days(1)
         assert scene.run(start).expires_at is None
         days(1)
@@ -177,7 +185,12 @@ def test_removal_follows_no_link_and_leaves_no_root(scene, tmp_path):
     (scene.place(inside).directory / "link").symlink_to(precious)
     scene.place(itself).home.symlink_to(precious)
     with scene.database.write() as session:
-        runs.amend(session, runs.lock(session, elsewhere), now=scene.now, directory=str(tmp_path / "other" / elsewhere / "demo"))
+        runs.amend(
+            session,
+            runs.lock(session, elsewhere),
+            now=scene.now,
+            directory=str(tmp_path / "other" / elsewhere / "demo"),
+        )
     (tmp_path / "other" / elsewhere / "demo").mkdir(parents=True)
     for _ in range(2):
         tidy(scene)
@@ -200,9 +213,18 @@ def test_what_was_set_aside_before_a_crash_is_removed_by_the_next_round(scene):
     assert not aside.exists()
 
 
-@pytest.mark.parametrize(("content", "output"), [
-    (None, None), ("", None), ("{}", None), ('{"output": null}', None), ("[]", None), ("{", None),
-    ('{"output": "s3://bucket/runs"}', "s3://bucket/runs")])
+@pytest.mark.parametrize(
+    ("content", "output"),
+    [
+        (None, None),
+        ("", None),
+        ("{}", None),
+        ('{"output": null}', None),
+        ("[]", None),
+        ("{", None),
+        ('{"output": "s3://bucket/runs"}', "s3://bucket/runs"),
+    ],
+)
 def test_a_home_names_an_output_only_if_its_request_sets_one(tmp_path, content, output):
     if content is not None:
         (tmp_path / "request.json").write_text(content)
@@ -221,7 +243,10 @@ def test_directories_are_measured_and_counted_per_owner(scene):
 
 
 RUNS = st.lists(
-    st.builds(FinishedRun, st.uuids().map(str), st.floats(0, 1e6), st.booleans()), max_size=12, unique_by=lambda run: run.run_id)
+    st.builds(FinishedRun, st.uuids().map(str), st.floats(0, 1e6), st.booleans()),
+    max_size=12,
+    unique_by=lambda run: run.run_id,
+)
 RULES = st.builds(Retention, days=st.none() | st.floats(0.5, 10), finished_runs=st.none() | st.integers(1, 5))
 
 
@@ -256,6 +281,8 @@ def test_nothing_is_removed_without_a_day_of_notice(steps):
 def test_runs_that_a_configuration_names_are_found_wherever_they_stand():
     ids = ["01JABCDEFGHJKMNPQRSTVWXYZ0", "01JABCDEFGHJKMNPQRSTVWXYZ1", "01JABCDEFGHJKMNPQRSTVWXYZ2"]
     config = {
-        "output": f"/runs/{ids[2]}", "model": {"init": {"checkpoint": f"run://{ids[0]}/model"}},
-        "corpus": {"sources": [{"path": f"/runs/{ids[1]}/demo/corpus/*.jsonl"}, {"path": f"/x/{ids[2]}1/y"}]}}
+        "output": f"/runs/{ids[2]}",
+        "model": {"init": {"checkpoint": f"run://{ids[0]}/model"}},
+        "corpus": {"sources": [{"path": f"/runs/{ids[1]}/demo/corpus/*.jsonl"}, {"path": f"/x/{ids[2]}1/y"}]},
+    }
     assert named_runs(config) == set(ids[:2])

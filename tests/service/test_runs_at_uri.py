@@ -39,8 +39,16 @@ WEIGHTS = bytes(range(256)) * 8
 OUTPUT = "s3://runs/team"
 DAY = 24 * 3600.0
 SIZES = {
-    "model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2, "vocab_size": 9000}
+    "model_type": "qwen3_moe",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 64,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 9000,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +71,7 @@ def store_of(location: str) -> RunStore:
 
 def fill(store: RunStore) -> None:
     """What a driver has written of a finished run: loose files and committed directories."""
+
     def commit(name: str, **files: bytes) -> None:
         draft = store.draft(store.directory / name)
         for file, content in files.items():
@@ -79,7 +88,9 @@ def fill(store: RunStore) -> None:
     commit("model", config_json=b"{}", weights_safetensors=WEIGHTS)
     commit("clusters", report_json=b'{"silhouette": 0.5}')
     commit("figures", loss_png=b"png")
-    commit("corpus", train__0_parquet=table("seen"), validation__0_parquet=table("unseen"), tokenizer__tokenizer_json=b"{}")
+    commit(
+        "corpus", train__0_parquet=table("seen"), validation__0_parquet=table("unseen"), tokenizer__tokenizer_json=b"{}"
+    )
     for name, content in {"ray.log": b"one\ntwo\n", "logs/submodel-0.0.log": b"a\nb", "events.jsonl": b""}.items():
         store.remote.write(name, content)
 
@@ -99,7 +110,10 @@ def test_everything_of_a_run_is_read_from_its_uri(here: Service):
     run_id, store = submitted(here)
     items = {item["path"]: item["bytes"] for item in get(here, run_id, "artifacts").json()["items"]}
     assert {path: items[path] for path in ("model/weights.safetensors", "figures/loss.png", "ray.log")} == {
-        "model/weights.safetensors": len(WEIGHTS), "figures/loss.png": 3, "ray.log": 8}
+        "model/weights.safetensors": len(WEIGHTS),
+        "figures/loss.png": 3,
+        "ray.log": 8,
+    }
     assert not [path for path in items if path.startswith(("objects", "receipts", "."))]
     assert get(here, run_id, "artifacts/figures/loss.png").content == b"png"
     part = get(here, run_id, "artifacts/model/weights.safetensors", Range="bytes=10-19")
@@ -162,14 +176,29 @@ def test_a_bucket_that_hangs_holds_up_its_own_report_alone(here: Service, monkey
             silent.close()
             connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (503, "overloaded")
-    assert (waiting.result().status_code, waiting.result().json()["type"].rpartition(":")[2]) == (503, "storage-unavailable")
+    assert (waiting.result().status_code, waiting.result().json()["type"].rpartition(":")[2]) == (
+        503,
+        "storage-unavailable",
+    )
 
 
-@pytest.mark.parametrize("output", [
-    "s3://runs", "s3://runs/team2", "s3://runs/team/../x", "s3://runs/team/%2e%2e/x", "s3://other/x", "gs://runs/team", "file:///etc",
-    "s3://runs/team/.removed", "s3://runs/team//x", "s3://runs/team/a*", "s3://runs/team?region=us-east-1",
-    "s3://runs/team/01JDB5W3XQ3N8QZ7V0G6M4T9KE/demo",
-])
+@pytest.mark.parametrize(
+    "output",
+    [
+        "s3://runs",
+        "s3://runs/team2",
+        "s3://runs/team/../x",
+        "s3://runs/team/%2e%2e/x",
+        "s3://other/x",
+        "gs://runs/team",
+        "file:///etc",
+        "s3://runs/team/.removed",
+        "s3://runs/team//x",
+        "s3://runs/team/a*",
+        "s3://runs/team?region=us-east-1",
+        "s3://runs/team/01JDB5W3XQ3N8QZ7V0G6M4T9KE/demo",
+    ],
+)
 def test_an_output_elsewhere_or_in_another_run_is_refused(here: Service, output: str):
     answer = here.ann.post("/v1/runs", json={"config": demo(output=output)})
     assert answer.status_code == 422
@@ -216,11 +245,13 @@ def test_a_run_starts_from_the_corpus_and_the_model_at_a_uri(here: Service):
     run_id, store = submitted(here)
     here.start(run_id)
     here.bring(run_id, RunState.SUCCEEDED)
-    assert here.submit(corpus={"sources": [{"path": f"run://{run_id}/corpus"}]})["config"]["corpus"]["sources"][0]["path"] == (
-        f"run://{run_id}/corpus")
+    assert here.submit(corpus={"sources": [{"path": f"run://{run_id}/corpus"}]})["config"]["corpus"]["sources"][0][
+        "path"
+    ] == (f"run://{run_id}/corpus")
     config = demo(model={"init": {"checkpoint": f"run://{run_id}/model"}}, tokens={"seed_share": 0})
     answer = here.ann.post("/v1/runs", json={"config": config})
-    assert (answer.status_code, "has a config.json without model_type" in answer.text) == (422, True)     # as `fill` has written it
+    # as `fill` has written it
+    assert (answer.status_code, "has a config.json without model_type" in answer.text) == (422, True)
     model = store.directory / "model"
     (model / "config.json").write_text(json.dumps(SIZES))
     store.publish(model)
@@ -230,8 +261,17 @@ def test_a_run_starts_from_the_corpus_and_the_model_at_a_uri(here: Service):
 
 def test_the_files_of_a_hostile_model_are_not_written_elsewhere(here: Service, tmp_path: Path):
     _, store = submitted(here)
-    store.remote.write("model/manifest.json", json.dumps({"files": {
-        "config.json": [2, "", "objects/x/config.json"], "../../planted": [2, "", "objects/x/config.json"]}}).encode())
+    store.remote.write(
+        "model/manifest.json",
+        json.dumps(
+            {
+                "files": {
+                    "config.json": [2, "", "objects/x/config.json"],
+                    "../../planted": [2, "", "objects/x/config.json"],
+                }
+            }
+        ).encode(),
+    )
     store.remote.write("objects/x/config.json", b"{}")
     assert copy_model_files(store.location, tmp_path / "scratch").joinpath("config.json").read_text() == "{}"
     assert not list(tmp_path.rglob("planted"))
@@ -250,8 +290,11 @@ def test_a_driver_finds_the_documents_its_working_copy_and_its_place(database: D
     (store.directory / "model" / "config.json").write_text(json.dumps(SIZES))
     store.publish(store.directory / "model")
     second = scene.submit(
-        output=OUTPUT, corpus={"sources": [{"path": f"run://{first}/corpus"}]}, tokens={"seed_share": 0},
-        model={"init": {"checkpoint": f"run://{first}/model"}})
+        output=OUTPUT,
+        corpus={"sources": [{"path": f"run://{first}/corpus"}]},
+        tokens={"seed_share": 0},
+        model={"init": {"checkpoint": f"run://{first}/model"}},
+    )
     scene.round()
     (job,) = scene.jobs.submissions.values()
     asked = json.loads(job.config_path.read_text())
@@ -292,7 +335,7 @@ def test_a_run_whose_bucket_is_gone_can_be_killed(database: Database, tmp_path: 
 def test_retention_measures_and_deletes_the_objects(database: Database, tmp_path: Path, started: bool):
     scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
     run_id, other = scene.submit(output=OUTPUT), scene.submit(output=OUTPUT)
-    if started:     # with a home on this machine
+    if started:  # with a home on this machine
         scene.round()
     else:
         scene.change(run_id, RunState.STARTING, attempt=1)
@@ -314,7 +357,7 @@ def test_retention_measures_and_deletes_the_objects(database: Database, tmp_path
 
 
 def test_objects_that_could_not_be_deleted_are_deleted_in_the_next_round(
-    database: Database, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch,
+    database: Database, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ):
     scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
     run_id = scene.submit(output=OUTPUT)

@@ -29,10 +29,16 @@ def test_the_database_is_a_file_of_the_state_directory_unless_one_is_named(tmp_p
     assert settings(tmp_path, database_url="postgresql+psycopg:///x").database == "postgresql+psycopg:///x"
 
 
-@pytest.mark.parametrize(("host", "url"), [
-    ("127.0.0.1", "http://127.0.0.1:8300"), ("0.0.0.0", "http://127.0.0.1:8300"), ("::", "http://127.0.0.1:8300"),
-    ("::1", "http://[::1]:8300"), ("node-1", "http://node-1:8300"),
-])
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8300"),
+        ("0.0.0.0", "http://127.0.0.1:8300"),
+        ("::", "http://127.0.0.1:8300"),
+        ("::1", "http://[::1]:8300"),
+        ("node-1", "http://node-1:8300"),
+    ],
+)
 def test_drivers_report_to_where_the_service_listens(tmp_path, host, url):
     assert settings(tmp_path, host=host).report_url("RUN") == f"{url}/v1/runs/RUN/report"
 
@@ -54,7 +60,9 @@ def test_a_loopback_address_needs_none(tmp_path, host):
 
 
 @pytest.mark.parametrize("setting", ["input_roots", "output_roots", "storage_roots"])
-@pytest.mark.parametrize("root", ["http://h/x", "s3://", "s3://bucket/../x", "s3://bucket?endpoint_override=h", "s3://key:secret@bucket"])
+@pytest.mark.parametrize(
+    "root", ["http://h/x", "s3://", "s3://bucket/../x", "s3://bucket?endpoint_override=h", "s3://key:secret@bucket"]
+)
 def test_a_root_is_a_directory_or_a_plain_bucket(tmp_path, setting, root):
     with pytest.raises(ValidationError, match="root"):
         settings(tmp_path, **{setting: (root,)})
@@ -72,7 +80,7 @@ def test_settings_do_not_change(tmp_path):
 
 @pytest.mark.parametrize(("root", "allowed"), [("data", False), ("data/hf", True), ("data/hf/hub", True)])
 def test_the_hubs_folder_below_an_input_root_is_denied_when_a_run_is_submitted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, allowed: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, allowed: bool
 ) -> None:
     (tmp_path / "data" / "hf" / "hub").mkdir(parents=True)
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)

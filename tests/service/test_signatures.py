@@ -11,7 +11,8 @@ NOW = 1_800_000_000.0
 
 def test_a_signature_is_that_of_the_time_and_the_body():
     assert sign("whsec", b'{"a":1}', NOW + 0.9) == (
-        "t=1800000000,v1=adf19a16865985b0891b0e7e4f6770e17d6bdd6462d897848f5adb661c4381bb")
+        "t=1800000000,v1=adf19a16865985b0891b0e7e4f6770e17d6bdd6462d897848f5adb661c4381bb"
+    )
 
 
 def test_each_attempt_has_its_own_key_and_always_the_same():

@@ -11,10 +11,17 @@ from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 
 QUERIES = [
-    ("/v1/runs?sate=failed", "sate", "state"), ("/v1/runs?page=2", "page", None), ("/v1/quota?user=bob", "user", None),
-    ("/v1/audit?limits=1", "limits", "limit"), ("/v1/pools?name=low", "name", None), ("/v1/tokens?cursor=x", "cursor", None),
-    ("/v1/runs/RUN?events=true", "events", None), ("/v1/runs/RUN/metrics?figur=loss", "figur", "figure"),
-    ("/v1/runs/RUN/events?folow=false", "folow", "follow"), ("/healthz?x", "x", None)]
+    ("/v1/runs?sate=failed", "sate", "state"),
+    ("/v1/runs?page=2", "page", None),
+    ("/v1/quota?user=bob", "user", None),
+    ("/v1/audit?limits=1", "limits", "limit"),
+    ("/v1/pools?name=low", "name", None),
+    ("/v1/tokens?cursor=x", "cursor", None),
+    ("/v1/runs/RUN?events=true", "events", None),
+    ("/v1/runs/RUN/metrics?figur=loss", "figur", "figure"),
+    ("/v1/runs/RUN/events?folow=false", "folow", "follow"),
+    ("/healthz?x", "x", None),
+]
 CONVERTED: list[tuple[str, dict[str, Any], str]] = [
     ("priority", {"priority": "1"}, "a whole number, not text"),
     ("priority", {"priority": True}, "a whole number, not true or false"),
@@ -22,9 +29,17 @@ CONVERTED: list[tuple[str, dict[str, Any], str]] = [
     ("budget_dollars", {"budget_dollars": "20"}, "a number, not text"),
     ("config.seed", {"config": {"seed": "1"}}, "a whole number, not text"),
     ("config.seed", {"config": {"seed": 1.0}}, "a whole number, not a number"),
-    ("config.corpus.sources.0.weight", {"config": {"corpus": {"sources": [{"path": "embedded", "weight": "1e-1"}]}}},
-     "a number, not text"),
-    ("config.submodels.optimizer.compile", {"config": {"submodels": {"optimizer": {"compile": 1}}}}, "true or false, not a whole")]
+    (
+        "config.corpus.sources.0.weight",
+        {"config": {"corpus": {"sources": [{"path": "embedded", "weight": "1e-1"}]}}},
+        "a number, not text",
+    ),
+    (
+        "config.submodels.optimizer.compile",
+        {"config": {"submodels": {"optimizer": {"compile": 1}}}},
+        "true or false, not a whole",
+    ),
+]
 """Field of a run to submit, what it is set to, and the words of the refusal."""
 
 
@@ -53,16 +68,22 @@ def test_an_unknown_query_key_keeps_a_change_from_being_made(api: Service) -> No
 
 
 CHANGES = [
-    ("PATCH", "", {"priority": 3}), ("POST", "/cancel", None), ("DELETE", "", None), ("POST", "/retry", None),
-    ("POST", "/resume", None)]
+    ("PATCH", "", {"priority": 3}),
+    ("POST", "/cancel", None),
+    ("DELETE", "", None),
+    ("POST", "/retry", None),
+    ("POST", "/resume", None),
+]
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CHANGES)
-def test_a_change_of_another_version_is_not_made(api: Service, method: str, path: str, body: dict[str, Any] | None) -> None:
+def test_a_change_of_another_version_is_not_made(
+    api: Service, method: str, path: str, body: dict[str, Any] | None
+) -> None:
     """Before (af276e38): no answer had an ETag, and each change was made in spite of `If-Match`."""
     run = api.submit()["id"]
     seen = api.ann.get(f"/v1/runs/{run}").headers.get("etag", '"1"')
-    api.ann.patch(f"/v1/runs/{run}", json={"priority": 1})      # by another client, meanwhile
+    api.ann.patch(f"/v1/runs/{run}", json={"priority": 1})  # by another client, meanwhile
     if path == "/resume" or method == "DELETE":
         api.ann.post(f"/v1/runs/{run}/cancel")
     before = api.ann.get(f"/v1/runs/{run}").json()
@@ -100,7 +121,9 @@ def test_every_answer_with_one_run_has_the_version_of_that_run(api: Service) -> 
 
 
 @pytest.mark.parametrize(("field", "changes", "words"), CONVERTED)
-def test_a_value_of_another_type_is_not_converted(api: Service, field: str, changes: dict[str, Any], words: str) -> None:
+def test_a_value_of_another_type_is_not_converted(
+    api: Service, field: str, changes: dict[str, Any], words: str
+) -> None:
     """Before (af276e38): each run was created, with the value converted: priority 1 for true, weight 0.1 for "1e-1"."""
     body = {"config": demo()} | changes
     if "config" in changes:
@@ -112,12 +135,19 @@ def test_a_value_of_another_type_is_not_converted(api: Service, field: str, chan
     assert api.ann.get("/v1/runs").json()["items"] == []
 
 
-@pytest.mark.parametrize(("method", "path", "body"), [
-    ("PATCH", "/v1/runs/RUN", {"priority": "1"}), ("PATCH", "/v1/runs/RUN", {"kept": 1}),
-    ("POST", "/v1/runs/RUN/cancel", {"force": 1}),
-    ("POST", "/v1/runs/RUN/retry", {"priority": "1"}), ("POST", "/v1/runs/RUN/retry", {"changes": {"seed": "1"}}),
-    ("PUT", "/v1/policies", {"default": {"queued_runs": "5"}}), ("PUT", "/v1/policies/owners/ann", {"retention": {"days": "1"}}),
-    ("POST", "/v1/tokens", {"name": "x", "owner": "x", "scopes": ["read"], "expires_in_days": "1"})])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "/v1/runs/RUN", {"priority": "1"}),
+        ("PATCH", "/v1/runs/RUN", {"kept": 1}),
+        ("POST", "/v1/runs/RUN/cancel", {"force": 1}),
+        ("POST", "/v1/runs/RUN/retry", {"priority": "1"}),
+        ("POST", "/v1/runs/RUN/retry", {"changes": {"seed": "1"}}),
+        ("PUT", "/v1/policies", {"default": {"queued_runs": "5"}}),
+        ("PUT", "/v1/policies/owners/ann", {"retention": {"days": "1"}}),
+        ("POST", "/v1/tokens", {"name": "x", "owner": "x", "scopes": ["read"], "expires_in_days": "1"}),
+    ],
+)
 def test_other_requests_are_not_converted_either(api: Service, method: str, path: str, body: dict[str, Any]) -> None:
     """Before (af276e38): each request was carried out."""
     answer = api.admin.request(method, path.replace("RUN", api.submit()["id"]), json=body)
@@ -130,10 +160,14 @@ def test_whole_numbers_are_numbers(api: Service) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "default", "paper"])
-def test_what_the_command_line_reads_from_yaml_has_the_types_of_the_schema(api: Service, tmp_path: Any, name: str) -> None:
+def test_what_the_command_line_reads_from_yaml_has_the_types_of_the_schema(
+    api: Service, tmp_path: Any, name: str
+) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(preset_text(name))
-    sent = load_config(file, ["corpus.sources=[{path: embedded}]"], for_service=True).model_dump(mode="json", exclude_unset=True)
+    sent = load_config(file, ["corpus.sources=[{path: embedded}]"], for_service=True).model_dump(
+        mode="json", exclude_unset=True
+    )
     sent.pop("output", None)
     answer = api.ann.post("/v1/estimates", json={"config": sent})
     assert answer.status_code == 200, answer.text

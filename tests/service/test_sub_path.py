@@ -38,7 +38,11 @@ class Proxy:
             await PlainTextResponse("another program", 404)(scope, receive, send)
             return
         if self._removes:
-            scope = {**scope, "path": scope["path"][len(PATH):] or "/", "raw_path": scope["raw_path"][len(PATH):] or b"/"}
+            scope = {
+                **scope,
+                "path": scope["path"][len(PATH) :] or "/",
+                "raw_path": scope["raw_path"][len(PATH) :] or b"/",
+            }
         await self._app(scope, receive, send)
 
 
@@ -73,7 +77,9 @@ def test_everything_that_a_page_names_is_found_below_the_path(proxy: Proxy, page
         seen.add(url)
         answer = client.get(url)
         assert answer.status_code == 200, url
-        if "/vendor/" not in url and answer.headers["content-type"].startswith(("text/html", "text/css", "text/javascript")):
+        if "/vendor/" not in url and answer.headers["content-type"].startswith(
+            ("text/html", "text/css", "text/javascript")
+        ):
             # What a script shows is relative to the page, what it imports to the script.
             for shown, *others in _NAMED.findall(answer.text):
                 waiting.append(urljoin(BASE + page if shown else url, shown + "".join(others)))
@@ -84,7 +90,9 @@ def test_the_scripts_ask_for_nothing_at_the_root_of_the_host(behind: Service) ->
     """Every path in a script goes through `ask`, `askText`, `followText` or `here`, which make it relative."""
     static = Path(__file__).parents[2] / "service" / "web" / "static"
     rooted = re.compile(r"""(fetch|EventSource)\(\s*[`"']/|(src|href|action)=(\$\{)?[`"']/|url\(["']?/|url: ["']/""")
-    files = [each for suffix in ("js", "html", "css") for each in static.rglob(f"*.{suffix}") if "vendor" not in each.parts]
+    files = [
+        each for suffix in ("js", "html", "css") for each in static.rglob(f"*.{suffix}") if "vendor" not in each.parts
+    ]
     assert len(files) > 40
     assert not [str(each) for each in files if rooted.search(each.read_text())]
 
@@ -128,13 +136,13 @@ def _client(transport: Any, token: str) -> Iterator[Client]:
 
 def test_the_client_keeps_the_path(behind: Service, proxy: Proxy) -> None:
 
-
     with _client(httpx.ASGITransport(app=proxy), behind.plain["ann"]) as client:
         assert client.identity().owner == "ann"
 
 
-@pytest.mark.parametrize("url", [
-    "https://h/v1", "https://h/static/x", "https://h/a b", "https://h/x?y", "https://h/x#y", "https://h//x"])
+@pytest.mark.parametrize(
+    "url", ["https://h/v1", "https://h/static/x", "https://h/a b", "https://h/x?y", "https://h/x#y", "https://h//x"]
+)
 def test_a_public_url_that_cannot_work_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(ValidationError, match="public_url"):
         Settings(state_dir=tmp_path, public_url=url)

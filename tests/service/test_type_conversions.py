@@ -19,8 +19,13 @@ SCHEMA = TypeAdapter(RunConfig)
 @given(st.sampled_from(["1", 1, 1.0, True]), st.sampled_from(["seed", "tokens.total", "corpus.validation_fraction"]))
 def test_the_kept_value_is_of_the_type_that_was_sent(value: Any, field: str) -> None:
     section, _, key = field.rpartition(".")
-    config = demo(**({section: {key: value} | ({"sources": [{"path": "embedded"}]} if section == "corpus" else {})} if section
-                     else {key: value}))
+    config = demo(
+        **(
+            {section: {key: value} | ({"sources": [{"path": "embedded"}]} if section == "corpus" else {})}
+            if section
+            else {key: value}
+        )
+    )
     try:
         refused = bool(converted(SCHEMA, config))
     except ValidationError:

@@ -17,22 +17,34 @@ from service.domain.states import RunState
 
 DAY = 24 * 3600.0
 DAMAGED = {
-    "no JSON": "{", "no object": "[5]", "null": "null", "unknown field": '{"gone": 1}', "other value": '{"active_runs": "many"}'}
+    "no JSON": "{",
+    "no object": "[5]",
+    "null": "null",
+    "unknown field": '{"gone": 1}',
+    "other value": '{"active_runs": "many"}',
+}
 
 
 @pytest.fixture
 def scene(api: Service, tmp_path: Path) -> Scene:
     with api.database.write() as session:
-        policies.replace(session, Policies(
-            default=Policy(active_runs=10), owners={"ann": Policy(retention=Retention(days=1)), "bob": Policy()}), 0.0)
+        policies.replace(
+            session,
+            Policies(
+                default=Policy(active_runs=10), owners={"ann": Policy(retention=Retention(days=1)), "bob": Policy()}
+            ),
+            0.0,
+        )
     return Scene(api.database, tmp_path, api.settings, api.jobs, api.pools)
 
 
 def damage(scene: Scene, owner: str, stored: str) -> None:
     with scene.database.write() as session:
         if stored == "{" and session.get_bind().dialect.name == "postgresql":
-            stored = '"{"'      # a column of PostgreSQL holds no text that is no JSON
-        session.execute(text("UPDATE policies SET limits = :stored WHERE owner = :owner"), {"stored": stored, "owner": owner})
+            stored = '"{"'  # a column of PostgreSQL holds no text that is no JSON
+        session.execute(
+            text("UPDATE policies SET limits = :stored WHERE owner = :owner"), {"stored": stored, "owner": owner}
+        )
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
@@ -64,7 +76,9 @@ def test_runs_continue_once_their_owners_policy_is_set_again(api: Service, scene
     scene.jobs.ends(scene.job(run_id), 3)
     scene.round()
     assert (scene.run(run_id).state, scene.run(run_id).reason) == (
-        "cancelled", "its owner's policy cannot be read; it can be resumed once an administrator has set that policy again")
+        "cancelled",
+        "its owner's policy cannot be read; it can be resumed once an administrator has set that policy again",
+    )
     assert api.ann.post(f"/v1/runs/{run_id}/resume").status_code == 403
     assert api.admin.put("/v1/policies/owners/ann", json={}).status_code == 200
     assert api.ann.post(f"/v1/runs/{run_id}/resume").status_code == 202

@@ -15,7 +15,10 @@ from service.database.tables import RunRow
 EARLIER = {"merge": {"delta_scale": 1.0}, "submodels": {"keep_moments": False}}
 """A removed setting and a renamed one."""
 BROKEN: dict[str, Any] = {
-    "pools": {"pools": {"low_memory": {"gone": 1}}}, "clusters": {"clusters": {"count": 10**9}}, "everything": {"x": 1}}
+    "pools": {"pools": {"low_memory": {"gone": 1}}},
+    "clusters": {"clusters": {"count": 10**9}},
+    "everything": {"x": 1},
+}
 
 
 def store(database: Database, run_id: str, changes: dict[str, Any]) -> None:
@@ -32,7 +35,7 @@ def test_one_unusable_run_ends_with_its_reason_and_others_start(database, tmp_pa
     broken = scene.submit(priority=5) if state == "queued" else scene.running()
     store(database, broken, BROKEN[kind])
     other = scene.submit()
-    if state == "running":      # lost, so that it has to be started again
+    if state == "running":  # lost, so that it has to be started again
         scene.jobs.dies(scene.job(broken))
     scene.round(3)
     assert scene.run(broken).state == ("cancelled" if (kind, state) == ("pools", "running") else "failed")

@@ -37,7 +37,9 @@ class Story:
 
     def reached(self, stage: str, step: int) -> bool:
         """Whether a unit of the stage has passed the step."""
-        return any(event.type == "progress" and event.stage == stage and event.data["step"] >= step for _, event in self.seen)
+        return any(
+            event.type == "progress" and event.stage == stage and event.data["step"] >= step for _, event in self.seen
+        )
 
     @property
     def advance(self) -> int:

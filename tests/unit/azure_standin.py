@@ -27,13 +27,47 @@ def azure_server(container: str, folder: Path) -> Iterator[str]:
         folder: Empty folder for the server's certificate, and for Azurite if it is not installed.
     """
     key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run([
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-keyout", key,
-        "-out", certificate, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-noenc",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True,
+        capture_output=True,
+    )
     command = [
-        _azurite(folder), "--blobPort", "0", "--inMemoryPersistence", "--oauth", "basic", "--cert", certificate, "--key", key,
-        "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server, pytest.MonkeyPatch.context() as patch:
+        _azurite(folder),
+        "--blobPort",
+        "0",
+        "--inMemoryPersistence",
+        "--oauth",
+        "basic",
+        "--cert",
+        certificate,
+        "--key",
+        key,
+        "--skipApiVersionCheck",
+        "--disableTelemetry",
+        "--silent",
+    ]
+    with (
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         try:
             patch.setenv("SSL_CERT_FILE", str(certificate))
             uri = f"abfs://{_ACCOUNT}@{_address(server)}/{container}"
@@ -52,8 +86,11 @@ def _azurite(folder: Path) -> str | Path:
     if npm is None:
         pytest.skip("neither azurite-blob nor npm, which installs it, is on PATH")
     subprocess.run(
-        [npm, "install", "--prefix", folder, "--no-audit", "--no-fund", AZURITE], check=True, capture_output=True,
-        env=os.environ | {"npm_config_cache": str(folder / "npm")})
+        [npm, "install", "--prefix", folder, "--no-audit", "--no-fund", AZURITE],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"npm_config_cache": str(folder / "npm")},
+    )
     return folder / "node_modules" / ".bin" / "azurite-blob"
 
 

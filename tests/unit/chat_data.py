@@ -18,13 +18,15 @@ TURNS = (
     "{%- if message.role == 'assistant' %}{% generation %}{{- message.content + '<|im_end|>\n' }}{% endgeneration %}"
     "{%- else %}{{- message.content + '<|im_end|>\n' }}{%- endif %}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}")
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
 """A template with the format of Qwen2.5, which marks the assistant's tokens."""
 PLAIN_TURNS = TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 """The same template without the marks."""
 WITH_TOOLS = (
     "{%- if tools %}{{- '<|im_start|>system\n' }}{%- for tool in tools %}{{- tool | tojson + '\n' }}{%- endfor %}"
-    "{{- '<|im_end|>\n' }}{%- endif %}" + TURNS)
+    "{{- '<|im_end|>\n' }}{%- endif %}" + TURNS
+)
 """The template with marks, which also writes the tools, as that of Qwen2.5 does."""
 THINKING = (
     "{%- for message in messages %}"
@@ -32,7 +34,8 @@ THINKING = (
     "{%- if message.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
     "{{- message.content.strip() + '<|im_end|>\n' }}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- else %}{{- eos_token }}{%- endif %}")
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- else %}{{- eos_token }}{%- endif %}"
+)
 """A template that renders the last turn differently from the earlier ones, as those of Qwen3 and Phi-3 do."""
 
 LAST_QUESTION = (
@@ -42,7 +45,8 @@ LAST_QUESTION = (
     "{%- if tools and message == questions[-1] %}{{- '[TOOLS]' + tools | tojson }}{%- endif %}"
     "{{- '[INST]' + message.content + '[/INST]' }}"
     "{%- else %}{{- ' ' + message.content.strip() + eos_token }}{%- endif %}"
-    "{%- endfor %}")
+    "{%- endfor %}"
+)
 """A template that writes the tools before the last question only, as that of Mistral-7B-Instruct-v0.3 does."""
 
 
@@ -52,11 +56,22 @@ def write_tokenizer(directory: Path, template: str | None = TURNS, *, bos: bool 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     sample = ["user assistant system think " * 8, "the answer is a number and the question is a word " * 8]
-    tokenizer.train_from_iterator(sample, trainers.BpeTrainer(
-        vocab_size=400, show_progress=False, special_tokens=[*SPECIAL], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        sample,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            show_progress=False,
+            special_tokens=[*SPECIAL],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     if bos:
-        tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", **({"bos_token": "<s>"} if bos else {}))
+        tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", **({"bos_token": "<s>"} if bos else {})
+    )
     if template is not None:
         made.chat_template = template
     made.save_pretrained(directory)
@@ -75,12 +90,20 @@ def conversation(number: int) -> list[dict[str, Any]]:
 
 def tools_of(number: int) -> list[dict[str, Any]] | None:
     """Up to two tools with different arguments, as JSON schemas; the same for the same number, and none for some."""
-    names = [("weather", {"city": {"type": "string"}}), ("sum", {"a": {"type": "number"}, "b": {"type": "number"}})][:number % 3]
+    names = [("weather", {"city": {"type": "string"}}), ("sum", {"a": {"type": "number"}, "b": {"type": "number"}})][
+        : number % 3
+    ]
     return [
-        {"type": "function", "function": {
-            "name": name, "description": f"the {name} {number}",
-            "parameters": {"type": "object", "properties": properties, "required": list(properties)}}}
-        for name, properties in names] or None
+        {
+            "type": "function",
+            "function": {
+                "name": name,
+                "description": f"the {name} {number}",
+                "parameters": {"type": "object", "properties": properties, "required": list(properties)},
+            },
+        }
+        for name, properties in names
+    ] or None
 
 
 def write_rows(path: Path, column: str, rows: list[Any]) -> Path:

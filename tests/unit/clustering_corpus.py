@@ -33,13 +33,28 @@ def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: in
         own, any_two = generator.choice(WORDS[name], generator.integers(5, 40)), generator.choice(_ALL[1:], 2)
         words = [*own, "and", *any_two]
         text = " ".join(map(str, words))
-        rows.append({
-            "id": hashlib.blake2b(text.encode(), digest_size=16).digest(), "source": name, "text": text,
-            "tokens": [VOCABULARY[word] for word in words], "packed": len(words) + 1, "copies": 1 + i % 7 // 6})
+        rows.append(
+            {
+                "id": hashlib.blake2b(text.encode(), digest_size=16).digest(),
+                "source": name,
+                "text": text,
+                "tokens": [VOCABULARY[word] for word in words],
+                "packed": len(words) + 1,
+                "copies": 1 + i % 7 // 6,
+            }
+        )
     rows.sort(key=lambda row: row["id"])
-    schema = pa.schema([
-        ("id", pa.binary(16)), ("source", pa.string()), ("text", pa.string()), ("tokens", pa.list_(pa.int32())),
-        ("packed", pa.int32()), ("copies", pa.int32()), ("loss_mask", pa.list_(pa.bool_()))])
+    schema = pa.schema(
+        [
+            ("id", pa.binary(16)),
+            ("source", pa.string()),
+            ("text", pa.string()),
+            ("tokens", pa.list_(pa.int32())),
+            ("packed", pa.int32()),
+            ("copies", pa.int32()),
+            ("loss_mask", pa.list_(pa.bool_())),
+        ]
+    )
     (directory / "train").mkdir(parents=True)
     for p in range(parts):
         chosen = [row for row in rows if int.from_bytes(row["id"][:4], "big") * parts >> 32 == p]
@@ -53,15 +68,29 @@ def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: in
 def write_model(directory: Path) -> Path:
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
-        vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=16, moe_intermediate_size=16, intermediate_size=16, num_experts=1, num_experts_per_tok=1,
-        max_position_embeddings=128)
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        moe_intermediate_size=16,
+        intermediate_size=16,
+        num_experts=1,
+        num_experts_per_tok=1,
+        max_position_embeddings=128,
+    )
     Qwen3MoeForCausalLM(config).save_pretrained(directory)
     return directory
 
 
 def run_config(**clusters: object) -> RunConfig:
     settings = {"count": 3, "vectors": "tfidf_svd", "dimensions": 8, "sample": 100} | clusters
-    return RunConfig.model_validate({
-        "name": "test", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 16}, "clusters": settings,
-        "model": {"config": {"num_experts": 12}}})
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 16},
+            "clusters": settings,
+            "model": {"config": {"num_experts": 12}},
+        }
+    )

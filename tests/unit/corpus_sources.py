@@ -46,7 +46,9 @@ def config_of(folder: Path, function: str = "corpus_sources:odd", **corpus: obje
     (folder / "text").mkdir()
     for i in range(3):
         (folder / "text" / f"{i}.txt").write_text("\n\n".join(sentences(f"text{i}", 40)))
-    (folder / "running.txt").write_text(" ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300)))
+    (folder / "running.txt").write_text(
+        " ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300))
+    )
     write_jsonl(folder / "rows.jsonl", [*sentences("rows", 60), *sentences("text0", 10)])
     pq.write_table(pa.table({"body": sentences("table", 60)}), folder / "table.parquet", row_group_size=7)
     write_jsonl(folder / "similar.jsonl", shuffled_clauses(60))
@@ -56,22 +58,43 @@ def config_of(folder: Path, function: str = "corpus_sources:odd", **corpus: obje
     (folder / "damaged" / "c.bin").write_bytes(b"\0")
     (folder / "first.txt").write_text("\n".join(sentences("first", 300)))
     (folder / "first").mkdir()
-    build(check_config({
-        "name": "first", "seed": 5, "tokenizer": {"train_vocab_size": 350},
-        "corpus": {"sequence_length": 32, "validation_fraction": 0.2, "sources": [{"path": str(folder / "first.txt")}]},
-    }), folder / "first")
-    return check_config({
-        "name": "t", "tokenizer": {"train_vocab_size": 350}, "clusters": {"count": 2},
-        "corpus": {"sequence_length": 32, "validation_fraction": 0.1, **corpus, "sources": [
-            {"path": str(folder / "damaged"), "name": "damaged", "on_error": "skip", "weight": 0.7},
-            {"path": str(folder / "text"), "documents": "paragraph", "name": "text", "weight": 1.5},
-            {"path": str(folder / "rows.jsonl"), "name": "rows"},
-            {"path": str(folder / "rows.jsonl"), "name": "odd", "map": function},
-            {"path": str(folder / "running.txt"), "name": "running"},
-            {"path": f"file://{folder}/table.parquet", "text_column": "body"},
-            {"path": str(folder / "similar.jsonl"), "name": "similar"},
-            {"path": str(folder / "first" / "*" / "*.parquet"), "name": "first"},
-        ]}})
+    build(
+        check_config(
+            {
+                "name": "first",
+                "seed": 5,
+                "tokenizer": {"train_vocab_size": 350},
+                "corpus": {
+                    "sequence_length": 32,
+                    "validation_fraction": 0.2,
+                    "sources": [{"path": str(folder / "first.txt")}],
+                },
+            }
+        ),
+        folder / "first",
+    )
+    return check_config(
+        {
+            "name": "t",
+            "tokenizer": {"train_vocab_size": 350},
+            "clusters": {"count": 2},
+            "corpus": {
+                "sequence_length": 32,
+                "validation_fraction": 0.1,
+                **corpus,
+                "sources": [
+                    {"path": str(folder / "damaged"), "name": "damaged", "on_error": "skip", "weight": 0.7},
+                    {"path": str(folder / "text"), "documents": "paragraph", "name": "text", "weight": 1.5},
+                    {"path": str(folder / "rows.jsonl"), "name": "rows"},
+                    {"path": str(folder / "rows.jsonl"), "name": "odd", "map": function},
+                    {"path": str(folder / "running.txt"), "name": "running"},
+                    {"path": f"file://{folder}/table.parquet", "text_column": "body"},
+                    {"path": str(folder / "similar.jsonl"), "name": "similar"},
+                    {"path": str(folder / "first" / "*" / "*.parquet"), "name": "first"},
+                ],
+            },
+        }
+    )
 
 
 def contents(directory: Path) -> dict[str, bytes]:

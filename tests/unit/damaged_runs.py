@@ -39,7 +39,7 @@ class Finished:
         shutil.copytree(self.copy, self.directory)
 
     def remove_after(self, folder: str) -> None:
-        for later in FOLDERS[FOLDERS.index(folder) + 1:]:
+        for later in FOLDERS[FOLDERS.index(folder) + 1 :]:
             shutil.rmtree(self.directory / later)
 
 
@@ -65,9 +65,9 @@ def lose_page(path: Path) -> None:
     """Zero a page (of a small file, all of it), as a disk that lost power before it wrote the page leaves it."""
     content = bytearray(path.read_bytes())
     start = PAGE * random.Random(path.name).randrange(-(-len(content) // PAGE))
-    while not any(content[start:start + PAGE]):
+    while not any(content[start : start + PAGE]):
         start -= PAGE
-    content[start:start + PAGE] = bytes(len(content[start:start + PAGE]))
+    content[start : start + PAGE] = bytes(len(content[start : start + PAGE]))
     path.write_bytes(content)
 
 
@@ -89,16 +89,18 @@ class Tried:
 def continued(made: Finished, folder: str, paths: Sequence[Path], harms: Sequence[Callable[[Path], None]]) -> Tried:
     """Continue a run after a stage, with the first harm done to all these files at once.
 
-    The file that an error names is put back, the next harm is done to it, and the run continues, until it ends. So each stage is
-    made again once, with all damage in place that was not found until then: none of it may change the result, not even that of a
-    file that is found later.
+    The file that an error names is put back, the next harm is done to it, and the run continues, until it ends. So each
+    stage is made again once, with all damage in place that was not found until then: none of it may change the result,
+    not even that of a file that is found later.
     """
     made.restore()
     made.remove_after(folder)
     said = resumed(made, paths, harms)
     return Tried(
-        {name: errors for name, errors in said.items() if errors}, [name for name, errors in said.items() if not errors],
-        results(made.directory) == results(made.copy))
+        {name: errors for name, errors in said.items() if errors},
+        [name for name, errors in said.items() if not errors],
+        results(made.directory) == results(made.copy),
+    )
 
 
 def resumed(made: Finished, paths: Sequence[Path], harms: Sequence[Callable[[Path], None]]) -> dict[str, list[str]]:
@@ -110,11 +112,11 @@ def resumed(made: Finished, paths: Sequence[Path], harms: Sequence[Callable[[Pat
         try:
             pipeline.run(made.config, backend=LocalBackend())
         except DamagedError as error:
-            if len(said.get(error.file, harms)) == len(harms):      # not damaged, or not any more
+            if len(said.get(error.file, harms)) == len(harms):  # not damaged, or not any more
                 raise
             said[error.file].append(str(error))
             shutil.copy2(made.copy / error.file, made.directory / error.file)
-            for harm in harms[len(said[error.file]):][:1]:
+            for harm in harms[len(said[error.file]) :][:1]:
                 harm(made.directory / error.file)
         else:
             return said

@@ -77,7 +77,15 @@ class Elsewhere(LocalBackend):
         return corpus.build(config, directory, _Mapped(self, config).each, emit=emit)
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
+        self,
+        config: RunConfig,
+        *,
+        corpus_dir: Path,
+        model: Path,
+        directory: Path,
+        emit: Emit,
+        stop: StopFile,
+        store: RunStore,
     ) -> dict[str, Any]:
         return build_clusters(config, corpus_dir, model, directory, _Mapped(self, config), emit=emit, store=store)
 
@@ -92,7 +100,13 @@ class Elsewhere(LocalBackend):
         return contextlib.nullcontext(discard)
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
+        self,
+        jobs: Sequence[TrainJob],
+        placement: Placement,
+        directory: Path,
+        emit: Emit,
+        *,
+        stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
         coordinator = SyncCoordinator(jobs, emit)
@@ -117,8 +131,15 @@ class _Mapped:
         halves = [part for part in (parts[::2], parts[1::2]) if part]
         calls = [
             on_files(
-                self._store, Files([*half, vectoriser], [directory / part.name for part in half]), embed_parts, half,
-                vectoriser=vectoriser, directory=directory, events=discard)
-            for half in halves]
+                self._store,
+                Files([*half, vectoriser], [directory / part.name for part in half]),
+                embed_parts,
+                half,
+                vectoriser=vectoriser,
+                directory=directory,
+                events=discard,
+            )
+            for half in halves
+        ]
         for future in [self._backend._submit(self._store, call) for call in calls]:
             future.result()

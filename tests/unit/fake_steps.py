@@ -79,7 +79,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 MOMENTS = ("last layer", "other layers", "first layer", "step")
-"""Parts of a training step: until the backward pass leaves the last layer, until it reaches the first one, until it ends, the rest.
+"""Parts of a training step: until the backward pass leaves the last layer, until it reaches the first one, until it
+ends, the rest.
 
 Within each but the second, a further layer adds the same bytes to the peak, whatever the number of layers.
 """
@@ -106,12 +107,12 @@ class Moments:
         self._now = moment
 
     def _enters_last(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._begin("last layer")       # of another micro-batch
+        self._begin("last layer")  # of another micro-batch
         if inputs[0].requires_grad:
             inputs[0].register_hook(lambda _: self._leaves_last())
 
     def _leaves_last(self) -> None:
-        if self._now == "last layer":       # of two layers, the first one comes next
+        if self._now == "last layer":  # of two layers, the first one comes next
             self._begin("other layers")
 
     def _leaves_first(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -144,7 +145,10 @@ class InferenceBytes(LiveBytes):
         return not self._sizes.get(tensor.untyped_storage()._cdata, 1)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        by_mask = function in (aten.index.Tensor, aten.index_put_.default) and getattr(args[1][0], "dtype", None) == torch.bool
+        by_mask = (
+            function in (aten.index.Tensor, aten.index_put_.default)
+            and getattr(args[1][0], "dtype", None) == torch.bool
+        )
         # Without training, dropout returns its input; its decomposition for FakeTensors makes a copy.
         if function is aten.dropout.default or (by_mask and function is aten.index_put_.default):
             return args[0]
@@ -211,14 +215,16 @@ def experts_of_gpus() -> Iterator[None]:
 def path_of_gpus() -> Iterator[None]:
     """Run experts and attention as GPUs do, and let optimizers count their steps without reading a tensor.
 
-    Positions are consecutive, which transformers cannot see in FakeTensors: it would make a mask, and a copy of the keys and values
-    for every head.
+    Positions are consecutive, which transformers cannot see in FakeTensors: it would make a mask, and a copy of the
+    keys and values for every head.
     """
     with experts_of_gpus(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "scaled_dot_product_attention", _efficient_attention)
         # Whether positions are consecutive, and where documents begin, depends on numbers that FakeTensors do not have.
         patch.setattr(masking_utils, "find_packed_sequence_indices", lambda _: None)
-        patch.setattr(attention, "document_bounds", lambda positions_BL: torch.zeros(2 * len(positions_BL), dtype=torch.int32))
+        patch.setattr(
+            attention, "document_bounds", lambda positions_BL: torch.zeros(2 * len(positions_BL), dtype=torch.int32)
+        )
         for module in (optimizer_module, muon):
             patch.setattr(module, "int", lambda _: 1, raising=False)
         yield
@@ -236,13 +242,19 @@ def _efficient_attention(query: Tensor, key: Tensor, value: Tensor, **settings: 
         return FUSED(query, key, value, **settings)
     mask = settings["attn_mask"]
     found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, None if mask is None else mask.expand(*query.shape[:3], key.shape[2]), compute_log_sumexp=True,
-        is_causal=mask is None, scale=settings["scale"])[0]
+        query,
+        key,
+        value,
+        None if mask is None else mask.expand(*query.shape[:3], key.shape[2]),
+        compute_log_sumexp=True,
+        is_causal=mask is None,
+        scale=settings["scale"],
+    )[0]
     return found
 
 
 def measured(
-    family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer, lora: Lora | None = None,
+    family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer, lora: Lora | None = None
 ) -> dict[str, int]:
     """Most bytes in each part of two training steps, by `MOMENTS`; inside `path_of_gpus`."""
     trained = torch.bfloat16 if recipe.state == "bf16" else torch.float32
@@ -254,23 +266,36 @@ def measured(
         add_adapters(model, lora, dtype=trained)
     routes = architecture.num_experts > 1
     job = TrainJob(
-        stage="submodels", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
-        sequence_length=SEQUENCE, optimizer=recipe, checkpoint_every=None, load_balance=0.01 * routes, z_loss=0.001 * routes)
+        stage="submodels",
+        name="fake",
+        model=Path(),
+        packed_dirs=(),
+        output=Path(),
+        checkpoints=Path(),
+        steps=2,
+        sequence_length=SEQUENCE,
+        optimizer=recipe,
+        checkpoint_every=None,
+        load_balance=0.01 * routes,
+        z_loss=0.001 * routes,
+    )
     with FakeTensorMode(), LiveBytes() as live, warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         if recipe.within_documents:
             patch.setattr(masking_utils, "find_packed_sequence_indices", lambda positions_BL: positions_BL)
         make_real(model)
         step = Stepper(model, job, World())
-        step._checked = True        # the first step's check of the experts reads their gradients
+        step._checked = True  # the first step's check of the experts reads their gradients
         step.select(deep_step(family, architecture, vocabulary, recipe))
         count = recipe.batch_tokens // SEQUENCE
         size = recipe.micro_batch or count
         tokens = torch.zeros(count, SEQUENCE, dtype=torch.long)
         found = Moments(live, step)
         for _ in range(2):
-            step(MicroBatch(part, part, job.step_tokens, None, part if recipe.within_documents else None)
-                 for part in tokens.split(size))
+            step(
+                MicroBatch(part, part, job.step_tokens, None, part if recipe.within_documents else None)
+                for part in tokens.split(size)
+            )
     moments = (tensor for state in step.optimizer.state.values() for key, tensor in state.items() if key != "step")
     # On a CPU, the machine's memory is the device's too.
     elsewhere = sum(tensor.nbytes for tensor in moments) if recipe.offload_moments else 0
@@ -284,7 +309,8 @@ def make_real(model: nn.Module) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in kept:
                 kept[id(parameter)] = nn.Parameter(
-                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad)
+                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad
+                )
             module._parameters[name] = parameter if parameter is None else kept[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -295,6 +321,8 @@ def deep_step(family: FamilyName, architecture: Architecture, vocabulary: int, r
     """A step in which the larger one of embedding and first layer trains, if blocks do: its backward pass uses all layers."""
     blocks = architecture.num_hidden_layers + 2
     parameters = count_parameters(family, architecture, vocabulary)
-    head = parameters.embedding + architecture.hidden_size      # as large as the embedding, and the last norm
+    head = parameters.embedding + architecture.hidden_size  # as large as the embedding, and the last norm
     block = 0 if largest_block(parameters, architecture) == head else 1
-    return next(period for period in range(blocks) if batch_indices(0, period, 1, blocks)[0] == block) * (recipe.block_steps or 1)
+    return next(period for period in range(blocks) if batch_indices(0, period, 1, blocks)[0] == block) * (
+        recipe.block_steps or 1
+    )

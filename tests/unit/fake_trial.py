@@ -29,7 +29,8 @@ def measure(checkpoint: str, changes: dict[str, Any], *, whole: bool) -> dict[st
     adapters = {name: value for name, value in changes.items() if name in ("rank", "base")}
     lora = Lora(**adapters) if adapters else None
     recipe = Optimizer(
-        batch_tokens=SEQUENCES * SEQUENCE, **{name: value for name, value in changes.items() if name not in adapters})
+        batch_tokens=SEQUENCES * SEQUENCE, **{name: value for name, value in changes.items() if name not in adapters}
+    )
 
     def steps(layers: int) -> tuple[dict[str, int], float]:
         began = time.process_time()
@@ -40,11 +41,14 @@ def measure(checkpoint: str, changes: dict[str, Any], *, whole: bool) -> dict[st
     (first, first_seconds), (second, second_seconds) = steps(few), steps(few + 1)
     plan = worker_memory(family, sizes, vocabulary, recipe, sequence_length=SEQUENCE, gpu=1, lora=lora)
     found = {
-        "layers": sizes.num_hidden_layers, "few_layers": [few, few + 1],
+        "layers": sizes.num_hidden_layers,
+        "few_layers": [few, few + 1],
         "formulas": plan.total - plan.overhead,
         "scaled": scaled(first, second, sizes.num_hidden_layers - few),
-        "scaled_peak": max(first.values()) + (sizes.num_hidden_layers - few) * (max(second.values()) - max(first.values())),
-        "seconds_of_few_layers": first_seconds + second_seconds}
+        "scaled_peak": max(first.values())
+        + (sizes.num_hidden_layers - few) * (max(second.values()) - max(first.values())),
+        "seconds_of_few_layers": first_seconds + second_seconds,
+    }
     if whole:
         peaks, seconds = steps(sizes.num_hidden_layers)
         found |= {"all_layers": max(peaks.values()), "seconds_of_all_layers": seconds}

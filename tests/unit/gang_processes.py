@@ -32,8 +32,14 @@ def _processes() -> ForkServerContext:
 
 
 def gang(
-    size: int, directory: Path, work: Sequence[tuple[TrainJob, int | None]], *, fault: Fault | None = None, timeout: float = 30,
-    layout: Layout | None = None, gradients: bool = False,
+    size: int,
+    directory: Path,
+    work: Sequence[tuple[TrainJob, int | None]],
+    *,
+    fault: Fault | None = None,
+    timeout: float = 30,
+    layout: Layout | None = None,
+    gradients: bool = False,
 ) -> list[dict[str, Any]]:
     """Results of each rank, by job name; none of them if the fault kills a worker.
 
@@ -48,10 +54,12 @@ def gang(
     """
     name = f"work-{size}-{len(list(directory.glob('work-*')))}"
     file = directory / name
-    file.write_bytes(pickle.dumps(Work(size, directory / f"rendezvous-{name}", timeout, tuple(work), fault, layout, gradients)))
+    file.write_bytes(
+        pickle.dumps(Work(size, directory / f"rendezvous-{name}", timeout, tuple(work), fault, layout, gradients))
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     worker = _processes().Process(target=training_worker.main, args=(file, environment))
-    with mock.patch.dict(os.environ, environment):      # what is imported before `main` reads it too
+    with mock.patch.dict(os.environ, environment):  # what is imported before `main` reads it too
         worker.start()
     try:
         worker.join(_SECONDS)
@@ -62,7 +70,9 @@ def gang(
             worker.join()
     logs = "\n".join(path.read_text()[-3000:] for path in sorted(directory.glob(f"{name}.*.log")))
     assert (worker.exitcode != 0) == (fault is not None and fault.seconds is None), logs
-    return [] if worker.exitcode else [pickle.loads((directory / f"{name}.{rank}").read_bytes()) for rank in range(size)]
+    return (
+        [] if worker.exitcode else [pickle.loads((directory / f"{name}.{rank}").read_bytes()) for rank in range(size)]
+    )
 
 
 def alone(job: TrainJob) -> TrainResult:

@@ -19,8 +19,8 @@ _SECONDS = 60.0
 def gcs_server(bucket: str, requests: Path | None = None) -> Iterator[str]:
     """The URI of a bucket on a server of its own, options and all.
 
-    The server is another process: pyarrow sends some requests while it holds the interpreter's lock. It writes the path of each
-    request into the file `requests`, a line each.
+    The server is another process: pyarrow sends some requests while it holds the interpreter's lock. It writes the path
+    of each request into the file `requests`, a line each.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

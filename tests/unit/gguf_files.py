@@ -16,18 +16,35 @@ from moedisco_ray.contrib.gguf.rotation import add_rotation
 
 TEXT = ["def f(x):\n    return x**2  # Größe\n", "the quick brown fox jumps over the lazy dog, and it's 12345 times"]
 NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm"}
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 def tiny_llama(directory: Path, *, tied: bool = False, **changes: Any) -> LlamaForCausalLM:
     """A Llama with random weights, with the vocabulary of `byte_level_bpe`."""
     config = LlamaConfig(
-        vocab_size=len(byte_level_bpe(directory).get_vocab()), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2,
-        bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied, **changes)
+        vocab_size=len(byte_level_bpe(directory).get_vocab()),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=tied,
+        **changes,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM(config)
@@ -36,13 +53,19 @@ def tiny_llama(directory: Path, *, tied: bool = False, **changes: Any) -> LlamaF
 def byte_level_bpe(directory: Path) -> ByteLevelBPETokenizer:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(TEXT, vocab_size=300, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer.train_from_iterator(
+        TEXT, vocab_size=300, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False
+    )
     tokenizer.save_model(str(directory))
     return tokenizer
 
 
 def write_gguf(
-    model: LlamaForCausalLM, path: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32, *, pre: str = "gpt-2",
+    model: LlamaForCausalLM,
+    path: Path,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    *,
+    pre: str = "gpt-2",
     fields: Mapping[str, float] | None = None,
 ) -> None:
     """Write a model with the tokenizer next to the file, which splits text as `pre` says, and further fields.
@@ -82,7 +105,8 @@ def write_gguf(
             continue
         name, _, ending = key.rpartition(".")
         weight = tensor
-        if "q_proj" in name or "k_proj" in name:    # llama.cpp rotates neighbouring pairs of a head, transformers its halves
+        # llama.cpp rotates neighbouring pairs of a head, transformers its halves
+        if "q_proj" in name or "k_proj" in name:
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             weight = weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
         if name in OUTER:

@@ -71,7 +71,8 @@ def hub(cache: Path) -> Iterator[Hub]:
         patch.setenv("HF_ENDPOINT", state.url)
         patch.setenv("HF_HUB_CACHE", str(cache))
         patch.delenv("HF_TOKEN", raising=False)
-        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)     # large files go over HTTP, as without hf_xet
+        # large files go over HTTP, as without hf_xet
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield state
     server.shutdown()
     server.server_close()
@@ -118,7 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, path)
             if match is not None:
                 named = match.groupdict()
-                if "name" in named and not self._may("write" if self.command in ("POST", "PUT") else "read", named["name"]):
+                if "name" in named and not self._may(
+                    "write" if self.command in ("POST", "PUT") else "read", named["name"]
+                ):
                     self._send(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
                     return
                 method(body=body, query=parse_qs(where.query), **named)
@@ -138,7 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _may(self, what: str, name: str) -> bool:
         repository = self.hub.repositories.get(name)
         known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
-        return repository is not None and (known or (what == "read" and not repository.private) or "paths-info" in self.path)
+        return repository is not None and (
+            known or (what == "read" and not repository.private) or "paths-info" in self.path
+        )
 
     def _files(self, name: str, revision: str) -> tuple[str, Files] | None:
         repository = self.hub.repositories[name]
@@ -156,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif name in self.hub.repositories:
             self._send(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
         else:
-            self.hub.repositories[name] = Repository(private=asked.get("visibility") == "private" or bool(asked.get("private")))
+            self.hub.repositories[name] = Repository(
+                private=asked.get("visibility") == "private" or bool(asked.get("private"))
+            )
             self.hub.add(name, {".gitattributes": b""})
             self._send(200, {"url": f"{self.hub.url}/{name}", "name": name})
 
@@ -166,9 +173,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, name: str, revision: str, **_: Any) -> None:
         found = self._files(name, revision)
         if found is not None:
-            self._send(200, {
-                "id": name.removeprefix("datasets/"), "sha": found[0], "private": self.hub.repositories[name].private,
-                "siblings": [{"rfilename": path} for path in found[1]], "tags": [], "downloads": 0, "likes": 0})
+            self._send(
+                200,
+                {
+                    "id": name.removeprefix("datasets/"),
+                    "sha": found[0],
+                    "private": self.hub.repositories[name].private,
+                    "siblings": [{"rfilename": path} for path in found[1]],
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                },
+            )
 
     def _newest(self, name: str, **_: Any) -> None:
         self._info(name, "main")
@@ -184,9 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         deep = query.get("recursive", ["False"])[0].lower() == "true"
         folders = {below + path.removeprefix(below).split("/")[0] for path in paths if "/" in path.removeprefix(below)}
-        self._send(200, [
-            *({"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in sorted(folders)),
-            *(self._entry(path, found[1][path]) for path in paths if deep or "/" not in path.removeprefix(below))])
+        self._send(
+            200,
+            [
+                *({"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in sorted(folders)),
+                *(self._entry(path, found[1][path]) for path in paths if deep or "/" not in path.removeprefix(below)),
+            ],
+        )
 
     def _paths(self, name: str, revision: str, body: bytes, **_: Any) -> None:
         found = self._files(name, revision)
@@ -196,9 +216,13 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
         asked = [asked] if isinstance(asked, str) else asked
         folders = [path for path in asked if any(each.startswith(f"{path}/") for each in found[1])]
-        self._send(200, [
-            *(self._entry(path, found[1][path]) for path in asked if path in found[1]),
-            *({"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders)])
+        self._send(
+            200,
+            [
+                *(self._entry(path, found[1][path]) for path in asked if path in found[1]),
+                *({"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders),
+            ],
+        )
 
     def _resolve(self, name: str, revision: str, inside: str, **_: Any) -> None:
         found = self._files(name, revision)
@@ -210,28 +234,56 @@ class _Handler(BaseHTTPRequestHandler):
         data = found[1][inside]
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
         if self.hub.xet is not None and inside.endswith(".safetensors"):
-            headers |= {"X-Xet-Hash": hashlib.sha256(data).hexdigest(), "X-Xet-Refresh-Route": f"{self.hub.url}/api/xet-token"}
+            headers |= {
+                "X-Xet-Hash": hashlib.sha256(data).hexdigest(),
+                "X-Xet-Refresh-Route": f"{self.hub.url}/api/xet-token",
+            }
         part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if part is None:
             self._send(200, data, headers)
             return
         first, last = int(part[1]), min(int(part[2] or len(data) - 1), len(data) - 1)
-        self._send(206, data[first:last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+        self._send(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
     def _xet_token(self, **_: Any) -> None:
-        self._send(200, {}, {
-            "X-Xet-Cas-Url": str(self.hub.xet), "X-Xet-Access-Token": "xet_standin", "X-Xet-Token-Expiration": "4102444800"})
+        self._send(
+            200,
+            {},
+            {
+                "X-Xet-Cas-Url": str(self.hub.xet),
+                "X-Xet-Access-Token": "xet_standin",
+                "X-Xet-Token-Expiration": "4102444800",
+            },
+        )
 
     def _preupload(self, name: str, body: bytes, **_: Any) -> None:
         paths = [each["path"] for each in json.loads(body)["files"]]
-        self._send(200, {"files": [
-            {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular", "shouldIgnore": False}
-            for path in paths]})
+        self._send(
+            200,
+            {
+                "files": [
+                    {
+                        "path": path,
+                        "uploadMode": "lfs" if path.endswith(".safetensors") else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for path in paths
+                ]
+            },
+        )
 
     def _batch(self, name: str, body: bytes, **_: Any) -> None:
-        self._send(200, {"transfer": "basic", "objects": [
-            {**each, "actions": {"upload": {"href": f"{self.hub.url}/upload/{each['oid']}"}}}
-            for each in json.loads(body)["objects"]]}, {"Content-Type": "application/vnd.git-lfs+json"})
+        self._send(
+            200,
+            {
+                "transfer": "basic",
+                "objects": [
+                    {**each, "actions": {"upload": {"href": f"{self.hub.url}/upload/{each['oid']}"}}}
+                    for each in json.loads(body)["objects"]
+                ],
+            },
+            {"Content-Type": "application/vnd.git-lfs+json"},
+        )
 
     def _upload(self, oid: str, body: bytes, **_: Any) -> None:
         self.hub.uploads[oid] = body
@@ -258,7 +310,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})).items():
+        for name, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -73,7 +73,13 @@ class _Services(BaseHTTPRequestHandler):
 def _azure_token() -> dict[str, Any]:
     """A token for storage. Its signature is none; Azurite checks only who issued it, for what and until when."""
     now = int(time.time())
-    claims = {"aud": _STORAGE, "iss": "https://sts.windows.net/tenant/", "iat": now - 60, "nbf": now - 60, "exp": now + _LIFE}
+    claims = {
+        "aud": _STORAGE,
+        "iss": "https://sts.windows.net/tenant/",
+        "iat": now - 60,
+        "nbf": now - 60,
+        "exp": now + _LIFE,
+    }
     parts = [json.dumps(each).encode() for each in ({"alg": "RS256", "typ": "JWT"}, claims)]
     token = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (*parts, b"signature"))
     return {"access_token": token, "expires_on": str(now + _LIFE), "resource": _STORAGE, "token_type": "Bearer"}

@@ -105,9 +105,17 @@ class AzureStandin(Standin):
         self.events: list[dict[str, Any]] = []
 
     def add(self, kind: str, not_before: str, *machines: str) -> None:
-        self.events.append({
-            "EventId": f"id-{len(self.events)}", "EventType": kind, "ResourceType": "VirtualMachine", "Resources": list(machines),
-            "EventStatus": "Scheduled" if not_before else "Started", "NotBefore": not_before, "EventSource": "Platform"})
+        self.events.append(
+            {
+                "EventId": f"id-{len(self.events)}",
+                "EventType": kind,
+                "ResourceType": "VirtualMachine",
+                "Resources": list(machines),
+                "EventStatus": "Scheduled" if not_before else "Started",
+                "NotBefore": not_before,
+                "EventSource": "Platform",
+            }
+        )
 
     def answer(self, handler: BaseHTTPRequestHandler) -> tuple[Reply, dict[str, str]]:
         parts = urlsplit(handler.path)

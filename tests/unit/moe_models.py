@@ -15,7 +15,7 @@ from moedisco_ray.models import ModelMap, canonical_shapes, config_values, hf_co
 from moedisco_ray.models.hf import from_values
 from moedisco_ray.training.sharded_files import read_tensors
 
-torch.set_num_threads(1)     # tiny tensors: threads cost more than they give
+torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
 
 ALONE = tuple(family for family in FAMILIES if DECLARATIONS[family].router.least_in_group == 1)
 """Families whose model with one expert runs in transformers without `specialise`."""
@@ -24,8 +24,12 @@ UPCYCLED = tuple(family for family in FAMILIES if DECLARATIONS[family].router.on
 VOCAB = 64
 LENGTH = 16
 MIXED = {
-    "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 12}
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
 """Configuration fields of a tiny model with a recurrent layer, then one with attention, and so on."""
 
 
@@ -37,19 +41,28 @@ def top_k_of(family: str, wanted: int) -> int:
 def tiny_config(family: str, num_experts: int = 4, **changes: Any) -> dict[str, Any]:
     """A `config.json` of a tiny model; `mlp_only_layers` and the like go in as they are."""
     fields = {name: changes.pop(name) for name in list(changes) if name in Architecture.model_fields}
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-             "moe_intermediate_size": 8, "num_experts_per_tok": min(2, num_experts), "initializer_range": 0.2, **fields}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "moe_intermediate_size": 8,
+        "num_experts_per_tok": min(2, num_experts),
+        "initializer_range": 0.2,
+        **fields,
+    }
     if DECLARATIONS[family].attention.latent:
         del sizes["num_key_value_heads"]
     if DECLARATIONS[family].recurrence is not None:
-        interval = min(2, sizes["num_hidden_layers"])       # at least one layer has attention
+        interval = min(2, sizes["num_hidden_layers"])  # at least one layer has attention
         sizes["fields"] = {**MIXED, "full_attention_interval": interval, **sizes.get("fields", {})}
     architecture = Architecture(num_experts=num_experts, **sizes)
     return config_values(hf_config(family, architecture, VOCAB, LENGTH, 0)) | changes
 
 
-def random_tensors(config: dict[str, Any], dtype: torch.dtype = torch.float32,
-                   seed: int = 0) -> dict[str, torch.Tensor]:
+def random_tensors(
+    config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Canonical tensors, every one of them random: norms and biases too."""
     generator = torch.Generator().manual_seed(seed)
     shapes = canonical_shapes(config)
@@ -82,8 +95,11 @@ def moe(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
     if clusters * group < page.router.least_in_group:
         group = page.router.least_in_group
     experts, layers = clusters * group, draw(st.integers(1, 3))
-    changes: dict[str, Any] = {"num_hidden_layers": layers, "num_experts_per_tok": draw(st.integers(1, experts)),
-                               "tie_word_embeddings": draw(st.booleans())}
+    changes: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "num_experts_per_tok": draw(st.integers(1, experts)),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
     if page.dense_layers_field is not None:
         changes[page.dense_layers_field] = draw(st.integers(0, layers - 1))
     if page.router.limits_groups and group > 1:

@@ -1,6 +1,7 @@
 """Let another program continue texts with exported models, in an environment of its own: `python other_environments.py PROGRAM`.
 
-`make test-ecosystem` makes these environments. A variable such as MOEDISCO_TEST_VLLM names the interpreter of another one.
+`make test-ecosystem` makes these environments. A variable such as MOEDISCO_TEST_VLLM names the interpreter of another
+one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Program:
     def version(self, distribution: str) -> str:
         """A distribution in the environment, with its version."""
         asked = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
-        found = subprocess.run([self.python, "-c", asked], capture_output=True, text=True, check=True, env=without_ours())
+        found = subprocess.run(
+            [self.python, "-c", asked], capture_output=True, text=True, check=True, env=without_ours()
+        )
         return f"{distribution} {found.stdout.strip()}"
 
     @property
@@ -59,8 +62,14 @@ class Program:
         """The program's `version` and, per model, the `ids` of a text and the likeliest `tokens` after it, or an `error`."""
         asked = {"models": [str(model) for model in models], "text": text, "count": count}
         done = subprocess.run(
-            [self.python, __file__, self.package], input=json.dumps(asked), capture_output=True, text=True, check=False,
-            timeout=SECONDS, env=without_ours(HF_HUB_OFFLINE="1"))
+            [self.python, __file__, self.package],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+            env=without_ours(HF_HUB_OFFLINE="1"),
+        )
         lines = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
         assert lines, done.stderr[-5000:]
         return json.loads(lines[-1].removeprefix(ANSWER))
@@ -89,7 +98,7 @@ def _transformers(models: list[str], text: str, count: int) -> dict[str, Any]:
             found.append({"error": str(error)})
             continue
         ids = transformers.AutoTokenizer.from_pretrained(directory)(text)["input_ids"]
-        tokens = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)[0, len(ids):].tolist()
+        tokens = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)[0, len(ids) :].tolist()
         found.append({"ids": ids, "tokens": tokens, "dtype": str(model.dtype)})
     return {"version": f"transformers {transformers.__version__}", "found": found}
 
@@ -100,16 +109,21 @@ def _vllm(models: list[str], text: str, count: int) -> dict[str, Any]:
     from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415
 
     def answer(directory: str) -> dict[str, Any]:
-        # A compiled model, vLLM's default, takes longer. Like it, this one rotates with torch: on a CPU, vLLM 0.32's own kernel
-        # takes the distance between heads for that between tokens, which is wrong for latent attention. On a processor with AMX,
-        # latent attention takes fp32 only without AMX; other attention ignores the backend.
+        # A compiled model, vLLM's default, takes longer. Like it, this one rotates with torch: on a CPU, vLLM 0.32's
+        # own kernel takes the distance between heads for that between tokens, which is wrong for latent attention. On a
+        # processor with AMX, latent attention takes fp32 only without AMX; other attention ignores the backend.
         llm = vllm.LLM(
-            directory, dtype=json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))["dtype"],
-            enforce_eager=True, compilation_config={"custom_ops": ["-rotary_embedding"]}, attention_backend="CPU_MLA",
-            disable_log_stats=True)
+            directory,
+            dtype=json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))["dtype"],
+            enforce_eager=True,
+            compilation_config={"custom_ops": ["-rotary_embedding"]},
+            attention_backend="CPU_MLA",
+            disable_log_stats=True,
+        )
         ids = llm.get_tokenizer()(text)["input_ids"]
-        answer, = llm.generate(
-            [{"prompt_token_ids": ids}], vllm.SamplingParams(temperature=0, max_tokens=count), use_tqdm=False)
+        (answer,) = llm.generate(
+            [{"prompt_token_ids": ids}], vllm.SamplingParams(temperature=0, max_tokens=count), use_tqdm=False
+        )
         return {"ids": ids, "tokens": list(answer.outputs[0].token_ids)}
 
     found = []
@@ -118,7 +132,7 @@ def _vllm(models: list[str], text: str, count: int) -> dict[str, Any]:
             found.append(answer(directory))
         except (AssertionError, KeyError, RuntimeError, ValueError) as error:
             found.append({"error": repr(error)})
-        cleanup_dist_env_and_memory()       # after the end of its LLM, which would end the next one's process groups
+        cleanup_dist_env_and_memory()  # after the end of its LLM, which would end the next one's process groups
     return {"version": f"vllm {vllm.__version__}", "found": found}
 
 
@@ -126,4 +140,4 @@ if __name__ == "__main__":
     answer = {"transformers": _transformers, "vllm": _vllm}[sys.argv[1]](**json.load(sys.stdin))
     sys.stdout.write(f"\n{ANSWER}{json.dumps(answer)}\n")
     sys.stdout.flush()
-    os._exit(0)     # threads of the engine would wait for more
+    os._exit(0)  # threads of the engine would wait for more

@@ -24,7 +24,7 @@ RUN_TOKENS = 16
 
 
 def owned_config(
-    home: Path, output: Path | str | None = None, storages: Mapping[str, str] | None = None, **changes: Any,
+    home: Path, output: Path | str | None = None, storages: Mapping[str, str] | None = None, **changes: Any
 ) -> RunConfig:
     """Four clusters, two of them the owners'; sections in `changes` replace single settings."""
     text = home / "text"
@@ -32,17 +32,25 @@ def owned_config(
         write_text(text)
     places = storages or {name: str(home / name) for name in OWNERS}
     base: dict[str, Any] = {
-        "name": "owned", "output": str(output or home / "runs"),
-        "corpus": {"sequence_length": LENGTH, "sources": [
-            {"path": str(text / "domain0.jsonl"), "name": "public"},
-            *({"path": str(text / f"domain{domain}.jsonl"), "owner": name} for name, domain in OWNERS.items())]},
-        "tokenizer": {"train_vocab_size": 400}, "model": {"config": SIZES},
+        "name": "owned",
+        "output": str(output or home / "runs"),
+        "corpus": {
+            "sequence_length": LENGTH,
+            "sources": [
+                {"path": str(text / "domain0.jsonl"), "name": "public"},
+                *({"path": str(text / f"domain{domain}.jsonl"), "owner": name} for name, domain in OWNERS.items()),
+            ],
+        },
+        "tokenizer": {"train_vocab_size": 400},
+        "model": {"config": SIZES},
         "tokens": {"total": 60_000, "seed_share": 0.3, "finetune_share": 0.2},
         "submodels": {"optimizer": {"batch_tokens": 512}, "sync_every": 10},
         "finetune": {"optimizer": {"batch_tokens": 512}, "keep_optimizer_state": False},
-        "merge": {"calibration_tokens": 4096}, "checkpoint": {"every": 5},
+        "merge": {"calibration_tokens": 4096},
+        "checkpoint": {"every": 5},
         "evaluation": {"max_tokens": 5000, "sample_tokens": 4, "every_tokens": 4096},
-        "pools": {"owners": {name: {"storage": places[name], "resource": f"{name}_gpu"} for name in OWNERS}}}
+        "pools": {"owners": {name: {"storage": places[name], "resource": f"{name}_gpu"} for name in OWNERS}},
+    }
     for section, values in changes.items():
         base[section] = {**base.get(section, {}), **values}
     return check_config(base)
@@ -58,14 +66,16 @@ def traces(texts: Sequence[str], encoder: Encoder) -> Iterator[tuple[bytes, ...]
     """Per document, what a file would hold if it held the document: pieces of its text, and of its tokens as integers."""
     for text, ids in zip(texts, encoder.encode(texts), strict=True):
         starts = (0, max(0, (len(ids) - RUN_TOKENS) // 2))
-        tokens = [ids[start:start + RUN_TOKENS].astype(kind).tobytes() for start in starts for kind in ("<u2", "<u4")]
+        tokens = [ids[start : start + RUN_TOKENS].astype(kind).tobytes() for start in starts for kind in ("<u2", "<u4")]
         yield text[:40].encode(), text[-40:].encode(), *tokens
 
 
 def found(traces: Iterable[tuple[bytes, ...]], places: Iterable[Path]) -> list[tuple[bool, bool]]:
     """Whether any file below the places, or in its compressed parts, holds text or tokens of each document."""
     whole = b"\0\0".join(content for place in places for path in _files(place) for content in _contents(path))
-    return [(any(piece in whole for piece in pieces[:2]), any(piece in whole for piece in pieces[2:])) for pieces in traces]
+    return [
+        (any(piece in whole for piece in pieces[:2]), any(piece in whole for piece in pieces[2:])) for pieces in traces
+    ]
 
 
 def _files(place: Path) -> list[Path]:
@@ -80,7 +90,9 @@ def _contents(path: Path) -> Iterator[bytes]:
             if pa.types.is_string(column.type):
                 yield "\0".join(column.to_pylist()).encode()
             elif pa.types.is_list(column.type):
-                yield from (np.asarray(value, dtype="<u4").tobytes() for value in column.to_pylist() if value is not None)
+                yield from (
+                    np.asarray(value, dtype="<u4").tobytes() for value in column.to_pylist() if value is not None
+                )
     elif data[:4] == b"PK\3\4":
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             yield from map(archive.read, archive.namelist())

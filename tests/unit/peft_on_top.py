@@ -17,11 +17,17 @@ def check_lora_on_top(directory: Path, ids_BL: Tensor, adapter: Path, *, lr: flo
     with torch.no_grad():
         expected = base(ids_BL).logits
     torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(
-        r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]))
+    model = get_peft_model(
+        base,
+        LoraConfig(
+            r=4,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+            target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        ),
+    )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert len(trained) == 2 * 6 * base.config.num_hidden_layers      # A and B of four matrices of attention and two of experts
+    # A and B of four matrices of attention and two of experts
+    assert len(trained) == 2 * 6 * base.config.num_hidden_layers
     optimizer = torch.optim.AdamW(trained, lr=lr)
     losses = []
     for _ in range(steps):

@@ -1,11 +1,12 @@
 """Tiny runs of four families whose results are pinned: code that moves must not change what a run computes.
 
-On the processor and with the packages of the record, results are equal to the bit; elsewhere, losses and weights are equal up to
-rounding. For that, no document may lie between two clusters: a run has a cluster for each of its three domains, so that rounding
-moves none. Trainings from given clusters are pinned as well: their packed tokens are made here, so that a change of the corpus, of
-the tokenizer or of the clustering does not reach them.
+On the processor and with the packages of the record, results are equal to the bit; elsewhere, losses and weights are
+equal up to rounding. For that, no document may lie between two clusters: a run has a cluster for each of its three
+domains, so that rounding moves none. Trainings from given clusters are pinned as well: their packed tokens are made
+here, so that a change of the corpus, of the tokenizer or of the clustering does not reach them.
 
-`python tests/unit/pinned_runs.py` writes `pinned_results.json` anew; do so only for a change that is meant to alter results.
+`python tests/unit/pinned_runs.py` writes `pinned_results.json` anew; do so only for a change that is meant to alter
+results.
 """
 
 from __future__ import annotations
@@ -44,17 +45,33 @@ from moedisco_ray.training import TrainJob
 FILE = Path(__file__).with_name("pinned_results.json")
 DOMAINS, WORDS, DOCUMENTS, LENGTH = 3, 120, 150, 64
 ROUNDING = 1e-3
-"""Largest relative difference of losses between processors: 2e-7 was measured, and 2e-4 where a token selects other experts."""
+"""Largest relative difference of losses between processors: 2e-7 was measured, and 2e-4 where a token selects other
+experts."""
 ROUNDING_OF_WEIGHTS = 1e-2
-"""Largest difference of a group's projection between processors, in parts of the group's norm: 3e-5 was measured, and 7e-4 where a
-token selects other experts."""
+"""Largest difference of a group's projection between processors, in parts of the group's norm: 3e-5 was measured, and
+7e-4 where a token selects other experts."""
 GIVEN_STEPS = 12
 SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_intermediate_size": 48,
-    "num_experts": 4, "num_experts_per_tok": 2}
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "moe_intermediate_size": 48,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
 DENSE = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "max_position_embeddings": LENGTH, "initializer_range": 0.1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": LENGTH,
+    "initializer_range": 0.1,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
 EXPERTS = 2 * DOMAINS
 NESTEROV = {"lr": 0.7, "momentum": 0.9}
 STARTS = {"mixtral": "mistral", "olmoe": "olmoe"}
@@ -63,17 +80,24 @@ RUNS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {
         # A seed of half the steps leaves documents between two clusters.
         "model": {"config": SIZES | {"num_experts": EXPERTS}},
-        "tokens": {"total": 40_000, "seed_share": 0.4, "finetune_share": 0.3}},
+        "tokens": {"total": 40_000, "seed_share": 0.4, "finetune_share": 0.3},
+    },
     "qwen2_moe": {
         "model": {"config": SIZES | {"num_experts": EXPERTS, "shared_expert_intermediate_size": 24}},
         "tokens": {"seed_share": 0.0, "finetune_share": 0.4},
-        "clusters": {"vectors": "mean_token"}, "merge": {"backbone": "uniform", "router": "random"}},
+        "clusters": {"vectors": "mean_token"},
+        "merge": {"backbone": "uniform", "router": "random"},
+    },
     "mixtral": {
-        "model": {"init": {"upcycle": "START", "num_experts": EXPERTS}}, "tokens": {"seed_share": 0.3, "finetune_share": 0.3},
-        "clusters": {"vectors": "tfidf_svd", "dimensions": 8}},
+        "model": {"init": {"upcycle": "START", "num_experts": EXPERTS}},
+        "tokens": {"seed_share": 0.3, "finetune_share": 0.3},
+        "clusters": {"vectors": "tfidf_svd", "dimensions": 8},
+    },
     "olmoe": {
-        "model": {"init": {"checkpoint": "START"}}, "tokens": {"seed_share": 0.0, "finetune_share": 0.3},
-        "clusters": {"method": "random"}},
+        "model": {"init": {"checkpoint": "START"}},
+        "tokens": {"seed_share": 0.0, "finetune_share": 0.3},
+        "clusters": {"method": "random"},
+    },
 }
 
 
@@ -81,11 +105,16 @@ def write_text(directory: Path) -> None:
     """Three domains of made-up words: the same on every Python, as text of installed packages is not."""
     numbers = random.Random(0)
     for domain in range(DOMAINS):
-        words = ["".join(numbers.choices("abcdefghijklmnop"[domain:domain + 12], k=numbers.randint(2, 7))) for _ in range(WORDS)]
+        words = [
+            "".join(numbers.choices("abcdefghijklmnop"[domain : domain + 12], k=numbers.randint(2, 7)))
+            for _ in range(WORDS)
+        ]
         likely = [1 / (1 + rank) for rank in range(WORDS)]
         documents = [" ".join(numbers.choices(words, likely, k=numbers.randint(40, 120))) for _ in range(DOCUMENTS)]
         directory.mkdir(exist_ok=True)
-        (directory / f"domain{domain}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+        (directory / f"domain{domain}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in documents)
+        )
 
 
 def write_tokenizer(directory: Path, text: Path) -> int:
@@ -94,8 +123,15 @@ def write_tokenizer(directory: Path, text: Path) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     lines = [json.loads(line)["text"] for path in sorted(text.iterdir()) for line in path.read_text().splitlines()]
-    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(
-        vocab_size=400, show_progress=False, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            show_progress=False,
+            special_tokens=["<end>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(directory)
     return int(tokenizer.get_vocab_size())
 
@@ -118,21 +154,32 @@ def config_of(family: str, home: Path) -> RunConfig:
     settings = json.loads(json.dumps(RUNS[family]))
     if family in STARTS:
         start = str(write_start(home / "start", STARTS[family], text))
-        settings["model"]["init"] = {key: start if value == "START" else value for key, value in settings["model"]["init"].items()}
+        settings["model"]["init"] = {
+            key: start if value == "START" else value for key, value in settings["model"]["init"].items()
+        }
     settings["model"]["family"] = family
     recipe = {"batch_tokens": 512, "lr": 2e-3}
-    return check_config({
-        "name": family, "output": str(home / "runs"),
-        "corpus": {
-            "sources": [{"path": str(path), "name": path.stem} for path in sorted(text.iterdir())],
-            "validation_fraction": 0.05, "sequence_length": LENGTH},
-        "tokenizer": {} if family in STARTS else {"train_vocab_size": 400},
-        "model": settings["model"], "tokens": {"total": 20_000, **settings["tokens"]},
-        "clusters": {"count": DOMAINS, "capacity": 1.2, "restarts": 2, **settings.get("clusters", {})},
-        "submodels": {"optimizer": recipe, "sync_every": 4, "outer": NESTEROV}, "finetune": {"optimizer": recipe},
-        "merge": {"calibration_tokens": 2048, **settings.get("merge", {})},
-        "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
-        "checkpoint": {"every": 10}, "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]}})
+    return check_config(
+        {
+            "name": family,
+            "output": str(home / "runs"),
+            "corpus": {
+                "sources": [{"path": str(path), "name": path.stem} for path in sorted(text.iterdir())],
+                "validation_fraction": 0.05,
+                "sequence_length": LENGTH,
+            },
+            "tokenizer": {} if family in STARTS else {"train_vocab_size": 400},
+            "model": settings["model"],
+            "tokens": {"total": 20_000, **settings["tokens"]},
+            "clusters": {"count": DOMAINS, "capacity": 1.2, "restarts": 2, **settings.get("clusters", {})},
+            "submodels": {"optimizer": recipe, "sync_every": 4, "outer": NESTEROV},
+            "finetune": {"optimizer": recipe},
+            "merge": {"calibration_tokens": 2048, **settings.get("merge", {})},
+            "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
+            "checkpoint": {"every": 10},
+            "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]},
+        }
+    )
 
 
 def train_given_clusters(family: str, home: Path) -> dict[str, Any]:
@@ -146,14 +193,32 @@ def train_given_clusters(family: str, home: Path) -> dict[str, Any]:
     write_submodels(whole, read_config(whole.directory), DOMAINS, home / "parts")
     texts = tuple(home / "packed" / str(number) for number in range(DOMAINS))
     finetune = TrainJob(
-        stage="finetune", name="finetune", model=home / "merged", packed_dirs=texts, output=home / "out",
-        checkpoints=home / "steps", steps=GIVEN_STEPS, sequence_length=L, optimizer=RECIPE, checkpoint_every=None,
-        load_balance=0.02, z_loss=0.01)
+        stage="finetune",
+        name="finetune",
+        model=home / "merged",
+        packed_dirs=texts,
+        output=home / "out",
+        checkpoints=home / "steps",
+        steps=GIVEN_STEPS,
+        sequence_length=L,
+        optimizer=RECIPE,
+        checkpoint_every=None,
+        load_balance=0.02,
+        z_loss=0.01,
+    )
     jobs = [
         dataclasses.replace(
-            finetune, stage="submodels", name=f"submodel-{number}", model=home / "parts" / str(number), packed_dirs=(text,),
-            output=home / f"out-{number}", checkpoints=home / f"steps-{number}", seed=number)
-        for number, text in enumerate(texts)]
+            finetune,
+            stage="submodels",
+            name=f"submodel-{number}",
+            model=home / "parts" / str(number),
+            packed_dirs=(text,),
+            output=home / f"out-{number}",
+            checkpoints=home / f"steps-{number}",
+            seed=number,
+        )
+        for number, text in enumerate(texts)
+    ]
     losses = {job.name: run(job).losses for job in jobs}
     parts = [open_checkpoint(job.output) for job in jobs]
     merged = merge(parts, whole, whole.model_map, [1 / DOMAINS] * DOMAINS)
@@ -186,15 +251,20 @@ def results(directory: Path) -> dict[str, Any]:
     losses = {unit: curve["loss"] for unit, curve in report["curves"].items()}
     documents = [cluster["documents"] for cluster in report["clusters"]["clusters"]]
     return weights(directory / "model") | {
-        "documents": documents, "losses": losses, "perplexity": report["evaluation"]["perplexity"]}
+        "documents": documents,
+        "losses": losses,
+        "perplexity": report["evaluation"]["perplexity"],
+    }
 
 
 def surroundings() -> dict[str, str]:
     """What the last bits of a result depend on besides code and configuration."""
     return {
-        "machine": platform.machine(), "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "processor": " ".join(_processor()),
-        **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers")}}
+        **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers")},
+    }
 
 
 def compare(family: str, found: dict[str, Any], section: str = "runs") -> None:

@@ -37,15 +37,22 @@ def tensorboard(config: RunConfig) -> Stored:
         board = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
         board.Reload()
         texts = {
-            tag.removesuffix("/text_summary"): [str(value.tensor_proto.string_val[0], "utf-8") for value in board.Tensors(tag)]
-            for tag in board.Tags()["tensors"]}
+            tag.removesuffix("/text_summary"): [
+                str(value.tensor_proto.string_val[0], "utf-8") for value in board.Tensors(tag)
+            ]
+            for tag in board.Tags()["tensors"]
+        }
         lines = [line.strip().partition(": ") for line in texts.get("config", [""])[-1].splitlines()]
         settings = {name: value for name, _, value in lines}
         return Stored(
-            series={tag: [(point.step, point.value) for point in board.Scalars(tag)] for tag in board.Tags()["scalars"]},
-            settings=settings, tags={f"{k.removeprefix('tags.')}:{v}" for k, v in settings.items() if k.startswith("tags.")},
+            series={
+                tag: [(point.step, point.value) for point in board.Scalars(tag)] for tag in board.Tags()["scalars"]
+            },
+            settings=settings,
+            tags={f"{k.removeprefix('tags.')}:{v}" for k, v in settings.items() if k.startswith("tags.")},
             samples=[texts[tag][-1] for tag in texts if tag.startswith("samples/")],
-            figures={tag.removeprefix("figures/") for tag in board.Tags()["images"]})
+            figures={tag.removeprefix("figures/") for tag in board.Tags()["images"]},
+        )
 
     root = config.directory / "tensorboard"
     stored = read(root)
@@ -78,8 +85,11 @@ def wandb(config: RunConfig) -> Stored:
                 if name in axes and axes[name] in row:
                     stored.series.setdefault(name, []).append((row[axes[name]], value))
                 if name == "samples":
-                    stored.samples += [text for line in json.loads((path.parent / "files" / value["path"]).read_text())["data"]
-                                       for text in line]
+                    stored.samples += [
+                        text
+                        for line in json.loads((path.parent / "files" / value["path"]).read_text())["data"]
+                        for text in line
+                    ]
                 if name.startswith("figures/"):
                     assert (path.parent / "files" / value["path"]).stat().st_size == value["size"]
                     stored.figures.add(name.removeprefix("figures/"))
@@ -101,9 +111,9 @@ def _records(content: bytes) -> Iterator[bytes]:
             offset += size - offset % size
             continue
         _, length, kind = struct.unpack_from("<IHB", content, offset)
-        parts += content[offset + 7:offset + 7 + length]
+        parts += content[offset + 7 : offset + 7 + length]
         offset += 7 + length
-        if kind in (1, 4):    # a whole record, or the last part of one
+        if kind in (1, 4):  # a whole record, or the last part of one
             yield parts
             parts = b""
 
@@ -120,10 +130,14 @@ def mlflow(config: RunConfig) -> Stored:
         return Stored(
             series={
                 name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
-                for name in run.data.metrics},
-            settings=run.data.params, tags={f"{key}:{value}" for key, value in run.data.tags.items()}, ends=[run.info.status])
+                for name in run.data.metrics
+            },
+            settings=run.data.params,
+            tags={f"{key}:{value}" for key, value in run.data.tags.items()},
+            ends=[run.info.status],
+        )
 
-    root, = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    (root,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     stored = read(root)
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == root.info.run_id]
     assert len(children) == len(runs) - 1

@@ -21,8 +21,11 @@ def curve(stage, start, end, tokens, points=60, seed=0):
 
 def bill():
     baseline = Baseline(
-        lines=(Line(stage="finetune", pool="high_memory", worker_seconds=82.0, dollars=0.052),), dollars=0.052, seconds=82.0,
-        rate="measured")
+        lines=(Line(stage="finetune", pool="high_memory", worker_seconds=82.0, dollars=0.052),),
+        dollars=0.052,
+        seconds=82.0,
+        rate="measured",
+    )
     lines = [Line(stage=stage, pool="low_memory", worker_seconds=20.0, dollars=0.002) for stage in STAGES]
     idle = [Line(stage="idle", pool="high_memory", worker_seconds=100.0, dollars=0.0633)]
     return make_bill(lines, idle=idle, seconds=220.0, baseline=baseline, planned=False, complete=True)
@@ -36,33 +39,59 @@ def report():
     load = rng.dirichlet(np.full(4, 6.0), 3)
     stages = [
         {
-            "name": name, "pool": "low_memory" if name in ("seed", "submodels") else "head", "workers": 1, "seconds": 20.5 + i,
-            "tokens": 360_000 if name in ("seed", "submodels", "finetune") else None, "worker_seconds": 20.5 + i, "dollars": 0.002,
+            "name": name,
+            "pool": "low_memory" if name in ("seed", "submodels") else "head",
+            "workers": 1,
+            "seconds": 20.5 + i,
+            "tokens": 360_000 if name in ("seed", "submodels", "finetune") else None,
+            "worker_seconds": 20.5 + i,
+            "dollars": 0.002,
             "loss": 4.2 - i / 10 if name in ("seed", "submodels", "finetune") else None,
-            "perplexity": 60.5 if name in ("seed", "merge", "finetune") else None, "bits_per_byte": None,
-        } for i, name in enumerate(STAGES)]
+            "perplexity": 60.5 if name in ("seed", "merge", "finetune") else None,
+            "bits_per_byte": None,
+        }
+        for i, name in enumerate(STAGES)
+    ]
     figures = {"documents": 120, "tokens": 48_000, "perplexity": 41.25, "bits_per_byte": 1.913}
     return {
-        "name": "demo", "seed": 0, "tags": {}, "family": "qwen3_moe", "stages": stages,
-        "tokens": 1_080_000, "bill": bill().model_dump(mode="json"),
+        "name": "demo",
+        "seed": 0,
+        "tags": {},
+        "family": "qwen3_moe",
+        "stages": stages,
+        "tokens": 1_080_000,
+        "bill": bill().model_dump(mode="json"),
         "corpus": {},
         "clusters": {
             "clusters": [
-                {"documents": 300 + 10 * k, "tokens": 200_000 + 9_000 * k, "terms": ["license", "import", "return"], "examples": []}
-                for k in range(4)],
+                {
+                    "documents": 300 + 10 * k,
+                    "tokens": 200_000 + 9_000 * k,
+                    "terms": ["license", "import", "return"],
+                    "examples": [],
+                }
+                for k in range(4)
+            ],
             "map": {
-                "x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "cluster": clusters.tolist(),
-                "source": [SOURCES[int(c)] if rng.random() < 0.85 else SOURCES[int(rng.integers(4))] for c in clusters]},
+                "x": points[:, 0].tolist(),
+                "y": points[:, 1].tolist(),
+                "cluster": clusters.tolist(),
+                "source": [SOURCES[int(c)] if rng.random() < 0.85 else SOURCES[int(rng.integers(4))] for c in clusters],
+            },
         },
         "evaluation": {
-            **figures, "clusters": [{"cluster": k, **figures} for k in range(4)],
+            **figures,
+            "clusters": [{"cluster": k, **figures} for k in range(4)],
             "sources": [{"source": source, **figures} for source in SOURCES],
             "routers": [{"layer": layer, "load": row.tolist()} for layer, row in enumerate(load)],
         },
         "samples": [{"prompt": "The", "text": "The license of the [bold]software[/bold] is"}],
         "curves": {
             "seed": curve("seed", 8.3, 5.6, 360_000),
-            **{f"submodel-{k}": curve("submodels", 5.6 - k / 10, 4.4 + k / 4, 150_000 + 9_000 * k, seed=k) for k in range(4)},
+            **{
+                f"submodel-{k}": curve("submodels", 5.6 - k / 10, 4.4 + k / 4, 150_000 + 9_000 * k, seed=k)
+                for k in range(4)
+            },
             "finetune": curve("finetune", 5.2, 4.3, 240_000, seed=9),
         },
         "versions": {},
@@ -76,12 +105,28 @@ def run_report():
 
 def events():
     """Every kind of event, a second apart."""
+
     def progress(stage, unit, step, steps):
-        return Event("progress", stage, unit, {
-            "step": step, "steps": steps, "tokens": step * 2048, "loss": 8.0 * math.exp(-step / steps), "lr": 1e-3,
-            "grad_norm": 0.7, "tokens_per_second": 10_240.0})
+        return Event(
+            "progress",
+            stage,
+            unit,
+            {
+                "step": step,
+                "steps": steps,
+                "tokens": step * 2048,
+                "loss": 8.0 * math.exp(-step / steps),
+                "lr": 1e-3,
+                "grad_norm": 0.7,
+                "tokens_per_second": 10_240.0,
+            },
+        )
+
     sequence = [
-        Event("run_started", data={"id": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "name": "demo", "directory": "runs/demo", "stages": STAGES}),
+        Event(
+            "run_started",
+            data={"id": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "name": "demo", "directory": "runs/demo", "stages": STAGES},
+        ),
         Event("stage_skipped", "corpus"),
         Event("stage_started", "seed"),
         progress("seed", "seed", 50, 100),
@@ -89,7 +134,9 @@ def events():
         Event("stage_finished", "seed", data={"seconds": 12.25, "summary": {}}),
         Event("stage_started", "cluster"),
         Event("stage_progress", "cluster", data={"done": 4000, "total": 10_000, "unit": "vectors"}),
-        Event("clusters", "cluster", data={"documents": [10, 20, 30, 40], "tokens": [100_000, 200_000, 300_000, 400_000]}),
+        Event(
+            "clusters", "cluster", data={"documents": [10, 20, 30, 40], "tokens": [100_000, 200_000, 300_000, 400_000]}
+        ),
         Event("stage_finished", "cluster", data={"seconds": 3.0, "summary": {}}),
         Event("stage_started", "submodels"),
         progress("submodels", "submodel-0", 10, 100),

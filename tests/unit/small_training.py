@@ -22,17 +22,37 @@ def write_inputs(home: Path) -> None:
     rng = np.random.Generator(np.random.Philox(key=[1, 2]))
     write_packed(home / "shard", [[np.cumsum(rng.integers(0, 3, size=80)) % (V - 1) + 1 for _ in range(20)]], 0, V)
     sizes = Architecture(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=16, num_experts=2, num_experts_per_tok=1)
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        moe_intermediate_size=16,
+        num_experts=2,
+        num_experts_per_tok=1,
+    )
     config = hf_config("qwen3_moe", sizes, V, L, 0)
     torch.manual_seed(0)
     save_model(type(skeleton(config))(config), home / "moe")
 
 
-def small_job(home: Path, output: Path, checkpoints: Location, *, steps: int = 6, every: int | None = 2, keep: int = 2) -> TrainJob:
+def small_job(
+    home: Path, output: Path, checkpoints: Location, *, steps: int = 6, every: int | None = 2, keep: int = 2
+) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="finetune", model=home / "moe", packed_dirs=(home / "shard",), output=output,
-        checkpoints=checkpoints, steps=steps, sequence_length=L, optimizer=Optimizer(lr=3e-3, batch_tokens=BATCH * L),
-        checkpoint_every=every, keep=keep, seed=5, load_balance=0.02, log_every=1)
+        stage="finetune",
+        name="finetune",
+        model=home / "moe",
+        packed_dirs=(home / "shard",),
+        output=output,
+        checkpoints=checkpoints,
+        steps=steps,
+        sequence_length=L,
+        optimizer=Optimizer(lr=3e-3, batch_tokens=BATCH * L),
+        checkpoint_every=every,
+        keep=keep,
+        seed=5,
+        load_balance=0.02,
+        log_every=1,
+    )
 
 
 def weights(job: TrainJob) -> dict[str, torch.Tensor]:

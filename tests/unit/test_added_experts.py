@@ -39,10 +39,17 @@ MOST_WORSE, LEAST_BETTER = 0.01, 0.08
 def train(home: Path, name: str, texts: tuple[str, ...], **changes: Any) -> Path:
     """A run on some of the texts, without an evaluation."""
     sources = [{"path": str(home / f"{each}.txt"), "name": each} for each in texts]
-    return pipeline.run(small_config(
-        home / "runs", name=name, corpus={"sources": sources, "sequence_length": 32, "validation_fraction": 0.1},
-        evaluation={"stages": False, "max_tokens": 500, "sample_tokens": 1},
-        submodels={"optimizer": {"batch_tokens": 384, "lr": 3e-3}}, **changes), backend=LocalBackend())
+    return pipeline.run(
+        small_config(
+            home / "runs",
+            name=name,
+            corpus={"sources": sources, "sequence_length": 32, "validation_fraction": 0.1},
+            evaluation={"stages": False, "max_tokens": 500, "sample_tokens": 1},
+            submodels={"optimizer": {"batch_tokens": 384, "lr": 3e-3}},
+            **changes,
+        ),
+        backend=LocalBackend(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +58,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = finetunes(tmp_path_factory.mktemp("added"))
     texts = [str(home / f"{name}.txt") for name in OLD]
     merge_models([str(home / name) for name in OLD], str(home / "base"), home / "merged", texts=texts, max_tokens=6_000)
-    train(home, "mine", OLD, tokens={"total": 15_000, "seed_share": 0.0, "finetune_share": 1.0}, model={
-        "family": None, "config": None, "init": {"checkpoint": str(home / "merged")}})
-    train(home, "theirs", (NEW,), tokens={"total": 25_000, "seed_share": 0.9, "finetune_share": 0.1}, model={
-        "family": None, "config": None, "init": {"upcycle": str(home / "base"), "num_experts": 2, "num_experts_per_tok": 2}})
+    train(
+        home,
+        "mine",
+        OLD,
+        tokens={"total": 15_000, "seed_share": 0.0, "finetune_share": 1.0},
+        model={"family": None, "config": None, "init": {"checkpoint": str(home / "merged")}},
+    )
+    train(
+        home,
+        "theirs",
+        (NEW,),
+        tokens={"total": 25_000, "seed_share": 0.9, "finetune_share": 0.1},
+        model={
+            "family": None,
+            "config": None,
+            "init": {"upcycle": str(home / "base"), "num_experts": 2, "num_experts_per_tok": 2},
+        },
+    )
     return home
 
 
@@ -69,16 +90,28 @@ def loss(directory: Path, name: str) -> float:
 @pytest.fixture(scope="module")
 def two_layers(home: Path) -> Path:
     """A trained run on two domains whose routers have two layers, from the base model of the fine-tunes."""
-    return train(home, "two-layers", OLD, tokens={"total": 80_000, "seed_share": 0.0, "finetune_share": 0.4}, model={
-        "family": "llama_moe", "config": None,
-        "init": {"upcycle": str(home / "base"), "num_experts": 8, "num_experts_per_tok": 2}})
+    return train(
+        home,
+        "two-layers",
+        OLD,
+        tokens={"total": 80_000, "seed_share": 0.0, "finetune_share": 0.4},
+        model={
+            "family": "llama_moe",
+            "config": None,
+            "init": {"upcycle": str(home / "base"), "num_experts": 8, "num_experts_per_tok": 2},
+        },
+    )
 
 
-@pytest.mark.parametrize(("run", "own", "elsewhere", "least_better"), [
-    *(("mine", "0-1", elsewhere, LEAST_BETTER) for elsewhere in (NEW, "runs/theirs", "runs/theirs/seed")),
-    ("two-layers", "0-7", NEW, 0.04)])
+@pytest.mark.parametrize(
+    ("run", "own", "elsewhere", "least_better"),
+    [
+        *(("mine", "0-1", elsewhere, LEAST_BETTER) for elsewhere in (NEW, "runs/theirs", "runs/theirs/seed")),
+        ("two-layers", "0-7", NEW, 0.04),
+    ],
+)
 def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(
-    run: str, own: str, elsewhere: str, least_better: float, home: Path, two_layers: Path, tmp_path: Path,
+    run: str, own: str, elsewhere: str, least_better: float, home: Path, two_layers: Path, tmp_path: Path
 ) -> None:
     model, output = home / "runs" / run, tmp_path / "larger"
     arguments = [own, f"{home / elsewhere}:0", "--output", str(output), "--max-tokens", "9000", "--json"]
@@ -90,15 +123,16 @@ def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(
     for name in OLD:
         assert after[name] < (1 + MOST_WORSE) * before[name]
     assert after[NEW] < (1 - least_better) * before[NEW]
-    reported = [row["texts"] for row in result["losses"]]      # of other sentences of the same domains
+    reported = [row["texts"] for row in result["losses"]]  # of other sentences of the same domains
     assert [new / old for old, new in zip(*reported, strict=True)] == pytest.approx(
-        [after[name] / before[name] for name in before], rel=0.02)
+        [after[name] / before[name] for name in before], rel=0.02
+    )
     # Two layers see text through few hidden units, so that perplexities on known documents rise by 1.1 %.
     assert run == "two-layers" or result["warnings"] == []
     old, new = open_checkpoint(model / "model"), open_checkpoint(output)
     for key in old:
         if new.model_map.classify(key).role is Role.ROUTER:
-            assert same_bits(new[key][:len(old[key])], old[key])
+            assert same_bits(new[key][: len(old[key])], old[key])
         else:
             assert same_bits(new[key], old[key])
 
@@ -106,14 +140,21 @@ def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_rows_of_new_experts_are_computed(family: str, tmp_path: Path) -> None:
     models = [open_checkpoint(model_of(family, tmp_path / str(scale), scale)) for scale in (1.0, 0.5)]
-    chosen = [*(Chosen(0, expert) for expert in range(4)), Chosen(1, 6), *(Chosen(0, expert) for expert in range(4, EXPERTS))]
+    chosen = [
+        *(Chosen(0, expert) for expert in range(4)),
+        Chosen(1, 6),
+        *(Chosen(0, expert) for expert in range(4, EXPERTS)),
+    ]
     values, names = config_with_experts(models[0].config, len(chosen), 2), models[0].model_map
     tokens_BL = torch.randint(VOCAB // 2, (4, 16), generator=torch.Generator().manual_seed(0)).numpy()
     batches = [(tokens_BL + label * VOCAB // 2, torch.full((4,), label).numpy()) for label in range(2)]
     layers: list[dict[str, Any]] = []
     plain = dict(with_experts(models, names, chosen))
-    found = dict(calibrated_experts(
-        ((key, tensor.clone()) for key, tensor in plain.items()), values, batches, new=(4,), report=layers))
+    found = dict(
+        calibrated_experts(
+            ((key, tensor.clone()) for key, tensor in plain.items()), values, batches, new=(4,), report=layers
+        )
+    )
     assert found.keys() == plain.keys()
     for key, tensor in plain.items():
         role, kept = names.classify(key), torch.tensor([expert for expert in range(len(chosen)) if expert != 4])
@@ -128,7 +169,8 @@ def test_only_rows_of_new_experts_are_computed(family: str, tmp_path: Path) -> N
         assert own < new or (names.family.router.correction is not None and own == new == 0), (own, new)
     write_checkpoint(tmp_path / "larger", found.items(), values)
     assert uses(tmp_path / "larger", 4, batches) == [
-        pytest.approx((layer["use_on_own_text"], layer["use_on_new_texts"][0]), abs=0.02) for layer in layers]
+        pytest.approx((layer["use_on_own_text"], layer["use_on_new_texts"][0]), abs=0.02) for layer in layers
+    ]
 
 
 def uses(directory: Path, expert: int, batches: list[Any]) -> list[tuple[float, ...]]:
@@ -137,8 +179,11 @@ def uses(directory: Path, expert: int, batches: list[Any]) -> list[tuple[float, 
     seen: dict[str, list[float]] = {}
     for name, module in model.named_modules():
         if name.endswith(".experts"):
-            module.register_forward_pre_hook(lambda _, inputs, name=name: seen.setdefault(name, []).append(
-                float((inputs[1] == expert).any(dim=-1).float().mean())))
+            module.register_forward_pre_hook(
+                lambda _, inputs, name=name: seen.setdefault(name, []).append(
+                    float((inputs[1] == expert).any(dim=-1).float().mean())
+                )
+            )
     with torch.no_grad():
         for tokens_BL, _ in batches:
             model(torch.as_tensor(tokens_BL))
@@ -173,9 +218,12 @@ def test_new_rows_divide_the_tokens_with_the_least_scale(most: float) -> None:
         new_TN = choice(rows_ED.mean(dim=0) + scale * toward_ND, correction_E.mean())
         is_own_T = cluster_T == 0
         mine_TN = new_TN.gather(1, (cluster_T[:, None] - 1).clamp(min=0))[:, 0]
-        side_T = torch.where(is_own_T, toward_TN.amax(1) < 0, toward_TN.gather(1, (cluster_T[:, None] - 1).clamp(min=0))[:, 0] > 0)
+        side_T = torch.where(
+            is_own_T, toward_TN.amax(1) < 0, toward_TN.gather(1, (cluster_T[:, None] - 1).clamp(min=0))[:, 0] > 0
+        )
         second_T, first_T = known_TE.sort(dim=1).values[:, 1], known_TE.amax(1)
-        side_T &= torch.where(is_own_T, second_T > correction_E.mean(), first_T < 1 + correction_E.mean())  # scores are from 0 to 1
+        # scores are from 0 to 1
+        side_T &= torch.where(is_own_T, second_T > correction_E.mean(), first_T < 1 + correction_E.mean())
         routed_T = torch.where(is_own_T, new_TN.amax(1) <= second_T, mine_TN >= first_T)
         return float((routed_T & side_T).sum() / side_T.sum())
 
@@ -186,8 +234,13 @@ def test_new_rows_divide_the_tokens_with_the_least_scale(most: float) -> None:
 def test_an_expert_that_does_not_help_on_its_text_gives_a_warning(home: Path, tmp_path: Path) -> None:
     texts = [str(home / f"{name}.txt") for name in OLD]
     found = choose_experts(
-        str(home / "runs" / "mine"), ["0-1", f"{home / NEW}:0"], tmp_path / "larger", own_texts=texts[:1], texts=texts[1:],
-        max_tokens=9_000)
+        str(home / "runs" / "mine"),
+        ["0-1", f"{home / NEW}:0"],
+        tmp_path / "larger",
+        own_texts=texts[:1],
+        texts=texts[1:],
+        max_tokens=9_000,
+    )
     before, after = (row["perplexity"][1] for row in found["losses"])
     assert after >= before
     warning = f"on {texts[1]}, the held-out perplexity is {after:.4g} with the new expert, and {before:.4g} without it; train the"
@@ -197,9 +250,21 @@ def test_an_expert_that_does_not_help_on_its_text_gives_a_warning(home: Path, tm
 def test_mistakes_are_one_line_and_write_nothing(home: Path, tmp_path: Path) -> None:
     model, dense, text = str(home / "runs" / "mine"), f"{home / NEW}:0", str(home / "sea.txt")
     for experts, texts, line in [
-        ([dense], {}, "--calibration: a dense model has no router; name a text of each new expert, from which its row is computed"),
-        ([dense], {"texts": [text, text], "own_texts": [text]}, "--calibration: 2: texts for 1 experts of other models; name one"),
-        ([dense], {"texts": [text]}, "--own-text: rows are computed from text that the model knows, and from --calibration"),
+        (
+            [dense],
+            {},
+            "--calibration: a dense model has no router; name a text of each new expert, from which its row is computed",
+        ),
+        (
+            [dense],
+            {"texts": [text, text], "own_texts": [text]},
+            "--calibration: 2: texts for 1 experts of other models; name one",
+        ),
+        (
+            [dense],
+            {"texts": [text]},
+            "--own-text: rows are computed from text that the model knows, and from --calibration",
+        ),
         ([dense], {"texts": [text], "own_texts": [text]}, "EXPERTS: 1: all are of other models"),
         (["0-1"], {"texts": [text]}, "--calibration: there is nothing to compute, because the model keeps all experts"),
         (["0"], {"own_texts": [f"{home}/none.txt"]}, f"--own-text: '{home}/none.txt': cannot be read"),

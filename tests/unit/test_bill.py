@@ -28,21 +28,37 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stages import STAGES
 
-LOW, HIGH = 0.36, 3.6     # dollars per hour
+LOW, HIGH = 0.36, 3.6  # dollars per hour
 NAMES = [stage.name for stage in STAGES]
-CONFIG = RunConfig.model_validate({
-    "name": "tiny", "corpus": {"sources": [{"path": "embedded"}]}, "clusters": {"count": 2},
-    "pools": {"low_memory": {"price_per_hour": LOW}, "high_memory": {"price_per_hour": HIGH, "speed": 1.0}}})
+CONFIG = RunConfig.model_validate(
+    {
+        "name": "tiny",
+        "corpus": {"sources": [{"path": "embedded"}]},
+        "clusters": {"count": 2},
+        "pools": {"low_memory": {"price_per_hour": LOW}, "high_memory": {"price_per_hour": HIGH, "speed": 1.0}},
+    }
+)
 
 dollars = st.floats(0, 1e6).map(lambda value: round(value, 4))
-lines = st.builds(Line, stage=st.sampled_from(NAMES), pool=st.sampled_from(["low_memory", "high_memory"]),
-                  worker_seconds=st.floats(0, 1e6), dollars=dollars)
-idles = st.lists(st.builds(Line, stage=st.just("idle"), pool=st.just("low_memory"), worker_seconds=st.just(1.0), dollars=dollars),
-                 max_size=3)
+lines = st.builds(
+    Line,
+    stage=st.sampled_from(NAMES),
+    pool=st.sampled_from(["low_memory", "high_memory"]),
+    worker_seconds=st.floats(0, 1e6),
+    dollars=dollars,
+)
+idles = st.lists(
+    st.builds(Line, stage=st.just("idle"), pool=st.just("low_memory"), worker_seconds=st.just(1.0), dollars=dollars),
+    max_size=3,
+)
 baselines = st.floats(0.01, 1e6).map(
     lambda amount: Baseline(
-        lines=(Line(stage="finetune", pool="high_memory", worker_seconds=1.0, dollars=amount),), dollars=amount, seconds=1.0,
-        rate="measured"))
+        lines=(Line(stage="finetune", pool="high_memory", worker_seconds=1.0, dollars=amount),),
+        dollars=amount,
+        seconds=1.0,
+        rate="measured",
+    )
+)
 
 
 def bill(of, idle=(), baseline=None, **changes):
@@ -90,16 +106,26 @@ def test_a_saving_is_never_without_its_baseline_and_what_is_known_of_quality(pai
 
 def test_a_run_that_costs_more_than_joint_training_says_so():
     baseline = make_baseline(
-        CONFIG, tokens=1000, seconds_per_token=0.036, start_up=0, evaluate=0, export=0, rate="measured")
+        CONFIG, tokens=1000, seconds_per_token=0.036, start_up=0, evaluate=0, export=0, rate="measured"
+    )
     assert baseline.dollars == pytest.approx(0.036)
-    verdict = bill([Line(stage="finetune", pool="high_memory", worker_seconds=1.0, dollars=0.0432)], baseline=baseline).verdict
-    assert verdict.startswith("Costs 20 % more than joint training on as many tokens on the high-memory pool, $0.0360, an estimate")
+    verdict = bill(
+        [Line(stage="finetune", pool="high_memory", worker_seconds=1.0, dollars=0.0432)], baseline=baseline
+    ).verdict
+    assert verdict.startswith(
+        "Costs 20 % more than joint training on as many tokens on the high-memory pool, $0.0360, an estimate"
+    )
 
 
 def test_what_a_comparison_measured_takes_the_place_of_what_is_not_known():
     measured = "A comparison measured held-out perplexity: 41.00 against 40.00."
-    found = bill([], baseline=make_baseline(
-        CONFIG, tokens=1, seconds_per_token=1, start_up=0, evaluate=0, export=0, rate="measured"), quality=measured)
+    found = bill(
+        [],
+        baseline=make_baseline(
+            CONFIG, tokens=1, seconds_per_token=1, start_up=0, evaluate=0, export=0, rate="measured"
+        ),
+        quality=measured,
+    )
     assert found.verdict.endswith(measured)
     assert QUALITY_UNKNOWN not in found.verdict
 
@@ -109,9 +135,15 @@ def test_an_unknown_line_makes_an_unknown_total_not_a_smaller_one():
     assert (found.dollars, found.dollars_with_idle, found.saving, idle_in_words(found)) == (None, None, None, "unknown")
 
 
-spans = st.lists(st.tuples(
-    st.sampled_from(["seed", "cluster", "submodels", "merge", "finetune", "evaluate", "export"]),
-    st.sampled_from(["low_memory", "high_memory"]), st.integers(1, 8), st.integers(0, 500)), max_size=8)
+spans = st.lists(
+    st.tuples(
+        st.sampled_from(["seed", "cluster", "submodels", "merge", "finetune", "evaluate", "export"]),
+        st.sampled_from(["low_memory", "high_memory"]),
+        st.integers(1, 8),
+        st.integers(0, 500),
+    ),
+    max_size=8,
+)
 
 
 @given(spans, st.integers(0, 8))
@@ -127,7 +159,7 @@ def test_a_metered_bill_has_every_second_that_a_stage_held_a_slot_also_of_lost_a
         meter.update(Event("workers_held", data={"hold": str(number), "pool": pool, "workers": workers}, time=now))
         now += seconds
         if number + 1 == lost:
-            meter.update(Event("heartbeat", time=now))      # its last sign of life
+            meter.update(Event("heartbeat", time=now))  # its last sign of life
         else:
             meter.update(Event("workers_released", data={"hold": str(number)}, time=now))
         expected += workers * seconds / 3600 * (LOW if pool == "low_memory" else HIGH)
@@ -145,7 +177,11 @@ def test_figures_that_make_no_sense_change_no_bill():
     for summary in ({"units": units, "extra_seconds": "1"}, {"units": 3}, [], None):
         meter.update(Event("stage_finished", "finetune", data={"summary": summary}, time=1.0))
         assert dataclasses.asdict(meter.work["finetune"]) == {
-            "tokens": 0, "loop_seconds": 0, "held_seconds": 0, "extra_seconds": 0}
+            "tokens": 0,
+            "loop_seconds": 0,
+            "held_seconds": 0,
+            "extra_seconds": 0,
+        }
     meter.update(Event("stage_started", "no such stage", time=2.0))
     assert "no such stage" not in meter.before
     assert metered_bill(meter, CONFIG).baseline is None
@@ -164,14 +200,17 @@ def test_the_measured_baseline_starts_the_high_memory_pool_s_workers_not_the_fin
     baseline = metered_bill(metered_finetune(), config).baseline
     scale = config.pools.low_memory.speed
     assert {line.stage: line.worker_seconds for line in baseline.lines} == pytest.approx(
-        {"start-up": 60, "finetune": 800 * scale, "evaluate": 0, "export": 0})
+        {"start-up": 60, "finetune": 800 * scale, "evaluate": 0, "export": 0}
+    )
     assert baseline.seconds == pytest.approx(60 + 800 * scale)
 
 
 def test_the_measured_baseline_measures_the_held_out_loss_as_often_as_the_run():
     """Reading 3,000 tokens takes the time of training 1,000, after each 2,000 that are trained."""
     evaluation = {"every_tokens": 2000, "max_tokens": 3000}
-    config = RunConfig.model_validate(CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}, "evaluation": evaluation})
+    config = RunConfig.model_validate(
+        CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}, "evaluation": evaluation}
+    )
     seconds = {line.stage: line.worker_seconds for line in metered_bill(metered_finetune(), config).baseline.lines}
     assert seconds["finetune"] == pytest.approx(1.5 * 800 * config.pools.low_memory.speed)
 
@@ -180,10 +219,13 @@ def metered_finetune():
     meter = Meter()
     unit = {"tokens": 800, "seconds": 100.0, "workers": 8}
     for event in (
-        Event("run_started", time=0.0), Event("stage_started", "finetune", time=0.0),
+        Event("run_started", time=0.0),
+        Event("stage_started", "finetune", time=0.0),
         Event("workers_held", data={"hold": "gang", "pool": "low_memory", "workers": 8}, time=0.0),
-        Event("unit_started", "finetune", time=60.0), Event("workers_released", data={"hold": "gang"}, time=160.0),
-        Event("stage_finished", "finetune", data={"summary": {"units": [unit]}}, time=160.0), Event("run_finished", time=160.0),
+        Event("unit_started", "finetune", time=60.0),
+        Event("workers_released", data={"hold": "gang"}, time=160.0),
+        Event("stage_finished", "finetune", data={"summary": {"units": [unit]}}, time=160.0),
+        Event("run_finished", time=160.0),
     ):
         meter.update(event)
     return meter
@@ -194,7 +236,8 @@ def test_the_baseline_s_start_up_depends_on_the_high_memory_pool_alone(low, high
     pools = {"low_memory": {"max_workers": low}, "high_memory": {"workers": high, "price_per_hour": HIGH}}
     config = RunConfig.model_validate(CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}, "pools": pools})
     found = make_baseline(
-        config, tokens=1, seconds_per_token=0, start_up=starting, evaluate=0, export=0, rate="measured")
+        config, tokens=1, seconds_per_token=0, start_up=starting, evaluate=0, export=0, rate="measured"
+    )
     assert found.dollars == pytest.approx(starting * high / 3600 * HIGH)
     assert found.seconds == pytest.approx(starting)
 
@@ -204,8 +247,14 @@ def test_time_is_multiplied_by_a_price_in_one_place():
     root = Path(__file__).parents[2]
     texts = {
         str(path.relative_to(root)): path.read_text(encoding="utf-8")
-        for folder in ("moedisco_ray", "service") for path in (root / folder).rglob("*.py")}
+        for folder in ("moedisco_ray", "service")
+        for path in (root / folder).rglob("*.py")
+    }
     found = {
-        name for name, text in texts.items() if "price_per_hour" in text for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "price_per_hour" in ast.unparse(node)}
+        name
+        for name, text in texts.items()
+        if "price_per_hour" in text
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "price_per_hour" in ast.unparse(node)
+    }
     assert found == {"moedisco_ray/core/prices.py"}

@@ -24,11 +24,22 @@ LENGTH = 64
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     config = small_config(
-        tmp_path_factory.mktemp("calibration"), tokens={"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
+        tmp_path_factory.mktemp("calibration"),
+        tokens={"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
         clusters={"count": 2, "vectors": "mean_token"},
-        corpus={"sources": [
-            {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "documents": "paragraph", "format": "text",
-             "weight": 2.0 if name == "asyncio" else 1.0} for name, module in DOMAINS.items()]})
+        corpus={
+            "sources": [
+                {
+                    "path": f"{Path(str(module.__file__)).parent}/*.py",
+                    "name": name,
+                    "documents": "paragraph",
+                    "format": "text",
+                    "weight": 2.0 if name == "asyncio" else 1.0,
+                }
+                for name, module in DOMAINS.items()
+            ]
+        },
+    )
     pipeline.run(config, backend=LocalBackend())
     return config
 
@@ -44,7 +55,7 @@ def own_windows(config: RunConfig, cluster: int) -> list[list[int]]:
     own = documents.filter(pa.array(assigned["cluster"].to_numpy() == cluster)).to_pylist()
     eos = Encoder(config.directory / "corpus" / "tokenizer").eos
     stream = [token for copy in (1, 2) for row in own if row["copies"] >= copy for token in (*row["tokens"], eos)]
-    return [stream[at:at + LENGTH + 1] for at in range(0, len(stream) - LENGTH, LENGTH)]
+    return [stream[at : at + LENGTH + 1] for at in range(0, len(stream) - LENGTH, LENGTH)]
 
 
 def test_a_router_learns_a_cluster_from_its_own_text(config: RunConfig) -> None:
@@ -53,7 +64,7 @@ def test_a_router_learns_a_cluster_from_its_own_text(config: RunConfig) -> None:
         own = [tuple(window[:-1]) for window in own_windows(config, cluster)]
         rows = [tuple(row) for tokens_BL, cluster_B in batches if cluster_B[0] == cluster for row in tokens_BL.tolist()]
         assert len(rows) > 10
-        assert (rows[0], rows[-1]) == (own[0], own[-1])     # spread over all of it
+        assert (rows[0], rows[-1]) == (own[0], own[-1])  # spread over all of it
         assert set(rows) <= set(own)
 
 

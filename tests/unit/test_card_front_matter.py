@@ -32,12 +32,20 @@ datasets: [someone/elses]
 @pytest.fixture
 def report(tmp_path: Path) -> RunReport:
     write_run(tmp_path)
-    write_json(tmp_path / "evaluation" / "evaluation.json", {
-        "loss": 3.0, "perplexity": 20.085537, "bits_per_byte": 1.5, "documents": 4, "tokens": 90,
-        "sources": [{"source": "wiki", "loss": 2.5, "perplexity": 12.182494}],
-        "start": {"loss": 4.0, "perplexity": 54.6, "documents": 4},
-        "unseen": {"sources": [{"source": "law", "perplexity": 30.0}]},
-        "lm_eval": [{"task": "facts", "examples": 9, "acc": 0.5}]})
+    write_json(
+        tmp_path / "evaluation" / "evaluation.json",
+        {
+            "loss": 3.0,
+            "perplexity": 20.085537,
+            "bits_per_byte": 1.5,
+            "documents": 4,
+            "tokens": 90,
+            "sources": [{"source": "wiki", "loss": 2.5, "perplexity": 12.182494}],
+            "start": {"loss": 4.0, "perplexity": 54.6, "documents": 4},
+            "unseen": {"sources": [{"source": "law", "perplexity": 30.0}]},
+            "lm_eval": [{"task": "facts", "examples": 9, "acc": 0.5}],
+        },
+    )
     return build_report(tmp_path, run_config())
 
 
@@ -52,14 +60,27 @@ def test_the_hub_reads_the_origin_and_the_measured_figures(report: RunReport, tm
     card = ModelCard(model_card(report, EXPORTED.model_copy(update={"facts": facts})))
     data = card.data
     assert (data.base_model, data.license, data.license_name, data.license_link) == (
-        "tiny-org/ancestor", "other", "tiny-licence", "LICENSE")
+        "tiny-org/ancestor",
+        "other",
+        "tiny-licence",
+        "LICENSE",
+    )
     assert (data.language, data.datasets, data.library_name, data.pipeline_tag) == (
-        ["en", "de"], ["org/text"], "transformers", "text-generation")
+        ["en", "de"],
+        ["org/text"],
+        "transformers",
+        "text-generation",
+    )
     assert data.model_name == report.name
     assert {(each.dataset_name, each.metric_type): each.metric_value for each in data.eval_results} == {
-        ("held-out text", "loss"): 3.0, ("held-out text", "perplexity"): 20.085537, ("held-out text", "bits_per_byte"): 1.5,
-        ("held-out text: wiki", "loss"): 2.5, ("held-out text: wiki", "perplexity"): 12.182494,
-        ("held-out text: law, never trained on", "perplexity"): 30.0, ("facts", "accuracy"): 0.5}
+        ("held-out text", "loss"): 3.0,
+        ("held-out text", "perplexity"): 20.085537,
+        ("held-out text", "bits_per_byte"): 1.5,
+        ("held-out text: wiki", "loss"): 2.5,
+        ("held-out text: wiki", "perplexity"): 12.182494,
+        ("held-out text: law, never trained on", "perplexity"): 30.0,
+        ("facts", "accuracy"): 0.5,
+    }
     assert card.content.startswith("---\n")
 
 
@@ -74,13 +95,26 @@ def test_what_is_not_known_is_left_out(report: RunReport) -> None:
     bare = report.model_copy(update={"evaluation": type(report.evaluation)()})
     card = ModelCard(model_card(bare, EXPORTED))
     assert card.data.to_dict() == {
-        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["mixture-of-experts", "moe-disco", "qwen3_moe"]}
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["mixture-of-experts", "moe-disco", "qwen3_moe"],
+    }
     assert facts_of(Model(), []) == ModelFacts(datasets=[])
 
 
-@pytest.mark.parametrize("card", [
-    None, "", "# no front matter", "---\n: [\n---\n", "---\n- a\n- b\n---\n", "---\nlicense: [mit, other]\nlanguage: 3\n---\n",
-    "---\nlicense: {a: b}\n---\n", "---\n---\n"])
+@pytest.mark.parametrize(
+    "card",
+    [
+        None,
+        "",
+        "# no front matter",
+        "---\n: [\n---\n",
+        "---\n- a\n- b\n---\n",
+        "---\nlicense: [mit, other]\nlanguage: 3\n---\n",
+        "---\nlicense: {a: b}\n---\n",
+        "---\n---\n",
+    ],
+)
 def test_a_card_that_cannot_be_used_says_nothing(tmp_path: Path, card: str | None) -> None:
     if card is not None:
         (tmp_path / "README.md").write_text(card)
@@ -90,18 +124,32 @@ def test_a_card_that_cannot_be_used_says_nothing(tmp_path: Path, card: str | Non
 
 @pytest.mark.parametrize("name", ["no", "a: b # c", "- x", "'\"", "é 漢", "|", "1e3"])
 def test_any_name_survives_the_way_through_yaml(tmp_path: Path, name: str) -> None:
-    evaluation = EvaluationRecord.model_validate({"loss": 1.0, "documents": 1, "sources": [{"source": name, "loss": 1.0}]})
+    evaluation = EvaluationRecord.model_validate(
+        {"loss": 1.0, "documents": 1, "sources": [{"source": name, "loss": 1.0}]}
+    )
     made = RunReport.model_construct(name="x", family="mixtral", evaluation=evaluation)
     (tmp_path / "README.md").write_text(
-        front_matter(made, ModelFacts(license=name, language=[name])) + "\n\n# x\n", encoding="utf-8")
+        front_matter(made, ModelFacts(license=name, language=[name])) + "\n\n# x\n", encoding="utf-8"
+    )
     found = metadata_load(tmp_path / "README.md")
     assert (found["license"], found["language"]) == (name, [name])
-    assert [each["dataset"]["name"] for each in found["model-index"][0]["results"]] == ["held-out text", f"held-out text: {name}"]
+    assert [each["dataset"]["name"] for each in found["model-index"][0]["results"]] == [
+        "held-out text",
+        f"held-out text: {name}",
+    ]
 
 
-@pytest.mark.parametrize(("path", "name"), [
-    ("hf://datasets/org/text", "org/text"), ("hf://datasets/org/text/data/*.parquet", "org/text"),
-    ("hf://datasets/org/text@main/x.jsonl", "org/text"), ("hf://org/model", None), ("s3://datasets/org/text", None),
-    ("texts/wiki", None), ("hf://datasets/org", None)])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("hf://datasets/org/text", "org/text"),
+        ("hf://datasets/org/text/data/*.parquet", "org/text"),
+        ("hf://datasets/org/text@main/x.jsonl", "org/text"),
+        ("hf://org/model", None),
+        ("s3://datasets/org/text", None),
+        ("texts/wiki", None),
+        ("hf://datasets/org", None),
+    ],
+)
 def test_data_sets_by_their_path(path: str, name: str | None) -> None:
     assert dataset_name(path) == name

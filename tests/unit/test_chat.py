@@ -35,7 +35,8 @@ from moedisco_ray.models.hf import routers
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}")
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(directory)
 
 
-def chat_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None, max_tokens: int = 8) -> Chat:
+def chat_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None, max_tokens: int = 8
+) -> Chat:
     tokenizer.chat_template = template
     return Chat(model, tokenizer, max_tokens=max_tokens, temperature=0)
 
@@ -68,7 +71,7 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list
             found.append(int(model(torch.tensor([found])).logits[0, -1].argmax()))
         if found[-1] == tokenizer.eos_token_id:
             break
-    return tokenizer.decode(found[len(ids):], skip_special_tokens=True)
+    return tokenizer.decode(found[len(ids) :], skip_special_tokens=True)
 
 
 def typed(*lines: str | type[BaseException]) -> Callable[[], str]:
@@ -80,22 +83,27 @@ def typed(*lines: str | type[BaseException]) -> Callable[[], str]:
         if isinstance(line, str):
             return line
         raise line
+
     return read
 
 
 def test_a_chat_sees_what_was_said_before(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat = chat_of(model, tokenizer, TEMPLATE)
     first = greedy(model, tokenizer, tokenizer("user: the fox\nassistant: ")["input_ids"], 8)
     assert chat.answer("the fox") == first
-    second = greedy(model, tokenizer, tokenizer(f"user: the fox\nassistant: {first}\nuser: dog\nassistant: ")["input_ids"], 8)
+    second = greedy(
+        model, tokenizer, tokenizer(f"user: the fox\nassistant: {first}\nuser: dog\nassistant: ")["input_ids"], 8
+    )
     assert chat.answer("dog") == second
     assert capsys.readouterr().out == f"{first}\n{second}\n"
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
 
 
-def test_without_a_template_each_line_begins_a_document(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_without_a_template_each_line_begins_a_document(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     chat = chat_of(model, tokenizer, None)
     expected = greedy(model, tokenizer, [tokenizer.eos_token_id, *tokenizer("def f")["input_ids"]], 8)
     assert [chat.answer("def f"), chat.answer("def f")] == [expected, expected]
@@ -112,7 +120,9 @@ def test_a_long_chat_forgets_its_beginning(model: PreTrainedModel, tokenizer: Pr
     assert chat.messages[0]["content"] != "the quick brown fox"
 
 
-def test_a_short_models_prompt_keeps_half_of_its_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_short_models_prompt_keeps_half_of_its_positions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model.config.max_position_embeddings = 64
     ids = [tokenizer.eos_token_id, *tokenizer("the quick brown fox")["input_ids"]]
     expected = greedy(model, tokenizer, ids, 64 - len(ids))
@@ -131,7 +141,7 @@ def test_empty_lines_and_commands_reach_no_model(model: PreTrainedModel, tokeniz
 
 
 def test_ctrl_c_twice_leaves_and_once_does_not(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat = chat_of(model, tokenizer, TEMPLATE)
     converse(chat, typed(KeyboardInterrupt, "fox", KeyboardInterrupt, KeyboardInterrupt, "dog"))
@@ -154,9 +164,9 @@ def test_the_experts_of_a_token_are_those_of_its_router(family: str, tmp_path: P
     assert shares_TE.shape == (8, 4)
     assert torch.allclose(shares_TE.sum(1), torch.ones(8))
     with torch.inference_mode():
-        model(torch.arange(5)[None])    # records nothing
+        model(torch.arange(5)[None])  # records nothing
     assert len(use.shares()) == 8
-    if family in ("qwen3_moe", "mixtral"):      # softmax over all experts, then over the selected ones
+    if family in ("qwen3_moe", "mixtral"):  # softmax over all experts, then over the selected ones
         selected = model.config.num_experts_per_tok
         expected_TE = torch.zeros(5, 4)
         for outputs in found:
@@ -167,7 +177,7 @@ def test_the_experts_of_a_token_are_those_of_its_router(family: str, tmp_path: P
 
 
 def test_a_chat_lists_the_experts_of_each_token(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer.chat_template = TEMPLATE
     chat = Chat(model, tokenizer, max_tokens=4, temperature=0, shows_experts=True)
@@ -175,14 +185,19 @@ def test_a_chat_lists_the_experts_of_each_token(
     printed = capsys.readouterr().out
     assert printed.startswith(f"{answer}\n")
     lines = printed.removeprefix(f"{answer}\n").removesuffix("\n").split("\n")
-    assert len(lines) == 4      # three tokens that the model has read, and their mean
+    assert len(lines) == 4  # three tokens that the model has read, and their mean
     assert all(re.fullmatch(r" *('.*'|\".*\"|all)(  [0-3]: \d+%)+", line) for line in lines)
 
 
 def test_a_dense_model_has_no_experts_to_show() -> None:
     with pytest.raises(ConfigError, match="the model is dense"):
-        ExpertUse(LlamaForCausalLM(LlamaConfig(
-            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)))
+        ExpertUse(
+            LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+                )
+            )
+        )
 
 
 class Terminal:
@@ -191,8 +206,13 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self.ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moedisco_ray", "chat", *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
-            start_new_session=True, env={**os.environ, "TERM": "dumb"})
+            [sys.executable, "-m", "moedisco_ray", "chat", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env={**os.environ, "TERM": "dumb"},
+        )
         os.close(theirs)
         self.seen = ""
 
@@ -213,7 +233,9 @@ class Terminal:
 @pytest.mark.timeout(300)
 def test_in_a_terminal_ctrl_c_stops_the_answer_alone(directory: Path) -> None:
     terminal = Terminal(str(directory), "--max-tokens", "8000", "--temperature", "5")
-    assert terminal.until(lambda text: text.endswith("> ")).startswith("The model has no chat template: it continues each line")
+    assert terminal.until(lambda text: text.endswith("> ")).startswith(
+        "The model has no chat template: it continues each line"
+    )
     terminal.type("\n")
     assert terminal.until(lambda text: text.endswith("> ")).split() == [">"]
     terminal.type("the fox\n")
@@ -229,15 +251,20 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_alone(directory: Path) -> None:
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda"])
 @pytest.mark.parametrize("command", ["chat", "evaluate", "merge", "experts"])
 def test_a_device_that_is_not_here_is_one_line(
-    command: str, device: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str, device: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     arguments = {
-        "chat": [], "evaluate": ["--sources", "embedded"], "merge": ["--base", str(directory), "--output", str(tmp_path / "new")],
-        "experts": ["0,1", "--output", str(tmp_path / "new")]}[command]
+        "chat": [],
+        "evaluate": ["--sources", "embedded"],
+        "merge": ["--base", str(directory), "--output", str(tmp_path / "new")],
+        "experts": ["0,1", "--output", str(tmp_path / "new")],
+    }[command]
     result = CliRunner().invoke(app, [command, str(directory), *arguments, "--device", device])
     assert (result.exit_code, result.stderr) == (
-        2, f"moedisco: --device: '{device}': no GPU is visible here; use --device cpu\n")
+        2,
+        f"moedisco: --device: '{device}': no GPU is visible here; use --device cpu\n",
+    )
     assert not (tmp_path / "new").exists()
 
 

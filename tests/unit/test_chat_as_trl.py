@@ -17,15 +17,21 @@ from tests.unit.chat_data import WITH_TOOLS, conversation, tools_of, write_token
 
 pytestmark = [
     pytest.mark.ecosystem("Text: chat data, masked as TRL does", "trl", "transformers"),
-    pytest.mark.filterwarnings("default")]      # those of TRL's trainer are not ours
+    pytest.mark.filterwarnings("default"),
+]  # those of TRL's trainer are not ours
 Labelled = list[tuple[list[int], list[bool]]]
 LIMIT = 10**6
-TALKS = [conversation(number) for number in range(12)]      # one to three answers each; some begin with a system message
+TALKS = [conversation(number) for number in range(12)]  # one to three answers each; some begin with a system message
 CALL = [
     {"role": "user", "content": "what is the sum?"},
-    {"role": "assistant", "content": "", "tool_calls": [
-        {"type": "function", "function": {"name": "sum", "arguments": {"a": 1, "b": 2}}}]},
-    {"role": "tool", "content": "3"}, {"role": "assistant", "content": "the answer is 3"}]
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "sum", "arguments": {"a": 1, "b": 2}}}],
+    },
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "the answer is 3"},
+]
 FAMILIES = ("qwen2_5", "qwen3_instruct_2507", "llama3", "phi3", "phi3_5", "gemma", "cohere")
 """Chat templates of published models that TRL stores, and marks for its training without another change."""
 
@@ -33,11 +39,17 @@ FAMILIES = ("qwen2_5", "qwen3_instruct_2507", "llama3", "phi3", "phi3_5", "gemma
 def labelled(tokenizer: PreTrainedTokenizerBase, home: Path, rows: list[dict[str, Any]], **settings: Any) -> Labelled:
     """Tokens of the rows that TRL trains on, and whether its labels count them."""
     trl = pytest.importorskip("trl", reason="trl is not installed")
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+    )
     trainer = trl.SFTTrainer(
-        model, trl.SFTConfig(str(home), use_cpu=True, bf16=False, report_to="none", **{"max_length": None, **settings}),
-        train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        model,
+        trl.SFTConfig(str(home), use_cpu=True, bf16=False, report_to="none", **{"max_length": None, **settings}),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
     batches = [trainer.data_collator([row]) for row in trainer.train_dataset]
     return [(batch["input_ids"][0].tolist(), (batch["labels"][0] != -100).tolist()) for batch in batches]
 
@@ -57,8 +69,11 @@ def test_conversations_have_the_labels_of_trl(tmp_path: Path, limit: int) -> Non
         made = GivenTokens(tmp_path / name)
         wholes = [next(made.conversation(row["messages"], LIMIT, row["tools"])) for row in rows]
         parts = [next(made.conversation(row["messages"], limit, row["tools"])) for row in rows]
-        # Of a conversation that is too long, TRL keeps the beginning if the loss counts a token of it; ours keeps all such parts.
-        assert ours([part for part, whole in zip(parts, wholes, strict=True) if whole.loss_mask[:limit].any()]) == expected
+        # Of a conversation that is too long, TRL keeps the beginning if the loss counts a token of it; ours keeps all
+        # such parts.
+        assert (
+            ours([part for part, whole in zip(parts, wholes, strict=True) if whole.loss_mask[:limit].any()]) == expected
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,10 +81,10 @@ def test_turns_in_published_templates_are_those_that_trl_marks(tmp_path: Path, f
     templates = pytest.importorskip("trl.chat_template_utils", reason="trl is not installed")
     tokenizer = write_tokenizer(tmp_path / "tokenizer", getattr(templates, f"{family}_chat_template"), bos=True)
     made = GivenTokens(tmp_path / "tokenizer")
-    talks = [*(talk[talk[0]["role"] == "system":] for talk in TALKS), *([CALL] if "qwen" in family else [])]
+    talks = [*(talk[talk[0]["role"] == "system" :] for talk in TALKS), *([CALL] if "qwen" in family else [])]
     expected = labelled(tokenizer, tmp_path, [{"messages": talk} for talk in talks], assistant_only_loss=True)
     found = [(each.ids.tolist(), each.loss_mask.tolist()) for each in map(made.render, talks)]
-    if family == "qwen2_5":     # TRL also counts the line break before an answer, which the prompt for it ends with
+    if family == "qwen2_5":  # TRL also counts the line break before an answer, which the prompt for it ends with
         found = [(ids, [each or following for each, following in pairwise([*mask, False])]) for ids, mask in found]
     assert found == expected
 
@@ -78,8 +93,13 @@ def test_completions_have_the_labels_of_trl(tmp_path: Path) -> None:
     tokenizer, made = write_tokenizer(tmp_path / "tokenizer", WITH_TOOLS), GivenTokens(tmp_path / "tokenizer")
     texts = [("what is", " a word?"), ("the an", "swer is a number"), ("", "a"), ("the end", " <|endoftext|>")]
     talks = [(talk[:-1], talk[-1:]) for talk in TALKS]
-    for pairs, tools in ((texts, [None] * len(texts)), (talks, [json.dumps(tools_of(number)) for number in range(len(talks))])):
-        rows = [{"prompt": prompt, "completion": completion, "tools": tool} for (prompt, completion), tool in zip(
-            pairs, tools, strict=True)]
+    for pairs, tools in (
+        (texts, [None] * len(texts)),
+        (talks, [json.dumps(tools_of(number)) for number in range(len(talks))]),
+    ):
+        rows = [
+            {"prompt": prompt, "completion": completion, "tools": tool}
+            for (prompt, completion), tool in zip(pairs, tools, strict=True)
+        ]
         found = [next(made.completion(row["prompt"], row["completion"], LIMIT, row["tools"])) for row in rows]
         assert ours(found) == labelled(tokenizer, tmp_path, rows)

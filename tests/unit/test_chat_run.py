@@ -27,21 +27,41 @@ ANSWERS = {"word": "the number is a question", "number": "it is the word grün"}
 
 
 def config_of(
-    home: Path, text: list[dict[str, Any]], total: int = 20_000, tokenizer: Path | None = None, **evaluation: Any,
+    home: Path, text: list[dict[str, Any]], total: int = 20_000, tokenizer: Path | None = None, **evaluation: Any
 ) -> RunConfig:
     """A run in a home that holds its tokenizer, unless that of another home is named."""
     recipe = {"batch_tokens": 512, "lr": 2e-3}
     sizes = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_intermediate_size": 48,
-        "num_experts": 4, "num_experts_per_tok": 2}
-    return check_config({
-        "name": "chat", "output": str(home / "runs"),
-        "corpus": {"sources": text, "validation_fraction": 0.1, "sequence_length": LENGTH},
-        "tokenizer": {"path": str((tokenizer or home) / "tokenizer")}, "model": {"family": "qwen3_moe", "config": sizes},
-        "tokens": {"total": total, "seed_share": 0.3, "finetune_share": 0.3}, "clusters": {"count": 2, "restarts": 2},
-        "submodels": {"optimizer": recipe}, "finetune": {"optimizer": recipe}, "merge": {"calibration_tokens": 2048},
-        "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
-        "evaluation": {"max_tokens": 100_000, "sample_tokens": 4, "prompts": ["ab"], "every_tokens": 2048, **evaluation}})
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "moe_intermediate_size": 48,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    return check_config(
+        {
+            "name": "chat",
+            "output": str(home / "runs"),
+            "corpus": {"sources": text, "validation_fraction": 0.1, "sequence_length": LENGTH},
+            "tokenizer": {"path": str((tokenizer or home) / "tokenizer")},
+            "model": {"family": "qwen3_moe", "config": sizes},
+            "tokens": {"total": total, "seed_share": 0.3, "finetune_share": 0.3},
+            "clusters": {"count": 2, "restarts": 2},
+            "submodels": {"optimizer": recipe},
+            "finetune": {"optimizer": recipe},
+            "merge": {"calibration_tokens": 2048},
+            "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
+            "evaluation": {
+                "max_tokens": 100_000,
+                "sample_tokens": 4,
+                "prompts": ["ab"],
+                "every_tokens": 2048,
+                **evaluation,
+            },
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +75,26 @@ def write_sources(home: Path) -> Path:
     write_rows(home / "chat.jsonl", "messages", [conversation(number) for number in range(CONVERSATIONS)])
     unseen = pa.table({"messages": [conversation(number) for number in range(1000, 1030)]})
     pq.write_table(unseen, home / "unseen.parquet")
-    write_rows(home / "ids.jsonl", "input_ids", [
-        tokenizer(f"the question {number} is a number " * 5)["input_ids"] for number in range(60)])
+    write_rows(
+        home / "ids.jsonl",
+        "input_ids",
+        [tokenizer(f"the question {number} is a number " * 5)["input_ids"] for number in range(60)],
+    )
     write_rows(home / "plain.jsonl", "text", [f"the word {number} is the answer " * 5 for number in range(60)])
     return home
 
 
 SOURCES = [
     {"path": "chat.jsonl", "name": "chat", "messages_column": "messages"},
-    {"path": "ids.jsonl", "name": "ids", "ids_column": "input_ids"}, {"path": "plain.jsonl", "name": "plain"}]
+    {"path": "ids.jsonl", "name": "ids", "ids_column": "input_ids"},
+    {"path": "plain.jsonl", "name": "plain"},
+]
 
 
 def sources(home: Path, *names: str) -> list[dict[str, Any]]:
-    return [{**source, "path": str(home / source["path"])} for source in SOURCES if not names or source["name"] in names]
+    return [
+        {**source, "path": str(home / source["path"])} for source in SOURCES if not names or source["name"] in names
+    ]
 
 
 def expected(home: Path) -> dict[str, tuple[list[int], list[bool]]]:
@@ -75,7 +102,9 @@ def expected(home: Path) -> dict[str, tuple[list[int], list[bool]]]:
     tokenizer = write_tokenizer(home / "reference")
     found = {}
     for number in range(CONVERSATIONS):
-        rendered = tokenizer.apply_chat_template(conversation(number), return_dict=True, return_assistant_tokens_mask=True)
+        rendered = tokenizer.apply_chat_template(
+            conversation(number), return_dict=True, return_assistant_tokens_mask=True
+        )
         text = tokenizer.apply_chat_template(conversation(number), tokenize=False)
         found[text] = rendered["input_ids"], [bool(each) for each in rendered["assistant_masks"]]
     return found
@@ -111,9 +140,11 @@ def test_a_run_counts_the_assistants_tokens_only(home: Path) -> None:
         if not held_out:
             stream = TokenStream([corpus / "shards"], LENGTH)
             tokens, counts = flat(stream)
-            assert tokens == packed[1:1 + len(tokens)]
-            assert counts == mask[1:1 + len(tokens)]
-            clusters = [flat(TokenStream([config.directory / "clusters" / "shards" / str(k)], LENGTH)) for k in range(2)]
+            assert tokens == packed[1 : 1 + len(tokens)]
+            assert counts == mask[1 : 1 + len(tokens)]
+            clusters = [
+                flat(TokenStream([config.directory / "clusters" / "shards" / str(k)], LENGTH)) for k in range(2)
+            ]
             assert any(not all(mask) for _, mask in clusters)
     assert not reference
     report = read_json(config.directory / "report.json")
@@ -122,8 +153,13 @@ def test_a_run_counts_the_assistants_tokens_only(home: Path) -> None:
     assert 0 < by_source["chat"] < by_source["chat"] + by_source["ids"] + by_source["plain"] == counted[True]
     tokenizer = write_tokenizer(home / "reference")
     assert report["evaluation"]["unseen"]["tokens"] == sum(
-        sum(tokenizer.apply_chat_template(conversation(n), return_dict=True, return_assistant_tokens_mask=True)["assistant_masks"])
-        for n in range(1000, 1030))
+        sum(
+            tokenizer.apply_chat_template(conversation(n), return_dict=True, return_assistant_tokens_mask=True)[
+                "assistant_masks"
+            ]
+        )
+        for n in range(1000, 1030)
+    )
     exported, given = (folder / "chat_template.jinja" for folder in (config.directory / "model", home / "tokenizer"))
     assert exported.read_text() == given.read_text()
     losses = report["curves"]["finetune"]["loss"]
@@ -135,16 +171,24 @@ def test_the_exported_model_answers_in_its_template_and_ends_there(tmp_path: Pat
         return {"role": "user", "content": f"what is the {topic} {number}?"}
 
     ends = write_tokenizer(tmp_path / "tokenizer").convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
-    path = write_rows(tmp_path / "asked.jsonl", "messages", [
-        [asked(topic, number), {"role": "assistant", "content": answer}]
-        for topic, answer in ANSWERS.items() for number in range(60)])
+    path = write_rows(
+        tmp_path / "asked.jsonl",
+        "messages",
+        [
+            [asked(topic, number), {"role": "assistant", "content": answer}]
+            for topic, answer in ANSWERS.items()
+            for number in range(60)
+        ],
+    )
     config = config_of(tmp_path, [{"path": str(path), "messages_column": "messages"}], total=120_000)
     pipeline.run(config, backend=LocalBackend())
     exported = config.directory / "model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
     for topic, answer in ANSWERS.items():
-        prompt = tokenizer.apply_chat_template([asked(topic, 7)], add_generation_prompt=True, return_dict=True, return_tensors="pt")
-        found = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1]:]
+        prompt = tokenizer.apply_chat_template(
+            [asked(topic, 7)], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        found = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
         assert tokenizer.decode(found) == f"{answer}<|im_end|>"
     assert read_json(exported / "generation_config.json")["eos_token_id"] == ends
 
@@ -152,22 +196,28 @@ def test_the_exported_model_answers_in_its_template_and_ends_there(tmp_path: Pat
 def test_completions_and_tools_reach_the_corpus(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer", WITH_TOOLS)
     asked = {ending: [f"what is question {number} of {ending}?" for number in range(60)] for ending in ("jsonl", "csv")}
-    (tmp_path / "pairs.jsonl").write_text("".join(
-        json.dumps({"asked": prompt, "completion": " it is a word"}) + "\n" for prompt in asked["jsonl"]))
-    (tmp_path / "pairs.csv").write_text("asked,completion\n" + "".join(f"{prompt}, it is a word\n" for prompt in asked["csv"]))
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"asked": prompt, "completion": " it is a word"}) + "\n" for prompt in asked["jsonl"])
+    )
+    (tmp_path / "pairs.csv").write_text(
+        "asked,completion\n" + "".join(f"{prompt}, it is a word\n" for prompt in asked["csv"])
+    )
     talks = [(conversation(number)[:-1], conversation(number)[-1:], tools_of(number)) for number in range(60)]
     rows = [dict(zip(("prompt", "completion", "tools"), talk, strict=True)) for talk in talks]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "talks.parquet")
     text = [
         {"path": str(tmp_path / "pairs.*"), "completion_column": "completion", "prompt_column": "asked"},
-        {"path": str(tmp_path / "talks.parquet"), "completion_column": "completion", "tools_column": "tools"}]
+        {"path": str(tmp_path / "talks.parquet"), "completion_column": "completion", "tools_column": "tools"},
+    ]
     config = config_of(tmp_path, text)
     corpus = config.corpus.model_copy(update={"max_document_tokens": 4096})
     (tmp_path / "made").mkdir()
     build(config.model_copy(update={"corpus": corpus}), tmp_path / "made")
     found = {
         row["text"]: (row["tokens"], sum(row["loss_mask"]))
-        for folder in ("train", "validation") for row in pq.read_table(tmp_path / "made" / folder).to_pylist()}
+        for folder in ("train", "validation")
+        for row in pq.read_table(tmp_path / "made" / folder).to_pylist()
+    }
     reference = {}
     for prompt in (*asked["jsonl"], *asked["csv"]):
         whole = tokenizer(prompt + " it is a word" + tokenizer.eos_token)["input_ids"]
@@ -204,7 +254,10 @@ def test_rendered_conversations_of_another_run_are_refused(home: Path, tmp_path:
 def test_wrong_columns_name_the_file(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps({"messages": "hello"}) + "\n")
-    for column, message in (("messages", r"messages_column.*list of messages.*bad\.jsonl"), ("other", r"no such column")):
+    for column, message in (
+        ("messages", r"messages_column.*list of messages.*bad\.jsonl"),
+        ("other", r"no such column"),
+    ):
         with pytest.raises(CorpusError, match=message):
             build(config_of(home, [{"path": str(path), "messages_column": column}]), tmp_path / column)
 

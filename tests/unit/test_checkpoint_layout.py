@@ -49,18 +49,34 @@ def stored_tensors(draw: st.DrawFn) -> tuple[TensorStorageMetadata, list[tuple[t
 @given(st.dictionaries(st.text(min_size=1), stored_tensors(), max_size=4))
 def test_what_torch_planned_comes_back(stored: dict[str, Any]) -> None:
     tensors = {name: tensor for name, (tensor, _) in stored.items()}
-    places = {MetadataIndex(name, offsets): place for name, (_, all_places) in stored.items() for offsets, place in all_places}
+    places = {
+        MetadataIndex(name, offsets): place for name, (_, all_places) in stored.items() for offsets, place in all_places
+    }
     written = [WriteResult(index, place.length, place) for index, place in places.items()]
     back = read_layout(layout_bytes(Metadata(tensors), written), FILES)
     assert back.state_dict_metadata == tensors
     assert back.storage_data == places
 
 
-@pytest.mark.parametrize("change", [
-    {"dtype": "load"}, {"dtype": "torch.float32"}, {"shape": [2, 2]}, {"shape": [2]}, {"shape": [-2, 3]}, {"shape": ["2", 3]},
-    {"chunks": []}, {"more": 1}, {"chunks": [{**CHUNK, "file": "../__0_0.distcp"}]}, {"chunks": [{**CHUNK, "file": "elsewhere"}]},
-    {"chunks": [{**CHUNK, "start": 995}]}, {"chunks": [{**CHUNK, "length": 0}]}, {"chunks": [{**CHUNK, "offsets": [1, 0]}]},
-    {"chunks": [{**CHUNK, "transform_descriptors": ["zstd"]}]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "load"},
+        {"dtype": "torch.float32"},
+        {"shape": [2, 2]},
+        {"shape": [2]},
+        {"shape": [-2, 3]},
+        {"shape": ["2", 3]},
+        {"chunks": []},
+        {"more": 1},
+        {"chunks": [{**CHUNK, "file": "../__0_0.distcp"}]},
+        {"chunks": [{**CHUNK, "file": "elsewhere"}]},
+        {"chunks": [{**CHUNK, "start": 995}]},
+        {"chunks": [{**CHUNK, "length": 0}]},
+        {"chunks": [{**CHUNK, "offsets": [1, 0]}]},
+        {"chunks": [{**CHUNK, "transform_descriptors": ["zstd"]}]},
+    ],
+)
 def test_another_form_is_refused(change: dict[str, Any]) -> None:
     read_layout(json.dumps({"version": 1, "tensors": {"w": TENSOR}}).encode(), FILES)
     with pytest.raises(ValueError, match=r"validation error|outside the checkpoint's files"):

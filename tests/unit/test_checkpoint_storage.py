@@ -155,13 +155,15 @@ def same_as(whole: tuple[TrainJob, TrainResult], job: TrainJob, result: TrainRes
 @settings(max_examples=5, deadline=None)
 @given(saves=st.sets(st.integers(1, STEPS - 1)), stop=st.integers(1, STEPS), seconds=st.sampled_from([0.0, 0.01, 0.1]))
 def test_saves_at_any_moment_change_nothing_and_are_of_their_moment(
-    home: Path, whole: tuple[TrainJob, TrainResult], saves: set[int], stop: int, seconds: float,
+    home: Path, whole: tuple[TrainJob, TrainResult], saves: set[int], stop: int, seconds: float
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch, slow_uploads(seconds):
         patch.setattr(Saver, "is_scheduled", lambda _, done: done in saves)
         job = small_job(home, Path(scratch) / "out", Path(scratch) / "steps", steps=STEPS, keep=100)
         stopped = run(job, stop_after=stop)
-        assert set(checkpoint.steps(job.checkpoints)) == {save for save in saves if save <= stopped.steps} | {stopped.steps}
+        assert set(checkpoint.steps(job.checkpoints)) == {save for save in saves if save <= stopped.steps} | {
+            stopped.steps
+        }
         for save in sorted(checkpoint.steps(job.checkpoints), reverse=True):
             checkpoint.discard_after(job.checkpoints, save)
             resumed = run(job)
@@ -172,7 +174,10 @@ def test_saves_at_any_moment_change_nothing_and_are_of_their_moment(
 
 def test_training_stands_still_for_the_copy_alone_and_at_the_end_until_it_is_safe(home: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-    with slow_uploads(0.5), Saver(small_job(home, tmp_path, tmp_path / "steps"), *parts(), World(), events.append) as ours:
+    with (
+        slow_uploads(0.5),
+        Saver(small_job(home, tmp_path, tmp_path / "steps"), *parts(), World(), events.append) as ours,
+    ):
         ours.save(Progress(step=1))
         assert ours._upload is not None
         ours._upload.written.result()
@@ -185,7 +190,9 @@ def test_training_stands_still_for_the_copy_alone_and_at_the_end_until_it_is_saf
     assert 0.4 < last["stall"] <= last["latency"]
 
 
-def test_what_fails_beside_the_training_is_raised_in_it(home: Path, place: Location, tmp_path: Path, no_pauses: None) -> None:
+def test_what_fails_beside_the_training_is_raised_in_it(
+    home: Path, place: Location, tmp_path: Path, no_pauses: None
+) -> None:
     def away(name: str, begun: int) -> None:
         raise OSError("AWS Error NETWORK_CONNECTION")
 
@@ -196,7 +203,7 @@ def test_what_fails_beside_the_training_is_raised_in_it(home: Path, place: Locat
 
 
 def test_a_storage_that_comes_back_in_time_is_waited_for(
-    home: Path, bucket: str, tmp_path: Path, whole: tuple[TrainJob, TrainResult], no_pauses: None,
+    home: Path, bucket: str, tmp_path: Path, whole: tuple[TrainJob, TrainResult], no_pauses: None
 ) -> None:
     def falters(name: str, begun: int) -> None:
         if begun % 3:
@@ -212,17 +219,19 @@ def test_a_storage_that_comes_back_in_time_is_waited_for(
 # --- complete or not at all
 
 
-@pytest.mark.parametrize("file", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "file", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_a_torn_upload_is_never_resumed_and_cleaned_up(
-    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], file: int,
+    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], file: int
 ) -> None:
     def dies(name: str, begun: int) -> None:
-        if begun == len(FILES) + file:     # in the second checkpoint, that of step 4
+        if begun == len(FILES) + file:  # in the second checkpoint, that of step 4
             raise Died
 
     job = small_job(home, tmp_path / "out", place, steps=STEPS)
     with interfering(dies), pytest.raises(BaseException, match="Died"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Storage, "abandon", lambda *_: None)   # a process that is gone cleans nothing up
+        patch.setattr(Storage, "abandon", lambda *_: None)  # a process that is gone cleans nothing up
         run(job)
     assert checkpoint.steps(place) == [2]
     resumed = run(job)
@@ -234,7 +243,7 @@ def test_a_torn_upload_is_never_resumed_and_cleaned_up(
 
 
 def test_a_checkpoint_without_all_of_its_bytes_is_none(
-    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult],
+    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult]
 ) -> None:
     job = finished(whole, home, place, tmp_path)
     system, root = resolve(place)
@@ -257,7 +266,7 @@ def test_a_checkpoint_without_all_of_its_bytes_is_none(
 
 @pytest.mark.parametrize("file", FILES[:-1])
 def test_a_damaged_checkpoint_is_told_and_the_next_attempt_goes_on_from_the_one_before(
-    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], file: str,
+    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], file: str
 ) -> None:
     job = finished(whole, home, place, tmp_path)
     system, root = resolve(place)
@@ -275,7 +284,12 @@ def test_a_damaged_checkpoint_is_told_and_the_next_attempt_goes_on_from_the_one_
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_that_reads_badly_once_costs_no_checkpoint(
-    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], monkeypatch: pytest.MonkeyPatch, file: str,
+    home: Path,
+    place: Location,
+    tmp_path: Path,
+    whole: tuple[TrainJob, TrainResult],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
 ) -> None:
     job = finished(whole, home, place, tmp_path)
     get, read = Storage._get, list[str]()
@@ -283,7 +297,7 @@ def test_a_file_that_reads_badly_once_costs_no_checkpoint(
     def badly_once(self: Storage, name: str, positions: range | None = None) -> bytes:
         data = get(self, name, positions)
         read.append(name)
-        return data[:len(data) // 2] if read.count(name) == 1 and name == f"step-{STEPS:07d}/{file}" else data
+        return data[: len(data) // 2] if read.count(name) == 1 and name == f"step-{STEPS:07d}/{file}" else data
 
     monkeypatch.setattr(Storage, "_get", badly_once)
     resumed = run(job)
@@ -314,9 +328,15 @@ def test_a_storage_that_cannot_be_is_one_clear_line(home: Path, bucket: str, tmp
         run(small_job(home, tmp_path / "out", location, steps=1))
 
 
-@pytest.mark.parametrize(("location", "expected"), [
-    ("s3://b/c/?endpoint_override=h:1&scheme=http", "s3://b/c/x/y?endpoint_override=h:1&scheme=http"),
-    ("gs://b", "gs://b/x/y"), ("/disk", Path("/disk/x/y")), (Path("/disk"), Path("/disk/x/y"))])
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("s3://b/c/?endpoint_override=h:1&scheme=http", "s3://b/c/x/y?endpoint_override=h:1&scheme=http"),
+        ("gs://b", "gs://b/x/y"),
+        ("/disk", Path("/disk/x/y")),
+        (Path("/disk"), Path("/disk/x/y")),
+    ],
+)
 def test_options_stay_behind_a_uri(location: Location, expected: Location) -> None:
     assert joined(location, "x", "y") == expected
 
@@ -326,7 +346,7 @@ def test_options_stay_behind_a_uri(location: Location, expected: Location) -> No
 
 @pytest.mark.parametrize("heard", [False, True])
 def test_the_interval_follows_from_what_saves_cost_and_what_is_known_of_losses(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[TrainJob, TrainResult], heard: bool,
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[TrainJob, TrainResult], heard: bool
 ) -> None:
     asked: list[tuple[checkpointing.SaveCost, float, int]] = []
 
@@ -341,7 +361,9 @@ def test_the_interval_follows_from_what_saves_cost_and_what_is_known_of_losses(
     job = small_job(home, tmp_path / "out", tmp_path / "steps", steps=STEPS, every=None)
     hours = itertools.count(1)
     falling = (lambda: 0.7 / next(hours)) if heard else None
-    result = train(dataclasses.replace(job, losses_per_hour=0.7), World(), events.append, lambda: False, losses_per_hour=falling)
+    result = train(
+        dataclasses.replace(job, losses_per_hour=0.7), World(), events.append, lambda: False, losses_per_hour=falling
+    )
     same_as(whole, job, result)
     saved = [event.data for event in events if event.type == "checkpoint"]
     assert [data["step"] for data in saved] == list(range(1, STEPS + 1))
@@ -351,7 +373,9 @@ def test_the_interval_follows_from_what_saves_cost_and_what_is_known_of_losses(
     assert measured == [(data["stall"], data["latency"]) for data in saved[:-2]]
 
 
-def test_the_first_save_comes_soon_enough_to_measure(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_save_comes_soon_enough_to_measure(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = small_job(home, tmp_path / "out", tmp_path / "steps", every=None)
     now = time.monotonic()
     with Saver(job, *parts(), World(), lambda _event: None) as ours:

@@ -22,7 +22,9 @@ from moedisco_ray.core.verification import Verifier, damage_in
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner), max_leaves=8)
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=8,
+)
 
 
 @pytest.fixture
@@ -54,7 +56,9 @@ def test_any_flipped_bit_of_a_file_is_found(tmp_path_factory: pytest.TempPathFac
     with commit(directory, "f", stage="seed") as draft:
         (draft.path / "weights").write_bytes(bytes(range(256)) * 64)
     flip(directory / "weights", place)
-    with pytest.raises(DamagedError, match=r"seed/weights in .* is damaged: it is not what stage seed wrote; .*--repair"):
+    with pytest.raises(
+        DamagedError, match=r"seed/weights in .* is damaged: it is not what stage seed wrote; .*--repair"
+    ):
         Verifier().verify(directory)
 
 
@@ -64,7 +68,7 @@ def test_any_flipped_bit_of_a_manifest_is_found(stage: Path) -> None:
     for place in range(0, 8 * len(whole), 7):
         flip(stage / "manifest.json", place)
         try:
-            assert read_manifest(stage) == before       # a flipped bit of white space may change nothing
+            assert read_manifest(stage) == before  # a flipped bit of white space may change nothing
         except DamagedError:
             assert damage_in(stage) == ["manifest.json"]
         (stage / "manifest.json").write_bytes(whole)
@@ -72,6 +76,7 @@ def test_any_flipped_bit_of_a_manifest_is_found(stage: Path) -> None:
 
 def test_a_file_system_that_cannot_sync_folders_takes_runs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as those of some object storages, mounted as folders, and of Windows shares."""
+
     def fsync(handle: int) -> None:
         if stat.S_ISDIR(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "Invalid argument")
@@ -113,6 +118,7 @@ def test_a_link_to_a_device_is_damage_and_is_not_read(stage: Path) -> None:
 
 def test_without_locks_every_process_verifies(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The home directory may be on a network file system."""
+
     def flock(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -55,8 +55,11 @@ def by_hand(family: str, sources: list[tuple[Path, int]], top_k: int, **changes:
         own = first.state_dict()[name]
         axis = int(own.shape[0] == 1)
         is_common = own.shape == tensor.shape and ".experts." not in name and own.shape[axis] != EXPERTS
-        tensor.copy_(own if is_common else torch.stack(
-            [states[path][name].select(axis, expert) for path, expert in sources], dim=axis))
+        tensor.copy_(
+            own
+            if is_common
+            else torch.stack([states[path][name].select(axis, expert) for path, expert in sources], dim=axis)
+        )
     with torch.no_grad():
         found: torch.Tensor = built(TOKENS).logits
     return found
@@ -74,12 +77,18 @@ def test_all_experts_in_order_are_the_model_itself(family: str, tmp_path: Path) 
 def test_experts_are_removed_replaced_and_added_with_their_router_rows(family: str, tmp_path: Path) -> None:
     model, other = model_of(family, tmp_path / "model"), model_of(family, tmp_path / "other", scale=0.5)
     if DECLARATIONS[family].router.hidden is not None:
-        other = model       # rows of another model do not fit
-    for number, (chosen, sources, wanted) in enumerate([
-        (["0,2", "5-7"], [(model, each) for each in (0, 2, 5, 6, 7)], 2),
-        (["0-2", f"{other}:4", "4-7"], [(model, 0), (model, 1), (model, 2), (other, 4), *((model, k) for k in range(4, 8))], 3),
-        (["0-7", f"{other}:6,1"], [*((model, k) for k in range(8)), (other, 6), (other, 1)], 3),
-    ]):
+        other = model  # rows of another model do not fit
+    for number, (chosen, sources, wanted) in enumerate(
+        [
+            (["0,2", "5-7"], [(model, each) for each in (0, 2, 5, 6, 7)], 2),
+            (
+                ["0-2", f"{other}:4", "4-7"],
+                [(model, 0), (model, 1), (model, 2), (other, 4), *((model, k) for k in range(4, 8))],
+                3,
+            ),
+            (["0-7", f"{other}:6,1"], [*((model, k) for k in range(8)), (other, 6), (other, 1)], 3),
+        ]
+    ):
         output, top_k = tmp_path / f"out-{number}", top_k_of(family, wanted)
         found = choose_experts(str(model), chosen, output, top_k=top_k)
         assert [(each["model"], each["expert"]) for each in found["experts"]] == [(str(path), k) for path, k in sources]
@@ -111,7 +120,9 @@ def test_an_expert_may_be_there_twice_and_comes_in_the_models_dtype(family: str,
 def test_a_model_without_optional_fields_is_of_the_same_architecture(tmp_path: Path) -> None:
     model, other = model_of("qwen3_moe", tmp_path / "model"), model_of("qwen3_moe", tmp_path / "other", scale=0.5)
     path = other / "config.json"
-    path.write_text(json.dumps({key: value for key, value in read(path).items() if key not in ("dtype", "use_sliding_window")}))
+    path.write_text(
+        json.dumps({key: value for key, value in read(path).items() if key not in ("dtype", "use_sliding_window")})
+    )
     assert len(choose_experts(str(model), ["0-1", f"{other}:2"], tmp_path / "out")["experts"]) == 3
 
 
@@ -124,7 +135,9 @@ def test_a_router_of_two_layers_takes_no_rows_of_another_model(tmp_path: Path) -
     sizes = {key: values[key] for key in known} | {"intermediate_size": values["moe_intermediate_size"]}
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(tmp_path / "dense")
     for expert in (f"{other}:1", f"{tmp_path / 'dense'}:0"):
-        with pytest.raises(ConfigError, match=r"^--calibration: .*rows of another model do not fit the first layer of RUN_DIR's"):
+        with pytest.raises(
+            ConfigError, match=r"^--calibration: .*rows of another model do not fit the first layer of RUN_DIR's"
+        ):
             choose_experts(str(model), ["0-2", expert], tmp_path / "out")
 
 
@@ -142,7 +155,9 @@ def test_another_spelling_of_the_path_is_the_model_itself(tmp_path: Path, monkey
     (tmp_path / "link").symlink_to(model)
     monkeypatch.chdir(tmp_path)
     spellings = ["run/model", f"{model}/", "link", "run", "run/../link"]
-    found = choose_experts(str(model), ["0", *(f"{each}:{k}" for k, each in enumerate(spellings, start=1))], tmp_path / "out")
+    found = choose_experts(
+        str(model), ["0", *(f"{each}:{k}" for k, each in enumerate(spellings, start=1))], tmp_path / "out"
+    )
     assert found["experts"] == [{"model": str(model), "expert": k} for k in range(6)]
     choose_experts(str(model), ["0-5"], tmp_path / "usual")
     check_same(open_checkpoint(tmp_path / "out"), open_checkpoint(tmp_path / "usual"))
@@ -154,7 +169,8 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path) -> None:
     output = tmp_path / "out"
     for chosen, kind, match in [
         (["8"], ConfigError, r"EXPERTS.*names an expert that is not there; choose from 0 to 7"),
-        (["0,3-1"], ConfigError, r"^EXPERTS: '0,3-1': has the range 3-1.*; write 1-3$"), (["1,"], ConfigError, "no list"),
+        (["0,3-1"], ConfigError, r"^EXPERTS: '0,3-1': has the range 3-1.*; write 1-3$"),
+        (["1,"], ConfigError, "no list"),
         (["a"], ConfigError, "is no list of experts; write 0,2-5"),
         ([f"{wider}:0"], CheckpointError, r"intermediate_size 24, but RUN_DIR has 16"),
         ([f"{tmp_path}/none:0"], RunDirError, "holds no finished model"),
@@ -173,9 +189,13 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_wrote_and_how_to_measure_it(tmp_path: Path) -> None:
     model = model_of("olmoe", tmp_path / "model")
-    result = CliRunner().invoke(app, ["experts", str(model), "0-1", "5", "--output", str(tmp_path / "out"), "--top-k", "2"])
+    result = CliRunner().invoke(
+        app, ["experts", str(model), "0-1", "5", "--output", str(tmp_path / "out"), "--top-k", "2"]
+    )
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"wrote {tmp_path / 'out'}: olmoe with 3 experts, top-2; measure it with moedisco evaluate")
+    assert result.stdout.startswith(
+        f"wrote {tmp_path / 'out'}: olmoe with 3 experts, top-2; measure it with moedisco evaluate"
+    )
     assert "expert 2: 5 of" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -60,7 +60,17 @@ def one_line(result):
 
 def test_version_and_help():
     assert invoke("--version").stdout == f"moedisco {__version__}\n"
-    for command in ((), ("run",), ("plan",), ("init",), ("validate",), ("schema",), ("show",), ("plot",), ("evaluate",)):
+    for command in (
+        (),
+        ("run",),
+        ("plan",),
+        ("init",),
+        ("validate",),
+        ("schema",),
+        ("show",),
+        ("plot",),
+        ("evaluate",),
+    ):
         result = invoke(*command, "--help")
         assert result.exit_code == 0
         assert "Usage: moedisco" in result.stdout
@@ -76,7 +86,9 @@ def test_init_writes_a_valid_configuration(tmp_path, preset):
     first, *rest = result.stdout.splitlines()
     assert first.startswith("ok: ")
     # Where this machine has no GPU, or a small disk.
-    assert all(line.startswith(("warning: pools.", "warning: output: ")) and ("GPU" in line or "disk" in line) for line in rest)
+    assert all(
+        line.startswith(("warning: pools.", "warning: output: ")) and ("GPU" in line or "disk" in line) for line in rest
+    )
 
 
 def test_init_does_not_overwrite(demo):
@@ -97,16 +109,22 @@ def test_init_in_a_missing_folder(tmp_path):
 
 def test_validate_names_family_clusters_and_tokens(demo):
     assert invoke("validate", demo, "--set", "clusters.count=2").stdout == (
-        "ok: demo, qwen3_moe with 4 experts and 2,048 tokens of vocabulary, 2 clusters, 1,600,000 tokens\n")
+        "ok: demo, qwen3_moe with 4 experts and 2,048 tokens of vocabulary, 2 clusters, 1,600,000 tokens\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "validate"])
-@pytest.mark.parametrize(("setting", "line"), [
-    ("tokns.total=1", "moedisco: tokns: no such setting; did you mean 'tokens'?"),
-    ("clusters.count=3", "moedisco: clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
-    ("model.config.vocab_size=100",
-     "moedisco: model.config.vocab_size: 100: is less than the tokenizer's 2048 tokens; raise it, or leave it out"),
-])
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("tokns.total=1", "moedisco: tokns: no such setting; did you mean 'tokens'?"),
+        ("clusters.count=3", "moedisco: clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
+        (
+            "model.config.vocab_size=100",
+            "moedisco: model.config.vocab_size: 100: is less than the tokenizer's 2048 tokens; raise it, or leave it out",
+        ),
+    ],
+)
 def test_a_users_mistake_is_one_line_and_exit_code_2(demo, command, setting, line):
     result = invoke(command, demo, "--set", setting)
     assert result.exit_code == 2
@@ -156,7 +174,7 @@ def test_schema_is_the_configurations():
 def test_run_shows_its_lines_then_the_table(demo, pipeline):
     result = invoke("run", demo, "--set", "seed=7", "--redo")
     assert result.exit_code == 0
-    (config, redo), = pipeline.calls
+    ((config, redo),) = pipeline.calls
     assert (config.seed, redo) == (7, True)
     assert "submodels: started" in result.stdout
     assert "joint training (estimate)" in result.stdout
@@ -168,11 +186,18 @@ def test_run_as_json_is_nothing_but_events(demo, pipeline):
     assert [Event.from_line(line.encode()) for line in result.stdout.splitlines()] == events()
 
 
-@pytest.mark.parametrize(("outcome", "code", "line"), [
-    (RunDirError("output", "runs/demo", "holds another run"), 2, "moedisco: output: 'runs/demo': holds another run"),
-    (TrainingError("the loss of step 3\nis nan"), 1, "moedisco: the loss of step 3 is nan"),
-    (KeyboardInterrupt(), 130, "moedisco: interrupted; the same command continues after the stage cluster"),
-])
+@pytest.mark.parametrize(
+    ("outcome", "code", "line"),
+    [
+        (
+            RunDirError("output", "runs/demo", "holds another run"),
+            2,
+            "moedisco: output: 'runs/demo': holds another run",
+        ),
+        (TrainingError("the loss of step 3\nis nan"), 1, "moedisco: the loss of step 3 is nan"),
+        (KeyboardInterrupt(), 130, "moedisco: interrupted; the same command continues after the stage cluster"),
+    ],
+)
 def test_how_a_run_ends(demo, pipeline, outcome, code, line):
     pipeline.outcome = outcome
     result = invoke("run", demo)
@@ -190,13 +215,18 @@ def test_a_bug_keeps_its_traceback(demo, pipeline):
 def test_show(tmp_path):
     write_json(tmp_path / "report.json", report())
     assert "What the model writes" in invoke("show", tmp_path).stdout
-    assert json.loads(invoke("show", tmp_path, "--json").stdout) == {**report(), "state": "finished", "state_reason": None}
+    assert json.loads(invoke("show", tmp_path, "--json").stdout) == {
+        **report(),
+        "state": "finished",
+        "state_reason": None,
+    }
 
 
 def test_plot(tmp_path):
     write_json(tmp_path / "report.json", report())
     assert invoke("plot", tmp_path).stdout.splitlines() == [
-        str(tmp_path / "figures" / name) for name in ("loss.png", "clusters.png", "experts.png")]
+        str(tmp_path / "figures" / name) for name in ("loss.png", "clusters.png", "experts.png")
+    ]
 
 
 @pytest.mark.parametrize("command", ["show", "plot"])
@@ -206,10 +236,16 @@ def test_show_and_plot_refuse_a_directory_without_a_run(tmp_path, command):
     assert one_line(result).startswith(f"moedisco: RUN_DIR: '{tmp_path}': holds no ")
 
 
-@pytest.mark.parametrize(("arguments", "line"), [
-    (("--sources", "README.md"),
-     "moedisco: MODEL: '{0}': holds no model and tokenizer; name a run's export, RUN_DIR/model, or a model with its tokenizer"),
-    ((), "moedisco: --sources: nothing to evaluate; name text, or task files with --lm-eval")])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ("--sources", "README.md"),
+            "moedisco: MODEL: '{0}': holds no model and tokenizer; name a run's export, RUN_DIR/model, or a model with its tokenizer",
+        ),
+        ((), "moedisco: --sources: nothing to evaluate; name text, or task files with --lm-eval"),
+    ],
+)
 def test_evaluate_says_what_is_missing(tmp_path, arguments, line):
     result = invoke("evaluate", tmp_path, *arguments)
     assert result.exit_code == 2
@@ -220,9 +256,14 @@ def test_light_commands_import_nothing_heavy(tmp_path):
     write_json(tmp_path / "report.json", report())
     config = tmp_path / "run.yaml"
     commands = [
-        ["--help"], ["init", str(config), "--preset", "paper"], ["plan", str(config)],
-        ["plan", str(config), "--json"], ["schema"],
-        ["show", str(tmp_path)], ["run", str(config), "--set", "seed=x"]]
+        ["--help"],
+        ["init", str(config), "--preset", "paper"],
+        ["plan", str(config)],
+        ["plan", str(config), "--json"],
+        ["schema"],
+        ["show", str(tmp_path)],
+        ["run", str(config), "--set", "seed=x"],
+    ]
     # One process runs them all: what any of them imports is seen.
     program = (
         "import sys, contextlib, io\n"
@@ -231,7 +272,8 @@ def test_light_commands_import_nothing_heavy(tmp_path):
         "    sys.argv = ['moedisco', *arguments]\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main()\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])\n")
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
     assert result.stderr == "moedisco: seed: 'x': must be a whole number\n"
@@ -239,7 +281,9 @@ def test_light_commands_import_nothing_heavy(tmp_path):
 
 def test_a_real_process_ends_a_mistake_in_one_line():
     result = subprocess.run(
-        [sys.executable, "-m", "moedisco_ray", "run", "missing.yaml"], capture_output=True, text=True, check=False)
+        [sys.executable, "-m", "moedisco_ray", "run", "missing.yaml"], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 2
     assert one_line(result) == (
-        "moedisco: CONFIG: 'missing.yaml': cannot be read (No such file or directory); `moedisco init missing.yaml` writes one")
+        "moedisco: CONFIG: 'missing.yaml': cannot be read (No such file or directory); `moedisco init missing.yaml` writes one"
+    )

@@ -22,15 +22,28 @@ from moedisco_ray.plan import build_plan, with_cluster_count
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 64}
 QWEN = {
-    "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "moe_intermediate_size": 1408,
-    "shared_expert_intermediate_size": 5632, "num_experts": 60, "num_experts_per_tok": 4, "vocab_size": 151_936}
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "vocab_size": 151_936,
+}
 
 
 def config_of(experts: int, top_k: int, slots: int, **sections: Any) -> RunConfig:
-    return check_config({
-        "name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "clusters": {"count": "auto"},
-        "model": {"config": {**SIZES, "num_experts": experts, "num_experts_per_tok": top_k}},
-        "pools": {"low_memory": {"max_workers": slots}}, **sections})
+    return check_config(
+        {
+            "name": "x",
+            "corpus": {"sources": [{"path": "embedded"}]},
+            "clusters": {"count": "auto"},
+            "model": {"config": {**SIZES, "num_experts": experts, "num_experts_per_tok": top_k}},
+            "pools": {"low_memory": {"max_workers": slots}},
+            **sections,
+        }
+    )
 
 
 def decided(config: RunConfig) -> int:
@@ -38,24 +51,47 @@ def decided(config: RunConfig) -> int:
 
 
 @given(experts=st.integers(1, 96), top_k=st.integers(1, 8), slots=st.integers(1, 64))
-def test_it_is_the_smallest_divisor_from_two_on_with_top_k_experts_in_each(experts: int, top_k: int, slots: int) -> None:
+def test_it_is_the_smallest_divisor_from_two_on_with_top_k_experts_in_each(
+    experts: int, top_k: int, slots: int
+) -> None:
     top_k = min(top_k, experts)
     found = decided(config_of(experts, top_k, slots))
     assert found == next(
-        (count for count in range(2, experts + 1) if experts % count == 0 and experts // count >= top_k), 1)
+        (count for count in range(2, experts + 1) if experts % count == 0 and experts // count >= top_k), 1
+    )
 
 
-@pytest.mark.parametrize(("memory_gb", "slots", "count"), [
-    (400, 60, 2),
-    (27, 60, 15),       # groups of four experts, as many as a token selects
-    (25, 60, 20),       # too small for four experts, not for three
-    (25, 4, 20),        # more than there are slots: sub-models take turns
-    (1, 60, 60)])       # nothing fits, which the plan says
+@pytest.mark.parametrize(
+    ("memory_gb", "slots", "count"),
+    [
+        (400, 60, 2),
+        (27, 60, 15),  # groups of four experts, as many as a token selects
+        (25, 60, 20),  # too small for four experts, not for three
+        (25, 4, 20),  # more than there are slots: sub-models take turns
+        (1, 60, 60),
+    ],
+)  # nothing fits, which the plan says
 def test_memory_asks_for_smaller_groups(memory_gb: float, slots: int, count: int) -> None:
-    optimizer = {"batch_tokens": 16_384, "micro_batch": 1, "precision": "pure_bf16", "moments": "full", "offload_moments": False,
-                 "block_steps": 0, "gradient_checkpointing": False}
-    config = config_of(1, 1, slots, model={"family": "qwen2_moe", "config": QWEN}, submodels={"optimizer": optimizer}, pools={
-        "low_memory": {"gpu": 1, "memory_gb": memory_gb, "max_workers": slots}, "high_memory": {"gpu": 1, "memory_gb": 800}})
+    optimizer = {
+        "batch_tokens": 16_384,
+        "micro_batch": 1,
+        "precision": "pure_bf16",
+        "moments": "full",
+        "offload_moments": False,
+        "block_steps": 0,
+        "gradient_checkpointing": False,
+    }
+    config = config_of(
+        1,
+        1,
+        slots,
+        model={"family": "qwen2_moe", "config": QWEN},
+        submodels={"optimizer": optimizer},
+        pools={
+            "low_memory": {"gpu": 1, "memory_gb": memory_gb, "max_workers": slots},
+            "high_memory": {"gpu": 1, "memory_gb": 800},
+        },
+    )
     assert decided(config) == count
     stage = next(stage for stage in build_plan(config).stages if stage.stage == "submodels")
     assert (stage.units, stage.fits) == (count, memory_gb > 1)
@@ -63,7 +99,9 @@ def test_memory_asks_for_smaller_groups(memory_gb: float, slots: int, count: int
 
 def test_a_mixed_pool_has_the_slots_of_its_types() -> None:
     types = [
-        {"name": name, "resource": name, "memory_gb": 24, "price_per_hour": 0.3, "speed": 0.5, "max_workers": 2} for name in "ab"]
+        {"name": name, "resource": name, "memory_gb": 24, "price_per_hour": 0.3, "speed": 0.5, "max_workers": 2}
+        for name in "ab"
+    ]
     assert decided(config_of(16, 2, 8, pools={"low_memory": {"types": types}})) == 2
 
 
@@ -71,10 +109,12 @@ def test_owners_have_a_cluster_and_a_seat_each() -> None:
     owners = {name: {"storage": f"/{name}", "resource": name} for name in "ab"}
     sources = [{"path": "embedded"}, *({"path": f"/{name}/text", "owner": name} for name in "ab")]
     sections = {
-        "corpus": {"sources": sources}, "finetune": {"keep_optimizer_state": False},
-        "pools": {"low_memory": {"max_workers": 1}, "owners": owners}}
+        "corpus": {"sources": sources},
+        "finetune": {"keep_optimizer_state": False},
+        "pools": {"low_memory": {"max_workers": 1}, "owners": owners},
+    }
     assert decided(config_of(6, 2, 1, **sections)) == 3
-    assert decided(config_of(8, 2, 1, **sections)) == 4      # the sub-models of text without an owner take turns
+    assert decided(config_of(8, 2, 1, **sections)) == 4  # the sub-models of text without an owner take turns
     with pytest.raises(ConfigError, match=r"clusters\.count: 'auto': finds no number: each of the 2 data owners"):
         with_cluster_count(config_of(2, 1, 1, **sections))
 
@@ -100,7 +140,8 @@ def test_a_run_keeps_its_number_when_the_pool_changes(tmp_path: Path) -> None:
     pipeline.claim(begun, redo=False)
     assert read_json(begun.directory / "config.json")["clusters"]["count"] == 4
     assert decided(config_of(8, 2, 8, output=str(tmp_path))) == 4
-    assert decided(config_of(3, 1, 8, output=str(tmp_path))) == 3     # of another model, to which the number does not apply
+    # of another model, to which the number does not apply
+    assert decided(config_of(3, 1, 8, output=str(tmp_path))) == 3
     assert decided(config_of(8, 2, 8, output=str(tmp_path), name="other")) == 2
 
 
@@ -111,7 +152,7 @@ def test_a_report_of_a_run_that_was_asked_to_decide_is_possible_before_it_has_cl
 def test_where_muon_does_not_fit_the_plan_proposes_what_adamw_allows() -> None:
     raw = yaml.safe_load(preset_text("default"))
     raw["model"]["config"] |= {"hidden_size": 3072, "num_hidden_layers": 24, "moe_intermediate_size": 6144}
-    raw["clusters"]["count"] = 8        # as many as there are experts
+    raw["clusters"]["count"] = 8  # as many as there are experts
     raw["pools"]["low_memory"]["memory_gb"] = 14
     raw["submodels"]["optimizer"] |= {"precision": "bf16", "batch_tokens": 4096, "micro_batch": 4}
     seed = build_plan(check_config(raw)).stages[0]

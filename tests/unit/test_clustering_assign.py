@@ -19,7 +19,7 @@ def ids_of(n, salt=0):
 
 def problem(n, e, seed, heavy=False):
     generator = np.random.default_rng(seed)
-    skew_E = np.linspace(0, 1.5, e)     # most documents are nearest to the first clusters
+    skew_E = np.linspace(0, 1.5, e)  # most documents are nearest to the first clusters
     d_NE = (generator.random((n, e)) + skew_E).astype(np.float32)
     weights_N = generator.integers(1, 50, n) if heavy else np.ones(n, np.int64)
     return d_NE, weights_N, ids_of(n, seed)

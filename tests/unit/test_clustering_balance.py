@@ -40,9 +40,16 @@ class Files:
         for f, rows in enumerate(np.array_split(order, files)):
             self.paths.append(directory / f"{files}-{f}.parquet")
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND[rows].ravel()), x_ND.shape[1])
-            pq.write_table(pa.table({
-                "id": pa.array([ids[i] for i in rows], pa.binary(16)), "weight": weights_N[rows], "vector": vectors}),
-                self.paths[-1])
+            pq.write_table(
+                pa.table(
+                    {
+                        "id": pa.array([ids[i] for i in rows], pa.binary(16)),
+                        "weight": weights_N[rows],
+                        "vector": vectors,
+                    }
+                ),
+                self.paths[-1],
+            )
 
     def loads(self, rule):
         found = [loads_of(path, rule) for path in self.paths]
@@ -116,15 +123,17 @@ def test_the_stage_balances_documents_beyond_the_sample(vectors, tmp_path):
     for name, documents in (("sampled", 200), ("whole", 1500)):
         (tmp_path / name).mkdir()
         config = run_config(vectors=vectors)
-        summaries.append(build_clusters(
-            config, corpus, model, tmp_path / name, LocalWorkers(), balance_documents=documents))
+        summaries.append(
+            build_clusters(config, corpus, model, tmp_path / name, LocalWorkers(), balance_documents=documents)
+        )
     sampled, whole = summaries
     assert sum(entry["documents"] for entry in sampled["clusters"]) == 1500
-    assert sampled["balance"] <= 1.05 * 1.01      # a document is 1 % of a cluster's tenth part
+    assert sampled["balance"] <= 1.05 * 1.01  # a document is 1 % of a cluster's tenth part
     assert whole["balance"] <= 1.05
     labels = [
         np.concatenate([pq.read_table(path)["cluster"] for path in sorted((tmp_path / name / "assignments").iterdir())])
-        for name in ("sampled", "whole")]
+        for name in ("sampled", "whole")
+    ]
     assert (labels[0] == labels[1]).mean() > 0.9
 
 
@@ -133,7 +142,7 @@ def test_files_are_written_and_read_in_blocks(rows, tmp_path, monkeypatch):
     monkeypatch.setattr("moedisco_ray.stages.clustering.store._ROWS", rows)
     corpus = write_corpus(tmp_path, documents=60, parts=3)
     parts = sorted((corpus / "train").iterdir())
-    pq.write_table(pq.read_table(parts[1]).slice(0, 0), parts[1])      # a part may have validation documents alone
+    pq.write_table(pq.read_table(parts[1]).slice(0, 0), parts[1])  # a part may have validation documents alone
     documents = pa.concat_tables([pq.read_table(path) for path in parts])
     (tmp_path / "vectors").mkdir()
     vectoriser = RandomCosts(4, 0)
@@ -148,7 +157,10 @@ def test_files_are_written_and_read_in_blocks(rows, tmp_path, monkeypatch):
     expected_ND = vectoriser.embed(documents["text"].to_pylist(), token_arrays(documents))
     np.testing.assert_array_equal(np.concatenate([block.x_ND for block in blocks]), expected_ND)
     np.testing.assert_array_equal(np.concatenate([block.weights_N for block in blocks]), weights(documents))
-    assert np.concatenate([block.ids_N for block in blocks]).tolist() == np.array(documents["id"].to_pylist(), "S16").tolist()
+    assert (
+        np.concatenate([block.ids_N for block in blocks]).tolist()
+        == np.array(documents["id"].to_pylist(), "S16").tolist()
+    )
     for count in (1, 20, len(documents)):
         np.testing.assert_array_equal(first_vectors(files, count), expected_ND[:count])
         costs = first_costs(files, count, None, None)
@@ -174,6 +186,6 @@ def test_mutual_information_from_counts_is_that_of_labels(seed):
     generator = np.random.default_rng(seed)
     sources_N, clusters_N = generator.integers(0, 4, 500), generator.integers(0, 5, 500)
     clusters_N = np.where(generator.random(500) < 0.5, sources_N, clusters_N)
-    counts_PE = np.zeros((4, 7), np.int64)      # two clusters are empty
+    counts_PE = np.zeros((4, 7), np.int64)  # two clusters are empty
     np.add.at(counts_PE, (sources_N, clusters_N), 1)
     assert mutual_information(counts_PE) == normalized_mutual_info_score(sources_N, clusters_N)

@@ -47,7 +47,8 @@ def test_centroids_are_the_same_bits_for_any_order(seed, k, restarts):
     x_ND = blobs(seed=seed % 1000)
     one, other = (
         fit_kmeans(vectors, x_ND[:200], k, restarts=restarts, iterations=20, seed=1)
-        for vectors in (x_ND, np.random.default_rng(seed).permutation(x_ND)))
+        for vectors in (x_ND, np.random.default_rng(seed).permutation(x_ND))
+    )
     np.testing.assert_array_equal(one.centroids_KD, other.centroids_KD)
     assert one.inertias == other.inertias
 
@@ -100,7 +101,7 @@ def test_memory_of_earlier_steps_changes_nothing_and_inertia_never_rises(seed, k
 def test_ties_go_to_the_first_cluster():
     x_ND = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
     grid = Grid.covering(np.zeros(4, np.float32), 1.0, len(x_ND))
-    centroids_KD = np.stack([np.zeros(4), np.zeros(4), np.ones(4)])    # all as far from every vector as their twin
+    centroids_KD = np.stack([np.zeros(4), np.zeros(4), np.ones(4)])  # all as far from every vector as their twin
     assert step_of(x_ND, centroids_KD[None], grid).counts_RK.tolist() == [[200, 0, 0]]
 
 
@@ -108,8 +109,7 @@ def test_ties_go_to_the_first_cluster():
 def test_same_centroids_and_labels_as_scikit_learn_from_the_same_start(n, d, k):
     x_ND = blobs(n, d, k, seed=n)
     start_KD = x_ND[np.random.default_rng(1).choice(n, k, replace=False)]
-    ours = fit_kmeans(
-        x_ND, x_ND, k, iterations=300, tolerance=0.0, initial_RKD=start_KD[None].astype(np.float64))
+    ours = fit_kmeans(x_ND, x_ND, k, iterations=300, tolerance=0.0, initial_RKD=start_KD[None].astype(np.float64))
     theirs = KMeans(k, init=start_KD, n_init=1, max_iter=300, tol=0.0).fit(x_ND)
     np.testing.assert_allclose(ours.centroids_KD, theirs.cluster_centers_, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(squared_distances(x_ND, ours.centroids_KD).argmin(axis=1), theirs.labels_)

@@ -69,9 +69,13 @@ def test_no_more_text_is_clustered_than_the_sub_models_need(tokens, corpus, mode
     documents, assigned = read(corpus / "train"), read(tmp_path / "assignments")
     count = len(assigned)
     assert 3 <= count < len(documents)
-    assert assigned["id"].to_pylist() == documents["id"].to_pylist()[:count]      # a hash's order: a random sample
-    sizes_N = [(len(ids) + 1) * copies for ids, copies in zip(
-        documents["tokens"].to_pylist()[:count], documents["copies"].to_pylist()[:count], strict=True)]
+    assert assigned["id"].to_pylist() == documents["id"].to_pylist()[:count]  # a hash's order: a random sample
+    sizes_N = [
+        (len(ids) + 1) * copies
+        for ids, copies in zip(
+            documents["tokens"].to_pylist()[:count], documents["copies"].to_pylist()[:count], strict=True
+        )
+    ]
     assert sum(entry["tokens"] for entry in summary["clusters"]) == sum(sizes_N) >= int(1.25 * tokens)
     assert count == 3 or sum(sizes_N[:-1]) < int(1.25 * tokens)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["assignments", "cluster_model", "report.json", "shards"]
@@ -82,9 +86,13 @@ def test_a_documents_weight_is_what_is_packed_of_it_bos_included(tmp_path):
     write_tokenizer(tmp_path / "tokenizer")
     (tmp_path / "x.txt").write_text("\n".join(f"line {i} of the text, {i * i}" for i in range(200)))
     source = {"path": str(tmp_path / "x.txt"), "documents": "line", "weight": 1.5}
-    config = check_config({
-        "name": "t", "corpus": {"sources": [source], "sequence_length": 32},
-        "tokenizer": {"path": str(tmp_path / "tokenizer")}})
+    config = check_config(
+        {
+            "name": "t",
+            "corpus": {"sources": [source], "sequence_length": 32},
+            "tokenizer": {"path": str(tmp_path / "tokenizer")},
+        }
+    )
     (tmp_path / "corpus").mkdir()
     summary = build_corpus(config, tmp_path / "corpus")
     documents = read(tmp_path / "corpus" / "train")
@@ -93,10 +101,14 @@ def test_a_documents_weight_is_what_is_packed_of_it_bos_included(tmp_path):
     assert weights(documents).sum() == summary["tokens"] == index["tokens"]
     wanted = summary["tokens"] // 2
     tokens = Tokens(total=int(wanted / 1.25), seed_share=0.0, finetune_share=0.0)
-    count = documents_needed(config.model_copy(update={"tokens": tokens}), sorted((tmp_path / "corpus" / "train").glob("*")))
-    packed = [(len(ids) + 2) * copies for ids, copies in zip(
-        documents["tokens"].to_pylist(), documents["copies"].to_pylist(), strict=True)]
-    assert sum(packed[:count - 1]) < int(1.25 * tokens.submodels) <= sum(packed[:count])
+    count = documents_needed(
+        config.model_copy(update={"tokens": tokens}), sorted((tmp_path / "corpus" / "train").glob("*"))
+    )
+    packed = [
+        (len(ids) + 2) * copies
+        for ids, copies in zip(documents["tokens"].to_pylist(), documents["copies"].to_pylist(), strict=True)
+    ]
+    assert sum(packed[: count - 1]) < int(1.25 * tokens.submodels) <= sum(packed[:count])
 
 
 def test_a_corpus_that_is_not_larger_is_clustered_whole(corpus, model_dir, tmp_path):
@@ -145,10 +157,10 @@ def test_random_clusters_are_balanced_and_know_nothing_of_domains(corpus, model_
     assert all(len(entry["examples"]) == 3 for entry in report["clusters"])
     build(corpus, model_dir, tmp_path / "free", method="random", capacity=None)
     free_N = read(tmp_path / "free" / "assignments")["cluster"].to_numpy()
-    assert np.bincount(free_N).min() > 50       # of 240 in 3
+    assert np.bincount(free_N).min() > 50  # of 240 in 3
     np.testing.assert_array_equal(assigned_anew(corpus, tmp_path / "free"), free_N)
     balanced_N = read(tmp_path / "balanced" / "assignments")["cluster"].to_numpy()
-    assert (balanced_N == free_N).mean() > 0.9      # balancing moves few
+    assert (balanced_N == free_N).mean() > 0.9  # balancing moves few
 
 
 def test_random_costs_are_uniform_and_independent_whatever_the_company():
@@ -207,16 +219,21 @@ def mixed(**memory_gb):
     """A default run whose low-memory pool has a node type of each name, the first the cheapest."""
     types = [
         {"name": name, "resource": f"{name}_gpu", "memory_gb": memory, "price_per_hour": 1.0 + i, "speed": 1.0}
-        for i, (name, memory) in enumerate(memory_gb.items())]
+        for i, (name, memory) in enumerate(memory_gb.items())
+    ]
     config = run_config(vectors="hidden_state")
     return config.model_copy(update={"pools": Pools.model_validate({"low_memory": {"types": types}})})
 
 
-@pytest.mark.parametrize(("memory_gb", "slots", "chosen"), [
-    ({"small": 1, "cheap": 24, "dear": 80}, {}, "cheap"),       # the model and its overhead need a little more than 1 GB
-    ({"cheap": 24, "dear": 80}, {"cheap": 0, "dear": 2}, "dear"),
-    ({"cheap": 24, "dear": 80}, {"cheap": 0, "dear": 0}, "cheap"),      # an autoscaler is to bring one
-    ({"small": 0.5, "larger": 0.6}, {}, "larger")])
+@pytest.mark.parametrize(
+    ("memory_gb", "slots", "chosen"),
+    [
+        ({"small": 1, "cheap": 24, "dear": 80}, {}, "cheap"),  # the model and its overhead need a little more than 1 GB
+        ({"cheap": 24, "dear": 80}, {"cheap": 0, "dear": 2}, "dear"),
+        ({"cheap": 24, "dear": 80}, {"cheap": 0, "dear": 0}, "cheap"),  # an autoscaler is to bring one
+        ({"small": 0.5, "larger": 0.6}, {}, "larger"),
+    ],
+)
 def test_vectors_are_made_where_the_model_fits_for_the_least_money(tmp_path, memory_gb, slots, chosen):
     there = {f"low_memory.{name}": count for name, count in slots.items()}
     kind = vectors_kind(mixed(**memory_gb), write_model(tmp_path), there)

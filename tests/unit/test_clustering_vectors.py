@@ -67,7 +67,7 @@ def test_a_vector_does_not_depend_on_its_company(kind, model_dir, documents):
     texts, tokens = documents
     together_ND = vectoriser.transform(texts, tokens)
     for i in (0, 3, 5, 11):
-        np.testing.assert_array_equal(vectoriser.transform(texts[i:i + 1], tokens[i:i + 1])[0], together_ND[i])
+        np.testing.assert_array_equal(vectoriser.transform(texts[i : i + 1], tokens[i : i + 1])[0], together_ND[i])
 
 
 def test_mean_token_is_the_mean_of_the_embeddings(model_dir, documents):
@@ -89,7 +89,9 @@ def test_mean_token_reads_a_sharded_checkpoint_and_refuses_one_without_embedding
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     expected = MeanToken.of_model(model_dir).transform(*documents)
     np.testing.assert_array_equal(MeanToken.of_model(tmp_path).transform(*documents), expected)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "b.safetensors")}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(tensors, "b.safetensors")})
+    )
     with pytest.raises(CheckpointError, match="embed_tokens"):
         MeanToken.of_model(tmp_path)
 
@@ -116,7 +118,8 @@ def test_hidden_state_is_the_mean_last_hidden_state_of_the_first_tokens(model_di
     vectoriser.centre(raw_ND)
     centred_ND = raw_ND - raw_ND.mean(axis=0)
     np.testing.assert_allclose(
-        vectoriser.transform(*documents), centred_ND / np.linalg.norm(centred_ND, axis=1, keepdims=True), atol=1e-5)
+        vectoriser.transform(*documents), centred_ND / np.linalg.norm(centred_ND, axis=1, keepdims=True), atol=1e-5
+    )
 
 
 def test_hidden_states_of_a_model_that_does_not_stay_in_memory_are_the_same(model_dir, documents, monkeypatch):
@@ -130,7 +133,7 @@ def test_hidden_states_of_a_model_that_does_not_stay_in_memory_are_the_same(mode
 
 def test_batches_of_hidden_states_differ_by_rounding_alone(model_dir, documents):
     alone, batched = HiddenState(model_dir, 16), HiddenState(model_dir, 16)
-    batched._batch_tokens = 64    # what a GPU does
+    batched._batch_tokens = 64  # what a GPU does
     texts, tokens = [*documents[0], ""], [*documents[1], np.empty(0, np.int32)]
     np.testing.assert_allclose(batched.embed(texts, tokens), alone.embed(texts, tokens), atol=1e-5)
 

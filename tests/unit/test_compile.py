@@ -19,8 +19,8 @@ from moedisco_ray.training import TrainJob
 from moedisco_ray.training.compiled import compile_layers
 
 pytestmark = [
-    pytest.mark.timeout(900),   # a compiler runs
-    pytest.mark.filterwarnings("ignore"),   # torch's compiler uses deprecated functions
+    pytest.mark.timeout(900),  # a compiler runs
+    pytest.mark.filterwarnings("ignore"),  # torch's compiler uses deprecated functions
 ]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 COMPILED = RECIPE.model_copy(update={"compile": True})
@@ -40,9 +40,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(home: Path, tmp_path: Path) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="plain", model=home / "dense", packed_dirs=(home / "shard",), output=tmp_path / "out",
-        checkpoints=tmp_path / "steps", steps=6, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, seed=5,
-        load_balance=0.02, z_loss=0.01)
+        stage="finetune",
+        name="plain",
+        model=home / "dense",
+        packed_dirs=(home / "shard",),
+        output=tmp_path / "out",
+        checkpoints=tmp_path / "steps",
+        steps=6,
+        sequence_length=L,
+        optimizer=RECIPE,
+        checkpoint_every=3,
+        seed=5,
+        load_balance=0.02,
+        z_loss=0.01,
+    )
 
 
 def close(found: TrainJob, expected: TrainJob) -> None:
@@ -61,7 +72,7 @@ def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob, model
 
     parts = dataclasses.replace(variant(compiled, "parts"), held_out=None)
     assert run(parts, stop=stop_after(3)).steps == 3
-    torch.compiler.reset()      # as in another process
+    torch.compiler.reset()  # as in another process
     resumed = run(parts)
     assert resumed.restored_step == 3
     assert resumed.losses == found.losses
@@ -69,7 +80,9 @@ def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob, model
 
 
 @pytest.mark.parametrize(("model", "graphs"), [("dense", 1), ("moe", 2)])
-def test_layers_of_one_kind_share_graphs(job: TrainJob, monkeypatch: pytest.MonkeyPatch, model: str, graphs: int) -> None:
+def test_layers_of_one_kind_share_graphs(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, model: str, graphs: int
+) -> None:
     compiled: list[int] = []
 
     def count(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
@@ -83,7 +96,7 @@ def test_layers_of_one_kind_share_graphs(job: TrainJob, monkeypatch: pytest.Monk
     torch.compiler.reset()
     found = run(variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2)))
     assert found.losses == run(job).losses
-    assert len(compiled) == graphs      # of two layers; around a layer's experts there are two
+    assert len(compiled) == graphs  # of two layers; around a layer's experts there are two
 
 
 @needs_compiler

@@ -15,8 +15,10 @@ from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import ConfigError, UserError, masked
 
-PYDANTIC = re.compile(r"[Ii]nput should|valid (integer|number|string|boolean|tuple|dictionary|list)|unable to parse|instance of|"
-                      r"Value error|is not valid here|ctx|pydantic|Traceback")
+PYDANTIC = re.compile(
+    r"[Ii]nput should|valid (integer|number|string|boolean|tuple|dictionary|list)|unable to parse|instance of|"
+    r"Value error|is not valid here|ctx|pydantic|Traceback"
+)
 
 
 def _leaves(node, path=""):
@@ -30,11 +32,25 @@ def _leaves(node, path=""):
         yield path
 
 
-LEAVES = sorted({leaf for preset in ("demo", "default", "paper") for leaf in _leaves(
-    check_config(parse_yaml(preset_text(preset))).model_dump(mode="json"))})
+LEAVES = sorted(
+    {
+        leaf
+        for preset in ("demo", "default", "paper")
+        for leaf in _leaves(check_config(parse_yaml(preset_text(preset))).model_dump(mode="json"))
+    }
+)
 WRONG = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), st.binary(max_size=3), st.just(10**30), st.dates())
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.binary(max_size=3),
+    st.just(10**30),
+    st.dates(),
+)
 
 
 @given(st.sampled_from(LEAVES), WRONG)
@@ -63,9 +79,23 @@ def _mistake_in(raw):
     return ""
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("4e5", 400_000), ("1e-3", 0.001), ("-2E+3", -2000), ("1_0e2", 1000), ("4.5e5", 450_000), ("0x1e5", 0x1e5),
-    ("e5", "e5"), ("1e", "1e"), ("v1e5", "v1e5"), ("'4e5'", "4e5"), ("12", 12), ("no", False)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("4e5", 400_000),
+        ("1e-3", 0.001),
+        ("-2E+3", -2000),
+        ("1_0e2", 1000),
+        ("4.5e5", 450_000),
+        ("0x1e5", 0x1E5),
+        ("e5", "e5"),
+        ("1e", "1e"),
+        ("v1e5", "v1e5"),
+        ("'4e5'", "4e5"),
+        ("12", 12),
+        ("no", False),
+    ],
+)
 def test_numbers_are_written_as_people_write_them(text, value):
     assert parse_yaml(text) == value
     assert type(parse_yaml(text)) is type(value) or isinstance(parse_yaml(text), float)
@@ -100,16 +130,21 @@ def test_every_setting_with_a_mistake_is_told_once():
     raw = parse_yaml(preset_text("demo"))
     raw |= {"tokns": 1, "seed": "x"}
     raw["corpus"]["sequence_length"] = -3
-    raw["pools"]["low_memory"]["seed_workers"] = [4, "x"]       # a union of a number, a pair and a word
-    raw["model"] |= {"init": {"upcycel": "x"}}                  # a union of kinds of starts
+    raw["pools"]["low_memory"]["seed_workers"] = [4, "x"]  # a union of a number, a pair and a word
+    raw["model"] |= {"init": {"upcycel": "x"}}  # a union of kinds of starts
     raw["model"]["config"]["num_expert"] = 4
     with pytest.raises(ConfigError) as caught:
         check_config(raw)
     found = {mistake.field: mistake.remedy for mistake in (caught.value, *caught.value.others)}
     assert len(found) == 1 + len(caught.value.others)
     assert set(found) == {
-        "tokns", "seed", "corpus.sequence_length", "pools.low_memory.seed_workers.1", "model.init.upcycel",
-        "model.config.num_expert"}
+        "tokns",
+        "seed",
+        "corpus.sequence_length",
+        "pools.low_memory.seed_workers.1",
+        "model.init.upcycel",
+        "model.config.num_expert",
+    }
     assert pickle.loads(pickle.dumps(caught.value)).others[0].field == caught.value.others[0].field
 
 
@@ -120,7 +155,11 @@ def test_every_missing_file_is_told(tmp_path):
     with pytest.raises(ConfigError) as caught:
         check_config(raw)
     assert [mistake.field for mistake in (caught.value, *caught.value.others)] == [
-        "corpus.sources.0.path", "corpus.sources.1.path", "corpus.sources", "tokenizer.path"]
+        "corpus.sources.0.path",
+        "corpus.sources.1.path",
+        "corpus.sources",
+        "tokenizer.path",
+    ]
 
 
 def test_thousands_of_mistakes_are_told_in_bounded_time():

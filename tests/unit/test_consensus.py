@@ -43,18 +43,21 @@ class Gang:
         values.copy_(torch.maximum(values, torch.tensor([float(self.other_says), 0.0, self.other])))
 
 
-@pytest.mark.parametrize(("mine", "other", "asked"), [
-    (4.0, 1.0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
-    (0.5, 0.1, [1, 5, 9]),
-    (0.5, 1.0, [1, 3, 5, 7, 9]),
-    (0.001, 0.001, [1]),
-])
+@pytest.mark.parametrize(
+    ("mine", "other", "asked"),
+    [
+        (4.0, 1.0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        (0.5, 0.1, [1, 5, 9]),
+        (0.5, 1.0, [1, 3, 5, 7, 9]),
+        (0.001, 0.001, [1]),
+    ],
+)
 def test_the_slowest_worker_s_steps_say_when_the_next_question_is(
-    monkeypatch: pytest.MonkeyPatch, mine: float, other: float, asked: list[int],
+    monkeypatch: pytest.MonkeyPatch, mine: float, other: float, asked: list[int]
 ) -> None:
     gang = Gang(monkeypatch, mine, other)
     gang.steps(Consensus((lambda: False, lambda: False), World(0, 2), lambda: gang.now), 10)
-    assert gang.asked == asked      # one collective each, and none in between
+    assert gang.asked == asked  # one collective each, and none in between
 
 
 def test_after_a_slow_first_step_it_asks_as_seldom_as_the_others_allow(monkeypatch: pytest.MonkeyPatch) -> None:

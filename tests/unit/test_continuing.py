@@ -45,6 +45,7 @@ NOTHING = "nothing is stored yet: the same command begins anew"
 @pytest.fixture
 def ended(tmp_path, monkeypatch):
     """Function that runs `moedisco run` with a pipeline that emits events and fails, and returns the line about the end."""
+
     def run(events, error, *options):
         def pipeline(config, listeners, *_, **__):
             del config
@@ -58,7 +59,10 @@ def ended(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "moedisco_ray.execution.pipeline", module)
         path = tmp_path / "demo.yaml"
         path.write_text(preset_text("demo"))
-        return CliRunner().invoke(typer.main.get_command(app), ["run", str(path), *map(str, options)]).stderr.rstrip("\n")
+        return (
+            CliRunner().invoke(typer.main.get_command(app), ["run", str(path), *map(str, options)]).stderr.rstrip("\n")
+        )
+
     return run
 
 
@@ -68,14 +72,20 @@ def full(path):
     return caught.value
 
 
-@pytest.mark.parametrize(("events", "words"), [
-    ([], "interrupted"), (START, f"interrupted; {NOTHING}"),
-    ([*START, CORPUS], "interrupted; the same command continues after the stage corpus"),
-    ([*START, Event("stage_skipped", "corpus")], "interrupted; the same command continues after the stage corpus"),
-    ([*START, CORPUS, CHECKPOINT], "interrupted; the same command continues from the last checkpoint"),
-    ([*START, CORPUS, CHECKPOINT, Event("stage_finished", "seed", data={"seconds": 1.0})],
-     "interrupted; the same command continues after the stage seed"),
-])
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([], "interrupted"),
+        (START, f"interrupted; {NOTHING}"),
+        ([*START, CORPUS], "interrupted; the same command continues after the stage corpus"),
+        ([*START, Event("stage_skipped", "corpus")], "interrupted; the same command continues after the stage corpus"),
+        ([*START, CORPUS, CHECKPOINT], "interrupted; the same command continues from the last checkpoint"),
+        (
+            [*START, CORPUS, CHECKPOINT, Event("stage_finished", "seed", data={"seconds": 1.0})],
+            "interrupted; the same command continues after the stage seed",
+        ),
+    ],
+)
 def test_a_run_says_from_where_the_same_command_continues(ended, events, words):
     """Without a finished stage and a checkpoint, nothing continues.
 
@@ -88,7 +98,10 @@ def test_what_an_earlier_attempt_stored_is_not_called_nothing(ended, tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "manifest.json").write_text("{}")
     start = [Event("run_started", data=START[0].data | {"directory": str(tmp_path)})]
-    assert ended(start, KeyboardInterrupt()) == "moedisco: interrupted; the same command continues from what was stored before"
+    assert (
+        ended(start, KeyboardInterrupt())
+        == "moedisco: interrupted; the same command continues from what was stored before"
+    )
     assert ended(start, KeyboardInterrupt(), "--redo") == "moedisco: interrupted"
 
 
@@ -110,4 +123,5 @@ def test_a_stop_file_that_still_exists_is_named(ended, tmp_path):
     stop = tmp_path / "stop"
     stop.write_text("cancelled")
     assert ended([*START, CHECKPOINT], RunStopped("cancelled"), "--stop-file", stop) == (
-        f"moedisco: stopped (cancelled); without the stop file {stop}, the same command continues from the last checkpoint")
+        f"moedisco: stopped (cancelled); without the stop file {stop}, the same command continues from the last checkpoint"
+    )

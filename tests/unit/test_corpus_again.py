@@ -24,9 +24,15 @@ def prose(seed: int, paragraphs: int) -> str:
 
 
 def config(sources: list[dict[str, Any]], seed: int = 0, **corpus: Any) -> RunConfig:
-    return check_config({
-        "name": "t", "seed": seed, "corpus": {"sources": sources, "sequence_length": 32, "validation_fraction": 0.1, **corpus},
-        "tokenizer": {"train_vocab_size": 320}, "clusters": {"count": 2}})
+    return check_config(
+        {
+            "name": "t",
+            "seed": seed,
+            "corpus": {"sources": sources, "sequence_length": 32, "validation_fraction": 0.1, **corpus},
+            "tokenizer": {"train_vocab_size": 320},
+            "clusters": {"count": 2},
+        }
+    )
 
 
 def made(directory: Path, settings: RunConfig) -> dict[str, pa.Table]:
@@ -34,7 +40,8 @@ def made(directory: Path, settings: RunConfig) -> dict[str, pa.Table]:
     build(settings, directory)
     return {
         side: pa.concat_tables([pq.read_table(path) for path in sorted((directory / side).glob("part-*.parquet"))])
-        for side in ("train", "validation")}
+        for side in ("train", "validation")
+    }
 
 
 def marks(table: pa.Table) -> set[str]:
@@ -54,11 +61,18 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, pa.
     return home / "corpus", made(home / "corpus", config(sources))
 
 
-@pytest.mark.parametrize(("seed", "changes"), [
-    (0, {}), (1, {}), (0, {"validation_fraction": 0.01}), (5, {"validation_fraction": 0.4}),
-    (2, {"sequence_length": 16, "max_document_tokens": 16})])
+@pytest.mark.parametrize(
+    ("seed", "changes"),
+    [
+        (0, {}),
+        (1, {}),
+        (0, {"validation_fraction": 0.01}),
+        (5, {"validation_fraction": 0.4}),
+        (2, {"sequence_length": 16, "max_document_tokens": 16}),
+    ],
+)
 def test_what_a_run_held_out_is_held_out_when_its_corpus_is_read_again(
-    first: tuple[Path, dict[str, pa.Table]], tmp_path: Path, seed: int, changes: dict[str, Any],
+    first: tuple[Path, dict[str, pa.Table]], tmp_path: Path, seed: int, changes: dict[str, Any]
 ) -> None:
     directory, tables = first
     settings = config([{"path": f"{directory}/*/*.parquet"}], seed, **changes)
@@ -85,7 +99,7 @@ def test_parts_of_a_document_with_too_many_tokens_keep_its_group(first: tuple[Pa
 
 
 def test_held_out_text_stays_so_next_to_the_text_that_it_came_from(
-    first: tuple[Path, dict[str, pa.Table]], tmp_path: Path,
+    first: tuple[Path, dict[str, pa.Table]], tmp_path: Path
 ) -> None:
     """The same documents come in as new text first; another seed would hold out others."""
     directory, tables = first
@@ -104,7 +118,7 @@ def test_training_text_alone_is_split_as_any_other(first: tuple[Path, dict[str, 
 
 
 def test_a_corpus_that_another_tool_wrote_again_keeps_its_split(
-    first: tuple[Path, dict[str, pa.Table]], tmp_path: Path,
+    first: tuple[Path, dict[str, pa.Table]], tmp_path: Path
 ) -> None:
     """Some tools write ids as variable-length bytes, and one file of it all."""
     table = pa.concat_tables(first[1].values())
@@ -121,7 +135,9 @@ def test_a_table_with_only_some_of_the_columns_is_any_table(tmp_path: Path) -> N
     assert len(again["train"]) > 40
 
 
-def test_the_corpus_is_made_again_when_its_form_on_disk_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_corpus_is_made_again_when_its_form_on_disk_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x.txt").write_text(prose(0, 3))
     settings = config([{"path": str(tmp_path / "x.txt")}])
     before = input_identity(settings)

@@ -77,7 +77,7 @@ def test_the_artifact_holds_what_the_summary_says(sources, tmp_path):
     assert set(by_source["source-1"]["copies"].to_pylist()) == {1}
     lines_held_out = validation["source"].to_pylist().count("lines")
     assert len(by_source["lines"]) + lines_held_out == 300
-    assert 60 < summary["sources"]["source-1"]["documents"] < 120      # half of 200, less the held out
+    assert 60 < summary["sources"]["source-1"]["documents"] < 120  # half of 200, less the held out
     assert summary["bytes"] == sum(len(text.encode()) for text in train["text"].to_pylist())
 
     encoder = Encoder(tmp_path / "corpus" / "tokenizer")
@@ -96,7 +96,8 @@ def test_the_result_does_not_depend_on_how_the_reading_is_cut(sources, tmp_path)
     config = run_config(sources)
     summary = make(config, tmp_path / "a")
     backwards = make(
-        config, tmp_path / "b", unit_bytes=700, map_tasks=lambda function, items: map(function, items[::-1]))
+        config, tmp_path / "b", unit_bytes=700, map_tasks=lambda function, items: map(function, items[::-1])
+    )
     assert backwards == summary
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
@@ -115,11 +116,14 @@ def test_few_documents_have_a_validation_document_too(tmp_path):
     assert (summary["documents"], summary["validation_documents"]) == (8, 1)
 
 
-@pytest.mark.parametrize(("text", "options", "message"), [
-    ("a b c\nd e f\ng h i", {}, r"clusters\.count: 4: fewer documents than clusters: 2 for training"),
-    (" \n\n", {}, r"corpus\.sources\.0\.path: .*holds no documents"),
-    ("\n".join("abcdefgh"), {"clusters": {"count": 2}}, r"corpus\.sequence_length: 32: there are only \d+ tokens"),
-])
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("a b c\nd e f\ng h i", {}, r"clusters\.count: 4: fewer documents than clusters: 2 for training"),
+        (" \n\n", {}, r"corpus\.sources\.0\.path: .*holds no documents"),
+        ("\n".join("abcdefgh"), {"clusters": {"count": 2}}, r"corpus\.sequence_length: 32: there are only \d+ tokens"),
+    ],
+)
 def test_too_little_text_ends_in_one_line(tmp_path, text, options, message):
     (tmp_path / "x.txt").write_text(text)
     with pytest.raises(CorpusError, match=message):
@@ -176,13 +180,19 @@ print(next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from Linux's /proc")
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     # One thread and one allocator: what threads keep for later differs by tens of MB from run to run.
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "MALLOC_ARENA_MAX": "1",
+    }
     peaks = []
     for size in (1, 4):
         folder = tmp_path / str(size)
         folder.mkdir()
-        (folder / "x.txt").write_text("\n".join(sentences(size * 60_000, size)))     # 4 and 16 MB
+        (folder / "x.txt").write_text("\n".join(sentences(size * 60_000, size)))  # 4 and 16 MB
         done = subprocess.run(
-            [sys.executable, "-c", PEAK, folder], capture_output=True, text=True, check=True, env=environment)
+            [sys.executable, "-c", PEAK, folder], capture_output=True, text=True, check=True, env=environment
+        )
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] + 25, peaks

@@ -16,7 +16,7 @@ texts = st.text(st.sampled_from("ab é語。.!? \n\t\r"), max_size=400)
 def cut(data: bytes, about: int, *feeds: int) -> list[bytes]:
     cutter, pieces, at = Cutter(about), [], 0
     for size in (*feeds, len(data)):
-        pieces += cutter.feed(data[at:at + size])
+        pieces += cutter.feed(data[at : at + size])
         at += size
     return [*pieces, *cutter.finish()]
 
@@ -27,21 +27,24 @@ def test_pieces_are_the_text_however_it_is_fed_and_bounded(text: str, about: int
     data = text.encode()
     pieces = cut(data, about)
     assert b"".join(pieces) == data
-    assert "".join(piece.decode() for piece in pieces) == text      # no character is cut through
+    assert "".join(piece.decode() for piece in pieces) == text  # no character is cut through
     assert cut(data, about, *feeds) == pieces
     assert all(len(piece) <= about * 3 // 2 for piece in pieces)
     if len(pieces) > 1:
         assert all(len(piece) >= about // 2 - 3 for piece in pieces)
 
 
-@pytest.mark.parametrize(("text", "ends"), [
-    ("word " * 8 + "\n\n" + "line\n" * 20, "\n\n"),
-    ("some words " * 4 + "\n" + "a sentence. " * 10, "\n"),
-    ("one. " + "two words " * 5 + "end. " + "more words " * 9, ". "),
-    ("一二三四五六七八九十。" + "八九十百千万" * 9, "。"),
-    ("word " * 30, " "),
-    ("x" * 120, "x"),
-])
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("word " * 8 + "\n\n" + "line\n" * 20, "\n\n"),
+        ("some words " * 4 + "\n" + "a sentence. " * 10, "\n"),
+        ("one. " + "two words " * 5 + "end. " + "more words " * 9, ". "),
+        ("一二三四五六七八九十。" + "八九十百千万" * 9, "。"),
+        ("word " * 30, " "),
+        ("x" * 120, "x"),
+    ],
+)
 def test_the_best_place_is_taken(text: str, ends: str) -> None:
     first, *rest = cut(text.encode(), 48)
     assert rest

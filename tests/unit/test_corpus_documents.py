@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.stages.corpus import documents
-from moedisco_ray.stages.corpus.documents import bucket_of, copies, dedupe_and_sort, id_matrix, is_validation, staged_table
+from moedisco_ray.stages.corpus.documents import (
+    bucket_of,
+    copies,
+    dedupe_and_sort,
+    id_matrix,
+    is_validation,
+    staged_table,
+)
 from moedisco_ray.stages.text.cutting import Document, Kept
 
 texts = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), max_size=30)
@@ -54,12 +61,22 @@ def test_duplicates_go_the_first_source_wins_and_order_of_reading_does_not_matte
 
 def test_of_equal_documents_what_was_held_out_once_stays_held_out():
     new = staged(["a", "b", "c"], 0)
-    kept = {"a": Kept(bytes(16), held_out=True), "b": Kept(bytes(16), held_out=False), "d": Kept(bytes(16), held_out=True)}
-    table = pa.concat_tables([new, staged_table([Document(text, begins=True, kept=each) for text, each in kept.items()], 1)])
+    kept = {
+        "a": Kept(bytes(16), held_out=True),
+        "b": Kept(bytes(16), held_out=False),
+        "d": Kept(bytes(16), held_out=True),
+    }
+    table = pa.concat_tables(
+        [new, staged_table([Document(text, begins=True, kept=each) for text, each in kept.items()], 1)]
+    )
     for each in (table, table.take(pa.array([5, 3, 1, 0, 4, 2]))):
         found = dedupe_and_sort(each)
         assert {row["text"]: (row["order"], row["side"]) for row in found.to_pylist()} == {
-            "a": (0, documents.HELD_OUT), "b": (0, documents.TRAINED), "c": (0, documents.NEW), "d": (1, documents.HELD_OUT)}
+            "a": (0, documents.HELD_OUT),
+            "b": (0, documents.TRAINED),
+            "c": (0, documents.NEW),
+            "d": (1, documents.HELD_OUT),
+        }
     assert len(dedupe_and_sort(table.slice(0, 0))) == 0
 
 
@@ -77,7 +94,7 @@ def test_buckets_split_the_ascending_ids(found, buckets):
 def test_copies_have_the_weight_as_their_mean(weight):
     drawn = copies(ids_of(20_000), weight)
     assert set(drawn.tolist()) <= {int(np.floor(weight)), int(np.ceil(weight))}
-    assert drawn.mean() == pytest.approx(weight, abs=0.015)     # four standard deviations of a mean of 20,000
+    assert drawn.mean() == pytest.approx(weight, abs=0.015)  # four standard deviations of a mean of 20,000
 
 
 def test_more_weight_never_means_fewer_copies():

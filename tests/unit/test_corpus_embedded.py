@@ -42,12 +42,14 @@ def test_a_domain_is_distinct_readable_text_of_bounded_documents(name):
     assert max(len(text) for text in texts) <= embedded.DOCUMENT_CHARACTERS
     assert min(len(text) for text in texts) >= 200
     shorter = embedded.domain_texts(name, 60_000)
-    assert texts[:len(shorter)] == shorter
+    assert texts[: len(shorter)] == shorter
 
 
 def test_the_embedded_source_becomes_one_named_source_per_domain(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "domain_texts", lambda name: [f"{name} one", f"{name} two\nlines"])
-    inputs = expand_sources([Source(path="embedded", weight=2), Source(path="embedded", name="mine")], tmp_path, Limits(1024, 8192))
+    inputs = expand_sources(
+        [Source(path="embedded", weight=2), Source(path="embedded", name="mine")], tmp_path, Limits(1024, 8192)
+    )
     names = embedded.domain_names()
     assert [item.name for item in inputs] == [*names, *(f"mine-{name}" for name in names)]
     assert [item.order for item in inputs] == list(range(2 * len(names)))

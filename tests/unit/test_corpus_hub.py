@@ -16,7 +16,8 @@ from moedisco_ray.stages import corpus
 
 NAME = "hf://datasets/tiny-org/wiki"
 TRAIN, TEST = 40, 10
-CARD = """---
+CARD = (
+    """---
 configs:
 - config_name: whole
   default: true
@@ -24,7 +25,9 @@ configs:
 - config_name: small
   data_files: [{split: train, path: data/train-1.parquet}]
 ---
-""" + "# A card, which is no text to train on\n" * 9
+"""
+    + "# A card, which is no text to train on\n" * 9
+)
 
 
 def article(i: int) -> str:
@@ -45,7 +48,9 @@ def server(tmp_path: Path) -> Iterator[Hub]:
 
 def documents(tmp_path: Path, path: str, **settings: str) -> int:
     config = small_config(
-        tmp_path / "runs", corpus={"sources": [{"path": path, **settings}], "validation_fraction": 0.1, "sequence_length": 64})
+        tmp_path / "runs",
+        corpus={"sources": [{"path": path, **settings}], "validation_fraction": 0.1, "sequence_length": 64},
+    )
     directory = tmp_path / "corpus"
     directory.mkdir()
     summary = corpus.build(config, directory)
@@ -54,12 +59,20 @@ def documents(tmp_path: Path, path: str, **settings: str) -> int:
 
 
 @pytest.mark.ecosystem("Text: data set of a hub (a stand-in on loopback)", "huggingface-hub")
-@pytest.mark.parametrize(("path", "settings", "count"), [
-    (NAME, {}, TRAIN + TEST), (f"{NAME}@main", {}, TRAIN + TEST), (f"{NAME}/data/train-*.parquet", {}, TRAIN),
-    (f"{NAME}/data/test-0.parquet", {}, TEST), (NAME, {"split": "train"}, TRAIN), (f"{NAME}@main", {"split": "test"}, TEST),
-    (NAME, {"split": "train", "subset": "small"}, TRAIN - 25)])
+@pytest.mark.parametrize(
+    ("path", "settings", "count"),
+    [
+        (NAME, {}, TRAIN + TEST),
+        (f"{NAME}@main", {}, TRAIN + TEST),
+        (f"{NAME}/data/train-*.parquet", {}, TRAIN),
+        (f"{NAME}/data/test-0.parquet", {}, TEST),
+        (NAME, {"split": "train"}, TRAIN),
+        (f"{NAME}@main", {"split": "test"}, TEST),
+        (NAME, {"split": "train", "subset": "small"}, TRAIN - 25),
+    ],
+)
 def test_a_data_set_is_a_source_like_a_folder(
-    server: Hub, tmp_path: Path, path: str, settings: dict[str, str], count: int,
+    server: Hub, tmp_path: Path, path: str, settings: dict[str, str], count: int
 ) -> None:
     assert documents(tmp_path, path, **settings) == count
     assert {authorization for _, _, authorization in server.requests} == {None}
@@ -80,9 +93,15 @@ def test_a_private_data_set_needs_the_token(server: Hub, tmp_path: Path, monkeyp
 UNKNOWN = "no repository or revision that this machine may read at the hub; correct it, or set HF_TOKEN"
 
 
-@pytest.mark.parametrize(("path", "line"), [
-    ("hf://datasets/tiny-org/absent", UNKNOWN), (f"{NAME}@gone", UNKNOWN),
-    (f"{NAME}/absent", "no such file or folder"), ("hf://datasets", "no name of a repository; write hf://datasets/ORG/NAME")])
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("hf://datasets/tiny-org/absent", UNKNOWN),
+        (f"{NAME}@gone", UNKNOWN),
+        (f"{NAME}/absent", "no such file or folder"),
+        ("hf://datasets", "no name of a repository; write hf://datasets/ORG/NAME"),
+    ],
+)
 def test_mistakes_are_one_line(server: Hub, tmp_path: Path, path: str, line: str) -> None:
     with pytest.raises(CorpusError) as caught:
         documents(tmp_path, path)
@@ -92,5 +111,7 @@ def test_mistakes_are_one_line(server: Hub, tmp_path: Path, path: str, line: str
 
 def test_a_hub_that_does_not_respond_is_one_line(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CorpusError, match=r"^corpus\.sources\.0\.path: .*\(the hub does not respond; go online, or name a "):
+    with pytest.raises(
+        CorpusError, match=r"^corpus\.sources\.0\.path: .*\(the hub does not respond; go online, or name a "
+    ):
         documents(tmp_path, NAME)

@@ -27,11 +27,13 @@ from moedisco_ray.stages.text.cutting import Limits, cut_document, cut_stream
 characters = st.text(st.sampled_from('ab "\\/\n\t\u00e9\u3042\U0001f600\ud83d\ude00{}[],:0'), max_size=60)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | characters,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(characters, inner, max_size=3), max_leaves=6)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(characters, inner, max_size=3),
+    max_leaves=6,
+)
 
 
 def pieces_of(text, size):
-    return [text[at:at + size] for at in range(0, len(text), size)]
+    return [text[at : at + size] for at in range(0, len(text), size)]
 
 
 @settings(max_examples=300, deadline=None)
@@ -52,8 +54,9 @@ def test_without_the_text_the_members_are_named(row, size):
     assert found["text"] == "n"
 
 
-@pytest.mark.parametrize("line", [
-    "", "[1]", '{"text": "a', '{"text": "\\x"}', '{"a": [1, "text": "b"', '{"a" 1}', '{"text": "\\u12"}'])
+@pytest.mark.parametrize(
+    "line", ["", "[1]", '{"text": "a', '{"text": "\\x"}', '{"a": [1, "text": "b"', '{"a" 1}', '{"text": "\\u12"}']
+)
 def test_what_is_not_json_is_named(line):
     with pytest.raises(NotTextError, match="it is not JSON"):
         "".join(read_member(pieces_of(line, 3), "text", "it"))
@@ -73,11 +76,21 @@ def documents(path, **source):
 
 
 TEXTS = [
-    "short", None, " \n ", "a sentence with \U0001f600 and \u3042. " * 400, "\n\nlines\n\nof text\n\n" * 300, "x" * 9000,
-    "\u00e9" * 5000, '\\"\t' * 3000, "the end"]
+    "short",
+    None,
+    " \n ",
+    "a sentence with \U0001f600 and \u3042. " * 400,
+    "\n\nlines\n\nof text\n\n" * 300,
+    "x" * 9000,
+    "\u00e9" * 5000,
+    '\\"\t' * 3000,
+    "the end",
+]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "escaped.jsonl", "rows.parquet", "large.parquet", "coded.parquet", "saved.arrow"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "escaped.jsonl", "rows.parquet", "large.parquet", "coded.parquet", "saved.arrow"]
+)
 def test_long_texts_of_every_format_are_cut_like_short_ones(name, tmp_path, monkeypatch):
     path = tmp_path / name
     if name.endswith("jsonl"):
@@ -85,7 +98,9 @@ def test_long_texts_of_every_format_are_cut_like_short_ones(name, tmp_path, monk
         path.write_text("\n".join(lines), encoding="utf-8")
     elif name.endswith("parquet"):
         column = pa.array(TEXTS, pa.large_string() if name[0] == "l" else pa.string())
-        pq.write_table(pa.table({"text": column.dictionary_encode() if name[0] == "c" else column}), path, row_group_size=4)
+        pq.write_table(
+            pa.table({"text": column.dictionary_encode() if name[0] == "c" else column}), path, row_group_size=4
+        )
     else:
         table = pa.table({"text": TEXTS})
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -98,11 +113,14 @@ def test_long_texts_of_every_format_are_cut_like_short_ones(name, tmp_path, monk
     assert documents(path) == expected
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    (json.dumps({"body": "a" * 3000}), "has no such column; it has body"),
-    (json.dumps({"text": ["a" * 3000]}), "the column holds list"),
-    (json.dumps({"text": "a" * 3000})[:-2], "is not JSON"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps({"body": "a" * 3000}), "has no such column; it has body"),
+        (json.dumps({"text": ["a" * 3000]}), "the column holds list"),
+        (json.dumps({"text": "a" * 3000})[:-2], "is not JSON"),
+    ],
+)
 def test_what_a_long_line_lacks_is_named(line, message, tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text(line)
     monkeypatch.setattr(rows, "_LONG", 1000)
@@ -136,9 +154,9 @@ print(peak() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from Linux's /proc")
-@pytest.mark.parametrize(("suffix", "most"), [("jsonl", 80), ("parquet", 600)])     # pyarrow holds a whole cell
+@pytest.mark.parametrize(("suffix", "most"), [("jsonl", 80), ("parquet", 600)])  # pyarrow holds a whole cell
 def test_one_long_text_needs_little_memory(suffix, most, tmp_path):
-    for stem, times in (("short", 100), ("long", 3 << 20)):      # 108 MB
+    for stem, times in (("short", 100), ("long", 3 << 20)):  # 108 MB
         text = "some words of a line without an end " * times
         path = tmp_path / f"{stem}.{suffix}"
         if suffix == "jsonl":
@@ -147,5 +165,6 @@ def test_one_long_text_needs_little_memory(suffix, most, tmp_path):
             pq.write_table(pa.table({"text": [text]}), path)
     environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(path)], check=True, capture_output=True, text=True, env=environment)
+        [sys.executable, "-c", PEAK, str(path)], check=True, capture_output=True, text=True, env=environment
+    )
     assert int(done.stdout) < most

@@ -63,12 +63,18 @@ def test_of_a_damaged_file_nothing_is_read_though_its_damage_is_found_last(tmp_p
     config = config_of(tmp_path)
     summary, _ = made(config, tmp_path / "made", scattered, unit_bytes=700)
     texts = {
-        text for side in ("train", "validation") for path in (tmp_path / "made" / side).iterdir()
-        for text in pq.read_table(path, columns=["text"])["text"].to_pylist()}
+        text
+        for side in ("train", "validation")
+        for path in (tmp_path / "made" / side).iterdir()
+        for text in pq.read_table(path, columns=["text"])["text"].to_pylist()
+    }
     assert not texts & set(sentences("damaged", 60))
-    assert set(sentences("rows", 60)) & texts       # of the source after it, which has them too
+    assert set(sentences("rows", 60)) & texts  # of the source after it, which has them too
     assert summary["skipped_files"] == 2
-    assert [each["reason"] for each in summary["skipped"]] == ["the line at byte 6968 is not JSON", "has the unknown ending .bin"]
+    assert [each["reason"] for each in summary["skipped"]] == [
+        "the line at byte 6968 is not JSON",
+        "has the unknown ending .bin",
+    ]
     assert summary["sources"]["damaged"]["files"] == 1
 
 
@@ -81,7 +87,9 @@ def test_damage_is_an_error_unless_it_may_be_skipped(tmp_path):
 
 def test_a_source_of_damaged_files_alone_is_an_error_that_says_why(tmp_path):
     write_jsonl(tmp_path / "x.jsonl", sentences("rows", 9), "\n{no row")
-    config = check_config({"name": "t", "corpus": {"sources": [{"path": str(tmp_path / "x.jsonl"), "on_error": "skip"}]}})
+    config = check_config(
+        {"name": "t", "corpus": {"sources": [{"path": str(tmp_path / "x.jsonl"), "on_error": "skip"}]}}
+    )
     with pytest.raises(CorpusError, match="and 1 files were left out, the first since it the line at"):
         made(config, tmp_path / "made")
 
@@ -128,15 +136,22 @@ def test_decisions_are_the_same_however_documents_are_divided(numbers, size):
 def test_rows_are_divided_by_range_in_their_order(ranges):
     table = pa.table({"range": pa.array(ranges, pa.int64()), "row": list(range(len(ranges)))})
     found = {number: part["row"].to_pylist() for number, part in divided(table)}
-    assert found == {number: [row for row, each in enumerate(ranges) if each == number] for number in sorted(set(ranges))}
+    assert found == {
+        number: [row for row, each in enumerate(ranges) if each == number] for number in sorted(set(ranges))
+    }
 
 
 def test_a_row_of_a_user_is_no_note(tmp_path):
     """Notes about files are rows too: a document that looks like one is a document."""
     write_jsonl(tmp_path / "x.jsonl", [json.dumps([0, 1, "reason"]), *sentences("rows", 90)])
-    config = check_config({
-        "name": "t", "clusters": {"count": 2}, "tokenizer": {"train_vocab_size": 320},
-        "corpus": {"sequence_length": 32, "sources": [{"path": str(tmp_path / "x.jsonl")}]}})
+    config = check_config(
+        {
+            "name": "t",
+            "clusters": {"count": 2},
+            "tokenizer": {"train_vocab_size": 320},
+            "corpus": {"sequence_length": 32, "sources": [{"path": str(tmp_path / "x.jsonl")}]},
+        }
+    )
     summary, _ = made(config, tmp_path / "made")
     assert summary["documents"] + summary["validation_documents"] == 91
 

@@ -61,8 +61,11 @@ def write(path, texts):
 
 def kept(directory):
     return {
-        text for side in ("train", "validation") for path in (directory / side).iterdir()
-        for text in pq.read_table(path)["text"].to_pylist()}
+        text
+        for side in ("train", "validation")
+        for path in (directory / side).iterdir()
+        for text in pq.read_table(path)["text"].to_pylist()
+    }
 
 
 def make(directory, config, **options):
@@ -117,12 +120,20 @@ def test_the_result_does_not_depend_on_the_division_of_the_work(tmp_path, monkey
 def test_what_an_earlier_run_held_out_stays(tmp_path):
     generator = np.random.default_rng(3)
     texts = [" ".join(generator.choice(WORDS, 200)) for _ in range(200)]
-    make(tmp_path / "first", config_of(
-        write(tmp_path / "x.jsonl", texts), validation_fraction=0.1, max_document_tokens=100_000))
-    held_out = {text for path in (tmp_path / "first" / "validation").iterdir() for text in pq.read_table(path)["text"].to_pylist()}
+    make(
+        tmp_path / "first",
+        config_of(write(tmp_path / "x.jsonl", texts), validation_fraction=0.1, max_document_tokens=100_000),
+    )
+    held_out = {
+        text
+        for path in (tmp_path / "first" / "validation").iterdir()
+        for text in pq.read_table(path)["text"].to_pylist()
+    }
     similar = [" ".join(changed(text.split(), 1, generator)) for text in texts]
     sources = [{"path": str(write(tmp_path / "y.jsonl", similar)), "name": "similar"}]
-    sources += [{"path": str(tmp_path / "first" / side / "*.parquet"), "name": side} for side in ("train", "validation")]
+    sources += [
+        {"path": str(tmp_path / "first" / side / "*.parquet"), "name": side} for side in ("train", "validation")
+    ]
     make(tmp_path / "second", config_of(sources, max_document_tokens=100_000, near_duplicates=0.8))
     assert held_out <= kept(tmp_path / "second")
     assert len(kept(tmp_path / "second")) == 200
@@ -130,7 +141,9 @@ def test_what_an_earlier_run_held_out_stays(tmp_path):
 
 def test_only_equal_texts_are_dropped_by_default(tmp_path):
     texts = some_texts(np.random.default_rng(1), 20)
-    summary = make(tmp_path / "c", config_of(write(tmp_path / "x.jsonl", [*texts, texts[0]]), max_document_tokens=100_000))
+    summary = make(
+        tmp_path / "c", config_of(write(tmp_path / "x.jsonl", [*texts, texts[0]]), max_document_tokens=100_000)
+    )
     assert (summary["duplicates"], summary["near_duplicates"]) == (1, 0)
     assert kept(tmp_path / "c") == set(texts)
 
@@ -141,6 +154,7 @@ def test_bands_miss_few_similar_and_compare_few_dissimilar_documents(similarity)
 
     def compared(exact):
         return 1 - (1 - exact**banding.rows) ** banding.bands
+
     assert banding.rows * banding.bands <= 128
     assert compared(similarity) >= 0.99
     assert compared(similarity / 3) < 0.6
@@ -156,9 +170,18 @@ def test_a_sketch_estimates_the_similarity(seed, count):
     assert abs((a == b).mean() - jaccard(one, other)) < 5 * 0.045
 
 
-@pytest.mark.parametrize(("text", "found"), [
-    ("A b, c-D e f!", ["a b c d e", "b c d e f"]), ("two words", ["two words"]), ("!?", ["!?"]),
-    ("\u65e5\u672c\u8a9e\u306e\u6587\u7ae0", ["\u65e5 \u672c \u8a9e \u306e \u6587", "\u672c \u8a9e \u306e \u6587 \u7ae0"])])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A b, c-D e f!", ["a b c d e", "b c d e f"]),
+        ("two words", ["two words"]),
+        ("!?", ["!?"]),
+        (
+            "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0",
+            ["\u65e5 \u672c \u8a9e \u306e \u6587", "\u672c \u8a9e \u306e \u6587 \u7ae0"],
+        ),
+    ],
+)
 def test_shingles_are_five_words_and_a_character_of_japanese_is_one(text, found):
     assert shingles(text) == found
 

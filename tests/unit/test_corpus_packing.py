@@ -17,7 +17,7 @@ from moedisco_ray.stages.text.packing import pack_part, part_path
 
 EOS = 0
 ENCODER = SimpleNamespace(eos=EOS, bos=None, vocab_size=10)
-document = st.tuples(st.lists(st.integers(1, 9), max_size=4), st.integers(1, 4))    # tokens, copies
+document = st.tuples(st.lists(st.integers(1, 9), max_size=4), st.integers(1, 4))  # tokens, copies
 parts = st.lists(st.lists(document, max_size=6), max_size=3)
 
 
@@ -25,11 +25,22 @@ def write(directory, found):
     paths = []
     for i, rows in enumerate(found):
         names = [f"{i} {j}" for j in range(len(rows))]
-        table = pa.Table.from_pylist([
-            {
-                "id": document_id(name), "source": "s", "text": name, "tokens": tokens, "packed": len(tokens) + 1, "copies": copies,
-                "group": document_id(name), "held_out": False}
-            for name, (tokens, copies) in zip(names, rows, strict=True)], schema=DOCUMENTS)
+        table = pa.Table.from_pylist(
+            [
+                {
+                    "id": document_id(name),
+                    "source": "s",
+                    "text": name,
+                    "tokens": tokens,
+                    "packed": len(tokens) + 1,
+                    "copies": copies,
+                    "group": document_id(name),
+                    "held_out": False,
+                }
+                for name, (tokens, copies) in zip(names, rows, strict=True)
+            ],
+            schema=DOCUMENTS,
+        )
         paths.append(part_path(directory, i))
         pq.write_table(table, paths[-1], row_group_size=2)
     return paths

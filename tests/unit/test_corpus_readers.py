@@ -108,19 +108,22 @@ def test_small_files_share_a_unit(tmp_path):
     assert [len(unit.slices) for unit in units] == [4, 4, 2]
 
 
-@pytest.mark.parametrize(("content", "name", "options", "message"), [
-    (b"a\0b", "x.txt", {}, r"corpus\.sources\.0\.path: '.*x\.txt': is binary"),
-    (b"caf\xe9", "x.txt", {}, r"corpus\.sources\.0\.path: '.*x\.txt': is not UTF-8 text \(byte 3"),
-    (b"caf\xe9\n", "x.txt", {"documents": "line"}, "is not UTF-8 text"),
-    (b'{"text": "a"}\n{"tex', "x.jsonl", {}, "line at byte 14 is not JSON"),
-    (b"[1]\n", "x.jsonl", {}, "line at byte 0 is not a JSON object"),
-    (b'{"body": "a", "n": 1}\n', "x.jsonl", {}, r"text_column: 'text': .* no such column; it has body, n"),
-    (b'{"text": 3}\n', "x.jsonl", {}, r"text_column: 'text': the column holds int"),
-    (b"not parquet", "x.parquet", {}, r"corpus\.sources\.0\.path: '.*x\.parquet': cannot be read"),
-    (b"not gzip", "x.txt.gz", {}, r"corpus\.sources\.0\.path: '.*x\.txt\.gz': cannot be read"),
-    (b"text", "x.txt", {"format": "datasets"}, "save_to_disk"),
-    (b"", "x.txt", {}, "holds no files, or only empty ones"),
-])
+@pytest.mark.parametrize(
+    ("content", "name", "options", "message"),
+    [
+        (b"a\0b", "x.txt", {}, r"corpus\.sources\.0\.path: '.*x\.txt': is binary"),
+        (b"caf\xe9", "x.txt", {}, r"corpus\.sources\.0\.path: '.*x\.txt': is not UTF-8 text \(byte 3"),
+        (b"caf\xe9\n", "x.txt", {"documents": "line"}, "is not UTF-8 text"),
+        (b'{"text": "a"}\n{"tex', "x.jsonl", {}, "line at byte 14 is not JSON"),
+        (b"[1]\n", "x.jsonl", {}, "line at byte 0 is not a JSON object"),
+        (b'{"body": "a", "n": 1}\n', "x.jsonl", {}, r"text_column: 'text': .* no such column; it has body, n"),
+        (b'{"text": 3}\n', "x.jsonl", {}, r"text_column: 'text': the column holds int"),
+        (b"not parquet", "x.parquet", {}, r"corpus\.sources\.0\.path: '.*x\.parquet': cannot be read"),
+        (b"not gzip", "x.txt.gz", {}, r"corpus\.sources\.0\.path: '.*x\.txt\.gz': cannot be read"),
+        (b"text", "x.txt", {"format": "datasets"}, "save_to_disk"),
+        (b"", "x.txt", {}, "holds no files, or only empty ones"),
+    ],
+)
 def test_bad_text_ends_in_one_line(tmp_path, content, name, options, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError, match=message) as raised:

@@ -35,15 +35,25 @@ def read(path: Path, **settings: Any) -> list[str]:
 
 
 def config(sources: list[dict[str, Any]], **corpus: Any) -> RunConfig:
-    return check_config({
-        "name": "t", "corpus": {"sources": sources, "sequence_length": 32, "validation_fraction": 0.1, **corpus},
-        "tokenizer": {"train_vocab_size": 320}, "clusters": {"count": 2}})
+    return check_config(
+        {
+            "name": "t",
+            "corpus": {"sources": sources, "sequence_length": 32, "validation_fraction": 0.1, **corpus},
+            "tokenizer": {"train_vocab_size": 320},
+            "clusters": {"count": 2},
+        }
+    )
 
 
-@pytest.mark.parametrize(("ending", "delimiter", "pack"), [
-    (".csv", ",", bytes), (".csv.gz", ",", gzip.compress), (".csv.bz2", ",", bz2.compress),
-    (".csv.zst", ",", lambda data: pa.compress(data, "zstd", asbytes=True)),
-])
+@pytest.mark.parametrize(
+    ("ending", "delimiter", "pack"),
+    [
+        (".csv", ",", bytes),
+        (".csv.gz", ",", gzip.compress),
+        (".csv.bz2", ",", bz2.compress),
+        (".csv.zst", ",", lambda data: pa.compress(data, "zstd", asbytes=True)),
+    ],
+)
 def test_csv_is_read_as_the_standard_library_writes_it(tmp_path: Path, ending: str, delimiter: str, pack: Any) -> None:
     plain = tmp_path / "plain"
     with plain.open("w", encoding="utf-8-sig", newline="") as file:
@@ -68,7 +78,9 @@ def test_a_quotation_mark_in_tsv_is_text(tmp_path: Path) -> None:
 def listed(folder: Path, **settings: Any) -> tuple[list[str], list[str], list[str]]:
     """Names of the files of a folder that are read, left out, and passed over."""
     listing = list_files("corpus.sources.0", Source(path=str(folder), **settings))
-    return tuple([Path(each.path).name for each in found] for found in (listing.files, listing.skipped, listing.passed_over))
+    return tuple(
+        [Path(each.path).name for each in found] for found in (listing.files, listing.skipped, listing.passed_over)
+    )
 
 
 def test_plain_text_that_is_passed_over_is_counted_listed_and_warned_of(tmp_path: Path) -> None:
@@ -84,7 +96,11 @@ def test_plain_text_that_is_passed_over_is_counted_listed_and_warned_of(tmp_path
     (tmp_path / "made").mkdir()
     summary = build(settings, tmp_path / "made")
     assert (summary["skipped_files"], summary["passed_over_files"]) == (0, 30)
-    assert summary["skipped"][0] == {"source": "text", "path": str(folder / "00.txt"), "reason": "is plain text next to tables"}
+    assert summary["skipped"][0] == {
+        "source": "text",
+        "path": str(folder / "00.txt"),
+        "reason": "is plain text next to tables",
+    }
     for warnings in (summary["warnings"], probe(settings).warnings):
         assert [warning for warning in warnings if "30 files were passed over" in warning]
         assert not any("on_error" in warning for warning in warnings)
@@ -96,7 +112,13 @@ def test_plain_text_that_is_passed_over_is_counted_listed_and_warned_of(tmp_path
 
 
 def test_a_state_file_of_another_program_is_no_data_set(tmp_path: Path) -> None:
-    for content in ('{"text": "a", "step": 3}', "[1]", '{"_data_files": 3}', '{"_data_files": [{"name": "x"}]}', "not JSON"):
+    for content in (
+        '{"text": "a", "step": 3}',
+        "[1]",
+        '{"_data_files": 3}',
+        '{"_data_files": [{"name": "x"}]}',
+        "not JSON",
+    ):
         (tmp_path / "rows.jsonl").write_text('{"text": "b"}')
         (tmp_path / "state.json").write_text(content)
         assert listed(tmp_path)[0] == ["rows.jsonl", "state.json"]
@@ -121,8 +143,7 @@ def test_files_of_a_saved_data_set_may_be_excluded_and_must_not_be_missing(tmp_p
     assert read(folder, exclude=(first.name,)) == ["c", "d"]
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("x.jsonl", json.dumps({"text": PROSE})), ("x.txt", "x" * 4000)])
+@pytest.mark.parametrize(("name", "content"), [("x.jsonl", json.dumps({"text": PROSE})), ("x.txt", "x" * 4000)])
 def test_text_that_is_one_document_is_refused_as_such(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     (tmp_path / "made").mkdir()
@@ -133,20 +154,27 @@ def test_text_that_is_one_document_is_refused_as_such(tmp_path: Path, name: str,
     assert "validation_fraction" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("x.txt", PROSE.encode() + b"caf\xe9", rf"is not UTF-8 text \(byte {len(PROSE) + 3} is 0xE9, as in Latin-1\).*iconv.*on_error"),
-    ("x.txt", PROSE.encode("utf-16"), r"is UTF-16, not UTF-8.*iconv"),
-    ("x.txt", PROSE.encode("utf-16-le"), r"looks like UTF-16 \(byte 1 is zero\)"),
-    ("x.txt", PROSE.encode() + b"\0\1\2", rf"is binary, not text \(byte {len(PROSE)} is zero\)"),
-    ("x.txt", b"\0\1", r"is binary, not text \(byte 0 is zero\)"),
-    ("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"is not UTF-8 text \(byte 24 is 0xE9"),
-    ("x.csv", b"text\n\xe9\n", r"cannot be read \(.*UTF8"),
-    ("x.warc.gz", b"WARC/1.0", r"is a web archive; extract its text first"),
-    ("x.html", b"<p>", r"is markup; .* by format: text\. Known endings: \.jsonl .*\.txt"),
-    ("x.dat", b"1 2 3", r"has the unknown ending \.dat; "),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.txt",
+            PROSE.encode() + b"caf\xe9",
+            rf"is not UTF-8 text \(byte {len(PROSE) + 3} is 0xE9, as in Latin-1\).*iconv.*on_error",
+        ),
+        ("x.txt", PROSE.encode("utf-16"), r"is UTF-16, not UTF-8.*iconv"),
+        ("x.txt", PROSE.encode("utf-16-le"), r"looks like UTF-16 \(byte 1 is zero\)"),
+        ("x.txt", PROSE.encode() + b"\0\1\2", rf"is binary, not text \(byte {len(PROSE)} is zero\)"),
+        ("x.txt", b"\0\1", r"is binary, not text \(byte 0 is zero\)"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"is not UTF-8 text \(byte 24 is 0xE9"),
+        ("x.csv", b"text\n\xe9\n", r"cannot be read \(.*UTF8"),
+        ("x.warc.gz", b"WARC/1.0", r"is a web archive; extract its text first"),
+        ("x.html", b"<p>", r"is markup; .* by format: text\. Known endings: \.jsonl .*\.txt"),
+        ("x.dat", b"1 2 3", r"has the unknown ending \.dat; "),
+    ],
+)
 def test_what_is_not_utf8_text_is_refused_by_file_place_and_remedy(
-    tmp_path: Path, name: str, content: bytes, message: str,
+    tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError, match=message) as raised:
@@ -194,7 +222,10 @@ def test_unreadable_files_are_left_out_whole_counted_and_listed(tmp_path: Path) 
     summary = build(config([{"path": str(folder), "name": "mixed", "on_error": "skip"}]), tmp_path / "made")
     assert summary["skipped_files"] == 3
     assert [(each["source"], Path(each["path"]).name) for each in summary["skipped"]] == [
-        ("mixed", "latin.txt"), ("mixed", "picture.png"), ("mixed", "zeros.md")]
+        ("mixed", "latin.txt"),
+        ("mixed", "picture.png"),
+        ("mixed", "zeros.md"),
+    ]
     assert summary["skipped"][0]["reason"] == f"is not UTF-8 text (byte {len(PROSE) + 3} is 0xE9, as in Latin-1)"
     assert (summary["sources"]["mixed"]["files"], summary["sources"]["mixed"]["empty_files"]) == (1, 1)
     assert any("3 files could not be read" in warning for warning in summary["warnings"])
@@ -214,7 +245,10 @@ def test_what_is_left_out_does_not_depend_on_how_the_reading_is_cut(tmp_path: Pa
         (tmp_path / name).write_bytes(b"\n".join(lines))
     settings = config([{"path": str(tmp_path / "*.jsonl"), "on_error": "skip"}])
     found = []
-    for name, options in (("x", {}), ("y", {"unit_bytes": 3000, "map_tasks": lambda function, items: map(function, items[::-1])})):
+    for name, options in (
+        ("x", {}),
+        ("y", {"unit_bytes": 3000, "map_tasks": lambda function, items: map(function, items[::-1])}),
+    ):
         (tmp_path / name).mkdir()
         found.append((build(settings, tmp_path / name, **options), contents(tmp_path / name)))
     assert found[0] == found[1]
@@ -229,19 +263,26 @@ def test_a_source_of_nothing_but_unreadable_files_ends_the_run(tmp_path: Path) -
 
 
 def test_a_probe_finds_what_would_end_the_run_and_reads_little(tmp_path: Path) -> None:
-    (tmp_path / "good.txt").write_text(PROSE * 200)     # 6 MB
+    (tmp_path / "good.txt").write_text(PROSE * 200)  # 6 MB
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "rows.jsonl").write_text('{"body": "a"}')
     (tmp_path / "blank.txt").write_text(" \n")
     mixed(tmp_path / "mixed")
     sources = [
-        {"path": str(tmp_path / "good.txt"), "name": "good"}, {"path": str(tmp_path / "latin.txt")},
-        {"path": str(tmp_path / "rows.jsonl")}, {"path": str(tmp_path / "blank.txt")}, {"path": str(tmp_path / "none*.txt")},
-        {"path": str(tmp_path / "mixed"), "name": "mixed", "on_error": "skip"}]
+        {"path": str(tmp_path / "good.txt"), "name": "good"},
+        {"path": str(tmp_path / "latin.txt")},
+        {"path": str(tmp_path / "rows.jsonl")},
+        {"path": str(tmp_path / "blank.txt")},
+        {"path": str(tmp_path / "none*.txt")},
+        {"path": str(tmp_path / "mixed"), "name": "mixed", "on_error": "skip"},
+    ]
     found = probe(config(sources))
     assert [(problem.field, problem.remedy.partition(" ")[0]) for problem in found.problems] == [
-        ("corpus.sources.1.path", "is"), ("corpus.sources.2.text_column", str(tmp_path / "rows.jsonl")),
-        ("corpus.sources.3.path", "holds"), ("corpus.sources.4.path", "holds")]
+        ("corpus.sources.1.path", "is"),
+        ("corpus.sources.2.text_column", str(tmp_path / "rows.jsonl")),
+        ("corpus.sources.3.path", "holds"),
+        ("corpus.sources.4.path", "holds"),
+    ]
     assert found.sample["good"][0] == SENTENCE.format(0).strip()
     assert sum(map(len, found.sample["good"])) < 100_000
     assert found.documents["good"] == pytest.approx(len(PROSE) * 200 / len(SENTENCE), rel=0.1)

@@ -21,19 +21,24 @@ def bucket(table):
 
 
 def table_of(rows):
-    return pa.table([pa.array([row[0] for row in rows], pa.int64()), pa.array([row[1] for row in rows], pa.large_string())], SCHEMA)
+    return pa.table(
+        [pa.array([row[0] for row in rows], pa.int64()), pa.array([row[1] for row in rows], pa.large_string())], SCHEMA
+    )
 
 
 def shuffled(directory, tasks, buckets, map_tasks=in_this_process, file_bytes=100):
     digits = Digits.of(buckets)
     written = [
-        Scattered(i, scatter(map(table_of, tables), directory / "first" / f"{i}", SCHEMA, bucket, digits, file_bytes=file_bytes))
-        for i, tables in enumerate(tasks)]
+        Scattered(
+            i,
+            scatter(map(table_of, tables), directory / "first" / f"{i}", SCHEMA, bucket, digits, file_bytes=file_bytes),
+        )
+        for i, tables in enumerate(tasks)
+    ]
     return shuffle(written, directory, SCHEMA, bucket, digits, map_tasks)
 
 
-@given(
-    buckets=st.integers(1, 70), fan_out=st.integers(2, 6), backwards=st.booleans(), data=st.data())
+@given(buckets=st.integers(1, 70), fan_out=st.integers(2, 6), backwards=st.booleans(), data=st.data())
 @settings(deadline=None)
 def test_every_row_arrives_in_its_bucket(tmp_path_factory, buckets, fan_out, backwards, data):
     rows = st.lists(st.tuples(st.integers(0, buckets - 1), st.text(max_size=20)), max_size=15)

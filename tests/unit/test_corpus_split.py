@@ -31,9 +31,14 @@ def prose(seed: int, paragraphs: int, mark: str = "") -> str:
 
 
 def config(sources: list[dict[str, Any]], **corpus: Any) -> RunConfig:
-    return check_config({
-        "name": "t", "corpus": {"sources": sources, "sequence_length": 32, "validation_fraction": 0.05, **corpus},
-        "tokenizer": {"train_vocab_size": 320}, "clusters": {"count": 2}})
+    return check_config(
+        {
+            "name": "t",
+            "corpus": {"sources": sources, "sequence_length": 32, "validation_fraction": 0.05, **corpus},
+            "tokenizer": {"train_vocab_size": 320},
+            "clusters": {"count": 2},
+        }
+    )
 
 
 def made(directory: Path, sources: list[dict[str, Any]], **corpus: Any) -> tuple[dict[str, Any], dict[str, pa.Table]]:
@@ -41,7 +46,8 @@ def made(directory: Path, sources: list[dict[str, Any]], **corpus: Any) -> tuple
     summary = build(config(sources, **corpus), directory)
     return summary, {
         side: pa.concat_tables([pq.read_table(path) for path in sorted((directory / side).glob("part-*.parquet"))])
-        for side in ("train", "validation")}
+        for side in ("train", "validation")
+    }
 
 
 def held_out(tables: dict[str, pa.Table], source: str) -> set[str]:
@@ -88,21 +94,27 @@ def test_parts_of_a_document_and_neighbours_are_on_one_side(tmp_path: Path) -> N
     (tmp_path / "running.txt").write_text(prose(7, 2000))
     _, tables = made(tmp_path / "running", [{"path": str(tmp_path / "running.txt")}], validation_fraction=0.3)
     side_of = {
-        int(text.split()[-1].rstrip(".")): side for side, table in tables.items() for text in table["text"].to_pylist()}
+        int(text.split()[-1].rstrip(".")): side for side, table in tables.items() for text in table["text"].to_pylist()
+    }
     order = [side_of[i] for i in sorted(side_of)]
     changes = sum(a != b for a, b in itertools.pairwise(order))
     assert len(order) > 1000
-    assert changes < len(order) * 2 * 0.3 * 0.7 / 8 * 1.5      # eight neighbours at a time; one by one, it were eight times as many
+    # eight neighbours at a time; one by one, it were eight times as many
+    assert changes < len(order) * 2 * 0.3 * 0.7 / 8 * 1.5
 
 
 def test_neighbouring_paragraphs_are_on_one_side_as_documents_of_running_text_are(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text(prose(7, 2000))
-    _, tables = made(tmp_path / "made", [{"path": str(tmp_path / "x.txt"), "documents": "paragraph"}], validation_fraction=0.3)
+    _, tables = made(
+        tmp_path / "made", [{"path": str(tmp_path / "x.txt"), "documents": "paragraph"}], validation_fraction=0.3
+    )
     side_of = {
-        int(text.split()[-1].rstrip(".")): side for side, table in tables.items() for text in table["text"].to_pylist()}
+        int(text.split()[-1].rstrip(".")): side for side, table in tables.items() for text in table["text"].to_pylist()
+    }
     assert len(side_of) == 2000
     changes = sum(a != b for a, b in itertools.pairwise(side_of[i] for i in sorted(side_of)))
-    assert 2000 / 9 * 2 * 0.3 * 0.7 * 0.5 < changes < 2000 / 7 * 2 * 0.3 * 0.7 * 1.5      # eight at a time; one by one, it were 840
+    # eight at a time; one by one, it were 840
+    assert 2000 / 9 * 2 * 0.3 * 0.7 * 0.5 < changes < 2000 / 7 * 2 * 0.3 * 0.7 * 1.5
     # Short text has groups enough for both sides all the same.
     (tmp_path / "short.txt").write_text(prose(8, 45))
     source = {"path": str(tmp_path / "short.txt"), "documents": "paragraph"}
@@ -119,7 +131,8 @@ def test_no_document_has_more_tokens_than_the_limit(tmp_path: Path, text: str) -
         {"path": str(tmp_path / "plain.txt"), "name": "plain"},
         {"path": str(tmp_path / "plain.txt"), "name": "file", "documents": "file"},
         {"path": str(tmp_path / "plain.txt"), "name": "line", "documents": "line"},
-        {"path": str(tmp_path / "plain.txt"), "name": "paragraph", "documents": "paragraph"}]
+        {"path": str(tmp_path / "plain.txt"), "name": "paragraph", "documents": "paragraph"},
+    ]
     _, tables = made(tmp_path / "made", sources, max_document_tokens=100)
     encoder = Encoder(tmp_path / "made" / "tokenizer")
     for table in tables.values():
@@ -141,11 +154,13 @@ def test_an_evaluation_is_never_longer_than_asked_for(tmp_path: Path) -> None:
         documents = load_documents(parts, most)
         measured = sum(map(len, documents.tokens))
         assert measured <= most
-        assert measured > most - 256      # less than the longest document
+        assert measured > most - 256  # less than the longest document
         assert all(documents.texts)
     assert summary["validation_tokens"] > 2000
     encoder = Encoder(tmp_path / "made" / "tokenizer")
-    unseen = config([{"path": str(tmp_path / "b.txt"), "documents": "file"}, {"path": str(tmp_path / "a.txt")}]).corpus.sources
+    unseen = config(
+        [{"path": str(tmp_path / "b.txt"), "documents": "file"}, {"path": str(tmp_path / "a.txt")}]
+    ).corpus.sources
     for most in (2, 50, 1000):
         samples, *_ = read_unseen(unseen, encoder, most, Limits(32, 256))
         assert 0 < sum(len(sample.tokens) for sample in samples) <= most
@@ -210,6 +225,8 @@ def test_a_file_of_one_line_is_read_in_bounded_memory(tmp_path: Path) -> None:
             for i in range(megabytes):
                 file.write(f"one line of many words {i} " * 40_000)
     environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True, env=environment
+    )
     first, second = map(int, done.stdout.split())
     assert second < first + 16, (first, second)

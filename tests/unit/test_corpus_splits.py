@@ -15,8 +15,12 @@ from moedisco_ray.stages.corpus.splits import SplitError, files_of_split
 LAYOUTS = [
     ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),
     ("data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"),
-    ("train/a.jsonl", "train/b.jsonl", "dev/a.jsonl"), ("my-train-part.jsonl", "my-valid-part.jsonl", "extra.jsonl"),
-    ("a.jsonl", "b/c.jsonl"), ("wiki_train_1.parquet", "wiki_test_1.parquet"), ("train.jsonl", "validation.jsonl", "eval.jsonl")]
+    ("train/a.jsonl", "train/b.jsonl", "dev/a.jsonl"),
+    ("my-train-part.jsonl", "my-valid-part.jsonl", "extra.jsonl"),
+    ("a.jsonl", "b/c.jsonl"),
+    ("wiki_train_1.parquet", "wiki_test_1.parquet"),
+    ("train.jsonl", "validation.jsonl", "eval.jsonl"),
+]
 CARD = """---
 license: mit
 configs:
@@ -42,7 +46,7 @@ def write(home: Path, names: tuple[str, ...]) -> None:
 def matching(pattern: str, folder: Path) -> list[str]:
     try:
         return list(resolve_pattern(pattern, str(folder)))
-    except FileNotFoundError:       # another of the split's patterns matches
+    except FileNotFoundError:  # another of the split's patterns matches
         return []
 
 
@@ -69,15 +73,19 @@ def test_the_card_names_the_files(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(CARD)
 
     def files(**settings: str) -> set[str]:
-        return {Path(file.path).relative_to(tmp_path).as_posix() for file in list_files(
-            "corpus.sources.0", Source(path=str(tmp_path), **settings)).files}
+        return {
+            Path(file.path).relative_to(tmp_path).as_posix()
+            for file in list_files("corpus.sources.0", Source(path=str(tmp_path), **settings)).files
+        }
 
     assert files(split="train") == {"small/a.jsonl", "small/b.jsonl"}
     assert files(split="test") == {"small/test.jsonl"}
     assert files(split="train", subset="large") == {"large/a.jsonl"}
     assert files() == set(names)
     refused = [
-        ({"split": "dev"}, "has the splits train, test"), ({"split": "train", "subset": "huge"}, "has the subsets large, small")]
+        ({"split": "dev"}, "has the splits train, test"),
+        ({"split": "train", "subset": "huge"}, "has the subsets large, small"),
+    ]
     for settings, message in refused:
         with pytest.raises(CorpusError, match=rf"corpus\.sources\.0\.split.*{message}"):
             files(**settings)

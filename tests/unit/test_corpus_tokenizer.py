@@ -33,7 +33,11 @@ def run_config(tmp_path, **sections):
 
 def start_from(directory, tmp_path, **sections):
     """A run that starts from an MoE directory."""
-    own = {"model": {"init": {"checkpoint": str(directory)}}, "tokens": {"seed_share": 0}, "clusters": {"vectors": "tfidf_svd"}}
+    own = {
+        "model": {"init": {"checkpoint": str(directory)}},
+        "tokens": {"seed_share": 0},
+        "clusters": {"vectors": "tfidf_svd"},
+    }
     return run_config(tmp_path, **own, **sections)
 
 
@@ -54,7 +58,7 @@ def test_trained_tokenizer_is_what_auto_tokenizer_loads(trained):
     assert encoder.vocab_size == len(loaded) <= 400
     for text, ids in zip(TEXTS, encoder.encode(TEXTS), strict=True):
         assert loaded.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
-        assert 0 not in ids     # the characters of the special token, not the token
+        assert 0 not in ids  # the characters of the special token, not the token
         if "<|" not in text:
             assert loaded(text, add_special_tokens=False)["input_ids"] == ids.tolist()
 
@@ -123,20 +127,26 @@ def test_its_own_special_tokens_are_kept_and_a_missing_end_is_added(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "none-saved").eos_token == "<|endoftext|>"
 
 
-@pytest.mark.parametrize(("model", "end"), [
-    ({"model_type": "qwen3_moe", "eos_token_id": 7}, 7),
-    ({"model_type": "qwen3_moe", "eos_token_id": [9999, 7]}, 7),
-    ({"model_type": "qwen3_5_moe", "text_config": {"eos_token_id": 7}}, 7),
-    ({"model_type": "qwen3_5_moe", "eos_token_id": 7, "text_config": {}}, 7),
-    ({"model_type": "qwen3_5_moe", "eos_token_id": 8, "text_config": {"eos_token_id": 7}}, 7),
-    ({"model_type": "qwen3_5_moe", "text_config": {"eos_token_id": None}}, 0),
-    ({"model_type": "qwen3_moe"}, 0)])
+@pytest.mark.parametrize(
+    ("model", "end"),
+    [
+        ({"model_type": "qwen3_moe", "eos_token_id": 7}, 7),
+        ({"model_type": "qwen3_moe", "eos_token_id": [9999, 7]}, 7),
+        ({"model_type": "qwen3_5_moe", "text_config": {"eos_token_id": 7}}, 7),
+        ({"model_type": "qwen3_5_moe", "eos_token_id": 7, "text_config": {}}, 7),
+        ({"model_type": "qwen3_5_moe", "eos_token_id": 8, "text_config": {"eos_token_id": 7}}, 7),
+        ({"model_type": "qwen3_5_moe", "text_config": {"eos_token_id": None}}, 0),
+        ({"model_type": "qwen3_moe"}, 0),
+    ],
+)
 def test_a_tokenizer_without_an_end_gets_that_of_its_model_or_a_common_one(trained, tmp_path, model, end):
     """A composite model has its end token in the part for text, or next to it."""
     source = tmp_path / "source"
     source.mkdir()
     shutil.copy(trained / "tokenizer.json", source)
-    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": None}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": None})
+    )
     (source / "config.json").write_text(json.dumps(model))
     assert AutoTokenizer.from_pretrained(source).eos_token is None
     prepare_tokenizer(source, tmp_path / "prepared")
@@ -179,7 +189,9 @@ def test_a_pretrained_start_brings_its_own_tokenizer(tmp_path):
 
 def test_another_tokenizer_than_the_pretrained_start_s_must_be_asked_for(trained, tmp_path):
     start = pretrained(tmp_path / "start")
-    with pytest.raises(ConfigError, match=r"^tokenizer\.path: .* is not the tokenizer of model\.init\.checkpoint .*replace"):
+    with pytest.raises(
+        ConfigError, match=r"^tokenizer\.path: .* is not the tokenizer of model\.init\.checkpoint .*replace"
+    ):
         check_tokenizer(start_from(start, tmp_path, tokenizer={"path": str(trained)}))
     check_tokenizer(start_from(start, tmp_path, tokenizer={"path": str(trained), "replace": True}))
     shutil.copytree(start, tmp_path / "copy")
@@ -190,7 +202,9 @@ def test_a_pretrained_start_without_a_tokenizer_asks_where_it_is(trained, tmp_pa
     start = tmp_path / "start"
     start.mkdir()
     (start / "config.json").write_text(json.dumps(MOE))
-    with pytest.raises(ConfigError, match=r"^tokenizer\.path: is not set, and model\.init\.checkpoint .* no tokenizer files; name"):
+    with pytest.raises(
+        ConfigError, match=r"^tokenizer\.path: is not set, and model\.init\.checkpoint .* no tokenizer files; name"
+    ):
         check_tokenizer(start_from(start, tmp_path))
     check_tokenizer(start_from(start, tmp_path, tokenizer={"path": str(trained)}))
 
@@ -206,7 +220,9 @@ def test_a_vocabulary_larger_than_the_model_s_is_found_before_any_work(trained, 
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text(json.dumps(MOE | {"vocab_size": entries - 1}))
-    with pytest.raises(CheckpointError, match=r"model\.init\.checkpoint: .*embedding has .* rows, but the tokenizer has"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.init\.checkpoint: .*embedding has .* rows, but the tokenizer has"
+    ):
         check_tokenizer(start_from(checkpoint, tmp_path, tokenizer={"path": str(trained)}))
 
 
@@ -223,10 +239,26 @@ def test_a_sentencepiece_model_is_read(tmp_path):
     source.mkdir()
     text.write_text("\n".join(f"the quick brown fox jumps over the lazy dog {i}" for i in range(300)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(source / "tokenizer"), vocab_size=310, model_type="bpe", byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2)
-    (source / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}))
+        input=str(text),
+        model_prefix=str(source / "tokenizer"),
+        vocab_size=310,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (source / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "LlamaTokenizer",
+                "add_bos_token": True,
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "unk_token": "<unk>",
+            }
+        )
+    )
     prepare_tokenizer(source, tmp_path / "prepared")
     encoder = Encoder(tmp_path / "prepared")
     reference = sentencepiece.SentencePieceProcessor(str(source / "tokenizer.model"))

@@ -24,8 +24,16 @@ SIZES = ("num_key_value_heads", "head_dim", "tie_word_embeddings", "shared_exper
 NOT_BUILT = {("dots1", "n_shared_experts")}
 """Fields without which transformers cannot make the model."""
 ROLES = (
-    ("shared_expert", "shared_expert"), ("experts", "experts"), ("mlp.gate.", "router"), (".router.", "router"), ("mlp.", "dense"),
-    ("norm", "norms"), ("_attn", "attention"), ("embed", "embedding"), ("lm_head", "head"))
+    ("shared_expert", "shared_expert"),
+    ("experts", "experts"),
+    ("mlp.gate.", "router"),
+    (".router.", "router"),
+    ("mlp.", "dense"),
+    ("norm", "norms"),
+    ("_attn", "attention"),
+    ("embed", "embedding"),
+    ("lm_head", "head"),
+)
 
 
 def check_count(model: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -54,12 +62,19 @@ def test_an_upcycled_model_has_the_planned_parameters(tmp_path: Path, family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkpoint_has_the_planned_parameters_whatever_its_configuration_leaves_out(tmp_path: Path, family: str) -> None:
+def test_a_checkpoint_has_the_planned_parameters_whatever_its_configuration_leaves_out(
+    tmp_path: Path, family: str
+) -> None:
     page = DECLARATIONS[family]
     sizes = Architecture(
-        hidden_size=1024, num_hidden_layers=4, num_attention_heads=32, moe_intermediate_size=24, num_experts=8,
+        hidden_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=32,
+        moe_intermediate_size=24,
+        num_experts=8,
         num_key_value_heads=None if page.attention.latent else 2,
-        fields={} if page.recurrence is None else {"linear_num_value_heads": 32})
+        fields={} if page.recurrence is None else {"linear_num_value_heads": 32},
+    )
     values = config_values(hf_config(family, sizes, VOCAB, 64, 0))
     for left_out in (None, *page.fields, *SIZES):
         if (family, left_out) in NOT_BUILT or left_out == page.expert_size_field:

@@ -17,11 +17,13 @@ from moedisco_ray.training import cross_entropy as module
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 
 
-def inputs(tokens: int, vocabulary: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    tokens: int, vocabulary: int, width: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, head, and targets; every seventh is excluded."""
     random = torch.Generator().manual_seed(tokens + vocabulary)
     hidden_TD = torch.randn(tokens, width, generator=random)
-    head_VD = torch.randn(vocabulary, width, generator=random) / width ** 0.5
+    head_VD = torch.randn(vocabulary, width, generator=random) / width**0.5
     targets_T = torch.randint(vocabulary, (tokens,), generator=random)
     targets_T[::7] = -100
     return hidden_TD.to(dtype).requires_grad_(), head_VD.to(dtype).requires_grad_(), targets_T
@@ -31,7 +33,9 @@ def whole(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, *bias: Tensor) 
     """Loss and gradients from the logits of all tokens at once."""
     hidden_TD, head_VD, *bias = (each.detach().requires_grad_() for each in (hidden_TD, head_VD, *bias))
     logits_TV = linear(hidden_TD, head_VD, *bias)
-    loss = cross_entropy(logits_TV.float() if logits_TV.dtype is torch.bfloat16 else logits_TV, targets_T, reduction="sum")
+    loss = cross_entropy(
+        logits_TV.float() if logits_TV.dtype is torch.bfloat16 else logits_TV, targets_T, reduction="sum"
+    )
     return loss.detach(), *torch.autograd.grad(loss, (hidden_TD, head_VD, *bias))
 
 
@@ -41,11 +45,16 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 @given(
-    tokens=st.integers(1, 40), vocabulary=st.integers(2, 60), tile=st.integers(16, 2_000), rows=st.integers(1, 50),
-    least=st.integers(1, 8), has_bias=st.booleans())
+    tokens=st.integers(1, 40),
+    vocabulary=st.integers(2, 60),
+    tile=st.integers(16, 2_000),
+    rows=st.integers(1, 50),
+    least=st.integers(1, 8),
+    has_bias=st.booleans(),
+)
 @settings(max_examples=100, deadline=None)
 def test_tiles_of_any_size_give_the_loss_and_gradients_of_all_logits(
-    tokens: int, vocabulary: int, tile: int, rows: int, least: int, *, has_bias: bool,
+    tokens: int, vocabulary: int, tile: int, rows: int, least: int, *, has_bias: bool
 ) -> None:
     hidden_TD, head_VD, targets_T = inputs(tokens, vocabulary, 8)
     bias = [torch.linspace(-1, 1, vocabulary).requires_grad_()] if has_bias else []
@@ -62,7 +71,7 @@ def test_tiles_of_any_size_give_the_loss_and_gradients_of_all_logits(
         torch.testing.assert_close(each.grad.double(), 3 * expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("vocabulary", [10_000, 17_000])    # in one pass, in two
+@pytest.mark.parametrize("vocabulary", [10_000, 17_000])  # in one pass, in two
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tiles_are_as_exact_as_all_logits_and_take_64_mib(dtype: torch.dtype, vocabulary: int) -> None:
     hidden_TD, head_VD, targets_T = inputs(2_500, vocabulary, 64, dtype)
@@ -70,7 +79,7 @@ def test_tiles_are_as_exact_as_all_logits_and_take_64_mib(dtype: torch.dtype, vo
         loss = summed_cross_entropy(hidden_TD, head_VD, targets_T)
         torch.autograd.backward(loss)
     sizes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    gradients = 6 * (hidden_TD.numel() + head_VD.numel())    # in fp32, and in the dtype
+    gradients = 6 * (hidden_TD.numel() + head_VD.numel())  # in fp32, and in the dtype
     assert max(itertools.accumulate(sizes)) < LOGITS_BYTES + gradients
     assert hidden_TD.grad is not None
     assert head_VD.grad is not None

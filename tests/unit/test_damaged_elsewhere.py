@@ -65,18 +65,22 @@ def test_damage_in_an_owners_storage_is_named_and_repaired(owned: Finished) -> N
     owned.restore()
     shards = shards_of(owned.config, "alice")
     intact = shards[0].read_bytes()
-    for folder in FOLDERS[FOLDERS.index("submodels"):]:
+    for folder in FOLDERS[FOLDERS.index("submodels") :]:
         shutil.rmtree(owned.directory / folder)
     flip_bit(shards[0])
-    with pytest.raises(DamagedError, match=rf"corpus/shards/{shards[0].name} in .*alice.* is damaged: .* stage corpus wrote"):
+    with pytest.raises(
+        DamagedError, match=rf"corpus/shards/{shards[0].name} in .*alice.* is damaged: .* stage corpus wrote"
+    ):
         again(owned.config)
     code, output = invoke("verify", owned.directory)
     assert code == 1
     assert f"corpus of owner alice: damaged: shards/{shards[0].name} corpus of owner bob: ok" in output
     events = again(owned.config, repairs=True)
     assert started(events) == ["corpus", *("submodels", "merge", "finetune", "evaluate", "export")]
-    assert f"damaged: shards/{shards[0].name} of stage corpus, in the storage of data owner alice; the stage is made again" in [
-        event.data["message"] for event in events if event.type == "warning"]
+    assert (
+        f"damaged: shards/{shards[0].name} of stage corpus, in the storage of data owner alice; the stage is made again"
+        in [event.data["message"] for event in events if event.type == "warning"]
+    )
     assert shards[0].read_bytes() == intact
     assert results(owned.directory) == results(owned.copy)
     assert started(again(owned.config, repairs=True)) == []
@@ -133,7 +137,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 @pytest.mark.parametrize("file", ["trained/model.safetensors", "result.json"])
 def test_the_damaged_output_of_a_finished_training_is_made_again(
-    tmp_path: Path, file: str, undisturbed: dict[str, object],
+    tmp_path: Path, file: str, undisturbed: dict[str, object]
 ) -> None:
     """The stage is interrupted after one of its trainings; only this one is repeated.
 
@@ -152,11 +156,14 @@ def test_the_damaged_output_of_a_finished_training_is_made_again(
     assert (code, f"submodels of {folder.name}: damaged: {file}" in output) == (1, True), output
     events = again(config, repairs=True)
     assert f"damaged: {file} of {folder.name} of stage submodels; its training is made again" in [
-        event.data["message"] for event in events if event.type == "warning"]
+        event.data["message"] for event in events if event.type == "warning"
+    ]
     assert results(config.directory) == undisturbed
 
 
-def test_a_damaged_output_that_a_stage_has_just_taken_over_is_made_again(tmp_path: Path, undisturbed: dict[str, object]) -> None:
+def test_a_damaged_output_that_a_stage_has_just_taken_over_is_made_again(
+    tmp_path: Path, undisturbed: dict[str, object]
+) -> None:
     """A kill between the commit of a stage and the deletion of its trainings: both have the same files, by links.
 
     Before (2a4777cc): each repair took the damaged output over again.
@@ -165,7 +172,7 @@ def test_a_damaged_output_that_a_stage_has_just_taken_over_is_made_again(tmp_pat
     folder = half_trained(config, tmp_path)
     shutil.copytree(folder.parent, tmp_path / "trainings")
     again(config)
-    for later in FOLDERS[FOLDERS.index("submodels") + 1:]:
+    for later in FOLDERS[FOLDERS.index("submodels") + 1 :]:
         shutil.rmtree(config.directory / later)
     shutil.copytree(tmp_path / "trainings", folder.parent)
     number = folder.name.rpartition("-")[2]
@@ -177,7 +184,7 @@ def test_a_damaged_output_that_a_stage_has_just_taken_over_is_made_again(tmp_pat
 
 
 def test_a_damaged_output_at_a_uri_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, object],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, object]
 ) -> None:
     """Before (2a4777cc): `verify` listed nothing; `--repair` kept the object until the next stage found the damage."""
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
@@ -198,7 +205,9 @@ def test_a_damaged_output_at_a_uri_is_made_again(
 def test_a_damaged_name_of_the_checkpoints_storage_is_named(tmp_path: Path) -> None:
     """Before (af276e38): "JSONDecodeError: Expecting property name", which names no file, in each later attempt."""
     config = config_of("qwen3_moe", tmp_path)
-    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"storage": str(tmp_path / "storage")})})
+    config = config.model_copy(
+        update={"checkpoint": config.checkpoint.model_copy(update={"storage": str(tmp_path / "storage")})}
+    )
     stop = StopFile(tmp_path / "stop")
 
     def listen(event: Event) -> None:
@@ -212,8 +221,9 @@ def test_a_damaged_name_of_the_checkpoints_storage_is_named(tmp_path: Path) -> N
     with pytest.raises(DamagedError, match=r"checkpoints/storage\.json in .* is damaged"):
         again(config)
     assert "run: damaged: checkpoints/storage.json" in invoke("verify", config.directory)[1]
-    stop.path.write_text("cancelled")       # type: ignore[union-attr]
+    stop.path.write_text("cancelled")  # type: ignore[union-attr]
     with pytest.raises(RunStopped):
         again(config, repairs=True, stop=stop)
     assert "damaged: checkpoints/storage.json of the run; it is made again" in [
-        event.data.get("message") for event in EventLog.read(config.directory / "events.jsonl")]
+        event.data.get("message") for event in EventLog.read(config.directory / "events.jsonl")
+    ]

@@ -51,7 +51,7 @@ def change_digit(path: Path, before: str) -> None:
     """Change the first digit after a text."""
     content = path.read_text()
     place = next(i for i in range(content.index(before) + len(before), len(content)) if content[i].isdigit())
-    path.write_text(f"{content[:place]}{9 - int(content[place])}{content[place + 1:]}")
+    path.write_text(f"{content[:place]}{9 - int(content[place])}{content[place + 1 :]}")
 
 
 def test_a_changed_digit_of_a_report_is_not_shown_and_run_writes_it_again(finished: Finished) -> None:
@@ -74,7 +74,9 @@ def test_no_command_uses_a_damaged_model(finished: Finished, harm: Callable[[Pat
     model, text = finished.directory / "model", finished.config.corpus.sources[0].path
     harm(model / "model.safetensors")
     for command in (
-        ("evaluate", model, "--sources", text), ("push", finished.directory, "a/b"), ("chat", finished.directory),
+        ("evaluate", model, "--sources", text),
+        ("push", finished.directory, "a/b"),
+        ("chat", finished.directory),
         ("experts", finished.directory, "0-2", "--output", tmp_path / "chosen"),
     ):
         code, output = invoke(*command)
@@ -107,8 +109,24 @@ def test_export_of_a_damaged_fine_tune_is_refused(finished: Finished, tmp_path: 
 
 
 def test_verify_lists_each_stage_and_what_is_damaged(finished: Finished) -> None:
-    assert invoke("verify", finished.directory) == (0, " ".join(f"{name}: ok" for name in (
-        "run", "corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export")))
+    assert invoke("verify", finished.directory) == (
+        0,
+        " ".join(
+            f"{name}: ok"
+            for name in (
+                "run",
+                "corpus",
+                "seed",
+                "cluster",
+                "decompose",
+                "submodels",
+                "merge",
+                "finetune",
+                "evaluate",
+                "export",
+            )
+        ),
+    )
     flip_bit(finished.directory / "clusters" / "shards" / "0" / "part-00000.npy")
     (finished.directory / "merged" / "merge.json").unlink()
     flip_bit(finished.directory / "seed" / "manifest.json")
@@ -121,8 +139,9 @@ def test_verify_lists_each_stage_and_what_is_damaged(finished: Finished) -> None
     assert "submodels: ok" in output
 
 
-@pytest.mark.parametrize("file", [
-    "clusters/cluster_model/clusters.npz", "corpus/validation/part-00000.parquet", "seed/model.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["clusters/cluster_model/clusters.npz", "corpus/validation/part-00000.parquet", "seed/model.safetensors"]
+)
 def test_what_only_the_evaluation_reads_is_verified_before_the_training(finished: Finished, file: str) -> None:
     """Before (af276e38): with each of these files the run trained, evaluated and exported, exit 0."""
     finished.remove_after("decomposed")
@@ -146,7 +165,9 @@ def test_repair_makes_the_damaged_stage_again_and_keeps_what_fits(finished: Fini
     flip_bit(finished.directory / "seed" / "model.safetensors")
     assert run(finished, repairs=True) == ["seed", "merge", "finetune"]
     assert results(finished.directory) == results(finished.copy)
-    warnings = [event.data["message"] for event in EventLog.read(finished.directory / "events.jsonl") if event.type == "warning"]
+    warnings = [
+        event.data["message"] for event in EventLog.read(finished.directory / "events.jsonl") if event.type == "warning"
+    ]
     assert "damaged: model.safetensors of stage seed; the stage is made again" in warnings
     assert invoke("verify", finished.directory)[0] == 0
 
@@ -204,7 +225,8 @@ def test_damaged_events_are_named_and_mended(finished: Finished) -> None:
     events: list[Event] = []
     pipeline.run(finished.config, (events.append,), backend=LocalBackend(), repairs=True)
     assert "damaged: events.jsonl of the run; it is made again; costs and curves lack the events that are lost" in [
-        event.data.get("message") for event in events]
+        event.data.get("message") for event in events
+    ]
     assert invoke("verify", finished.directory)[0] == 0
 
 
@@ -219,8 +241,12 @@ def test_damage_of_the_events_changes_no_model(finished: Finished) -> None:
 def test_a_redo_that_made_nothing_leaves_the_run_to_its_own_command(finished: Finished, tmp_path: Path) -> None:
     """Before (af276e38): "holds a run with other settings (...)": the original command was refused, too."""
     (tmp_path / "empty.txt").touch()
-    source = finished.config.corpus.sources[0].model_copy(update={"path": str(tmp_path / "empty.txt"), "format": "text"})
-    changed = finished.config.model_copy(update={"corpus": finished.config.corpus.model_copy(update={"sources": (source,)})})
+    source = finished.config.corpus.sources[0].model_copy(
+        update={"path": str(tmp_path / "empty.txt"), "format": "text"}
+    )
+    changed = finished.config.model_copy(
+        update={"corpus": finished.config.corpus.model_copy(update={"sources": (source,)})}
+    )
     with pytest.raises(MoeDiscoError):
         pipeline.run(changed, backend=LocalBackend(), redo=True)
     assert run(finished) == []
@@ -234,8 +260,9 @@ def test_a_redo_counts_from_the_first_stage_that_it_made(finished: Finished, tmp
         if event.type == "stage_finished":
             stop.write_text("cancelled")
 
-    changed = finished.config.model_copy(update={
-        "merge": finished.config.merge.model_copy(update={"calibration_tokens": 1024})})
+    changed = finished.config.model_copy(
+        update={"merge": finished.config.merge.model_copy(update={"calibration_tokens": 1024})}
+    )
     with pytest.raises(RunStopped):
         pipeline.run(changed, (end,), backend=LocalBackend(), redo=True, stop=StopFile(stop))
     with pytest.raises(MoeDiscoError, match=r"other settings \(merge.calibration_tokens\)"):
@@ -269,6 +296,8 @@ def test_a_stage_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypat
         (draft.path / "file").write_bytes(b"2")
     place = done.index("rename .seed.draft")
     draft_name = ".seed.draft"
-    assert {f"sync {draft_name}", *(f"sync {draft_name}/{name}" for name in ("state", "state/file", "file"))} <= set(done[:place])
+    assert {f"sync {draft_name}", *(f"sync {draft_name}/{name}" for name in ("state", "state/file", "file"))} <= set(
+        done[:place]
+    )
     assert any("manifest.json" in each for each in done[:place])
     assert done[place:] == ["rename .seed.draft", "sync ."]

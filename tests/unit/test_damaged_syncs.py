@@ -69,7 +69,9 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def sync_files(made: Finished) -> list[Path]:
-    return sorted(path.relative_to(made.copy) for path in made.copy.glob("checkpoints/submodels-*/sync/**/*") if path.is_file())
+    return sorted(
+        path.relative_to(made.copy) for path in made.copy.glob("checkpoints/submodels-*/sync/**/*") if path.is_file()
+    )
 
 
 def one_of(made: Finished, kind: str) -> Path:
@@ -94,18 +96,21 @@ def test_readers_name_each_damaged_file_of_a_sync_point(interrupted: Finished, h
 def test_no_sync_point_changes_the_model_silently(interrupted: Finished, undisturbed: dict[str, object]) -> None:
     """A flipped bit in the weights of every folder, and in the record, at the same time.
 
-    Before (6beb2cb9): no file was named; the run trained on the damaged weights, until a gradient was infinite at step 5.
+    Before (6beb2cb9): no file was named; the run trained on the damaged weights, until a gradient was infinite at step
+    5.
     """
     interrupted.restore()
     read = [one_of(interrupted, kind) for kind in ("common/model", "momentum/model", f"{MEMBERS}/", SYNCED)]
     said = resumed(interrupted, read, (flip_bit,))
     assert results(interrupted.directory) == undisturbed
-    assert all(len(sentences) == 1 and "it is not what stage submodels wrote" in sentences[0] for sentences in said.values())
+    assert all(
+        len(sentences) == 1 and "it is not what stage submodels wrote" in sentences[0] for sentences in said.values()
+    )
 
 
 @pytest.mark.parametrize("kind", ["common/model", "momentum/model", "sync.json"])
 def test_a_stage_with_damaged_sync_points_is_made_again_from_its_start(
-    interrupted: Finished, undisturbed: dict[str, object], kind: str,
+    interrupted: Finished, undisturbed: dict[str, object], kind: str
 ) -> None:
     interrupted.restore()
     damaged = one_of(interrupted, kind)
@@ -115,29 +120,36 @@ def test_a_stage_with_damaged_sync_points_is_made_again_from_its_start(
     assert (code, f"submodels, sync points: damaged: {name}" in output) == (1, True), output
     events = again(interrupted.config, repairs=True)
     assert f"damaged: {name} of the sync points of stage submodels; the stage is made again from its start" in [
-        event.data["message"] for event in events if event.type == "warning"]
+        event.data["message"] for event in events if event.type == "warning"
+    ]
     assert next(event.data["step"] for event in events if event.type == "progress") == 1
     assert next(event.data["sync"] for event in events if event.type == "sync") == 1
     assert results(interrupted.directory) == undisturbed
 
 
-def test_what_a_member_wrote_is_written_again_from_its_checkpoint(interrupted: Finished, undisturbed: dict[str, object]) -> None:
+def test_what_a_member_wrote_is_written_again_from_its_checkpoint(
+    interrupted: Finished, undisturbed: dict[str, object]
+) -> None:
     interrupted.restore()
     damaged = one_of(interrupted, "members/")
     flip_bit(interrupted.directory / damaged)
     events = again(interrupted.config, repairs=True)
-    assert f"damaged: {'/'.join(damaged.parts[3:])} of the sync points of stage submodels; their members write them again" in [
-        event.data["message"] for event in events if event.type == "warning"]
+    assert (
+        f"damaged: {'/'.join(damaged.parts[3:])} of the sync points of stage submodels; their members write them again"
+        in [event.data["message"] for event in events if event.type == "warning"]
+    )
     assert next(event.data["sync"] for event in events if event.type == "sync") == 3
     assert results(interrupted.directory) == undisturbed
 
 
 def test_checkpoints_elsewhere_do_not_outlive_the_sync_points_that_they_know(
-    tmp_path: Path, undisturbed: dict[str, object],
+    tmp_path: Path, undisturbed: dict[str, object]
 ) -> None:
     """The repair deletes nothing in a storage; each training discards its own checkpoints there."""
     config = often_synced(tmp_path)
-    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"storage": str(tmp_path / "storage")})})
+    config = config.model_copy(
+        update={"checkpoint": config.checkpoint.model_copy(update={"storage": str(tmp_path / "storage")})}
+    )
     made = interrupt(config, tmp_path)
     flip_bit(made.directory / one_of(made, "common/model"))
     again(config, repairs=True)

@@ -192,7 +192,9 @@ def test_submodels_on_disk_load_and_merge_back(family, tmp_path):
 
 def test_sixty_submodels_take_little_more_space_than_the_model_and_can_be_moved(tmp_path):
     """The structure of Qwen1.5-MoE: 60 routed experts, a shared one four times as wide, small widths."""
-    config = tiny_config("qwen2_moe", 60, hidden_size=128, moe_intermediate_size=64, shared_expert_intermediate_size=256)
+    config = tiny_config(
+        "qwen2_moe", 60, hidden_size=128, moe_intermediate_size=64, shared_expert_intermediate_size=256
+    )
     tensors = random_tensors(config, torch.bfloat16)
     write_submodels(tensors, config, 60, tmp_path / "draft")
     source = sum(tensor.nbytes for tensor in tensors.values())
@@ -202,7 +204,9 @@ def test_sixty_submodels_take_little_more_space_than_the_model_and_can_be_moved(
     check_same(dict(model_tensors(model)), dict(decompose(tensors, model_map(config), 60, 60, 59)))
 
 
-@pytest.mark.parametrize("name", ["../other/model.safetensors", "../backbone/../x.safetensors", "../backbone/sub/x.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../other/model.safetensors", "../backbone/../x.safetensors", "../backbone/sub/x.safetensors"]
+)
 def test_an_index_names_no_file_but_its_own_and_the_backbones(tmp_path, name):
     config = tiny_config("olmoe")
     write_submodels(random_tensors(config), config, 2, tmp_path)
@@ -242,7 +246,7 @@ def test_the_backbone_is_the_weighted_mean(case, data):
     group = expert_count(config) // clusters
     for key, report in reports.items():
         role = model_map(config).classify(key)
-        if role.role is Role.EXPERT and role.expert is None:      # a stack of all experts
+        if role.role is Role.EXPERT and role.expert is None:  # a stack of all experts
             assert (report.rule, report.submodels) == ("concatenated", tuple(range(clusters)))
         elif role.role is Role.EXPERT:
             assert (report.rule, report.submodels, report.deviation) == ("copied", (role.expert // group,), 0.0)
@@ -280,7 +284,7 @@ def test_what_does_not_fit_is_an_error():
     with pytest.raises(CheckpointError, match="is not in the backbone that all sub-models started from"):
         list(joined(parts, names, {key: tensor for key, tensor in parts[0].items() if key != "model.norm.weight"}))
     backbone = {key: tensor for key, tensor in parts[0].items() if names.classify(key).role is Role.BACKBONE}
-    assert list(joined(parts, names, backbone))     # what they had in common when they last met
+    assert list(joined(parts, names, backbone))  # what they had in common when they last met
     with pytest.raises(ConfigError, match="does not divide"):
         list(decompose(tensors, names, 4, 3, 0))
     with pytest.raises(CheckpointError, match="4 experts, but the configuration says 8"):
@@ -289,8 +293,9 @@ def test_what_does_not_fit_is_an_error():
         list(decompose(tensors | {names.router_key(0): torch.ones(3, 16)}, names, 4, 2, 0))
 
 
-@pytest.mark.parametrize("lost", [
-    "model.layers.0.self_attn.q_norm.weight", "model.layers.1.mlp.experts.3.up_proj.weight", "lm_head.weight"])
+@pytest.mark.parametrize(
+    "lost", ["model.layers.0.self_attn.q_norm.weight", "model.layers.1.mlp.experts.3.up_proj.weight", "lm_head.weight"]
+)
 def test_an_incomplete_model_is_not_sliced(lost, tmp_path):
     config = tiny_config("qwen3_moe")
     tensors = random_tensors(config)
@@ -318,11 +323,15 @@ def test_a_moe_grown_from_a_seed_gives_the_seed_back(group):
 
 def test_noise_on_the_router_rows_tells_copies_of_an_expert_apart():
     config = tiny_config("qwen2_moe", 4)
-    seed, initial, names = random_tensors(submodel_config(config, 2), seed=5), random_weights(config, 1), model_map(config)
+    seed, initial, names = (
+        random_tensors(submodel_config(config, 2), seed=5),
+        random_weights(config, 1),
+        model_map(config),
+    )
     whole = with_seed(seed, initial, names, distinct_rows=True)
     kept = with_seed(seed, initial, names)
     zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in initial.items()}
-    state = with_seed(seed, zeros, names, distinct_rows=True)       # an optimizer state has no noise
+    state = with_seed(seed, zeros, names, distinct_rows=True)  # an optimizer state has no noise
     for key in whole:
         assert torch.equal(state[key], kept[key])
         if names.classify(key).role is not Role.ROUTER:

@@ -14,7 +14,10 @@ from moedisco_ray.core.config.presets import preset_text
 
 DEMO = yaml.safe_load(preset_text("demo"))
 FORMS = {
-    "list": "[" * 5000 + "]" * 5000, "mapping": "{a: " * 5000 + "1" + "}" * 5000, "list without an end": "[" * 5000}
+    "list": "[" * 5000 + "]" * 5000,
+    "mapping": "{a: " * 5000 + "1" + "}" * 5000,
+    "list without an end": "[" * 5000,
+}
 STEPS = "\n".join(f"x{i + 1}: &a{i + 1} {'[' * 90}*a{i}{']' * 90}" for i in range(20))
 """Each line is 90 levels deep and refers to the line before it."""
 
@@ -53,15 +56,22 @@ def test_an_override_that_is_nested_deeply_is_refused_in_one_line(tmp_path: Path
     assert "more than 100 lists and mappings inside each other" in ended.stderr
 
 
-@pytest.mark.parametrize(("name", "text", "setting"), [
-    ("tasks.jsonl", f"{FORMS['list']}\n", {"evaluation": {"lm_eval": ["tasks.jsonl"]}}),
-    ("data/rows.jsonl", f"{FORMS['list']}\n", {"corpus": {"sources": [{"path": "data"}]}}),
-    ("data/README.md", f"---\nconfigs: {FORMS['list']}\n---\n", {
-        "corpus": {"sources": [{"path": "data", "split": "train"}]}}),
-    ("tokenizer.json", FORMS["list"], {"tokenizer": {"path": "."}}),
-    ("config.json", FORMS["list"], {"model": {"init": {"upcycle": "."}}})])
+@pytest.mark.parametrize(
+    ("name", "text", "setting"),
+    [
+        ("tasks.jsonl", f"{FORMS['list']}\n", {"evaluation": {"lm_eval": ["tasks.jsonl"]}}),
+        ("data/rows.jsonl", f"{FORMS['list']}\n", {"corpus": {"sources": [{"path": "data"}]}}),
+        (
+            "data/README.md",
+            f"---\nconfigs: {FORMS['list']}\n---\n",
+            {"corpus": {"sources": [{"path": "data", "split": "train"}]}},
+        ),
+        ("tokenizer.json", FORMS["list"], {"tokenizer": {"path": "."}}),
+        ("config.json", FORMS["list"], {"model": {"init": {"upcycle": "."}}}),
+    ],
+)
 def test_a_strangers_file_that_is_nested_deeply_is_no_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, setting: dict[str, Any],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, setting: dict[str, Any]
 ) -> None:
     """Before (af276e38): a traceback that ended in RecursionError, but for `config.json`."""
     monkeypatch.chdir(tmp_path)

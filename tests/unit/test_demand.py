@@ -19,9 +19,17 @@ from moedisco_ray.execution.ray.autoscaling import demand as module
 from moedisco_ray.execution.ray.autoscaling.demand import Demand
 from moedisco_ray.policies.arrival import ASSUMED_BOOT
 
-KINDS = {kind.key: kind for kind in LowMemoryPool.model_validate({"types": [
-    {"name": name, "resource": name, "memory_gb": 9, "price_per_hour": price, "speed": 1}
-    for name, price in (("a", 1), ("b", 2))]}).node_types}
+KINDS = {
+    kind.key: kind
+    for kind in LowMemoryPool.model_validate(
+        {
+            "types": [
+                {"name": name, "resource": name, "memory_gb": 9, "price_per_hour": price, "speed": 1}
+                for name, price in (("a", 1), ("b", 2))
+            ]
+        }
+    ).node_types
+}
 A, B = KINDS
 
 
@@ -53,7 +61,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
     def group(bundles: list[dict[str, float]], name: str) -> Any:
         [[tag]] = bundles
-        assert name not in there.names      # of groups that are gone, too: Ray takes its time to remove them
+        assert name not in there.names  # of groups that are gone, too: Ray takes its time to remove them
         there.names.add(name)
         key = f"{next(numbers)}"
         there.groups[key] = [tag, False]
@@ -61,10 +69,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
     monkeypatch.setattr(module, "placement_group", group)
     monkeypatch.setattr(module, "remove_placement_group", lambda group: there.groups.pop(group.id.hex()))
-    monkeypatch.setattr(module, "placement_group_table", lambda: {
-        key: {"state": "CREATED" if holds else "PENDING"} for key, (_, holds) in there.groups.items()})
-    monkeypatch.setattr(boot_times.ray, "nodes", lambda: [
-        {"NodeID": str(i), "Alive": True, "Resources": {tag: 1.0}} for i, tag in enumerate(there.nodes)])
+    monkeypatch.setattr(
+        module,
+        "placement_group_table",
+        lambda: {key: {"state": "CREATED" if holds else "PENDING"} for key, (_, holds) in there.groups.items()},
+    )
+    monkeypatch.setattr(
+        boot_times.ray,
+        "nodes",
+        lambda: [{"NodeID": str(i), "Alive": True, "Resources": {tag: 1.0}} for i, tag in enumerate(there.nodes)],
+    )
     monkeypatch.setattr(ray_internals, "kv_get", lambda key, _namespace: there.kept.get(key))
     monkeypatch.setattr(ray_internals, "kv_put", lambda key, value, _namespace: there.kept.update({key: value}))
     return there
@@ -77,7 +91,7 @@ def test_a_slot_is_asked_for_for_each_that_waits_and_none_is_kept(cluster: Clust
     assert (cluster.asked(), len(cluster.names)) == ({"a": 3}, 3)
     cluster.now = 40.0
     cluster.comes("a")
-    demand.request({A: 2})      # one of them has begun there
+    demand.request({A: 2})  # one of them has begun there
     assert cluster.asked() == {"a": 2}
     assert not any(holds for _, holds in cluster.groups.values())
     assert cluster.boots("a") == [40.0]
@@ -88,7 +102,7 @@ def test_a_slot_is_asked_for_for_each_that_waits_and_none_is_kept(cluster: Clust
 
 
 def test_slots_that_came_are_released_and_known_to_be_free_before_trainings_ask_for_them(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     freed: list[tuple[str, int, dict[str, int]]] = []
 
@@ -108,7 +122,7 @@ def test_slots_that_came_are_released_and_known_to_be_free_before_trainings_ask_
     assert freed == [("a", 2, {"a": 1, "b": 1})]
     demand.request({A: 1, B: 1})
     assert cluster.asked() == {"a": 1, "b": 1}
-    assert len(cluster.names) == 4      # nothing was asked for again
+    assert len(cluster.names) == 4  # nothing was asked for again
 
 
 def test_each_node_is_timed_from_when_its_slot_was_asked_for(cluster: Cluster) -> None:
@@ -132,7 +146,7 @@ def test_a_type_that_does_not_come_gives_way_for_a_while(cluster: Cluster) -> No
     cluster.comes("a")
     demand.request({A: 1})
     cluster.now += 2 * ASSUMED_BOOT
-    demand.request({A: 1})      # the newest of them came that long ago, and no longer
+    demand.request({A: 1})  # the newest of them came that long ago, and no longer
     assert demand.absent == []
     boot = demand.boot_seconds
     cluster.now += 2 * boot + 1

@@ -58,8 +58,9 @@ def test_a_sync_has_a_line_and_an_event_of_an_earlier_version_has_none():
     stream = io.StringIO()
     lines, state = PlainLines(stream), RunState()
     for line in (
-            '{"type": "sync", "stage": "submodels", "data": {"sync": 2, "syncs": 5, "members": ["a", "b"], "late": ["c"]}}',
-            '{"type": "round", "stage": "submodels", "data": {"round": 3, "rounds": 5}}'):
+        '{"type": "sync", "stage": "submodels", "data": {"sync": 2, "syncs": 5, "members": ["a", "b"], "late": ["c"]}}',
+        '{"type": "round", "stage": "submodels", "data": {"round": 3, "rounds": 5}}',
+    ):
         event = Event.from_line(line.encode())
         lines(event)
         state.update(event)
@@ -73,7 +74,9 @@ def test_plain_lines_show_each_unit_at_most_once_per_interval():
         for unit in ("submodel-0", "submodel-1"):
             lines(Event("progress", "submodels", unit, {"step": second, "steps": 99, "loss": 1.0}, time=float(second)))
     shown = [line.split()[1:4] for line in stream.getvalue().splitlines()]
-    assert shown == [[f"{unit}:", "step", f"{step}/99,"] for step in (0, 10, 20, 30) for unit in ("submodel-0", "submodel-1")]
+    assert shown == [
+        [f"{unit}:", "step", f"{step}/99,"] for step in (0, 10, 20, 30) for unit in ("submodel-0", "submodel-1")
+    ]
 
 
 def test_json_lines_are_the_events():
@@ -100,14 +103,28 @@ def test_the_live_view_shows_stages_bars_clusters_and_notices():
     text = text_of(render(state_after(15), now=1_700_000_014.0))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[:10] == [
-        "demo runs/demo", "✓ corpus reused", "✓ seed 12.2 s loss 2.943", "✓ cluster 3.0 s", "○ decompose",
-        "● submodels 4.0 s loss 6.045", "○ merge", "○ finetune", "○ evaluate", "○ export"]
+        "demo runs/demo",
+        "✓ corpus reused",
+        "✓ seed 12.2 s loss 2.943",
+        "✓ cluster 3.0 s",
+        "○ decompose",
+        "● submodels 4.0 s loss 6.045",
+        "○ merge",
+        "○ finetune",
+        "○ evaluate",
+        "○ export",
+    ]
     units = [line for line in lines if line.startswith("submodel-")]
     assert [unit.split(" ", 2)[2] for unit in units] == [
-        "10/100 loss 7.239 10.2k tokens/s 18.0 s left", "50/100 loss 4.852 10.2k tokens/s 10.0 s left"]
+        "10/100 loss 7.239 10.2k tokens/s 18.0 s left",
+        "50/100 loss 4.852 10.2k tokens/s 10.0 s left",
+    ]
     assert [line.split(" ", 3)[3] for line in lines if line.startswith("cluster ")] == [
-        "100k tokens 10 % 10 documents", "200k tokens 20 % 20 documents", "300k tokens 30 % 30 documents",
-        "400k tokens 40 % 40 documents"]
+        "100k tokens 10 % 10 documents",
+        "200k tokens 20 % 20 documents",
+        "300k tokens 30 % 30 documents",
+        "400k tokens 40 % 40 documents",
+    ]
     assert "! submodel-1 restarted: its node went away" in lines
     assert "! no GPU found" in lines
 
@@ -147,8 +164,10 @@ def test_the_time_left_is_the_plans_for_the_stages_to_come(tmp_path):
 def test_the_trainers_speed_overrules_the_plan_and_waiting_units_follow_in_waves(tmp_path):
     state, planned = run_with_plan(tmp_path, Event("stage_started", "submodels", time=0.0))
     rest = sum(planned.values()) - planned["submodels"]
-    for unit in ("submodel-0", "submodel-1"):       # of the demo's four
-        state.update(Event("progress", "submodels", unit, {"step": 25, "steps": 100, "tokens": 2500, "tokens_per_second": 100.0}))
+    for unit in ("submodel-0", "submodel-1"):  # of the demo's four
+        state.update(
+            Event("progress", "submodels", unit, {"step": 25, "steps": 100, "tokens": 2500, "tokens_per_second": 100.0})
+        )
     assert state.seconds_left(10.0) == pytest.approx(rest + 75.0 + 100.0)
 
 
@@ -176,14 +195,26 @@ def test_plain_lines_show_a_stages_count_at_most_once_per_interval():
     lines = PlainLines(stream, interval=10)
     lines(Event("stage_started", "merge", time=0.0))
     for second in range(25):
-        lines(Event("stage_progress", "merge", data={"done": second, "total": 99, "unit": "tensors merged"}, time=float(second)))
+        lines(
+            Event(
+                "stage_progress",
+                "merge",
+                data={"done": second, "total": 99, "unit": "tensors merged"},
+                time=float(second),
+            )
+        )
     assert [line.split(maxsplit=1)[1].strip() for line in stream.getvalue().splitlines()] == [
-        "merge: started", "merge: 10 of 99 tensors merged", "merge: 20 of 99 tensors merged"]
+        "merge: started",
+        "merge: 10 of 99 tensors merged",
+        "merge: 20 of 99 tensors merged",
+    ]
 
 
 def test_a_restart_before_the_first_step_moves_no_bar():
     state = state_after(13)
-    state.update(Event("worker_restarted", "submodels", "submodel-1", {"kind": "failed", "step": None, "reason": "its image"}))
+    state.update(
+        Event("worker_restarted", "submodels", "submodel-1", {"kind": "failed", "step": None, "reason": "its image"})
+    )
     assert state.units["submodel-1"].step == 50
     assert "50/100" in text_of(render(state, now=1_700_000_013.0))
 
@@ -220,9 +251,14 @@ def test_the_live_view_restores_the_terminal():
 def test_show_has_the_table_the_clusters_the_measurements_and_the_samples():
     text = text_of(report_view(run_report()))
     for part in (
-            "joint training (estimate)", "65 % cheaper than joint training",
-            "license, import, return", "bits per byte", "licences", "41.25",
-            "The license of the [bold]software[/bold] is"):
+        "joint training (estimate)",
+        "65 % cheaper than joint training",
+        "license, import, return",
+        "bits per byte",
+        "licences",
+        "41.25",
+        "The license of the [bold]software[/bold] is",
+    ):
         assert part in text
     assert max(map(len, text.splitlines())) <= 120
 
@@ -259,8 +295,18 @@ def test_a_narrow_terminal_takes_no_digit(tmp_path, width):
     assert format_dollars(plan.bill.dollars) in text.split()
 
 
-@pytest.mark.parametrize(("number", "text"), [
-    (0, "0"), (999, "999"), (1000, "1.00k"), (10_240, "10.2k"), (999_960, "1.00M"), (123_456_789, "123M"), (1.5e9, "1.50B")])
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00k"),
+        (10_240, "10.2k"),
+        (999_960, "1.00M"),
+        (123_456_789, "123M"),
+        (1.5e9, "1.50B"),
+    ],
+)
 def test_counts(number, text):
     assert count(number) == text
 
@@ -276,12 +322,26 @@ def test_every_event_type_is_json():
 def test_a_plan_on_a_mixed_pool_shows_the_node_types_of_sub_models(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(preset_text("default"))
-    types = [{"name": name, "resource": f"{name}_gpu", "memory_gb": size, "price_per_hour": price, "speed": 1, "max_workers": 5}
-             for name, size, price in (("tiny", 1, 0.01), ("l4", 24, 0.33), ("a10", 24, 0.42))]
-    text = text_of(plan_view(build_plan(load_config(path, ["clusters.count=8", f"pools.low_memory.types={json.dumps(types)}"]))))
+    types = [
+        {
+            "name": name,
+            "resource": f"{name}_gpu",
+            "memory_gb": size,
+            "price_per_hour": price,
+            "speed": 1,
+            "max_workers": 5,
+        }
+        for name, size, price in (("tiny", 1, 0.01), ("l4", 24, 0.33), ("a10", 24, 0.42))
+    ]
+    text = text_of(
+        plan_view(build_plan(load_config(path, ["clusters.count=8", f"pools.low_memory.types={json.dumps(types)}"])))
+    )
     lines = [line.split() for line in text.splitlines() if "submodels" in line and "_gpu" in line]
     assert [(line[0], line[2], line[4:-2]) for line in lines] == [
-        ("tiny", "tiny_gpu", ["too", "small", "0"]), ("l4", "l4_gpu", ["fits", "5"]), ("a10", "a10_gpu", ["fits", "3"])]
+        ("tiny", "tiny_gpu", ["too", "small", "0"]),
+        ("l4", "l4_gpu", ["fits", "5"]),
+        ("a10", "a10_gpu", ["fits", "3"]),
+    ]
 
 
 def test_a_plan_prices_the_fine_tune_on_both_pools(tmp_path):
@@ -294,15 +354,23 @@ def test_a_plan_prices_the_fine_tune_on_both_pools(tmp_path):
 
     assert re.fullmatch(
         r"finetune\.pool=low_memory, 8 workers: the fine-tune would cost \$\S+ in .+, instead of \$\S+ in .+; the time to send "
-        r"\S+ GB per step is not in it", line())
-    assert line("finetune.pool=low_memory").startswith("finetune.pool=high_memory, 2 workers: the fine-tune would cost ")
+        r"\S+ GB per step is not in it",
+        line(),
+    )
+    assert line("finetune.pool=low_memory").startswith(
+        "finetune.pool=high_memory, 2 workers: the fine-tune would cost "
+    )
     assert line("pools.low_memory.memory_gb=1", "clusters.count=4").endswith("the fine-tune would not fit 1 GB")
 
 
 @pytest.mark.parametrize(("contribution", "says"), [("checkpoint", "its checkpoint of step 40"), ("seed", "its seed")])
 def test_both_views_name_a_unit_that_the_merge_does_not_wait_for(contribution, says):
-    event = Event("unit_let_go", "submodels", "submodel-1", {
-        "contribution": contribution, "steps": 40, "tokens": 400, "reason": "its time was up"})
+    event = Event(
+        "unit_let_go",
+        "submodels",
+        "submodel-1",
+        {"contribution": contribution, "steps": 40, "tokens": 400, "reason": "its time was up"},
+    )
     stream = io.StringIO()
     PlainLines(stream)(event)
     said = f"submodel-1: not waited for, the merge takes {says}: its time was up"

@@ -65,11 +65,18 @@ print(json.dumps({"loss": loss, "made": made, "ids": tokenizer("def f(x):")["inp
 def config_at(home: Path, **changes: Any) -> RunConfig:
     """A run whose documents are at most one training sequence, of four blocks."""
     sources = [
-        {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "format": "text"} for name, module in DOMAINS.items()]
-    return small_config(home / "runs", **{
-        "corpus": {"sources": sources, "sequence_length": LENGTH, "max_document_tokens": LENGTH},
-        "tokens": {"total": 40_000, "seed_share": 0.0, "finetune_share": 0.1},
-        "evaluation": {"ensemble": True, "max_tokens": MOST_TOKENS, "sample_tokens": 1}, **changes})
+        {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "format": "text"}
+        for name, module in DOMAINS.items()
+    ]
+    return small_config(
+        home / "runs",
+        **{
+            "corpus": {"sources": sources, "sequence_length": LENGTH, "max_document_tokens": LENGTH},
+            "tokens": {"total": 40_000, "seed_share": 0.0, "finetune_share": 0.1},
+            "evaluation": {"ensemble": True, "max_tokens": MOST_TOKENS, "sample_tokens": 1},
+            **changes,
+        },
+    )
 
 
 def export(run: Path | str, target: Path, *options: str) -> tuple[int, str]:
@@ -113,7 +120,9 @@ def run_with(kind: str, run: Path, documents: Documents, home: Path) -> Path:
     if kind != "tfidf_svd":
         source, directory = copied / "submodels" / "0", copied / "clusters" / "cluster_model"
         # Random embeddings are so near to each other that distances would hardly matter.
-        vectors = HiddenState(source, 100) if kind == "hidden_state" else MeanToken(20 * MeanToken.of_model(source)._table_VD)
+        vectors = (
+            HiddenState(source, 100) if kind == "hidden_state" else MeanToken(20 * MeanToken.of_model(source)._table_VD)
+        )
         vectors.centre(vectors.embed(documents.texts[:8], documents.tokens[:8]))
         centroids = vectors.transform(documents.texts[:2], documents.tokens[:2]).astype(np.float64)
         shutil.rmtree(directory)
@@ -123,12 +132,17 @@ def run_with(kind: str, run: Path, documents: Documents, home: Path) -> Path:
 
 
 def loaded_alone(
-    name: str, text: list[int], home: Path, python: Path = Path(sys.executable), **environment: str,
+    name: str, text: list[int], home: Path, python: Path = Path(sys.executable), **environment: str
 ) -> dict[str, Any]:
     """What transformers computes with a package in a process that has no package of ours; see `ALONE`."""
     done = subprocess.run(
-        [python, "-I", "-c", ALONE, name, json.dumps(text)], capture_output=True, text=True, check=False,
-        cwd=home, env={**os.environ, "HF_MODULES_CACHE": str(home / "modules"), **environment})
+        [python, "-I", "-c", ALONE, name, json.dumps(text)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=home,
+        env={**os.environ, "HF_MODULES_CACHE": str(home / "modules"), **environment},
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -139,7 +153,12 @@ def measured(run: Path, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray
     encoder, clusters = Encoder(run / "corpus" / "tokenizer"), ClusterModel.load(run / "clusters" / "cluster_model")
     count = len(positions)
     each = Documents(
-        (b"",) * count, ("",) * count, ("",) * count, (tokens,) * count, tuple(np.eye(len(tokens), dtype=np.bool_)[positions]))
+        (b"",) * count,
+        ("",) * count,
+        ("",) * count,
+        (tokens,) * count,
+        tuple(np.eye(len(tokens), dtype=np.bool_)[positions]),
+    )
 
     def nats() -> Iterator[list[np.ndarray]]:
         for k in range(2):
@@ -151,7 +170,7 @@ def measured(run: Path, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray
 
 @pytest.mark.parametrize("kind", ["tfidf_svd", "mean_token", "hidden_state"])
 def test_log_probabilities_are_those_of_the_evaluation(
-    kind: str, run: Path, documents: Documents, text: list[int], tmp_path: Path,
+    kind: str, run: Path, documents: Documents, text: list[int], tmp_path: Path
 ) -> None:
     source = run_with(kind, run, documents, tmp_path)
     code, output = export(source, tmp_path / "ensemble")
@@ -169,7 +188,9 @@ def test_log_probabilities_are_those_of_the_evaluation(
     assert abs(w_LC[64:] - 0.5).max() > 0.05
 
 
-def test_the_loss_is_that_of_the_report(run: Path, model: EnsembleForCausalLM, documents: Documents, text: list[int]) -> None:
+def test_the_loss_is_that_of_the_report(
+    run: Path, model: EnsembleForCausalLM, documents: Documents, text: list[int]
+) -> None:
     report = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["ensemble"]
     nats = 0.0
     for tokens in documents.tokens:
@@ -181,12 +202,21 @@ def test_the_loss_is_that_of_the_report(run: Path, model: EnsembleForCausalLM, d
 
 
 @pytest.mark.ecosystem("Use: ensemble of the sub-models in transformers", "transformers")
-def test_it_loads_where_our_package_is_absent(package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path) -> None:
+def test_it_loads_where_our_package_is_absent(
+    package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path
+) -> None:
     tree = ast.parse((package / "modeling_ensemble.py").read_text(encoding="utf-8"))
     modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)} | {
-        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    }
     assert {str(name).split(".")[0] for name in modules} - sys.stdlib_module_names == {
-        "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
+        "huggingface_hub",
+        "numpy",
+        "safetensors",
+        "tokenizers",
+        "torch",
+        "transformers",
+    }
     found, ids = loaded_alone(str(package), text, tmp_path, HF_HUB_OFFLINE="1"), torch.tensor([text])
     with torch.no_grad():
         assert found["loss"] == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
@@ -197,7 +227,11 @@ def test_it_loads_where_our_package_is_absent(package: Path, model: EnsembleForC
 
 @pytest.mark.ecosystem("Use: ensemble of the sub-models in transformers", "transformers")
 def test_it_loads_in_an_environment_that_was_not_made_for_it(
-    package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path, record_property: Callable[[str, object], None],
+    package: Path,
+    model: EnsembleForCausalLM,
+    text: list[int],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     if VLLM.python is None:
         pytest.skip(VLLM.missing)
@@ -214,12 +248,17 @@ def test_generation_with_caches_and_padding_is_that_without(model: EnsembleForCa
     mask = torch.tensor([[1] * 100, [0] * 59 + [1] * 41])
     for beams in (1, 2):
         made = model.generate(ids, attention_mask=mask, num_beams=beams, use_cache=True, **settings)
-        assert made.tolist() == model.generate(ids, attention_mask=mask, num_beams=beams, use_cache=False, **settings).tolist()
+        assert (
+            made.tolist()
+            == model.generate(ids, attention_mask=mask, num_beams=beams, use_cache=False, **settings).tolist()
+        )
         alone = model.generate(torch.tensor([short]), num_beams=beams, **settings)
         assert made[1, 59:].tolist() == alone[0].tolist()
     steps = model.generate(ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **settings)
     with torch.no_grad():
-        at_once = model(steps.sequences, attention_mask=torch.cat([mask, torch.ones(2, 60, dtype=torch.int64)], dim=1)).logits
+        at_once = model(
+            steps.sequences, attention_mask=torch.cat([mask, torch.ones(2, 60, dtype=torch.int64)], dim=1)
+        ).logits
         assert torch.allclose(torch.stack(steps.logits, dim=1), at_once[:, 99:-1], atol=1e-4)
         cache = model(ids[:1, :90], use_cache=True).past_key_values
         rest = model(ids[:1, 90:], past_key_values=cache, document_ids=ids[:1]).logits
@@ -228,9 +267,9 @@ def test_generation_with_caches_and_padding_is_that_without(model: EnsembleForCa
             model(ids[:1, 90:], past_key_values=cache)
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")    # huggingface_hub's own, at a plain upload
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own, at a plain upload
 def test_a_pushed_ensemble_loads_from_the_hub(
-    package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "me/ensemble"
     with hub(tmp_path / "hub-cache") as server:
@@ -238,7 +277,10 @@ def test_a_pushed_ensemble_loads_from_the_hub(
         pushed = CliRunner().invoke(app, ["push", str(package), name, "--json"])
         assert pushed.exit_code == 0, pushed.output
         stored = server.repositories[name].commits[server.repositories[name].branches["main"]]
-        assert {**contents(package), ".gitattributes": b""} == {**stored, "manifest.json": contents(package)["manifest.json"]}
+        assert {**contents(package), ".gitattributes": b""} == {
+            **stored,
+            "manifest.json": contents(package)["manifest.json"],
+        }
         found = loaded_alone(name, text, tmp_path)
     ids = torch.tensor([text])
     with torch.no_grad():
@@ -249,7 +291,8 @@ def test_the_card_has_the_ensembles_origin_and_its_own_results(run: Path, packag
     card = ModelCard.load(package / "README.md")
     measured = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["ensemble"]
     assert {(each.dataset_name, each.metric_type): each.metric_value for each in card.data.eval_results} == {
-        ("held-out text", kind): round(measured[kind], 6) for kind in ("loss", "perplexity", "bits_per_byte")}
+        ("held-out text", kind): round(measured[kind], 6) for kind in ("loss", "perplexity", "bits_per_byte")
+    }
     assert {"ensemble", "custom_code"} < set(card.data.tags)
     assert "trust_remote_code=True" in card.content
     assert "c-BTM" in card.content
@@ -257,7 +300,12 @@ def test_the_card_has_the_ensembles_origin_and_its_own_results(run: Path, packag
     report = RunReport.model_construct(name="x", family="mixtral", seed=0, versions={})
     data = ModelCard(ensemble_card(report, facts, "code.py")).data
     assert (data.base_model, data.license, data.language, data.datasets, data.eval_results) == (
-        "org/base", "mit", ["de"], ["org/text"], None)
+        "org/base",
+        "mit",
+        ["de"],
+        ["org/text"],
+        None,
+    )
 
 
 def test_each_folder_is_a_submodel_as_it_was_trained(run: Path, package: Path) -> None:
@@ -265,20 +313,30 @@ def test_each_folder_is_a_submodel_as_it_was_trained(run: Path, package: Path) -
         check_same(open_checkpoint(package / str(k)), open_checkpoint(run / "submodels" / str(k)))
     assert AutoModelForCausalLM.from_pretrained(package / "0")(torch.tensor([[1, 2]])).logits.isfinite().all()
     assert {path.name for path in package.iterdir()} == {
-        "0", "1", "router", "config.json", "modeling_ensemble.py", "README.md", "tokenizer.json", "tokenizer_config.json",
-        "manifest.json"}
+        "0",
+        "1",
+        "router",
+        "config.json",
+        "modeling_ensemble.py",
+        "README.md",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "manifest.json",
+    }
     assert not list(package.parent.glob(".export-*"))
 
 
 def test_a_run_at_a_uri_gives_the_same_package(
-    run: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     with s3_server("runs") as server:
         place = f"s3://runs/team/small?endpoint_override={server}&scheme=http"
         store = dataclasses.replace(RunStore.of(place), pauses=(0.0,))
         shutil.copytree(run, store.directory, ignore=shutil.ignore_patterns("manifest.json"))
-        store.publish(*(store.directory / name for name in ("config.json", "report.json", "corpus", "clusters", "submodels")))
+        store.publish(
+            *(store.directory / name for name in ("config.json", "report.json", "corpus", "clusters", "submodels"))
+        )
         shutil.rmtree(cache_directory())
         code, output = export(place, tmp_path / "ensemble")
     assert code == 0, output
@@ -286,7 +344,9 @@ def test_a_run_at_a_uri_gives_the_same_package(
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
 
 
 def test_mistakes_are_one_line_and_write_nothing(run: Path, documents: Documents, tmp_path: Path) -> None:
@@ -308,7 +368,12 @@ def test_mistakes_are_one_line_and_write_nothing(run: Path, documents: Documents
         (random, "out", (), "RUN_DIR: '.*': has clusters of the kind random, which have no centre to route by"),
         (single, "out", (), "RUN_DIR: '.*': has sub-models with 1 expert, with which transformers cannot run glm4_moe"),
         (own, "out", (), "RUN_DIR: '.*': has sub-models of llama_moe, which transformers does not have; use `--to hf`"),
-        (run, "out", ("--from-checkpoint",), "--from-checkpoint: an ensemble has the trained sub-models, not the fine-tune"),
+        (
+            run,
+            "out",
+            ("--from-checkpoint",),
+            "--from-checkpoint: an ensemble has the trained sub-models, not the fine-tune",
+        ),
     ]:
         code, output = export(source, tmp_path / target, *options)
         assert code == 2, output

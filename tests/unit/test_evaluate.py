@@ -20,7 +20,13 @@ from moedisco_ray.models import hf_config, layer_stream, save_model, streamed
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats, log_weights
 from moedisco_ray.stages.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages, evaluate_unseen
-from moedisco_ray.stages.evaluate.routers import RouterMeter, dead_experts, entropy, expert_load, normalized_mutual_information
+from moedisco_ray.stages.evaluate.routers import (
+    RouterMeter,
+    dead_experts,
+    entropy,
+    expert_load,
+    normalized_mutual_information,
+)
 from moedisco_ray.stages.scoring import Score, document_nats, perplexity, plan_batches, predict_tokens, token_nats
 from moedisco_ray.stages.text.validation import load_documents
 
@@ -38,8 +44,15 @@ def _one_thread():
 
 def tiny_model(family, seed=0, **changes):
     sizes = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "moe_intermediate_size": 16,
-        "num_experts": EXPERTS, "num_experts_per_tok": 2, "initializer_range": 0.3, **changes}
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "moe_intermediate_size": 16,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "initializer_range": 0.3,
+        **changes,
+    }
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(hf_config(family, Architecture(**sizes), VOCAB, 64, EOS))
 
@@ -49,14 +62,27 @@ def write_documents(path, lengths=LENGTHS, sources=("code", "prose"), seed=0):
     rows = []
     for i, length in enumerate(lengths):
         text = f"täxt {i} " + "x" * length
-        rows.append({
-            "id": hashlib.blake2b(text.encode(), digest_size=16).digest(), "source": sources[i % len(sources)],
-            "text": text, "tokens": rng.integers(1, VOCAB, length).tolist(), "copies": 1})
+        rows.append(
+            {
+                "id": hashlib.blake2b(text.encode(), digest_size=16).digest(),
+                "source": sources[i % len(sources)],
+                "text": text,
+                "tokens": rng.integers(1, VOCAB, length).tolist(),
+                "copies": 1,
+            }
+        )
     rows.sort(key=lambda row: row["id"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema({
-        "id": pa.binary(16), "source": pa.string(), "text": pa.string(), "tokens": pa.list_(pa.int32()),
-        "copies": pa.int32(), "loss_mask": pa.list_(pa.bool_())})
+    schema = pa.schema(
+        {
+            "id": pa.binary(16),
+            "source": pa.string(),
+            "text": pa.string(),
+            "tokens": pa.list_(pa.int32()),
+            "copies": pa.int32(),
+            "loss_mask": pa.list_(pa.bool_()),
+        }
+    )
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
     return rows
 
@@ -73,7 +99,7 @@ def naive_nats(model, tokens):
     stream = torch.tensor([EOS, *tokens])
     total = 0.0
     for start in range(0, len(tokens), LENGTH):
-        window = stream[start:start + LENGTH + 1][None]
+        window = stream[start : start + LENGTH + 1][None]
         total += model(input_ids=window, labels=window).loss.item() * (window.shape[1] - 1)
     return total
 
@@ -108,7 +134,13 @@ def test_bits_per_byte_by_hand():
 
 def test_nothing_scores_none():
     assert Score().to_dict() == {
-        "loss": None, "perplexity": None, "bits_per_byte": None, "tokens": 0, "bytes": 0, "documents": 0}
+        "loss": None,
+        "perplexity": None,
+        "bits_per_byte": None,
+        "tokens": 0,
+        "bytes": 0,
+        "documents": 0,
+    }
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 37, 200, 10**6])
@@ -145,7 +177,7 @@ def test_the_likeliest_tokens_are_those_of_the_logits(documents):
         stream = torch.tensor([EOS, *tokens.tolist()])
         expected = []
         for start in range(0, len(tokens), LENGTH):
-            window = stream[start:start + LENGTH + 1]
+            window = stream[start : start + LENGTH + 1]
             with torch.no_grad():
                 expected += (model(input_ids=window[None, :-1]).logits[0].argmax(-1) == window[1:]).tolist()
         assert likeliest.tolist() == expected
@@ -158,12 +190,14 @@ def test_unseen_text_is_measured_per_source_and_together(tmp_path, documents):
     save_model(model, tmp_path)
     found = evaluate_unseen(open_streamed(tmp_path, dtype=torch.float32), documents, prefix=EOS, sequence_length=LENGTH)
     assert found["bits_per_byte"] == pytest.approx(
-        perplexity(model, documents, prefix=EOS, sequence_length=LENGTH).bits_per_byte, rel=1e-6)
+        perplexity(model, documents, prefix=EOS, sequence_length=LENGTH).bits_per_byte, rel=1e-6
+    )
     assert [entry["source"] for entry in found["sources"]] == list(dict.fromkeys(documents.sources))
     for entry in found["sources"]:
         alone = documents.where(np.array(documents.sources) == entry["source"])
         assert entry["perplexity"] == pytest.approx(
-            perplexity(model, alone, prefix=EOS, sequence_length=LENGTH).perplexity, rel=1e-6)
+            perplexity(model, alone, prefix=EOS, sequence_length=LENGTH).perplexity, rel=1e-6
+        )
 
 
 def test_a_broken_model_is_an_error(documents):
@@ -201,7 +235,9 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
     model, kind = tiny_model(family).eval(), DECLARATIONS[family].router.scores
     group = np.arange(len(documents)) % 3
     with RouterMeter(model, group, 3) as meter:
-        document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=50, observe=meter.observe)
+        document_nats(
+            model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=50, observe=meter.observe
+        )
     found = meter.statistics()
     selections, first = np.zeros((2, 3, EXPERTS)), np.zeros((2, 3, EXPERTS))
     by_document = np.zeros((2, len(documents), EXPERTS))
@@ -209,11 +245,13 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
     for number, tokens in enumerate(documents.tokens):
         stream = [EOS, *tokens.tolist()[:-1]]
         for start in range(0, len(stream), LENGTH):
-            window = torch.tensor(stream[start:start + LENGTH])[None]
+            window = torch.tensor(stream[start : start + LENGTH])[None]
             with torch.no_grad():
                 logits = model(input_ids=window, output_router_logits=True).router_logits
             for layer, layer_logits in enumerate(logits):
-                probabilities = normalize(layer_logits.sigmoid(), p=1, dim=-1) if kind == "sigmoid" else layer_logits.softmax(-1)
+                probabilities = (
+                    normalize(layer_logits.sigmoid(), p=1, dim=-1) if kind == "sigmoid" else layer_logits.softmax(-1)
+                )
                 for row in probabilities.topk(2).indices:
                     selections[layer, group[number], row] += 1
                     first[layer, group[number], row[0]] += 1
@@ -225,7 +263,7 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
     np.testing.assert_array_equal(found.document_top1_RNE, by_document)
     assert found.token_entropy_R == pytest.approx([np.mean(e) for e in entropies], rel=1e-5)
     document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH)
-    np.testing.assert_array_equal(meter.statistics().selections_RGE, selections)    # nobody counts any more
+    np.testing.assert_array_equal(meter.statistics().selections_RGE, selections)  # nobody counts any more
 
 
 def test_a_model_without_routers_is_refused():
@@ -311,13 +349,16 @@ def test_a_router_that_knows_the_source_is_seen(tmp_path):
     assert found["load_by_cluster"] == []
 
 
-@pytest.mark.parametrize(("sources", "reported"), [
-    (("source-0",), []), (("source-0", "source-1"), ["source-0", "source-1"]), (("wiki",), ["wiki"])])
+@pytest.mark.parametrize(
+    ("sources", "reported"),
+    [(("source-0",), []), (("source-0", "source-1"), ["source-0", "source-1"]), (("wiki",), ["wiki"])],
+)
 def test_sources_are_reported_where_they_say_something(tmp_path, sources, reported):
     save_model(tiny_model("olmoe"), tmp_path / "model")
     write_documents(tmp_path / "part.parquet", sources=sources)
     found = evaluate(
-        tmp_path / "model", load_documents([tmp_path / "part.parquet"], 200), prefix=EOS, sequence_length=LENGTH)
+        tmp_path / "model", load_documents([tmp_path / "part.parquet"], 200), prefix=EOS, sequence_length=LENGTH
+    )
     assert [entry["source"] for entry in found["sources"]] == reported
 
 
@@ -330,7 +371,7 @@ def test_a_model_that_does_not_stay_in_memory_gives_the_same_figures(family, sta
     counts = []
     expected = evaluate(tmp_path, documents, labels, **settings)
     monkeypatch.setattr(streamed, "RESIDENT_BYTES", 0)
-    monkeypatch.setattr(layer_stream, "CPU_STATES", states)     # 1: every batch is a group of its own
+    monkeypatch.setattr(layer_stream, "CPU_STATES", states)  # 1: every batch is a group of its own
     assert evaluate(tmp_path, documents, labels, **settings, advance=counts.append) == expected
     assert sum(counts) == sum(map(len, documents.tokens))
 
@@ -342,10 +383,15 @@ def test_a_run_measures_every_model_and_submodels_on_their_own_cluster(tmp_path,
         save_model(model, tmp_path / name)
     for k, model in enumerate(parts):
         save_model(model, tmp_path / "submodels" / str(k))
-    labels = np.array([0, 1] * 5)   # no validation document is in cluster 2
+    labels = np.array([0, 1] * 5)  # no validation document is in cluster 2
     found = evaluate_stages(
         {"merge": tmp_path / "merged", "finetune": tmp_path / "finetuned"},
-        [tmp_path / "submodels" / str(k) for k in range(3)], documents, labels, prefix=EOS, sequence_length=LENGTH)
+        [tmp_path / "submodels" / str(k) for k in range(3)],
+        documents,
+        labels,
+        prefix=EOS,
+        sequence_length=LENGTH,
+    )
     assert list(found["stages"]) == ["merge", "submodels", "finetune"]
     assert found["stages"]["finetune"]["perplexity"] == found["perplexity"]
     expected = [perplexity(parts[k], documents.where(labels == k), prefix=EOS, sequence_length=LENGTH) for k in (0, 1)]
@@ -359,6 +405,7 @@ def test_a_run_measures_every_model_and_submodels_on_their_own_cluster(tmp_path,
 
 def mixed_directly(models, documents, distance_of, block):
     """Token by token, from the models' probabilities and weights that know only what came before the token's block."""
+
     def weights(known):
         if not len(known):
             return np.full(3, 1 / 3)
@@ -370,11 +417,13 @@ def mixed_directly(models, documents, distance_of, block):
     for tokens in documents.tokens:
         stream = torch.tensor([EOS, *tokens.tolist()])
         for start in range(0, len(tokens), LENGTH):
-            window = stream[start:start + LENGTH + 1]
+            window = stream[start : start + LENGTH + 1]
             with torch.no_grad():
-                p_CLV = torch.stack([model(input_ids=window[None, :-1]).logits[0].softmax(-1) for model in models]).double()
+                p_CLV = torch.stack(
+                    [model(input_ids=window[None, :-1]).logits[0].softmax(-1) for model in models]
+                ).double()
             for i, token in enumerate(window[1:]):
-                w_C = torch.tensor(weights(tokens[:(start + i) // block * block]))
+                w_C = torch.tensor(weights(tokens[: (start + i) // block * block]))
                 total -= math.log(float((w_C * p_CLV[:, i, token]).sum()))
     return total
 
@@ -393,11 +442,15 @@ def test_the_ensemble_is_the_mixture_of_its_models_probabilities(tmp_path, docum
 
     for block in (8, 16, 1000):
         nats = ensemble_nats(
-            documents, (token_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH) for model in models), distances,
-            block=block)
+            documents,
+            (token_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH) for model in models),
+            distances,
+            block=block,
+        )
         assert nats.sum() == pytest.approx(mixed_directly(models, documents, distance_of, block), rel=1e-5)
     found = evaluate_ensemble(
-        [tmp_path / str(k) for k in range(3)], documents, distances, prefix=EOS, sequence_length=LENGTH)
+        [tmp_path / str(k) for k in range(3)], documents, distances, prefix=EOS, sequence_length=LENGTH
+    )
     directly = mixed_directly(models, documents, distance_of, 64)
     assert found["loss"] * sum(LENGTHS) == pytest.approx(directly, rel=1e-5)
 

@@ -14,7 +14,9 @@ from moedisco_ray.core.events import LOST, Event, EventLog, events_in, without_d
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=8) | st.just(',"crc":"'),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2), max_leaves=4)
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
 
 
 @given(data=st.dictionaries(st.text(max_size=6), _values, max_size=3), flip=st.integers(0, 10**9))

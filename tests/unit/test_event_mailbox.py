@@ -25,7 +25,9 @@ from moedisco_ray.execution.ray.event_mailbox import (
 )
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
-WORDS = st.tuples(st.booleans(), st.sampled_from(["progress", "leave", "finish", "control", "place"]), st.integers(1, 99))
+WORDS = st.tuples(
+    st.booleans(), st.sampled_from(["progress", "leave", "finish", "control", "place"]), st.integers(1, 99)
+)
 
 
 class Box:
@@ -89,7 +91,9 @@ def test_the_blocks_own_error_goes_before_that_of_a_full_disk() -> None:
 def say(mailbox: _MailboxActor, attempt: str, word: str, step: int) -> None:
     """What a worker of an attempt at the unit says, or its controller."""
     if word == "progress":
-        mailbox.push(Event("progress", "submodels", "unit", {"step": step, "tokens": step, "tokens_per_second": 2.0}), attempt)
+        mailbox.push(
+            Event("progress", "submodels", "unit", {"step": step, "tokens": step, "tokens_per_second": 2.0}), attempt
+        )
     elif word == "leave":
         mailbox.set_exit_step("unit", attempt, step)
     elif word == "finish":
@@ -113,7 +117,7 @@ def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[
     assert both.actor("unit") == alone.actor("unit")
     assert both.end_attempt("unit") == alone.end_attempt("unit")
     emitted = [step for _, word, step in words if word == "progress"]
-    assert [event.data["step"] for event in both.take()] == emitted        # they happened, and are kept
+    assert [event.data["step"] for event in both.take()] == emitted  # they happened, and are kept
 
 
 def test_a_new_attempt_is_nowhere_yet() -> None:
@@ -130,9 +134,16 @@ def test_a_new_attempt_is_nowhere_yet() -> None:
 def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.MonkeyPatch, raises: bool) -> None:
     killed: list[object] = []
     mailbox = SimpleNamespace(take=SimpleNamespace(remote=list))
-    monkeypatch.setattr(module, "ray", SimpleNamespace(
-        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "5d" * 28), get=lambda value: value, kill=killed.append,
-        remote=lambda **_settings: lambda _kind: SimpleNamespace(remote=lambda: mailbox)))
+    monkeypatch.setattr(
+        module,
+        "ray",
+        SimpleNamespace(
+            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "5d" * 28),
+            get=lambda value: value,
+            kill=killed.append,
+            remote=lambda **_settings: lambda _kind: SimpleNamespace(remote=lambda: mailbox),
+        ),
+    )
 
     def use(mail: EventMailbox) -> None:
         assert mail.handle is mailbox
@@ -140,7 +151,10 @@ def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.M
         if raises:
             raise TrainingError("diverged")
 
-    with pytest.raises(TrainingError) if raises else contextlib.nullcontext(), open_mailbox(lambda _event: None, 60.0) as mail:
+    with (
+        pytest.raises(TrainingError) if raises else contextlib.nullcontext(),
+        open_mailbox(lambda _event: None, 60.0) as mail,
+    ):
         use(mail)
     assert killed == [mailbox]
 
@@ -164,11 +178,18 @@ def test_a_training_hears_of_losses_and_waits_for_no_answer(monkeypatch: pytest.
         return answers[-1]
 
     handle = SimpleNamespace(losses_per_hour=SimpleNamespace(remote=lambda: asked.append(now[0])))
-    monkeypatch.setattr(module, "ray", SimpleNamespace(wait=lambda those, **_limit: (those if answers else [], []), get=get))
+    monkeypatch.setattr(
+        module, "ray", SimpleNamespace(wait=lambda those, **_limit: (those if answers else [], []), get=get)
+    )
     latest = loss_rate_reader(handle, 0.1, lambda: now[0])
     for now[0], said, known, times in (
-        (1.0, [], 0.1, []), (60.0, [], 0.1, [60.0]), (600.0, [], 0.1, [60.0]), (601.0, [0.02], 0.02, [60.0, 601.0]),
-        (602.0, [], 0.02, [60.0, 601.0]), (603.0, [RayActorError()], 0.02, [60.0, 601.0]), (661.0, [], 0.02, [60.0, 601.0, 661.0]),
+        (1.0, [], 0.1, []),
+        (60.0, [], 0.1, [60.0]),
+        (600.0, [], 0.1, [60.0]),
+        (601.0, [0.02], 0.02, [60.0, 601.0]),
+        (602.0, [], 0.02, [60.0, 601.0]),
+        (603.0, [RayActorError()], 0.02, [60.0, 601.0]),
+        (661.0, [], 0.02, [60.0, 601.0, 661.0]),
     ):
         answers[:] = said
         assert (latest(), asked) == (known, times)

@@ -53,8 +53,18 @@ def traffic(directory: Path, exchange: Exchange, micro_batches: int) -> Traffic:
     """Traffic of the second of two steps."""
     recipe = Optimizer(batch_tokens=WORKERS * 4 * L, micro_batch=4 // micro_batches)
     job = TrainJob(
-        stage="finetune", name="fake", model=directory, packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
-        sequence_length=L, optimizer=recipe, checkpoint_every=None, exchange=exchange)
+        stage="finetune",
+        name="fake",
+        model=directory,
+        packed_dirs=(),
+        output=Path(),
+        checkpoints=Path(),
+        steps=2,
+        sequence_length=L,
+        optimizer=recipe,
+        checkpoint_every=None,
+        exchange=exchange,
+    )
     world = World(0, WORKERS)
     step = Stepper(trainable(directory, recipe, world, exchange=exchange), job, world)
     tokens = torch.ones(4, L, dtype=torch.long)
@@ -74,18 +84,23 @@ def test_four_micro_batches_move_no_more_bytes_than_one(model: Path) -> None:
 
 
 def test_exchanging_for_every_micro_batch_multiplies_the_traffic(model: Path) -> None:
-    once, one, four = (traffic(model, exchange, count) for exchange, count in (("step", 1), ("micro_batch", 1), ("micro_batch", 4)))
+    once, one, four = (
+        traffic(model, exchange, count) for exchange, count in (("step", 1), ("micro_batch", 1), ("micro_batch", 4))
+    )
     assert four.reduced == 4 * one.reduced == 4 * once.reduced
     assert four.gathered == 4 * one.gathered
-    assert one.gathered > 1.5 * once.gathered       # again in the backward pass
+    assert one.gathered > 1.5 * once.gathered  # again in the backward pass
 
 
-@pytest.mark.parametrize(("setting", "room", "expected"), [
-    ("auto", 3.0, "step"), ("auto", 1.0, "micro_batch"), ("step", 1.0, "step"), ("micro_batch", 3.0, "micro_batch")])
+@pytest.mark.parametrize(
+    ("setting", "room", "expected"),
+    [("auto", 3.0, "step"), ("auto", 1.0, "micro_batch"), ("step", 1.0, "step"), ("micro_batch", 3.0, "micro_batch")],
+)
 def test_auto_exchanges_once_per_step_if_that_fits(setting: Any, room: float, expected: Exchange) -> None:
     def measure(exchange: Exchange) -> Memory:
         copies = 2**31 if exchange == "step" else 2**29
         return Memory(
-            weights=0, gradients=0, optimizer=0, activations=0, compute_copies=copies, optimizer_step=0, overhead=0)
+            weights=0, gradients=0, optimizer=0, activations=0, compute_copies=copies, optimizer_step=0, overhead=0
+        )
 
     assert exchange_of(setting, measure, room) == expected

@@ -33,10 +33,21 @@ def documents(module: ModuleType, *, unseen: bool) -> list[str]:
 
 
 def train(home: Path, name: str, texts: list[str], **changes: Any) -> Path:
-    sources = [{"path": str(home / f"{each}.txt"), "name": each, "documents": "paragraph", "format": "text"} for each in texts]
-    return pipeline.run(small_config(
-        home, name=name, corpus={"sources": sources}, clusters={"count": 4}, checkpoint={"every": 1000},
-        evaluation={"stages": False, "max_tokens": 500, "sample_tokens": 1}, **changes), backend=LocalBackend())
+    sources = [
+        {"path": str(home / f"{each}.txt"), "name": each, "documents": "paragraph", "format": "text"} for each in texts
+    ]
+    return pipeline.run(
+        small_config(
+            home,
+            name=name,
+            corpus={"sources": sources},
+            clusters={"count": 4},
+            checkpoint={"every": 1000},
+            evaluation={"stages": False, "max_tokens": 500, "sample_tokens": 1},
+            **changes,
+        ),
+        backend=LocalBackend(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +56,36 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("runs")
     for name, module in MODULES.items():
         (home / f"{name}.txt").write_text("\n\n".join(documents(module, unseen=False)), encoding="utf-8")
-    model = train(home, "run", list(DOMAINS), tokens={"total": 200_000}, model={"config": {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128, "num_experts": 4,
-        "num_experts_per_tok": 2}}) / "model"
+    model = (
+        train(
+            home,
+            "run",
+            list(DOMAINS),
+            tokens={"total": 200_000},
+            model={
+                "config": {
+                    "hidden_size": 64,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "moe_intermediate_size": 128,
+                    "num_experts": 4,
+                    "num_experts_per_tok": 2,
+                }
+            },
+        )
+        / "model"
+    )
     card = model / "README.md"
-    card.write_text(card.read_text(encoding="utf-8").replace("---\n", "---\nlicense: mit\nlanguage: [en]\n", 1), encoding="utf-8")
-    train(home, "later", [NEW], tokens={"total": 60_000, "finetune_share": 1.0}, model={
-        "family": None, "config": None, "init": {"checkpoint": str(model)}})
+    card.write_text(
+        card.read_text(encoding="utf-8").replace("---\n", "---\nlicense: mit\nlanguage: [en]\n", 1), encoding="utf-8"
+    )
+    train(
+        home,
+        "later",
+        [NEW],
+        tokens={"total": 60_000, "finetune_share": 1.0},
+        model={"family": None, "config": None, "init": {"checkpoint": str(model)}},
+    )
     return home
 
 
@@ -63,7 +97,7 @@ def perplexities(directory: Path) -> dict[str, float]:
     tokenizer, found = AutoTokenizer.from_pretrained(directory), dict[str, float]()
     for name, module in MODULES.items():
         ids = torch.tensor(tokenizer(tokenizer.eos_token.join(documents(module, unseen=True)))["input_ids"])
-        ids = ids[:len(ids) // LENGTH * LENGTH].view(-1, LENGTH)[::2]
+        ids = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)[::2]
         found[name] = model(input_ids=ids, labels=ids).loss.exp().item()
     return found
 
@@ -86,20 +120,38 @@ def experts(home: Path, output: Path, *arguments: str, calibration: Sequence[str
 def changes(before: Mapping[str, float], output: Path) -> dict[str, float]:
     """Changes of the perplexities on the domains as transformers computes them, after a check of those that were recorded."""
     after, found = perplexities(output), json.loads((output / "experts.json").read_text(encoding="utf-8"))
-    recorded = {Path(text).stem: new / old for text, old, new in zip(
-        found["texts"], *(row["perplexity"] for row in found["losses"]), strict=True)}
-    assert recorded == pytest.approx({name: after[name] / before[name] for name in recorded}, rel=0.03)     # of other documents
+    recorded = {
+        Path(text).stem: new / old
+        for text, old, new in zip(found["texts"], *(row["perplexity"] for row in found["losses"]), strict=True)
+    }
+    # of other documents
+    assert recorded == pytest.approx({name: after[name] / before[name] for name in recorded}, rel=0.03)
     return {name: after[name] / before[name] - 1 for name in after}
 
 
 @pytest.mark.ecosystem("Use: models of four sizes out of one run in transformers", "transformers")
-@pytest.mark.parametrize(("name", "arguments", "size", "most_worse"), [
-    ("half of them", ["0,2"], (2, 2), 0.03), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
-        ("all experts", ["0-3"], (4, 2), 0.0), ("one dense expert", ["0"], (1, 1), 0.06),
-        ("top-1", ["0-3", "--top-k", "1"], (4, 1), MOST_WORSE))),
-])
+@pytest.mark.parametrize(
+    ("name", "arguments", "size", "most_worse"),
+    [
+        ("half of them", ["0,2"], (2, 2), 0.03),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("all experts", ["0-3"], (4, 2), 0.0),
+                ("one dense expert", ["0"], (1, 1), 0.06),
+                ("top-1", ["0-3", "--top-k", "1"], (4, 1), MOST_WORSE),
+            )
+        ),
+    ],
+)
 def test_models_of_other_sizes_come_out_of_one_run(
-    name: str, arguments: list[str], size: tuple[int, int], most_worse: float, home: Path, before: dict[str, float], tmp_path: Path,
+    name: str,
+    arguments: list[str],
+    size: tuple[int, int],
+    most_worse: float,
+    home: Path,
+    before: dict[str, float],
+    tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
     experts(home, tmp_path / "plain", *arguments)
@@ -143,6 +195,10 @@ def test_own_text_is_enough_to_measure(home: Path, tmp_path: Path) -> None:
     assert len(found["warnings"]) == sum(row.startswith("warning: on") for row in map(" ".join, lines)) > 0
     card = ModelCard.load(output / "README.md")
     assert (card.data.license, card.data.language, card.data.model_name) == ("mit", ["en"], "three")
-    assert {each.dataset_name: each.metric_value for each in card.data.eval_results if each.metric_type == "perplexity"} == {
-        f"text: {name}.txt": round(value, 6) for name, value in zip(DOMAINS, found["losses"][1]["perplexity"], strict=True)}
+    assert {
+        each.dataset_name: each.metric_value for each in card.data.eval_results if each.metric_type == "perplexity"
+    } == {
+        f"text: {name}.txt": round(value, 6)
+        for name, value in zip(DOMAINS, found["losses"][1]["perplexity"], strict=True)
+    }
     assert f"* perplexity on documents of asyncio.txt: {new[0]}, and {old[0]} of " in card.text

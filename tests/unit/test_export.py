@@ -51,19 +51,41 @@ for directory in sys.argv[1:]:
     print(model.dtype, *tokenizer("the cat <|endoftext|>").input_ids)
 """
 
-REPORT = RunReport.model_validate({
-    "name": "tiny", "seed": 3, "family": "qwen3_moe",
-    "stages": [{
-        "name": "seed", "pool": "low_memory", "workers": 1, "seconds": 12.0, "tokens": 1000, "worker_seconds": 12.0,
-        "dollars": 0.5, "loss": 3.25, "perplexity": 25.5, "bits_per_byte": 2.0}],
-    "tokens": 1000, "bill": run_example.bill().model_dump(mode="json"),
-    "clusters": {"clusters": [{"documents": 7, "tokens": 99, "terms": ["a|b", "def"], "examples": []}]},
-    "evaluation": {
-        "perplexity": 21.5, "bits_per_byte": 1.75, "documents": 4, "tokens": 50,
-        "sources": [{"source": "code", "perplexity": 9.0, "bits_per_byte": 1.0, "documents": 4, "tokens": 50}],
-        "clusters": [{"cluster": 0, "perplexity": None, "bits_per_byte": None, "documents": 0, "tokens": 0}]},
-    "versions": {"torch": "2.x"}, "tags": {}, "curves": {},
-})
+REPORT = RunReport.model_validate(
+    {
+        "name": "tiny",
+        "seed": 3,
+        "family": "qwen3_moe",
+        "stages": [
+            {
+                "name": "seed",
+                "pool": "low_memory",
+                "workers": 1,
+                "seconds": 12.0,
+                "tokens": 1000,
+                "worker_seconds": 12.0,
+                "dollars": 0.5,
+                "loss": 3.25,
+                "perplexity": 25.5,
+                "bits_per_byte": 2.0,
+            }
+        ],
+        "tokens": 1000,
+        "bill": run_example.bill().model_dump(mode="json"),
+        "clusters": {"clusters": [{"documents": 7, "tokens": 99, "terms": ["a|b", "def"], "examples": []}]},
+        "evaluation": {
+            "perplexity": 21.5,
+            "bits_per_byte": 1.75,
+            "documents": 4,
+            "tokens": 50,
+            "sources": [{"source": "code", "perplexity": 9.0, "bits_per_byte": 1.0, "documents": 4, "tokens": 50}],
+            "clusters": [{"cluster": 0, "perplexity": None, "bits_per_byte": None, "documents": 0, "tokens": 0}],
+        },
+        "versions": {"torch": "2.x"},
+        "tags": {},
+        "curves": {},
+    }
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,9 +98,17 @@ def _one_thread():
 
 def tiny_model(family, dtype=torch.float32, **changes):
     sizes = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "moe_intermediate_size": 16, "num_experts": EXPERTS, "num_experts_per_tok": 2, "initializer_range": 0.3,
-        "rope_theta": 12_345.0, **changes}
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 16,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "initializer_range": 0.3,
+        "rope_theta": 12_345.0,
+        **changes,
+    }
     if DECLARATIONS[family].attention.latent:
         del sizes["num_key_value_heads"]
     torch.manual_seed(1)
@@ -92,9 +122,15 @@ def tokenizer_dir(tmp_path_factory):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(TEXTS * 5, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        TEXTS * 5,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<|endoftext|>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     directory = tmp_path_factory.mktemp("tokenizer")
     named = dict.fromkeys(("eos_token", "bos_token", "pad_token"), "<|endoftext|>")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(directory)
@@ -122,8 +158,10 @@ def exported(tmp_path_factory, tokenizer_dir):
     root = tmp_path_factory.mktemp("exported")
     built = {family: tiny_model(family) for family in FAMILIES}
     built |= {
-        "bf16": tiny_model("qwen3_moe", torch.bfloat16), "tied": tiny_model("olmoe", tie_word_embeddings=True),
-        "fused": tiny_model("mixtral")}
+        "bf16": tiny_model("qwen3_moe", torch.bfloat16),
+        "tied": tiny_model("olmoe", tie_word_embeddings=True),
+        "fused": tiny_model("mixtral"),
+    }
     for name, model in built.items():
         if name == "fused":
             save_fused(model, root / "trained" / name)
@@ -135,8 +173,11 @@ def exported(tmp_path_factory, tokenizer_dir):
 
 def test_a_count_of_experts_under_another_name_is_left_out(tmp_path):
     """transformers 5 reads it before the family's own name."""
-    (tmp_path / "config.json").write_text(json.dumps({
-        "model_type": "qwen3_moe", "num_local_experts": 128, "num_experts": 128, "output_router_logits": False}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"model_type": "qwen3_moe", "num_local_experts": 128, "num_experts": 128, "output_router_logits": False}
+        )
+    )
     found = Origin(tmp_path, own_tokens=False).config({"model_type": "qwen3_moe", "num_experts": 4})
     assert found.items() >= {"num_experts": 4, "output_router_logits": False}.items()
     assert "num_local_experts" not in found
@@ -151,8 +192,13 @@ def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokeniz
     environment = {key: value for key, value in os.environ.items() if module is not None or key != "PYTHONPATH"}
     script = READER if module is None else READER.replace("\ntokens", f"\nimport {module}\ntokens")
     run = subprocess.run(
-        [sys.executable, "-c", script, *(str(root / name) for name in built)], cwd=root, env=environment, check=False,
-        capture_output=True, text=True)
+        [sys.executable, "-c", script, *(str(root / name) for name in built)],
+        cwd=root,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     ids = AutoTokenizer.from_pretrained(tokenizer_dir)("the cat <|endoftext|>").input_ids
     for (name, model), line in zip(built.items(), run.stdout.splitlines(), strict=True):
@@ -171,7 +217,8 @@ def test_names_on_disk_are_classic_and_complete(exported, name):
     page = DECLARATIONS[family]
     model_map = ModelMap(family)
     experts = {model_map.block_key(layer, f"experts.{name}") for layer in range(2) for name in page.stacks} or {
-        model_map.expert_key(layer, expert, part) for layer in range(2) for expert in range(EXPERTS) for part in PARTS}
+        model_map.expert_key(layer, expert, part) for layer in range(2) for expert in range(EXPERTS) for part in PARTS
+    }
     assert {key for key in found if model_map.classify(key).role is Role.EXPERT} == experts
     assert model_map.router_key(1) in found
     assert page.stacks or not [key for key in found if "gate_up_proj" in key]
@@ -242,7 +289,7 @@ def test_the_card_holds_the_run(exported):
     assert "| cluster 0 | - | - | - | 0 | 0 |" in body
     assert "    the cat" in body
     code = body.split("```")[1]
-    assert len(code.strip().splitlines()) == 6      # the language, and five lines
+    assert len(code.strip().splitlines()) == 6  # the language, and five lines
     compile(code.removeprefix("python"), "card", "exec")
 
 
@@ -283,7 +330,8 @@ def test_a_tensor_that_the_disk_changes_is_an_error(exported, tokenizer_dir, tmp
 
 def test_fused_names_are_an_error():
     for family, key in (
-        ("mixtral", "model.layers.0.mlp.experts.gate_up_proj"), ("mixtral", "model.layers.0.mlp.gate.weight"),
+        ("mixtral", "model.layers.0.mlp.experts.gate_up_proj"),
+        ("mixtral", "model.layers.0.mlp.gate.weight"),
         ("olmoe", "model.layers.0.mlp.experts.down_proj"),
     ):
         with pytest.raises(CheckpointError, match=key):
@@ -292,8 +340,11 @@ def test_fused_names_are_an_error():
 
 def test_a_missing_expert_is_an_error(exported, tokenizer_dir, tmp_path):
     root, built = exported
-    save_model(built["mixtral"], tmp_path / "trained", (
-        (key, tensor) for key, tensor in _canonical(root / "mixtral").items() if ".experts.3.w2" not in key))
+    save_model(
+        built["mixtral"],
+        tmp_path / "trained",
+        ((key, tensor) for key, tensor in _canonical(root / "mixtral").items() if ".experts.3.w2" not in key),
+    )
     with pytest.raises(CheckpointError, match="is missing"):
         export(tmp_path / "trained", tokenizer_dir, tmp_path / "model", REPORT)
 
@@ -307,7 +358,9 @@ def test_samples_are_the_same_every_time(exported, tokenizer_dir):
     root, built = exported
     prompts = ("the cat", "", "hello " * 60)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-    streamed = streamed_model(open_checkpoint(root / "olmoe"), built["olmoe"].config, dtype=torch.float32, resident=False)
+    streamed = streamed_model(
+        open_checkpoint(root / "olmoe"), built["olmoe"].config, dtype=torch.float32, resident=False
+    )
     first = continue_prompts(streamed, tokenizer, prompts, 12, 5)
     again = continue_prompts(built["olmoe"], tokenizer, prompts, 12, 5)
     assert first == again
@@ -319,8 +372,7 @@ def test_samples_are_the_same_every_time(exported, tokenizer_dir):
 def test_samples_end_where_positions_end(exported, tokenizer_dir):
     _, built = exported
     lengths = []
-    handle = built["mixtral"].register_forward_hook(
-        lambda _module, args, _output: lengths.append(args[0].shape[1]))
+    handle = built["mixtral"].register_forward_hook(lambda _module, args, _output: lengths.append(args[0].shape[1]))
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     continue_prompts(built["mixtral"], tokenizer, ("hello " * 60,), 1000, 0)
     handle.remove()
@@ -328,17 +380,26 @@ def test_samples_end_where_positions_end(exported, tokenizer_dir):
 
 
 def test_draws_follow_the_probabilities():
-    logits = np.log(np.array([0.1, 0.6, 0.3])) * 0.7    # the temperature cancels
+    logits = np.log(np.array([0.1, 0.6, 0.3])) * 0.7  # the temperature cancels
     drawn = [_draw(logits, (i + 0.5) / 1000) for i in range(1000)]
     assert [drawn.count(token) for token in range(3)] == [100, 600, 300]
     assert _draw(np.zeros(100), 0.999999) == 39
 
 
-@pytest.mark.parametrize("scaling", [
-    {"rope_type": "linear", "factor": 2.0},
-    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-    {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
-])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ],
+)
 def test_scaled_positions_are_computed_and_written_in_both_spellings(tmp_path, tokenizer_dir, scaling):
     model, plain = tiny_model("mixtral", rope_scaling=scaling), tiny_model("mixtral")
     expected = model(input_ids=TOKENS).logits
@@ -350,7 +411,7 @@ def test_scaled_positions_are_computed_and_written_in_both_spellings(tmp_path, t
     assert config["rope_parameters"] == scaling | {"rope_theta": 12_345.0}
     assert (config["rope_scaling"], config["rope_theta"]) == (scaling, 12_345.0)
     assert read_architecture(tmp_path / "model", "mixtral").rope_scaling == scaling
-    for absent in ((), ("rope_parameters",), ("rope_scaling", "rope_theta")):   # each spelling alone is enough
+    for absent in ((), ("rope_parameters",), ("rope_scaling", "rope_theta")):  # each spelling alone is enough
         path.write_text(json.dumps({key: value for key, value in config.items() if key not in absent}))
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "model")(input_ids=TOKENS).logits, expected)
 
@@ -398,12 +459,18 @@ def test_a_replaced_tokenizer_s_tokens_end_a_text_and_other_generation_settings_
     start = tmp_path / "start"
     shutil.copytree(root / "olmoe", start)
     stored = json.loads((start / "config.json").read_text())
-    (start / "config.json").write_text(json.dumps(stored | {"eos_token_id": [7, 8], "pad_token_id": 9, "own_field": "kept"}))
-    (start / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8], "temperature": 0.6, "do_sample": True}))
+    (start / "config.json").write_text(
+        json.dumps(stored | {"eos_token_id": [7, 8], "pad_token_id": 9, "own_field": "kept"})
+    )
+    (start / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [7, 8], "temperature": 0.6, "do_sample": True})
+    )
     for own, end, pad in ((True, [7, 8], 9), (False, 0, None)):
         made = tmp_path / str(own)
         export(root / "trained" / "olmoe", tokenizer_dir, made, REPORT, origin=Origin(start, own))
-        config, generation = (json.loads((made / f"{name}.json").read_text()) for name in ("config", "generation_config"))
+        config, generation = (
+            json.loads((made / f"{name}.json").read_text()) for name in ("config", "generation_config")
+        )
         assert (config["eos_token_id"], config["pad_token_id"], config["own_field"]) == (end, pad, "kept")
         assert (generation["eos_token_id"], generation["temperature"]) == (end, 0.6)
 

@@ -30,6 +30,7 @@ TOKENS = {"total": 30_000, "seed_share": 0.0, "finetune_share": 0.5}
 
 def stopped(config: RunConfig, stop: StopFile, stage: str, step: int) -> None:
     """Run until a stage starts, or until the step of its training."""
+
     def ask(event: Event) -> None:
         if event.stage == stage and event.type in ("stage_started", "progress") and event.data.get("step", 0) >= step:
             stop.request("budget")
@@ -57,7 +58,14 @@ def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetu
     assert code == 0, output
     context = export_run._context(in_finetune, export_run.RunStore.of(in_finetune.location))
     job = make_job(
-        context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards", steps=1, seed=0)
+        context,
+        "finetune",
+        "finetune",
+        model=context.of("merge"),
+        shards=context.of("corpus") / "shards",
+        steps=1,
+        seed=0,
+    )
     reference = dataclasses.replace(job, output=job.output.with_name("reference"))
     write_partial_result(reference)
     check_same(open_checkpoint(tmp_path / "model"), open_checkpoint(reference.output))
@@ -66,11 +74,11 @@ def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetu
     model, tokenizer = (kind.from_pretrained(tmp_path / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
     with torch.no_grad():
         assert model(**tokenizer("def ", return_tensors="pt")).logits.isfinite().all()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]     # no copy of the checkpoint is left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]  # no copy of the checkpoint is left
 
 
 def test_an_export_that_fails_leaves_no_half_model(
-    in_finetune: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    in_finetune: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "model"
 
@@ -85,7 +93,7 @@ def test_an_export_that_fails_leaves_no_half_model(
 
 
 def test_a_directory_that_cannot_be_replaced_is_refused(
-    in_finetune: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    in_finetune: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")

@@ -68,9 +68,14 @@ class Case:
 
     @property
     def recipe(self) -> Optimizer:
-        return self.chosen or Optimizer.model_validate({
-            "batch_tokens": WORKERS * 2 * SEQUENCE, "micro_batch": self.micro_batch, "precision": self.precision,
-            "gradient_checkpointing": self.checkpointing})
+        return self.chosen or Optimizer.model_validate(
+            {
+                "batch_tokens": WORKERS * 2 * SEQUENCE,
+                "micro_batch": self.micro_batch,
+                "precision": self.precision,
+                "gradient_checkpointing": self.checkpointing,
+            }
+        )
 
     @property
     def sizes(self) -> tuple[FamilyName, int, Architecture]:
@@ -79,36 +84,74 @@ class Case:
 
     def __str__(self) -> str:
         layout, recomputes = self.layout, "-recompute" * self.checkpointing
-        return (f"{self.checkpoint}-{layout.replicate}x{layout.data}x{layout.expert}-{self.exchange}-{self.micro_batch}{recomputes}"
-                f"-{self.precision}" + f"-{self.parts}" * (self.parts > 1))
+        return (
+            f"{self.checkpoint}-{layout.replicate}x{layout.data}x{layout.expert}-{self.exchange}-{self.micro_batch}{recomputes}"
+            f"-{self.precision}" + f"-{self.parts}" * (self.parts > 1)
+        )
 
 
-SHARDED, DIVIDED, BOTH, REPLICAS = Layout(data=8), Layout(expert=8), Layout(data=2, expert=4), Layout(replicate=2, data=4)
+SHARDED, DIVIDED, BOTH, REPLICAS = (
+    Layout(data=8),
+    Layout(expert=8),
+    Layout(data=2, expert=4),
+    Layout(replicate=2, data=4),
+)
 WHOLE = Layout(replicate=8)
 """Each worker has a replica of its own, as when several train the seed."""
 CASES = [
-    Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2), Case("OLMoE-1B-7B", SHARDED, "micro_batch", 1),
-    Case("OLMoE-1B-7B", SHARDED, "step", 2), Case("OLMoE-1B-7B", SHARDED, "step", 1),
-    Case("OLMoE-1B-7B", SHARDED, "step", 1, checkpointing=True), Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2, precision="bf16"),
-    Case("OLMoE-1B-7B", SHARDED, "step", 2, precision="bf16"), Case("OLMoE-1B-7B", REPLICAS, "micro_batch", 2),
-    Case("OLMoE-1B-7B", REPLICAS, "step", 2), Case("OLMoE-1B-7B", WHOLE, "step", 2, parts=4),
+    Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2),
+    Case("OLMoE-1B-7B", SHARDED, "micro_batch", 1),
+    Case("OLMoE-1B-7B", SHARDED, "step", 2),
+    Case("OLMoE-1B-7B", SHARDED, "step", 1),
+    Case("OLMoE-1B-7B", SHARDED, "step", 1, checkpointing=True),
+    Case("OLMoE-1B-7B", SHARDED, "micro_batch", 2, precision="bf16"),
+    Case("OLMoE-1B-7B", SHARDED, "step", 2, precision="bf16"),
+    Case("OLMoE-1B-7B", REPLICAS, "micro_batch", 2),
+    Case("OLMoE-1B-7B", REPLICAS, "step", 2),
+    Case("OLMoE-1B-7B", WHOLE, "step", 2, parts=4),
     Case("OLMoE-1B-7B", WHOLE, "step", 1, precision="bf16", parts=4),
-    Case("OLMoE-1B-7B", WHOLE, "step", 1, parts=4, chosen=Optimizer(
-        name="muon", precision="pure_bf16", batch_tokens=WORKERS * 2 * SEQUENCE, micro_batch=1)),
+    Case(
+        "OLMoE-1B-7B",
+        WHOLE,
+        "step",
+        1,
+        parts=4,
+        chosen=Optimizer(name="muon", precision="pure_bf16", batch_tokens=WORKERS * 2 * SEQUENCE, micro_batch=1),
+    ),
     Case("Qwen3-30B-A3B", WHOLE, "step", 1, checkpointing=True, parts=8),
     Case("OLMoE-1B-7B", DIVIDED, "micro_batch", 2),
-    Case("OLMoE-1B-7B", DIVIDED, "step", 2), Case("OLMoE-1B-7B", DIVIDED, "step", 1), Case("OLMoE-1B-7B", BOTH, "micro_batch", 2),
+    Case("OLMoE-1B-7B", DIVIDED, "step", 2),
+    Case("OLMoE-1B-7B", DIVIDED, "step", 1),
+    Case("OLMoE-1B-7B", BOTH, "micro_batch", 2),
     # Four experts, so that half of the workers have none.
     Case("Mixtral-8x7B", SHARDED, "micro_batch", 1, checkpointing=True, parts=2),
     Case("Mixtral-8x7B", SHARDED, "step", 1, checkpointing=True, parts=2),
-    *(Case(name, *rest) for name in ("Qwen1.5-MoE-A2.7B", "Mixtral-8x7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V2-Lite")
-      for rest in ((SHARDED, "micro_batch", 1, True), (SHARDED, "step", 1, True), (BOTH, "micro_batch", 2, True),
-                   (DIVIDED, "step", 1)) if name != "Qwen1.5-MoE-A2.7B" or rest[0] is not DIVIDED),    # 60 experts
-    Case("FlexOlmo-7x7B-1T", SHARDED, "micro_batch", 1, checkpointing=True),      # 7 experts
-    Case("Qwen3.5-35B-A3B", SHARDED, "micro_batch", 1, checkpointing=True), Case("Qwen3.5-35B-A3B", DIVIDED, "step", 1),
-    *(Case(name, *rest) for name in (
-        "dots.llm1", "Solar-Open-100B", "ERNIE-4.5-21B-A3B", "Granite-3.0-3B-A800M", "LLaMA-MoE-v1-3.5B-4/16")
-      for rest in ((SHARDED, "micro_batch", 1, True), (DIVIDED, "step", 1)))]
+    *(
+        Case(name, *rest)
+        for name in ("Qwen1.5-MoE-A2.7B", "Mixtral-8x7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V2-Lite")
+        for rest in (
+            (SHARDED, "micro_batch", 1, True),
+            (SHARDED, "step", 1, True),
+            (BOTH, "micro_batch", 2, True),
+            (DIVIDED, "step", 1),
+        )
+        if name != "Qwen1.5-MoE-A2.7B" or rest[0] is not DIVIDED
+    ),  # 60 experts
+    Case("FlexOlmo-7x7B-1T", SHARDED, "micro_batch", 1, checkpointing=True),  # 7 experts
+    Case("Qwen3.5-35B-A3B", SHARDED, "micro_batch", 1, checkpointing=True),
+    Case("Qwen3.5-35B-A3B", DIVIDED, "step", 1),
+    *(
+        Case(name, *rest)
+        for name in (
+            "dots.llm1",
+            "Solar-Open-100B",
+            "ERNIE-4.5-21B-A3B",
+            "Granite-3.0-3B-A800M",
+            "LLaMA-MoE-v1-3.5B-4/16",
+        )
+        for rest in ((SHARDED, "micro_batch", 1, True), (DIVIDED, "step", 1))
+    ),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -118,7 +161,7 @@ def test_a_worker_of_a_gang_takes_what_the_plan_says(case: Case, monkeypatch: py
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_settings_that_are_chosen_for_eight_cards_take_what_the_plan_says(
-    checkpoint: str, monkeypatch: pytest.MonkeyPatch,
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = planned(checkpoint, "finetune", WORKERS)
     assert plan.fits
@@ -133,8 +176,16 @@ def test_settings_that_are_chosen_for_eight_cards_take_what_the_plan_says(
 def planned_memory(case: Case) -> Memory:
     family, vocabulary, whole = case.sizes
     return worker_memory(
-        family, whole, vocabulary, case.recipe, sequence_length=SEQUENCE, gpu=1, workers=WORKERS, exchange=case.exchange,
-        layout=case.layout)
+        family,
+        whole,
+        vocabulary,
+        case.recipe,
+        sequence_length=SEQUENCE,
+        gpu=1,
+        workers=WORKERS,
+        exchange=case.exchange,
+        layout=case.layout,
+    )
 
 
 def compare(case: Case, plan: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +199,9 @@ def compare(case: Case, plan: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "bincount", lambda _, minlength: torch.empty(minlength, dtype=torch.long))
     found, expected = measured(case), plan.total - plan.overhead
     shown = {name: round(size / GIB, 2) for name, size in plan.parts.items()}
-    assert expected == pytest.approx(found, rel=0.05), f"measured {found / GIB:.2f} GiB, planned {expected / GIB:.2f}: {shown}"
+    assert expected == pytest.approx(found, rel=0.05), (
+        f"measured {found / GIB:.2f} GiB, planned {expected / GIB:.2f}: {shown}"
+    )
 
 
 def measured(case: Case) -> int:
@@ -158,8 +211,20 @@ def measured(case: Case) -> int:
     dtype = torch.bfloat16 if recipe.state == "bf16" else torch.float32
     model: Any = with_parameters_in(fake_model(family, whole, vocabulary, dtype), dtype)
     job = TrainJob(
-        stage="finetune", name="fake", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
-        sequence_length=SEQUENCE, optimizer=recipe, checkpoint_every=None, load_balance=0.01, z_loss=0.001, exchange=case.exchange)
+        stage="finetune",
+        name="fake",
+        model=Path(),
+        packed_dirs=(),
+        output=Path(),
+        checkpoints=Path(),
+        steps=2,
+        sequence_length=SEQUENCE,
+        optimizer=recipe,
+        checkpoint_every=None,
+        load_balance=0.01,
+        z_loss=0.001,
+        exchange=case.exchange,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _shard(_configured(model, recipe), torch.bfloat16, world, case.exchange)
@@ -168,7 +233,7 @@ def measured(case: Case) -> int:
             model.tie_weights()
             model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
             step = Stepper(model, job, world)
-            step._checked = True        # the first step's check of the experts reads their gradients
+            step._checked = True  # the first step's check of the experts reads their gradients
             tokens = torch.zeros(recipe.batch_tokens // WORKERS // SEQUENCE, SEQUENCE, dtype=torch.long)
             for _ in range(2):
                 step(MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(case.micro_batch))

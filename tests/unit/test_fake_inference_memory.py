@@ -51,8 +51,8 @@ def _on_gpus() -> Iterator[None]:
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[InferenceBytes]:
-    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: False)     # so that consecutive positions need no mask
-    monkeypatch.setattr(streamed, "map_pages", lambda tensor: tensor)   # FakeTensors have no pages
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: False)  # so that consecutive positions need no mask
+    monkeypatch.setattr(streamed, "map_pages", lambda tensor: tensor)  # FakeTensors have no pages
     live = InferenceBytes()
     with FakeTensorMode(allow_non_fake_inputs=True), live, HostCopies(live):
         yield live
@@ -84,18 +84,22 @@ def compare(plan: Memory, live: InferenceBytes, card: int) -> None:
 def check_calibration(checkpoint: str, card: int, live: InferenceBytes) -> None:
     model, config = on_card(checkpoint, card, stays=False)
     windows, experts = BATCH_TOKENS // SEQUENCE, model.sizes.num_experts
-    clusters = experts if experts % CLUSTERS else CLUSTERS      # FlexOlmo has 7 experts
+    clusters = experts if experts % CLUSTERS else CLUSTERS  # FlexOlmo has 7 experts
     batches = [
-        (np.zeros((windows, SEQUENCE), dtype=np.int64), np.full(windows, number % clusters)) for number in range(BATCHES)]
+        (np.zeros((windows, SEQUENCE), dtype=np.int64), np.full(windows, number % clusters))
+        for number in range(BATCHES)
+    ]
     settings = RouterSettings("ridge")
-    for _ in calibrated(stored(config, live), config, clusters, batches, settings=settings, report=[], dtype=torch.bfloat16):
+    for _ in calibrated(
+        stored(config, live), config, clusters, batches, settings=settings, report=[], dtype=torch.bfloat16
+    ):
         pass
     plan = calibration_memory(model, tokens=BATCHES * BATCH_TOKENS, sequence_length=SEQUENCE, clusters=clusters)
     compare(plan, live, card)
 
 
 def on_device(
-    checkpoint: str, card: int, live: InferenceBytes, monkeypatch: pytest.MonkeyPatch,
+    checkpoint: str, card: int, live: InferenceBytes, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[StreamedModel, PreTrainedModel]:
     model, config = on_card(checkpoint, card, stays=True)
     monkeypatch.setattr(streamed, "RESIDENT_BYTES", 2**50 if model.stays else 0)
@@ -107,8 +111,12 @@ def check_evaluation(checkpoint: str, card: int, live: InferenceBytes, monkeypat
     model, network = on_device(checkpoint, card, live, monkeypatch)
     count = BATCHES * BATCH_TOKENS // SEQUENCE
     documents = Documents(
-        ids=(b"",) * count, sources=("",) * count, texts=("",) * count, tokens=tuple(np.zeros((count, SEQUENCE), dtype=np.int32)),
-        loss_masks=(None,) * count)
+        ids=(b"",) * count,
+        sources=("",) * count,
+        texts=("",) * count,
+        tokens=tuple(np.zeros((count, SEQUENCE), dtype=np.int32)),
+        loss_masks=(None,) * count,
+    )
     assert perplexity(network, documents, prefix=0, sequence_length=SEQUENCE).tokens == BATCHES * BATCH_TOKENS
     compare(scoring_memory(model, tokens=BATCHES * BATCH_TOKENS, sequence_length=SEQUENCE), live, card)
 
@@ -130,7 +138,7 @@ def test_calibration_of_every_checkpoint_takes_what_the_plan_says(checkpoint: st
 @pytest.mark.fake
 @pytest.mark.parametrize(("checkpoint", "card"), tuple(itertools.product(PUBLISHED, (24, 80))))
 def test_evaluation_of_every_checkpoint_takes_what_the_plan_says(
-    checkpoint: str, card: int, live: InferenceBytes, monkeypatch: pytest.MonkeyPatch,
+    checkpoint: str, card: int, live: InferenceBytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_evaluation(checkpoint, card, live, monkeypatch)
 
@@ -138,7 +146,7 @@ def test_evaluation_of_every_checkpoint_takes_what_the_plan_says(
 @pytest.mark.fake
 @pytest.mark.parametrize("checkpoint", ["OLMoE-1B-7B", "Qwen3-30B-A3B"])
 def test_vectors_of_documents_take_what_the_plan_says(
-    checkpoint: str, live: InferenceBytes, monkeypatch: pytest.MonkeyPatch,
+    checkpoint: str, live: InferenceBytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, network = on_device(checkpoint, 24, live, monkeypatch)
     vectoriser: Any = object.__new__(HiddenState)
@@ -151,16 +159,30 @@ def test_vectors_of_documents_take_what_the_plan_says(
 
 
 @pytest.mark.parametrize(("experts", "inner"), [(1, 1024), (8, 96)])
-@pytest.mark.parametrize(("family", "fields"), [
-    *((family, {}) for family in FAMILIES),
-    *((name, {page.recurrence.interval_field: 1}) for name, page in DECLARATIONS.items() if page.recurrence is not None)])
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        *((family, {}) for family in FAMILIES),
+        *(
+            (name, {page.recurrence.interval_field: 1})
+            for name, page in DECLARATIONS.items()
+            if page.recurrence is not None
+        ),
+    ],
+)
 def test_a_layer_of_every_family_holds_what_the_plan_says(
-    family: FamilyName, fields: dict[str, Any], experts: int, inner: int, live: InferenceBytes,
+    family: FamilyName, fields: dict[str, Any], experts: int, inner: int, live: InferenceBytes
 ) -> None:
     sizes = Architecture(
-        hidden_size=256, num_hidden_layers=1, num_attention_heads=4, moe_intermediate_size=inner, num_experts=experts,
-        num_experts_per_tok=top_k_of(family, min(4, experts)), fields=fields,
-        num_key_value_heads=None if DECLARATIONS[family].attention.latent else 2)
+        hidden_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        moe_intermediate_size=inner,
+        num_experts=experts,
+        num_experts_per_tok=top_k_of(family, min(4, experts)),
+        fields=fields,
+        num_key_value_heads=None if DECLARATIONS[family].attention.latent else 2,
+    )
     config = hf_config(family, sizes, 64, SEQUENCE, 0).to_dict()
     network = specialise(streamed_model(dict(stored(config, live)), config, dtype=torch.bfloat16))
     part: Any = network.get_submodule("model.layers.0").streamed_part

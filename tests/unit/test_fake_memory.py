@@ -28,8 +28,11 @@ def _on_gpus() -> Iterator[None]:
 
 def check(checkpoint: str, experts: int, tokens: int, *, rank: int = 0, base: Any = "full", **recipe: Any) -> None:
     compare(
-        checkpoint, with_experts(checkpoint, experts), Optimizer(batch_tokens=tokens, **recipe),
-        Lora(rank=rank, base=base) if rank else None)
+        checkpoint,
+        with_experts(checkpoint, experts),
+        Optimizer(batch_tokens=tokens, **recipe),
+        Lora(rank=rank, base=base) if rank else None,
+    )
 
 
 def with_experts(checkpoint: str, experts: int) -> Architecture:
@@ -43,7 +46,9 @@ def compare(checkpoint: str, sizes: Architecture, optimizer: Optimizer, lora: Lo
     found = max(measured(family, sizes, vocabulary, optimizer, lora).values())
     planned = plan.total - plan.overhead
     shown = {name: round(size / GIB, 2) for name, size in plan.parts.items()}
-    assert planned == pytest.approx(found, rel=0.05), f"measured {found / GIB:.2f} GiB, planned {planned / GIB:.2f}: {shown}"
+    assert planned == pytest.approx(found, rel=0.05), (
+        f"measured {found / GIB:.2f} GiB, planned {planned / GIB:.2f}: {shown}"
+    )
 
 
 def test_a_submodel_of_olmoe_takes_what_the_plan_says() -> None:
@@ -60,7 +65,7 @@ class Case:
     checkpoint: str
     experts: int
     sequences: int
-    recipe: dict[str, Any]      # and the rank and the base of adapters
+    recipe: dict[str, Any]  # and the rank and the base of adapters
 
 
 CASES = [
@@ -122,15 +127,24 @@ CASES = [
 
 
 @pytest.mark.fake
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, (case.checkpoint, case.experts, *case.recipe.values()))))
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: "-".join(map(str, (case.checkpoint, case.experts, *case.recipe.values())))
+)
 def test_submodels_of_every_checkpoint_take_what_the_plan_says(case: Case) -> None:
     check(case.checkpoint, case.experts, case.sequences * SEQUENCE, **case.recipe)
 
 
 @pytest.mark.fake
-@pytest.mark.parametrize(("checkpoint", "stage", "experts", "card"), [
-    ("Mixtral-8x7B", "submodels", 1, 24), ("Qwen1.5-MoE-A2.7B", "submodels", 4, 24), ("Qwen1.5-MoE-A2.7B", "finetune", 60, 80),
-    ("gpt-oss-20b", "submodels", 4, 24), ("DeepSeek-V2-Lite", "submodels", 4, 24)])
+@pytest.mark.parametrize(
+    ("checkpoint", "stage", "experts", "card"),
+    [
+        ("Mixtral-8x7B", "submodels", 1, 24),
+        ("Qwen1.5-MoE-A2.7B", "submodels", 4, 24),
+        ("Qwen1.5-MoE-A2.7B", "finetune", 60, 80),
+        ("gpt-oss-20b", "submodels", 4, 24),
+        ("DeepSeek-V2-Lite", "submodels", 4, 24),
+    ],
+)
 def test_chosen_settings_take_what_the_plan_says(checkpoint: str, stage: str, experts: int, card: int) -> None:
     plan = planned(checkpoint, stage)
     assert plan.choice is not None

@@ -41,13 +41,19 @@ EXPERTS = 8
 TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH).mul(7) % VOCAB
 SPECIAL: dict[str, dict[str, Any]] = {
     "first_k_dense_replace": {"first_k_dense_replace": 1, "intermediate_size": 40},
-    "n_group": {"n_group": 4, "topk_group": 2}, "q_lora_rank": {"q_lora_rank": 12, "kv_lora_rank": 10},
-    "attention_bias": {"attention_bias": True}, "lm_head_bias": {"lm_head_bias": True},
-    "topk_method": {"topk_method": "group_limited_greedy"}, "use_qk_norm": {"use_qk_norm": True},
-    "routed_scaling_factor": {"routed_scaling_factor": 2.5}, "n_shared_experts": {"n_shared_experts": 2},
+    "n_group": {"n_group": 4, "topk_group": 2},
+    "q_lora_rank": {"q_lora_rank": 12, "kv_lora_rank": 10},
+    "attention_bias": {"attention_bias": True},
+    "lm_head_bias": {"lm_head_bias": True},
+    "topk_method": {"topk_method": "group_limited_greedy"},
+    "use_qk_norm": {"use_qk_norm": True},
+    "routed_scaling_factor": {"routed_scaling_factor": 2.5},
+    "n_shared_experts": {"n_shared_experts": 2},
     "moe_layer_start_index": {"moe_layer_start_index": 1, "intermediate_size": 40},
-    "moe_num_shared_experts": {"moe_num_shared_experts": 2}, "full_attention_interval": MIXED,
-    "score_scale_factor": {"score_scale_factor": 4.0, "gate_hidden_size": 12}}
+    "moe_num_shared_experts": {"moe_num_shared_experts": 2},
+    "full_attention_interval": MIXED,
+    "score_scale_factor": {"score_scale_factor": 4.0, "gate_hidden_size": 12},
+}
 """Configuration fields to try, by a field that a family must have."""
 Ready = Callable[[str], tuple[Path, torch.Tensor]]
 
@@ -55,10 +61,19 @@ Ready = Callable[[str], tuple[Path, torch.Tensor]]
 def sizes_of(family: str, **changes: Any) -> Architecture:
     known = DECLARATIONS[family].fields
     fields = {name: value for own, values in SPECIAL.items() if own in known for name, value in values.items()}
-    return Architecture(**{
-        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_intermediate_size": 16, "num_experts": EXPERTS,
-        "num_experts_per_tok": top_k_of(family, 3), "initializer_range": 0.2,
-        "fields": fields | changes.pop("fields", {}), **changes})
+    return Architecture(
+        **{
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "moe_intermediate_size": 16,
+            "num_experts": EXPERTS,
+            "num_experts_per_tok": top_k_of(family, 3),
+            "initializer_range": 0.2,
+            "fields": fields | changes.pop("fields", {}),
+            **changes,
+        }
+    )
 
 
 def stored(family: str, directory: Path, **changes: Any) -> Path:
@@ -80,6 +95,7 @@ def logits(directory: Path) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     """Makes a model of a family and its logits, once. To be read, not written."""
+
     @functools.cache
     def made(family: str) -> tuple[Path, torch.Tensor]:
         directory = stored(family, tmp_path_factory.mktemp(family))
@@ -92,14 +108,16 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
 @pytest.mark.parametrize("clusters", [1, 2, 4, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decompose_and_merge_keep_every_bit_and_the_function(
-    ready: Ready, family: str, clusters: int, tmp_path: Path,
+    ready: Ready, family: str, clusters: int, tmp_path: Path
 ) -> None:
     directory, expected = ready(family)
     source = open_checkpoint(directory)
     config = read_config(source.directory)
     write_submodels(source, config, clusters, tmp_path / "parts")
     parts = [open_checkpoint(tmp_path / "parts" / str(number)) for number in range(clusters)]
-    joined = {report.key: tensor for tensor, report in merge(parts, parts[0], source.model_map, [1 / clusters] * clusters)}
+    joined = {
+        report.key: tensor for tensor, report in merge(parts, parts[0], source.model_map, [1 / clusters] * clusters)
+    }
     check_same(joined, source)
     write_checkpoint(tmp_path / "merged", joined.items(), config)
     assert torch.equal(logits(tmp_path / "merged"), expected)
@@ -114,15 +132,27 @@ def test_a_new_model_names_the_scoring_of_its_router_for_vllm(family: str, scori
 def training_job(model: Path, home: Path) -> TrainJob:
     write_shard(home / "packed")
     return TrainJob(
-        stage="submodels", name="k", model=model, packed_dirs=(home / "packed",), output=home / "out",
-        checkpoints=home / "steps", steps=1, sequence_length=LENGTH, optimizer=RECIPE, checkpoint_every=None, load_balance=0.02,
-        z_loss=0.01)
+        stage="submodels",
+        name="k",
+        model=model,
+        packed_dirs=(home / "packed",),
+        output=home / "out",
+        checkpoints=home / "steps",
+        steps=1,
+        sequence_length=LENGTH,
+        optimizer=RECIPE,
+        checkpoint_every=None,
+        load_balance=0.02,
+        z_loss=0.01,
+    )
 
 
-@pytest.mark.parametrize("experts", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "experts", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(
-    ready: Ready, family: str, experts: int, tmp_path: Path,
+    ready: Ready, family: str, experts: int, tmp_path: Path
 ) -> None:
     assert V == VOCAB
     source = open_checkpoint(ready(family)[0])
@@ -153,9 +183,17 @@ def test_the_loss_of_training_is_transformers_own(ready: Ready, family: str) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_expert_computes_what_two_copies_of_it_do(family: str) -> None:
-    fields = {name: value for name, value in {"n_group": 1, "topk_group": 1}.items() if name in DECLARATIONS[family].fields}
-    one, two = (config_values(hf_config(family, sizes_of(
-        family, num_experts=count, num_experts_per_tok=count, fields=fields), VOCAB, LENGTH, 0)) for count in (1, 2))
+    fields = {
+        name: value for name, value in {"n_group": 1, "topk_group": 1}.items() if name in DECLARATIONS[family].fields
+    }
+    one, two = (
+        config_values(
+            hf_config(
+                family, sizes_of(family, num_experts=count, num_experts_per_tok=count, fields=fields), VOCAB, LENGTH, 0
+            )
+        )
+        for count in (1, 2)
+    )
     names, tensors = ModelMap(family), random_tensors(one)
     copies = dict(tensors)
     for key, tensor in tensors.items():
@@ -164,7 +202,7 @@ def test_one_expert_computes_what_two_copies_of_it_do(family: str) -> None:
             copies[key] = torch.cat([tensor, tensor], dim=role.expert_axis)
         elif role.expert is not None:
             copies[names.renumbered(key, 1)] = tensor
-    if names.family.router.scores == "sparse_mixer":    # the first of two equal experts has the weight 1/2, the second 1
+    if names.family.router.scores == "sparse_mixer":  # the first of two equal experts has the weight 1/2, the second 1
         copies |= {key: tensor * 2 / 3 for key, tensor in copies.items() if names.classify(key).part == "down"}
     found = []
     for config, state in ((one, tensors), (two, copies)):
@@ -179,7 +217,7 @@ GROUPED = [family for family in FAMILIES if DECLARATIONS[family].router.limits_g
 @pytest.mark.parametrize(("clusters", "expected"), [(2, (2, 2, 6)), (4, (1, 1, 4)), (8, (1, 1, 2)), (16, (1, 1, 1))])
 @pytest.mark.parametrize("family", GROUPED)
 def test_a_submodel_has_whole_groups_of_experts_or_a_part_of_one(
-    family: str, clusters: int, expected: tuple[int, int, int],
+    family: str, clusters: int, expected: tuple[int, int, int]
 ) -> None:
     limit = dict([DECLARATIONS[family].router.limit_field or ("n_group", 4)])
     sizes = sizes_of(family, num_experts=16, num_experts_per_tok=6, fields={"n_group": 4, "topk_group": 2, **limit})
@@ -189,10 +227,16 @@ def test_a_submodel_has_whole_groups_of_experts_or_a_part_of_one(
 
 def config_of(family: str, clusters: int, **changes: Any) -> RunConfig:
     sizes = sizes_of(family, **changes).model_dump(exclude_unset=True) if family in DECLARATIONS else {}
-    return check_config({
-        "name": "cut", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": LENGTH},
-        "model": {"family": family, "config": sizes}, "tokens": {"total": 10_000}, "clusters": {"count": clusters},
-        "pools": {"low_memory": {"max_workers": 1}, "high_memory": {}}})
+    return check_config(
+        {
+            "name": "cut",
+            "corpus": {"sources": [{"path": "embedded"}], "sequence_length": LENGTH},
+            "model": {"family": family, "config": sizes},
+            "tokens": {"total": 10_000},
+            "clusters": {"count": clusters},
+            "pools": {"low_memory": {"max_workers": 1}, "high_memory": {}},
+        }
+    )
 
 
 @pytest.mark.parametrize("family", GROUPED)
@@ -203,11 +247,19 @@ def test_groups_that_a_submodel_would_cut_are_refused_in_one_line(family: str) -
         config_of(family, 6, num_experts=24, fields={"n_group": 4, "topk_group": 2, **limit})
 
 
-@pytest.mark.parametrize("family", [
-    family for family in FAMILIES if DECLARATIONS[family].router.least_in_group > 1
-    and not DECLARATIONS[family].router.is_constant_alone(norm_topk_prob=False)])
+@pytest.mark.parametrize(
+    "family",
+    [
+        family
+        for family in FAMILIES
+        if DECLARATIONS[family].router.least_in_group > 1
+        and not DECLARATIONS[family].router.is_constant_alone(norm_topk_prob=False)
+    ],
+)
 def test_one_expert_with_a_weight_that_depends_on_the_token_is_refused(family: str) -> None:
-    with pytest.raises(ConfigError, match="leaves 1 expert per sub-model, and without norm_topk_prob the router needs 2"):
+    with pytest.raises(
+        ConfigError, match="leaves 1 expert per sub-model, and without norm_topk_prob the router needs 2"
+    ):
         config_of(family, EXPERTS, norm_topk_prob=False, fields={"n_group": 1, "topk_group": 1})
 
 
@@ -221,7 +273,9 @@ def test_a_refused_family_is_answered_with_the_reason(family: str, tmp_path: Pat
     with pytest.raises(CheckpointError, match=reason):
         read_architecture(tmp_path, "mixtral")
     for named in ({}, {"family": "mixtral"}):
-        with pytest.raises(CheckpointError, match=rf"^model\.init\.upcycle: .* holds a model of '{family}', which {reason}"):
+        with pytest.raises(
+            CheckpointError, match=rf"^model\.init\.upcycle: .* holds a model of '{family}', which {reason}"
+        ):
             _ = Model.model_validate({**named, "init": {"upcycle": str(tmp_path)}}).architecture
     with pytest.raises(CheckpointError, match=reason):
         ModelMap(family)
@@ -232,12 +286,17 @@ def test_a_field_of_another_family_is_refused() -> None:
         config_of("qwen3_moe", 2, fields={"kv_lora_rank": 8})
 
 
-@pytest.mark.parametrize(("family", "field", "value", "allowed"), [
-    ("deepseek_v2", "topk_method", "noaux_tc", "'greedy' or 'group_limited_greedy'"), ("ernie4_5_moe", "use_bias", True, "False"),
-    ("ernie4_5_moe", "moe_layer_interval", 2, "1"), ("ernie4_5_moe", "moe_layer_end_index", 1, "2"),
-])
+@pytest.mark.parametrize(
+    ("family", "field", "value", "allowed"),
+    [
+        ("deepseek_v2", "topk_method", "noaux_tc", "'greedy' or 'group_limited_greedy'"),
+        ("ernie4_5_moe", "use_bias", True, "False"),
+        ("ernie4_5_moe", "moe_layer_interval", 2, "1"),
+        ("ernie4_5_moe", "moe_layer_end_index", 1, "2"),
+    ],
+)
 def test_a_value_that_is_not_supported_is_refused(
-    family: str, field: str, value: object, allowed: str, tmp_path: Path,
+    family: str, field: str, value: object, allowed: str, tmp_path: Path
 ) -> None:
     line = re.escape(f"{field} {value!r}: {family} is supported with {allowed} only; use another model")
     with pytest.raises(ConfigError, match=line):
@@ -257,10 +316,23 @@ def test_layers_that_predict_further_tokens_are_left_out_by_their_prefix(tmp_pat
 
 def test_the_published_configuration_of_ernie_is_read(tmp_path: Path) -> None:
     published = {
-        "hidden_size": 2560, "intermediate_size": 12_288, "num_attention_heads": 20, "num_key_value_heads": 4,
-        "num_hidden_layers": 28, "moe_num_experts": 64, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
-        "moe_layer_end_index": 27, "moe_layer_interval": 1, "moe_intermediate_size": 1536, "moe_k": 6, "vocab_size": 103_424,
-        "tie_word_embeddings": True, "use_bias": False, "rope_theta": 500_000}
+        "hidden_size": 2560,
+        "intermediate_size": 12_288,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 28,
+        "moe_num_experts": 64,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": 27,
+        "moe_layer_interval": 1,
+        "moe_intermediate_size": 1536,
+        "moe_k": 6,
+        "vocab_size": 103_424,
+        "tie_word_embeddings": True,
+        "use_bias": False,
+        "rope_theta": 500_000,
+    }
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "ernie4_5_moe", **published}))
     sizes = read_architecture(tmp_path, "ernie4_5_moe")
     assert (sizes.num_experts, sizes.num_experts_per_tok) == (64, 6)

@@ -12,7 +12,10 @@ from moedisco_ray.core.run_record import Curve, RunReport
 def test_every_figure_is_a_picture_that_is_not_blank(tmp_path):
     files = plot(run_report(), tmp_path / "figures")
     assert [file.relative_to(tmp_path).as_posix() for file in files] == [
-        "figures/loss.png", "figures/clusters.png", "figures/experts.png"]
+        "figures/loss.png",
+        "figures/clusters.png",
+        "figures/experts.png",
+    ]
     for file in files:
         height, width, _ = matplotlib.image.imread(file).shape
         assert min(height, width) > 300
@@ -20,13 +23,22 @@ def test_every_figure_is_a_picture_that_is_not_blank(tmp_path):
 
 
 def test_a_run_without_figures_to_draw(tmp_path):
-    assert plot(RunReport.model_validate(report() | {"curves": {}, "clusters": {}, "evaluation": {}}), tmp_path / "figures") == []
+    assert (
+        plot(
+            RunReport.model_validate(report() | {"curves": {}, "clusters": {}, "evaluation": {}}), tmp_path / "figures"
+        )
+        == []
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def shown(figure):
     """The smoothed lines and dots of a loss figure: {name: line}."""
-    return {line.get_label().rpartition("  ")[0]: line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+    return {
+        line.get_label().rpartition("  ")[0]: line
+        for line in figure.axes[0].lines
+        if not line.get_label().startswith("_")
+    }
 
 
 def test_units_follow_each_other_on_one_axis_and_sub_models_start_together():
@@ -44,9 +56,16 @@ def test_units_follow_each_other_on_one_axis_and_sub_models_start_together():
     assert len({line.get_color() for unit, line in lines.items() if unit.startswith("submodel")}) == 4
 
 
-@pytest.mark.parametrize(("stages", "merge"), [
-    (("seed",), False), (("submodels",), False), (("finetune",), False), (("seed", "finetune"), False),
-    (("submodels", "finetune"), True)])
+@pytest.mark.parametrize(
+    ("stages", "merge"),
+    [
+        (("seed",), False),
+        (("submodels",), False),
+        (("finetune",), False),
+        (("seed", "finetune"), False),
+        (("submodels", "finetune"), True),
+    ],
+)
 def test_the_merge_is_marked_where_sub_models_became_the_whole(stages, merge):
     curves = {unit: curve for unit, curve in run_report().curves.items() if curve.stage in stages}
     figure = draw_loss(curves)
@@ -70,7 +89,7 @@ def test_a_running_mean_stays_within_its_neighbours_and_keeps_the_first_value(va
     assert len(means) == len(values)
     assert means[0] == values[0]
     for i, mean in enumerate(means):
-        near = values[max(0, i - reach):i + reach + 1]
+        near = values[max(0, i - reach) : i + reach + 1]
         assert min(near) - 1e-9 <= mean <= max(near) + 1e-9
 
 
@@ -98,7 +117,8 @@ def test_sources_take_the_colours_of_the_clusters_that_hold_them():
     points = ClusterMap(x=[0.0] * 6, y=[0.0] * 6, cluster=[0, 0, 0, 1, 1, 1], source=["z", "z", "a", "a", "a", "a"])
     clusters, sources = (
         {dots.get_label().split("  ")[0]: tuple(dots.get_facecolor()[0]) for dots in axes.collections}
-        for axes in draw_clusters(points).axes)
+        for axes in draw_clusters(points).axes
+    )
     assert sources == {"z": clusters["cluster 0"], "a": clusters["cluster 1"]}
 
 

@@ -47,7 +47,9 @@ def check_continued(made: Finished, folder: str, paths: list[Path], *harms: Call
     assert tried.is_same, f"another model, and nothing said of {tried.unnoticed}"
     for name, sentences in tried.said.items():
         assert len(sentences) == len(harms)
-        assert all(f"{name} in {made.directory} is damaged" in sentence and "--repair" in sentence for sentence in sentences)
+        assert all(
+            f"{name} in {made.directory} is damaged" in sentence and "--repair" in sentence for sentence in sentences
+        )
     return list(tried.said)
 
 
@@ -80,11 +82,12 @@ def named_by_reader(directory: Path, path: Path) -> bool:
 def test_no_file_of_a_whole_demo_run_changes_the_model_silently(tmp_path: Path) -> None:
     """One bit of every file of a run of the preset `demo`: `moedisco verify` and the stages' reader name the file.
 
-    Of each kind of file, one is damaged while the run continues after the stage; with the corpus, also the files about the run.
+    Of each kind of file, one is damaged while the run continues after the stage; with the corpus, also the files about
+    the run.
 
-    Recorded: at the preset's 1.6 M tokens, `verify` names all of 132 files, and the reader all 128 of the stages. At 200,000
-    tokens, in 172 s of CPU, a continued run finds 55 of 58 kinds of file; 3 are harmless (`report.json`, `events.jsonl`, the
-    clusters' assignments); 0 silent.
+    Recorded: at the preset's 1.6 M tokens, `verify` names all of 132 files, and the reader all 128 of the stages. At
+    200,000 tokens, in 172 s of CPU, a continued run finds 55 of 58 kinds of file; 3 are harmless (`report.json`,
+    `events.jsonl`, the clusters' assignments); 0 silent.
     """
     raw = parse_yaml(preset_text("demo"))
     raw["output"], raw["tokens"]["total"] = str(tmp_path / "runs"), TOKENS
@@ -105,7 +108,6 @@ def test_no_file_of_a_whole_demo_run_changes_the_model_silently(tmp_path: Path) 
         kinds = {folder: kinds_of(files_of(demo.copy, folder)) for folder in FOLDERS[:-1]}
         kinds["corpus"] += loose
         found = {folder: check_continued(demo, folder, hit, flip_bit) for folder, hit in kinds.items()}
-    harmless = [
-        str(path) for folder, hit in kinds.items() for path in hit if str(path) not in found[folder]]
+    harmless = [str(path) for folder, hit in kinds.items() for path in hit if str(path) not in found[folder]]
     figures = {"files": len(paths), "kinds": sum(map(len, kinds.values())), "found": sum(map(len, found.values()))}
     print(json.dumps({**figures, "harmless": harmless}))  # noqa: T201  # recorded above

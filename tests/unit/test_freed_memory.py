@@ -43,7 +43,7 @@ def test_freed_memory_is_used_again_and_returned_at_the_end() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=100, check=True)
     ordinary, reused, kept, left = map(float, run.stdout.split())
     pages = 4 * 64 * 2**20 / 4096
-    assert ordinary > pages / 10        # with huge pages there are fewer faults
+    assert ordinary > pages / 10  # with huge pages there are fewer faults
     assert reused < ordinary / 20
     assert kept > 60
     assert left < 8

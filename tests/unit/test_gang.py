@@ -136,16 +136,19 @@ def finishes(cluster: Scripted, workers: int, stop: Stops) -> TrainResult:
 def ends(kind: str) -> Callable[[Scripted, int, Stops], End]:
     def attempt(cluster: Scripted, workers: int, stop: Stops) -> End:
         return End(kind, 5, "its end")
+
     return attempt
 
 
 def trains_until_stopped(step: int, slots: int) -> Callable[[Scripted, int, Stops], TrainResult]:
     """Makes steps of a second; meanwhile slots come."""
+
     def attempt(cluster: Scripted, workers: int, stop: Stops) -> TrainResult:
         cluster.now = UnitStatus((), step, 1.0)
         cluster.slots = [slots]
         wait_until(lambda: stop.requested)
         return result(step)
+
     return attempt
 
 
@@ -155,6 +158,7 @@ Gang = Callable[..., Trained]
 @pytest.fixture
 def gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gang:
     """Trains a gang on a scripted cluster."""
+
     def train(cluster: Scripted, sizes: Sizes, stop: StopFile = NEVER, failures: int = 3) -> Trained:
         monkeypatch.setattr(queue, "attempt", cluster.attempt)
         monkeypatch.setattr(queue, "_POLL_SECONDS", 0.001)
@@ -162,15 +166,26 @@ def gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gang:
         monkeypatch.setattr(checkpoint, "steps", lambda _location: [])
         monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(cluster))
         for name, found in (
-            ("autoscales", True), ("room", 8), ("slots_staying", 0), ("free_workers", 0),
+            ("autoscales", True),
+            ("room", 8),
+            ("slots_staying", 0),
+            ("free_workers", 0),
             ("wait_message", f"waits for {sizes.fewest}"),
         ):
             monkeypatch.setattr(session, name, lambda *_arguments, found=found: found)
         monkeypatch.setattr(session, "max_slots", lambda _pool: cluster.max_slots)
         job = TrainJob(
-            stage="finetune", name="finetune", model=tmp_path, packed_dirs=(), output=tmp_path / "out",
-            checkpoints=tmp_path / "home" / "steps", steps=STEPS, sequence_length=1, optimizer=Optimizer(batch_tokens=sizes.batch),
-            checkpoint_every=10)
+            stage="finetune",
+            name="finetune",
+            model=tmp_path,
+            packed_dirs=(),
+            output=tmp_path / "out",
+            checkpoints=tmp_path / "home" / "steps",
+            steps=STEPS,
+            sequence_length=1,
+            optimizer=Optimizer(batch_tokens=sizes.batch),
+            checkpoint_every=10,
+        )
         placement = Placement(HighMemoryPool(), sizes.fewest, failures)
         size = Size(placement, sizes, cluster, Clock())
         [trained] = backend.train_all([job], placement, tmp_path, lambda _: None, stop=stop, gang=size)
@@ -192,9 +207,11 @@ def test_a_size_is_within_bounds_and_slots_and_keeps_the_batch(batch: int, fewes
         assert all(batch % n for n in range(fewest, min(slots, fewest + more) + 1))
 
 
-@given(st.integers(1, 64), st.integers(1, 8), st.integers(0, 8), st.floats(0, 16) | st.just(math.inf), st.integers(0, 20))
+@given(
+    st.integers(1, 64), st.integers(1, 8), st.integers(0, 8), st.floats(0, 16) | st.just(math.inf), st.integers(0, 20)
+)
 def test_what_is_asked_for_could_come_and_becomes_less_where_it_does_not(
-    batch: int, fewest: int, more: int, slots: float, times: int,
+    batch: int, fewest: int, more: int, slots: float, times: int
 ) -> None:
     sizes = Sizes(batch, fewest, fewest + more)
     asked = sizes.asked(slots, times)
@@ -223,7 +240,8 @@ def test_it_waits_for_all_or_nothing_and_says_so_once(gang: Gang) -> None:
     gang(cluster, Sizes(8, 4, 4))
     assert cluster.sizes == [4]
     assert [event.data["message"] for event in cluster.of("warning")] == ["waits for 4"]
-    # It asked for its nodes while it waited, but not while slots that were just freed may be missing, and for none in the end.
+    # It asked for its nodes while it waited, but not while slots that were just freed may be missing, and for none in
+    # the end.
     waited = cluster.requested.index(0)
     assert 0 < waited < 10
     assert set(cluster.requested[:waited]) == {4}
@@ -244,7 +262,9 @@ def test_a_loss_shrinks_it_and_is_no_failure(gang: Gang) -> None:
     assert not any(cluster.requested)
 
 
-def test_out_of_memory_halves_what_a_worker_had_of_the_batch_and_not_what_the_smallest_gang_would_have(gang: Gang) -> None:
+def test_out_of_memory_halves_what_a_worker_had_of_the_batch_and_not_what_the_smallest_gang_would_have(
+    gang: Gang,
+) -> None:
     cluster = Scripted([8, 8, 2, 2], ends("out_of_memory"), ends("preempted"), ends("out_of_memory"), finishes)
     gang(cluster, Sizes(64, 1, 8))
     assert cluster.sizes == [8, 8, 2, 2]
@@ -301,7 +321,7 @@ def test_an_attempt_that_starts_up_does_not_grow_by_what_the_one_before_it_told(
         for where in (cluster.now, UnitStatus((), 0, 1.0), UnitStatus(("node",), 0, 1.0)):
             cluster.now = where
             assert not stop_within(stop, 0.05)
-        cluster.now = UnitStatus(("node",), 100, 1.1)     # the same step again, from a checkpoint before it
+        cluster.now = UnitStatus(("node",), 100, 1.1)  # the same step again, from a checkpoint before it
         wait_until(lambda: stop.requested)
         return result(100)
 

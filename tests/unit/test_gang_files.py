@@ -25,7 +25,11 @@ from moedisco_ray.training import TrainJob
 pytestmark = pytest.mark.timeout(900)
 
 MODELS: dict[str, tuple[int, FamilyName, bool]] = {
-    "shared": (4, "qwen2_moe", False), "tied": (4, "olmoe", True), "dense": (1, "qwen3_moe", False), "few": (3, "mixtral", False)}
+    "shared": (4, "qwen2_moe", False),
+    "tied": (4, "olmoe", True),
+    "dense": (1, "qwen3_moe", False),
+    "few": (3, "mixtral", False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +39,27 @@ class Home:
 
     def job(self, name: str, **changes: Any) -> TrainJob:
         return dataclasses.replace(
-            self.base, name=name, output=self.directory / name / "out", checkpoints=self.directory / name / "steps", **changes)
+            self.base,
+            name=name,
+            output=self.directory / name / "out",
+            checkpoints=self.directory / name / "steps",
+            **changes,
+        )
 
     def copies(self, size: int) -> list[TrainJob]:
         """Trainings without a step, which write what they have read."""
         state = self.directory / "before" / "out" / OPTIMIZER_FOLDER
         plain = [self.job(f"{name}-{size}", model=self.directory / name, steps=0) for name in MODELS]
-        return [*plain, self.job(
-            f"state-{size}", model=self.directory / "shared", steps=0, optimizer_state=state, with_optimizer_state=True)]
+        return [
+            *plain,
+            self.job(
+                f"state-{size}",
+                model=self.directory / "shared",
+                steps=0,
+                optimizer_state=state,
+                with_optimizer_state=True,
+            ),
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +69,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     write_shard(directory / "shard")
     for name, (experts, family, tied) in MODELS.items():
         write_tiny(directory / name, experts, family=family, tied=tied)
-    home = Home(directory, TrainJob(
-        stage="finetune", name="base", model=directory / "shared", packed_dirs=(directory / "shard",), output=directory / "out",
-        checkpoints=directory / "steps", steps=8, sequence_length=L, optimizer=Optimizer(lr=3e-3, batch_tokens=4 * L),
-        checkpoint_every=3, seed=5, load_balance=0.05))
+    home = Home(
+        directory,
+        TrainJob(
+            stage="finetune",
+            name="base",
+            model=directory / "shared",
+            packed_dirs=(directory / "shard",),
+            output=directory / "out",
+            checkpoints=directory / "steps",
+            steps=8,
+            sequence_length=L,
+            optimizer=Optimizer(lr=3e-3, batch_tokens=4 * L),
+            checkpoint_every=3,
+            seed=5,
+            load_balance=0.05,
+        ),
+    )
     alone(home.job("before", steps=2, with_optimizer_state=True))
     return home
 
@@ -75,7 +105,7 @@ def four(home: Home) -> Home:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_gang_of_any_size_writes_the_bits_that_it_has_read(
-    request: pytest.FixtureRequest, home: Home, name: str, size: int,
+    request: pytest.FixtureRequest, home: Home, name: str, size: int
 ) -> None:
     if size == 1:
         alone(home.job(f"{name}-1", model=home.directory / name, steps=0))
@@ -89,11 +119,12 @@ def test_a_gang_of_any_size_writes_the_bits_that_it_has_read(
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_gang_of_any_size_writes_the_optimizer_state_that_it_has_read(
-    request: pytest.FixtureRequest, home: Home, size: int,
+    request: pytest.FixtureRequest, home: Home, size: int
 ) -> None:
     request.getfixturevalue({2: "two", 4: "four"}[size])
     found, expected = (
-        open_optimizer_state(home.directory / name / "out" / OPTIMIZER_FOLDER) for name in (f"state-{size}", "before"))
+        open_optimizer_state(home.directory / name / "out" / OPTIMIZER_FOLDER) for name in (f"state-{size}", "before")
+    )
     assert found is not None
     assert expected is not None
     assert found.steps == expected.steps
@@ -119,8 +150,10 @@ def test_a_worker_may_read_and_write_ten_times_longer_than_collectives_wait(two:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "rank"), [
-    pytest.param("load", 1, marks=pytest.mark.chaos), pytest.param("step", 0, marks=pytest.mark.chaos), ("save", 1)])
+@pytest.mark.parametrize(
+    ("place", "rank"),
+    [pytest.param("load", 1, marks=pytest.mark.chaos), pytest.param("step", 0, marks=pytest.mark.chaos), ("save", 1)],
+)
 def test_a_gang_that_lost_a_worker_ends_up_with_the_same_bits(two: Home, place: Any, rank: int) -> None:
     job = two.job(f"killed-{place}")
     gang(2, two.directory, [(job, None)], fault=Fault(rank, (place,)))
@@ -130,7 +163,9 @@ def test_a_gang_that_lost_a_worker_ends_up_with_the_same_bits(two: Home, place: 
 
 
 @given(st.data(), st.sampled_from(FAMILIES), st.sampled_from(["gate_up_proj", "down_proj"]))
-def test_the_pieces_of_all_blocks_make_up_every_tensor_once(data: st.DataObject, family: FamilyName, projection: str) -> None:
+def test_the_pieces_of_all_blocks_make_up_every_tensor_once(
+    data: st.DataObject, family: FamilyName, projection: str
+) -> None:
     key, names = f"model.layers.1.mlp.experts.{projection}", ModelMap(family)
     shape = (data.draw(st.integers(1, 4)), 2 * data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)))
     whole = torch.arange(shape[0] * shape[1] * shape[2]).view(shape)

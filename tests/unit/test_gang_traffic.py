@@ -41,7 +41,7 @@ class Sent(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.__name__
         if "allgather_base" in name or "reduce_scatter_base" in name:
-            self.bytes += abs(args[0].nbytes - args[1].nbytes)      # all parts but the worker's own
+            self.bytes += abs(args[0].nbytes - args[1].nbytes)  # all parts but the worker's own
         elif "allreduce" in name:
             self.summed += sum(tensor.nbytes for tensor in args[0])
         return function(*args, **(kwargs or {}))
@@ -59,7 +59,7 @@ class Travel(torch.autograd.Function):
         return tokens.clone()
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:    # type: ignore[override]  # torch declares any number of gradients
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch declares any number of gradients
         if Travel.counted is not None:
             Travel.counted.travelled += gradient.nbytes
         return gradient.clone()
@@ -77,8 +77,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def counted(directory: Path, recipe: Optimizer, exchange: Exchange, layout: Layout) -> float:
     """Bytes that this worker sends in the second of two steps."""
     job = TrainJob(
-        stage="finetune", name="fake", model=directory, packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
-        sequence_length=L, optimizer=recipe, checkpoint_every=None, exchange=exchange)
+        stage="finetune",
+        name="fake",
+        model=directory,
+        packed_dirs=(),
+        output=Path(),
+        checkpoints=Path(),
+        steps=2,
+        sequence_length=L,
+        optimizer=recipe,
+        checkpoint_every=None,
+        exchange=exchange,
+    )
     world = World(0, WORKERS, layout=layout)
     step = Stepper(trainable(directory, recipe, world, exchange=exchange), job, world)
     tokens = torch.ones(SEQUENCES, L, dtype=torch.long)
@@ -91,23 +101,47 @@ def counted(directory: Path, recipe: Optimizer, exchange: Exchange, layout: Layo
     return sent.bytes + sent.travelled * (1 - 1 / layout.expert) + 2 * sent.summed * (1 - 1 / layout.replicate)
 
 
-LAYOUTS = [Layout(data=8), Layout(expert=8), Layout(data=2, expert=4), Layout(replicate=2, data=4), Layout(replicate=2, expert=4)]
+LAYOUTS = [
+    Layout(data=8),
+    Layout(expert=8),
+    Layout(data=2, expert=4),
+    Layout(replicate=2, data=4),
+    Layout(replicate=2, expert=4),
+]
 
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("exchange", "micro_batch"), [("step", 1), ("step", 4), ("micro_batch", 1), ("micro_batch", 4)])
+@pytest.mark.parametrize(
+    ("exchange", "micro_batch"), [("step", 1), ("step", 4), ("micro_batch", 1), ("micro_batch", 4)]
+)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_worker_sends_the_bytes_of_the_plan(
-    model: Path, layout: Layout, exchange: Exchange, micro_batch: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    layout: Layout,
+    exchange: Exchange,
+    micro_batch: int,
+    checkpointing: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(expert_parallel, "all_to_all_single_autograd", lambda tokens, *_: Travel.apply(tokens))
     monkeypatch.setattr(expert_parallel.dist, "all_to_all_single", lambda target, source, **_: target.copy_(source))
     recipe = Optimizer(
-        batch_tokens=WORKERS * SEQUENCES * L, micro_batch=micro_batch, gradient_checkpointing=checkpointing, precision="fp32")
+        batch_tokens=WORKERS * SEQUENCES * L,
+        micro_batch=micro_batch,
+        gradient_checkpointing=checkpointing,
+        precision="fp32",
+    )
     sizes = read_architecture(model, FAMILY)
     expected = step_bytes(
-        FAMILY, sizes, count_parameters(FAMILY, sizes, sizes.vocab_size or 0), recipe, sequence_length=L, gpu=0, layout=layout,
-        exchange=exchange)
+        FAMILY,
+        sizes,
+        count_parameters(FAMILY, sizes, sizes.vocab_size or 0),
+        recipe,
+        sequence_length=L,
+        gpu=0,
+        layout=layout,
+        exchange=exchange,
+    )
     assert expected == pytest.approx(counted(model, recipe, exchange, layout), rel=0.02)
 
 
@@ -116,7 +150,8 @@ def test_dividing_the_experts_of_qwen3_saves_two_thirds_of_the_traffic(exchange:
     family, vocabulary, sizes = CHECKPOINTS["Qwen3-30B-A3B"]
     recipe = Optimizer(batch_tokens=WORKERS * 4 * 1024, micro_batch=1, precision="pure_bf16")
     found = gang_traffic(
-        family, sizes, vocabulary, recipe, sequence_length=1024, gpu=1, layout=Layout(data=WORKERS), exchange=exchange)
+        family, sizes, vocabulary, recipe, sequence_length=1024, gpu=1, layout=Layout(data=WORKERS), exchange=exchange
+    )
     assert found.bytes == found.sharded
     assert found.expert == WORKERS
     assert found.divided <= found.sharded / 3
@@ -126,20 +161,33 @@ def qwen3(parallel: dict[str, int]) -> Plan:
     """Plan of a fine-tune on eight cards."""
     family, vocabulary, sizes = CHECKPOINTS["Qwen3-30B-A3B"]
     optimizer = {"batch_tokens": WORKERS * 4 * 1024, "micro_batch": 1}
-    return build_plan(check_config({
-        "name": "plan", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 1024}, "clusters": {"count": 32},
-        "model": {"family": family, "config": sizes.model_dump(exclude_unset=True) | {"vocab_size": vocabulary}},
-        "tokens": {"total": 1_000_000_000}, "submodels": {"optimizer": optimizer},
-        "finetune": {"optimizer": optimizer, "parallel": parallel, "exchange": "micro_batch"},
-        "pools": {
-            "low_memory": {"gpu": 1, "memory_gb": 24, "max_workers": 32},
-            "high_memory": {"gpu": 1, "memory_gb": 141, "workers": WORKERS}}}))
+    return build_plan(
+        check_config(
+            {
+                "name": "plan",
+                "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 1024},
+                "clusters": {"count": 32},
+                "model": {
+                    "family": family,
+                    "config": sizes.model_dump(exclude_unset=True) | {"vocab_size": vocabulary},
+                },
+                "tokens": {"total": 1_000_000_000},
+                "submodels": {"optimizer": optimizer},
+                "finetune": {"optimizer": optimizer, "parallel": parallel, "exchange": "micro_batch"},
+                "pools": {
+                    "low_memory": {"gpu": 1, "memory_gb": 24, "max_workers": 32},
+                    "high_memory": {"gpu": 1, "memory_gb": 141, "workers": WORKERS},
+                },
+            }
+        )
+    )
 
 
 def test_a_plan_knows_divided_experts_and_replicas() -> None:
     sharded, divided, replicated = (
         next(stage for stage in qwen3(parallel).stages if stage.stage == "finetune")
-        for parallel in ({}, {"expert": WORKERS}, {"replicate": 2}))
+        for parallel in ({}, {"expert": WORKERS}, {"replicate": 2})
+    )
     assert sharded.traffic is not None
     assert divided.traffic is not None
     assert (sharded.traffic.divided, sharded.traffic.sharded) == (divided.traffic.bytes, divided.traffic.sharded)
@@ -147,7 +195,9 @@ def test_a_plan_knows_divided_experts_and_replicas() -> None:
     assert divided.memory.weights == sharded.memory.weights
     assert replicated.memory.weights == pytest.approx(2 * sharded.memory.weights, rel=1e-6)
     # FSDP alone exchanges 1 TB in 3 s, for operations of 0.8 s; with divided experts the operations take longer.
-    seconds = {name: stage.cost.hours * 3600 / stage.steps for name, stage in (("sharded", sharded), ("divided", divided))}
+    seconds = {
+        name: stage.cost.hours * 3600 / stage.steps for name, stage in (("sharded", sharded), ("divided", divided))
+    }
     assert seconds["sharded"] == pytest.approx(sharded.traffic.bytes / LINK_BYTES_PER_SECOND, rel=0.02)
     assert divided.traffic.bytes / LINK_BYTES_PER_SECOND < seconds["divided"] < seconds["sharded"] / 2
 

@@ -20,15 +20,33 @@ from moedisco_ray.contrib.gguf.sentencepiece import adds_space, token_scores
 from moedisco_ray.core.errors import ConfigError
 
 LANGUAGES = [
-    "Größe und Äpfel, naïve café", "привет, мир", "你好世界", "こんにちは 世界", "안녕하세요", "שלום", "नमस्ते दुनिया", MARKS,
-    "🚀🌫️ 👩\u200d👩\u200d👧", "a  b   c    d          e", "\n\n\n", "tabs\tand\r\nlines\n", "trailing  ",
-    "a▁▁ ▁b", "<0x41> <unk", "x"]
+    "Größe und Äpfel, naïve café",
+    "привет, мир",
+    "你好世界",
+    "こんにちは 世界",
+    "안녕하세요",
+    "שלום",
+    "नमस्ते दुनिया",
+    MARKS,
+    "🚀🌫️ 👩\u200d👩\u200d👧",
+    "a  b   c    d          e",
+    "\n\n\n",
+    "tabs\tand\r\nlines\n",
+    "trailing  ",
+    "a▁▁ ▁b",
+    "<0x41> <unk",
+    "x",
+]
 SPACED = ["  two spaces at first", " ", "", "   "]
 MARK = "▁"
 SPACES: dict[str, dict[str, Any]] = {
     "normalizer": {"normalizer": normalizers.Sequence([normalizers.Prepend(MARK), normalizers.Replace(" ", MARK)])},
     "no prefix": {"normalizer": normalizers.Replace(" ", MARK)},
-    **{scheme: {"pre_tokenizer": pre_tokenizers.Metaspace(MARK, scheme, split=False)} for scheme in ("always", "first", "never")}}
+    **{
+        scheme: {"pre_tokenizer": pre_tokenizers.Metaspace(MARK, scheme, split=False)}
+        for scheme in ("always", "first", "never")
+    },
+}
 """How tokenizers mark spaces."""
 
 
@@ -38,11 +56,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("trained")
     (directory / "text").write_text("\n".join([*TEXT, *HARD, *LANGUAGES[::2]] * 20), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(directory / "text"), model_prefix=str(directory / "tokenizer"), vocab_size=560, model_type="bpe", minloglevel=2,
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-        split_by_whitespace=False, character_coverage=0.999)
-    (directory / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}))
+        input=str(directory / "text"),
+        model_prefix=str(directory / "tokenizer"),
+        vocab_size=560,
+        model_type="bpe",
+        minloglevel=2,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_by_whitespace=False,
+        character_coverage=0.999,
+    )
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "LlamaTokenizer",
+                "add_bos_token": True,
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "unk_token": "<unk>",
+            }
+        )
+    )
     return directory
 
 
@@ -69,7 +105,12 @@ def test_llama_cpp_encodes_text_as_the_tokenizer_does(spaces: str, trained: Path
     for name, value in SPACES[spaces].items():
         setattr(backend, name, value)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=["<|im_end|>"])
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|im_end|>"],
+    )
     texts = [*LANGUAGES, *(text for text in (*TEXT, *HARD) if not text.startswith(" "))]
     texts += [] if spaces == "first" else ["a<|im_end|>b", "<s>a</s>"]
     compare(tokenizer, tmp_path, texts if spaces in ("always", "first") else [*texts, *SPACED, *HARD])
@@ -96,7 +137,9 @@ def test_scores_order_tokens_as_sentencepiece_does(trained: Path) -> None:
 def test_what_llama_cpp_would_encode_differently_is_refused(trained: Path) -> None:
     whole = plain(trained)
     whole.normalizer = normalizers.NFKC()
-    with pytest.raises(ConfigError, match=r"^tokenizer: 'NFKC, Metaspace': changes or splits text in a way that llama\.cpp does"):
+    with pytest.raises(
+        ConfigError, match=r"^tokenizer: 'NFKC, Metaspace': changes or splits text in a way that llama\.cpp does"
+    ):
         adds_space(json.loads(whole.to_str()))
     backend = json.loads(plain(trained).to_str())
     merges = backend["model"]["merges"]

@@ -36,8 +36,13 @@ from moedisco_ray.stages.merge.stage import write_whole
 from moedisco_ray.stages.start import Start
 
 LLAMA31 = {
-    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192}
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +69,15 @@ def test_upcycling_keeps_the_function(tied: bool, tmp_path: Path) -> None:
     model = Model.model_validate(init(tmp_path / "tiny.gguf"))
     assert (model.family_name, model.architecture.num_experts) == ("mixtral", 4)
     write_whole(
-        Start(model, Path("no-tokenizer"), 64, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(),
-        keep_optimizer_state=False, device="cpu", directory=tmp_path / "moe")
+        Start(model, Path("no-tokenizer"), 64, 0),
+        clusters=2,
+        trained_seed=None,
+        batches=[],
+        settings=Merge(),
+        keep_optimizer_state=False,
+        device="cpu",
+        directory=tmp_path / "moe",
+    )
     ids = torch.tensor([byte_level_bpe(tmp_path / "bpe").encode(TEXT[0]).ids])
     with torch.no_grad():
         assert torch.allclose(runnable(load_model(tmp_path / "moe"))(ids).logits, llama(ids).logits, atol=1e-5, rtol=0)
@@ -106,12 +118,26 @@ def test_scaled_positions_stay_scaled(rotation: dict[str, Any], tmp_path: Path) 
 
 
 @pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
-@pytest.mark.parametrize(("family", "changes"), [
-    ("qwen2_moe", {}), ("qwen2_moe", {"qkv_bias": False, "tie_word_embeddings": True, "shared_expert_intermediate_size": 24}),
-    ("qwen3_moe", {}), ("qwen3_moe", {"tie_word_embeddings": True, "head_dim": 24, "rope_parameters": YARN}),
-    ("qwen3_5_moe_text", {}), ("qwen3_5_moe_text", {
-        "tie_word_embeddings": True, "head_dim": 32, "full_attention_interval": 3, "num_hidden_layers": 4,
-        "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}})])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2_moe", {}),
+        ("qwen2_moe", {"qkv_bias": False, "tie_word_embeddings": True, "shared_expert_intermediate_size": 24}),
+        ("qwen3_moe", {}),
+        ("qwen3_moe", {"tie_word_embeddings": True, "head_dim": 24, "rope_parameters": YARN}),
+        ("qwen3_5_moe_text", {}),
+        (
+            "qwen3_5_moe_text",
+            {
+                "tie_word_embeddings": True,
+                "head_dim": 32,
+                "full_attention_interval": 3,
+                "num_hidden_layers": 4,
+                "rope_parameters": LINEAR | {"partial_rotary_factor": 0.5},
+            },
+        ),
+    ],
+)
 def test_an_exported_file_is_a_start_again(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
     config = write_model(tmp_path, family, **changes)
     export(tmp_path, tmp_path / "tiny.gguf", name="tiny")
@@ -136,7 +162,8 @@ def test_a_mixtral_is_no_start(start: str, tmp_path: Path) -> None:
         _ = Model.model_validate({"init": {start: str(path)}}).architecture
     assert str(caught.value) == (
         f"model.init.{start}: '{path}': expert_count: 4: is that of a Mixtral, which transformers reads as a dense Llama; "
-        "name the Hugging Face directory of the model instead")
+        "name the Hugging Face directory of the model instead"
+    )
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,17 +187,35 @@ def test_a_family_that_transformers_does_not_read_is_no_start(tmp_path: Path) ->
     write_model(tmp_path, "qwen3_next")
     path = tmp_path / "tiny.gguf"
     export(tmp_path, path, name="tiny")
-    with pytest.raises(CheckpointError, match=rf"^model\.init\.checkpoint: '{path}': is no GGUF file that .* qwen3next .*\)$"):
+    with pytest.raises(
+        CheckpointError, match=rf"^model\.init\.checkpoint: '{path}': is no GGUF file that .* qwen3next .*\)$"
+    ):
         _ = Model.model_validate({"init": {"checkpoint": str(path)}}).architecture
 
 
-@pytest.mark.parametrize(("changes", "fields", "line"), [
-    ({"attention_bias": True}, {}, r"tensors: \d+: values are in the file, but transformers reads \d+;"),
-    ({"rope_parameters": LLAMA31 | {"high_freq_factor": 8.0}}, {}, r"rope_freqs\.weight: 8\.0: is the largest of divisors"),
-    ({"rope_parameters": LLAMA31}, {"rope.scaling.factor": 2.0}, r"rope\.scaling\.type: 'linear': is a second scaling"),
-    ({"rope_parameters": YARN}, {"rope.scaling.attn_factor": 2.0}, r"rope\.scaling\.attn_factor: 2\.0: is no rotary parameter")])
+@pytest.mark.parametrize(
+    ("changes", "fields", "line"),
+    [
+        ({"attention_bias": True}, {}, r"tensors: \d+: values are in the file, but transformers reads \d+;"),
+        (
+            {"rope_parameters": LLAMA31 | {"high_freq_factor": 8.0}},
+            {},
+            r"rope_freqs\.weight: 8\.0: is the largest of divisors",
+        ),
+        (
+            {"rope_parameters": LLAMA31},
+            {"rope.scaling.factor": 2.0},
+            r"rope\.scaling\.type: 'linear': is a second scaling",
+        ),
+        (
+            {"rope_parameters": YARN},
+            {"rope.scaling.attn_factor": 2.0},
+            r"rope\.scaling\.attn_factor: 2\.0: is no rotary parameter",
+        ),
+    ],
+)
 def test_what_transformers_would_lose_is_refused(
-    changes: dict[str, Any], fields: dict[str, float], line: str, tmp_path: Path,
+    changes: dict[str, Any], fields: dict[str, float], line: str, tmp_path: Path
 ) -> None:
     write_gguf(tiny_llama(tmp_path, **changes), tmp_path / "tiny.gguf", fields=fields)
     with pytest.raises(CheckpointError, match=f"^{line}.* name the Hugging Face directory"):
@@ -181,15 +226,21 @@ def test_a_file_without_some_weights_is_refused(tmp_path: Path) -> None:
     llama = tiny_llama(tmp_path)
     llama.config.num_hidden_layers += 1
     write_gguf(llama, tmp_path / "tiny.gguf")
-    with pytest.raises(CheckpointError, match=r"^tensor: 'model\.layers\.2\..*': is not found in the file by transformers; name"):
+    with pytest.raises(
+        CheckpointError, match=r"^tensor: 'model\.layers\.2\..*': is not found in the file by transformers; name"
+    ):
         write_directory(tmp_path / "tiny.gguf", tmp_path)
 
 
 @pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
 def test_a_run_takes_tokenizer_and_template_from_the_file_and_converts_it_once(file: Path, tmp_path: Path) -> None:
     config = small_config(
-        tmp_path, model={"family": None, "config": None, **init(file)}, corpus={"sequence_length": 64},
-        tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4}, clusters={"count": 2})
+        tmp_path,
+        model={"family": None, "config": None, **init(file)},
+        corpus={"sequence_length": 64},
+        tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4},
+        clusters={"count": 2},
+    )
     directory = pipeline.run(config, backend=LocalBackend())
     tokenizer = AutoTokenizer.from_pretrained(directory / "model")
     assert tokenizer(TEXT[1])["input_ids"] == byte_level_bpe(tmp_path / "bpe").encode(TEXT[1]).ids
@@ -203,7 +254,7 @@ def test_a_run_takes_tokenizer_and_template_from_the_file_and_converts_it_once(f
 
 @pytest.mark.slow
 def test_another_cache_is_no_other_start_and_another_file_is(
-    llama: LlamaForCausalLM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    llama: LlamaForCausalLM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(tmp_path, model={"family": None, "config": None, **init(file)})
     before = input_identity(config)["seed"], config.model.init.directory
@@ -212,14 +263,18 @@ def test_another_cache_is_no_other_start_and_another_file_is(
     assert config.model.init.directory != before[1]
     again = tmp_path / "tiny.gguf"
     write_gguf(llama, again)
-    assert input_identity(small_config(tmp_path, model={"family": None, "config": None, **init(again)}))["seed"] != before[0]
+    assert (
+        input_identity(small_config(tmp_path, model={"family": None, "config": None, **init(again)}))["seed"]
+        != before[0]
+    )
 
 
 def test_a_file_is_evaluated(llama: LlamaForCausalLM, file: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT[1], encoding="utf-8")
     shown = CliRunner().invoke(app, ["evaluate", str(file), "--sources", str(tmp_path / "text.txt"), "--json"])
     assert shown.exit_code == 0, shown.output
-    ids = torch.tensor([[0, *byte_level_bpe(tmp_path / "bpe").encode(TEXT[1]).ids]])    # 0 separates documents in training
+    # 0 separates documents in training
+    ids = torch.tensor([[0, *byte_level_bpe(tmp_path / "bpe").encode(TEXT[1]).ids]])
     with torch.no_grad():
         loss = float(llama(input_ids=ids, labels=ids).loss)
     assert json.loads(shown.stdout)["unseen"]["loss"] == pytest.approx(loss, abs=1e-4)

@@ -32,9 +32,12 @@ from tests.unit.chat_data import (
 )
 
 LIMIT = 10**6
-spoken = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(["<|im_end|>", "assistant\n", " a "])
+spoken = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
+    ["<|im_end|>", "assistant\n", " a "]
+)
 turns = st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), spoken), min_size=1, max_size=6).filter(
-    lambda said: said[0][0] != "assistant" and any(role == "assistant" for role, _ in said))
+    lambda said: said[0][0] != "assistant" and any(role == "assistant" for role, _ in said)
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def test_tokens_and_mask_are_those_of_transformers_with_and_without_marks(marked
         expected = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         for made in makers:
-            document, = made.conversation(messages, LIMIT)
+            (document,) = made.conversation(messages, LIMIT)
             assert document.text == text
             assert document.tokens.tolist() == expected["input_ids"]
             assert document.loss_mask.tolist() == [bool(each) for each in expected["assistant_masks"]]
@@ -73,17 +76,21 @@ def test_tokens_and_mask_are_those_of_transformers_with_and_without_marks(marked
 def test_turns_are_found_where_the_last_one_is_rendered_differently(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, THINKING)
     said = [("user", "what is a word?"), ("assistant", "a number"), ("user", "what?"), ("assistant", "the answer")]
-    document, = GivenTokens(tmp_path).conversation([{"role": role, "content": content} for role, content in said], LIMIT)
+    (document,) = GivenTokens(tmp_path).conversation(
+        [{"role": role, "content": content} for role, content in said], LIMIT
+    )
     counted = "".join(tokenizer.convert_ids_to_tokens(document.tokens[document.loss_mask].tolist()))
     assert counted.replace("Ġ", " ").replace("Ċ", "\n") == (
-        "a number<|im_end|>\n<think>\n\n</think>\n\nthe answer<|im_end|>\n<|endoftext|>")
+        "a number<|im_end|>\n<think>\n\n</think>\n\nthe answer<|im_end|>\n<|endoftext|>"
+    )
 
 
 def test_turns_are_found_where_a_question_holds_the_words_of_its_answer(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, LAST_QUESTION)
     said = [("user", "say a number or a word"), ("assistant", "a number"), ("user", "end?"), ("assistant", "end")]
-    document, = GivenTokens(tmp_path).conversation(
-        [{"role": role, "content": content} for role, content in said], LIMIT, tools_of(1))
+    (document,) = GivenTokens(tmp_path).conversation(
+        [{"role": role, "content": content} for role, content in said], LIMIT, tools_of(1)
+    )
     first, second = (text.split("<|endoftext|>")[0] for text in document.text.split("[/INST]")[1:])
     assert (first, second) == (" a number", " end")
     counted = "".join(tokenizer.convert_ids_to_tokens(document.tokens[document.loss_mask].tolist())).replace("Ġ", " ")
@@ -93,22 +100,36 @@ def test_turns_are_found_where_a_question_holds_the_words_of_its_answer(tmp_path
 def test_the_end_of_a_turn_is_found_where_it_has_the_words_of_the_answer(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, THINKING)
     said = [("user", "what?"), ("assistant", "text"), ("user", "and?"), ("assistant", "a word")]
-    document, = GivenTokens(tmp_path).conversation([{"role": role, "content": content} for role, content in said], LIMIT)
+    (document,) = GivenTokens(tmp_path).conversation(
+        [{"role": role, "content": content} for role, content in said], LIMIT
+    )
     assert "text<|im_end|>" in tokenizer.decode(document.tokens[document.loss_mask].tolist())
 
 
-@pytest.mark.parametrize(("template", "token"), [
-    (TURNS, "<|im_end|>"), (PLAIN_TURNS, "<|im_end|>"), (THINKING, "<|im_end|>"), (LAST_QUESTION, "<|endoftext|>"),
-    (TURNS.replace("<|im_end|>", "[end]"), None), (None, None)])
-def test_the_token_that_ends_an_answer_is_that_of_the_template(tmp_path: Path, template: str | None, token: str | None) -> None:
+@pytest.mark.parametrize(
+    ("template", "token"),
+    [
+        (TURNS, "<|im_end|>"),
+        (PLAIN_TURNS, "<|im_end|>"),
+        (THINKING, "<|im_end|>"),
+        (LAST_QUESTION, "<|endoftext|>"),
+        (TURNS.replace("<|im_end|>", "[end]"), None),
+        (None, None),
+    ],
+)
+def test_the_token_that_ends_an_answer_is_that_of_the_template(
+    tmp_path: Path, template: str | None, token: str | None
+) -> None:
     tokenizer = write_tokenizer(tmp_path, template)
     assert GivenTokens(tmp_path).turn_end() == (None if token is None else tokenizer.convert_tokens_to_ids(token))
 
 
 def test_nulls_in_tools_of_json_text_reach_the_template(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, WITH_TOOLS)
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"unit": {"type": "string", "default": None}}}}]
-    document, = GivenTokens(tmp_path).conversation(conversation(1), LIMIT, json.dumps(tools))
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": {"unit": {"type": "string", "default": None}}}}
+    ]
+    (document,) = GivenTokens(tmp_path).conversation(conversation(1), LIMIT, json.dumps(tools))
     assert document.text == tokenizer.apply_chat_template(conversation(1), tools=tools, tokenize=False)
 
 
@@ -128,9 +149,10 @@ def test_tools_reach_the_template(tmp_path: Path, marks: bool) -> None:
     for number in range(12):
         tools = tools_of(number)
         expected = reference.apply_chat_template(
-            conversation(number), tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+            conversation(number), tools=tools, return_dict=True, return_assistant_tokens_mask=True
+        )
         for form in (tools, json.dumps(tools)):
-            document, = made.conversation(conversation(number), LIMIT, form)
+            (document,) = made.conversation(conversation(number), LIMIT, form)
             assert document.text == reference.apply_chat_template(conversation(number), tools=tools, tokenize=False)
             assert document.tokens.tolist() == expected["input_ids"]
             assert document.loss_mask.tolist() == [bool(each) for each in expected["assistant_masks"]]
@@ -140,7 +162,7 @@ def test_tools_reach_the_template(tmp_path: Path, marks: bool) -> None:
 def test_tools_and_messages_are_the_same_from_parquet_which_adds_nulls(tmp_path: Path) -> None:
     rows = [{"messages": conversation(number), "tools": tools_of(number)} for number in range(12)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    file, = list_files("corpus.sources.0", Source(path=str(tmp_path / "rows.parquet"))).files
+    (file,) = list_files("corpus.sources.0", Source(path=str(tmp_path / "rows.parquet"))).files
     write_tokenizer(tmp_path / "tokenizer", WITH_TOOLS)
     made = GivenTokens(tmp_path / "tokenizer")
     read = list(table_rows(file, ["messages", "tools"], 0, None))
@@ -164,12 +186,14 @@ def test_of_messages_the_loss_counts_what_follows_the_prompt(tmp_path: Path) -> 
     @given(said=turns, cut=st.integers(1, 5), number=st.integers(0, 5))
     def check(said: list[tuple[str, str]], cut: int, number: int) -> None:
         assume(cut <= len(said))
-        messages = [{"role": role, "content": content} for role, content in [*said[:cut], ("assistant", "a word"), *said[cut:]]]
+        messages = [
+            {"role": role, "content": content} for role, content in [*said[:cut], ("assistant", "a word"), *said[cut:]]
+        ]
         prompt, completion, tools = messages[:cut], messages[cut:], tools_of(number)
         # As in TRL's SFTTrainer: all tokens after those of the prompt with its generation prompt.
         start = len(tokenizer.apply_chat_template(prompt, tools=tools, add_generation_prompt=True)["input_ids"])
         whole = tokenizer.apply_chat_template(messages, tools=tools)["input_ids"]
-        document, = made.completion(prompt, completion, LIMIT, tools)
+        (document,) = made.completion(prompt, completion, LIMIT, tools)
         assert document.tokens.tolist() == whole
         assert document.loss_mask.tolist() == [False] * start + [True] * (len(whole) - start)
 
@@ -186,12 +210,12 @@ def test_of_text_the_loss_counts_the_completion_and_its_end(tmp_path: Path) -> N
         # As in TRL's SFTTrainer, where EOS ends a completion; packing adds BOS here.
         start = tokenizer(prompt)["input_ids"][1:]
         whole = tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"][1:]
-        document, = made.completion(prompt, completion, LIMIT)
+        (document,) = made.completion(prompt, completion, LIMIT)
         assert document.text == prompt + completion
         assert document.tokens.tolist() == whole
-        if whole[:len(start)] == start:
+        if whole[: len(start)] == start:
             assert document.loss_mask.tolist() == [False] * len(start) + [True] * (len(whole) - len(start))
-        else:       # a token reaches from the prompt into the completion, and counts
+        else:  # a token reaches from the prompt into the completion, and counts
             assert document.loss_mask.tolist() == sorted(document.loss_mask.tolist())
             counted = tokenizer.decode(np.array(whole)[document.loss_mask].tolist())
             assert counted.endswith(completion + tokenizer.eos_token) or "\ufffd" in counted
@@ -207,7 +231,7 @@ def test_a_long_completion_is_cut_and_parts_of_the_prompt_are_left_out(tmp_path:
     write_tokenizer(tmp_path, None)
     made, limit = GivenTokens(tmp_path), 16
     prompt, completion = "the question is a word " * 20, "the answer is a number " * 20
-    whole, = made.completion(prompt, completion, LIMIT)
+    (whole,) = made.completion(prompt, completion, LIMIT)
     first = int(np.flatnonzero(whole.loss_mask)[0]) // limit * limit
     parts = list(made.completion(prompt, completion, limit))
     assert first > limit
@@ -221,7 +245,7 @@ def test_the_end_of_a_completion_counts_wherever_it_is_cut(tmp_path: Path) -> No
     made, limit, alone = GivenTokens(tmp_path), 16, 0
     for length in range(60, 120):
         completion = ("the answer is a number " * 6)[:length]
-        whole, = made.completion("what? ", completion, LIMIT)
+        (whole,) = made.completion("what? ", completion, LIMIT)
         parts = list(made.completion("what? ", completion, limit))
         assert np.concatenate([part.tokens for part in parts]).tolist() == whole.tokens.tolist()
         assert np.concatenate([part.loss_mask for part in parts]).tolist() == whole.loss_mask.tolist()
@@ -235,19 +259,25 @@ def test_a_prompt_may_end_with_more_than_an_answer_begins_with(tmp_path: Path) -
     opening = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n'"
     tokenizer = write_tokenizer(tmp_path, TURNS.replace(opening, opening + " + '<think>\n'"))
     prompt, completion = conversation(1)[:1], [{"role": "assistant", "content": "a word"}]
-    document, = GivenTokens(tmp_path).completion(prompt, completion, LIMIT)
+    (document,) = GivenTokens(tmp_path).completion(prompt, completion, LIMIT)
     assert "<think>" in tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     counted = tokenizer.decode(document.tokens[document.loss_mask].tolist())
     assert counted == "a word<|im_end|>\n"
 
 
-@pytest.mark.parametrize(("prompt", "completion", "message"), [
-    ("a", [{"role": "assistant", "content": "b"}], "write prompt and completion alike"),
-    ([{"role": "user", "content": "a"}], "b", "alike"),
-    ([], [{"role": "assistant", "content": "b"}], "a prompt has no messages"),
-    (None, [{"role": "assistant", "content": "b"}], "no list of messages"), ("a", 3, "alike"), (3, 4, "no list of messages")])
+@pytest.mark.parametrize(
+    ("prompt", "completion", "message"),
+    [
+        ("a", [{"role": "assistant", "content": "b"}], "write prompt and completion alike"),
+        ([{"role": "user", "content": "a"}], "b", "alike"),
+        ([], [{"role": "assistant", "content": "b"}], "a prompt has no messages"),
+        (None, [{"role": "assistant", "content": "b"}], "no list of messages"),
+        ("a", 3, "alike"),
+        (3, 4, "no list of messages"),
+    ],
+)
 def test_rows_that_are_no_prompt_with_a_completion_are_refused(
-    marked: Path, prompt: object, completion: object, message: str,
+    marked: Path, prompt: object, completion: object, message: str
 ) -> None:
     with pytest.raises(GivenTokensError, match=message):
         list(GivenTokens(marked).completion(prompt, completion, LIMIT))
@@ -260,7 +290,8 @@ def test_a_completion_cannot_be_found_where_the_template_moves_the_prompt(tmp_pa
 
 
 def test_a_template_that_moves_text_needs_marks(tmp_path: Path) -> None:
-    # It writes the number of messages before each, so the beginning of a conversation changes when the conversation continues.
+    # It writes the number of messages before each, so the beginning of a conversation changes when the conversation
+    # continues.
     moving = "{% for m in messages %}{{ loop.length }} {{ m.role }}{% endfor %}"
     write_tokenizer(tmp_path, moving)
     with pytest.raises(GivenTokensError, match="mark them in the template"):
@@ -274,18 +305,18 @@ def test_a_long_conversation_is_cut_and_nothing_is_lost(marked: Path) -> None:
     ids, mask = np.array(expected["input_ids"]), np.array(expected["assistant_masks"], bool)
     limit = 16
     parts = list(GivenTokens(marked).conversation(messages, limit))
-    kept = [start for start in range(0, len(ids), limit) if mask[start:start + limit].any()]
+    kept = [start for start in range(0, len(ids), limit) if mask[start : start + limit].any()]
     assert len(kept) > 3
     assert [part.begins for part in parts] == [True] + [False] * (len(kept) - 1)
     for part, start in zip(parts, kept, strict=True):
-        assert part.tokens.tolist() == ids[start:start + limit].tolist()
-        assert part.loss_mask.tolist() == mask[start:start + limit].tolist()
+        assert part.tokens.tolist() == ids[start : start + limit].tolist()
+        assert part.loss_mask.tolist() == mask[start : start + limit].tolist()
     assert all(part.text in tokenizer.apply_chat_template(messages, tokenize=False) for part in parts)
 
 
 def test_packing_adds_the_first_token_that_the_template_writes_too(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, "{{ bos_token }}" + TURNS, bos=True)
-    document, = GivenTokens(tmp_path).conversation(conversation(1), LIMIT)
+    (document,) = GivenTokens(tmp_path).conversation(conversation(1), LIMIT)
     expected = tokenizer.apply_chat_template(conversation(1), return_dict=True)["input_ids"]
     assert [tokenizer.bos_token_id, *document.tokens] == expected
 
@@ -303,8 +334,9 @@ def test_a_conversation_without_an_answer_is_left_out(marked: Path) -> None:
         assert list(GivenTokens(marked).conversation(messages, LIMIT)) == []
 
 
-@pytest.mark.parametrize("row", [
-    "text", [1], [{"content": "a"}], [{"role": "user", "content": None}], {}, [{"from": ["a"], "value": "b"}]])
+@pytest.mark.parametrize(
+    "row", ["text", [1], [{"content": "a"}], [{"role": "user", "content": None}], {}, [{"from": ["a"], "value": "b"}]]
+)
 def test_rows_that_are_no_conversations_are_refused(marked: Path, row: object) -> None:
     with pytest.raises(GivenTokensError):
         list(GivenTokens(marked).conversation(row, LIMIT))
@@ -314,7 +346,7 @@ def test_token_ids_are_kept_without_the_tokens_that_packing_adds(tmp_path: Path)
     tokenizer = write_tokenizer(tmp_path, None, bos=True)
     made = GivenTokens(tmp_path)
     ids = tokenizer("the answer is a word")["input_ids"]
-    document, = made.tokens([*ids, tokenizer.eos_token_id], LIMIT)
+    (document,) = made.tokens([*ids, tokenizer.eos_token_id], LIMIT)
     assert (document.text, document.tokens.tolist(), document.loss_mask) == ("the answer is a word", ids[1:], None)
     parts = list(made.tokens(ids, 3))
     assert [part.begins for part in parts] == [True] + [False] * (len(parts) - 1)
@@ -331,9 +363,17 @@ def test_the_tokenizer_must_suit_the_sources(tmp_path: Path) -> None:
     chat = {"path": path, "messages_column": "messages"}
 
     def check(source: dict[str, str], **sections: object) -> None:
-        check_sources(check_config({
-            "name": "a", "corpus": {"sources": [source]}, "model": {"family": "qwen3_moe"}, "tokens": {"total": 10**6},
-            **sections}))
+        check_sources(
+            check_config(
+                {
+                    "name": "a",
+                    "corpus": {"sources": [source]},
+                    "model": {"family": "qwen3_moe"},
+                    "tokens": {"total": 10**6},
+                    **sections,
+                }
+            )
+        )
 
     with pytest.raises(ConfigError, match=r"tokenizer\.path.*chat\.jsonl"):
         check(chat)
@@ -354,17 +394,29 @@ def test_the_tokenizer_must_suit_the_sources(tmp_path: Path) -> None:
             check(source, finetune=within, **usual)
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ({"messages_column": "a", "ids_column": "b"}, "exclude each other"),
-    ({"completion_column": "a", "messages_column": "b"}, "exclude each other"),
-    ({"messages_column": "a", "format": "csv"}, "messages_column needs files that can hold it"),
-    ({"completion_column": "a", "tools_column": "b", "format": "tsv"}, "completion_column needs files that can hold it"),
-    ({"completion_column": "a", "format": "text"}, "completion_column needs files that can hold it"),
-    ({"ids_column": "a", "path": "embedded"}, "ids_column needs files that can hold it"),
-    ({"ids_column": "a", "tools_column": "b"}, "tools_column needs the column of the messages"),
-    ({"tools_column": "b"}, "tools_column needs the column of the messages")])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"messages_column": "a", "ids_column": "b"}, "exclude each other"),
+        ({"completion_column": "a", "messages_column": "b"}, "exclude each other"),
+        ({"messages_column": "a", "format": "csv"}, "messages_column needs files that can hold it"),
+        (
+            {"completion_column": "a", "tools_column": "b", "format": "tsv"},
+            "completion_column needs files that can hold it",
+        ),
+        ({"completion_column": "a", "format": "text"}, "completion_column needs files that can hold it"),
+        ({"ids_column": "a", "path": "embedded"}, "ids_column needs files that can hold it"),
+        ({"ids_column": "a", "tools_column": "b"}, "tools_column needs the column of the messages"),
+        ({"tools_column": "b"}, "tools_column needs the column of the messages"),
+    ],
+)
 def test_a_source_holds_one_kind_of_data(source: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_config({
-            "name": "a", "corpus": {"sources": [{"path": "x", **source}]}, "model": {"family": "qwen3_moe"},
-            "tokens": {"total": 10**6}})
+        check_config(
+            {
+                "name": "a",
+                "corpus": {"sources": [{"path": "x", **source}]},
+                "model": {"family": "qwen3_moe"},
+                "tokens": {"total": 10**6},
+            }
+        )

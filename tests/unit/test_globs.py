@@ -25,17 +25,29 @@ from moedisco_ray.stages.corpus.splits import files_of_split
 LETTERS = "a" * 60
 DEEP = "a/" * 40 + LETTERS
 HOSTILE = {
-    "letters": "*a" * 12 + "b", "signs": "?*" * 12 + "b", "sets": "*[a]" * 12 + "b", "folders": "**/" * 12 + "b",
-    "named folders": "**/a/" * 12 + "b"}
+    "letters": "*a" * 12 + "b",
+    "signs": "?*" * 12 + "b",
+    "sets": "*[a]" * 12 + "b",
+    "folders": "**/" * 12 + "b",
+    "named folders": "**/a/" * 12 + "b",
+}
 names = st.text("ab.-[]!^\\\n", min_size=1, max_size=8)
 parts = st.text("ab*?.[]!-", max_size=6).map(lambda part: re.sub(r"\*+", "*", part)) | st.just("**")
 
 
 def config_of(folder: Path, source: dict[str, Any]) -> str:
     config = folder / "run.yaml"
-    config.write_text(json.dumps({
-        "name": "a", "model": {"family": "qwen3_moe"}, "tokens": {"total": 10**6}, "corpus": {"sources": [source]},
-        "output": str(folder / "runs")}))
+    config.write_text(
+        json.dumps(
+            {
+                "name": "a",
+                "model": {"family": "qwen3_moe"},
+                "tokens": {"total": 10**6},
+                "corpus": {"sources": [source]},
+                "output": str(folder / "runs"),
+            }
+        )
+    )
     return str(config)
 
 
@@ -47,7 +59,8 @@ def test_a_part_without_slashes_matches_as_fnmatch_does(pattern: str, name: str)
 
 @given(
     pattern=st.lists(parts, min_size=1, max_size=6),
-    path=st.lists(st.text("ab.", min_size=1, max_size=3), min_size=1, max_size=6))
+    path=st.lists(st.text("ab.", min_size=1, max_size=3), min_size=1, max_size=6),
+)
 def test_folders_match_as_when_every_way_is_tried(pattern: list[str], path: list[str]) -> None:
     def tried(wanted: list[str], left: list[str]) -> bool:
         if not wanted:
@@ -57,12 +70,14 @@ def test_folders_match_as_when_every_way_is_tried(pattern: list[str], path: list
         if wanted[0] == "**":
             return any(tried(wanted[1:], left[skipped:]) for skipped in range(len(left) + 1))
         return bool(left) and fnmatch.fnmatchcase(left[0], wanted[0]) and tried(wanted[1:], left[1:])
+
     assert Glob.of("/".join(pattern)).matches("/".join(path)) == tried(pattern, path)
 
 
 @given(
     pattern=st.lists(parts, min_size=1, max_size=6),
-    path=st.lists(st.text("ab.", min_size=1, max_size=3), min_size=2, max_size=6))
+    path=st.lists(st.text("ab.", min_size=1, max_size=3), min_size=2, max_size=6),
+)
 def test_no_folder_above_a_match_is_skipped(pattern: list[str], path: list[str]) -> None:
     glob = Glob.of("/".join(pattern))
     if glob.matches("/".join(path)):
@@ -76,6 +91,7 @@ def comparisons(do: Callable[[], object]) -> int:
     def seen(_: object, event: str, argument: Any) -> None:
         nonlocal count
         count += event == "c_call" and argument.__name__ == "match"
+
     sys.setprofile(seen)
     try:
         do()
@@ -131,7 +147,8 @@ def test_two_stars_next_to_other_characters_are_one_clear_line(tmp_path: Path) -
     with pytest.raises(GlobError, match="`\\*\\*` stands alone between slashes, unlike in 'a\\*\\*'"):
         Glob.of("x/a**/b")
     for source, field in (
-        ({"path": "x", "exclude": ["a", "**.txt"]}, "corpus.sources.0.exclude.1: "), ({"path": "a**"}, "corpus.sources.0.path: "),
+        ({"path": "x", "exclude": ["a", "**.txt"]}, "corpus.sources.0.exclude.1: "),
+        ({"path": "a**"}, "corpus.sources.0.path: "),
     ):
         done = CliRunner().invoke(app, ["plan", config_of(tmp_path, source)])
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1)

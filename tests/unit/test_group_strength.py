@@ -12,15 +12,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.models import (
-    ModelMap,
-    Selection,
-    load_model,
-    routers,
-    runnable,
-    submodel_config,
-    write_checkpoint,
-)
+from moedisco_ray.models import ModelMap, Selection, load_model, routers, runnable, submodel_config, write_checkpoint
 from moedisco_ray.models.initial_weights import random_weights, with_seed
 from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
 from moedisco_ray.stages.merge.group_strength import SHARE, group_strength
@@ -86,7 +78,7 @@ def test_two_principal_directions_are_the_sides_of_scikit_learns_first_component
     w_CD = principal_directions(statistics(x_TD, cluster_T, 3), 2)
     component_D = PCA(1).fit(x_TD.numpy()).components_[0]
     found_T, wanted_T = (x_TD @ (w_CD[0] - w_CD[1])).numpy(), (x_TD - x_TD.mean(0)).numpy() @ component_D
-    assert abs(np.corrcoef(found_T, wanted_T)[0, 1]) > 0.97        # not 1: a direction replaces the bias
+    assert abs(np.corrcoef(found_T, wanted_T)[0, 1]) > 0.97  # not 1: a direction replaces the bias
     assert float((x_TD.mean(0) @ w_CD.T).abs().max()) < 0.05
 
 
@@ -108,7 +100,9 @@ def same_expert_twice(config: dict[str, object], method: str, directory: Path) -
     whole = with_seed(seed, random_weights(config, 1), names, distinct_rows=method == "concat")
     generator = np.random.default_rng(0)
     batches = [(generator.integers(0, VOCAB, (8, LENGTH)), np.zeros(8, dtype=np.int64)) for _ in range(8)]
-    write_checkpoint(directory, calibrated(whole.items(), config, 2, batches, settings=RouterSettings(method), report=[]), config)
+    write_checkpoint(
+        directory, calibrated(whole.items(), config, 2, batches, settings=RouterSettings(method), report=[]), config
+    )
     model, found = runnable(load_model(directory)), []
     for router in routers(model).values():
         router.register_forward_hook(lambda _, __, output: found.append(output[2] % GROUP))

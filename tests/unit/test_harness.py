@@ -30,7 +30,11 @@ needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, 
 LENGTH = 48
 CHOICES: list[dict[str, Any]] = [
     {"query": "Question: What falls from clouds?", "choices": ["rain", "a long road", "wooden chairs"], "gold": 0},
-    {"query": "The lamp was dark, therefore", "choices": ["she lit it.", "she sang to the whole town about it."], "gold": 0},
+    {
+        "query": "The lamp was dark, therefore",
+        "choices": ["she lit it.", "she sang to the whole town about it."],
+        "gold": 0,
+    },
     {"query": "Two and two are", "choices": ["four", "five", "six", "seven"], "gold": 0},
     {"query": "A cat that is hungry will", "choices": ["sleep in the sun", "look for food"], "gold": 1},
     {"query": "12", "choices": ["is a number", "is a cat"], "gold": 0},
@@ -55,8 +59,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_trained(train_bpe(texts, 320), directory)
     torch.manual_seed(0)
     sizes = Architecture(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2,
-        initializer_range=0.3)
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        initializer_range=0.3,
+    )
     encoder = Encoder(directory)
     config = hf_config("qwen3_moe", sizes, encoder.vocab_size, LENGTH, encoder.eos)
     save_model(AutoModelForCausalLM.from_config(config), directory)
@@ -67,6 +77,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("it asked the network")
+
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
@@ -97,11 +108,18 @@ def test_the_harness_counts_what_the_logits_say(model: Path, tmp_path: Path, off
         right_by_length.append((nats / [len(choice) for choice in row["choices"]]).argmax() == row["gold"])
     assert 0 < sum(right) < len(CHOICES)
     assert (facts["task"], facts["examples"], facts["acc"], facts["acc_norm"]) == (
-        "facts", len(CHOICES), pytest.approx(np.mean(right)), pytest.approx(np.mean(right_by_length)))
+        "facts",
+        len(CHOICES),
+        pytest.approx(np.mean(right)),
+        pytest.approx(np.mean(right_by_length)),
+    )
     assert facts["acc_stderr"] == pytest.approx(np.std(right, ddof=1) / math.sqrt(len(right)))
     assert facts["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 4 + 1 / 2 + 1 / 2) / 5)
     assert (ends["acc"], ends["acc_norm"], ends["chance"]) == (
-        np.mean([likelihood(model, row["context"], f" {row['continuation']}")[1] for row in COMPLETIONS]), None, None)
+        np.mean([likelihood(model, row["context"], f" {row['continuation']}")[1] for row in COMPLETIONS]),
+        None,
+        None,
+    )
     one = Evaluation(lm_eval=files, lm_eval_limit=1)
     few = judge(open_streamed(model, dtype=torch.float32), model, one, read_unseen=read_unseen)["lm_eval"]
     assert [entry["examples"] for entry in few] == [1, 1]
@@ -119,7 +137,8 @@ def test_questions_are_asked_as_their_texts_want() -> None:
 
     assert asked(CHOICES[:2]) == [
         *(("Question: What falls from clouds?\nAnswer:", f" {choice}") for choice in CHOICES[0]["choices"]),
-        *(("The lamp was dark, therefore", f" {choice}") for choice in CHOICES[1]["choices"])]
+        *(("The lamp was dark, therefore", f" {choice}") for choice in CHOICES[1]["choices"]),
+    ]
     assert asked(COMPLETIONS[:1]) == [("the cat sat on the", " mat")]
 
 
@@ -141,16 +160,18 @@ def test_likelihoods_are_those_of_our_scoring_and_of_the_harness_own_class(model
     found = ours.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)])
     for (context, continuation), (nats, _) in zip(split, found, strict=True):
         tokens = np.array((context + continuation)[-LENGTH:], dtype=np.int32)
-        alone, = token_nats(loaded, [tokens], prefix=encoder.prefix, sequence_length=LENGTH)
-        assert nats == pytest.approx(-alone[-len(continuation):].sum(), abs=1e-4)
+        (alone,) = token_nats(loaded, [tokens], prefix=encoder.prefix, sequence_length=LENGTH)
+        assert nats == pytest.approx(-alone[-len(continuation) :].sum(), abs=1e-4)
 
     # What the model would write is among the rest: one token, then any other.
     for context, continuation in [pair for pair in split if len(pair[0]) < LENGTH - 2]:
         with torch.no_grad():
             written = int(loaded(input_ids=torch.tensor([[encoder.eos, *context]])).logits[0, -1].argmax())
         split += [(context, [written]), ([*context, written], continuation)]
-    cut = [((context + continuation)[-LENGTH:-len(continuation)], continuation) for context, continuation in split]
-    expected = theirs._loglikelihood_tokens([(("", ""), [encoder.eos, *context], end) for context, end in cut], disable_tqdm=True)
+    cut = [((context + continuation)[-LENGTH : -len(continuation)], continuation) for context, continuation in split]
+    expected = theirs._loglikelihood_tokens(
+        [(("", ""), [encoder.eos, *context], end) for context, end in cut], disable_tqdm=True
+    )
     found = ours._loglikelihood_tokens([(("", ""), context, continuation) for context, continuation in split])
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
@@ -161,7 +182,14 @@ def test_likelihoods_are_those_of_our_scoring_and_of_the_harness_own_class(model
 def test_an_exported_model_is_measured_on_its_own(model: Path, tmp_path: Path, offline: None) -> None:
     text = tmp_path / "other.txt"
     text.write_text("the cat sat on the mat, and one two three", encoding="utf-8")
-    arguments = ["evaluate", str(model), "--lm-eval", str(write_lines(tmp_path / "facts.jsonl", CHOICES)), "--sources", str(text)]
+    arguments = [
+        "evaluate",
+        str(model),
+        "--lm-eval",
+        str(write_lines(tmp_path / "facts.jsonl", CHOICES)),
+        "--sources",
+        str(text),
+    ]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert shown.stderr == ""
@@ -172,10 +200,13 @@ def test_an_exported_model_is_measured_on_its_own(model: Path, tmp_path: Path, o
     assert found["lm_eval"][0]["examples"] == len(CHOICES)
 
 
-def test_a_missing_harness_is_told_with_its_remedy(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_harness_is_told_with_its_remedy(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     tasks = write_lines(tmp_path / "facts.jsonl", CHOICES)
     result = CliRunner().invoke(app, ["evaluate", str(model), "--lm-eval", str(tasks)])
     assert result.exit_code == 2
     assert result.stderr == (
-        f"moedisco: evaluation.lm_eval: ['{tasks}']: lm-eval is not installed; pip install 'moedisco-ray[lm-eval]'\n")
+        f"moedisco: evaluation.lm_eval: ['{tasks}']: lm-eval is not installed; pip install 'moedisco-ray[lm-eval]'\n"
+    )

@@ -19,8 +19,17 @@ from moedisco_ray.training.checkpoints import checkpoint
 @pytest.fixture
 def job(tmp_path: Path) -> TrainJob:
     return TrainJob(
-        stage="submodels", name="submodel-0", model=tmp_path, packed_dirs=(), output=tmp_path / "home" / "out",
-        checkpoints="s3://bucket/steps", steps=200, sequence_length=1, optimizer=Optimizer(batch_tokens=8), checkpoint_every=1)
+        stage="submodels",
+        name="submodel-0",
+        model=tmp_path,
+        packed_dirs=(),
+        output=tmp_path / "home" / "out",
+        checkpoints="s3://bucket/steps",
+        steps=200,
+        sequence_length=1,
+        optimizer=Optimizer(batch_tokens=8),
+        checkpoint_every=1,
+    )
 
 
 def storage(found: list[int] | StorageError) -> Callable[[Location], list[int]]:
@@ -28,12 +37,13 @@ def storage(found: list[int] | StorageError) -> Callable[[Location], list[int]]:
         if isinstance(found, StorageError):
             raise found
         return found
+
     return steps
 
 
 @pytest.mark.parametrize("kind", ["preempted", "died", "storage", "out_of_memory", "failed", "not_finite"])
 def test_a_storage_that_is_away_when_workers_end_does_not_end_the_run(
-    job: TrainJob, monkeypatch: pytest.MonkeyPatch, kind: EndKind,
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, kind: EndKind
 ) -> None:
     monkeypatch.setattr(checkpoint, "steps", storage(StorageError("it does not answer")))
     decision = follow(job, History(8, step=5, at_step=1), End(kind, 5, "its end"), 3, 1)
@@ -41,7 +51,9 @@ def test_a_storage_that_is_away_when_workers_end_does_not_end_the_run(
     assert remembered(job, 1) == decision.history
 
 
-def test_going_back_drops_the_checkpoints_after_the_one_it_goes_back_to(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_back_drops_the_checkpoints_after_the_one_it_goes_back_to(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dropped: list[int] = []
     monkeypatch.setattr(checkpoint, "steps", storage([80, 90, 100]))
     monkeypatch.setattr(checkpoint, "discard_after", lambda _location, step: dropped.append(step))

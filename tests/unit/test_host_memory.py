@@ -68,8 +68,12 @@ print(json.dumps(run("large", 16_000_000, 1024)))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, int]]:
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path_factory.mktemp("home"))], check=True, capture_output=True, text=True,
-        cwd=Path(__file__).parents[2])
+        [sys.executable, "-c", MEASURE, str(tmp_path_factory.mktemp("home"))],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
     figures: dict[str, tuple[float, int]] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

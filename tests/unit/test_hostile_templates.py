@@ -32,10 +32,15 @@ def refused(result: Result, message: str) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("template", "message"), [
-    (ENDLESS, "needs more than 3 s of computing time"), (LARGE, "needs more than 1 GiB of memory"),
-    ("{{ raise_exception('the user is not polite') }}", "refuses these messages (the user is not polite)"),
-    ("{{ 1 // 0 }}", "refuses these messages (")])
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (ENDLESS, "needs more than 3 s of computing time"),
+        (LARGE, "needs more than 1 GiB of memory"),
+        ("{{ raise_exception('the user is not polite') }}", "refuses these messages (the user is not polite)"),
+        ("{{ 1 // 0 }}", "refuses these messages ("),
+    ],
+)
 def test_chat_ends_in_one_line_where_a_template_takes_too_much(tmp_path: Path, template: str, message: str) -> None:
     """Protects a user who tries a stranger's model.
 
@@ -55,10 +60,18 @@ def test_validate_ends_in_one_line_where_a_tokenizers_template_never_ends(tmp_pa
     write_tokenizer(tmp_path / "tokenizer", ENDLESS)
     path = write_rows(tmp_path / "chat.jsonl", "messages", [conversation(number) for number in range(9)])
     config = tmp_path / "run.yaml"
-    config.write_text(json.dumps({
-        "name": "a", "corpus": {"sources": [{"path": str(path), "messages_column": "messages", "on_error": "skip"}]},
-        "model": {"family": "qwen3_moe"}, "tokens": {"total": 10**6}, "tokenizer": {"path": str(tmp_path / "tokenizer")},
-        "output": str(tmp_path / "runs")}))
+    config.write_text(
+        json.dumps(
+            {
+                "name": "a",
+                "corpus": {"sources": [{"path": str(path), "messages_column": "messages", "on_error": "skip"}]},
+                "model": {"family": "qwen3_moe"},
+                "tokens": {"total": 10**6},
+                "tokenizer": {"path": str(tmp_path / "tokenizer")},
+                "output": str(tmp_path / "runs"),
+            }
+        )
+    )
     refused(CliRunner().invoke(app, ["validate", str(config)]), "needs more than 3 s of computing time")
 
 
@@ -90,7 +103,7 @@ def test_a_process_that_others_end_is_not_said_to_need_memory(tmp_path: Path, nu
     """Protects a user from replacing a template after the kernel ended its process on a machine without memory."""
     write_tokenizer(tmp_path / "endless", ENDLESS)
     write_tokenizer(tmp_path / "honest")
-    assert GivenTokens(tmp_path / "honest").render(conversation(0)).text     # the process has started
+    assert GivenTokens(tmp_path / "honest").render(conversation(0)).text  # the process has started
     children = psutil.Process(os.getpid()).children()
     [process] = [each for each in children if "template_process.py" in " ".join(each.cmdline())]
     timer = threading.Timer(0.2, process.send_signal, [number])

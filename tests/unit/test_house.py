@@ -4,7 +4,8 @@ import pytest
 
 from tests import house
 
-CODE = '''"""A module."""
+CODE = (
+    '''"""A module."""
 
 import os
 
@@ -26,7 +27,9 @@ def _inner():
 
 async def test_something():
     assert "seeds" != "seed"
-''' + f"{'# ' + 'x' * 120}\n"
+'''
+    f"{'# ' + 'x' * 120}\n"
+)
 
 
 def test_a_source_is_measured_by_its_code_and_not_by_its_text():
@@ -40,11 +43,17 @@ def test_a_source_is_measured_by_its_code_and_not_by_its_text():
 
 def test_a_tree_is_measured_by_rooms_and_by_its_reference_pages():
     files = {
-        "moedisco_ray/core/a.py": CODE, "moedisco_ray/core/b/c.py": CODE, "service/errors.py": CODE, "tests/unit/test_a.py": CODE,
-        "docs/configuration.md": "| setting |\n| --- |\n| `a.b` | 1 |\n| `a.c` | 2 |\n", "README.md": "two words\n",
+        "moedisco_ray/core/a.py": CODE,
+        "moedisco_ray/core/b/c.py": CODE,
+        "service/errors.py": CODE,
+        "tests/unit/test_a.py": CODE,
+        "docs/configuration.md": "| setting |\n| --- |\n| `a.b` | 1 |\n| `a.c` | 2 |\n",
+        "README.md": "two words\n",
         "docs/cli.md": (
-            "```text\nmoedisco [OPTIONS] COMMAND [ARGS]...\n```\n```text\nmoedisco run [OPTIONS]\n```\n| `--set KEY` | x |\n"),
-        "docs/rest.md": "### `GET /a`\n"}
+            "```text\nmoedisco [OPTIONS] COMMAND [ARGS]...\n```\n```text\nmoedisco run [OPTIONS]\n```\n| `--set KEY` | x |\n"
+        ),
+        "docs/rest.md": "### `GET /a`\n",
+    }
     found = house.measures(files, {CODE: house.measured(CODE)})
     named = ("documented settings", "commands", "options", "REST routes", "lines of README", "words of README")
     assert [found[name] for name in named] == [2, 1, 1, 1, 1, 2]
@@ -63,5 +72,6 @@ def test_seconds_are_summed_by_folder(tmp_path):
     report.write_text(
         '<testsuites><testsuite><testcase classname="tests.unit.test_a" time="1.5"/>'
         '<testcase classname="tests.unit.test_b.Group" time="0.5"/><testcase classname="tests.ray.test_c" time="9"/>'
-        "</testsuite></testsuites>")
+        "</testsuite></testsuites>"
+    )
     assert house.seconds([report]) == pytest.approx({"tests/ray": 9, "tests/unit": 2})

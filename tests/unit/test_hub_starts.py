@@ -56,8 +56,11 @@ def server(tmp_path: Path, files: Path) -> Iterator[Hub]:
 
 def upcycled(output: Path, name: str = NAME, **init: Any) -> RunConfig:
     return small_config(
-        output, model={"family": None, "config": None, "init": {"upcycle": name, "num_experts": 2, **init}},
-        tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4}, corpus={"sequence_length": 64})
+        output,
+        model={"family": None, "config": None, "init": {"upcycle": name, "num_experts": 2, **init}},
+        tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4},
+        corpus={"sequence_length": 64},
+    )
 
 
 @pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub", "hf-xet")
@@ -73,14 +76,17 @@ def test_a_run_keeps_the_commit_that_it_began_with(server: Hub, files: Path, tmp
     assert report["start"] == {"kind": "upcycle", "name": NAME}
     evaluation = report["evaluation"]
     assert evaluation["start"]["tokens"] == evaluation["tokens"]
-    assert [entry["source"] for entry in evaluation["start"]["sources"]] == [entry["source"] for entry in evaluation["sources"]]
+    assert [entry["source"] for entry in evaluation["start"]["sources"]] == [
+        entry["source"] for entry in evaluation["sources"]
+    ]
     assert evaluation["loss"] < evaluation["start"]["loss"] < 6
     front = metadata_load(directory / "model" / "README.md")
     assert (front["base_model"], front["license"]) == (NAME, "mit")
     results = {each["dataset"]["name"]: each["metrics"] for each in front["model-index"][0]["results"]}
     assert results["held-out text"][0]["value"] == pytest.approx(evaluation["loss"], abs=1e-6)
     assert f"below the {evaluation['start']['loss']:.4f} of the model that the run started from" in (
-        directory / "model" / "README.md").read_text(encoding="utf-8")
+        directory / "model" / "README.md"
+    ).read_text(encoding="utf-8")
     assert read_json(directory / "model" / "config.json")["num_local_experts"] == 2
 
     newer = server.add(NAME, {**server.repositories[NAME].commits[first], "NOTICE": b"newer"})
@@ -89,7 +95,9 @@ def test_a_run_keeps_the_commit_that_it_began_with(server: Hub, files: Path, tmp
     assert pipeline.is_finished(again)
     other = upcycled(tmp_path / "others")
     assert other.model.init.commit == newer
-    with pytest.raises(RunDirError, match=r"holds a run with other settings \(model\.init\.revision, model\.init\.commit\)"):
+    with pytest.raises(
+        RunDirError, match=r"holds a run with other settings \(model\.init\.revision, model\.init\.commit\)"
+    ):
         pipeline.run(upcycled(tmp_path / "runs", revision="main"), backend=LocalBackend())
 
 
@@ -105,7 +113,7 @@ def test_weights_are_downloaded_only_where_they_are_read(server: Hub, tmp_path: 
 
 @pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub", "hf-xet")
 def test_weights_come_through_xet_storage_and_a_failure_there_is_one_line(
-    server: Hub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    server: Hub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.xet = "http://127.0.0.1:9"
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
@@ -117,7 +125,9 @@ def test_weights_come_through_xet_storage_and_a_failure_there_is_one_line(
         _ = init.directory_with_weights()
     assert [path for _, path, _ in server.requests if "xet" in path]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    assert (init.directory_with_weights() / "model.safetensors").read_bytes() == (files / "model.safetensors").read_bytes()
+    assert (init.directory_with_weights() / "model.safetensors").read_bytes() == (
+        files / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("name", [NAME, f"hf://{NAME}@main"])
@@ -138,12 +148,14 @@ def test_a_branch_a_tag_or_a_commit_is_a_revision(server: Hub, files: Path) -> N
     for revision, commit in (("tuned", tuned), (first, first), ("main", first)):
         config = check_config(MINIMAL | {"model": {"init": {"upcycle": NAME, "revision": revision}}})
         assert config.model.init.commit == commit
-    with pytest.raises(CheckpointError, match=rf"^model\.init\.upcycle: 'hf://{NAME}': has no revision 'gone'; name a branch"):
+    with pytest.raises(
+        CheckpointError, match=rf"^model\.init\.upcycle: 'hf://{NAME}': has no revision 'gone'; name a branch"
+    ):
         check_config(MINIMAL | {"model": {"init": {"upcycle": NAME, "revision": "gone"}}})
 
 
 def test_the_token_is_the_environments_and_in_no_configuration_or_log(
-    server: Hub, tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    server: Hub, tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     server.add("closed/model", files, private=True)
@@ -152,12 +164,14 @@ def test_the_token_is_the_environments_and_in_no_configuration_or_log(
     monkeypatch.setenv("HF_TOKEN", server.token)
     config = upcycled(tmp_path, "closed/model")
     assert config.model.init.directory_with_weights().is_dir()
-    assert ("GET", f"Bearer {server.token}") in {(method, authorization) for method, _, authorization in server.requests}
+    assert ("GET", f"Bearer {server.token}") in {
+        (method, authorization) for method, _, authorization in server.requests
+    }
     assert server.token not in json.dumps(config.model_dump(mode="json")) + caplog.text
 
 
 def test_no_token_that_was_saved_by_another_program_is_sent(
-    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "token").write_text("hf_saved")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -166,7 +180,7 @@ def test_no_token_that_was_saved_by_another_program_is_sent(
 
 
 def test_a_run_goes_on_offline_and_an_unknown_model_is_one_line(
-    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = upcycled(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -176,14 +190,23 @@ def test_a_run_goes_on_offline_and_an_unknown_model_is_one_line(
         upcycled(tmp_path, "tiny-org/other")
 
 
-@pytest.mark.parametrize(("init", "line"), [
-    ({"upcycle": "tiny-org/absent"}, "'hf://tiny-org/absent': is no model that this machine may read at the hub; correct the name"),
-    ({"upcycle": "hf://datasets/org/text"}, "must read hf://ORG/NAME; write a branch, a tag or a commit in `revision`"),
-    ({"upcycle": "hf://org/name@main"}, "must read hf://ORG/NAME; write a branch, a tag or a commit in `revision`"),
-    ({"upcycle": "hf:org/name"}, "must read hf://ORG/NAME; write a branch, a tag or a commit in `revision`"),
-    ({"upcycle": "./models/mine", "revision": "main"}, "revision belongs to a model of the Hugging Face hub"),
-    ({"upcycle": NAME, "revision": "../x"}, "model.init.revision: '../x'"),
-])
+@pytest.mark.parametrize(
+    ("init", "line"),
+    [
+        (
+            {"upcycle": "tiny-org/absent"},
+            "'hf://tiny-org/absent': is no model that this machine may read at the hub; correct the name",
+        ),
+        (
+            {"upcycle": "hf://datasets/org/text"},
+            "must read hf://ORG/NAME; write a branch, a tag or a commit in `revision`",
+        ),
+        ({"upcycle": "hf://org/name@main"}, "must read hf://ORG/NAME; write a branch, a tag or a commit in `revision`"),
+        ({"upcycle": "hf:org/name"}, "must read hf://ORG/NAME; write a branch, a tag or a commit in `revision`"),
+        ({"upcycle": "./models/mine", "revision": "main"}, "revision belongs to a model of the Hugging Face hub"),
+        ({"upcycle": NAME, "revision": "../x"}, "model.init.revision: '../x'"),
+    ],
+)
 def test_mistakes_are_one_line(server: Hub, init: dict[str, Any], line: str) -> None:
     with pytest.raises((ConfigError, CheckpointError)) as caught:
         check_config(MINIMAL | {"model": {"init": init}})
@@ -191,7 +214,9 @@ def test_mistakes_are_one_line(server: Hub, init: dict[str, Any], line: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_directory_of_this_name_comes_first(server: Hub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_this_name_comes_first(
+    server: Hub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tiny-org").mkdir()
     (tmp_path / NAME).symlink_to(files)
     monkeypatch.chdir(tmp_path)
@@ -211,9 +236,28 @@ def test_a_process_with_read_roots_reads_the_models_that_they_name(server: Hub, 
     assert local_copies(f"hf://{NAME}") == [hub_cache() / "models--tiny-org--tiny.llama_1"]
 
 
-@pytest.mark.parametrize(("text", "is_name"), [
-    ("org/name", True), ("a/b", True), ("Org-1/Name.2_x", True), ("org", False), ("a/b/c", False), ("../b", False), ("./b", False),
-    ("/a", False), ("a/", False), ("a/..", False), ("a..b/c", False), ("a/b--c", False), ("-a/b", False), ("datasets/x", False),
-    ("a b/c", False), ("s3://a/b", False), ("a/b\n", False), ("é/b", False)])
+@pytest.mark.parametrize(
+    ("text", "is_name"),
+    [
+        ("org/name", True),
+        ("a/b", True),
+        ("Org-1/Name.2_x", True),
+        ("org", False),
+        ("a/b/c", False),
+        ("../b", False),
+        ("./b", False),
+        ("/a", False),
+        ("a/", False),
+        ("a/..", False),
+        ("a..b/c", False),
+        ("a/b--c", False),
+        ("-a/b", False),
+        ("datasets/x", False),
+        ("a b/c", False),
+        ("s3://a/b", False),
+        ("a/b\n", False),
+        ("é/b", False),
+    ],
+)
 def test_which_texts_can_be_names(text: str, is_name: bool) -> None:
     assert is_hub_name(text) == is_name

@@ -23,9 +23,20 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 
 def token(**changes):
-    return JoinToken(**{
-        "host": "head.example", "port": 7722, "host_key": "ssh-ed25519 AAAA", "user": head.USER, "slot": 3,
-        "network": "10.97.0.0/16", "key": "KEY", "certificate": "CERTIFICATE", "expires": time.time() + 60} | changes)
+    return JoinToken(
+        **{
+            "host": "head.example",
+            "port": 7722,
+            "host_key": "ssh-ed25519 AAAA",
+            "user": head.USER,
+            "slot": 3,
+            "network": "10.97.0.0/16",
+            "key": "KEY",
+            "certificate": "CERTIFICATE",
+            "expires": time.time() + 60,
+        }
+        | changes
+    )
 
 
 @given(host=WORDS, key=WORDS, slot=st.integers(1, 1000), expires=st.floats(1, 1e10))
@@ -66,8 +77,16 @@ def test_every_machine_has_an_address_of_its_own(slots):
     assert not any(each.endswith((".0.0", ".255.255")) for each in found)
 
 
-@pytest.mark.parametrize(("network", "fits"), [
-    ("10.97.0.0/16", True), ("10.97.0.0/23", True), ("10.97.0.0/24", False), ("10.97.0.1/16", False), ("office", False)])
+@pytest.mark.parametrize(
+    ("network", "fits"),
+    [
+        ("10.97.0.0/16", True),
+        ("10.97.0.0/23", True),
+        ("10.97.0.0/24", False),
+        ("10.97.0.1/16", False),
+        ("office", False),
+    ],
+)
 def test_a_network_needs_an_address_for_every_machine(network, fits):
     settings = head.Gateway(host="head.example", port=7722, network=network, machines=32)
     with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match=r"--network: '.*': is no IPv4 network"):
@@ -124,8 +143,10 @@ def test_a_token_needs_a_gateway(tmp_path, monkeypatch):
         head.issue(tmp_path, 60)
 
 
-@pytest.mark.parametrize("command", [
-    ["join-token"], ["join-gateway", "--public-host=x", "--ray-address=a:1"], ["join", token(expires=4e9).encoded()]])
+@pytest.mark.parametrize(
+    "command",
+    [["join-token"], ["join-gateway", "--public-host=x", "--ray-address=a:1"], ["join", token(expires=4e9).encoded()]],
+)
 def test_commands_need_root_and_say_so(command, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     ended = CliRunner().invoke(app, command)
@@ -140,13 +161,19 @@ def test_a_machine_without_gpu_needs_a_number_of_slots(monkeypatch):
     assert (ended.exit_code, "--gpus: 0: this machine has no NVIDIA GPU" in ended.stderr) == (2, True)
 
 
-@pytest.mark.parametrize(("stderr", "says"), [
-    ("u@h: Permission denied (publickey).", "it was used before, or another head issued it"),
-    ("Host key verification failed.", "another machine than the head"),
-    ("Tunnel device open failed.", "needs root and CAP_NET_ADMIN"),
-    ("ssh: connect to host h port 7722: Connection refused", "does not answer there (ssh: connect to host h port 7722: Conn"),
-    ("", "no reason given"),
-])
+@pytest.mark.parametrize(
+    ("stderr", "says"),
+    [
+        ("u@h: Permission denied (publickey).", "it was used before, or another head issued it"),
+        ("Host key verification failed.", "another machine than the head"),
+        ("Tunnel device open failed.", "needs root and CAP_NET_ADMIN"),
+        (
+            "ssh: connect to host h port 7722: Connection refused",
+            "does not answer there (ssh: connect to host h port 7722: Conn",
+        ),
+        ("", "no reason given"),
+    ],
+)
 def test_what_ssh_says_is_explained_in_one_line(stderr, says):
     line = str(explain(stderr, token()))
     assert says in line

@@ -17,23 +17,47 @@ from moedisco_ray.execution.ray.wait_notice import WaitNotice
 AZURE = "(DeploymentFailed) At least one resource deployment operation failed.\nCode: DeploymentFailed\nException Details:\t"
 
 
-@pytest.mark.parametrize(("error", "kind"), [
-    ("Node Launch Exception (InsufficientInstanceCapacity): We currently do not have sufficient p5.4xlarge capacity", "capacity"),
-    ("Node Launch Exception (SpotMaxPriceTooLow): Your Spot request price of 0.1 is lower than the minimum", "capacity"),
-    ("{'errors': [{'code': 'ZONE_RESOURCE_POOL_EXHAUSTED', 'message': \"The zone does not have enough resources\"}]}", "capacity"),
-    (f"{AZURE}(SkuNotAvailable) The requested VM size is currently not available in location 'eastus'.", "capacity"),
-    (f"{AZURE}(OverconstrainedZonalAllocationRequest) Allocation failed.", "capacity"),
-    ("Node Launch Exception (MaxSpotInstanceCountExceeded): Max spot instance count exceeded", "quota"),
-    ("Node Launch Exception (VcpuLimitExceeded): You have requested more vCPU capacity than your current vCPU limit", "quota"),
-    ("{'errors': [{'code': 'QUOTA_EXCEEDED', 'message': \"Quota 'PREEMPTIBLE_NVIDIA_T4_GPUS' exceeded. Limit: 0.0\"}]}", "quota"),
-    (f"{AZURE}(OperationNotAllowed) It results in exceeding approved LowPriorityCores Quota", "quota"),
-    (f"{AZURE}(OperationNotAllowed) The operation is not allowed on this resource", "other"),
-    ("Node Launch Exception (AuthFailure.ServiceLinkedRoleCreationNotPermitted): The provided credentials", "other"),
-    ("Node Launch Exception (InvalidAMIID.NotFound): The image id '[ami-1]' does not exist", "other"),
-    ("Node Launch Exception (InvalidSubnetID.NotFound): The subnet ID 'subnet-1' does not exist", "other"),
-    ("<HttpError 403 when requesting it returned \"Required 'compute.instances.create' permission\">", "other"),
-    ("Node Launch Exception (RequestLimitExceeded): Request limit exceeded.", "other"),
-])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (
+            "Node Launch Exception (InsufficientInstanceCapacity): We currently do not have sufficient p5.4xlarge capacity",
+            "capacity",
+        ),
+        (
+            "Node Launch Exception (SpotMaxPriceTooLow): Your Spot request price of 0.1 is lower than the minimum",
+            "capacity",
+        ),
+        (
+            "{'errors': [{'code': 'ZONE_RESOURCE_POOL_EXHAUSTED', 'message': \"The zone does not have enough resources\"}]}",
+            "capacity",
+        ),
+        (
+            f"{AZURE}(SkuNotAvailable) The requested VM size is currently not available in location 'eastus'.",
+            "capacity",
+        ),
+        (f"{AZURE}(OverconstrainedZonalAllocationRequest) Allocation failed.", "capacity"),
+        ("Node Launch Exception (MaxSpotInstanceCountExceeded): Max spot instance count exceeded", "quota"),
+        (
+            "Node Launch Exception (VcpuLimitExceeded): You have requested more vCPU capacity than your current vCPU limit",
+            "quota",
+        ),
+        (
+            "{'errors': [{'code': 'QUOTA_EXCEEDED', 'message': \"Quota 'PREEMPTIBLE_NVIDIA_T4_GPUS' exceeded. Limit: 0.0\"}]}",
+            "quota",
+        ),
+        (f"{AZURE}(OperationNotAllowed) It results in exceeding approved LowPriorityCores Quota", "quota"),
+        (f"{AZURE}(OperationNotAllowed) The operation is not allowed on this resource", "other"),
+        (
+            "Node Launch Exception (AuthFailure.ServiceLinkedRoleCreationNotPermitted): The provided credentials",
+            "other",
+        ),
+        ("Node Launch Exception (InvalidAMIID.NotFound): The image id '[ami-1]' does not exist", "other"),
+        ("Node Launch Exception (InvalidSubnetID.NotFound): The subnet ID 'subnet-1' does not exist", "other"),
+        ("<HttpError 403 when requesting it returned \"Required 'compute.instances.create' permission\">", "other"),
+        ("Node Launch Exception (RequestLimitExceeded): Request limit exceeded.", "other"),
+    ],
+)
 def test_only_machines_that_the_cloud_lacks_are_missing_capacity(error: str, kind: Kind) -> None:
     assert kind_of(error) == kind
 
@@ -50,7 +74,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     kept: dict[str, bytes] = {}
     monkeypatch.setattr(launch_failures.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray_internals, "kv_get", lambda key, _namespace: kept.get(key))
-    monkeypatch.setattr(ray_internals, "kv_put_from_head", lambda key, value, _namespace: kept.update({key: value.encode()}))
+    monkeypatch.setattr(
+        ray_internals, "kv_put_from_head", lambda key, value, _namespace: kept.update({key: value.encode()})
+    )
     return kept
 
 
@@ -75,7 +101,13 @@ def test_without_a_cluster_nothing_is_published(monkeypatch: pytest.MonkeyPatch)
 def test_a_wait_reports_each_refused_type_once_as_soon_as_it_is_known(store: dict[str, bytes]) -> None:
     now, events = [0.0], list[Event]()
     notice = WaitNotice(events.append, lambda: now[0])
-    for failing in ({"early": "no role"}, {}, {"low": "no role"}, {"low": "no role", "high": "no quota"}, {"low": "no role"}):
+    for failing in (
+        {"early": "no role"},
+        {},
+        {"low": "no role"},
+        {"low": "no role", "high": "no quota"},
+        {"low": "no role"},
+    ):
         launch_failures.publish(failing)
         notice.waiting(lambda: "waits", grace=10.0)
         now[0] += 30.0
@@ -94,9 +126,20 @@ class Autoscaler:
         request = f"request-{self.now}"
         if error is not None:
             self.errors[request, "low"] = error
-        for new, instance_type in ((Instance.REQUESTED, "low"), (status, "low" if status == Instance.ALLOCATED else "")):
-            self.monitor.notify([InstanceUpdateEvent(
-                instance_id=request, new_instance_status=new, launch_request_id=request, instance_type=instance_type)])
+        for new, instance_type in (
+            (Instance.REQUESTED, "low"),
+            (status, "low" if status == Instance.ALLOCATED else ""),
+        ):
+            self.monitor.notify(
+                [
+                    InstanceUpdateEvent(
+                        instance_id=request,
+                        new_instance_status=new,
+                        launch_request_id=request,
+                        instance_type=instance_type,
+                    )
+                ]
+            )
         self.now += 10.0
 
     @property
@@ -128,7 +171,9 @@ def test_a_failure_is_over_when_a_machine_comes(store: dict[str, bytes]) -> None
     assert published() == {}
 
 
-def test_the_log_repeats_a_failure_every_five_minutes(store: dict[str, bytes], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_repeats_a_failure_every_five_minutes(
+    store: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     autoscaler = Autoscaler()
     for _ in range(61):
         autoscaler.launch("(UnauthorizedOperation): You are not authorized")

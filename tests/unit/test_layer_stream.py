@@ -65,10 +65,14 @@ def test_a_streamed_model_gives_the_bits_of_the_model_in_memory(family, dtype, r
         assert len(on_device(model)) == len(list(stay.parameters()))
 
 
-@pytest.mark.parametrize("read", [
-    lambda stored, _: [*stored.stream()],
-    lambda stored, memory: streamed_model(stored, memory.config, dtype=torch.float32, resident=False)(TOKENS),
-    lambda stored, memory: read_tensors(memory.state_dict(), stored, stored.model_map)])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda stored, _: [*stored.stream()],
+        lambda stored, memory: streamed_model(stored, memory.config, dtype=torch.float32, resident=False)(TOKENS),
+        lambda stored, memory: read_tensors(memory.state_dict(), stored, stored.model_map),
+    ],
+)
 def test_one_thread_reads_ahead_and_ends(read, tmp_path, monkeypatch):
     config = tiny_config("qwen3_moe", 12, num_hidden_layers=3)
     write_checkpoint(tmp_path, random_tensors(config).items(), config)
@@ -78,7 +82,7 @@ def test_one_thread_reads_ahead_and_ends(read, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "read_ahead", lambda *given: (asked.append(given), read_ahead(*given)))
     read(open_checkpoint(tmp_path), memory)
     assert len(asked) > 1
-    thread, = threads
+    (thread,) = threads
     thread.join(10)
     assert not thread.is_alive()
 
@@ -92,7 +96,7 @@ def test_generation_with_a_cache_gives_the_same_bits(tmp_path):
     for each in (memory, model):
         cache = DynamicCache(config=each.config)
         with torch.inference_mode():
-            found.append([each(TOKENS[:1, at:at + 4], None, None, cache, use_cache=True).logits for at in (0, 4, 8)])
+            found.append([each(TOKENS[:1, at : at + 4], None, None, cache, use_cache=True).logits for at in (0, 4, 8)])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -107,8 +111,7 @@ def test_a_few_tokens_read_only_the_experts_that_they_select(family, tmp_path):
             read.add(key)
             return super().__getitem__(key)
 
-    model = streamed_model(
-        Noted(random_tensors(config)), config, dtype=torch.float32, resident=False, few_tokens=True)
+    model = streamed_model(Noted(random_tensors(config)), config, dtype=torch.float32, resident=False, few_tokens=True)
     with torch.inference_mode():
         torch.testing.assert_close(model(TOKENS[:1, :2]).logits, memory(TOKENS[:1, :2]).logits, rtol=1e-4, atol=1e-4)
     experts = {key.split(".experts.")[1].split(".")[0] for key in read if ".experts." in key}
@@ -124,9 +127,14 @@ def test_one_layer_is_loaded_at_a_time_and_once_for_all_batches():
         load = layer.streamed_part.load
         layer.streamed_part.load = lambda load=load: (passes.append(1), load())
     with torch.inference_mode():
-        list(final_states(
-            model, [TOKENS] * 4, before=order.append,
-            after=lambda *_: most.append(sum(map(torch.numel, on_device(model))))))
+        list(
+            final_states(
+                model,
+                [TOKENS] * 4,
+                before=order.append,
+                after=lambda *_: most.append(sum(map(torch.numel, on_device(model)))),
+            )
+        )
     assert len(passes) == 5
     layer = sum(tensor.numel() for key, tensor in tensors.items() if key.startswith("model.layers.0."))
     assert max(most) <= layer + len(tensors["model.norm.weight"])
@@ -181,16 +189,25 @@ def test_a_layout_gives_the_bytes_of_the_librarys_own_writer(tmp_path_factory, c
     layout = {key: Stored(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
     write_checkpoint(home / "held", tensors.items(), config, limit)
     write_checkpoint(home / "streamed", tensors.items(), config, limit, layout=layout)
-    held, streamed = ({path.name: path.read_bytes() for path in (home / name).iterdir()} for name in ("held", "streamed"))
+    held, streamed = (
+        {path.name: path.read_bytes() for path in (home / name).iterdir()} for name in ("held", "streamed")
+    )
     assert held == streamed
     check_same(open_checkpoint(home / "streamed"), tensors)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(
-    st.text(min_size=1, max_size=8), st.tuples(
-        st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.lists(st.integers(0, 4), max_size=3)),
-    min_size=1, max_size=6).filter(lambda names: "__metadata__" not in names), st.randoms(use_true_random=False))
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8),
+        st.tuples(
+            st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.lists(st.integers(0, 4), max_size=3)
+        ),
+        min_size=1,
+        max_size=6,
+    ).filter(lambda names: "__metadata__" not in names),
+    st.randoms(use_true_random=False),
+)
 def test_a_file_of_any_dtypes_and_names_is_the_librarys(tmp_path_factory, named, random):
     home = tmp_path_factory.mktemp("file")
     tensors = {key: torch.randn(shape).to(dtype) for key, (dtype, shape) in named.items()}
@@ -204,14 +221,17 @@ def test_a_file_of_any_dtypes_and_names_is_the_librarys(tmp_path_factory, named,
     assert (home / "ours").read_bytes() == (home / "library").read_bytes()
 
 
-@pytest.mark.parametrize(("written", "message"), [
-    ([("a", torch.ones(2)), ("a", torch.ones(2))], "twice"),
-    ([("a", torch.ones(2))], "was not written"),
-    ([("a", torch.ones(2)), ("b", torch.ones(3, dtype=torch.bfloat16)), ("c", torch.ones(1))], "not announced"),
-    ([("c", torch.ones(1))], "not announced"),
-    ([("a", torch.ones(3))], "was announced"),
-    ([("a", torch.ones(2, dtype=torch.float16))], "was announced"),
-])
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ([("a", torch.ones(2)), ("a", torch.ones(2))], "twice"),
+        ([("a", torch.ones(2))], "was not written"),
+        ([("a", torch.ones(2)), ("b", torch.ones(3, dtype=torch.bfloat16)), ("c", torch.ones(1))], "not announced"),
+        ([("c", torch.ones(1))], "not announced"),
+        ([("a", torch.ones(3))], "was announced"),
+        ([("a", torch.ones(2, dtype=torch.float16))], "was announced"),
+    ],
+)
 def test_tensors_that_are_not_those_of_the_layout_are_an_error(tmp_path, written, message):
     layout = {"a": Stored((2,), torch.float32), "b": Stored((3,), torch.bfloat16)}
     with pytest.raises(CheckpointError, match=message):
@@ -235,8 +255,10 @@ def test_a_disk_that_fills_up_ends_the_stream(tmp_path, monkeypatch):
     monkeypatch.setattr(ShardFile, "put", full)
     monkeypatch.setattr(checkpoint_writer, "_MOST_WAITING", 4_000)
     with pytest.raises(OSError, match="No space"):
-        write_checkpoint(tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(100)})
-    assert len(asked) == 6      # one is written, one fails, three wait, and the last one asked for the failure
+        write_checkpoint(
+            tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(100)}
+        )
+    assert len(asked) == 6  # one is written, one fails, three wait, and the last one asked for the failure
     assert not (tmp_path / "config.json").exists()
 
 
@@ -267,7 +289,9 @@ def test_tensors_that_wait_to_be_written_are_limited(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ShardFile, "put", slow)
     monkeypatch.setattr(checkpoint_writer, "_MOST_WAITING", 3_000)
-    write_checkpoint(tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(50)})
+    write_checkpoint(
+        tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(50)}
+    )
     assert max(most) <= 4
     assert torch.equal(load_file(tmp_path / "model.safetensors")["49"], torch.full((250,), 49.0))
 
@@ -283,9 +307,18 @@ def test_a_configuration_of_transformers_4_gives_the_same_rotation(family, tmp_p
     config = tiny_config(family)
     rope = config.pop("rope_parameters")
     assert rope
-    scaling = {"type": "linear", "factor": 2.0} if DECLARATIONS[family].scalings is None else {
-        "type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0] * 4, "short_mscale": 1.1, "long_mscale": 1.2,
-        "original_max_position_embeddings": LENGTH}
+    scaling = (
+        {"type": "linear", "factor": 2.0}
+        if DECLARATIONS[family].scalings is None
+        else {
+            "type": "longrope",
+            "short_factor": [1.0, 1.5, 2.0, 2.5],
+            "long_factor": [4.0] * 4,
+            "short_mscale": 1.1,
+            "long_mscale": 1.2,
+            "original_max_position_embeddings": LENGTH,
+        }
+    )
     config |= {"rope_theta": 777.0, "rope_scaling": scaling}
     write_checkpoint(tmp_path, random_tensors(config).items(), config)
     assert "rope_parameters" not in json.loads((tmp_path / "config.json").read_text())

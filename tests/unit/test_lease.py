@@ -66,12 +66,12 @@ def test_one_driver_at_a_time_on_one_machine_and_on_two(machines: list[Machine])
 
 
 def test_a_dead_drivers_lease_is_taken_over_and_a_lost_one_is_noticed(
-    machines: list[Machine], monkeypatch: pytest.MonkeyPatch,
+    machines: list[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_RENEW_SECONDS", 10.0)
     monkeypatch.setattr(lease, "_STALE_SECONDS", 0.3)
     store, other = machines[0].store, machines[1].store
-    with leased(store, 0.0) as cut_off:     # its first renewal is 10 s away: it seems dead
+    with leased(store, 0.0) as cut_off:  # its first renewal is 10 s away: it seems dead
         with leased(other, 0.0) as taken:
             assert taken.fresh
         monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.0)
@@ -82,16 +82,16 @@ def test_a_dead_drivers_lease_is_taken_over_and_a_lost_one_is_noticed(
 
 
 def test_a_driver_that_was_cut_off_commits_deletes_and_uploads_nothing_more(
-    machines: list[Machine], monkeypatch: pytest.MonkeyPatch,
+    machines: list[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 100.0)     # it has no chance to notice by a renewal
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 100.0)  # it has no chance to notice by a renewal
     monkeypatch.setattr(lease, "_STALE_SECONDS", 0.3)
     store, other = machines[0].store, machines[1].store
     with leased(store, 0.0) as cut_off:
         draft = begin_draft(store)
         store.publish(draft / "file")
         with leased(other, 0.0) as successor:
-            collect(other)      # deletes the objects that no manifest lists
+            collect(other)  # deletes the objects that no manifest lists
             with pytest.raises(RunError, match="taken over"):
                 store.replace(draft, store.directory / "corpus", {}, cut_off.check)
             with pytest.raises(RunError, match="taken over"), LiveFiles(store, ("events.jsonl",), cut_off.check):
@@ -103,7 +103,7 @@ def test_a_driver_that_was_cut_off_commits_deletes_and_uploads_nothing_more(
 
 
 def test_a_run_that_was_taken_over_during_a_stage_ends_without_its_artifact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_RENEW_SECONDS", 100.0)
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
@@ -123,9 +123,9 @@ def test_a_run_that_was_taken_over_during_a_stage_ends_without_its_artifact(
 
 
 def test_a_late_first_write_leaves_the_other_driver_time_to_notice(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 100.0)     # a renewal at the same moment could make the late one give way
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 100.0)  # a renewal at the same moment could make the late one give way
     held_up, pass_on = threading.Event(), threading.Event()
 
     def fault(method: str, path: str) -> Fault:
@@ -139,8 +139,10 @@ def test_a_late_first_write_leaves_the_other_driver_time_to_notice(
         proxy.faults = fault
         store, slow = (
             Machine(tmp_path / name, f"s3://runs/{tmp_path.name}?endpoint_override={host}&scheme=http").store
-            for name, host in (("one", server), ("other", slow_server)))
-        assert store.remote.list() == slow.remote.list() == {}      # a new S3 client would wait for the request that is held up
+            for name, host in (("one", server), ("other", slow_server))
+        )
+        # a new S3 client would wait for the request that is held up
+        assert store.remote.list() == slow.remote.list() == {}
 
         def start_late() -> float:
             with leased(slow, 0.0) as late:
@@ -157,7 +159,7 @@ def test_a_late_first_write_leaves_the_other_driver_time_to_notice(
             assert begun - passed_on >= lease._NOTICE_SECONDS
             with pytest.raises(RunError, match="taken over"):
                 first.check()
-    assert json.loads(store.read("lease.json") or b"")["released"]      # by the late one; the first one leaves it alone
+    assert json.loads(store.read("lease.json") or b"")["released"]  # by the late one; the first one leaves it alone
 
 
 def begin_draft(store: RunStore) -> Path:

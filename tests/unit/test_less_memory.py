@@ -43,9 +43,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(home: Path, tmp_path: Path) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="finetune", model=home / "moe", packed_dirs=(home / "shard",), output=tmp_path / "out",
-        checkpoints=tmp_path / "steps", steps=STEPS, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, keep=2, seed=5,
-        load_balance=0.02, z_loss=0.01, log_every=2)
+        stage="finetune",
+        name="finetune",
+        model=home / "moe",
+        packed_dirs=(home / "shard",),
+        output=tmp_path / "out",
+        checkpoints=tmp_path / "steps",
+        steps=STEPS,
+        sequence_length=L,
+        optimizer=RECIPE,
+        checkpoint_every=3,
+        keep=2,
+        seed=5,
+        load_balance=0.02,
+        z_loss=0.01,
+        log_every=2,
+    )
 
 
 def with_recipe(job: TrainJob, name: str, **changes: Any) -> TrainJob:
@@ -101,8 +114,13 @@ def test_moments_in_8_bits_learn_like_those_in_fp32(job: TrainJob, precision: st
     model(ones, ones).backward()
     stepper.optimizer.step()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    held = sum(t.nbytes for p in matrices for t in (p, p.grad, *stepper.optimizer.state[p].values()) if t is not None and t.ndim)
-    scales = sum(4 * p.numel() // p.shape[-1] for p in matrices)     # the rows are too short for blocks
+    held = sum(
+        t.nbytes
+        for p in matrices
+        for t in (p, p.grad, *stepper.optimizer.state[p].values())
+        if t is not None and t.ndim
+    )
+    scales = sum(4 * p.numel() // p.shape[-1] for p in matrices)  # the rows are too short for blocks
     assert held == width * sum(p.numel() for p in matrices) + scales
 
 
@@ -110,7 +128,9 @@ def test_moments_in_8_bits_learn_like_those_in_fp32(job: TrainJob, precision: st
 @pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
 def test_moments_in_8_bits_survive_being_handed_over(job: TrainJob, home: Path, model: str, precision: str) -> None:
     recipe = Optimizer(lr=3e-3, batch_tokens=BATCH * L, weight_decay=0.1, moments="fp8", precision=precision)
-    job = dataclasses.replace(job, model=home / model, optimizer=recipe, with_optimizer_state=True, load_balance=0.0, z_loss=0.0)
+    job = dataclasses.replace(
+        job, model=home / model, optimizer=recipe, with_optimizer_state=True, load_balance=0.0, z_loss=0.0
+    )
     first = variant(job, "first", steps=1)
     run(first)
     start, state = first.output, first.output / OPTIMIZER_FOLDER
@@ -128,10 +148,12 @@ def test_moments_in_8_bits_survive_being_handed_over(job: TrainJob, home: Path, 
 @pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
 @pytest.mark.parametrize("moments", ["auto", "fp8"])
 def test_moments_in_the_machines_memory_change_no_bit(
-    job: TrainJob, precision: str, moments: str, monkeypatch: pytest.MonkeyPatch,
+    job: TrainJob, precision: str, moments: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimizer_module, "STEP_ELEMENTS", 256)      # several parts of a tensor
-    job = dataclasses.replace(job, optimizer=job.optimizer.model_copy(update={"precision": precision, "moments": moments}))
+    monkeypatch.setattr(optimizer_module, "STEP_ELEMENTS", 256)  # several parts of a tensor
+    job = dataclasses.replace(
+        job, optimizer=job.optimizer.model_copy(update={"precision": precision, "moments": moments})
+    )
     near, far = variant(job, "near"), with_recipe(job, "far", offload_moments=True)
     assert run(far).losses == run(near).losses
     check_same(weights(far.output), weights(near.output))
@@ -153,14 +175,16 @@ def test_one_block_at_a_time_has_gradients_and_moments(job: TrainJob) -> None:
         found = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         stepper.optimizer.step()
         stepper.optimizer.zero_grad()
-        assert {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])} == found
+        assert {
+            name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])
+        } == found
         assert {name for name, parameter in model.named_parameters() if parameter in stepper.optimizer.state} == found
         if step % 2:
             assert order[-1] == found
         else:
             order.append(frozenset(found))
             assert {int(state["step"]) for state in stepper.optimizer.state.values()} == {1}
-    assert len({*order[:4]}) == 4   # two layers, the embedding and the head
+    assert len({*order[:4]}) == 4  # two layers, the embedding and the head
     assert {*order[:4]} == {*order[4:]}
     assert sum(map(len, order[:4])) == len([*model.parameters()])
 
@@ -181,8 +205,18 @@ def test_the_block_depends_on_the_step_alone(step: int, every: int) -> None:
 
 def make(every: int) -> TrainJob:
     return TrainJob(
-        stage="seed", name="seed", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=1, sequence_length=L,
-        optimizer=Optimizer(block_steps=every), checkpoint_every=None, seed=3)
+        stage="seed",
+        name="seed",
+        model=Path(),
+        packed_dirs=(),
+        output=Path(),
+        checkpoints=Path(),
+        steps=1,
+        sequence_length=L,
+        optimizer=Optimizer(block_steps=every),
+        checkpoint_every=None,
+        seed=3,
+    )
 
 
 def test_blocks_learn(job: TrainJob) -> None:
@@ -192,7 +226,9 @@ def test_blocks_learn(job: TrainJob) -> None:
 
 
 def test_a_frozen_routers_layer_stays_frozen(job: TrainJob, home: Path) -> None:
-    job = with_recipe(dataclasses.replace(job, model=home / "dense", load_balance=0.0, z_loss=0.0), "blocks", block_steps=1)
+    job = with_recipe(
+        dataclasses.replace(job, model=home / "dense", load_balance=0.0, z_loss=0.0), "blocks", block_steps=1
+    )
     before = weights(job.model)
     run(job)
     after = weights(job.output)
@@ -208,7 +244,13 @@ SMALL: list[dict[str, Any]] = [
     {"offload_moments": True},
     {"offload_moments": True, "precision": "pure_bf16"},
     {"block_steps": 2},
-    {"block_steps": 3, "precision": "pure_bf16", "moments": "fp8", "offload_moments": True, "gradient_checkpointing": True},
+    {
+        "block_steps": 3,
+        "precision": "pure_bf16",
+        "moments": "fp8",
+        "offload_moments": True,
+        "gradient_checkpointing": True,
+    },
 ]
 
 
@@ -227,7 +269,9 @@ def test_a_resumed_training_is_exact(job: TrainJob, recipe: dict[str, Any]) -> N
 @pytest.mark.parametrize("recipe", SMALL, ids=str)
 def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(job: TrainJob, recipe: dict[str, Any]) -> None:
     # An unfinished training has a checkpoint after its last step, and a finished one too.
-    job = dataclasses.replace(job, steps=4, checkpoint_every=2, optimizer=job.optimizer.model_copy(update={"schedule": "constant"}))
+    job = dataclasses.replace(
+        job, steps=4, checkpoint_every=2, optimizer=job.optimizer.model_copy(update={"schedule": "constant"})
+    )
     whole = with_recipe(job, "whole", **recipe)
     run(whole)
     assert checkpoint.latest(whole.checkpoints) == 4

@@ -23,17 +23,29 @@ from moedisco_ray.training import SyncPlan, TrainJob, TrainResult, World, train
 
 CHANGES: dict[str, Any] = {
     "tokens": {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
-    "model": {"config": {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
-        "num_experts_per_tok": 2}},
+    "model": {
+        "config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "moe_intermediate_size": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        }
+    },
     "submodels": {
-        "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 8, "outer": {"lr": 0.9, "momentum": 0.5},
-        "quorum": 2},
+        "optimizer": {"batch_tokens": 256, "lr": 2e-3},
+        "sync_every": 8,
+        "outer": {"lr": 0.9, "momentum": 0.5},
+        "quorum": 2,
+    },
     "finetune": {
         "optimizer": {"batch_tokens": 128, "lr": 1e-3, "schedule": "run_cosine", "warmup": 0.05},
-        "load_balance": 0.05, "z_loss": 0.004},
+        "load_balance": 0.05,
+        "z_loss": 0.004,
+    },
 }
-STEPS = 75      # 9,600 tokens of the fine-tune in batches of 128
+STEPS = 75  # 9,600 tokens of the fine-tune in batches of 128
 
 
 class Noting(OneCorpus):
@@ -85,18 +97,32 @@ def context(tmp_path: Path, **changes: Any) -> Context:
 
 
 def finetune_of(context: Context) -> TrainJob:
-    return make_job(
-        context, "finetune", "finetune", model=Path("model"), shards=Path("shards"), steps=10, seed=0)
+    return make_job(context, "finetune", "finetune", model=Path("model"), shards=Path("shards"), steps=10, seed=0)
 
 
 def by_hand(run: Finished) -> TrainJob:
     given = run.job("finetune")
     return TrainJob(
-        stage="finetune", name="finetune", model=run.directory / "merged", packed_dirs=(run.directory / "corpus" / "shards",),
-        output=given.output, checkpoints=given.checkpoints, steps=STEPS, sequence_length=64,
-        optimizer=Optimizer(lr=1e-3, schedule="run_cosine", warmup=0.05, batch_tokens=128), checkpoint_every=10, keep=2, seed=3,
-        span=(0.6, 1.0), load_balance=0.05, z_loss=0.004, log_every=1, logs=run.directory / "logs",
-        optimizer_state=run.directory / "merged" / "optimizer_state", sharing=Sharing(experts=4))
+        stage="finetune",
+        name="finetune",
+        model=run.directory / "merged",
+        packed_dirs=(run.directory / "corpus" / "shards",),
+        output=given.output,
+        checkpoints=given.checkpoints,
+        steps=STEPS,
+        sequence_length=64,
+        optimizer=Optimizer(lr=1e-3, schedule="run_cosine", warmup=0.05, batch_tokens=128),
+        checkpoint_every=10,
+        keep=2,
+        seed=3,
+        span=(0.6, 1.0),
+        load_balance=0.05,
+        z_loss=0.004,
+        log_every=1,
+        logs=run.directory / "logs",
+        optimizer_state=run.directory / "merged" / "optimizer_state",
+        sharing=Sharing(experts=4),
+    )
 
 
 # --- the fine-tune
@@ -107,7 +133,12 @@ def test_the_fine_tune_is_the_one_that_is_written_by_hand(run: Finished) -> None
 
 
 def again(job: TrainJob, home: Path) -> TrainResult:
-    return train(dataclasses.replace(job, output=home / "out", checkpoints=home / "steps"), World(), lambda _: None, lambda: False)
+    return train(
+        dataclasses.replace(job, output=home / "out", checkpoints=home / "steps"),
+        World(),
+        lambda _: None,
+        lambda: False,
+    )
 
 
 def test_its_losses_are_those_of_the_one_by_hand(run: Finished, tmp_path: Path) -> None:
@@ -117,7 +148,9 @@ def test_its_losses_are_those_of_the_one_by_hand(run: Finished, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("lever", "off"), [("load_balance", 0.0), ("z_loss", 0.0), ("span", (0.0, 1.0))])
-def test_without_one_of_its_levers_it_comes_to_other_losses(run: Finished, tmp_path: Path, lever: str, off: Any) -> None:
+def test_without_one_of_its_levers_it_comes_to_other_losses(
+    run: Finished, tmp_path: Path, lever: str, off: Any
+) -> None:
     without = again(dataclasses.replace(by_hand(run), **{lever: off}), tmp_path)
     assert without.losses != run.result("finetune").losses
 
@@ -128,17 +161,32 @@ def test_without_one_of_its_levers_it_comes_to_other_losses(run: Finished, tmp_p
 def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
     given = run.submodels[number]
     return TrainJob(
-        stage="submodels", name=f"submodel-{number}", model=run.directory / "decomposed" / str(number),
-        packed_dirs=(run.directory / "clusters" / "shards" / str(number),), output=given.output, checkpoints=given.checkpoints,
-        steps=given.steps, sequence_length=64, optimizer=Optimizer(lr=2e-3, batch_tokens=256), checkpoint_every=10, keep=2,
-        seed=1 + number, log_every=1, logs=run.directory / "logs", with_optimizer_state=True, drop_checkpoints=True,
-        span=(0.0, 0.6), load_balance=0.05, z_loss=0.004,
-        sync=SyncPlan(given.sync.directory, at, Outer(lr=0.9, momentum=0.5), 600.0))
+        stage="submodels",
+        name=f"submodel-{number}",
+        model=run.directory / "decomposed" / str(number),
+        packed_dirs=(run.directory / "clusters" / "shards" / str(number),),
+        output=given.output,
+        checkpoints=given.checkpoints,
+        steps=given.steps,
+        sequence_length=64,
+        optimizer=Optimizer(lr=2e-3, batch_tokens=256),
+        checkpoint_every=10,
+        keep=2,
+        seed=1 + number,
+        log_every=1,
+        logs=run.directory / "logs",
+        with_optimizer_state=True,
+        drop_checkpoints=True,
+        span=(0.0, 0.6),
+        load_balance=0.05,
+        z_loss=0.004,
+        sync=SyncPlan(given.sync.directory, at, Outer(lr=0.9, momentum=0.5), 600.0),
+    )
 
 
 def test_sub_models_are_the_ones_that_are_written_by_hand(run: Finished) -> None:
     at = sync_steps([job.steps for job in run.submodels], 8)
-    assert min(map(len, at)) >= 2       # else no momentum goes on
+    assert min(map(len, at)) >= 2  # else no momentum goes on
     assert run.submodels == [by_hand_apart(run, number, at[number]) for number in range(2)]
     assert {job.sync.directory for job in run.submodels} == {run.submodels[0].sync.directory}
 
@@ -147,10 +195,16 @@ def is_same_again(run: Finished, home: Path, sync: dict[str, Any], **changes: An
     """Whether the sub-models, trained by hand, come to the weights that the run's came to."""
     jobs = [
         dataclasses.replace(
-            job, output=home / job.name, checkpoints=home / f"{job.name}-steps",
-            sync=dataclasses.replace(job.sync, directory=home / "sync", **sync), **changes)
-        for number in range(2) for job in [by_hand_apart(run, number, run.submodels[number].sync.steps)]]
-    jobs.sort(key=lambda job: -job.steps)       # a sync adds its members up in the order in which they start
+            job,
+            output=home / job.name,
+            checkpoints=home / f"{job.name}-steps",
+            sync=dataclasses.replace(job.sync, directory=home / "sync", **sync),
+            **changes,
+        )
+        for number in range(2)
+        for job in [by_hand_apart(run, number, run.submodels[number].sync.steps)]
+    ]
+    jobs.sort(key=lambda job: -job.steps)  # a sync adds its members up in the order in which they start
     LocalBackend().train_all(jobs, Placement(run.config.pools.low_memory, 1, 0), home / "ray", lambda _: None)
     pairs = [(open_checkpoint(job.output), open_checkpoint(run.directory / "submodels" / job.name[-1])) for job in jobs]
     return all(torch.equal(mine[key], theirs[key]) for mine, theirs in pairs for key in theirs)
@@ -171,17 +225,24 @@ def test_router_losses_are_of_all_that_have_routers_to_learn(tmp_path: Path) -> 
         return job.load_balance, job.z_loss
 
     # Two clusters: of four experts a sub-model has two, of two one.
-    assert losses("several", 4, "submodels") == losses("several", 4, "seed") == losses("one", 2, "finetune") == (0.05, 0.004)
+    assert (
+        losses("several", 4, "submodels")
+        == losses("several", 4, "seed")
+        == losses("one", 2, "finetune")
+        == (0.05, 0.004)
+    )
     assert losses("one", 2, "submodels") == losses("one", 2, "seed") == (0.0, 0.0)
 
 
 def test_syncs_are_those_of_the_configuration_where_there_are_any(tmp_path: Path) -> None:
-    settings = small_config(tmp_path, submodels={
-        "sync_every": 5, "outer": {"lr": 0.25, "momentum": 0.75}, "quorum": 2}).submodels
+    settings = small_config(
+        tmp_path, submodels={"sync_every": 5, "outer": {"lr": 0.25, "momentum": 0.75}, "quorum": 2}
+    ).submodels
     # The shorter syncs at the same shares of its steps. The merge replaces a sync at the last step.
     assert sync_plans([20, 12], settings, tmp_path) == [
         SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 600.0),
-        SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 600.0)]
+        SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 600.0),
+    ]
     assert sync_plans([20], settings, tmp_path) == [None]
     assert sync_plans([5, 4], settings, tmp_path) == [None, None]
     assert sync_plans([20, 12], small_config(tmp_path).submodels, tmp_path) == [None, None]

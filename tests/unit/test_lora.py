@@ -36,18 +36,28 @@ from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.stepper import Stepper
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")      # PEFT reads it
+# PEFT reads it
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 LORA = Lora(rank=3, alpha=6.0)
 NF4 = LORA.model_copy(update={"base": "nf4"})
 RECIPE = Optimizer(lr=2e-2, batch_tokens=BATCH * L, weight_decay=0.1)
 SHARED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "moe_intermediate_size": 24}
 SPECIAL: dict[str, dict[str, Any]] = {
-    "gpt_oss": {"head_dim": 16}, "qwen2_moe": {"shared_expert_intermediate_size": 20},
-    "deepseek_v2": {"fields": {
-        "kv_lora_rank": 8, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 12, "first_k_dense_replace": 1}},
-    "qwen3_5_moe_text": {"head_dim": 16, "fields": MIXED}}
-"""Families with transposed stacks of experts, with a shared expert, with latent attention and a dense layer, and with recurrent
-layers."""
+    "gpt_oss": {"head_dim": 16},
+    "qwen2_moe": {"shared_expert_intermediate_size": 20},
+    "deepseek_v2": {
+        "fields": {
+            "kv_lora_rank": 8,
+            "qk_nope_head_dim": 12,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 12,
+            "first_k_dense_replace": 1,
+        }
+    },
+    "qwen3_5_moe_text": {"head_dim": 16, "fields": MIXED},
+}
+"""Families with transposed stacks of experts, with a shared expert, with latent attention and a dense layer, and with
+recurrent layers."""
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +67,29 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_shard(home / "shard")
     write_tiny(home / "moe", 4)
     write_tiny(home / "dense", 1)
-    start_of("qwen3_moe", home, 4, vocabulary=600)      # that of `small_run`
+    start_of("qwen3_moe", home, 4, vocabulary=600)  # that of `small_run`
     return home
 
 
 @pytest.fixture
 def job(home: Path, tmp_path: Path) -> TrainJob:
     return TrainJob(
-        stage="submodels", name="submodel-0", model=home / "moe", packed_dirs=(home / "shard",), output=tmp_path / "out",
-        checkpoints=tmp_path / "steps", steps=8, sequence_length=L, optimizer=RECIPE, lora=LORA, checkpoint_every=3, seed=5,
-        load_balance=0.02, z_loss=0.01, log_every=2)
+        stage="submodels",
+        name="submodel-0",
+        model=home / "moe",
+        packed_dirs=(home / "shard",),
+        output=tmp_path / "out",
+        checkpoints=tmp_path / "steps",
+        steps=8,
+        sequence_length=L,
+        optimizer=RECIPE,
+        lora=LORA,
+        checkpoint_every=3,
+        seed=5,
+        load_balance=0.02,
+        z_loss=0.01,
+        log_every=2,
+    )
 
 
 def inputs(seed: int = 0) -> Tensor:
@@ -85,7 +108,8 @@ def with_values(model: Any) -> Any:
 def start_of(family: str, home: Path, experts: int, vocabulary: int = V) -> Path:
     """A tiny model of a family."""
     sizes = Architecture.model_validate(
-        SHARED | {"num_experts": experts, "num_experts_per_tok": min(2, experts)} | SPECIAL.get(family, {}))
+        SHARED | {"num_experts": experts, "num_experts_per_tok": min(2, experts)} | SPECIAL.get(family, {})
+    )
     config = hf_config(family, sizes, vocabulary, L, 0)
     torch.manual_seed(0)
     save_model(type(skeleton(config))(config), home / "start")
@@ -96,8 +120,10 @@ def start_of(family: str, home: Path, experts: int, vocabulary: int = V) -> Path
 
 
 @pytest.mark.ecosystem("Training: LoRA sub-models in PEFT", "peft")
-@pytest.mark.parametrize(("family", "experts"), [
-    ("qwen3_moe", 4), ("qwen3_moe", 1), ("mixtral", 2), ("gpt_oss", 4), ("qwen2_moe", 2), ("deepseek_v2", 4)])
+@pytest.mark.parametrize(
+    ("family", "experts"),
+    [("qwen3_moe", 4), ("qwen3_moe", 1), ("mixtral", 2), ("gpt_oss", 4), ("qwen2_moe", 2), ("deepseek_v2", 4)],
+)
 def test_peft_computes_the_same_from_the_stored_adapters(family: str, experts: int, tmp_path: Path) -> None:
     start = start_of(family, tmp_path, experts)
     ours = with_values(trainable(start, RECIPE, World(), lora=LORA))
@@ -119,7 +145,9 @@ def test_peft_computes_the_same_from_the_stored_adapters(family: str, experts: i
         assert a_grad is not None
         assert b_grad is not None
         b_grad = b_grad if b_grad.ndim == 2 else b_grad.permute(1, 2, 0)
-        torch.testing.assert_close(a_grad.flatten(0, -2), gradients[f"{place}.lora_A.default.weight"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            a_grad.flatten(0, -2), gradients[f"{place}.lora_A.default.weight"], rtol=1e-4, atol=1e-5
+        )
         torch.testing.assert_close(b_grad.flatten(1), gradients[f"{place}.lora_B.default.weight"], rtol=1e-4, atol=1e-5)
     merged = theirs.merge_and_unload().state_dict()
     merge_adapters(ours)
@@ -147,7 +175,9 @@ def test_a_weight_with_its_adapter_is_w_plus_scale_times_b_a(transposed: bool) -
 
 @pytest.mark.parametrize("start", ["moe", "dense"])
 def test_only_adapters_train_and_the_base_stays_the_same(job: TrainJob, home: Path, start: str) -> None:
-    job = dataclasses.replace(job, model=home / start, load_balance=0.02 * (start == "moe"), z_loss=0.01 * (start == "moe"))
+    job = dataclasses.replace(
+        job, model=home / start, load_balance=0.02 * (start == "moe"), z_loss=0.01 * (start == "moe")
+    )
     model = trainable(job.model, job.optimizer, World(), lora=LORA, seed=5)
     frozen = {name: each.detach().clone() for name, each in model.named_parameters() if not each.requires_grad}
     stepper = Stepper(model, job, World())
@@ -155,7 +185,8 @@ def test_only_adapters_train_and_the_base_stays_the_same(job: TrainJob, home: Pa
         model(inputs(), inputs()).backward()
         stepper.optimizer.step()
     trained = {name for name, each in model.named_parameters() if each.requires_grad}
-    assert len(trained) == 2 * len(adapters(model)) == 2 * 2 * 6      # 2 layers with 4 matrices of attention and 2 of experts
+    # 2 layers with 4 matrices of attention and 2 of experts
+    assert len(trained) == 2 * len(adapters(model)) == 2 * 2 * 6
     assert {name for name, each in model.named_parameters() if each in stepper.optimizer.state} == trained
     assert all(torch.equal(each, frozen[name]) for name, each in model.named_parameters() if name in frozen)
     assert all((adapter.b_EOR != 0).any() for adapter in adapters(model).values())
@@ -165,7 +196,7 @@ def test_only_adapters_train_and_the_base_stays_the_same(job: TrainJob, home: Pa
 def test_a_training_learns_and_writes_the_merged_weights_and_the_adapters(job: TrainJob, lora: Lora) -> None:
     job = dataclasses.replace(job, steps=80, checkpoint_every=100, lora=lora)
     losses = run(job).losses
-    assert sum(losses[-5:]) < 0.99 * sum(losses[:5])      # embedding and head are random and stay so
+    assert sum(losses[-5:]) < 0.99 * sum(losses[:5])  # embedding and head are random and stay so
     before, after = weights(job.model), weights(job.output)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if (".self_attn." in name and "norm" not in name) or ".experts." in name}
@@ -185,7 +216,10 @@ def test_initial_values_depend_on_the_seed(job: TrainJob) -> None:
 
 
 RECIPES: list[dict[str, Any]] = [
-    {}, {"precision": "bf16"}, {"precision": "pure_bf16", "moments": "fp8", "gradient_checkpointing": True}]
+    {},
+    {"precision": "bf16"},
+    {"precision": "pure_bf16", "moments": "fp8", "gradient_checkpointing": True},
+]
 
 
 @pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
@@ -222,7 +256,9 @@ def read_names(metadata: bytes) -> list[str]:
 
 @pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(job: TrainJob, precision: str, lora: Lora) -> None:
+def test_a_training_that_is_given_up_leaves_the_model_of_its_checkpoint(
+    job: TrainJob, precision: str, lora: Lora
+) -> None:
     job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"precision": precision}), lora=lora)
     whole = variant(job, "whole", steps=4, checkpoint_every=2)
     run(whole)
@@ -239,7 +275,11 @@ def test_frozen_weights_have_the_dtype_of_the_pools_arithmetic(home: Path, tmp_p
     gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
     on_gpus, on_cpus = lora_config(tmp_path, home / "start", pools=gpu), lora_config(tmp_path, home / "start")
     without = lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 0}})
-    assert [jobs._recipe(each, "submodels").precision for each in (on_gpus, on_cpus, without)] == ["bf16", "fp32", "auto"]
+    assert [jobs._recipe(each, "submodels").precision for each in (on_gpus, on_cpus, without)] == [
+        "bf16",
+        "fp32",
+        "auto",
+    ]
     assert jobs._recipe(on_gpus, "finetune").precision == "auto"
 
 
@@ -269,8 +309,18 @@ def test_the_plan_counts_what_is_allocated(family: str, precision: Any, lora: Lo
     recipe = Optimizer(precision=precision, batch_tokens=2 * L, micro_batch=1)
     model = trainable(start_of(family, tmp_path, 4), recipe, World(), lora=lora)
     job = TrainJob(
-        stage="submodels", name="x", model=tmp_path, packed_dirs=(), output=tmp_path, checkpoints=tmp_path, steps=1,
-        sequence_length=L, optimizer=recipe, lora=lora, checkpoint_every=None)
+        stage="submodels",
+        name="x",
+        model=tmp_path,
+        packed_dirs=(),
+        output=tmp_path,
+        checkpoints=tmp_path,
+        steps=1,
+        sequence_length=L,
+        optimizer=recipe,
+        lora=lora,
+        checkpoint_every=None,
+    )
     optimizer = make_optimizer(model, job, World())
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         model(inputs(), inputs()).backward()
@@ -280,12 +330,12 @@ def test_the_plan_counts_what_is_allocated(family: str, precision: Any, lora: Lo
     plan = worker_memory(family, sizes, V, recipe, sequence_length=L, gpu=0, lora=lora)
     held = sum(each.nbytes for each in model.parameters())
     held += sum(each.nbytes for adapter in adapters(model).values() for each in adapter.buffers())
-    if lora is NF4:     # the plan takes a few biases for matrices
+    if lora is NF4:  # the plan takes a few biases for matrices
         each_matrix = (each.a_ERI.numel() // LORA.rank * each.b_EOR.shape[-2] for each in adapters(model).values())
         biases = count_parameters(family, sizes, V).matrices - sum(each_matrix)
         held -= round(biases * ((4 if precision == "fp32" else 2) - NF4_BYTES))
         assert 0 <= biases < 0.1 * count_parameters(family, sizes, V).matrices
-    assert plan.weights == (held if lora is LORA else pytest.approx(held, rel=0.01))     # blocks are padded
+    assert plan.weights == (held if lora is LORA else pytest.approx(held, rel=0.01))  # blocks are padded
     assert plan.gradients == sum(each.grad.nbytes for each in trained if each.grad is not None)
     states = [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.ndim]
     assert plan.optimizer == sum(each.nbytes for each in states)
@@ -297,9 +347,11 @@ def test_the_plan_counts_what_is_allocated(family: str, precision: Any, lora: Lo
 
 def lora_config(home: Path, start: Path, **changes: Any) -> RunConfig:
     sections: dict[str, Any] = {
-        "model": {"init": {"checkpoint": str(start)}, "config": None, "family": None}, "tokenizer": {"replace": True},
+        "model": {"init": {"checkpoint": str(start)}, "config": None, "family": None},
+        "tokenizer": {"replace": True},
         "submodels": {"optimizer": {"batch_tokens": 1024, "lr": 1e-2}, "lora": {"rank": 4}},
-        "tokens": {"total": 60_000, "finetune_share": 0.3}}
+        "tokens": {"total": 60_000, "finetune_share": 0.3},
+    }
     for section, values in changes.items():
         sections[section] = sections.get(section, {}) | values
     return small_config(home, **sections)
@@ -309,19 +361,23 @@ def test_the_plan_of_a_run_needs_less_memory_and_smaller_checkpoints(home: Path,
     gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
     with_adapters = build_plan(lora_config(tmp_path, home / "start", pools=gpu))
     without = build_plan(lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 0}}))
-    small, large = (next(stage for stage in plan.stages if stage.stage == "submodels") for plan in (with_adapters, without))
+    small, large = (
+        next(stage for stage in plan.stages if stage.stage == "submodels") for plan in (with_adapters, without)
+    )
     assert small.adapters > 0 == large.adapters
     assert small.memory.total - small.memory.overhead < large.memory.total - large.memory.overhead
     stored = [next(each for each in plan.storage if each.stage == "submodels") for plan in (with_adapters, without)]
-    assert stored[0].checkpoints == 2 * small.units * 12 * small.adapters      # two kept; a weight and two moments
+    assert stored[0].checkpoints == 2 * small.units * 12 * small.adapters  # two kept; a weight and two moments
     assert stored[0].checkpoints < 0.3 * stored[1].checkpoints
-    assert with_adapters.stages[-1].memory == without.stages[-1].memory     # the fine-tune
+    assert with_adapters.stages[-1].memory == without.stages[-1].memory  # the fine-tune
 
 
 def test_weights_in_4_bits_need_less_memory_but_models_of_the_same_size(home: Path, tmp_path: Path) -> None:
     gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
-    plans = [build_plan(lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 4, "base": base}}))
-             for base in ("nf4", "full")]
+    plans = [
+        build_plan(lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 4, "base": base}}))
+        for base in ("nf4", "full")
+    ]
     small, large = (next(stage for stage in plan.stages if stage.stage == "submodels").memory for plan in plans)
     assert small.weights + small.unpacked == large.weights > small.weights
     on_disk = [[each.model_copy(update={"device_memory": 0}) for each in plan.storage] for plan in plans]
@@ -330,18 +386,18 @@ def test_weights_in_4_bits_need_less_memory_but_models_of_the_same_size(home: Pa
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_plan_proposes_4_bits_where_nothing_else_fits(
-    home: Path, tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch,
+    home: Path, tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remedy(memory_gb: float) -> Any:
         pools = {"low_memory": {"max_workers": 2, "gpu": 1, "memory_gb": memory_gb}, "high_memory": {"workers": 1}}
         config = lora_config(tmp_path, home / "start", pools=pools, submodels={"lora": {"rank": rank}})
         return next(stage for stage in build_plan(config).stages if stage.stage == "submodels").remedy
 
-    monkeypatch.setattr(build, "USUAL_RANK", 2)      # the model is tiny
+    monkeypatch.setattr(build, "USUAL_RANK", 2)  # the model is tiny
     in_4_bits = remedy(0.5)
     added = ("submodels.lora.base=nf4", *([] if rank else ["submodels.lora.rank=2"]))
     assert not in_4_bits.fits
-    assert in_4_bits.settings[-len(added):] == added
+    assert in_4_bits.settings[-len(added) :] == added
     assert not any("block_steps" in setting or "offload" in setting for setting in in_4_bits.settings)
     with monkeypatch.context() as patch:
         patch.setattr(build, "_in_four_bits", lambda _: None)
@@ -349,7 +405,7 @@ def test_a_plan_proposes_4_bits_where_nothing_else_fits(
     assert in_4_bits.memory_gb < in_full.memory_gb
     found = remedy((in_4_bits.memory_gb + in_full.memory_gb) / 2)
     assert found.fits
-    assert found.settings[-len(added):] == added
+    assert found.settings[-len(added) :] == added
     other = remedy(in_full.memory_gb * 1.00001)
     assert other is None or added[0] not in other.settings
 
@@ -382,18 +438,27 @@ def test_a_run_with_adapters_ends_with_a_model_like_any_other(finished: Path) ->
     assert sum(each.numel() for each in load_model(finished / "model").parameters()) > 0
 
 
-@pytest.mark.parametrize(("changes", "reason"), [
-    ({"model": {"init": "random"}}, "adapts a trained model"),
-    ({"tokens": {"seed_share": 0.2}, "model": {"init": {"upcycle": "START"}}}, "leaves a seed no memory"),
-    ({"submodels": {"sync_every": 5}}, "allows no syncs"),
-    ({"submodels": {"optimizer": {"name": "muon"}}, "finetune": {"keep_optimizer_state": False}}, "needs the optimizer adamw"),
-    ({"submodels": {"optimizer": {"block_steps": 10}}}, "trains no blocks"),
-    ({"submodels": {"lora": {"base": "nf4"}}}, "base nf4 rounds frozen weights, and rank 0 freezes none; set rank"),
-    ({"submodels": {"lora": {"rank": 4, "base": "int4"}}}, "base: 'int4': must be 'full' or 'nf4'"),
-    ({"model": {"init": {"upcycle": "START", "reinitialise": 0.5}}}, "freezes the weights that model.init.reinitialise draws anew"),
-])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": {"init": "random"}}, "adapts a trained model"),
+        ({"tokens": {"seed_share": 0.2}, "model": {"init": {"upcycle": "START"}}}, "leaves a seed no memory"),
+        ({"submodels": {"sync_every": 5}}, "allows no syncs"),
+        (
+            {"submodels": {"optimizer": {"name": "muon"}}, "finetune": {"keep_optimizer_state": False}},
+            "needs the optimizer adamw",
+        ),
+        ({"submodels": {"optimizer": {"block_steps": 10}}}, "trains no blocks"),
+        ({"submodels": {"lora": {"base": "nf4"}}}, "base nf4 rounds frozen weights, and rank 0 freezes none; set rank"),
+        ({"submodels": {"lora": {"rank": 4, "base": "int4"}}}, "base: 'int4': must be 'full' or 'nf4'"),
+        (
+            {"model": {"init": {"upcycle": "START", "reinitialise": 0.5}}},
+            "freezes the weights that model.init.reinitialise draws anew",
+        ),
+    ],
+)
 def test_what_adapters_cannot_do_is_refused_in_one_line(
-    home: Path, tmp_path: Path, changes: dict[str, Any], reason: str,
+    home: Path, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     changes = json.loads(json.dumps(changes).replace("START", str(home / "dense")))
     with pytest.raises((ConfigError, ValidationError), match=f"submodels.lora.*{reason}"):

@@ -50,18 +50,26 @@ def interpreter(version: tuple[int, ...]) -> str:
 def make(clone: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "PYTHON"))}
     return subprocess.run(
-        [program("make"), ".venv/.installed"], cwd=clone, env=environment | {"PATH": str(clone / "path")}, capture_output=True,
-        text=True, check=False)
+        [program("make"), ".venv/.installed"],
+        cwd=clone,
+        env=environment | {"PATH": str(clone / "path")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
-@pytest.mark.parametrize(("found", "chosen"), [
-    ({"python3": (3, 12, 1)}, "python3"),
-    ({"python3": (3, 10, 9), "python3.13": (3, 13, 0)}, "python3.13"),
-    ({"python3": (3, 15, 0), "python3.14": (3, 14, 2)}, "python3.14"),
-    ({"python3.14": (3, 14, 0), "python3.11": (3, 11, 0), "python3": (3, 12, 0)}, "python3.11"),
-])
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        ({"python3": (3, 12, 1)}, "python3"),
+        ({"python3": (3, 10, 9), "python3.13": (3, 13, 0)}, "python3.13"),
+        ({"python3": (3, 15, 0), "python3.14": (3, 14, 2)}, "python3.14"),
+        ({"python3.14": (3, 14, 0), "python3.11": (3, 11, 0), "python3": (3, 12, 0)}, "python3.11"),
+    ],
+)
 def test_the_first_interpreter_that_fits_makes_the_environment(
-    clone: Path, found: dict[str, tuple[int, ...]], chosen: str,
+    clone: Path, found: dict[str, tuple[int, ...]], chosen: str
 ) -> None:
     for name, version in found.items():
         install(clone, name, interpreter(version))
@@ -89,5 +97,6 @@ def test_one_line_says_what_is_missing(clone: Path) -> None:
     done = make(clone)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if not line.startswith("make")] == [
-        "Python 3.11 to 3.14 with venv is missing: install it (Debian: apt install python3-venv), or uv"]
+        "Python 3.11 to 3.14 with venv is missing: install it (Debian: apt install python3-venv), or uv"
+    ]
     assert not (clone / ".venv/.installed").exists()

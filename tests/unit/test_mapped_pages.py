@@ -34,8 +34,16 @@ def test_all_pages_of_a_tensor_are_mapped_at_once(tmp_path: Path) -> None:
         assert int(tensor.sum()) == BYTES
 
 
-@pytest.mark.parametrize("tensor", [
-    torch.arange(12.0), torch.empty(0), torch.tensor(1.0), torch.arange(12.0).view(3, 4).T, torch.empty(3, device="meta")])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(12.0),
+        torch.empty(0),
+        torch.tensor(1.0),
+        torch.arange(12.0).view(3, 4).T,
+        torch.empty(3, device="meta"),
+    ],
+)
 def test_other_tensors_stay_as_they_are(tensor: torch.Tensor) -> None:
     assert map_pages(tensor) is tensor
     if tensor.device.type == "cpu":

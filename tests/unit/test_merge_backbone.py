@@ -30,11 +30,12 @@ def test_the_mean_weighs_deltas_from_the_start_and_is_rounded_once(seed, count, 
     merged, _ = combine("x", copies, start, weights)
     expected = [
         first + sum(weight * (value - first) for weight, value in zip(weights, values, strict=True))
-        for first, *values in zip(start.tolist(), *(copy.tolist() for copy in copies), strict=True)]
+        for first, *values in zip(start.tolist(), *(copy.tolist() for copy in copies), strict=True)
+    ]
     assert merged.dtype == dtype
     exact = torch.tensor(expected, dtype=torch.float64)
     assert float((merged.double() - exact).abs().max()) <= torch.finfo(dtype).eps * float(exact.abs().max())
-    assert (merged == exact.to(dtype)).double().mean() > 0.95     # sums in another order may round to the neighbour
+    assert (merged == exact.to(dtype)).double().mean() > 0.95  # sums in another order may round to the neighbour
 
 
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch):
@@ -64,5 +65,6 @@ def test_weights_change_the_backbone_alone():
     parts = [random_tensors(tiny_config("mixtral", 2), seed=k) for k in range(2)]
     even, uneven = (
         {report.key: tensor for tensor, report in merge(parts, parts[0], model_map(config), weights)}
-        for weights in ((0.5, 0.5), (0.25, 0.75)))
+        for weights in ((0.5, 0.5), (0.25, 0.75))
+    )
     assert {model_map(config).classify(key).role for key in differences(even, uneven)} == {Role.BACKBONE}

@@ -33,14 +33,34 @@ from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint, same_bits
 
 SIZES = {
-    "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": LENGTH, "bos_token_id": 0, "eos_token_id": 0,
-    "pad_token_id": None}
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": LENGTH,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
 TRAINED = SIZES | {
-    "vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, "head_dim": 16, "max_position_embeddings": 64}
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+}
 FIRST = [
-    ("mixtral", "mistral"), ("mixtral", "llama"), ("qwen2_moe", "qwen2"), ("qwen3_moe", "qwen3"), ("flex_olmo", "olmo2"),
-    ("ernie4_5_moe", "ernie4_5"), ("granitemoe", "granite")]
+    ("mixtral", "mistral"),
+    ("mixtral", "llama"),
+    ("qwen2_moe", "qwen2"),
+    ("qwen3_moe", "qwen3"),
+    ("flex_olmo", "olmo2"),
+    ("ernie4_5_moe", "ernie4_5"),
+    ("granitemoe", "granite"),
+]
 """The family that each kind of dense model becomes."""
 COUNT = 3
 
@@ -56,10 +76,13 @@ def random_dense(directory: Path, kind: str, seed: int, dtype: torch.dtype = tor
     return directory
 
 
-def reference(family: str, models: list[Mapping[str, torch.Tensor]], base: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def reference(
+    family: str, models: list[Mapping[str, torch.Tensor]], base: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The MoE as mergekit-moe documents it: base's tensors but for the MLPs, without routers; a shared expert is the base's MLP.
 
-    In a family with a shared expert, its weight is 1/2 at first, and mergekit's `residual_scale: 0.5` does the same to the experts.
+    In a family with a shared expert, its weight is 1/2 at first, and mergekit's `residual_scale: 0.5` does the same to
+    the experts.
     """
     page = DECLARATIONS[family]
     found = {}
@@ -73,7 +96,8 @@ def reference(family: str, models: list[Mapping[str, torch.Tensor]], base: Mappi
             joined = {"gate": ("input", ("gate", "up")), "down": ("output", ("down",))}
             for name, parts in [joined[part]] if part in joined else []:
                 found[f"{at}.{page.block}.{name}_linear.weight"] = torch.stack(
-                    [torch.cat([model[f"{at}.mlp.{each}_proj.weight"] for each in parts]) for model in models])
+                    [torch.cat([model[f"{at}.mlp.{each}_proj.weight"] for each in parts]) for model in models]
+                )
             continue
         scale = 0.5 if page.shared is not None and part == "down" else 1.0
         for k, model in enumerate(models):
@@ -94,7 +118,9 @@ def test_the_tensors_are_those_of_mergekit_moe(tmp_path: Path, family: str, kind
     expected, found = reference(family, others, start), dict(open_checkpoint(tmp_path / "moe"))
     routers = {key for key in found.keys() - expected.keys() if not key.endswith("correction_bias")}
     assert all(key.endswith(("gate.weight", "router.layer.weight")) for key in routers)
-    assert all(len(found[key].unique(dim=0)) == COUNT for key in routers if "shared" not in key), "experts have different rows"
+    assert all(len(found[key].unique(dim=0)) == COUNT for key in routers if "shared" not in key), (
+        "experts have different rows"
+    )
     assert [key for key in expected if not same_bits(found[key], expected[key])] == []
     assert {tensor.dtype for tensor in found.values()} == {dtype}
 
@@ -147,7 +173,9 @@ def finetunes(home: Path) -> Path:
     for name in WORDS:
         start = AutoModelForCausalLM.from_pretrained(home / "base")
         trained(start, sentences(name, 300, 1), 60, home / name, tokenizer)
-        (home / f"{name}.txt").write_text("\n\n".join(" ".join(each) for each in sentences(name, 150, 2)), encoding="utf-8")
+        (home / f"{name}.txt").write_text(
+            "\n\n".join(" ".join(each) for each in sentences(name, 150, 2)), encoding="utf-8"
+        )
     return home
 
 
@@ -165,7 +193,7 @@ def merged(finetuned: Path) -> dict[str, Any]:
 @pytest.mark.ecosystem("Use: merge of dense fine-tunes, as mergekit-moe does")
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_mergekit_moe_writes_the_same_tensors(
-    kind: str, finetuned: Path, tmp_path: Path, record_property: Callable[[str, object], None],
+    kind: str, finetuned: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     if MERGEKIT.python is None:
         pytest.skip(MERGEKIT.missing)
@@ -177,12 +205,18 @@ def test_mergekit_moe_writes_the_same_tensors(
             AutoTokenizer.from_pretrained(finetuned / "base").save_pretrained(random_dense(home / name, kind, seed))
     base, *models = (str(home / name) for name in ("base", *WORDS))
     settings: dict[str, Any] = {
-        "base_model": base, "gate_mode": "random", "dtype": "float32", "experts": [{"source_model": model} for model in models]}
-    if kind == "qwen2":     # the shared expert, whose weight is 1/2 at first
+        "base_model": base,
+        "gate_mode": "random",
+        "dtype": "float32",
+        "experts": [{"source_model": model} for model in models],
+    }
+    if kind == "qwen2":  # the shared expert, whose weight is 1/2 at first
         settings["shared_experts"] = [{"source_model": base}]
         settings["experts"] = [each | {"residual_scale": 0.5} for each in settings["experts"]]
     (tmp_path / "moe.yml").write_text(yaml.safe_dump(settings))
-    subprocess.run([MERGEKIT.command("mergekit-moe"), "moe.yml", "theirs"], cwd=tmp_path, check=True, env=without_ours())
+    subprocess.run(
+        [MERGEKIT.command("mergekit-moe"), "moe.yml", "theirs"], cwd=tmp_path, check=True, env=without_ours()
+    )
     merge_models(models, base, tmp_path / "ours", backbone="base")
     ours, theirs = (dict(open_checkpoint(tmp_path / name)) for name in ("ours", "theirs"))
     assert ours.keys() == theirs.keys()
@@ -210,22 +244,33 @@ def test_its_directory_is_whole(finetuned: Path, merged: dict[str, Any]) -> None
     assert (moe / "generation_config.json").is_file()
     model, info = AutoModelForCausalLM.from_pretrained(moe, output_loading_info=True)
     assert not any(info.values())
-    assert (model.config.model_type, model.config.num_local_experts, model.config.num_experts_per_tok) == ("mixtral", COUNT, 2)
+    assert (model.config.model_type, model.config.num_local_experts, model.config.num_experts_per_tok) == (
+        "mixtral",
+        COUNT,
+        2,
+    )
     record = read_json(moe / "merge.json")
     assert record["losses"] == merged["losses"]
     results = ModelCard.load(moe / "README.md").data.eval_results
     assert {each.dataset_name: each.metric_value for each in results if each.metric_type == "loss"} == {
-        f"text: {name}.txt": round(loss, 6) for name, loss in zip(WORDS, merged["losses"][-1]["texts"], strict=True)}
+        f"text: {name}.txt": round(loss, 6) for name, loss in zip(WORDS, merged["losses"][-1]["texts"], strict=True)
+    }
     assert {each["rule"] for each in record["tensors"]} == {"copied", "combined", "concatenated"}
     assert not list(finetuned.glob(".merge-*"))
 
 
 def test_a_run_fine_tunes_it(finetuned: Path, merged: dict[str, Any], tmp_path: Path) -> None:
     config = small_config(
-        tmp_path, corpus={"sources": [{"path": str(finetuned / f"{name}.txt"), "name": name} for name in WORDS],
-                          "sequence_length": 32, "validation_fraction": 0.2},
+        tmp_path,
+        corpus={
+            "sources": [{"path": str(finetuned / f"{name}.txt"), "name": name} for name in WORDS],
+            "sequence_length": 32,
+            "validation_fraction": 0.2,
+        },
         model={"family": None, "config": None, "init": {"checkpoint": merged["directory"]}},
-        tokens={"total": 20_000, "seed_share": 0.0, "finetune_share": 1.0}, clusters={"count": COUNT})
+        tokens={"total": 20_000, "seed_share": 0.0, "finetune_share": 1.0},
+        clusters={"count": COUNT},
+    )
     evaluation = read_json(pipeline.run(config, backend=LocalBackend()) / "evaluation" / "evaluation.json")
     assert evaluation["perplexity"] < evaluation["start"]["perplexity"]
 
@@ -233,8 +278,19 @@ def test_a_run_fine_tunes_it(finetuned: Path, merged: dict[str, Any], tmp_path: 
 def test_an_moe_that_is_worse_than_a_model_gives_a_warning(finetuned: Path, tmp_path: Path) -> None:
     """The experts were trained with the backbones of the fine-tunes, and not with that of the base model."""
     models, texts = [str(finetuned / name) for name in WORDS], [str(finetuned / f"{name}.txt") for name in WORDS]
-    options = ["--base", str(finetuned / "base"), "--output", str(tmp_path / "moe"), "--backbone", "base", "--max-tokens", "9000"]
-    done = CliRunner().invoke(app, ["merge", *models, *options, *(part for text in texts for part in ("--calibration", text))])
+    options = [
+        "--base",
+        str(finetuned / "base"),
+        "--output",
+        str(tmp_path / "moe"),
+        "--backbone",
+        "base",
+        "--max-tokens",
+        "9000",
+    ]
+    done = CliRunner().invoke(
+        app, ["merge", *models, *options, *(part for text in texts for part in ("--calibration", text))]
+    )
     assert done.exit_code == 0, done.output
     shown = [line.split() for line in done.stdout.splitlines()]
     assert shown[0] == ["held-out", "loss", "sea.txt", "kitchen.txt", "court.txt", "mixture"]
@@ -246,7 +302,9 @@ def test_an_moe_that_is_worse_than_a_model_gives_a_warning(finetuned: Path, tmp_
 
 def test_without_text_the_routers_are_random_and_the_command_says_so(tmp_path: Path) -> None:
     places = [str(random_dense(tmp_path / str(seed), "qwen3", seed)) for seed in range(COUNT)]
-    done = CliRunner().invoke(app, ["merge", *places[:2], "--base", places[2], "--output", str(tmp_path / "moe"), "--json"])
+    done = CliRunner().invoke(
+        app, ["merge", *places[:2], "--base", places[2], "--output", str(tmp_path / "moe"), "--json"]
+    )
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert ["routers are random" in warning for warning in result["warnings"]] == [True]
@@ -272,34 +330,73 @@ def test_models_of_the_hub_are_merged_and_named_in_the_card(tmp_path: Path) -> N
     assert "license" not in metadata_load(tmp_path / "other" / "README.md")
 
 
-@pytest.mark.parametrize(("change", "error", "line"), [
-    ({"models": ["a"]}, ConfigError, "MODEL: 1: is too few models; name at least two"),
-    ({"texts": ["a.txt"]}, ConfigError, "--calibration: 1: texts for 2 models; name one for each"),
-    ({"experts_per_token": 3}, ConfigError, "--experts-per-token: 3: exceeds the number of experts, 2; lower it"),
-    ({"output": "a"}, RunDirError, "--output: '{}/a': is not an empty directory; choose another"),
-    ({"models": ["a", "wide"]}, CheckpointError, "MODEL: '{}/wide': has intermediate_size 32, but --base has 24; name"),
-    ({"models": ["a", "rows"]}, CheckpointError, "MODEL: '{}/rows': has vocab_size 66, but --base has 64; name"),
-    ({"models": ["a", "qwen"]}, CheckpointError, "MODEL: '{}/qwen': has model_type 'qwen3_moe', but --base has 'mixtral'"),
-    ({"models": ["a", "short"]}, CheckpointError, "MODEL: '{}/short': tensor model.norm.weight is missing"),
-    ({"base": "gpt2"}, CheckpointError, "--base: '{}/gpt2': holds a model of 'gpt2', which is not supported; use one of"),
-    ({"base": "nowhere/at/all"}, CheckpointError, "--base: '{}/nowhere/at/all': no readable config.json there"),
-    ({"texts": ["one.txt", "one.txt"], "base": "named"}, CorpusError, "--calibration: '{}/one.txt': gives fewer than two"),
-    ({"texts": ["no.txt", "no.txt"], "base": "named"}, CorpusError, "--calibration: '{}/no.txt': cannot be read (no such"),
-    ({"texts": ["one.txt", "one.txt"], "base": "few", "models": ["few", "few"]}, CheckpointError,
-     "--base: '{}/few': its embedding has 8 rows, but the tokenizer has"),
-    ({"output": "one.txt/moe"}, RunDirError, "output: '{}/one.txt/moe': cannot be made: {}/one.txt is not a directory"),
-    ({"texts": ["one.txt", "one.txt"]}, ConfigError, "--base: '{}/a': holds no tokenizer"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "line"),
+    [
+        ({"models": ["a"]}, ConfigError, "MODEL: 1: is too few models; name at least two"),
+        ({"texts": ["a.txt"]}, ConfigError, "--calibration: 1: texts for 2 models; name one for each"),
+        ({"experts_per_token": 3}, ConfigError, "--experts-per-token: 3: exceeds the number of experts, 2; lower it"),
+        ({"output": "a"}, RunDirError, "--output: '{}/a': is not an empty directory; choose another"),
+        (
+            {"models": ["a", "wide"]},
+            CheckpointError,
+            "MODEL: '{}/wide': has intermediate_size 32, but --base has 24; name",
+        ),
+        ({"models": ["a", "rows"]}, CheckpointError, "MODEL: '{}/rows': has vocab_size 66, but --base has 64; name"),
+        (
+            {"models": ["a", "qwen"]},
+            CheckpointError,
+            "MODEL: '{}/qwen': has model_type 'qwen3_moe', but --base has 'mixtral'",
+        ),
+        ({"models": ["a", "short"]}, CheckpointError, "MODEL: '{}/short': tensor model.norm.weight is missing"),
+        (
+            {"base": "gpt2"},
+            CheckpointError,
+            "--base: '{}/gpt2': holds a model of 'gpt2', which is not supported; use one of",
+        ),
+        ({"base": "nowhere/at/all"}, CheckpointError, "--base: '{}/nowhere/at/all': no readable config.json there"),
+        (
+            {"texts": ["one.txt", "one.txt"], "base": "named"},
+            CorpusError,
+            "--calibration: '{}/one.txt': gives fewer than two",
+        ),
+        (
+            {"texts": ["no.txt", "no.txt"], "base": "named"},
+            CorpusError,
+            "--calibration: '{}/no.txt': cannot be read (no such",
+        ),
+        (
+            {"texts": ["one.txt", "one.txt"], "base": "few", "models": ["few", "few"]},
+            CheckpointError,
+            "--base: '{}/few': its embedding has 8 rows, but the tokenizer has",
+        ),
+        (
+            {"output": "one.txt/moe"},
+            RunDirError,
+            "output: '{}/one.txt/moe': cannot be made: {}/one.txt is not a directory",
+        ),
+        ({"texts": ["one.txt", "one.txt"]}, ConfigError, "--base: '{}/a': holds no tokenizer"),
+    ],
+)
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    tmp_path: Path, change: dict[str, Any], error: type[UserError], line: str,
+    tmp_path: Path, change: dict[str, Any], error: type[UserError], line: str
 ) -> None:
     for name, kind, changes in (
-            ("a", "llama", {}), ("b", "llama", {}), ("wide", "llama", {"intermediate_size": 32}),
-            ("rows", "llama", {"vocab_size": 66}), ("qwen", "qwen3", {}), ("short", "llama", {}), ("named", "llama", {}),
-            ("few", "llama", {"vocab_size": 8})):
+        ("a", "llama", {}),
+        ("b", "llama", {}),
+        ("wide", "llama", {"intermediate_size": 32}),
+        ("rows", "llama", {"vocab_size": 66}),
+        ("qwen", "qwen3", {}),
+        ("short", "llama", {}),
+        ("named", "llama", {}),
+        ("few", "llama", {"vocab_size": 8}),
+    ):
         random_dense(tmp_path / name, kind, 0, **changes)
     held = load_file(tmp_path / "short" / "model.safetensors")
-    save_file({key: tensor for key, tensor in held.items() if key != "model.norm.weight"}, tmp_path / "short" / "model.safetensors")
+    save_file(
+        {key: tensor for key, tensor in held.items() if key != "model.norm.weight"},
+        tmp_path / "short" / "model.safetensors",
+    )
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(write_corpus(tmp_path / "corpus", 6) / "tokenizer")
@@ -310,8 +407,12 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     models, texts = ([str(tmp_path / each) for each in given.get(name, ())] for name in ("models", "texts"))
     with pytest.raises(error) as caught:
         merge_models(
-            models, str(tmp_path / given["base"]), tmp_path / given["output"], texts=texts,
-            experts_per_token=given.get("experts_per_token", 2))
+            models,
+            str(tmp_path / given["base"]),
+            tmp_path / given["output"],
+            texts=texts,
+            experts_per_token=given.get("experts_per_token", 2),
+        )
     assert str(caught.value).startswith(line.replace("{}", str(tmp_path)))
     assert not (tmp_path / "moe").exists()
     assert not list(tmp_path.glob(".merge-*"))

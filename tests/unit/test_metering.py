@@ -50,7 +50,7 @@ def test_a_hold_under_way_counts_up_to_the_last_sign_of_life() -> None:
 
 @pytest.mark.parametrize("end", ["run_started", "run_finished", "run_failed", "run_stopped"])
 def test_nothing_is_charged_once_the_driver_has_ended(end: str) -> None:
-    last_words = Event(end, time=100 if end == "run_started" else 15)      # the next driver comes when it comes
+    last_words = Event(end, time=100 if end == "run_started" else 15)  # the next driver comes when it comes
     meter = fold(held("a", "low_memory", 1, 10), Event("heartbeat", time=15), last_words, Event("heartbeat", time=200))
     assert meter.worker_seconds == {"low_memory": 5}
 
@@ -71,7 +71,8 @@ def test_the_total_is_the_sum_over_holds_and_survives_json(spans: list[tuple[str
         meter.update(event)
         meter = Meter.from_dict(json.loads(json.dumps(meter.to_dict())))
     assert {pool: seconds for pool, seconds in meter.worker_seconds.items() if seconds} == {
-        pool: seconds for pool, seconds in expected.items() if seconds}
+        pool: seconds for pool, seconds in expected.items() if seconds
+    }
     assert not meter.open
 
 
@@ -80,7 +81,9 @@ def free(pool: str, slots: int, time: float) -> Event:
 
 
 def test_slots_that_nobody_holds_idle_up_to_the_last_sign_of_life() -> None:
-    meter = fold(free("low_memory", 2, 10), free("low_memory", 1, 15), free("high_memory", 3, 16), Event("heartbeat", time=20))
+    meter = fold(
+        free("low_memory", 2, 10), free("low_memory", 1, 15), free("high_memory", 3, 16), Event("heartbeat", time=20)
+    )
     assert idle_seconds(meter) == {"low_memory": 10 + 5, "high_memory": 12}
     assert meter.worker_seconds == {}
 
@@ -117,4 +120,5 @@ def test_idle_time_is_the_sum_over_seconds_of_what_was_free(changes: list[tuple[
         meter.update(event)
         meter = Meter.from_dict(json.loads(json.dumps(meter.to_dict())))
     assert {pool: seconds for pool, seconds in idle_seconds(meter).items() if seconds} == {
-        pool: seconds for pool, seconds in expected.items() if seconds}
+        pool: seconds for pool, seconds in expected.items() if seconds
+    }

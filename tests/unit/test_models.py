@@ -115,10 +115,17 @@ def test_every_tensor_has_one_role(case):
     assert len(shared) == expected * len(moe_layers)
 
 
-@pytest.mark.parametrize("key", [
-    "model.layers.0.mlp.experts.0.gate_proj.bias", "model.layers.0.mlp.gate.temperature", "model.x.weight",
-    "model.layers.0.self_attn.rotary_emb.cos_cached", "model.layers.x.mlp.gate.weight", "score.weight",
-])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.layers.0.mlp.experts.0.gate_proj.bias",
+        "model.layers.0.mlp.gate.temperature",
+        "model.x.weight",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.x.mlp.gate.weight",
+        "score.weight",
+    ],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_unknown_tensor_is_an_error(family, key, tmp_path):
     with pytest.raises(CheckpointError, match="is no tensor of family"):
@@ -251,12 +258,15 @@ def test_random_source_gives_the_same_bits_in_any_order(family):
     assert {key: tuple(source[key].shape) for key in keys} == canonical_shapes(config)
     assert len(differences(source, random_weights(config, 8))) > len(keys) // 3
     names = ModelMap(family)
-    keys = [names.block_key(0, f"experts.{name}") for name in ("gate_up_proj", "down_proj")] if DECLARATIONS[family].stacks else [
-        names.expert_key(0, 0, part) for part in ("up", "down")]
+    keys = (
+        [names.block_key(0, f"experts.{name}") for name in ("gate_up_proj", "down_proj")]
+        if DECLARATIONS[family].stacks
+        else [names.expert_key(0, 0, part) for part in ("up", "down")]
+    )
     up, down = (source[key] for key in keys)
     assert abs(float(up.std()) - 0.02) < 2e-3
     assert not torch.equal(up.flatten(), down.flatten())
-    one = torch.zeros if DECLARATIONS[family].recurrence is not None else torch.ones      # its norms multiply by 1 + weight
+    one = torch.zeros if DECLARATIONS[family].recurrence is not None else torch.ones  # its norms multiply by 1 + weight
     assert torch.equal(source["model.norm.weight"], one(64))
     if family == "qwen2_moe":
         assert not source["model.layers.0.self_attn.q_proj.bias"].any()
@@ -269,9 +279,22 @@ def test_every_size_reaches_the_model(family):
     shared = {"shared_expert_intermediate_size": 40} if page.shared is not None and page.shared.size_field else {}
     normalised = page.router.normalises == "always"
     architecture = Architecture(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=None if latent else 2,
-        moe_intermediate_size=24, num_experts=6, num_experts_per_tok=3, norm_topk_prob=normalised, vocab_size=100,
-        max_position_embeddings=77, rope_theta=5000.0, rms_norm_eps=1e-4, initializer_range=0.03, **wide, **shared)
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=None if latent else 2,
+        moe_intermediate_size=24,
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=normalised,
+        vocab_size=100,
+        max_position_embeddings=77,
+        rope_theta=5000.0,
+        rms_norm_eps=1e-4,
+        initializer_range=0.03,
+        **wide,
+        **shared,
+    )
     config = hf_config(family, architecture, 64, 16, 5)
     values = config_values(config)
     assert from_values(values).to_dict() == {**config.to_dict(), "architectures": values["architectures"]}
@@ -343,7 +366,9 @@ def test_experts_that_no_token_selects_compute_nothing(path):
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize(("family", "experts"), [*((family, 4) for family in FAMILIES), *((family, 1) for family in ALONE)])
+@pytest.mark.parametrize(
+    ("family", "experts"), [*((family, 4) for family in FAMILIES), *((family, 1) for family in ALONE)]
+)
 def test_specialised_models_compute_what_stock_models_compute(family, experts, normalised):
     config = tiny_config(family, experts, norm_topk_prob=normalised)
     stock, ours = build(config), specialise(build(config))

@@ -39,7 +39,7 @@ def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     def emit(event: Event) -> None:
         emitted.append(event.data["slots"])
-        if len(emitted) in (1, 3):     # the disk is full for a moment, each time
+        if len(emitted) in (1, 3):  # the disk is full for a moment, each time
             raise OSError(28, "No space left on device")
         if len(emitted) == 4:
             done.set()
@@ -48,7 +48,7 @@ def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(ray_internals, "available_resources_per_node", available)
     with reporting_idle_slots(small_config(tmp_path), emit, lambda tag: 2 * (tag == "high_mem_gpu"), interval=0.001):
         assert done.wait(10)
-    assert emitted == [3, 3, 2, 2]      # two more are held by seats without work
+    assert emitted == [3, 3, 2, 2]  # two more are held by seats without work
 
 
 def test_the_metric_of_dollars_is_what_the_bill_charges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,20 +30,42 @@ def job(tmp_path: Path) -> TrainJob:
     write_shard(tmp_path / "shard")
     write_tiny(tmp_path / "moe", 4)
     return TrainJob(
-        stage="finetune", name="finetune", model=tmp_path / "moe", packed_dirs=(tmp_path / "shard",), output=tmp_path / "out",
-        checkpoints=tmp_path / "steps", steps=8, sequence_length=L, optimizer=MUON, checkpoint_every=3, keep=2, seed=5,
-        load_balance=0.02, z_loss=0.01, log_every=2)
+        stage="finetune",
+        name="finetune",
+        model=tmp_path / "moe",
+        packed_dirs=(tmp_path / "shard",),
+        output=tmp_path / "out",
+        checkpoints=tmp_path / "steps",
+        steps=8,
+        sequence_length=L,
+        optimizer=MUON,
+        checkpoint_every=3,
+        keep=2,
+        seed=5,
+        load_balance=0.02,
+        z_loss=0.01,
+        log_every=2,
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_matrices_are_those_of_the_layers_without_routers(family: str) -> None:
     sizes = Architecture(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        moe_intermediate_size=24,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
     model = skeleton(hf_config(family, sizes, 64, 16, 0))
     chosen = {name.removeprefix("model.layers.0.") for name, each in model.named_parameters() if is_matrix(name, each)}
     page = DECLARATIONS[family]
-    attention = ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"] if page.attention.latent else [
-        f"{each}_proj" for each in "qkvo"]
+    attention = (
+        ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+        if page.attention.latent
+        else [f"{each}_proj" for each in "qkvo"]
+    )
     mixer = {f"self_attn.{each}.weight" for each in attention}
     if page.recurrence is not None:
         mixer = {f"linear_attn.{each}.weight" for each in (*page.recurrence.projections, "out_proj")}
@@ -56,7 +78,9 @@ def test_the_matrices_are_those_of_the_layers_without_routers(family: str) -> No
 
 @given(rows=st.integers(1, 24), columns=st.integers(1, 24), count=st.integers(1, 3), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_singular_vectors_stay_and_singular_values_become_about_one(rows: int, columns: int, count: int, seed: int) -> None:
+def test_singular_vectors_stay_and_singular_values_become_about_one(
+    rows: int, columns: int, count: int, seed: int
+) -> None:
     left, _ = torch.linalg.qr(torch.randn(count, rows, rows, generator=torch.Generator().manual_seed(seed)))
     right, _ = torch.linalg.qr(torch.randn(count, columns, columns, generator=torch.Generator().manual_seed(seed + 1)))
     rank = min(rows, columns)
@@ -76,20 +100,29 @@ def test_every_expert_is_trained_as_torch_trains_a_matrix_of_its_own(job: TrainJ
     optimizer = make_optimizer(model, dataclasses.replace(job, optimizer=recipe), World())
     half = experts.gate_up_proj.shape[1] // 2
     parts = [  # gate, up and down projection of two experts
-        torch.nn.Parameter(each.detach().clone()) for e in (0, 3)
-        for each in (experts.gate_up_proj[e, :half], experts.gate_up_proj[e, half:], experts.down_proj[e])]
+        torch.nn.Parameter(each.detach().clone())
+        for e in (0, 3)
+        for each in (experts.gate_up_proj[e, :half], experts.gate_up_proj[e, half:], experts.down_proj[e])
+    ]
     reference = torch.optim.Muon(parts, lr=0.1, weight_decay=0.01, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
     for step in range(3):
         random = torch.Generator().manual_seed(step)
         gradients = [torch.randn(each.shape, generator=random) for each in (experts.gate_up_proj, experts.down_proj)]
         experts.gate_up_proj.grad, experts.down_proj.grad = (each.clone() for each in gradients)
-        for each, gradient in zip(parts, (
-                piece for e in (0, 3) for piece in (gradients[0][e, :half], gradients[0][e, half:], gradients[1][e])), strict=True):
+        for each, gradient in zip(
+            parts,
+            (piece for e in (0, 3) for piece in (gradients[0][e, :half], gradients[0][e, half:], gradients[1][e])),
+            strict=True,
+        ):
             each.grad = gradient.clone()
         optimizer.step()
         reference.step()
-    ours = [each for e in (0, 3) for each in (experts.gate_up_proj[e, :half], experts.gate_up_proj[e, half:], experts.down_proj[e])]
-    for mine, theirs in zip(ours, parts, strict=True):      # torch iterates in bf16
+    ours = [
+        each
+        for e in (0, 3)
+        for each in (experts.gate_up_proj[e, :half], experts.gate_up_proj[e, half:], experts.down_proj[e])
+    ]
+    for mine, theirs in zip(ours, parts, strict=True):  # torch iterates in bf16
         assert torch.linalg.vector_norm(mine - theirs) < 0.02 * torch.linalg.vector_norm(theirs)
 
 
@@ -136,8 +169,9 @@ def test_every_matrix_is_updated_as_written_by_hand(job: TrainJob) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])
 def test_it_learns_with_a_smaller_state_and_resumes_bit_for_bit(job: TrainJob, precision: str) -> None:
     job = dataclasses.replace(job, optimizer=MUON.model_copy(update={"precision": precision}))
-    long = run(variant(
-        job, "long", steps=40, checkpoint_every=100, optimizer=job.optimizer.model_copy(update={"lr": 6e-3})))
+    long = run(
+        variant(job, "long", steps=40, checkpoint_every=100, optimizer=job.optimizer.model_copy(update={"lr": 6e-3}))
+    )
     assert long.loss < long.losses[0] - 0.5
     whole = run(job)
     again = variant(job, "again")
@@ -154,22 +188,30 @@ def test_equal_matrices_are_rounded_with_bits_of_their_own() -> None:
     pair = [nn.Parameter(weight_AB.clone()) for _ in range(2)]
     recipe = MUON.model_copy(update={"precision": "pure_bf16"})
     optimizer = Muon(
-        [{"params": pair, "halves": 1}, {"params": [nn.Parameter(torch.ones(2))]}], recipe,
-        functools.partial(adamw, recipe=recipe, seed=0), 0, 0)
+        [{"params": pair, "halves": 1}, {"params": [nn.Parameter(torch.ones(2))]}],
+        recipe,
+        functools.partial(adamw, recipe=recipe, seed=0),
+        0,
+        0,
+    )
     for each in pair:
         each.grad = gradient_AB.clone()
     optimizer.step()
     one, other = (each.detach().float() - weight_AB.float() for each in pair)
     assert not torch.equal(one, other)
-    assert (one - other).abs().max() <= weight_AB.float().abs().max() / 64   # two neighbours of the same exact value
+    assert (one - other).abs().max() <= weight_AB.float().abs().max() / 64  # two neighbours of the same exact value
 
 
 def test_a_worker_without_experts_makes_steps() -> None:
     """With more workers than experts, sharding gives some of them a stack of no matrices."""
     stack = nn.Parameter(torch.empty(0, 8, 4))
     optimizer = Muon(
-        [{"params": [stack], "halves": 2}, {"params": [nn.Parameter(torch.ones(2))]}], MUON,
-        functools.partial(adamw, recipe=MUON, seed=0), 0, 0)
+        [{"params": [stack], "halves": 2}, {"params": [nn.Parameter(torch.ones(2))]}],
+        MUON,
+        functools.partial(adamw, recipe=MUON, seed=0),
+        0,
+        0,
+    )
     for _ in range(2):
         stack.grad = torch.empty_like(stack)
         optimizer.step()
@@ -195,7 +237,13 @@ def test_the_next_training_continues_from_the_momentum(job: TrainJob) -> None:
 
 
 def test_one_optimizer_cannot_continue_from_the_state_of_another() -> None:
-    mixed = {"name": "mixed", "corpus": {"sources": [{"path": "embedded"}]}, "submodels": {"optimizer": {"name": "muon"}}}
-    with pytest.raises(ValueError, match=r"finetune\.optimizer\.name adamw cannot continue .*keep_optimizer_state=false"):
+    mixed = {
+        "name": "mixed",
+        "corpus": {"sources": [{"path": "embedded"}]},
+        "submodels": {"optimizer": {"name": "muon"}},
+    }
+    with pytest.raises(
+        ValueError, match=r"finetune\.optimizer\.name adamw cannot continue .*keep_optimizer_state=false"
+    ):
         RunConfig.model_validate(mixed)
     RunConfig.model_validate(mixed | {"finetune": {"keep_optimizer_state": False}})

@@ -25,8 +25,11 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "service/limits.py").write_text(SOURCE)
     (tmp_path / "tests/unit/limits_example.py").write_text("from service.limits import most\n")
     (tmp_path / "tests/unit/test_result.py").write_text(
-        "from service import limits\ndef test_broken():\n    assert False\ndef test_sum():\n    assert limits.most([1]) == 2\n")
-    (tmp_path / "tests/unit/test_call.py").write_text("import limits_example\ndef test_call():\n    limits_example.most([1])\n")
+        "from service import limits\ndef test_broken():\n    assert False\ndef test_sum():\n    assert limits.most([1]) == 2\n"
+    )
+    (tmp_path / "tests/unit/test_call.py").write_text(
+        "import limits_example\ndef test_call():\n    limits_example.most([1])\n"
+    )
     (tmp_path / "tests/unit/test_other.py").write_text("def test_other():\n    pass\n")
     return tmp_path
 
@@ -36,10 +39,16 @@ def test_every_change_leaves_a_program_and_none_is_within_formatted_text(tree: P
     assert all(mutants.is_program(tree, mutant) for mutant in changes)
     found = {(mutant.line, mutant.kind, mutant.after) for mutant in changes}
     assert found == {
-        (2, "constant changed", "(7)"), (3, "comparison flipped", "(len(values) < limit)"), (3, "not removed", "(values[0])"),
-        (3, "and/or swapped", "(len(values) >= limit or not values[0])"), (3, "constant changed", "(1)"),
-        (4, "statement removed", "pass"), (5, "operator changed", "(sum(values) - 1)"), (5, "constant changed", "(3)"),
-        (6, "None returned", "return None")}
+        (2, "constant changed", "(7)"),
+        (3, "comparison flipped", "(len(values) < limit)"),
+        (3, "not removed", "(values[0])"),
+        (3, "and/or swapped", "(len(values) >= limit or not values[0])"),
+        (3, "constant changed", "(1)"),
+        (4, "statement removed", "pass"),
+        (5, "operator changed", "(sum(values) - 1)"),
+        (5, "constant changed", "(3)"),
+        (6, "None returned", "return None"),
+    }
 
 
 def test_a_draw_has_one_change_for_each_line_and_depends_on_the_seed_alone(tree: Path) -> None:
@@ -55,11 +64,17 @@ def test_tests_that_import_a_module_are_those_that_reach_it(tree: Path) -> None:
 
 
 @pytest.mark.slow(reason="starts pytest many times, for a tool")
-@pytest.mark.parametrize(("kind", "outcome", "by"), [
-    ("None returned", "caught", "tests/unit/test_result.py::test_sum"), ("not removed", "survived", "")])
+@pytest.mark.parametrize(
+    ("kind", "outcome", "by"),
+    [("None returned", "caught", "tests/unit/test_result.py::test_sum"), ("not removed", "survived", "")],
+)
 def test_a_change_is_caught_by_a_test_that_passes_without_it(tree: Path, kind: str, outcome: str, by: str) -> None:
     source = (tree / "service/limits.py").read_text()
     [mutant] = [each for each in mutants.mutants_of(tree, "service/limits.py") if each.kind == kind]
     found = mutants.judge(tree, mutant, ["tests/unit"], 60)
-    assert (found["outcome"], found["by"], found["left_out"]) == (outcome, by, ["tests/unit/test_result.py::test_broken"])
+    assert (found["outcome"], found["by"], found["left_out"]) == (
+        outcome,
+        by,
+        ["tests/unit/test_result.py::test_broken"],
+    )
     assert (tree / "service/limits.py").read_text() == source

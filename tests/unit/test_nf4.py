@@ -46,7 +46,7 @@ def error(found: Tensor, weight: Tensor) -> float:
 
 
 def test_the_levels_are_those_of_the_paper() -> None:
-    most = 0.9677083        # the last quantile, in appendix E and in the authors' code
+    most = 0.9677083  # the last quantile, in appendix E and in the authors' code
     below = [-norm.ppf(most + (0.5 - most) * i / 7) for i in range(7)]
     above = [norm.ppf(most + (0.5 - most) * i / 8) for i in range(8)]
     expected = [level / above[0] for level in (*below, 0.0, *reversed(above))]
@@ -63,25 +63,25 @@ def test_a_weight_is_rounded_to_the_nearest_level_of_its_block(shape: tuple[int,
     scale = flat.abs().amax(dim=1, keepdim=True)
     levels = torch.tensor(LEVELS)
     nearest = levels[(flat[..., None] / scale[..., None] - levels).abs().argmin(dim=-1)] * scale
-    exact = nearest.flatten()[:weight.numel()].view(shape)
-    assert error(found, exact) < 0.01       # the scales are rounded too
+    exact = nearest.flatten()[: weight.numel()].view(shape)
+    assert error(found, exact) < 0.01  # the scales are rounded too
     assert error(found, weight) < 1.01 * error(exact, weight) < 0.1
 
 
 def test_zeros_stay_zeros_and_a_large_block_harms_no_other() -> None:
     weight = weight_of((NF4_BLOCK * 1024,))
     weight[:NF4_BLOCK] = 0
-    weight[NF4_BLOCK:2 * NF4_BLOCK] *= 1000
+    weight[NF4_BLOCK : 2 * NF4_BLOCK] *= 1000
     found = rounded(weight).dense()
     assert not found[:NF4_BLOCK].any()
-    assert error(found[256 * NF4_BLOCK:], weight[256 * NF4_BLOCK:]) < 0.1
+    assert error(found[256 * NF4_BLOCK :], weight[256 * NF4_BLOCK :]) < 0.1
     assert not rounded(torch.zeros(3, NF4_BLOCK)).dense().any()
 
 
 def test_a_weight_takes_the_bytes_that_the_plan_counts() -> None:
     weight = weight_of((4, 512, 256))
     assert sum(each.nbytes for each in rounded(weight).buffers()) == pytest.approx(NF4_BYTES * weight.numel(), rel=1e-4)
-    assert not rounded(weight).state_dict()     # checkpoints leave it out
+    assert not rounded(weight).state_dict()  # checkpoints leave it out
 
 
 @pytest.mark.ecosystem("Training: 4-bit weights of QLoRA, as bitsandbytes rounds them", "bitsandbytes")
@@ -93,7 +93,7 @@ def test_bitsandbytes_rounds_to_the_same_codes(shape: tuple[int, ...], dtype: to
     found = rounded(weight)
     # In one row: 0.50.2 reads a wrong scale on a CPU if a block is longer than a row.
     codes, state = theirs.quantize_4bit(weight.flatten(), quant_type="nf4", compress_statistics=True)
-    assert torch.equal(codes.flatten(), found.codes_P[:len(codes)])
+    assert torch.equal(codes.flatten(), found.codes_P[: len(codes)])
     again = theirs.dequantize_4bit(codes, state).view(shape)
     assert error(found.dense(), again) < 0.02
     assert error(found.dense(), weight) < 1.01 * error(again, weight)
@@ -135,7 +135,7 @@ def step(model: Any, precision: str) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 def test_gradients_are_those_of_dense_weights_with_the_rounded_values(
-    moe: Path, start: str, checkpointing: bool, precision: Any,
+    moe: Path, start: str, checkpointing: bool, precision: Any
 ) -> None:
     recipe = RECIPE.model_copy(update={"precision": precision, "gradient_checkpointing": checkpointing})
     ours = with_values(trainable(moe.parent / start, recipe, World(), lora=NF4))
@@ -147,7 +147,7 @@ def test_gradients_are_those_of_dense_weights_with_the_rounded_values(
         frozen[name].data.copy_(adapter.base.dense())
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         reference = dense(inputs(), inputs())
-    reference.backward()        # autograd keeps the sums
+    reference.backward()  # autograd keeps the sums
     loss, gradients = step(ours, precision)
     assert torch.equal(loss, reference)
     assert len(gradients) == 2 * len(adapters(ours))
@@ -170,18 +170,24 @@ def test_no_sum_is_kept_between_the_passes(moe: Path, start: str, base: Any, aga
         loss = model(inputs(), inputs())
     alive = sum(each() is not None for each in sums)
     assert len(sums) == len(adapters(model))
-    assert alive == (0 if again else len(sums) - 3)     # no gradient is needed below the first queries, keys and values
+    assert alive == (0 if again else len(sums) - 3)  # no gradient is needed below the first queries, keys and values
     loss.backward()
     assert not any(each() is not None for each in sums)
 
 
 def test_a_model_is_loaded_without_ever_being_there_in_full(tmp_path: Path) -> None:
     sizes = Architecture(
-        hidden_size=64, num_hidden_layers=8, num_attention_heads=2, moe_intermediate_size=48, num_experts=4, num_experts_per_tok=2)
+        hidden_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=2,
+        moe_intermediate_size=48,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
     config = hf_config("qwen3_moe", sizes, V, L, 0)
     save_model(type(skeleton(config))(config), tmp_path / "start")
     full = sum(each.nbytes for each in load_model(tmp_path / "start").parameters())
     with LiveBytes() as live:
         model = trainable(tmp_path / "start", RECIPE, World(), lora=NF4)
-    assert sum(each.nbytes for each in (*model.parameters(), *model.buffers())) < 0.4 * full     # adapters are in fp32
+    assert sum(each.nbytes for each in (*model.parameters(), *model.buffers())) < 0.4 * full  # adapters are in fp32
     assert live.peak < 0.7 * full

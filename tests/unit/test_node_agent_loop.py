@@ -77,7 +77,9 @@ def test_a_ray_that_is_not_up_yet_is_drained_when_it_is() -> None:
     said = run(Script(*[END] * 6), drain)
     assert drained == [ONE.node_id]
     assert [line for line in said if "not drained yet" in line] == [
-        "not drained yet: no Ray node runs on this machine", "not drained yet: not up"]
+        "not drained yet: no Ray node runs on this machine",
+        "not drained yet: not up",
+    ]
 
 
 def test_a_node_that_cannot_be_drained_does_not_keep_the_others() -> None:
@@ -133,6 +135,7 @@ def test_stopping_takes_no_longer_than_an_interval() -> None:
     standin, stop = AwsStandin(), threading.Event()
     drain, _ = drainer([ONE])
     with serving(standin):
+
         def say(line: str) -> None:
             if line == "nothing is announced":
                 threading.Timer(0.1, stop.set).start()
@@ -145,7 +148,12 @@ def test_stopping_takes_no_longer_than_an_interval() -> None:
 def test_raylets_are_found_by_their_command_line(tmp_path: Path) -> None:
     program = tmp_path / "raylet"
     program.symlink_to(Path(sys.executable).resolve())
-    waits = ["-c", "import sys; print(flush=True); sys.stdin.read()", "--node_id=" + "c" * 56, "--gcs-address=127.0.0.1:1"]
+    waits = [
+        "-c",
+        "import sys; print(flush=True); sys.stdin.read()",
+        "--node_id=" + "c" * 56,
+        "--gcs-address=127.0.0.1:1",
+    ]
     with subprocess.Popen([program, *waits], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -165,5 +173,7 @@ def test_a_cluster_that_is_gone_is_ray_away(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_agent_does_not_import_ray_or_torch() -> None:
-    script = "import sys, moedisco_ray.execution.node_agent; sys.exit(bool({'ray', 'torch', 'numpy'} & set(sys.modules)))"
+    script = (
+        "import sys, moedisco_ray.execution.node_agent; sys.exit(bool({'ray', 'torch', 'numpy'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

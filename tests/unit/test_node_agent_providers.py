@@ -72,7 +72,15 @@ def test_where_nobody_answers_no_cloud_is_found() -> None:
     assert find_provider(url) is None
 
 
-GARBAGE = [(200, "<html>sign in</html>"), (200, "[]"), (200, '{"Events": 3}'), (200, "\x00"), (200, "{"), (500, ""), (503, "")]
+GARBAGE = [
+    (200, "<html>sign in</html>"),
+    (200, "[]"),
+    (200, '{"Events": 3}'),
+    (200, "\x00"),
+    (200, "{"),
+    (500, ""),
+    (503, ""),
+]
 
 
 @pytest.mark.parametrize("make_trouble", [hangs, trickles, *(lambda _, reply=reply: says(*reply) for reply in GARBAGE)])
@@ -132,7 +140,7 @@ def test_compute_engine_preempts_in_half_a_minute_from_when_it_was_heard(gcp: Gc
     notice = provider.poll(0.0)
     assert notice is not None
     assert notice.deadline == pytest.approx(time.time() + 30, abs=5)
-    assert provider.poll(0.0) == notice     # the deadline does not move with each poll
+    assert provider.poll(0.0) == notice  # the deadline does not move with each poll
 
 
 def test_compute_engine_question_is_answered_the_moment_it_changes(gcp: GcpStandin) -> None:
@@ -153,7 +161,8 @@ def test_compute_engine_change_between_two_questions_is_not_missed(gcp: GcpStand
         if "preempted" in handler.path:
             asked += 1
             if asked == 2:
-                gcp.values["preempted"] = "TRUE"    # it changed before the request came, so that no waiting request is answered
+                # it changed before the request came, so that no waiting request is answered
+                gcp.values["preempted"] = "TRUE"
         return False
 
     gcp.trouble = change_after_the_first
@@ -190,4 +199,4 @@ def test_azure_event_that_has_begun_is_due_now(azure: AzureStandin) -> None:
     notice = poll(azure, "azure")
     assert notice is not None
     assert notice.deadline == pytest.approx(time.time(), abs=5)
-    assert not [path for method, path in azure.asked if method != "GET"]   # nothing is acknowledged
+    assert not [path for method, path in azure.asked if method != "GET"]  # nothing is acknowledged

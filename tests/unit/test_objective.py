@@ -30,8 +30,13 @@ T = B * L
 
 def tiny(family: str = "qwen3_moe", experts: int = E) -> torch.nn.Module:
     sizes = Architecture(
-        hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=2, moe_intermediate_size=24, num_experts=experts,
-        num_experts_per_tok=min(K, experts))
+        hidden_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        moe_intermediate_size=24,
+        num_experts=experts,
+        num_experts_per_tok=min(K, experts),
+    )
     torch.manual_seed(0)
     model = type(skeleton(hf_config(family, sizes, V, L, 0)))(hf_config(family, sizes, V, L, 0))
     for router in routers(model).values():
@@ -135,7 +140,9 @@ def test_layers_with_one_expert_are_not_probed() -> None:
 
 
 @given(st.integers(1, 3), st.integers(2, 6), st.data())
-def test_the_expert_balance_of_training_is_that_of_the_evaluation(layers: int, experts: int, data: st.DataObject) -> None:
+def test_the_expert_balance_of_training_is_that_of_the_evaluation(
+    layers: int, experts: int, data: st.DataObject
+) -> None:
     row = st.lists(st.integers(0, 1000), min_size=experts, max_size=experts).filter(any)
     counts_NE = np.array([data.draw(row) for _ in range(layers)])
     found = expert_balance(torch.tensor(counts_NE, dtype=torch.float64) / 7)

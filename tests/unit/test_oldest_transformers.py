@@ -15,14 +15,23 @@ from docs.ecosystem import VERSION
 
 FOLDER = ENVIRONMENTS / "transformers-oldest"
 FILES = (
-    "families", "upcycle", "start_is_kept", "export", "gguf_starts", "gguf_export", "lora", "given_tokens", "ensemble_package")
+    "families",
+    "upcycle",
+    "start_is_kept",
+    "export",
+    "gguf_starts",
+    "gguf_export",
+    "lora",
+    "given_tokens",
+    "ensemble_package",
+)
 """Tests that depend on transformers most; `-m ecosystem` chooses among them."""
 
 
 @pytest.mark.ecosystem("Start: MoE of every family", "transformers", "torch")
 @pytest.mark.timeout(1500)
 def test_what_depends_on_transformers_passes_with_the_oldest_one(
-    pytestconfig: pytest.Config, record_property: Callable[[str, object], None],
+    pytestconfig: pytest.Config, record_property: Callable[[str, object], None]
 ) -> None:
     if not FOLDER.is_dir():
         pytest.skip("transformers-oldest is not installed")
@@ -36,5 +45,10 @@ def test_what_depends_on_transformers_passes_with_the_oldest_one(
     environment["PYTHONPATH"] = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "ecosystem and not slow", "-p", "no:cacheprovider", *files],
-        cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True, check=False)
+        cwd=pytestconfig.rootpath,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-5000:]

@@ -29,15 +29,30 @@ def commands(model: Path, home: Path) -> dict[str, list[str]]:
     """Arguments of every command that opens a model."""
     (home / "a.txt").write_text("text " * 900)
     config = home / "run.yaml"
-    config.write_text(json.dumps({
-        "name": "a", "corpus": {"sources": [{"path": "embedded"}]}, "tokens": {"total": 10**6, "seed_share": 0},
-        "model": {"init": {"checkpoint": str(model)}}, "output": str(home / "runs")}))
+    config.write_text(
+        json.dumps(
+            {
+                "name": "a",
+                "corpus": {"sources": [{"path": "embedded"}]},
+                "tokens": {"total": 10**6, "seed_share": 0},
+                "model": {"init": {"checkpoint": str(model)}},
+                "output": str(home / "runs"),
+            }
+        )
+    )
     new = ["--output", str(home / "new")]
     return {
-        "chat": [str(model)], "chat from disk": [str(model), "--experts-on", "disk"],
-        "evaluate": [str(model), "--sources", str(home / "a.txt")], "export": [str(model), "--to", "gguf", *new],
-        "experts": [str(model), "0,1", *new], "merge": [str(model), str(model), "--base", str(model), *new],
-        "push": [str(model), "org/name"], "validate": [str(config)], "plan": [str(config)], "run": [str(config)]}
+        "chat": [str(model)],
+        "chat from disk": [str(model), "--experts-on", "disk"],
+        "evaluate": [str(model), "--sources", str(home / "a.txt")],
+        "export": [str(model), "--to", "gguf", *new],
+        "experts": [str(model), "0,1", *new],
+        "merge": [str(model), str(model), "--base", str(model), *new],
+        "push": [str(model), "org/name"],
+        "validate": [str(config)],
+        "plan": [str(config)],
+        "run": [str(config)],
+    }
 
 
 COMMANDS = ["chat", "chat from disk", "evaluate", "export", "experts", "merge", "push", "validate", "plan", "run"]
@@ -58,9 +73,20 @@ def test_a_model_next_to_an_adapter_is_refused_by_every_command(tmp_path: Path, 
     """
     model = tmp_path / "model"
     write_model(model, "qwen3_moe")
-    (model / "adapter_config.json").write_text(json.dumps({
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": "x"}))
-    assert "holds an adapter of PEFT (adapter_config.json); merge it into the model first" in refused(command, model, tmp_path)
+    (model / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "r": 2,
+                "target_modules": ["q_proj"],
+                "base_model_name_or_path": "x",
+            }
+        )
+    )
+    assert "holds an adapter of PEFT (adapter_config.json); merge it into the model first" in refused(
+        command, model, tmp_path
+    )
 
 
 @pytest.mark.timeout(60)
@@ -89,9 +115,14 @@ def generate(model, **inputs):
     return model
 """
 CLASSES = {
-    "config.json": {"AutoConfig": "strangers.Config", "AutoModel": "strangers.Model", "AutoModelForCausalLM": "strangers.Model"},
+    "config.json": {
+        "AutoConfig": "strangers.Config",
+        "AutoModel": "strangers.Model",
+        "AutoModelForCausalLM": "strangers.Model",
+    },
     "tokenizer_config.json": {"AutoTokenizer": ["words.Tokenizer", "words.Tokenizer"]},
-    "generation_config.json": {"GenerationConfig": "strangers.Config"}}
+    "generation_config.json": {"GenerationConfig": "strangers.Config"},
+}
 """Classes that a model's files ask to be loaded from the model's own code."""
 
 
@@ -113,7 +144,7 @@ def of_a_stranger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 
 def test_the_code_of_a_model_leaves_a_trace_where_it_is_trusted(
-    tmp_path: Path, of_a_stranger: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, of_a_stranger: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the next test would prove nothing."""
     model, trace = of_a_stranger
@@ -130,9 +161,13 @@ def test_the_code_of_a_model_leaves_a_trace_where_it_is_trusted(
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each not in ("push", "run")])
-def test_the_code_of_a_model_is_run_by_no_command(tmp_path: Path, of_a_stranger: tuple[Path, Path], command: str) -> None:
+def test_the_code_of_a_model_is_run_by_no_command(
+    tmp_path: Path, of_a_stranger: tuple[Path, Path], command: str
+) -> None:
     model, trace = of_a_stranger
-    done = CliRunner().invoke(app, [command.split(maxsplit=1)[0], *commands(model, tmp_path)[command]], input="hello\ny\ny\n")
+    done = CliRunner().invoke(
+        app, [command.split(maxsplit=1)[0], *commands(model, tmp_path)[command]], input="hello\ny\ny\n"
+    )
     assert not trace.exists()
     if command in ("chat", "evaluate", "validate", "plan"):
         assert done.exit_code == 0, done.output + str(done.exception)
@@ -140,9 +175,14 @@ def test_the_code_of_a_model_is_run_by_no_command(tmp_path: Path, of_a_stranger:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("command", ["chat", "evaluate", "validate"])
-@pytest.mark.parametrize(("field", "value"), [
-    ("attn_implementation", "org/kernel@0f3a"), ("_attn_implementation", "org/kernel"),
-    ("text_config", {"experts_implementation": {"": "org/kernel:name"}})])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attn_implementation", "org/kernel@0f3a"),
+        ("_attn_implementation", "org/kernel"),
+        ("text_config", {"experts_implementation": {"": "org/kernel:name"}}),
+    ],
+)
 def test_a_kernel_that_a_model_names_is_not_fetched(tmp_path: Path, command: str, field: str, value: object) -> None:
     """With the package `kernels`, transformers fetches and runs it, also with `trust_remote_code=False`.
 

@@ -46,9 +46,19 @@ def make(home: Path, directory: Path, model: str, **recipe: object) -> TrainJob:
     constant = Optimizer(lr=3e-3, batch_tokens=BATCH * L, schedule="constant", warmup=0.0, weight_decay=0.1)
     optimizer = constant.model_copy(update=recipe)
     return TrainJob(
-        stage="seed", name="seed", model=home / model, packed_dirs=(home / "shard",), output=directory / "out",
-        checkpoints=directory / "steps", steps=2 * HALF, sequence_length=L, optimizer=optimizer, checkpoint_every=100, seed=5,
-        with_optimizer_state=True)
+        stage="seed",
+        name="seed",
+        model=home / model,
+        packed_dirs=(home / "shard",),
+        output=directory / "out",
+        checkpoints=directory / "steps",
+        steps=2 * HALF,
+        sequence_length=L,
+        optimizer=optimizer,
+        checkpoint_every=100,
+        seed=5,
+        with_optimizer_state=True,
+    )
 
 
 def opened(directory: Path) -> OptimizerState:
@@ -58,14 +68,23 @@ def opened(directory: Path) -> OptimizerState:
 
 
 @pytest.mark.parametrize("model", ["moe", "dense", "tied"])
-@pytest.mark.parametrize("recipe", [{}, {"precision": "pure_bf16"}, {"name": "muon"}], ids=["auto", "pure_bf16", "muon"])
-def test_two_trainings_that_pass_them_on_are_one(home: Path, tmp_path: Path, model: str, recipe: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "recipe", [{}, {"precision": "pure_bf16"}, {"name": "muon"}], ids=["auto", "pure_bf16", "muon"]
+)
+def test_two_trainings_that_pass_them_on_are_one(
+    home: Path, tmp_path: Path, model: str, recipe: dict[str, str]
+) -> None:
     whole = make(home, tmp_path, model, **recipe)
     losses = run(whole).losses
     first = variant(whole, "first", steps=HALF)
     second = variant(
-        whole, "second", steps=HALF, model=first.output, optimizer_state=first.output / OPTIMIZER_FOLDER,
-        skip=Skip(start=0, width=HALF))
+        whole,
+        "second",
+        steps=HALF,
+        model=first.output,
+        optimizer_state=first.output / OPTIMIZER_FOLDER,
+        skip=Skip(start=0, width=HALF),
+    )
     assert run(first).losses + run(second).losses == losses
     check_same(weights(second.output), weights(whole.output))
     ours, theirs = opened(second.output / OPTIMIZER_FOLDER), opened(whole.output / OPTIMIZER_FOLDER)
@@ -84,7 +103,9 @@ def test_without_them_the_second_is_another(home: Path, tmp_path: Path) -> None:
 def test_a_training_that_resumes_does_not_begin_with_them_again(home: Path, tmp_path: Path) -> None:
     first = make(home, tmp_path, "moe")
     run(first)
-    second = variant(first, "second", model=first.output, optimizer_state=first.output / OPTIMIZER_FOLDER, checkpoint_every=HALF)
+    second = variant(
+        first, "second", model=first.output, optimizer_state=first.output / OPTIMIZER_FOLDER, checkpoint_every=HALF
+    )
     losses = run(second).losses
     short = variant(second, "again", steps=HALF)
     run(short)
@@ -152,7 +173,10 @@ def test_experts_keep_theirs_and_the_backbone_has_the_weighted_mean(home: Path, 
 
 
 def test_one_that_was_never_trained_makes_nobody_begin_again(home: Path, tmp_path: Path) -> None:
-    parts = [filled(tmp_path / str(k), home / "dense", value, steps) for k, (value, steps) in enumerate([(1.0, 40), (0.0, 0)])]
+    parts = [
+        filled(tmp_path / str(k), home / "dense", value, steps)
+        for k, (value, steps) in enumerate([(1.0, 40), (0.0, 0)])
+    ]
     assert merge_optimizer_states(parts, read_config(home / "moe") | {"num_experts": 2}, (1.0, 0.0), tmp_path)
     assert opened(tmp_path / OPTIMIZER_FOLDER).steps == 40
 
@@ -161,7 +185,9 @@ def test_a_mean_of_squares_is_never_below_zero(home: Path, tmp_path: Path) -> No
     parts = [filled(tmp_path / str(k), home / "dense", value, 1) for k, value in enumerate((1e-19, 3.0, 1e-3))]
     config = read_config(home / "moe") | {"num_experts": 3}
     merge_optimizer_states(parts, config, (1 / 3, 1 / 3, 1 / 3), tmp_path)
-    assert all(bool((tensor >= 0).all()) for tensor in opened(tmp_path / OPTIMIZER_FOLDER).tensors["exp_avg_sq"].values())
+    assert all(
+        bool((tensor >= 0).all()) for tensor in opened(tmp_path / OPTIMIZER_FOLDER).tensors["exp_avg_sq"].values()
+    )
 
 
 def test_where_one_has_none_there_are_none(home: Path, tmp_path: Path) -> None:
@@ -195,9 +221,14 @@ def test_a_run_passes_them_on_twice(tmp_path: Path) -> None:
         # Sub-models begin as the seed ended; the row of a lone expert's router has learnt nothing.
         ours, theirs = weights(part), weights(kept / "seed")
         assert all(
-            same_bits(ours[key], theirs[key]) for key in theirs if ModelMap("qwen3_moe").classify(key).role is not Role.ROUTER)
+            same_bits(ours[key], theirs[key])
+            for key in theirs
+            if ModelMap("qwen3_moe").classify(key).role is not Role.ROUTER
+        )
 
-    fresh = finished(tmp_path / "fresh", tokens, submodels__keep_optimizer_state=False, finetune__keep_optimizer_state=False)
+    fresh = finished(
+        tmp_path / "fresh", tokens, submodels__keep_optimizer_state=False, finetune__keep_optimizer_state=False
+    )
     same = [read_manifest(run / "seed").summary["units"][0]["loss"] for run in (kept, fresh)]
     assert same[0] == same[1]
     assert opened(fresh / "submodels" / "0" / OPTIMIZER_FOLDER).steps < submodels[0].steps

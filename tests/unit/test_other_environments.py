@@ -26,8 +26,13 @@ PROMPT = TEXT[0][:40]
 NAMES = {TRANSFORMERS_4: "transformers 4.57", VLLM: "vLLM"}
 """Programs by their names in `PROGRAMS`."""
 YARN = {
-    "rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
-    "original_max_position_embeddings": 32}
+    "rope_type": "yarn",
+    "rope_theta": 150_000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +63,23 @@ class Case:
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "moe_intermediate_size": 32}
 """Sizes for which vLLM has kernels: heads of 32 or more."""
 LATENTS: dict[str, Any] = {
-    "q_lora_rank": 32, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
-    "first_k_dense_replace": 1, "intermediate_size": 64}
+    "q_lora_rank": 32,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 64,
+}
 """Latent attention with the sizes of published models, and a dense layer."""
 GROUPS = {"n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5}
 RECURRENT: dict[str, Any] = {
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
-    "linear_conv_kernel_dim": 4}
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
 """Recurrent layers with heads as in published models."""
 
 
@@ -73,24 +88,41 @@ def _latent(family: str, form: str = "", scaling: Mapping[str, Any] | None = Non
     return Case(family, changes, form, in_gguf=fields.get("topk_method", "greedy") == "greedy")
 
 
-def _recurrent(family: str, form: str = "", dtype: torch.dtype = torch.bfloat16, error: str = "", **fields: Any) -> Case:
+def _recurrent(
+    family: str, form: str = "", dtype: torch.dtype = torch.bfloat16, error: str = "", **fields: Any
+) -> Case:
     return Case(family, {**SIZES, "moe_intermediate_size": 96, **RECURRENT, **fields}, form, dtype, error=error)
 
 
 def _yarn(mscale: float) -> dict[str, Any]:
-    return {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 32, "mscale": mscale, "mscale_all_dim": mscale}
+    return {
+        "rope_type": "yarn",
+        "factor": 40.0,
+        "original_max_position_embeddings": 32,
+        "mscale": mscale,
+        "mscale_all_dim": mscale,
+    }
 
 
 _UNKNOWN = "Transformers does not recognize this architecture"
 CASES: dict[Program, list[Case]] = {
-    TRANSFORMERS_4: [Case(name, error=_UNKNOWN if name in ABSENT["transformers 4.57"] else "") for name in DECLARATIONS],
+    TRANSFORMERS_4: [
+        Case(name, error=_UNKNOWN if name in ABSENT["transformers 4.57"] else "") for name in DECLARATIONS
+    ],
     VLLM: [
-        *(Case(name, SIZES) for name, page in DECLARATIONS.items() if not page.attention.latent and page.recurrence is None
-          and name not in {"gpt_oss", "ernie4_5_moe", "phimoe", *ABSENT["vLLM"]}),
+        *(
+            Case(name, SIZES)
+            for name, page in DECLARATIONS.items()
+            if not page.attention.latent
+            and page.recurrence is None
+            and name not in {"gpt_oss", "ernie4_5_moe", "phimoe", *ABSENT["vLLM"]}
+        ),
         Case("llama_moe", SIZES, error=_UNKNOWN),
-        _latent("deepseek_v2"), _latent("deepseek_v2", "groups", topk_method="group_limited_greedy", **GROUPS),
+        _latent("deepseek_v2"),
+        _latent("deepseek_v2", "groups", topk_method="group_limited_greedy", **GROUPS),
         _latent("deepseek_v2", "yarn", _yarn(0.707)),
-        _latent("deepseek_v3"), _latent("deepseek_v3", "groups", _yarn(1.0), n_shared_experts=2, **GROUPS),
+        _latent("deepseek_v3"),
+        _latent("deepseek_v3", "groups", _yarn(1.0), n_shared_experts=2, **GROUPS),
         Case("deepseek_v3", {"hidden_size": 64}, "small", error="Head dimension 80 is not supported by MLA"),
         Case("gpt_oss", {**SIZES, "rope_parameters": YARN | {"truncate": False}}, "published", in_gguf=False),
         Case("gpt_oss", {**SIZES, "rope_parameters": YARN | {"factor": 1.0}}, "unscaled"),
@@ -99,19 +131,34 @@ CASES: dict[Program, list[Case]] = {
         Case("ernie4_5_moe", SIZES, "corrected", left_out="e_score_correction_bias"),
         Case("phimoe", {**SIZES, "fields": {"lm_head_bias": False}}, "without-bias"),
         Case("phimoe", SIZES, "with-bias", left_out="lm_head.bias"),
-        _recurrent("qwen3_next"), _recurrent("qwen3_5_moe_text"),
+        _recurrent("qwen3_next"),
+        _recurrent("qwen3_5_moe_text"),
         _recurrent("qwen3_next", "fp32", torch.float32, "CPU GDN attention requires BF16"),
-        _recurrent("qwen3_next", "small", error="Unexpected head dim size, 32", linear_key_head_dim=32, linear_value_head_dim=32),
-    ]}
-"""What each program computes, and what it refuses or computes differently. New models of ERNIE have a correction of zero. A yarn
-with the factor 1 scales nothing, but vLLM reads gpt_oss only with a yarn."""
+        _recurrent(
+            "qwen3_next",
+            "small",
+            error="Unexpected head dim size, 32",
+            linear_key_head_dim=32,
+            linear_value_head_dim=32,
+        ),
+    ],
+}
+"""What each program computes, and what it refuses or computes differently. New models of ERNIE have a correction of
+zero. A yarn with the factor 1 scales nothing, but vLLM reads gpt_oss only with a yarn."""
 
 
 def _parameters(chosen: Callable[[Case], bool]) -> list[Any]:
     return [
-        pytest.param(program, case, id="-".join(filter(None, [program.folder, case.family, case.form])),
-                     marks=pytest.mark.ecosystem(PROGRAMS[NAMES[program]]))
-        for program, cases in CASES.items() for case in cases if chosen(case)]
+        pytest.param(
+            program,
+            case,
+            id="-".join(filter(None, [program.folder, case.family, case.form])),
+            marks=pytest.mark.ecosystem(PROGRAMS[NAMES[program]]),
+        )
+        for program, cases in CASES.items()
+        for case in cases
+        if chosen(case)
+    ]
 
 
 Made = Callable[[Case], Path]
@@ -159,13 +206,13 @@ def continued(directory: Path, left_out: str = "") -> tuple[list[int], list[int]
     for name, tensor in model.state_dict().items():
         if left_out and name.endswith(left_out):
             tensor.zero_()
-    return ids, model.generate(torch.tensor([ids]), max_new_tokens=COUNT, do_sample=False)[0, len(ids):].tolist()
+    return ids, model.generate(torch.tensor([ids]), max_new_tokens=COUNT, do_sample=False)[0, len(ids) :].tolist()
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("program", "case"), _parameters(lambda case: not case.error and not case.left_out))
 def test_a_program_continues_a_text_as_transformers_5_and_llama_cpp_do(
-    program: Program, case: Case, made: Made, answer: Answer, record_property: Callable[[str, object], None],
+    program: Program, case: Case, made: Made, answer: Answer, record_property: Callable[[str, object], None]
 ) -> None:
     found = answer(program, case)
     record_property(VERSION, found["version"])
@@ -178,7 +225,7 @@ def test_a_program_continues_a_text_as_transformers_5_and_llama_cpp_do(
     if DECLARATIONS[case.family].gguf is not None and case.in_gguf:
         write_gguf(directory, directory.parent / "tiny.gguf", name="tiny")
         _, tokens = llama_cpp.logprobs(directory.parent / "tiny.gguf", [ids], count=COUNT)
-        assert tokens == expected[:len(tokens)]       # without the end of the text
+        assert tokens == expected[: len(tokens)]  # without the end of the text
         assert len(tokens) >= len(expected) - 1
 
 

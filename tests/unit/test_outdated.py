@@ -41,6 +41,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     def end(event: Event) -> None:
         if event.type == "stage_finished":
             stop.write_text("cancelled")
+
     merge = config.merge.model_copy(update={"calibration_tokens": 1024})
     found = config.model_copy(update={"merge": merge})
     with pytest.raises(RunStopped):
@@ -72,13 +73,21 @@ def test_show_marks_the_stages_that_are_out_of_date_and_shows_the_rest(changed: 
     assert outdated(changed) == LATER
 
 
-@pytest.mark.parametrize(("command", "stage"), [
-    ("chat {run}", "export"), ("chat {run}/model", "export"), ("evaluate {run}/model --sources {text}", "export"),
-    ("evaluate {run}/finetuned --sources {text}", "finetune"), ("export {run} --output {new}", "finetune"),
-    ("export {run} --to gguf --output {new}", "export"), ("experts {run} 0,1 --output {new}", "export"),
-    ("push {run} org/name", "export")])
+@pytest.mark.parametrize(
+    ("command", "stage"),
+    [
+        ("chat {run}", "export"),
+        ("chat {run}/model", "export"),
+        ("evaluate {run}/model --sources {text}", "export"),
+        ("evaluate {run}/finetuned --sources {text}", "finetune"),
+        ("export {run} --output {new}", "finetune"),
+        ("export {run} --to gguf --output {new}", "export"),
+        ("experts {run} 0,1 --output {new}", "export"),
+        ("push {run} org/name", "export"),
+    ],
+)
 def test_no_command_takes_an_artifact_of_other_settings(
-    changed: RunConfig, command: str, stage: str, tmp_path: Path,
+    changed: RunConfig, command: str, stage: str, tmp_path: Path
 ) -> None:
     """Protects users from a model that does not belong to the run's configuration.
 

@@ -14,7 +14,7 @@ Tensors = dict[str, Tensor]
 
 
 def outer_step(
-    start: Tensors, members: list[Tensors], weights: list[float], momentum: Tensors | None, outer: Outer,
+    start: Tensors, members: list[Tensors], weights: list[float], momentum: Tensors | None, outer: Outer
 ) -> tuple[Tensors, Tensors]:
     after = dict(next_momentum(start, members, weights, momentum, outer))
     return dict(next_common(start, momentum, after, outer)), after
@@ -25,7 +25,8 @@ def drawn(seed: int, members: int, dtype: torch.dtype = torch.float32) -> tuple[
     start = {"a": torch.randn(3, 5, generator=generator), "b": torch.randn(7, generator=generator)}
     return start, [
         {key: (value + 0.1 * torch.randn(value.shape, generator=generator)).to(dtype) for key, value in start.items()}
-        for _ in range(members)]
+        for _ in range(members)
+    ]
 
 
 def test_two_rounds_by_hand() -> None:
@@ -54,7 +55,8 @@ def test_equals_sgd_of_torch_on_the_mean_delta(seed: int, lr: float, momentum: f
         for key, parameter in reference.items():
             parameter.grad = sum(
                 (w * (parameter.detach() - copy[key].double()) for w, copy in zip(weights, copies, strict=True)),
-                torch.zeros_like(parameter))
+                torch.zeros_like(parameter),
+            )
         sgd.step()
         start, kept = outer_step(start, copies, weights, kept, Outer(lr=lr, momentum=momentum))
     for key, parameter in reference.items():
@@ -77,7 +79,9 @@ def test_the_order_of_the_members_does_not_matter(seed: int, order: list[int]) -
     start, copies = drawn(seed, 4)
     weights = token_weights([5, 1, 2, 4])
     one = outer_step(start, copies, weights, None, Outer(lr=0.7, momentum=0.9))
-    other = outer_step(start, [copies[i] for i in order], [weights[i] for i in order], None, Outer(lr=0.7, momentum=0.9))
+    other = outer_step(
+        start, [copies[i] for i in order], [weights[i] for i in order], None, Outer(lr=0.7, momentum=0.9)
+    )
     for ours, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
@@ -85,7 +89,7 @@ def test_the_order_of_the_members_does_not_matter(seed: int, order: list[int]) -
 def test_members_that_did_not_move_leave_only_the_momentum() -> None:
     start, _ = drawn(3, 0)
     kept = {key: torch.full_like(value, 2.0) for key, value in start.items()}
-    for dtype in (torch.float32, torch.bfloat16):   # in bf16 a member begins from the rounded backbone: that is no move
+    for dtype in (torch.float32, torch.bfloat16):  # in bf16 a member begins from the rounded backbone: that is no move
         copies = [{key: value.to(dtype) for key, value in start.items()}] * 2
         backbone, momentum = outer_step(start, copies, [0.5, 0.5], kept, Outer(lr=0.5, momentum=0.5))
         for key, value in start.items():
@@ -97,5 +101,7 @@ def test_a_large_tensor_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     start, copies = drawn(1, 2)
     whole = outer_step(start, copies, [0.5, 0.5], None, Outer(lr=0.7, momentum=0.9))
     monkeypatch.setattr("moedisco_ray.training.sync.outer_step._CHUNK", 4)
-    for ours, theirs in zip(outer_step(start, copies, [0.5, 0.5], None, Outer(lr=0.7, momentum=0.9)), whole, strict=True):
+    for ours, theirs in zip(
+        outer_step(start, copies, [0.5, 0.5], None, Outer(lr=0.7, momentum=0.9)), whole, strict=True
+    ):
         assert all(torch.equal(ours[key], theirs[key]) for key in start)

@@ -44,6 +44,7 @@ def refused(tmp_path, monkeypatch):
         ended = CliRunner().invoke(app, [command, str(path), *given_options])
         assert sorted(each.name for each in tmp_path.iterdir()) == ["demo.yaml"], "something is left behind"
         return (ended.exit_code, " ".join(ended.stderr.split()))
+
     return run
 
 
@@ -87,7 +88,9 @@ def test_a_disk_with_less_room_than_planned_is_refused_with_both_numbers(refused
 CONFIG = check_config(parse_yaml(preset_text("demo")))
 PLAN = build_plan(CONFIG)
 STORED = max(
-    sum(each.stored for each in PLAN.storage[:number]) + stage.checkpoints for number, stage in enumerate(PLAN.storage, start=1))
+    sum(each.stored for each in PLAN.storage[:number]) + stage.checkpoints
+    for number, stage in enumerate(PLAN.storage, start=1)
+)
 """Checkpoints of a stage are deleted before later stages store their models."""
 
 
@@ -105,7 +108,7 @@ def test_what_an_earlier_attempt_has_stored_needs_no_room_again(tmp_path):
     config = CONFIG.model_copy(update={"output": tmp_path})
     (tmp_path / "demo").mkdir()
     with (tmp_path / "demo" / "model.safetensors").open("wb") as file:
-        os.truncate(file.fileno(), STORED)      # a sparse file
+        os.truncate(file.fileno(), STORED)  # a sparse file
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=0))
         assert list(small_disks(config, PLAN)) == []

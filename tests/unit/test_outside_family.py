@@ -41,11 +41,26 @@ config = check_config({
     "name": "lab", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"family": "lab_moe"}, "tokens": {"total": 10_000_000}})
 assert ModelMap(config.model.family_name).family.gguf is None
 """
-PROOFS = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_families.py", "-k", "lab_moe", "-m", "not slow"]
+PROOFS = [
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "tests/unit/test_families.py",
+    "-k",
+    "lab_moe",
+    "-m",
+    "not slow",
+]
 
 
-@pytest.mark.parametrize(("arguments", "line"), [(["-c", KNOWN], ""), pytest.param(PROOFS, " passed", marks=pytest.mark.slow)])
-def test_an_installed_package_adds_a_family_and_can_run_the_proofs(arguments: list[str], line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "line"), [(["-c", KNOWN], ""), pytest.param(PROOFS, " passed", marks=pytest.mark.slow)]
+)
+def test_an_installed_package_adds_a_family_and_can_run_the_proofs(
+    arguments: list[str], line: str, tmp_path: Path
+) -> None:
     (tmp_path / "lab_family.py").write_text(MODULE)
     installed = tmp_path / "lab_family-1.0.dist-info"
     installed.mkdir()
@@ -53,6 +68,12 @@ def test_an_installed_package_adds_a_family_and_can_run_the_proofs(arguments: li
     (installed / "entry_points.txt").write_text(ENTRY_POINTS)
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=False, capture_output=True, text=True)
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert line in done.stdout

@@ -72,7 +72,9 @@ def test_the_report_names_what_left_each_owner_with_its_size(config: RunConfig, 
     report = current_report(finished)
     for k, owner in enumerate(OWNERS, start=config.shared_clusters):
         left = {each.what: each.bytes for each in report.left if each.owner == owner}
-        files = {path.name: path.stat().st_size for path in (finished / "submodels" / str(k)).iterdir() if path.is_file()}
+        files = {
+            path.name: path.stat().st_size for path in (finished / "submodels" / str(k)).iterdir() if path.is_file()
+        }
         assert {f"submodel-{k}/{name}": size for name, size in files.items()}.items() <= left.items()
         assert not [name for name in files if "optimizer" in name]
         layers, hidden = SIZES["num_hidden_layers"], SIZES["hidden_size"]
@@ -100,15 +102,22 @@ def test_each_owners_held_out_text_is_measured(config: RunConfig, finished: Path
     model = AutoModelForCausalLM.from_pretrained(finished / "submodels" / str(k)).eval()
     limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
     expected = perplexity(
-        model, documents, prefix=Encoder(finished / "corpus" / "tokenizer").prefix, sequence_length=limits.sequence_tokens)
+        model,
+        documents,
+        prefix=Encoder(finished / "corpus" / "tokenizer").prefix,
+        sequence_length=limits.sequence_tokens,
+    )
     assert figures.tokens == figures.stages["submodels"].tokens == sum(map(len, documents.tokens)) > 0
     assert figures.stages["submodels"].loss == pytest.approx(expected.loss, rel=1e-5)
     assert figures.stages.keys() == {"seed", "submodels", "merge"}
-    assert figures.stages["submodels"].loss < figures.stages["seed"].loss       # the sub-model has learned the owner's text
+    assert figures.stages["submodels"].loss < figures.stages["seed"].loss  # the sub-model has learned the owner's text
 
 
 def test_the_bill_has_the_price_of_the_owners_machines(tmp_path: Path) -> None:
-    free = {"alice": {"storage": "a", "resource": "alice_gpu", "price_per_hour": 0}, "bob": {"storage": "b", "resource": "bob_gpu"}}
+    free = {
+        "alice": {"storage": "a", "resource": "alice_gpu", "price_per_hour": 0},
+        "bob": {"storage": "b", "resource": "bob_gpu"},
+    }
     config = owned_config(tmp_path, pools={"owners": free, "low_memory": {"price_per_hour": 0.5}})
     prices = {key: pool.price_per_hour for key, pool in config.pools.by_key.items()}
     assert prices["owners.alice"] == 0
@@ -122,7 +131,9 @@ def test_the_bill_has_the_price_of_the_owners_machines(tmp_path: Path) -> None:
 def test_a_price_of_zero_is_no_way_around_a_limit_on_dollars(tmp_path: Path) -> None:
     free = {name: {"storage": name, "resource": f"{name}_gpu", "price_per_hour": 0} for name in OWNERS}
     limited = Policy(dollars_per_month=5, prices={"low_mem_gpu": 1, "high_mem_gpu": 2, "bob_gpu": 1})
-    with pytest.raises(AgainstPolicy, match=r"config\.pools\.owners\.alice\.resource: 'alice_gpu': has no operator price"):
+    with pytest.raises(
+        AgainstPolicy, match=r"config\.pools\.owners\.alice\.resource: 'alice_gpu': has no operator price"
+    ):
         check_pools(owned_config(tmp_path, pools={"owners": free}), limited)
 
 
@@ -143,14 +154,19 @@ pipeline.run(owned_config(Path(sys.argv[1])), (listen,), backend=LocalBackend())
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("unit", "step"), [("submodel-2", 7), ("submodel-3", 11)])
-def test_a_driver_that_is_killed_leaves_an_owners_text_in_its_own_storage_alone(tmp_path: Path, unit: str, step: int) -> None:
+def test_a_driver_that_is_killed_leaves_an_owners_text_in_its_own_storage_alone(
+    tmp_path: Path, unit: str, step: int
+) -> None:
     config, temporary = owned_config(tmp_path), tmp_path / "temporary"
     temporary.mkdir()
     here = str(Path(__file__).parent)
     search = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")]), *sys.path])
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), unit, str(step)],
-        env=os.environ | {"PYTHONPATH": search, "TMPDIR": str(temporary)}, check=False, timeout=240)
+        env=os.environ | {"PYTHONPATH": search, "TMPDIR": str(temporary)},
+        check=False,
+        timeout=240,
+    )
     assert killed.returncode == -signal.SIGKILL
     encoder = Encoder(config.directory / "corpus" / "tokenizer")
     for owner in OWNERS:
@@ -174,8 +190,19 @@ def test_an_owners_cluster_is_its_own_and_gets_its_part_of_the_tokens(config: Ru
 
 @pytest.mark.slow
 def test_a_stopped_run_gives_the_same_bits(config: RunConfig, finished: Path, tmp_path: Path) -> None:
-    again = config.model_copy(update={"output": tmp_path / "runs", "pools": config.pools.model_copy(update={"owners": {
-        name: owner.model_copy(update={"storage": str(tmp_path / name)}) for name, owner in config.pools.owners.items()}})})
+    again = config.model_copy(
+        update={
+            "output": tmp_path / "runs",
+            "pools": config.pools.model_copy(
+                update={
+                    "owners": {
+                        name: owner.model_copy(update={"storage": str(tmp_path / name)})
+                        for name, owner in config.pools.owners.items()
+                    }
+                }
+            ),
+        }
+    )
     for number, (unit, step) in enumerate([("seed", 10), ("submodel-2", 10), ("submodel-3", 15)]):
         stop = StopFile(tmp_path / f"stop-{number}")
 
@@ -194,8 +221,12 @@ def test_a_stopped_run_gives_the_same_bits(config: RunConfig, finished: Path, tm
 
 
 def owners(alice: tuple[str, str] = ("a", "x"), bob: tuple[str, str] = ("b", "y")) -> dict[str, Any]:
-    return {"owners": {
-        name: dict(zip(("storage", "resource"), each, strict=True)) for name, each in (("alice", alice), ("bob", bob))}}
+    return {
+        "owners": {
+            name: dict(zip(("storage", "resource"), each, strict=True))
+            for name, each in (("alice", alice), ("bob", bob))
+        }
+    }
 
 
 SECRET = "the secret recipe"
@@ -212,11 +243,19 @@ def test_an_unreadable_text_is_explained_in_its_owners_storage_alone(tmp_path: P
     assert "domain1.jsonl" not in (config.directory / "events.jsonl").read_text()
 
 
-@pytest.mark.parametrize("error", [
-    OSError(5, SECRET), KeyError(SECRET), TypeError(SECRET), pa.ArrowNotImplementedError(SECRET), RuntimeError(SECRET)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, SECRET),
+        KeyError(SECRET),
+        TypeError(SECRET),
+        pa.ArrowNotImplementedError(SECRET),
+        RuntimeError(SECRET),
+    ],
+)
 @pytest.mark.parametrize("full", [False, True])
 def test_no_error_carries_an_owners_text_out_of_its_storage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, full: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, full: bool
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise error
@@ -226,7 +265,12 @@ def test_no_error_carries_an_owners_text_out_of_its_storage(
         monkeypatch.setattr(owned_corpus, "write_text", lambda *_: (tmp_path / "none" / "corpus.log").write_text(""))
     with pytest.raises((RunError, OSError)) as caught:
         owned_corpus.build_owned(
-            owned_config(tmp_path), "alice", location=tmp_path / "alice", tokenizer=tmp_path / "tokenizer", fingerprint="f")
+            owned_config(tmp_path),
+            "alice",
+            location=tmp_path / "alice",
+            tokenizer=tmp_path / "tokenizer",
+            fingerprint="f",
+        )
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     if not full:
         assert str(caught.value).endswith("alice/logs/corpus.log says why")
@@ -241,7 +285,12 @@ def test_a_storage_that_does_not_answer_is_named_itself(tmp_path: Path, monkeypa
     monkeypatch.setattr(owned_corpus, "build", fails)
     with pytest.raises(StorageError, match="s3://alice does not answer"):
         owned_corpus.build_owned(
-            owned_config(tmp_path), "alice", location=tmp_path / "alice", tokenizer=tmp_path / "tokenizer", fingerprint="f")
+            owned_config(tmp_path),
+            "alice",
+            location=tmp_path / "alice",
+            tokenizer=tmp_path / "tokenizer",
+            fingerprint="f",
+        )
 
 
 def no_number(text: str) -> int:
@@ -255,29 +304,55 @@ def test_a_task_on_an_owners_node_returns_its_error_and_ray_gets_no_word_of_it(t
         corpus_on_ray._outcome(row)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"corpus": {"sources": [{"path": "embedded"}, {"path": "x", "owner": "carol"}]}},
-     "corpus.sources.1.owner: 'carol' is not in"),
-    ({"corpus": {"sources": [{"path": "embedded"}, {"path": "x", "owner": "bob"}]}}, "pools.owners.alice: has no text"),
-    ({"corpus": {"sources": [{"path": "x", "owner": "bob"}, {"path": "y", "owner": "alice"}]}},
-     "corpus.sources: all have an owner"),
-    ({"evaluation": {"sources": [{"path": "z", "owner": "bob"}]}}, "evaluation.sources.0.owner: 'bob' is not possible"),
-    ({"clusters": {"count": 2}}, "clusters.count: 2 leaves no cluster"),
-    ({"submodels": {"quorum": 3}}, "submodels.quorum: 3 needs the checkpoints"),
-    ({"finetune": {"keep_optimizer_state": True}}, "finetune.keep_optimizer_state: needs the optimizer states"),
-    ({"evaluation": {"ensemble": True}}, "evaluation.ensemble: needs the centroids"),
-    ({"tokens": {"seed_share": 0.2, "finetune_share": 0.8}}, "pools.owners: need sub-models"),
-    ({"pools": {"low_memory": {"resource": "bob_gpu"}}},
-     "pools.owners.bob.resource: 'bob_gpu' is also a resource of pools.low_memory"),
-    ({"pools": owners(("a", "same"), ("b", "same"))}, "pools.owners.bob.resource: 'same' is also a resource of pools.owners.alice"),
-    ({"pools": owners(("a", "x"), ("a/b", "y"))}, "pools.owners.alice.storage: 'a' overlaps with pools.owners.bob.storage 'a/b'"),
-    ({"pools": owners(("s3://a/b?region=x", "x"), ("s3://a", "y"))},
-     "pools.owners.alice.storage: 's3://a/b?region=x' overlaps with pools.owners.bob.storage 's3://a'"),
-    ({"checkpoint": {"storage": "a"}, "pools": owners()}, "pools.owners.alice.storage: 'a' overlaps with checkpoint.storage 'a'"),
-    ({"pools": {"owners": {"a b": {"storage": "a", "resource": "x"}}}}, "pools.owners.a b"),
-    ({"pools": owners(("ftp://a", "x"))}, "pools.owners.alice.storage: 'ftp://a': names no storage"),
-    ({"pools": owners(("a", "GPU"))}, "pools.owners.alice.resource: 'GPU': GPU is one of Ray's"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"corpus": {"sources": [{"path": "embedded"}, {"path": "x", "owner": "carol"}]}},
+            "corpus.sources.1.owner: 'carol' is not in",
+        ),
+        (
+            {"corpus": {"sources": [{"path": "embedded"}, {"path": "x", "owner": "bob"}]}},
+            "pools.owners.alice: has no text",
+        ),
+        (
+            {"corpus": {"sources": [{"path": "x", "owner": "bob"}, {"path": "y", "owner": "alice"}]}},
+            "corpus.sources: all have an owner",
+        ),
+        (
+            {"evaluation": {"sources": [{"path": "z", "owner": "bob"}]}},
+            "evaluation.sources.0.owner: 'bob' is not possible",
+        ),
+        ({"clusters": {"count": 2}}, "clusters.count: 2 leaves no cluster"),
+        ({"submodels": {"quorum": 3}}, "submodels.quorum: 3 needs the checkpoints"),
+        ({"finetune": {"keep_optimizer_state": True}}, "finetune.keep_optimizer_state: needs the optimizer states"),
+        ({"evaluation": {"ensemble": True}}, "evaluation.ensemble: needs the centroids"),
+        ({"tokens": {"seed_share": 0.2, "finetune_share": 0.8}}, "pools.owners: need sub-models"),
+        (
+            {"pools": {"low_memory": {"resource": "bob_gpu"}}},
+            "pools.owners.bob.resource: 'bob_gpu' is also a resource of pools.low_memory",
+        ),
+        (
+            {"pools": owners(("a", "same"), ("b", "same"))},
+            "pools.owners.bob.resource: 'same' is also a resource of pools.owners.alice",
+        ),
+        (
+            {"pools": owners(("a", "x"), ("a/b", "y"))},
+            "pools.owners.alice.storage: 'a' overlaps with pools.owners.bob.storage 'a/b'",
+        ),
+        (
+            {"pools": owners(("s3://a/b?region=x", "x"), ("s3://a", "y"))},
+            "pools.owners.alice.storage: 's3://a/b?region=x' overlaps with pools.owners.bob.storage 's3://a'",
+        ),
+        (
+            {"checkpoint": {"storage": "a"}, "pools": owners()},
+            "pools.owners.alice.storage: 'a' overlaps with checkpoint.storage 'a'",
+        ),
+        ({"pools": {"owners": {"a b": {"storage": "a", "resource": "x"}}}}, "pools.owners.a b"),
+        ({"pools": owners(("ftp://a", "x"))}, "pools.owners.alice.storage: 'ftp://a': names no storage"),
+        ({"pools": owners(("a", "GPU"))}, "pools.owners.alice.resource: 'GPU': GPU is one of Ray's"),
+    ],
+)
 def test_a_mistake_is_one_line_with_setting_and_remedy(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         owned_config(tmp_path, **changes)

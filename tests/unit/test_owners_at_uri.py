@@ -45,10 +45,13 @@ def copied(place: str, target: Path) -> Path:
 def test_owners_buckets_hold_their_own_text_alone(at_uri: RunConfig, tmp_path: Path) -> None:
     with Elsewhere(tmp_path / "others") as backend:
         directory = pipeline.run(at_uri, backend=backend)
-    RunStore.of(at_uri.location).fetch(directory / "model", directory / "report.json", directory / "corpus" / "tokenizer")
+    RunStore.of(at_uri.location).fetch(
+        directory / "model", directory / "report.json", directory / "corpus" / "tokenizer"
+    )
     encoder = Encoder(directory / "corpus" / "tokenizer")
     own = {name: copied(owner.storage, tmp_path / "found" / name) for name, owner in at_uri.pools.owners.items()}
-    others = [copied(str(at_uri.output), tmp_path / "found" / "run"), tmp_path / "cache"]     # the driver's machine has neither
+    # the driver's machine has neither
+    others = [copied(str(at_uri.output), tmp_path / "found" / "run"), tmp_path / "cache"]
     for name in OWNERS:
         searched = list(traces(texts_of(at_uri, name), encoder))
         assert found(searched, [own[name]]) == [(True, True)] * len(searched)
@@ -57,6 +60,8 @@ def test_owners_buckets_hold_their_own_text_alone(at_uri: RunConfig, tmp_path: P
         assert not list(own[name].rglob("step-*"))
     undisturbed = pipeline.run(
         owned_config(
-            tmp_path, tmp_path / "local", {name: str(tmp_path / f"local-{name}") for name in OWNERS}, submodels=NO_SYNCS),
-        backend=LocalBackend())
+            tmp_path, tmp_path / "local", {name: str(tmp_path / f"local-{name}") for name in OWNERS}, submodels=NO_SYNCS
+        ),
+        backend=LocalBackend(),
+    )
     assert results(directory)["weights"] == results(undisturbed)["weights"]

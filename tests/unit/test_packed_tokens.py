@@ -46,7 +46,7 @@ def test_windows_lose_nothing_and_share_only_their_border_token(directories, len
         for i in range(windows):
             window = opened.window(i)
             assert window.dtype == np.int64
-            assert window.tolist() == stream[i * length:(i + 1) * length + 1]
+            assert window.tolist() == stream[i * length : (i + 1) * length + 1]
 
 
 masked_documents = st.lists(st.tuples(st.lists(st.booleans(), max_size=20), st.booleans()), max_size=5)
@@ -54,8 +54,10 @@ masked_documents = st.lists(st.tuples(st.lists(st.booleans(), max_size=20), st.b
 
 @settings(max_examples=50, deadline=None)
 @given(
-    parts=st.lists(st.none() | masked_documents, min_size=1, max_size=4), length=st.integers(1, 9),
-    bos=st.sampled_from([None, 1]))
+    parts=st.lists(st.none() | masked_documents, min_size=1, max_size=4),
+    length=st.integers(1, 9),
+    bos=st.sampled_from([None, 1]),
+)
 def test_the_loss_mask_follows_the_tokens(parts, length, bos):
     expected, pieces = [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,9 +69,17 @@ def test_the_loss_mask_follows_the_tokens(parts, length, bos):
             mask = LossMask(np.array(flat, bool), np.array([each for _, each in found], bool))
             ids, lengths = np.full(len(mask.ids), 7), np.array([len(mask) for mask, _ in found], dtype=np.int64)
             if len(lengths):
-                pieces.append(write_piece(
-                    Path(scratch) / f"part-{number:05d}.npy", ids, lengths, eos=EOS, bos=bos, vocab_size=9,
-                    mask=None if part is None else mask))
+                pieces.append(
+                    write_piece(
+                        Path(scratch) / f"part-{number:05d}.npy",
+                        ids,
+                        lengths,
+                        eos=EOS,
+                        bos=bos,
+                        vocab_size=9,
+                        mask=None if part is None else mask,
+                    )
+                )
         index = write_index(Path(scratch), pieces, 9)
         assert index.get("masked", []) == [piece.name for piece in pieces if piece.masked]
         written = {path.name for path in Path(scratch).iterdir()}
@@ -79,7 +89,7 @@ def test_the_loss_mask_follows_the_tokens(parts, length, bos):
         stream = TokenStream([Path(scratch)], length)
         assert stream.masked == any(piece.masked for piece in pieces)
         for i in range(len(stream)):
-            assert stream.loss_mask(i).tolist() == expected[i * length + 1:(i + 1) * length + 1]
+            assert stream.loss_mask(i).tolist() == expected[i * length + 1 : (i + 1) * length + 1]
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
@@ -112,7 +122,7 @@ def test_each_epoch_visits_each_window_once(seed, batch, windows, epochs):
     steps = -(-epochs * windows // batch)
     order = np.concatenate([batch_indices(seed, step, batch, windows) for step in range(steps)])
     for epoch in range(epochs):
-        visited = order[epoch * windows:(epoch + 1) * windows]
+        visited = order[epoch * windows : (epoch + 1) * windows]
         assert sorted(visited) == list(range(windows))
 
 
@@ -123,8 +133,14 @@ def test_the_order_depends_on_seed_and_epoch_and_not_on_the_batch():
     assert not np.array_equal(order[:100], np.concatenate([batch_indices(8, step, 5, 100) for step in range(20)]))
 
 
-@pytest.mark.parametrize(("bos", "expected"), [
-    (None, [5, 6, EOS, EOS, 7, EOS]), (1, [1, 5, 6, EOS, 1, EOS, 1, 7, EOS]), (EOS, [EOS, 5, 6, EOS, EOS, EOS, EOS, 7, EOS])])
+@pytest.mark.parametrize(
+    ("bos", "expected"),
+    [
+        (None, [5, 6, EOS, EOS, 7, EOS]),
+        (1, [1, 5, 6, EOS, 1, EOS, 1, 7, EOS]),
+        (EOS, [EOS, 5, 6, EOS, EOS, EOS, EOS, 7, EOS]),
+    ],
+)
 def test_special_tokens_surround_each_document(tmp_path, bos, expected):
     index = write_packed(tmp_path, [[np.array(ids, np.int32) for ids in ([5, 6], [], [7])]], EOS, 10, bos)
     assert np.load(tmp_path / index["parts"][0]).tolist() == expected

@@ -27,9 +27,13 @@ from moedisco_ray.training.expert_check import check_experts
 pytestmark = pytest.mark.timeout(900)
 STEPS = 6
 LAYOUTS = {
-    "data-2": Layout(data=2), "data-4": Layout(data=4),
-    "expert-2": Layout(expert=2), "expert-4": Layout(expert=4), "data-2-expert-2": Layout(data=2, expert=2),
-    "replicate-2": Layout(replicate=2), "replicate-2-expert-2": Layout(replicate=2, expert=2),
+    "data-2": Layout(data=2),
+    "data-4": Layout(data=4),
+    "expert-2": Layout(expert=2),
+    "expert-4": Layout(expert=4),
+    "data-2-expert-2": Layout(data=2, expert=2),
+    "replicate-2": Layout(replicate=2),
+    "replicate-2-expert-2": Layout(replicate=2, expert=2),
     "replicate-2-data-2": Layout(replicate=2, data=2),
 }
 
@@ -45,22 +49,35 @@ class Home:
 
     def job(self, name: str, **changes: Any) -> TrainJob:
         return dataclasses.replace(
-            self.base, name=name, output=self.directory / name / "out", checkpoints=self.directory / name / "steps", **changes)
+            self.base,
+            name=name,
+            output=self.directory / name / "out",
+            checkpoints=self.directory / name / "steps",
+            **changes,
+        )
 
     def train(self, layout: str) -> dict[str, TrainResult]:
         """Results of the trainings of a layout, by recipe."""
         jobs = self.jobs(layout)
         if layout not in self.results:
             axes = LAYOUTS[layout]
-            [first, *_] = gang(axes.replicate * axes.shards, self.directory, [(job, None) for job in jobs.values()], layout=axes)
+            [first, *_] = gang(
+                axes.replicate * axes.shards, self.directory, [(job, None) for job in jobs.values()], layout=axes
+            )
             self.results.update({layout: first})
         return {recipe: self.results[layout][job.name] for recipe, job in jobs.items()}
 
     def jobs(self, layout: str) -> dict[str, TrainJob]:
         recipe = self.base.optimizer
         changes: dict[str, dict[str, Any]] = {
-            "plain": {}, "parts": {"micro_batch": 1, "gradient_checkpointing": True}, "muon": {"name": "muon"}}
-        jobs = {name: self.job(f"{layout}-{name}", optimizer=recipe.model_copy(update=change)) for name, change in changes.items()}
+            "plain": {},
+            "parts": {"micro_batch": 1, "gradient_checkpointing": True},
+            "muon": {"name": "muon"},
+        }
+        jobs = {
+            name: self.job(f"{layout}-{name}", optimizer=recipe.model_copy(update=change))
+            for name, change in changes.items()
+        }
         within = recipe.model_copy(update={"within_documents": True})
         jobs["documents"] = self.job(f"{layout}-documents", optimizer=within, document_start=0)
         return {**jobs, "uneven": self.job(f"{layout}-uneven", model=self.directory / "uneven")}
@@ -73,10 +90,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     write_shard(directory / "shard")
     write_tiny(directory / "moe", 4, family="qwen2_moe")
     write_tiny(directory / "uneven", 12, family="olmoe", tied=True)
-    return Home(directory, TrainJob(
-        stage="finetune", name="base", model=directory / "moe", packed_dirs=(directory / "shard",), output=directory / "out",
-        checkpoints=directory / "steps", steps=STEPS, sequence_length=L, optimizer=Optimizer(lr=3e-3, batch_tokens=8 * L),
-        checkpoint_every=100, seed=5, load_balance=0.05, z_loss=0.01, with_optimizer_state=True), {})
+    return Home(
+        directory,
+        TrainJob(
+            stage="finetune",
+            name="base",
+            model=directory / "moe",
+            packed_dirs=(directory / "shard",),
+            output=directory / "out",
+            checkpoints=directory / "steps",
+            steps=STEPS,
+            sequence_length=L,
+            optimizer=Optimizer(lr=3e-3, batch_tokens=8 * L),
+            checkpoint_every=100,
+            seed=5,
+            load_balance=0.05,
+            z_loss=0.01,
+            with_optimizer_state=True,
+        ),
+        {},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +118,16 @@ def single(home: Home) -> dict[str, TrainResult]:
 
 
 @pytest.mark.parametrize("recipe", ["plain", "parts", "muon", "documents", "uneven"])
-@pytest.mark.parametrize("layout", [
-    pytest.param(layout, marks=[] if layout in ("data-2-expert-2", "replicate-2") else [pytest.mark.slow]) for layout in LAYOUTS])
-def test_every_layout_trains_as_one_worker(home: Home, single: dict[str, TrainResult], layout: str, recipe: str) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(layout, marks=[] if layout in ("data-2-expert-2", "replicate-2") else [pytest.mark.slow])
+        for layout in LAYOUTS
+    ],
+)
+def test_every_layout_trains_as_one_worker(
+    home: Home, single: dict[str, TrainResult], layout: str, recipe: str
+) -> None:
     found = home.train(layout)[recipe]
     assert found.losses == pytest.approx(single[recipe].losses, rel=1e-5)
     ours, theirs = (weights(home.jobs(each)[recipe].output) for each in (layout, "single"))
@@ -97,9 +137,14 @@ def test_every_layout_trains_as_one_worker(home: Home, single: dict[str, TrainRe
 @pytest.mark.parametrize("layout", [pytest.param("expert-2", marks=pytest.mark.slow), "expert-4"])
 def test_every_layout_has_the_gradients_of_one_worker(home: Home, layout: str) -> None:
     axes, jobs = LAYOUTS[layout], home.jobs(f"{layout}-gradients")
-    del jobs["muon"]    # the optimizer has no part in them
+    del jobs["muon"]  # the optimizer has no part in them
     ranks = gang(
-        axes.replicate * axes.shards, home.directory, [(job, None) for job in jobs.values()], layout=axes, gradients=True)
+        axes.replicate * axes.shards,
+        home.directory,
+        [(job, None) for job in jobs.values()],
+        layout=axes,
+        gradients=True,
+    )
     for recipe, job in jobs.items():
         expected = first_gradients(job, World())
         assert all(rank[job.name].keys() == expected.keys() for rank in ranks)
@@ -156,9 +201,15 @@ def test_an_expert_with_tokens_and_no_gradient_is_an_error(home: Home) -> None:
 
 
 @given(
-    st.integers(1, 32), st.integers(1, 8), st.integers(1, 128), st.integers(1, 32), st.integers(1, 16) | st.none(), st.booleans())
+    st.integers(1, 32),
+    st.integers(1, 8),
+    st.integers(1, 128),
+    st.integers(1, 32),
+    st.integers(1, 16) | st.none(),
+    st.booleans(),
+)
 def test_a_layout_uses_every_worker_and_divides_the_experts_evenly(
-    workers: int, per_node: int, experts: int, fewest: int, expert: int | None, whole: bool,
+    workers: int, per_node: int, experts: int, fewest: int, expert: int | None, whole: bool
 ) -> None:
     found = Sharing(experts, expert, fewest_shards=fewest, whole_experts=whole).layout(workers, per_node)
     assert found.replicate * found.shards == workers

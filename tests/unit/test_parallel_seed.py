@@ -44,16 +44,30 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def members(
-    home: Path, directory: Path, *, recipe: Optimizer = RECIPE, every: int = EVERY, outer: Outer = OUTER,
+    home: Path, directory: Path, *, recipe: Optimizer = RECIPE, every: int = EVERY, outer: Outer = OUTER
 ) -> list[TrainJob]:
     plan = SyncPlan(directory / "sync", common_sync_steps([STEPS], every)[0], outer, scope="all")
     return [
         TrainJob(
-            stage="seed", name=f"seed-{k}", model=home / "start", packed_dirs=(home / "shard",),
-            output=directory / f"home-{k}" / "trained", checkpoints=directory / f"home-{k}" / "steps", steps=STEPS,
-            sequence_length=L, optimizer=recipe, checkpoint_every=5, seed=SEED,
-            log_every=1, share=DataShare(k, MEMBERS), sync=plan, with_optimizer_state=k == 0, drop_checkpoints=True)
-        for k in range(MEMBERS)]
+            stage="seed",
+            name=f"seed-{k}",
+            model=home / "start",
+            packed_dirs=(home / "shard",),
+            output=directory / f"home-{k}" / "trained",
+            checkpoints=directory / f"home-{k}" / "steps",
+            steps=STEPS,
+            sequence_length=L,
+            optimizer=recipe,
+            checkpoint_every=5,
+            seed=SEED,
+            log_every=1,
+            share=DataShare(k, MEMBERS),
+            sync=plan,
+            with_optimizer_state=k == 0,
+            drop_checkpoints=True,
+        )
+        for k in range(MEMBERS)
+    ]
 
 
 def in_process(jobs: Sequence[TrainJob], emit: Callable[[Event], None] = ignore) -> list[Trained]:
@@ -71,9 +85,14 @@ def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
 
 
 @given(
-    seed=st.integers(0, 9), members=st.integers(1, 5), batch=st.integers(1, 6), step=st.integers(0, 20), windows=st.integers(1, 40))
+    seed=st.integers(0, 9),
+    members=st.integers(1, 5),
+    batch=st.integers(1, 6),
+    step=st.integers(0, 20),
+    windows=st.integers(1, 40),
+)
 def test_the_members_of_a_step_take_the_batch_of_one_training_with_their_batches_together(
-    seed: int, members: int, batch: int, step: int, windows: int,
+    seed: int, members: int, batch: int, step: int, windows: int
 ) -> None:
     taken = [batch_indices(seed, DataShare(k, members).batch(step), batch, windows) for k in range(members)]
     assert np.array_equal(np.concatenate(taken), batch_indices(seed, step, members * batch, windows))
@@ -86,11 +105,14 @@ def test_the_members_take_the_batches_of_a_phase_each_once(batches: int, members
     taken = sorted(share.batch(step) for share, own in zip(shares, steps, strict=True) for step in range(own))
     assert taken == list(range(batches))
     assert [shares[0].taken(step) for step in range(steps[0] + 1)] == [
-        sum(min(step, own) for own in steps) for step in range(steps[0] + 1)]
+        sum(min(step, own) for own in steps) for step in range(steps[0] + 1)
+    ]
 
 
 @given(batches=st.integers(1, 500), members=st.integers(1, 9), every=st.integers(1, 600))
-def test_sync_points_are_regular_and_the_last_one_is_after_the_last_step(batches: int, members: int, every: int) -> None:
+def test_sync_points_are_regular_and_the_last_one_is_after_the_last_step(
+    batches: int, members: int, every: int
+) -> None:
     steps = unit_steps(batches * RECIPE.batch_tokens, RECIPE, [1] * min(members, batches))
     found = common_sync_steps(steps, every)
     assert len({at[:-1] for at in found}) == 1
@@ -102,9 +124,14 @@ def test_sync_points_are_regular_and_the_last_one_is_after_the_last_step(batches
 
 
 def plain_adamw(model: PreTrainedModel, _: TrainJob) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": RECIPE.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}], lr=RECIPE.lr, betas=(0.9, 0.95))
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": RECIPE.weight_decay},
+            {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        lr=RECIPE.lr,
+        betas=(0.9, 0.95),
+    )
 
 
 def our_muon(model: PreTrainedModel, job: TrainJob) -> torch.optim.Optimizer:
@@ -113,7 +140,7 @@ def our_muon(model: PreTrainedModel, job: TrainJob) -> torch.optim.Optimizer:
 
 
 def by_hand(
-    home: Path, every: int, outer: Outer, inner: Callable[[PreTrainedModel], torch.optim.Optimizer],
+    home: Path, every: int, outer: Outer, inner: Callable[[PreTrainedModel], torch.optim.Optimizer]
 ) -> dict[str, torch.Tensor]:
     """Local training on each member's batches, and the outer step of DiLoCo written as in its paper, with plain torch."""
     stream = np.concatenate([np.load(path) for path in sorted((home / "shard").glob("*.npy"))]).astype(np.int64)
@@ -121,15 +148,17 @@ def by_hand(
     start: PreTrainedModel = AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32)
     common = {name: p.detach().clone() for name, p in start.named_parameters()}
     momentum = {name: torch.zeros_like(p) for name, p in common.items()}
-    # With the experts' forward of a training: another order of its sums would be rounded otherwise, which AdamW makes larger.
+    # With the experts' forward of a training: another order of its sums would be rounded otherwise, which AdamW makes
+    # larger.
     models = [
-        specialise(AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32)) for _ in range(MEMBERS)]
+        specialise(AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32)) for _ in range(MEMBERS)
+    ]
     optimizers = [inner(model) for model in models]
     for step in range(STEPS):
         # One order for all: in a step each member takes the next of the order's batches.
         order = batch_indices(SEED, step, MEMBERS * BATCH, windows).reshape(MEMBERS, BATCH)
         for own, model, optimizer in zip(order, models, optimizers, strict=True):
-            tokens = torch.from_numpy(np.stack([stream[i * L:i * L + L + 1] for i in own]))
+            tokens = torch.from_numpy(np.stack([stream[i * L : i * L + L + 1] for i in own]))
             optimizer.zero_grad()
             cross_entropy(model(input_ids=tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,9 +175,15 @@ def by_hand(
 
 
 @pytest.mark.parametrize(("optimizer", "inner"), [("adamw", plain_adamw), ("muon", our_muon)])
-@pytest.mark.parametrize(("every", "outer"), [(1, Outer(lr=1.0, momentum=0.0)), (EVERY, OUTER)], ids=["mean", "nesterov"])
+@pytest.mark.parametrize(
+    ("every", "outer"), [(1, Outer(lr=1.0, momentum=0.0)), (EVERY, OUTER)], ids=["mean", "nesterov"]
+)
 def test_it_is_local_training_with_outer_steps_written_by_hand(
-    home: Path, tmp_path: Path, every: int, outer: Outer, optimizer: str,
+    home: Path,
+    tmp_path: Path,
+    every: int,
+    outer: Outer,
+    optimizer: str,
     inner: Callable[[PreTrainedModel, TrainJob], torch.optim.Optimizer],
 ) -> None:
     jobs = members(home, tmp_path, recipe=RECIPE.model_copy(update={"name": optimizer}), every=every, outer=outer)
@@ -162,13 +197,19 @@ def test_it_is_local_training_with_outer_steps_written_by_hand(
     assert any("gate.weight" in name for name in expected)
 
 
-def test_all_members_end_with_the_same_bits_and_the_first_one_has_the_optimizer_state(undisturbed: list[TrainJob]) -> None:
+def test_all_members_end_with_the_same_bits_and_the_first_one_has_the_optimizer_state(
+    undisturbed: list[TrainJob],
+) -> None:
     first, *others = undisturbed
     for other in others:
         check_same(weights(first.output), weights(other.output))
     assert [(job.output / "optimizer_state").exists() for job in undisturbed] == [True, False, False]
     records = exchange.history(first.output.parent.parent / "sync")
-    assert [set(record["members"].values()) for record in records] == [{3 * BATCH * L}, {3 * BATCH * L}, {2 * BATCH * L}]
+    assert [set(record["members"].values()) for record in records] == [
+        {3 * BATCH * L},
+        {3 * BATCH * L},
+        {2 * BATCH * L},
+    ]
 
 
 def test_members_in_bf16_round_independently(home: Path, tmp_path: Path) -> None:
@@ -198,12 +239,13 @@ def kill_at(number: int) -> Callable[[Event], None]:
     def emit(event: Event) -> None:
         if next(left, None) is None:
             raise Killed
+
     return emit
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_killed_anywhere_it_ends_with_the_same_bits(
-    home: Path, undisturbed: list[TrainJob], tmp_path: Path, seed: int,
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path, seed: int
 ) -> None:
     jobs, dice, kills = members(home, tmp_path), random.Random(seed), 0
     while True:
@@ -226,7 +268,7 @@ def leaving(job: TrainJob, **changes: float) -> TrainJob:
 
 
 def test_members_that_leave_their_slot_at_sync_points_end_with_the_same_bits(
-    home: Path, undisturbed: list[TrainJob], tmp_path: Path,
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path
 ) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
     coordinator = SyncCoordinator(jobs, ignore)
@@ -239,16 +281,18 @@ def test_members_that_leave_their_slot_at_sync_points_end_with_the_same_bits(
                 finished |= {job.name} if result.finished else set()
         if (ready := coordinator.ready_members()) is not None:
             coordinator.combine(ready)
-    assert left == 3 * MEMBERS      # three sync points, the last one after the last step
+    assert left == 3 * MEMBERS  # three sync points, the last one after the last step
     for ours, theirs in zip(jobs, undisturbed, strict=True):
         check_same(weights(ours.output), weights(theirs.output))
 
 
-def test_a_member_that_missed_the_last_sync_point_takes_the_common_model_and_is_finished(home: Path, tmp_path: Path) -> None:
+def test_a_member_that_missed_the_last_sync_point_takes_the_common_model_and_is_finished(
+    home: Path, tmp_path: Path
+) -> None:
     jobs = [leaving(job, patience=10.0) for job in members(home, tmp_path)]
     now = 0.0
     coordinator = SyncCoordinator(jobs, ignore, lambda: now)
-    assert run(jobs[2], stop=stop_after(1)).steps == 1      # and its machine is lost
+    assert run(jobs[2], stop=stop_after(1)).steps == 1  # and its machine is lost
     finished = set[str]()
     while len(finished) < 2:
         finished |= {job.name for job in jobs[:2] if run(job).finished}

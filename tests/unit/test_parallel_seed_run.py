@@ -20,15 +20,23 @@ from moedisco_ray.plan import build_plan
 BATCH, MEMBERS = 256, 3
 SETTINGS: dict[str, Any] = {
     "tokens": {"total": 24_000, "seed_share": 0.4, "finetune_share": 0.3},
-    "model": {"config": {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 48, "num_experts": 4,
-        "num_experts_per_tok": 2}},
+    "model": {
+        "config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "moe_intermediate_size": 48,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        }
+    },
     "clusters": {"count": 2, "vectors": "hidden_state"},
     "submodels": {"optimizer": {"batch_tokens": BATCH, "lr": 2e-3}, "sync_every": 4, "seed_members": MEMBERS},
     "finetune": {"optimizer": {"batch_tokens": BATCH, "lr": 1e-3}},
     "merge": {"calibration_tokens": 1024},
     "checkpoint": {"every": 5},
-    "evaluation": {"max_tokens": 3000, "sample_tokens": 4, "every_tokens": 3 * MEMBERS * BATCH}}
+    "evaluation": {"max_tokens": 3000, "sample_tokens": 4, "every_tokens": 3 * MEMBERS * BATCH},
+}
 BATCHES = 9_600 // BATCH
 STEPS = [13, 12, 12]
 """Steps of the members: together they take all batches of the phase."""
@@ -53,7 +61,8 @@ def test_the_summary_has_a_unit_per_member_and_the_sync_points(directory: Path) 
     summary = seed_summary(directory)
     names = [f"seed-{k}" for k in range(MEMBERS)]
     assert [(unit["name"], unit["steps"], unit["tokens"]) for unit in summary["units"]] == [
-        (name, steps, steps * BATCH) for name, steps in zip(names, STEPS, strict=True)]
+        (name, steps, steps * BATCH) for name, steps in zip(names, STEPS, strict=True)
+    ]
     assert [list(sync["members"]) for sync in summary["syncs"]] == [names] * 3
     seed = open_checkpoint(directory / "seed")
     assert all(sync["bytes"][names[0]] > sum(4 * seed[key].numel() for key in seed) for sync in summary["syncs"])
@@ -70,14 +79,17 @@ def test_sub_models_start_from_the_common_model_and_the_first_members_optimizer_
 def test_the_report_counts_all_members(directory: Path) -> None:
     report = read_json(directory / "report.json")
     row = next(stage for stage in report["stages"] if stage["name"] == "seed")
-    assert (row["workers"], row["tokens"]) == (2, BATCHES * BATCH)      # the pool has two slots
+    assert (row["workers"], row["tokens"]) == (2, BATCHES * BATCH)  # the pool has two slots
     assert {unit for unit, curve in report["curves"].items() if curve["stage"] == "seed"} == {
-        f"seed-{k}" for k in range(MEMBERS)}
+        f"seed-{k}" for k in range(MEMBERS)
+    }
 
 
 def test_the_plan_prices_the_tokens_that_every_phase_trains(directory: Path) -> None:
     config = read_stored_config((directory / "config.json").read_bytes(), directory)
-    trained = {stage["name"]: stage["tokens"] for stage in read_json(directory / "report.json")["stages"] if stage["tokens"]}
+    trained = {
+        stage["name"]: stage["tokens"] for stage in read_json(directory / "report.json")["stages"] if stage["tokens"]
+    }
     plan = build_plan(config)
     assert {stage.stage: stage.cost.tokens for stage in plan.stages} == trained
     assert trained == {"seed": BATCHES * BATCH, "submodels": 7_200 // BATCH * BATCH, "finetune": 7_200 // BATCH * BATCH}
@@ -87,9 +99,12 @@ def test_the_plan_prices_the_tokens_that_every_phase_trains(directory: Path) -> 
 def test_only_the_first_member_measures_the_held_out_loss_over_the_tokens_of_all(directory: Path) -> None:
     measured = [
         (event.unit, event.data["step"], event.data["tokens"])
-        for event in EventLog.read(directory / "events.jsonl") if event.type == "evaluation" and event.stage == "seed"]
+        for event in EventLog.read(directory / "events.jsonl")
+        if event.type == "evaluation" and event.stage == "seed"
+    ]
     assert measured == [
-        ("seed-0", step, tokens * BATCH) for step, tokens in ((3, 9), (6, 18), (9, 27), (12, 36), (STEPS[0], BATCHES))]
+        ("seed-0", step, tokens * BATCH) for step, tokens in ((3, 9), (6, 18), (9, 27), (12, 36), (STEPS[0], BATCHES))
+    ]
 
 
 def test_the_bill_has_the_seconds_of_all_members(directory: Path) -> None:
@@ -105,11 +120,23 @@ class Killed(Exception):  # noqa: N818 - what happens to the process, not an err
     pass
 
 
-@pytest.mark.parametrize("moment", [
-    ("sync", None, 2), *(pytest.param(moment, marks=pytest.mark.slow) for moment in (
-        ("progress", "seed-1", 6), ("progress", "seed-2", STEPS[2]), ("sync", None, 3), ("evaluation", "seed-0", STEPS[0])))])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("sync", None, 2),
+        *(
+            pytest.param(moment, marks=pytest.mark.slow)
+            for moment in (
+                ("progress", "seed-1", 6),
+                ("progress", "seed-2", STEPS[2]),
+                ("sync", None, 3),
+                ("evaluation", "seed-0", STEPS[0]),
+            )
+        ),
+    ],
+)
 def test_killed_in_the_seed_it_ends_as_the_undisturbed_run(
-    directory: Path, tmp_path: Path, moment: tuple[str, str | None, int],
+    directory: Path, tmp_path: Path, moment: tuple[str, str | None, int]
 ) -> None:
     config = config_at(tmp_path)
 

@@ -20,10 +20,16 @@ SIZES = st.lists(st.integers(0, 10**9), min_size=1, max_size=40).filter(any)
 
 
 def config_of(total: int, clusters: int | str, **changes: Any) -> RunConfig:
-    return check_config({
-        "name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "clusters": {"count": clusters},
-        "tokens": {"total": total, **changes.pop("tokens", {})},
-        "model": {"config": {"num_experts": 64, "num_experts_per_tok": 1}}, **changes})
+    return check_config(
+        {
+            "name": "x",
+            "corpus": {"sources": [{"path": "embedded"}]},
+            "clusters": {"count": clusters},
+            "tokens": {"total": total, **changes.pop("tokens", {})},
+            "model": {"config": {"num_experts": 64, "num_experts_per_tok": 1}},
+            **changes,
+        }
+    )
 
 
 @given(batches=st.integers(1, 10**6), rest=st.integers(0, BATCH - 1), sizes=SIZES)
@@ -51,14 +57,16 @@ def test_one_training_makes_the_whole_batches() -> None:
 
 @given(total=st.integers(10**6, 10**8), clusters=st.sampled_from([2, 8, 32]), members=st.integers(1, 9))
 @example(total=1_000_000, clusters=8, members=1)
-@example(total=1_228_800, clusters=8, members=8)        # the seed has 15 batches
+@example(total=1_228_800, clusters=8, members=8)  # the seed has 15 batches
 def test_a_plan_prices_the_whole_batches_of_every_phase(total: int, clusters: int, members: int) -> None:
     config = config_of(total, clusters, submodels={"sync_every": 10, "seed_members": members})
     plan = build_plan(config)
     batch = config.submodels.optimizer.batch_tokens
     assert {stage.stage: stage.cost.tokens for stage in plan.stages} == {
-        "seed": config.tokens.seed // batch * batch, "submodels": config.tokens.submodels // batch * batch,
-        "finetune": config.tokens.finetune // batch * batch}
+        "seed": config.tokens.seed // batch * batch,
+        "submodels": config.tokens.submodels // batch * batch,
+        "finetune": config.tokens.finetune // batch * batch,
+    }
     assert plan.tokens == sum(stage.cost.tokens for stage in plan.stages)
     assert total - 3 * batch < plan.tokens <= total
     assert plan.joint_training.cost.tokens == plan.tokens
@@ -66,10 +74,16 @@ def test_a_plan_prices_the_whole_batches_of_every_phase(total: int, clusters: in
         assert stage.steps == -(-stage.cost.tokens // (batch * stage.units))
 
 
-@pytest.mark.parametrize(("total", "message"), [
-    (1_000_000, "650,000 tokens to the sub-models, less than 64 batches of 16,384; raise it, or lower {} or clusters.count"),
-    (80_000, "16,000 tokens to the seed, less than one batch of 16,384; raise it, or lower {}"),
-])
+@pytest.mark.parametrize(
+    ("total", "message"),
+    [
+        (
+            1_000_000,
+            "650,000 tokens to the sub-models, less than 64 batches of 16,384; raise it, or lower {} or clusters.count",
+        ),
+        (80_000, "16,000 tokens to the seed, less than one batch of 16,384; raise it, or lower {}"),
+    ],
+)
 def test_a_phase_with_fewer_batches_than_trainings_is_refused(total: int, message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         config_of(total, 64)

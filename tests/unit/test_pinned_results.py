@@ -1,7 +1,8 @@
 """What a run computes does not change: clusters, weights and losses of tiny runs of four families are those on record.
 
-Before (af276e38): on an AMD EPYC, `assert len(found["losses"][unit]) == len(losses)` failed for qwen3_moe. The record came from an
-Intel processor, on which other documents were in a cluster, so that its sub-model made another number of steps.
+Before (af276e38): on an AMD EPYC, `assert len(found["losses"][unit]) == len(losses)` failed for qwen3_moe. The record
+came from an Intel processor, on which other documents were in a cluster, so that its sub-model made another number of
+steps.
 """
 
 import os
@@ -37,13 +38,21 @@ def test_training_from_given_clusters_gives_the_results_on_record(tmp_path, fami
     pinned_runs.compare(family, pinned_runs.train_given_clusters(family, tmp_path), "given")
 
 
-@pytest.mark.parametrize(("instructions", "openblas", "families"), [
-    pytest.param("default", "Prescott", ["qwen3_moe"], id="SSE"),
-    pytest.param("default", "Prescott", list(pinned_runs.RUNS), id="SSE-all", marks=pytest.mark.slow),
-    pytest.param("avx2", "Haswell", list(pinned_runs.RUNS), id="AVX2-all", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("instructions", "openblas", "families"),
+    [
+        pytest.param("default", "Prescott", ["qwen3_moe"], id="SSE"),
+        pytest.param("default", "Prescott", list(pinned_runs.RUNS), id="SSE-all", marks=pytest.mark.slow),
+        pytest.param("avx2", "Haswell", list(pinned_runs.RUNS), id="AVX2-all", marks=pytest.mark.slow),
+    ],
+)
 def test_a_processor_with_other_instructions_gives_the_results_on_record(instructions, openblas, families):
     processor = {"ATEN_CPU_CAPABILITY": instructions, "OPENBLAS_CORETYPE": openblas}
     done = subprocess.run(
-        [sys.executable, pinned_runs.__file__, *families], env=os.environ | processor, capture_output=True, text=True, check=False)
+        [sys.executable, pinned_runs.__file__, *families],
+        env=os.environ | processor,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]

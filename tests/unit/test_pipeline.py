@@ -30,9 +30,21 @@ FEW_TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
 @pytest.fixture
 def mixtral(tmp_path: Path) -> Path:
     torch_generator = torch.random.get_rng_state()
-    model = MixtralForCausalLM(MixtralConfig(
-        vocab_size=640, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0))
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=640,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
     torch.random.set_rng_state(torch_generator)
     model.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
@@ -44,12 +56,18 @@ def run(tmp_path: Path, **changes: Any) -> Path:
 
 def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral: Path) -> None:
     directory = run(
-        tmp_path, model={"family": "mixtral", "config": None, "init": {"checkpoint": str(mixtral)}},
-        clusters={"count": 2, "vectors": "hidden_state"}, tokenizer={"replace": True},
-        merge={"router": "ridge", "calibration_tokens": 1024})
+        tmp_path,
+        model={"family": "mixtral", "config": None, "init": {"checkpoint": str(mixtral)}},
+        clusters={"count": 2, "vectors": "hidden_state"},
+        tokenizer={"replace": True},
+        merge={"router": "ridge", "calibration_tokens": 1024},
+    )
     assert "start" not in read_json(directory / "evaluation" / "evaluation.json"), "its tokens were other ones"
-    held = [event.data["pool"] for event in EventLog.read(directory / "events.jsonl")
-            if event.type == "workers_held" and event.stage == "cluster"]
+    held = [
+        event.data["pool"]
+        for event in EventLog.read(directory / "events.jsonl")
+        if event.type == "workers_held" and event.stage == "cluster"
+    ]
     assert held == ["low_memory"]
     clustered = read_manifest(directory / "clusters")
     assert clustered is not None
@@ -63,16 +81,30 @@ def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral:
     assert AutoModelForCausalLM.from_pretrained(directory / "model").config.model_type == "mixtral"
 
 
-@pytest.mark.parametrize(("family", "sizes"), [
-    ("qwen2_moe", {"norm_topk_prob": False, "shared_expert_intermediate_size": 24}), ("olmoe", {"norm_topk_prob": False}),
-    ("deepseek_v2", {"fields": {"kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}})])
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("qwen2_moe", {"norm_topk_prob": False, "shared_expert_intermediate_size": 24}),
+        ("olmoe", {"norm_topk_prob": False}),
+        (
+            "deepseek_v2",
+            {"fields": {"kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}},
+        ),
+    ],
+)
 def test_families_with_unnormalised_routers(tmp_path: Path, family: str, sizes: dict[str, Any]) -> None:
     architecture = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 2,
-        "num_experts_per_tok": 1, **sizes}
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "moe_intermediate_size": 32,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        **sizes,
+    }
     directory = run(tmp_path, model={"family": family, "config": architecture})
     layers = read_json(directory / "merged" / "merge.json")["layers"]
-    assert all(layer["scale"] > 1 for layer in layers)      # a softmax over two is below one: the experts make up for it
+    assert all(layer["scale"] > 1 for layer in layers)  # a softmax over two is below one: the experts make up for it
     stages = read_json(directory / "evaluation" / "evaluation.json")["stages"]
     assert stages["finetune"]["perplexity"] < 0.95 * stages["merge"]["perplexity"]
 
@@ -92,15 +124,36 @@ def elaborate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elaborate")
     known = Path(str(DOMAINS["email"].__file__)).parent / "message.py"
     # New text comes first: a source is read from its beginning, and only as far as its share of the tokens.
-    (folder / "mixed.py").write_text("# A paragraph that no file of the corpus has.\n\n" + known.read_text(encoding="utf-8"))
+    (folder / "mixed.py").write_text(
+        "# A paragraph that no file of the corpus has.\n\n" + known.read_text(encoding="utf-8")
+    )
     return run(
-        folder, clusters={"count": 2, "vectors": "mean_token", "capacity": None},
-        corpus={"sources": [
-            {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "documents": "paragraph", "format": "text",
-             "weight": 2.0 if name == "asyncio" else 1.0} for name, module in DOMAINS.items()]},
-        evaluation={"sources": [
-            {"path": str(Path(json.__file__).parent / "*.py"), "name": "json", "documents": "paragraph", "format": "text"},
-            {"path": str(folder / "mixed.py"), "documents": "paragraph"}]})
+        folder,
+        clusters={"count": 2, "vectors": "mean_token", "capacity": None},
+        corpus={
+            "sources": [
+                {
+                    "path": f"{Path(str(module.__file__)).parent}/*.py",
+                    "name": name,
+                    "documents": "paragraph",
+                    "format": "text",
+                    "weight": 2.0 if name == "asyncio" else 1.0,
+                }
+                for name, module in DOMAINS.items()
+            ]
+        },
+        evaluation={
+            "sources": [
+                {
+                    "path": str(Path(json.__file__).parent / "*.py"),
+                    "name": "json",
+                    "documents": "paragraph",
+                    "format": "text",
+                },
+                {"path": str(folder / "mixed.py"), "documents": "paragraph"},
+            ]
+        },
+    )
 
 
 def test_text_that_was_never_trained_on_is_measured_beside_the_validation_text(elaborate: Path) -> None:
@@ -121,7 +174,7 @@ def table_of(directory: Path) -> Any:
 
 def test_weights_and_no_balance(elaborate: Path) -> None:
     assigned = table_of(elaborate / "clusters" / "assignments")
-    documents = table_of(elaborate / "corpus" / "train").slice(0, len(assigned))    # there is more text than is needed
+    documents = table_of(elaborate / "corpus" / "train").slice(0, len(assigned))  # there is more text than is needed
     assert documents["id"].to_pylist() == assigned["id"].to_pylist()
     copies = documents["copies"].to_pylist()
     assert copies == [2 if source == "asyncio" else 1 for source in documents["source"].to_pylist()]
@@ -140,8 +193,7 @@ def test_weights_and_no_balance(elaborate: Path) -> None:
 
 
 def test_syncs_are_in_the_report_and_their_last_backbone_is_kept(tmp_path: Path) -> None:
-    directory = run(tmp_path, submodels={
-        "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 14})
+    directory = run(tmp_path, submodels={"optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 14})
     submodels = read_manifest(directory / "submodels")
     assert submodels is not None
     steps = {unit["name"]: unit["steps"] for unit in submodels.summary["units"]}
@@ -151,7 +203,7 @@ def test_syncs_are_in_the_report_and_their_last_backbone_is_kept(tmp_path: Path)
     sent = sync.pop("bytes")
     assert sync == {"members": {name: 256 * at[0] for name, at in met.items()}, "late": []}
     assert sent.keys() == met.keys()
-    assert len(set(sent.values())) == 1      # backbones of one size
+    assert len(set(sent.values())) == 1  # backbones of one size
     assert min(sent.values()) > 0
     start, common = (open_checkpoint(directory / part) for part in ("decomposed/0", "submodels/common"))
     parts = [open_checkpoint(directory / "submodels" / str(k)) for k in range(2)]
@@ -182,7 +234,11 @@ def test_another_familys_checkpoint_is_refused(tmp_path: Path, mixtral: Path) ->
 
 def test_clusters_that_do_not_divide_a_checkpoints_experts_are_refused(tmp_path: Path, mixtral: Path) -> None:
     with pytest.raises(ConfigError, match=r"clusters\.count"):
-        run(tmp_path, model={"family": "mixtral", "config": None, "init": {"checkpoint": str(mixtral)}}, clusters={"count": 3})
+        run(
+            tmp_path,
+            model={"family": "mixtral", "config": None, "init": {"checkpoint": str(mixtral)}},
+            clusters={"count": 3},
+        )
 
 
 def test_a_binary_corpus_is_refused(tmp_path: Path) -> None:
@@ -209,22 +265,37 @@ def trained_whole(directory: Path) -> Any:
     config = config_of(directory)
     recipe = config.finetune.optimizer
     job = TrainJob(
-        stage="finetune", name="again", model=directory / "merged", packed_dirs=(directory / "corpus" / "shards",),
-        output=directory.parent / "again", checkpoints=directory.parent / "steps",
+        stage="finetune",
+        name="again",
+        model=directory / "merged",
+        packed_dirs=(directory / "corpus" / "shards",),
+        output=directory.parent / "again",
+        checkpoints=directory.parent / "steps",
         steps=config.tokens.finetune // recipe.batch_tokens,
-        sequence_length=config.corpus.sequence_length, optimizer=recipe, checkpoint_every=1000,
-        load_balance=config.finetune.load_balance, z_loss=config.finetune.z_loss, seed=config.seed + 1 + config.clusters.count)
+        sequence_length=config.corpus.sequence_length,
+        optimizer=recipe,
+        checkpoint_every=1000,
+        load_balance=config.finetune.load_balance,
+        z_loss=config.finetune.z_loss,
+        seed=config.seed + 1 + config.clusters.count,
+    )
     return train(job, World(), lambda _: None, lambda: False)
 
 
 def test_joint_training_is_a_share_of_all(tmp_path: Path) -> None:
-    directory = pipeline.run(small_config(
-        tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 1.0},
-        clusters={"count": 2, "vectors": "hidden_state"}, evaluation={"every_tokens": 4096}), backend=OneCorpus())
+    directory = pipeline.run(
+        small_config(
+            tmp_path / "runs",
+            tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 1.0},
+            clusters={"count": 2, "vectors": "hidden_state"},
+            evaluation={"every_tokens": 4096},
+        ),
+        backend=OneCorpus(),
+    )
     report = read_json(directory / "report.json")
     stages = {stage["name"]: stage for stage in report["stages"]}
     assert (stages["submodels"]["tokens"], stages["seed"]["tokens"]) == (0, 0)
-    assert report["bill"]["saving"] is None        # it is joint training itself
+    assert report["bill"]["saving"] is None  # it is joint training itself
     assert report["clusters"] == {}
     assert report["evaluation"]["clusters"] == []
     assert [source["source"] for source in report["evaluation"]["sources"]] == ["asyncio", "email", "unittest"]
@@ -250,13 +321,27 @@ def check_rows_equal(tensors: Any) -> bool:
 
 @pytest.mark.parametrize("normalised", [True, False])
 def test_upcycling_copies_the_seeds_expert_and_keeps_its_scale(tmp_path: Path, normalised: bool) -> None:
-    directory = pipeline.run(small_config(
-        tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.4, "finetune_share": 0.6}, merge={"calibration_tokens": 1024},
-        clusters={"count": 4},
-        model={"config": {
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
-            "num_experts_per_tok": 2, "norm_topk_prob": normalised}},
-        finetune={"pool": "low_memory"}), backend=OneCorpus())
+    directory = pipeline.run(
+        small_config(
+            tmp_path / "runs",
+            tokens={"total": 12_000, "seed_share": 0.4, "finetune_share": 0.6},
+            merge={"calibration_tokens": 1024},
+            clusters={"count": 4},
+            model={
+                "config": {
+                    "hidden_size": 32,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "moe_intermediate_size": 32,
+                    "num_experts": 4,
+                    "num_experts_per_tok": 2,
+                    "norm_topk_prob": normalised,
+                }
+            },
+            finetune={"pool": "low_memory"},
+        ),
+        backend=OneCorpus(),
+    )
     upcycled = open_checkpoint(directory / "merged")
     assert check_rows_equal(upcycled)
     stages = read_json(directory / "evaluation" / "evaluation.json")["stages"]
@@ -265,19 +350,27 @@ def test_upcycling_copies_the_seeds_expert_and_keeps_its_scale(tmp_path: Path, n
     whole = next(stage for stage in report["stages"] if stage["name"] == "finetune")
     assert (whole["pool"], whole["workers"], whole["tokens"]) == ("low_memory", 1, 7168)
     assert "It was upcycled" in (directory / "model" / "README.md").read_text(encoding="utf-8")
-    # Before any training of its own the MoE says what the seed says: all experts are the same, at a weight of 1 together.
+    # Before any training of its own the MoE says what the seed says: all experts are the same, at a weight of 1
+    # together.
     tokens = torch.arange(64)[None]
     with torch.no_grad():
         seed, whole_model = (
-            AutoModelForCausalLM.from_pretrained(directory / part)(input_ids=tokens).logits for part in ("seed", "merged"))
+            AutoModelForCausalLM.from_pretrained(directory / part)(input_ids=tokens).logits
+            for part in ("seed", "merged")
+        )
     tolerance = 1e-5 if normalised else 0.05 * float(seed.abs().max())
     assert torch.allclose(seed, whole_model, atol=tolerance)
 
 
 def test_without_a_fine_tune_the_model_is_the_merged_one(tmp_path: Path) -> None:
-    directory = pipeline.run(small_config(
-        tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 0.0},
-        evaluation={"ensemble": True}), backend=OneCorpus())
+    directory = pipeline.run(
+        small_config(
+            tmp_path / "runs",
+            tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 0.0},
+            evaluation={"ensemble": True},
+        ),
+        backend=OneCorpus(),
+    )
     assert read_manifest_units(directory) == []
     merged, finished = (directory / part / "model.safetensors" for part in ("merged", "finetuned"))
     assert merged.read_bytes() == finished.read_bytes()

@@ -46,20 +46,26 @@ def test_a_run_saves_to_its_storage_goes_on_from_there_and_leaves_nothing(tmp_pa
 
 def test_two_runs_of_one_name_and_settings_share_no_checkpoints(tmp_path: Path) -> None:
     one, other = (
-        small_config(tmp_path / place, checkpoint={"storage": "s3://bucket/folder?scheme=http"}) for place in ("one", "other"))
+        small_config(tmp_path / place, checkpoint={"storage": "s3://bucket/folder?scheme=http"})
+        for place in ("one", "other")
+    )
     for config in (one, other):
         pipeline.claim(config, redo=False)
     mine, again, others = (pipeline._made_storage(config, RunStore.of(config.location)) for config in (one, one, other))
-    assert mine == again        # a later driver of the same run
+    assert mine == again  # a later driver of the same run
     assert mine != others
     assert str(mine).startswith("s3://bucket/folder/small-")
     assert str(mine).endswith("?scheme=http")
 
 
-def test_a_run_at_a_uri_finds_its_checkpoints_from_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_at_a_uri_finds_its_checkpoints_from_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with s3_server("runs") as server:
         output = f"s3://runs/team?endpoint_override={server}&scheme=http"
-        config = small_config(tmp_path, checkpoint={"storage": str(tmp_path / "storage")}).model_copy(update={"output": output})
+        config = small_config(tmp_path, checkpoint={"storage": str(tmp_path / "storage")}).model_copy(
+            update={"output": output}
+        )
         stores = []
         for machine in ("driver", "next-driver", "another"):
             monkeypatch.setenv(CACHE, str(tmp_path / machine))
@@ -68,7 +74,7 @@ def test_a_run_at_a_uri_finds_its_checkpoints_from_another_machine(tmp_path: Pat
         driver.directory.mkdir(parents=True)
         driver.remote.write("config.json", config.model_dump_json().encode())
         mine = pipeline._made_storage(config, driver)
-        assert str(mine).startswith(str(tmp_path / "storage"))      # not at the run's URI
+        assert str(mine).startswith(str(tmp_path / "storage"))  # not at the run's URI
         begin(following, (), fresh=True)
         assert pipeline._made_storage(config, following) == mine
         assert export_run._context(config, another).own_storage == mine

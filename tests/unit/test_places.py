@@ -12,16 +12,46 @@ from moedisco_ray.core.config.places import ReadsFrom, WritesTo, has_credentials
 from moedisco_ray.core.errors import ConfigError, masked
 
 NAME_NO_PLACE = {
-    "name", "tags.*", "merge.backbone", "merge.router", "model.family", "model.config.rope_scaling.*", "model.config.fields.*",
-    "model.init.revision", "model.init.commit",
-    "corpus.sources.*.name", "corpus.sources.*.owner", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
-    *(f"{section}.sources.*.{setting}" for section in ("corpus", "evaluation")
-      for setting in (
-          "subset", "split", "ids_column", "messages_column", "completion_column", "prompt_column", "tools_column", "map")),
-    "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.owner", "evaluation.sources.*.text_column",
-    "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
-    "pools.low_memory.types.*.name", "pools.low_memory.types.*.resource", "pools.owners.*", "pools.owners.*.resource",
-    "tracking.trackers.*"}
+    "name",
+    "tags.*",
+    "merge.backbone",
+    "merge.router",
+    "model.family",
+    "model.config.rope_scaling.*",
+    "model.config.fields.*",
+    "model.init.revision",
+    "model.init.commit",
+    "corpus.sources.*.name",
+    "corpus.sources.*.owner",
+    "corpus.sources.*.text_column",
+    "corpus.sources.*.exclude.*",
+    *(
+        f"{section}.sources.*.{setting}"
+        for section in ("corpus", "evaluation")
+        for setting in (
+            "subset",
+            "split",
+            "ids_column",
+            "messages_column",
+            "completion_column",
+            "prompt_column",
+            "tools_column",
+            "map",
+        )
+    ),
+    "evaluation.sources.*.exclude.*",
+    "evaluation.sources.*.name",
+    "evaluation.sources.*.owner",
+    "evaluation.sources.*.text_column",
+    "evaluation.prompts.*",
+    "pools.low_memory.resource",
+    "pools.high_memory.resource",
+    "pools.low_memory.types.*.name",
+    "pools.low_memory.types.*.resource",
+    "pools.owners.*",
+    "pools.owners.*.resource",
+    "tracking.trackers.*",
+}
 
 
 def unmarked(model: type[BaseModel]) -> set[str]:
@@ -52,33 +82,65 @@ def test_the_marked_settings() -> None:
     assert kinds == {
         "corpus.sources.*.path": ReadsFrom(uris=True, run_part="corpus"),
         "evaluation.sources.*.path": ReadsFrom(uris=True, run_part="corpus"),
-        "evaluation.lm_eval.*": ReadsFrom(), "tokenizer.path": ReadsFrom(run_part="model"),
+        "evaluation.lm_eval.*": ReadsFrom(),
+        "tokenizer.path": ReadsFrom(run_part="model"),
         "model.init.checkpoint": ReadsFrom(run_part="model", hub=True),
-        "model.init.upcycle": ReadsFrom(run_part="model", hub=True), "checkpoint.storage": WritesTo("checkpoints"),
-        "pools.owners.*.storage": WritesTo("checkpoints"), "output": WritesTo("runs")}
+        "model.init.upcycle": ReadsFrom(run_part="model", hub=True),
+        "checkpoint.storage": WritesTo("checkpoints"),
+        "pools.owners.*.storage": WritesTo("checkpoints"),
+        "output": WritesTo("runs"),
+    }
 
 
 def test_a_walk_finds_and_replaces_every_place() -> None:
-    config = RunConfig.model_validate({
-        "name": "x", "corpus": {"sources": [{"path": "a"}, {"path": "s3://b"}]}, "tokenizer": {"path": "c"},
-        "model": {"init": {"upcycle": "d"}}, "evaluation": {"sources": [{"path": "e"}], "lm_eval": ["f", "g"]},
-        "checkpoint": {"storage": "h"}, "output": "i"})
+    config = RunConfig.model_validate(
+        {
+            "name": "x",
+            "corpus": {"sources": [{"path": "a"}, {"path": "s3://b"}]},
+            "tokenizer": {"path": "c"},
+            "model": {"init": {"upcycle": "d"}},
+            "evaluation": {"sources": [{"path": "e"}], "lm_eval": ["f", "g"]},
+            "checkpoint": {"storage": "h"},
+            "output": "i",
+        }
+    )
     found = {place.field: str(place.value) for place in places(config)}
     assert found == {
-        "corpus.sources.0.path": "a", "corpus.sources.1.path": "s3://b", "tokenizer.path": "c", "model.init.upcycle": "d",
-        "evaluation.sources.0.path": "e", "evaluation.lm_eval.0": "f", "evaluation.lm_eval.1": "g", "checkpoint.storage": "h",
-        "output": "i"}
+        "corpus.sources.0.path": "a",
+        "corpus.sources.1.path": "s3://b",
+        "tokenizer.path": "c",
+        "model.init.upcycle": "d",
+        "evaluation.sources.0.path": "e",
+        "evaluation.lm_eval.0": "f",
+        "evaluation.lm_eval.1": "g",
+        "checkpoint.storage": "h",
+        "output": "i",
+    }
     moved = with_places(config, lambda place: type(place.value)(f"{place.value}2"))
     assert [str(place.value) for place in places(moved)] == [f"{value}2" for value in found.values()]
     assert with_places(moved, lambda place: place.value) is moved
     assert RunConfig.model_validate(moved.model_dump()) == moved
 
 
-@pytest.mark.parametrize("uri", [
-    "s3://KEY:SECRET@bucket/a", "s3://KEY@bucket", "s3://KEY:SEC/RET@bucket/a", "s3://KEY%3ASECRET@bucket", "gs://a:SECRET@b",
-    "abfss://c:SECRET@account.dfs.core.windows.net/p", "s3://b/a?access_key=SECRET", "s3://b/a?region=r&secret_key=SECRET",
-    "s3://b?Session-Token=SECRET", "s3://b?access%5Fkey=SECRET", "abfs://c@a?sig=SECRET", "abfs://c@a?client_secret=SECRET",
-    "https://h/x?X-Amz-Signature=SECRET", "hdfs://h:8020/x?kerb_ticket=SECRET"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:SECRET@bucket/a",
+        "s3://KEY@bucket",
+        "s3://KEY:SEC/RET@bucket/a",
+        "s3://KEY%3ASECRET@bucket",
+        "gs://a:SECRET@b",
+        "abfss://c:SECRET@account.dfs.core.windows.net/p",
+        "s3://b/a?access_key=SECRET",
+        "s3://b/a?region=r&secret_key=SECRET",
+        "s3://b?Session-Token=SECRET",
+        "s3://b?access%5Fkey=SECRET",
+        "abfs://c@a?sig=SECRET",
+        "abfs://c@a?client_secret=SECRET",
+        "https://h/x?X-Amz-Signature=SECRET",
+        "hdfs://h:8020/x?kerb_ticket=SECRET",
+    ],
+)
 @pytest.mark.parametrize("field", ["corpus.sources.0.path", "checkpoint.storage", "tokenizer.path"])
 def test_credentials_are_refused_and_never_repeated(field: str, uri: str) -> None:
     raw = {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "tokenizer": {}, "checkpoint": {}}
@@ -94,10 +156,20 @@ def test_credentials_are_refused_and_never_repeated(field: str, uri: str) -> Non
     assert "SEC" not in str(caught.value)
 
 
-@pytest.mark.parametrize("uri", [
-    "a/b.txt", "a?key=*", "s3://bucket/a@b", "s3://bucket/a?region=r", "abfss://container@account.dfs.core.windows.net/p",
-    "gs://anonymous@bucket/x", "hdfs://user@host:8020/x@y", "s3://b?endpoint_override=127.0.0.1:9000&scheme=http",
-    "abfs://c@a?credential_kind=anonymous"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "a/b.txt",
+        "a?key=*",
+        "s3://bucket/a@b",
+        "s3://bucket/a?region=r",
+        "abfss://container@account.dfs.core.windows.net/p",
+        "gs://anonymous@bucket/x",
+        "hdfs://user@host:8020/x@y",
+        "s3://b?endpoint_override=127.0.0.1:9000&scheme=http",
+        "abfs://c@a?credential_kind=anonymous",
+    ],
+)
 def test_places_without_secrets_are_no_credentials(uri: str) -> None:
     assert not has_credentials(uri)
 

@@ -16,9 +16,14 @@ from moedisco_ray.stages.corpus import embedded
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "small8" / "train"
 SMALL = (
-    "tokens.total=140_000", "tokenizer.train_vocab_size=1000", "model.config.hidden_size=32",
+    "tokens.total=140_000",
+    "tokenizer.train_vocab_size=1000",
+    "model.config.hidden_size=32",
     "model.config.moe_intermediate_size=64",
-    "evaluation.max_tokens=5000", "evaluation.sample_tokens=4", "clusters.sample=300")
+    "evaluation.max_tokens=5000",
+    "evaluation.sample_tokens=4",
+    "clusters.sample=300",
+)
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def moedisco(*words: str) -> Result:
 @pytest.mark.timeout(300)
 @pytest.mark.slow
 def test_seven_text_files_give_every_domain_both_splits_and_every_cluster_documents(
-    tmp_path: Path, files: list[Path], without_ray: None, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, files: list[Path], without_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     moedisco("init", "my.yaml", "--preset", "demo")
@@ -63,8 +68,10 @@ def test_seven_text_files_give_every_domain_both_splits_and_every_cluster_docume
     for name, domain in domains.items():
         assert domain["documents"] > 100, name
         assert domain["validation_documents"] > 0, name
-    share = report["corpus"]["validation_documents"] / (report["corpus"]["documents"] + report["corpus"]["validation_documents"])
-    assert 0.03 < share < 0.07      # 0.05 in the preset
+    share = report["corpus"]["validation_documents"] / (
+        report["corpus"]["documents"] + report["corpus"]["validation_documents"]
+    )
+    assert 0.03 < share < 0.07  # 0.05 in the preset
     assert all(cluster["documents"] > 30 for cluster in report["clusters"]["clusters"])
     assert report["clusters"]["warnings"] == []
     assert report["evaluation"]["tokens"] <= 5000

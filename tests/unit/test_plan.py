@@ -37,7 +37,12 @@ from moedisco_ray.plan.attention_memory import needs_mask
 from moedisco_ray.plan.build import _trained
 from moedisco_ray.plan.cost import flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.fitting import by_cost, choose, combinations
-from moedisco_ray.plan.memory import activation_bytes_per_token, frozen_bytes_per_token, largest_block, layer_bytes_per_token
+from moedisco_ray.plan.memory import (
+    activation_bytes_per_token,
+    frozen_bytes_per_token,
+    largest_block,
+    layer_bytes_per_token,
+)
 from moedisco_ray.policies.placement import Need, NodeType, place
 from moedisco_ray.training import muon as muon_module
 from moedisco_ray.training import optimizer as optimizer_module
@@ -47,24 +52,44 @@ VOCAB = 96
 TOKENS = 128
 # Qwen1.5-MoE-2.7B re-configured to four experts, as in the paper: a sub-model of it has 2.06 billion parameters.
 QWEN = {
-    "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "moe_intermediate_size": 1408,
-    "shared_expert_intermediate_size": 5632, "num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 151_936,
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 151_936,
 }
 
 
 def hf_config(family, architecture, vocab_size=VOCAB):
-    sizes = architecture.model_dump(exclude={
-        "num_experts", "moe_intermediate_size", "shared_expert_intermediate_size", "vocab_size", "head_dim",
-        "max_position_embeddings", "rope_theta", "num_key_value_heads", "norm_topk_prob", "fields"})
+    sizes = architecture.model_dump(
+        exclude={
+            "num_experts",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "vocab_size",
+            "head_dim",
+            "max_position_embeddings",
+            "rope_theta",
+            "num_key_value_heads",
+            "norm_topk_prob",
+            "fields",
+        }
+    )
     sizes |= {"vocab_size": vocab_size, "num_key_value_heads": architecture.key_value_heads, "pad_token_id": None}
     page = DECLARATIONS[family]
     sizes |= {name: page.value(architecture.fields, name) for name in page.fields} | {
-        page.num_experts_field: architecture.num_experts, page.expert_size_field: architecture.moe_intermediate_size}
+        page.num_experts_field: architecture.num_experts,
+        page.expert_size_field: architecture.moe_intermediate_size,
+    }
     if "intermediate_size" in page.fields:
         sizes["intermediate_size"] = sizes["intermediate_size"] or architecture.moe_intermediate_size
     if page.shared is not None and page.shared.size_field is not None:
         sizes["shared_expert_intermediate_size"] = (
-            architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size)
+            architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size
+        )
     if page.router.normalises == "by_setting":
         sizes["norm_topk_prob"] = architecture.norm_topk_prob
     if page.attention.own_head_dim:
@@ -75,33 +100,62 @@ def hf_config(family, architecture, vocab_size=VOCAB):
 def hf_counts(family, architecture):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf_config(family, architecture))
-    counts = dict.fromkeys(("embedding", "attention", "norms", "router", "experts", "shared_expert", "dense", "head"), 0)
+    counts = dict.fromkeys(
+        ("embedding", "attention", "norms", "router", "experts", "shared_expert", "dense", "head"), 0
+    )
     for name, tensor in model.named_parameters():
         if not tensor.requires_grad:
             continue
-        role = next(role for part, role in (
-            ("shared_expert", "shared_expert"), ("experts", "experts"), ("mlp.gate.", "router"), (".router.", "router"),
-            ("mlp.", "dense"),
-            ("norm", "norms"), ("_attn", "attention"), ("embed", "embedding"), ("lm_head", "head")) if part in name)
+        role = next(
+            role
+            for part, role in (
+                ("shared_expert", "shared_expert"),
+                ("experts", "experts"),
+                ("mlp.gate.", "router"),
+                (".router.", "router"),
+                ("mlp.", "dense"),
+                ("norm", "norms"),
+                ("_attn", "attention"),
+                ("embed", "embedding"),
+                ("lm_head", "head"),
+            )
+            if part in name
+        )
         counts[role] += tensor.numel()
     return counts
 
 
 RECURRENT = [family for family, page in DECLARATIONS.items() if page.recurrence is not None]
 CHANGES = [
-    *itertools.product(FAMILIES, (
-        {}, {"tie_word_embeddings": True}, {"num_experts": 6, "num_experts_per_tok": 3})),
-    ("qwen3_moe", {"head_dim": 16}), ("mixtral", {"head_dim": 16}),
-    ("qwen2_moe", {"shared_expert_intermediate_size": 40}), ("qwen2_moe", {"fields": {"qkv_bias": False}}),
+    *itertools.product(FAMILIES, ({}, {"tie_word_embeddings": True}, {"num_experts": 6, "num_experts_per_tok": 3})),
+    ("qwen3_moe", {"head_dim": 16}),
+    ("mixtral", {"head_dim": 16}),
+    ("qwen2_moe", {"shared_expert_intermediate_size": 40}),
+    ("qwen2_moe", {"fields": {"qkv_bias": False}}),
     *((family, {"num_key_value_heads": 2}) for family in FAMILIES if not DECLARATIONS[family].attention.latent),
-    *((family, {"fields": {"attention_bias": True}}) for family in FAMILIES if "attention_bias" in DECLARATIONS[family].fields),
-    *((family, {"num_hidden_layers": 3, "fields": {
-        page.dense_layers_field: 1, "intermediate_size": 56, page.shared.count_field: 2}})
-      for family, page in DECLARATIONS.items() if page.dense_layers_field is not None),
+    *(
+        (family, {"fields": {"attention_bias": True}})
+        for family in FAMILIES
+        if "attention_bias" in DECLARATIONS[family].fields
+    ),
+    *(
+        (
+            family,
+            {
+                "num_hidden_layers": 3,
+                "fields": {page.dense_layers_field: 1, "intermediate_size": 56, page.shared.count_field: 2},
+            },
+        )
+        for family, page in DECLARATIONS.items()
+        if page.dense_layers_field is not None
+    ),
     *((family, {"fields": {"q_lora_rank": 12, "attention_bias": True}}) for family in ("deepseek_v2", "deepseek_v3")),
     ("glm4_moe", {"fields": {"use_qk_norm": True}}),
-    *((family, {"num_hidden_layers": 5, "fields": {"full_attention_interval": interval}})
-      for family in RECURRENT for interval in (1, 2)),
+    *(
+        (family, {"num_hidden_layers": 5, "fields": {"full_attention_interval": interval}})
+        for family in RECURRENT
+        for interval in (1, 2)
+    ),
 ]
 
 
@@ -139,31 +193,45 @@ def saved_bytes(family, architecture, dtype, autocast, frozen=False, documents=F
             storages[storage.data_ptr()] = storage  # held, so that no other tensor gets this address
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(
-            "cpu", torch.bfloat16, enabled=autocast):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
         ids = torch.arange(TOKENS)[None] % VOCAB
         model.model(input_ids=ids, use_cache=False, **document_arguments(model, ids, ids % 50 if documents else None))
     return sum(storage.nbytes() for storage in storages.values())
 
 
 KINDS = [*((family, 8) for family in FAMILIES), *((family, 1) for family in RECURRENT)]
-"""Families, and the interval of attention among their recurrent layers: all layers are recurrent, or all have attention."""
+"""Families, and the interval of attention among their recurrent layers: all layers are recurrent, or all have
+attention."""
 
 
 def one_and_three_layers(family, experts, interval=8):
-    """Two depths of one model. What is saved once (masks, rotary tables, the last norm) cancels out in their difference."""
+    """Two depths of one model.
+
+    What is saved once (masks, rotary tables, the last norm) cancels out in their difference.
+    """
     latent = DECLARATIONS[family].attention.latent
     one = Architecture(
-        hidden_size=256, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts, num_experts_per_tok=min(2, experts),
+        hidden_size=256,
+        num_hidden_layers=1,
+        moe_intermediate_size=96,
+        num_experts=experts,
+        num_experts_per_tok=min(2, experts),
         num_key_value_heads=None if latent else 2,
         # A CPU has no fused attention for values of another size than keys.
-        fields={"v_head_dim": 48} if latent else {"full_attention_interval": interval} if family in RECURRENT else {})
+        fields={"v_head_dim": 48} if latent else {"full_attention_interval": interval} if family in RECURRENT else {},
+    )
     return one, one.model_copy(update={"num_hidden_layers": 3})
 
 
 @pytest.mark.parametrize(("family", "interval"), KINDS)
-@pytest.mark.parametrize(("dtype", "autocast"), [
-    (torch.float32, False), (torch.bfloat16, False), (torch.float32, True)], ids=["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)],
+    ids=["fp32", "bf16", "autocast"],
+)
 @pytest.mark.parametrize("experts", [1, 4])
 def test_activations_are_what_autograd_saves(family, interval, dtype, autocast, experts):
     torch.set_num_threads(1)
@@ -174,10 +242,12 @@ def test_activations_are_what_autograd_saves(family, interval, dtype, autocast, 
         parameters = count_parameters(family, shape, VOCAB)
         copies = width * (parameters.total - parameters.norms) if autocast else 0
         return copies + TOKENS * activation_bytes_per_token(
-            family, shape, width, residual=torch.finfo(dtype).bits // 8, checkpointing=False, sequence_length=TOKENS)
+            family, shape, width, residual=torch.finfo(dtype).bits // 8, checkpointing=False, sequence_length=TOKENS
+        )
 
     measured = saved_bytes(family, large, dtype, autocast) - saved_bytes(family, small, dtype, autocast)
-    assert planned(large) - planned(small) == pytest.approx(measured, rel=0.01)    # one copy of a layer's input is 0.02 or more
+    # one copy of a layer's input is 0.02 or more
+    assert planned(large) - planned(small) == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize(("family", "interval"), KINDS)
@@ -187,26 +257,39 @@ def test_frozen_layers_save_what_is_planned(family, interval, dtype, experts):
     torch.set_num_threads(1)
     one, three = one_and_three_layers(family, experts, interval)
     measured = saved_bytes(family, three, dtype, autocast=False, frozen=True) - saved_bytes(
-        family, one, dtype, autocast=False, frozen=True)
+        family, one, dtype, autocast=False, frozen=True
+    )
     width = torch.finfo(dtype).bits // 8
-    planned = 2 * TOKENS * frozen_bytes_per_token(
-        family, one, width, width, TOKENS, recurrent=family in RECURRENT and interval > 1)
-    if DECLARATIONS[family].attention.sinks:      # an upper bound
+    planned = (
+        2
+        * TOKENS
+        * frozen_bytes_per_token(family, one, width, width, TOKENS, recurrent=family in RECURRENT and interval > 1)
+    )
+    if DECLARATIONS[family].attention.sinks:  # an upper bound
         assert measured <= planned <= 1.15 * measured
     else:
         assert planned == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not DECLARATIONS[family].attention.sinks])
-@pytest.mark.parametrize(("dtype", "autocast", "frozen"), [
-    (torch.float32, False, False), (torch.bfloat16, False, False), (torch.float32, True, False), (torch.bfloat16, False, True),
-], ids=["fp32", "bf16", "autocast", "frozen"])
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "frozen"),
+    [
+        (torch.float32, False, False),
+        (torch.bfloat16, False, False),
+        (torch.float32, True, False),
+        (torch.bfloat16, False, True),
+    ],
+    ids=["fp32", "bf16", "autocast", "frozen"],
+)
 def test_masks_of_documents_save_what_is_planned(family, dtype, autocast, frozen):
     torch.set_num_threads(1)
     one, three = one_and_three_layers(family, 4, interval=1)
     measured = [saved_bytes(family, shape, dtype, autocast, frozen, documents=True) for shape in (one, three)]
     width, residual = 2 if autocast else torch.finfo(dtype).bits // 8, torch.finfo(dtype).bits // 8
-    layer = (frozen_bytes_per_token if frozen else layer_bytes_per_token)(family, one, width, residual, TOKENS, masked=True)
+    layer = (frozen_bytes_per_token if frozen else layer_bytes_per_token)(
+        family, one, width, residual, TOKENS, masked=True
+    )
     matrices = 0
     if autocast:
         parameters = [count_parameters(family, shape, VOCAB) for shape in (one, three)]
@@ -218,11 +301,21 @@ def test_masks_of_documents_save_what_is_planned(family, dtype, autocast, frozen
 def test_all_layers_save_one_mask_of_documents(dtype):
     _, three = one_and_three_layers("olmoe", 4)
     shape = three.model_copy(update={"num_key_value_heads": None})
-    without, masked = (saved_bytes("olmoe", shape, dtype, autocast=False, documents=documents) for documents in (False, True))
+    without, masked = (
+        saved_bytes("olmoe", shape, dtype, autocast=False, documents=documents) for documents in (False, True)
+    )
     plans = [
         activation_bytes_per_token(
-            "olmoe", shape, dtype.itemsize, residual=dtype.itemsize, checkpointing=False, sequence_length=TOKENS, masked=each)
-        for each in (False, True)]
+            "olmoe",
+            shape,
+            dtype.itemsize,
+            residual=dtype.itemsize,
+            checkpointing=False,
+            sequence_length=TOKENS,
+            masked=each,
+        )
+        for each in (False, True)
+    ]
     assert masked - without == pytest.approx(TOKENS * (plans[1] - plans[0]), rel=0.01)
 
 
@@ -240,7 +333,9 @@ def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_the_others():
     one, many = Architecture(num_hidden_layers=1), Architecture(num_hidden_layers=9)
 
     def cost(shape, checkpointing):
-        return activation_bytes_per_token("qwen3_moe", shape, 2, residual=2, checkpointing=checkpointing, sequence_length=64)
+        return activation_bytes_per_token(
+            "qwen3_moe", shape, 2, residual=2, checkpointing=checkpointing, sequence_length=64
+        )
 
     assert cost(many, checkpointing=True) - cost(one, checkpointing=True) == 8 * 2 * 256
     assert cost(many, checkpointing=True) < cost(many, checkpointing=False) / 4
@@ -252,8 +347,14 @@ def test_state_bytes_per_parameter(precision, sizes, workers):
     shape = Architecture()
     total = count_parameters("qwen3_moe", shape, 1000).total
     memory = worker_memory(
-        "qwen3_moe", shape, 1000, Optimizer(precision=precision, gradient_checkpointing=True, micro_batch=1), sequence_length=64,
-        gpu=1, workers=workers)
+        "qwen3_moe",
+        shape,
+        1000,
+        Optimizer(precision=precision, gradient_checkpointing=True, micro_batch=1),
+        sequence_length=64,
+        gpu=1,
+        workers=workers,
+    )
     assert total % workers == 0
     weights, gradients, moments = (size * total // workers for size in sizes)
     assert (memory.weights, memory.optimizer) == (weights, moments)
@@ -267,7 +368,8 @@ def test_muon_has_one_moment_for_the_matrices_of_the_layers(precision, saved):
     parameters = count_parameters("qwen3_moe", shape, 1000)
     adamw_memory, muon_memory = (
         worker_memory("qwen3_moe", shape, 1000, Optimizer(name=name, precision=precision), sequence_length=1024, gpu=1)
-        for name in ("adamw", "muon"))
+        for name in ("adamw", "muon")
+    )
     matrices = parameters.attention + parameters.experts
     assert adamw_memory.optimizer - muon_memory.optimizer == saved * matrices
     assert muon_memory.total < adamw_memory.total
@@ -278,8 +380,12 @@ def test_the_room_of_muons_step_is_an_upper_bound_of_what_it_takes(monkeypatch):
     weight = torch.nn.Parameter(torch.zeros(16, 256, 128, dtype=torch.bfloat16))
     recipe = Optimizer(name="muon", precision="pure_bf16")
     optimizer = muon_module.Muon(
-        [{"params": [weight], "halves": 2}, {"params": [torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))]}], recipe,
-        lambda groups: adamw(groups, recipe, 0), 0, 0)
+        [{"params": [weight], "halves": 2}, {"params": [torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))]}],
+        recipe,
+        lambda groups: adamw(groups, recipe, 0),
+        0,
+        0,
+    )
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     with LiveBytes([weight, weight.grad, *optimizer.state[weight].values()]) as live:
@@ -294,7 +400,8 @@ def test_copies_for_low_precision_arithmetic():
 
     def copies(gpu, workers=1, **values):
         memory = worker_memory(
-            "qwen3_moe", shape, 1000, Optimizer(**values), sequence_length=1024, gpu=gpu, workers=workers)
+            "qwen3_moe", shape, 1000, Optimizer(**values), sequence_length=1024, gpu=gpu, workers=workers
+        )
         return memory.compute_copies
 
     assert copies(0) == 0
@@ -306,7 +413,8 @@ def test_copies_for_low_precision_arithmetic():
 
 def config(**sections):
     base = {
-        "name": "x", "corpus": {"sources": [{"path": "embedded"}]},
+        "name": "x",
+        "corpus": {"sources": [{"path": "embedded"}]},
         "model": {"family": "qwen2_moe", "config": QWEN},
         "pools": {"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}},
     }
@@ -325,7 +433,13 @@ def with_settings(value, assignments):
     return RunConfig.model_validate(raw)
 
 
-AS_IT_IS = {"precision": "bf16", "gradient_checkpointing": False, "moments": "full", "offload_moments": False, "block_steps": 0}
+AS_IT_IS = {
+    "precision": "bf16",
+    "gradient_checkpointing": False,
+    "moments": "full",
+    "offload_moments": False,
+    "block_steps": 0,
+}
 
 
 def test_two_billion_parameters_in_fp32_do_not_fit_24_gb_and_the_remedy_makes_them_fit():
@@ -361,8 +475,11 @@ def test_settings_that_fit_and_cpus_change_nothing():
 
 @settings(deadline=None, max_examples=60)
 @given(
-    memory_gb=st.integers(4, 80), sequences=st.sampled_from((1, 6, 64)), workers=st.sampled_from((1, 2)),
-    fixed=st.sets(st.sampled_from(sorted(AS_IT_IS))))
+    memory_gb=st.integers(4, 80),
+    sequences=st.sampled_from((1, 6, 64)),
+    workers=st.sampled_from((1, 2)),
+    fixed=st.sets(st.sampled_from(sorted(AS_IT_IS))),
+)
 def test_a_choice_fits_keeps_the_users_values_and_nothing_cheaper_fits(memory_gb, sequences, workers, fixed):
     shape, length = Architecture(**QWEN), 1024
     optimizer = Optimizer(batch_tokens=length * sequences * 2, **{name: AS_IT_IS[name] for name in fixed})
@@ -371,8 +488,15 @@ def test_a_choice_fits_keeps_the_users_values_and_nothing_cheaper_fits(memory_gb
         return worker_memory("qwen2_moe", shape, 151_936, trial, sequence_length=length, gpu=1, workers=workers)
 
     choice = choose(
-        measure, optimizer, section="x", sequence_length=length, pool_gb=memory_gb, workers=workers, alone=workers == 1,
-        step_seconds=1.0)
+        measure,
+        optimizer,
+        section="x",
+        sequence_length=length,
+        pool_gb=memory_gb,
+        workers=workers,
+        alone=workers == 1,
+        step_seconds=1.0,
+    )
     tried = by_cost(measure, combinations(optimizer, length, workers, alone=workers == 1), 1.0)
     that_fit = [cost for cost, trial in tried if measure(trial).total <= memory_gb * GIB]
     if choice is None:
@@ -390,8 +514,16 @@ def test_a_choice_fits_keeps_the_users_values_and_nothing_cheaper_fits(memory_gb
 def test_block_wise_memory_is_that_of_the_largest_block():
     shape = Architecture(**QWEN)
     whole, blocks = (
-        worker_memory("qwen2_moe", shape, 151_936, Optimizer(precision="pure_bf16", micro_batch=1, block_steps=steps),
-                      sequence_length=1024, gpu=1) for steps in (0, 10))
+        worker_memory(
+            "qwen2_moe",
+            shape,
+            151_936,
+            Optimizer(precision="pure_bf16", micro_batch=1, block_steps=steps),
+            sequence_length=1024,
+            gpu=1,
+        )
+        for steps in (0, 10)
+    )
     parameters = count_parameters("qwen2_moe", shape, 151_936)
     largest = largest_block(parameters, shape)
     assert largest == parameters.head + shape.hidden_size
@@ -402,8 +534,16 @@ def test_block_wise_memory_is_that_of_the_largest_block():
 def test_offloaded_moments_are_in_the_machines_memory():
     shape = Architecture(**QWEN)
     near, far = (
-        worker_memory("qwen2_moe", shape, 151_936, Optimizer(precision="pure_bf16", micro_batch=1, offload_moments=offload),
-                      sequence_length=1024, gpu=1) for offload in (False, True))
+        worker_memory(
+            "qwen2_moe",
+            shape,
+            151_936,
+            Optimizer(precision="pure_bf16", micro_batch=1, offload_moments=offload),
+            sequence_length=1024,
+            gpu=1,
+        )
+        for offload in (False, True)
+    )
     assert (far.optimizer, far.offloaded) == (0, near.optimizer)
     assert far.total < near.total
 
@@ -414,23 +554,29 @@ def test_too_small_a_card_is_told_how_much_it_would_take():
     assert not remedy.fits
     assert "clusters.count" not in " ".join(remedy.settings)  # as many clusters as experts already
     assert f"a worker would need {math.ceil(remedy.memory_gb)} GB" in str(remedy)
-    enough = with_settings(
-        config(pools={"low_memory": {"memory_gb": math.ceil(remedy.memory_gb)}}), remedy.settings)
+    enough = with_settings(config(pools={"low_memory": {"memory_gb": math.ceil(remedy.memory_gb)}}), remedy.settings)
     assert build_plan(enough).stages[0].fits
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    cards=st.tuples(st.integers(4, 64), st.integers(8, 80)), clusters=st.sampled_from((1, 2, 4, 8)),
-    precision=st.sampled_from(("auto", "pure_bf16")), sequences=st.sampled_from((1, 6, 16, 64)), layers=st.integers(1, 24))
+    cards=st.tuples(st.integers(4, 64), st.integers(8, 80)),
+    clusters=st.sampled_from((1, 2, 4, 8)),
+    precision=st.sampled_from(("auto", "pure_bf16")),
+    sequences=st.sampled_from((1, 6, 16, 64)),
+    layers=st.integers(1, 24),
+)
 def test_applying_a_remedy_makes_every_stage_fit(cards, clusters, precision, sequences, layers):
     low, high = cards
     sizes = QWEN | {"num_experts": 8, "num_hidden_layers": layers}
     optimizer = {"batch_tokens": 1024 * sequences, "precision": precision}
     before = config(
-        model={"family": "qwen2_moe", "config": sizes}, clusters={"count": clusters},
-        submodels={"optimizer": optimizer}, finetune={"optimizer": optimizer},
-        pools={"low_memory": {"memory_gb": low, "gpu": 1}, "high_memory": {"memory_gb": high, "gpu": 1}})
+        model={"family": "qwen2_moe", "config": sizes},
+        clusters={"count": clusters},
+        submodels={"optimizer": optimizer},
+        finetune={"optimizer": optimizer},
+        pools={"low_memory": {"memory_gb": low, "gpu": 1}, "high_memory": {"memory_gb": high, "gpu": 1}},
+    )
     stages = build_plan(before).stages
     chosen = dict.fromkeys(s for stage in stages if stage.remedy and stage.remedy.fits for s in stage.remedy.settings)
     after = {stage.stage: stage for stage in build_plan(with_settings(before, chosen)).stages}
@@ -443,11 +589,15 @@ def test_applying_a_remedy_makes_every_stage_fit(cards, clusters, precision, seq
 
 
 def test_hours_and_dollars_by_hand():
-    plan = build_plan(config(
-        tokens={"total": 4 * 16_384_000, "seed_share": 0.25, "finetune_share": 0.25},
-        pools={
-            "low_memory": {"price_per_hour": 0.5, "speed": 0.5, "max_workers": 3},
-            "high_memory": {"price_per_hour": 2.0, "speed": 1.0, "workers": 2}}))
+    plan = build_plan(
+        config(
+            tokens={"total": 4 * 16_384_000, "seed_share": 0.25, "finetune_share": 0.25},
+            pools={
+                "low_memory": {"price_per_hour": 0.5, "speed": 0.5, "max_workers": 3},
+                "high_memory": {"price_per_hour": 2.0, "speed": 1.0, "workers": 2},
+            },
+        )
+    )
     seed, submodels, finetune = plan.stages
     per_second = 312e12 * 0.35
     flops = 6 * seed.parameters.multiplied + 12 * 24 * 2048 * 1024
@@ -463,7 +613,7 @@ def test_hours_and_dollars_by_hand():
     assert plan.joint_training.cost.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
     assert plan.joint_training.memory == finetune.memory
     assert plan.training_dollars == pytest.approx(sum(stage.cost.dollars for stage in plan.stages))
-    elsewhere = plan.finetune_elsewhere      # on three cards of half the speed, for a quarter of the price
+    elsewhere = plan.finetune_elsewhere  # on three cards of half the speed, for a quarter of the price
     assert elsewhere.cost.worker_hours == pytest.approx(2 * finetune.cost.worker_hours)
     assert elsewhere.cost.dollars == pytest.approx(finetune.cost.dollars / 2)
     assert elsewhere.cost.hours == pytest.approx(elsewhere.cost.worker_hours / 3)
@@ -484,24 +634,36 @@ def test_recomputing_costs_a_third_more():
 
 
 def test_a_run_without_a_seed_phase_has_no_seed_stage_and_free_pools_save_nothing():
-    plan = build_plan(config(
-        tokens={"seed_share": 0}, clusters={"vectors": "mean_token"},
-        pools={"low_memory": {"price_per_hour": 0}, "high_memory": {"price_per_hour": 0}}))
+    plan = build_plan(
+        config(
+            tokens={"seed_share": 0},
+            clusters={"vectors": "mean_token"},
+            pools={"low_memory": {"price_per_hour": 0}, "high_memory": {"price_per_hour": 0}},
+        )
+    )
     assert [stage.stage for stage in plan.stages] == ["submodels", "finetune"]
     assert (plan.bill.saving, plan.bill.verdict) == (None, None)
 
 
 def test_what_rounds_move_by_hand():
-    plan = build_plan(config(submodels={
-        "sync_every": 100, "seed_members": None, "optimizer": {"batch_tokens": 16_384, "precision": "pure_bf16"}}))
+    plan = build_plan(
+        config(
+            submodels={
+                "sync_every": 100,
+                "seed_members": None,
+                "optimizer": {"batch_tokens": 16_384, "precision": "pure_bf16"},
+            }
+        )
+    )
     seed, submodels, finetune = plan.stages
     assert finetune.sync is None
     sizes = submodels.parameters
     backbone = sizes.embedding + sizes.attention + sizes.norms + sizes.shared_expert + sizes.head
     # Each of the members writes 2 bytes that are read once, and reads 4; the outer step makes 7 passes over 4 bytes.
-    assert submodels.sync.syncs == round(submodels.steps / 100) - 1 > 0    # the merge is the last
+    assert submodels.sync.syncs == round(submodels.steps / 100) - 1 > 0  # the merge is the last
     assert submodels.sync.bytes == submodels.sync.syncs * backbone * (submodels.units * (2 + 2 + 4) + 28)
-    # Members write and read in parallel. The driver reads all members' weights and writes common weights and momentum, at 125 MB/s.
+    # Members write and read in parallel. The driver reads all members' weights and writes common weights and momentum,
+    # at 125 MB/s.
     passes = 2 + 4 + 2 * submodels.units + 8
     assert submodels.sync.wait_seconds == pytest.approx(submodels.sync.syncs * backbone * passes / 125e6)
     assert [stage.sync for stage in build_plan(config()).stages] == [None] * 3
@@ -529,7 +691,9 @@ def test_the_hours_of_seed_and_sub_models_divide_by_the_slots(slots):
         assert some[stage].cost.dollars == pytest.approx(one[stage].cost.dollars)
 
 
-@pytest.mark.parametrize(("batch_tokens", "workers", "most"), [(65_536, 1, 1.9), (1_048_576, 2, 1.15), (4_194_304, 2, 1.05)])
+@pytest.mark.parametrize(
+    ("batch_tokens", "workers", "most"), [(65_536, 1, 1.9), (1_048_576, 2, 1.15), (4_194_304, 2, 1.05)]
+)
 def test_the_default_uses_two_cards_throughout_where_batches_are_large(batch_tokens, workers, most):
     def hours(slots):
         default = yaml.safe_load(preset_text("default"))
@@ -541,14 +705,17 @@ def test_the_default_uses_two_cards_throughout_where_batches_are_large(batch_tok
         return sum(stages[stage].cost.hours for stage in ("seed", "submodels")), stages["seed"].workers
 
     (alone, _), (both, together) = hours(1), hours(2)
-    assert together == workers      # over 10 Gbit/s
+    assert together == workers  # over 10 Gbit/s
     assert alone / 2 < both <= most * alone / 2
 
 
 def test_a_parallel_seed_stores_one_model_and_every_member_reads_its_text():
     alone, together = (
-        build_plan(config(submodels={"sync_every": 100, "seed_members": members, "optimizer": {"batch_tokens": 16_384}}))
-        for members in (1, 4))
+        build_plan(
+            config(submodels={"sync_every": 100, "seed_members": members, "optimizer": {"batch_tokens": 16_384}})
+        )
+        for members in (1, 4)
+    )
     one, four = (next(each for each in plan.storage if each.stage == "seed") for plan in (alone, together))
     assert four.stored == one.stored
     assert four.checkpoints == 4 * one.checkpoints
@@ -562,12 +729,16 @@ def test_a_plan_survives_json():
     assert json.loads(plan.model_dump_json())["stages"][0]["memory"]["total"] == plan.stages[0].memory.total
 
 
-@pytest.mark.parametrize(("name", "content", "size"), [
-    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]}, 3),
-    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "e": 7}}, "added_tokens": []}, 8),
-    ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]]}}, 2),
-    ("vocab.json", {"a": 0, "b": 1, "c": 2}, 3),
-], ids=["added", "gap", "unigram", "vocab"])
+@pytest.mark.parametrize(
+    ("name", "content", "size"),
+    [
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]}, 3),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "e": 7}}, "added_tokens": []}, 8),
+        ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]]}}, 2),
+        ("vocab.json", {"a": 0, "b": 1, "c": 2}, 3),
+    ],
+    ids=["added", "gap", "unigram", "vocab"],
+)
 def test_vocabulary_of_a_tokenizer_on_disk(tmp_path, name, content, size):
     (tmp_path / name).write_text(json.dumps(content))
     assert tokenizer_vocab_size(tmp_path) == size
@@ -591,8 +762,9 @@ def test_a_tokenizer_larger_than_the_model_is_told():
 def test_a_checkpoint_brings_its_sizes(tmp_path):
     shape = Architecture(hidden_size=32, num_hidden_layers=2, moe_intermediate_size=24)
     hf_config("olmoe", shape).save_pretrained(tmp_path)
-    plan = build_plan(config(
-        model={"family": "olmoe", "init": {"checkpoint": str(tmp_path)}}, tokens={"seed_share": 0}))
+    plan = build_plan(
+        config(model={"family": "olmoe", "init": {"checkpoint": str(tmp_path)}}, tokens={"seed_share": 0})
+    )
     assert plan.vocab_size == VOCAB
     assert plan.parameters == count_parameters("olmoe", shape, VOCAB)
 
@@ -603,19 +775,26 @@ def mixed(*types, **pool):
 
 
 def test_a_mixed_pool_by_hand():
-    # Four sub-models of some 22 GB: the small card holds none; the slow one takes $0.4 for the work that costs $1 on the quick one.
-    plan = build_plan(config(
-        submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1, "precision": "pure_bf16"}}, tokens={"seed_share": 0},
-        clusters={"count": 4, "vectors": "mean_token"},
-        pools=mixed(
-            {"memory_gb": 16, "price_per_hour": 0.01, "max_workers": 9},
-            {"memory_gb": 24, "price_per_hour": 0.2, "speed": 0.5, "max_workers": 1},
-            {"memory_gb": 48, "price_per_hour": 1.0, "max_workers": 1})))
+    # Four sub-models of some 22 GB: the small card holds none; the slow one takes $0.4 for the work that costs $1 on
+    # the quick one.
+    plan = build_plan(
+        config(
+            submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1, "precision": "pure_bf16"}},
+            tokens={"seed_share": 0},
+            clusters={"count": 4, "vectors": "mean_token"},
+            pools=mixed(
+                {"memory_gb": 16, "price_per_hour": 0.01, "max_workers": 9},
+                {"memory_gb": 24, "price_per_hour": 0.2, "speed": 0.5, "max_workers": 1},
+                {"memory_gb": 48, "price_per_hour": 1.0, "max_workers": 1},
+            ),
+        )
+    )
     stage = plan.stages[0]
     unit = stage.cost.flops / (312e12 * 0.35) / 3600 / 4
     small, slow, quick = stage.types
     assert (small.fits, slow.fits, quick.fits) == (False, True, True)
-    # The slow one has the first; the quick one the second and third; at two hours both are free, and the slow one is cheaper.
+    # The slow one has the first; the quick one the second and third; at two hours both are free, and the slow one is
+    # cheaper.
     assert (small.units, slow.units, quick.units) == (0, 2, 2)
     assert stage.cost.hours == pytest.approx(4 * unit)
     assert (slow.worker_hours, quick.worker_hours) == (pytest.approx(4 * unit), pytest.approx(2 * unit))
@@ -628,10 +807,15 @@ def one_by_one(pool, hours, units, need_gb):
     """Begin every unit by itself, on the cheapest free type that holds it: units by type, and when the last one ends."""
     running, taken, begun, now, last = [], Counter(), Counter(), 0.0, 0.0
     for unit in range(units):
-        def free():
-            return place(Need(str(unit), need_gb), [  # noqa: B023 - called at once
+        need = Need(str(unit), need_gb)
+
+        def free(need=need):
+            kinds = [
                 NodeType(kind.key, kind.memory_gb, kind.price_per_hour, kind.speed, kind.max_workers - taken[kind.key])
-                for kind in pool.node_types])
+                for kind in pool.node_types
+            ]
+            return place(need, kinds)
+
         while len(running) >= pool.max_workers or free() is None:
             now, ended = heapq.heappop(running)
             taken[ended] -= 1
@@ -646,12 +830,28 @@ def one_by_one(pool, hours, units, need_gb):
 small = st.integers(1, 6)
 
 
-@given(st.lists(st.tuples(small, small, small, small), min_size=1, max_size=4), st.integers(1, 12), st.integers(1, 60), small)
+@given(
+    st.lists(st.tuples(small, small, small, small), min_size=1, max_size=4),
+    st.integers(1, 12),
+    st.integers(1, 60),
+    small,
+)
 def test_equal_units_are_placed_together_as_they_would_be_one_by_one(types, most, units, need_gb):
-    pool = LowMemoryPool(gpu=1, max_workers=most, types=[
-        {"name": f"t{i}", "resource": f"tag_{i}", "memory_gb": memory, "price_per_hour": price, "speed": speed,
-         "max_workers": workers}
-        for i, (memory, price, speed, workers) in enumerate(types)])
+    pool = LowMemoryPool(
+        gpu=1,
+        max_workers=most,
+        types=[
+            {
+                "name": f"t{i}",
+                "resource": f"tag_{i}",
+                "memory_gb": memory,
+                "price_per_hour": price,
+                "speed": speed,
+                "max_workers": workers,
+            }
+            for i, (memory, price, speed, workers) in enumerate(types)
+        ],
+    )
     assume(any(memory >= need_gb for memory, *_ in types))
     hours = {kind.key: training_cost(1e15, 60, kind).worker_hours / units for kind in pool.node_types}
     begun, last = one_by_one(pool, hours, units, need_gb)
@@ -672,8 +872,11 @@ def test_a_mixed_pool_of_one_type_costs_what_the_pool_of_that_type_does():
 def test_a_submodel_that_fits_no_type_is_refused_with_a_remedy():
     too_small = config(
         submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1, **AS_IT_IS}},
-        pools=mixed({"memory_gb": 16, "price_per_hour": 1}, {"memory_gb": 24, "price_per_hour": 1}))
-    with pytest.raises(ConfigError, match=r"^pools\.low_memory\.types: 24\.0: a worker of .* fits with --set .*=pure_bf16") as told:
+        pools=mixed({"memory_gb": 16, "price_per_hour": 1}, {"memory_gb": 24, "price_per_hour": 1}),
+    )
+    with pytest.raises(
+        ConfigError, match=r"^pools\.low_memory\.types: 24\.0: a worker of .* fits with --set .*=pure_bf16"
+    ) as told:
         build_plan(too_small)
     remedy = str(told.value).partition("--set ")[2]
     assert all(stage.fits for stage in build_plan(with_settings(too_small, [remedy])).stages if stage.types)
@@ -713,7 +916,7 @@ def test_the_room_of_an_optimizer_step_is_an_upper_bound_of_what_it_takes(at_onc
     weight = torch.nn.Parameter(torch.zeros(elements, dtype=torch.bfloat16))
     optimizer = adamw([{"params": [weight]}], Optimizer(precision="pure_bf16"), seed=0)
     weight.grad = torch.ones_like(weight)
-    optimizer.step()    # makes the moments, which have a part of their own
+    optimizer.step()  # makes the moments, which have a part of their own
     with LiveBytes([weight, weight.grad, *optimizer.state[weight].values()]) as live:
         optimizer.step()
     assert 12 * at_once < live.peak <= 20.01 * at_once
@@ -721,8 +924,14 @@ def test_the_room_of_an_optimizer_step_is_an_upper_bound_of_what_it_takes(at_onc
 
 def test_a_submodel_of_qwen3_30b_fits_a_card_of_24_gb_without_recomputation():
     shape = Architecture(
-        hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, moe_intermediate_size=768,
-        num_experts=4, num_experts_per_tok=4)
+        hidden_size=2048,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        moe_intermediate_size=768,
+        num_experts=4,
+        num_experts_per_tok=4,
+    )
     optimizer = Optimizer(precision="pure_bf16", batch_tokens=512, micro_batch=1)
     found = worker_memory("qwen3_moe", shape, 151_936, optimizer, sequence_length=512, gpu=1)
     assert found.total < 24 * GIB
@@ -731,7 +940,7 @@ def test_a_submodel_of_qwen3_30b_fits_a_card_of_24_gb_without_recomputation():
 
 
 def test_uneven_shares_of_experts_count_for_a_card_and_not_for_the_disk():
-    stage = planned("Mixtral-8x7B", "finetune", cards=16)       # half of the workers have no expert
+    stage = planned("Mixtral-8x7B", "finetune", cards=16)  # half of the workers have no expert
     parameters = stage.parameters
     width = stage.memory.weights / ((parameters.total - parameters.experts) / 16 + parameters.experts / 8)
     assert width == pytest.approx(round(width), rel=1e-6)

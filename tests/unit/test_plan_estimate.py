@@ -31,7 +31,8 @@ from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
 
 def probe(rate=50e9, start_up=4.0, cores=2):
     trials = tuple(
-        Trial(experts=experts, flops_per_token=size, flops_per_second=rate) for experts in (1, 4) for size in (1e6, 1e7))
+        Trial(experts=experts, flops_per_token=size, flops_per_second=rate) for experts in (1, 4) for size in (1e6, 1e7)
+    )
     return Probe(cores=cores, versions={}, trials=trials, start_up_seconds=start_up, text_bytes_per_second=1e6)
 
 
@@ -79,7 +80,11 @@ def test_a_plan_has_memory_disk_and_traffic_of_every_stage_and_of_joint_training
         assert each.device_memory + each.worker_memory > 0
         assert (each.stored > 0) == (each.stage != "evaluate")
     joint, finetune = plan.joint_training_storage, next(each for each in plan.storage if each.stage == "finetune")
-    assert (joint.stored, joint.checkpoints, joint.device_memory) == (finetune.stored, finetune.checkpoints, finetune.device_memory)
+    assert (joint.stored, joint.checkpoints, joint.device_memory) == (
+        finetune.stored,
+        finetune.checkpoints,
+        finetune.device_memory,
+    )
     steps = next(each.steps for each in plan.stages if each.stage == "finetune")
     assert joint.exchanged == finetune.exchanged // steps * plan.joint_training.steps > finetune.exchanged > 0
     assert joint.moved > finetune.moved
@@ -101,7 +106,7 @@ def test_a_plan_for_cpu_workers_is_not_arithmetic_on_a_gpu():
     """The demo's pools claim a two-thousandth of an A100; what counts is what the machine was measured to do."""
     slow, fast = (build_plan(DEMO, Machine(probe=probe(rate), text_bytes=1)) for rate in (5e9, 50e9))
     assert slow.bill.dollars > 4 * fast.bill.dollars
-    assert slow.training_dollars == fast.training_dollars       # what comparisons weigh is the same on every machine
+    assert slow.training_dollars == fast.training_dollars  # what comparisons weigh is the same on every machine
     assert [speed.source for speed in slow.speeds] == ["measured here, 2 cores"] * 2
 
 
@@ -119,14 +124,16 @@ def test_gpu_pools_say_what_is_assumed_and_where_it_is_from():
     seed = next(stage for stage in plan.stages if stage.stage == "seed")
     assert by_stage(plan)["seed"].worker_seconds == pytest.approx(3600 * seed.cost.worker_hours + seed.units * START_UP)
     assert by_stage(plan)["corpus"].seconds is None
-    assert plan.bill.seconds is None        # the size of its text is not known here
+    assert plan.bill.seconds is None  # the size of its text is not known here
 
 
 def test_the_baseline_counts_the_same_things_as_the_run():
     plan = build_plan(DEMO, HERE)
     baseline = {line.stage: line for line in plan.bill.baseline.lines}
     finetune, estimates = next(stage for stage in plan.stages if stage.stage == "finetune"), by_stage(plan)
-    assert baseline["finetune"].worker_seconds == pytest.approx(plan.tokens / finetune.cost.tokens * finetune.cost.flops / 50e9)
+    assert baseline["finetune"].worker_seconds == pytest.approx(
+        plan.tokens / finetune.cost.tokens * finetune.cost.flops / 50e9
+    )
     assert baseline["start-up"].worker_seconds == 4.0
     assert 0 < baseline["evaluate"].worker_seconds < estimates["evaluate"].worker_seconds
     assert baseline["export"].worker_seconds == pytest.approx(estimates["export"].worker_seconds)
@@ -137,13 +144,30 @@ def test_the_baseline_counts_the_same_things_as_the_run():
 def test_the_plan_has_the_price_of_the_owners_machines(gpu, types):
     def planned(price):
         owners = {
-            "alice": {"storage": "/a", "resource": "a_gpu", "price_per_hour": price}, "bob": {"storage": "/b", "resource": "b_gpu"}}
-        low = {"gpu": gpu, "price_per_hour": 0.5, "max_workers": 2, "types": [
-            {"name": name, "resource": name, "memory_gb": 80, "price_per_hour": 0.2, "speed": 0.1} for name in types]}
+            "alice": {"storage": "/a", "resource": "a_gpu", "price_per_hour": price},
+            "bob": {"storage": "/b", "resource": "b_gpu"},
+        }
+        low = {
+            "gpu": gpu,
+            "price_per_hour": 0.5,
+            "max_workers": 2,
+            "types": [
+                {"name": name, "resource": name, "memory_gb": 80, "price_per_hour": 0.2, "speed": 0.1} for name in types
+            ],
+        }
         sources = [{"path": "embedded"}, *({"path": f"/text/{name}.jsonl", "owner": name} for name in owners)]
-        return build_plan(check_config({
-            "name": "x", "corpus": {"sources": sources}, "clusters": {"count": 4}, "finetune": {"keep_optimizer_state": False},
-            "pools": {"low_memory": low, "high_memory": {"gpu": gpu}, "owners": owners}}), HERE)
+        return build_plan(
+            check_config(
+                {
+                    "name": "x",
+                    "corpus": {"sources": sources},
+                    "clusters": {"count": 4},
+                    "finetune": {"keep_optimizer_state": False},
+                    "pools": {"low_memory": low, "high_memory": {"gpu": gpu}, "owners": owners},
+                }
+            ),
+            HERE,
+        )
 
     def lines(plan):
         return {line.pool: line for line in plan.bill.lines if line.stage == "submodels"}
@@ -154,11 +178,12 @@ def test_the_plan_has_the_price_of_the_owners_machines(gpu, types):
     alice, bob = lines(paid)["owners.alice"], lines(paid)["owners.bob"]
     assert alice.worker_seconds == pytest.approx(bob.worker_seconds)
     assert alice.dollars == pytest.approx(3.0 * alice.worker_seconds / 3600)
-    assert bob.dollars == pytest.approx(0.5 * bob.worker_seconds / 3600)        # the price of the low-memory pool
+    assert bob.dollars == pytest.approx(0.5 * bob.worker_seconds / 3600)  # the price of the low-memory pool
     assert lines(free)["owners.alice"].dollars == 0
     assert paid.bill.dollars - free.bill.dollars == pytest.approx(alice.dollars)
     [stage] = (stage for stage in paid.stages if stage.stage == "submodels")
-    hours = stage.cost.flops / stage.units / (PEAK_FLOPS * UTILISATION * 0.72) / 3600      # at the low-memory pool's own speed
+    # at the low-memory pool's own speed
+    hours = stage.cost.flops / stage.units / (PEAK_FLOPS * UTILISATION * 0.72) / 3600
     assert paid.training_dollars - free.training_dollars == pytest.approx(3.0 * hours)
     assert lines(paid)[pool].worker_seconds / 2 == pytest.approx(bob.worker_seconds, rel=0.01) or (gpu and types)
     assert [share.units for share in stage.types] == ([2] if types else [])
@@ -181,8 +206,11 @@ def test_a_faster_machine_never_costs_more_and_a_slower_start_never_less(rate, t
 
 @given(st.floats(1e5, 1e9), st.integers(1, 8))
 def test_a_rate_between_two_measured_sizes_is_between_their_rates(size, experts):
-    trials = [Trial(experts=e, flops_per_token=f, flops_per_second=r)
-              for e, scale in ((1, 1.0), (4, 0.5)) for f, r in ((1e6, scale * 20e9), (1e7, scale * 60e9), (1e8, scale * 80e9))]
+    trials = [
+        Trial(experts=e, flops_per_token=f, flops_per_second=r)
+        for e, scale in ((1, 1.0), (4, 0.5))
+        for f, r in ((1e6, scale * 20e9), (1e7, scale * 60e9), (1e8, scale * 80e9))
+    ]
     found = probe().model_copy(update={"trials": tuple(trials)}).rate(size, experts)
     scale = 1.0 if experts == 1 else 0.5
     assert scale * 20e9 * (1 - 1e-9) <= found <= scale * 80e9 * (1 + 1e-9)
@@ -205,10 +233,19 @@ def test_text_that_is_not_here_has_no_size(tmp_path):
 
 def test_at_the_speed_that_a_run_has_measured_its_plan_states_the_time_of_its_trainings(tmp_path):
     done = run_report()
-    done = done.model_copy(update={"stages": [
-        stage.model_copy(update={"training_worker_seconds": 500.0 + number}) for number, stage in enumerate(done.stages)]})
-    config = small_config(tmp_path / "runs", tokens={"total": 60_000, "seed_share": 0.4, "finetune_share": 0.3}, pools={
-        "low_memory": {"gpu": 1, "max_workers": 2, "seed_workers": 2}, "high_memory": {"gpu": 1, "workers": 2}})
+    done = done.model_copy(
+        update={
+            "stages": [
+                stage.model_copy(update={"training_worker_seconds": 500.0 + number})
+                for number, stage in enumerate(done.stages)
+            ]
+        }
+    )
+    config = small_config(
+        tmp_path / "runs",
+        tokens={"total": 60_000, "seed_share": 0.4, "finetune_share": 0.3},
+        pools={"low_memory": {"gpu": 1, "max_workers": 2, "seed_workers": 2}, "high_memory": {"gpu": 1, "workers": 2}},
+    )
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(config.model_dump_json())
@@ -219,7 +256,9 @@ def test_at_the_speed_that_a_run_has_measured_its_plan_states_the_time_of_its_tr
     assert all(speed.source.startswith("measured in RUN: ") for speed in plan.speeds)
     planned, trained = {stage.stage: stage for stage in plan.stages}, {stage.name: stage for stage in done.stages}
     for stages in (("seed", "submodels"), ("finetune",)):
-        hours = sum(planned[stage].cost.worker_hours / planned[stage].cost.tokens * trained[stage].tokens for stage in stages)
+        hours = sum(
+            planned[stage].cost.worker_hours / planned[stage].cost.tokens * trained[stage].tokens for stage in stages
+        )
         assert 3600 * hours == pytest.approx(sum(trained[stage].training_worker_seconds for stage in stages))
     (run / "config.json").write_text(small_config(tmp_path / "runs").model_dump_json())
     with pytest.raises(ConfigError, match=r"--measured: .*of GPUs of one type"):
@@ -232,13 +271,24 @@ def test_at_the_speed_that_a_run_has_measured_its_plan_states_the_time_of_its_tr
 def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
     """By CPU time of the process, which other work on the machine does not change much; the probe measures the same."""
     monkeypatch.setenv("MOEDISCO_CACHE_DIR", str(tmp_path / "cache"))
-    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "moe_intermediate_size": 256, "num_experts": 2, "num_experts_per_tok": 1, "tie_word_embeddings": True}
-    config = small_config(tmp_path / "runs", tokens={"total": 60_000, "seed_share": 0.4, "finetune_share": 0.3}, model={
-        "family": "qwen3_moe", "config": sizes})
+    sizes = {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 256,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "tie_word_embeddings": True,
+    }
+    config = small_config(
+        tmp_path / "runs",
+        tokens={"total": 60_000, "seed_share": 0.4, "finetune_share": 0.3},
+        model={"family": "qwen3_moe", "config": sizes},
+    )
     known = machine.measured_machine(config, here=True)
     assert known.probe is not None
-    assert machine.measure() == known.probe         # cached
+    assert machine.measure() == known.probe  # cached
     plan = build_plan(config, Machine(probe=known.probe.model_copy(update={"start_up_seconds": 0.0}), text_bytes=1))
     planned = by_stage(plan)
     spent, began = {}, 0.0
@@ -263,7 +313,11 @@ def check_stored(directory, plan):
     folders = {stage.name: stage.directory for stage in STAGES}
     for stage in plan.storage:
         if stage.stage in ("seed", "decompose", "submodels", "merge", "finetune", "export"):
-            files = [path for path in (directory / folders[stage.stage]).rglob("*") if path.is_file() and path.suffix != ".json"]
+            files = [
+                path
+                for path in (directory / folders[stage.stage]).rglob("*")
+                if path.is_file() and path.suffix != ".json"
+            ]
             found = sum({path.stat().st_ino: path.stat().st_size for path in files}.values())
             assert found == pytest.approx(stage.stored, rel=0.15), stage.stage
 
@@ -286,8 +340,14 @@ SMALL_POOL = {"resource": "low", "gpu": 1, "memory_gb": 24, "price_per_hour": 0.
 
 def with_gpus(low=None, **changes):
     raw = {
-        "name": "gpus", "corpus": {"sources": [{"path": "embedded"}]}, "tokens": {"total": 20_000_000},
-        "pools": {"low_memory": SMALL_POOL | (low or {}), "high_memory": {"gpu": 1, "price_per_hour": 2.28, "workers": 1}}}
+        "name": "gpus",
+        "corpus": {"sources": [{"path": "embedded"}]},
+        "tokens": {"total": 20_000_000},
+        "pools": {
+            "low_memory": SMALL_POOL | (low or {}),
+            "high_memory": {"gpu": 1, "price_per_hour": 2.28, "workers": 1},
+        },
+    }
     for setting, value in changes.items():
         section, _, key = setting.partition("__")
         raw.setdefault(section, {})[key] = value
@@ -300,31 +360,49 @@ def test_the_planned_baseline_starts_the_high_memory_pool_s_workers_not_the_fine
     assert (starting.pool, starting.worker_seconds) == ("high_memory", START_UP)
 
 
-types = st.lists(st.tuples(st.floats(0.1, 5), st.floats(0.2, 2), st.integers(1, 3)), max_size=3).map(lambda found: [
-    {"name": f"t{number}", "resource": f"r{number}", "memory_gb": 24, "price_per_hour": price, "speed": speed, "max_workers": most}
-    for number, (price, speed, most) in enumerate(found)])
+types = st.lists(st.tuples(st.floats(0.1, 5), st.floats(0.2, 2), st.integers(1, 3)), max_size=3).map(
+    lambda found: [
+        {
+            "name": f"t{number}",
+            "resource": f"r{number}",
+            "memory_gb": 24,
+            "price_per_hour": price,
+            "speed": speed,
+            "max_workers": most,
+        }
+        for number, (price, speed, most) in enumerate(found)
+    ]
+)
 
 
 @settings(max_examples=30, deadline=None)
 @given(types, st.integers(0, 1), st.sampled_from([None, 1_000_000]), st.booleans())
 def test_a_planned_bill_is_the_sum_of_its_stages_on_every_pool(kinds, gpu, every, seed):
     config = with_gpus(
-        {"types": kinds, "gpu": gpu}, evaluation__every_tokens=every, evaluation__max_tokens=10_000,
-        clusters__vectors="hidden_state" if seed else "mean_token", tokens__seed_share=0.2 if seed else 0.0)
+        {"types": kinds, "gpu": gpu},
+        evaluation__every_tokens=every,
+        evaluation__max_tokens=10_000,
+        clusters__vectors="hidden_state" if seed else "mean_token",
+        tokens__seed_share=0.2 if seed else 0.0,
+    )
     plan = build_plan(config, HERE)
     assert plan.bill.dollars == pytest.approx(sum(each.dollars for each in plan.estimates))
     for each in plan.estimates:
         assert each.dollars == pytest.approx(sum(line.dollars for line in plan.bill.lines if line.stage == each.stage))
         assert each.worker_seconds == pytest.approx(
-            sum(line.worker_seconds for line in plan.bill.lines if line.stage == each.stage))
+            sum(line.worker_seconds for line in plan.bill.lines if line.stage == each.stage)
+        )
 
 
-@pytest.mark.parametrize(("stages", "changes"), [
-    ({"evaluate"}, {"evaluation__sources": [{"path": __file__}]}),
-    ({"evaluate"}, {"evaluation__ensemble": True}),
-    ({"seed", "finetune"}, {"evaluation__every_tokens": 1_000_000}),
-    ({"merge"}, {"merge__calibration_tokens": 10_000_000}),
-])
+@pytest.mark.parametrize(
+    ("stages", "changes"),
+    [
+        ({"evaluate"}, {"evaluation__sources": [{"path": __file__}]}),
+        ({"evaluate"}, {"evaluation__ensemble": True}),
+        ({"seed", "finetune"}, {"evaluation__every_tokens": 1_000_000}),
+        ({"merge"}, {"merge__calibration_tokens": 10_000_000}),
+    ],
+)
 def test_a_plan_contains_what_a_setting_costs(stages, changes):
     before, after = by_stage(build_plan(with_gpus(), HERE)), by_stage(build_plan(with_gpus(**changes), HERE))
     assert {name for name in before if after[name].dollars > before[name].dollars} == stages
@@ -336,15 +414,17 @@ def test_gpu_workers_wait_for_syncs(slots):
     raw = yaml.safe_load(preset_text("default"))
     raw["pools"]["low_memory"]["max_workers"] = slots
     with_syncs, without = (
-        build_plan(check_config(raw | {"submodels": raw["submodels"] | {"sync_every": every}})) for every in (8, None))
+        build_plan(check_config(raw | {"submodels": raw["submodels"] | {"sync_every": every}})) for every in (8, None)
+    )
     stage = next(stage for stage in with_syncs.stages if stage.stage == "submodels")
     assert stage.fits_known
     ours, theirs = (by_stage(plan)["submodels"] for plan in (with_syncs, without))
     assert ours.seconds - theirs.seconds == pytest.approx(stage.sync.wait_seconds)
-    held = stage.units * stage.sync.wait_seconds if stage.units <= slots else 0.0     # models that take turns give up their slots
+    # models that take turns give up their slots
+    held = stage.units * stage.sync.wait_seconds if stage.units <= slots else 0.0
     assert ours.worker_seconds - theirs.worker_seconds == pytest.approx(held)
     assert stage.sync.wait_seconds > 0
-    assert by_stage(with_syncs)["seed"] == by_stage(without)["seed"]      # one card
+    assert by_stage(with_syncs)["seed"] == by_stage(without)["seed"]  # one card
 
 
 def test_a_plan_says_that_the_cost_of_task_files_is_not_in_it(tmp_path):
@@ -362,7 +442,8 @@ def test_a_planned_export_starts_a_worker():
 def test_the_planned_evaluation_also_finds_the_clusters_of_the_text():
     known, unknown = (
         by_stage(build_plan(with_gpus(clusters__vectors=vectors), HERE))["evaluate"].dollars
-        for vectors in ("mean_token", "hidden_state"))
+        for vectors in ("mean_token", "hidden_state")
+    )
     assert unknown > known
 
 

@@ -57,7 +57,7 @@ def test_rarer_losses_and_dearer_checkpoints_both_lengthen_it(stall: float, mean
 
 @given(stalls, st.floats(0, 10), st.integers(1, 64), st.floats(0, 2000))
 def test_bounds_hold_and_training_never_stalls_more_than_allowed(
-    stall: float, rate: float, workers: int, latency: float,
+    stall: float, rate: float, workers: int, latency: float
 ) -> None:
     bounds = Bounds(shortest=20, longest=900, stall=0.05)
     seconds = interval(SaveCost(stall, latency), rate, workers, bounds)
@@ -89,7 +89,7 @@ def test_watching_long_forgets_the_assumption() -> None:
 
 @given(st.integers(0, 100), st.floats(0, 1e4), st.floats(0.1, 1e4), stalls, st.integers(1, 64))
 def test_hours_without_a_loss_lower_the_rate_and_lengthen_the_interval_and_a_loss_does_the_opposite(
-    losses: int, hours: float, more: float, stall: float, workers: int,
+    losses: int, hours: float, more: float, stall: float, workers: int
 ) -> None:
     before, calm, struck = loss_rate(losses, hours), loss_rate(losses, hours + more), loss_rate(losses + 1, hours)
     assert calm < before < struck
@@ -105,7 +105,9 @@ def test_the_model_predicts_what_a_simulation_takes() -> None:
     assert total / work == pytest.approx(expected_stretch(every, stall, mean_time, restart), rel=0.03)
 
 
-def simulated(work: float, every: float, stall: float, mean_time: float, restart: float, chance: random.Random) -> float:
+def simulated(
+    work: float, every: float, stall: float, mean_time: float, restart: float, chance: random.Random
+) -> float:
     done = clock = 0.0
     until_loss = chance.expovariate(1 / mean_time)
     down = 0.0

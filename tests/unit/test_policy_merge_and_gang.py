@@ -15,13 +15,22 @@ from moedisco_ray.policies.quorum import Member
 
 members = st.lists(
     st.builds(
-        Member, st.uuids().map(str), st.sampled_from(["finished", "training", "given_up"]), st.floats(1, 1000),
-        st.floats(1, 1000), st.integers(0, 9)),
-    min_size=1, max_size=12)
+        Member,
+        st.uuids().map(str),
+        st.sampled_from(["finished", "training", "given_up"]),
+        st.floats(1, 1000),
+        st.floats(1, 1000),
+        st.integers(0, 9),
+    ),
+    min_size=1,
+    max_size=12,
+)
 
 
 @given(members, st.integers(1, 12), st.floats(0, 1e5))
-def test_a_quorum_waits_fails_or_goes_on_by_what_can_still_come(given_members: list[Member], k: int, now: float) -> None:
+def test_a_quorum_waits_fails_or_goes_on_by_what_can_still_come(
+    given_members: list[Member], k: int, now: float
+) -> None:
     finished = sum(member.state == "finished" for member in given_members)
     possible = finished + sum(member.state == "training" for member in given_members)
     verdict = quorum.decide(given_members, k, now)
@@ -42,7 +51,11 @@ def test_each_member_contributes_the_best_it_has(given_members: list[Member]) ->
 
 
 def test_the_rest_have_their_time() -> None:
-    some = [Member("a", "finished", 100.0), Member("b", "finished", 200.0), Member("c", "training", expected=180.0, checkpoint=4)]
+    some = [
+        Member("a", "finished", 100.0),
+        Member("b", "finished", 200.0),
+        Member("c", "training", expected=180.0, checkpoint=4),
+    ]
     waits = quorum.decide(some, 2, 250.0)
     assert (waits.action, waits.seconds) == ("wait", 50.0)
     assert quorum.decide(some, 2, 300.0).action == "go"
@@ -98,7 +111,7 @@ def test_nodes_come_as_the_last_one_ends_and_are_asked_for_once(work: float, boo
     for tick in range(1000):
         left = work * (1 - tick / 1000)
         advice = arrival.advise(left, boot, asked=asked_at is not None)
-        assert advice != "release"      # with nothing lost, asking never needs to be taken back
+        assert advice != "release"  # with nothing lost, asking never needs to be taken back
         if advice == "ask":
             assert asked_at is None
             asked_at = left
@@ -121,7 +134,9 @@ def test_nodes_that_would_idle_for_long_are_let_go() -> None:
 
 
 @given(st.integers(1, 256), st.integers(1, 16), st.integers(0, 32), st.integers(0, 40))
-def test_every_count_divides_the_batch_and_the_most_that_fit_is_taken(batch: int, least: int, more: int, available: int) -> None:
+def test_every_count_divides_the_batch_and_the_most_that_fit_is_taken(
+    batch: int, least: int, more: int, available: int
+) -> None:
     allowed = gang.counts(batch, least, least + more)
     assert all(batch % n == 0 and least <= n <= least + more for n in allowed)
     chosen = gang.count_now(available, batch, least, least + more)
@@ -144,8 +159,11 @@ def test_growing_must_pay(current: int, possible: int, left: float, restart: flo
 
 
 types = st.lists(
-    st.builds(NodeType, st.uuids().map(str), st.floats(8, 96), st.floats(0.05, 5), st.floats(0.1, 3), st.integers(0, 3)),
-    max_size=5)
+    st.builds(
+        NodeType, st.uuids().map(str), st.floats(8, 96), st.floats(0.05, 5), st.floats(0.1, 3), st.integers(0, 3)
+    ),
+    max_size=5,
+)
 needs = st.lists(st.builds(Need, st.uuids().map(str), st.floats(1, 100)), max_size=8)
 
 
@@ -163,7 +181,9 @@ def test_the_place_is_the_cheapest_that_fits_and_is_free(memory: float, given_ty
 
 
 @given(needs, types)
-def test_no_type_is_filled_over_and_nobody_waits_beside_room(given_needs: list[Need], given_types: list[NodeType]) -> None:
+def test_no_type_is_filled_over_and_nobody_waits_beside_room(
+    given_needs: list[Need], given_types: list[NodeType]
+) -> None:
     placed = placement.place_all(given_needs, given_types)
     left = {kind.name: kind.free - list(placed.values()).count(kind.name) for kind in given_types}
     assert all(free >= 0 for free in left.values())
@@ -174,7 +194,7 @@ def test_no_type_is_filled_over_and_nobody_waits_beside_room(given_needs: list[N
 
 @given(needs, types, st.sets(st.integers(0, 4)))
 def test_what_does_not_come_is_asked_for_on_behalf_of_what_fits_nothing_else(
-    given_needs: list[Need], given_types: list[NodeType], places: set[int],
+    given_needs: list[Need], given_types: list[NodeType], places: set[int]
 ) -> None:
     absent = {kind.name for place, kind in enumerate(given_types) if place in places}
     asked = placement.ask_for(given_needs, given_types, absent)
@@ -190,5 +210,8 @@ def test_what_does_not_come_is_asked_for_on_behalf_of_what_fits_nothing_else(
 def test_a_quick_machine_may_be_the_cheaper_one() -> None:
     slow, quick = NodeType("slow", 24, 0.30, 0.5, 1), NodeType("quick", 24, 0.50, 1.0, 1)
     assert placement.place(Need("k", 20), [slow, quick]) == quick
-    assert placement.place_all([Need("a", 20), Need("b", 20), Need("c", 20)], [slow, quick]) == {"a": "quick", "b": "slow"}
+    assert placement.place_all([Need("a", 20), Need("b", 20), Need("c", 20)], [slow, quick]) == {
+        "a": "quick",
+        "b": "slow",
+    }
     assert placement.fits_nowhere(Need("k", 40), [slow, quick])

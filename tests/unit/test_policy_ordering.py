@@ -71,7 +71,9 @@ def test_the_order_is_a_permutation_from_long_to_short(units: list[tuple[int, fl
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), seconds, st.booleans()), min_size=1, max_size=20), st.floats(0.01, 100))
-def test_a_plan_that_is_wrong_by_one_factor_orders_like_a_right_one(units: list[tuple[int, float, bool]], factor: float) -> None:
+def test_a_plan_that_is_wrong_by_one_factor_orders_like_a_right_one(
+    units: list[tuple[int, float, bool]], factor: float
+) -> None:
     wrong = [Remaining(str(k), n, plan, plan * factor if ran else None) for k, (n, plan, ran) in enumerate(units)]
     right = [Remaining(str(k), n, plan) for k, (n, plan, _) in enumerate(units)]
     times = {unit.name: expected_seconds(unit) for unit in right}
@@ -80,12 +82,15 @@ def test_a_plan_that_is_wrong_by_one_factor_orders_like_a_right_one(units: list[
 
 
 @given(works, st.lists(seconds, max_size=4), st.integers(1, 5))
-def test_exchanging_pairs_is_never_worse_than_longest_first(work: list[float], running: list[float], slots: int) -> None:
+def test_exchanging_pairs_is_never_worse_than_longest_first(
+    work: list[float], running: list[float], slots: int
+) -> None:
     units = [remaining(str(k), value) for k, value in enumerate(work)]
     order = soonest_done(units, running, slots)
     assert sorted(unit.name for unit in order) == sorted(unit.name for unit in units)
     end, before = (
-        max(finish_times(running, [unit.planned for unit in each], slots)) for each in (order, longest_first(units)))
+        max(finish_times(running, [unit.planned for unit in each], slots)) for each in (order, longest_first(units))
+    )
     assert end <= before
     assert order == longest_first(units) or end < before * 0.996
 
@@ -96,7 +101,8 @@ def test_it_finds_the_best_schedule_of_the_benchmarks_sub_models(slots: int) -> 
     order = soonest_done([remaining(str(k), share) for k, share in enumerate(shares)], [], slots)
     best = min(
         max(sum(share for share, place in zip(shares, places, strict=True) if place == slot) for slot in range(slots))
-        for places in itertools.product(range(slots), repeat=len(shares)))
+        for places in itertools.product(range(slots), repeat=len(shares))
+    )
     assert makespan([unit.planned for unit in order], slots) == pytest.approx(best)
 
 

@@ -31,8 +31,14 @@ kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", *FAILURES])
 
 def ends_of(*kinds: EndKind) -> st.SearchStrategy[End]:
     # A loss that is not finite names its step; of the others it may not be known.
-    return st.sampled_from(kinds).flatmap(lambda kind: st.builds(
-        End, st.just(kind), st.integers(0, 200) | (st.nothing() if kind == "not_finite" else st.none()), st.just("why")))
+    return st.sampled_from(kinds).flatmap(
+        lambda kind: st.builds(
+            End,
+            st.just(kind),
+            st.integers(0, 200) | (st.nothing() if kind == "not_finite" else st.none()),
+            st.just("why"),
+        )
+    )
 
 
 def after(*given_ends: End, micro_batch: int = 8) -> Again | GoBack | GiveUp:
@@ -70,7 +76,9 @@ def test_dying_twice_near_one_step_does_not_go_back() -> None:
 
 @pytest.mark.parametrize(("kind", "what"), [("not_finite", "diverged"), ("failed", "failed")])
 def test_needing_to_go_back_twice_is_the_end_and_says_why(kind: EndKind, what: str) -> None:
-    decision = after(End("not_finite", 101, "nan"), *[End(kind, 150, "why")] * (LIMITS.same_step if kind == "failed" else 1))
+    decision = after(
+        End("not_finite", 101, "nan"), *[End(kind, 150, "why")] * (LIMITS.same_step if kind == "failed" else 1)
+    )
     assert decision == GiveUp(f"{what} at step 150 after it went back and skipped 21 batches: why", diverged=True)
 
 
@@ -89,7 +97,13 @@ def test_what_was_last_heard_of_before_its_newest_checkpoint_goes_back_from_ther
     assert after(*[End("failed", 60, "bug")] * 2) == GoBack(History(8, skip=Skip(90, 21)), 90)
 
 
-@given(st.lists(st.builds(End, kinds.filter(lambda kind: kind != "not_finite"), st.none() | st.integers(100, 101), st.just("why"))))
+@given(
+    st.lists(
+        st.builds(
+            End, kinds.filter(lambda kind: kind != "not_finite"), st.none() | st.integers(100, 101), st.just("why")
+        )
+    )
+)
 def test_only_failures_in_a_row_at_one_known_step_go_back(given_ends: list[End]) -> None:
     history, counted = History(64), list[End]()
     for end in given_ends:
@@ -97,7 +111,7 @@ def test_only_failures_in_a_row_at_one_known_step_go_back(given_ends: list[End])
         goes_back = False
         if end.kind in ("died", "failed", "storage"):
             counted.append(end)
-            row = [(one.kind, one.step) for one in counted[-LIMITS.same_step:]]
+            row = [(one.kind, one.step) for one in counted[-LIMITS.same_step :]]
             goes_back = end.step is not None and row == [("failed", end.step)] * LIMITS.same_step
         assert isinstance(decision, GoBack) == goes_back
         if not isinstance(decision, Again):
@@ -125,10 +139,12 @@ def test_halving_ends_at_one_sequence(micro_batch: int) -> None:
 
 
 @given(
-    st.lists(ends_of(*FAILURES), min_size=21, max_size=40), st.lists(ends_of("preempted"), max_size=30),
-    st.randoms(use_true_random=False))
+    st.lists(ends_of(*FAILURES), min_size=21, max_size=40),
+    st.lists(ends_of("preempted"), max_size=30),
+    st.randoms(use_true_random=False),
+)
 def test_whatever_happens_it_comes_to_an_end_and_goes_back_once(
-    failures: list[End], preemptions: list[End], dice: random.Random,
+    failures: list[End], preemptions: list[End], dice: random.Random
 ) -> None:
     given_ends = failures + preemptions
     dice.shuffle(given_ends)
@@ -156,7 +172,7 @@ def test_going_back_leaves_the_failed_batch_out_and_none_twice(step: int, checkp
     batches = [skip.batch(s) for s in range(500)]
     assert step not in batches
     assert all(a < b for a, b in itertools.pairwise(batches))
-    assert batches[:decision.checkpoint] == list(range(decision.checkpoint))   # what the checkpoint was trained on
+    assert batches[: decision.checkpoint] == list(range(decision.checkpoint))  # what the checkpoint was trained on
 
 
 def test_an_end_is_told_by_what_is_known_of_it() -> None:

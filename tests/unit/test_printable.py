@@ -22,7 +22,8 @@ BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 def obeyed(text: str) -> bool:
     return any(
-        each in BIDI or (unicodedata.category(each) in ("Cc", "Zl", "Zp", "Cs") and each not in "\n\t") for each in text)
+        each in BIDI or (unicodedata.category(each) in ("Cc", "Zl", "Zp", "Cs") and each not in "\n\t") for each in text
+    )
 
 
 @given(ANY)
@@ -70,7 +71,7 @@ def test_a_traceback_and_a_print_of_a_library_are_escaped_too(capsys: pytest.Cap
         escape_output()
         escape_output()
         print("a \x1b[2J")  # noqa: T201 - as a library does
-        sys.__excepthook__(ValueError, ValueError("b \x9b"), None)     # others may have been set by then
+        sys.__excepthook__(ValueError, ValueError("b \x9b"), None)  # others may have been set by then
         say_text("\x1b[31mred\x1b[0m \x1b]0;title\x07\n")
     finally:
         sys.stdout, sys.stderr = streams

@@ -22,7 +22,8 @@ from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import Model, check_config
 from moedisco_ray.models import check_same, open_checkpoint, write_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")    # huggingface_hub's own, at a plain upload
+# huggingface_hub's own, at a plain upload
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 NAME = "me/tiny-moe"
 CARD = "---\nlibrary_name: transformers\nlicense: mit\n---\n# tiny\n"
@@ -57,8 +58,12 @@ def push(*arguments: str) -> tuple[int, str]:
 def test_a_pushed_model_is_private_whole_and_a_start_again(server: Hub, run: Path) -> None:
     code, output = push(str(run), NAME, "--json")
     assert code == 0, output
-    pushed = json.loads(output[output.index("{"):])
-    assert pushed == {"url": f"{server.url}/{NAME}", "commit": server.repositories[NAME].branches["main"], "private": True}
+    pushed = json.loads(output[output.index("{") :])
+    assert pushed == {
+        "url": f"{server.url}/{NAME}",
+        "commit": server.repositories[NAME].branches["main"],
+        "private": True,
+    }
     assert server.repositories[NAME].private
     files = server.repositories[NAME].commits[pushed["commit"]]
     assert files.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
@@ -107,18 +112,37 @@ def raised_from(cause: Exception) -> RuntimeError:
 GONE = FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone/model.safetensors")
 FULL = OSError(errno.ENOSPC, "No space left on device")
 UNREACHABLE = [
-    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), socket.gaierror(-2, "Name or service not known"),
-    OfflineModeIsEnabled("offline"), TimeoutError(errno.ETIMEDOUT, "timed out")]
+    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    socket.gaierror(-2, "Name or service not known"),
+    OfflineModeIsEnabled("offline"),
+    TimeoutError(errno.ETIMEDOUT, "timed out"),
+]
 
 
-@pytest.mark.parametrize(("error", "code", "line"), [
-    *((error, 2, "RUN_DIR: '/gone/model.safetensors': cannot be uploaded from here (No such file or directory); correct this")
-      for error in (GONE, raised_from(GONE))),
-    *((error, 2, "model': cannot be uploaded from here (No space left on device); correct this and push again")
-      for error in (FULL, raised_from(FULL))),
-    *((error, 1, f"{NAME}: the hub cannot be reached") for each in UNREACHABLE for error in (each, raised_from(each)))])
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        *(
+            (
+                error,
+                2,
+                "RUN_DIR: '/gone/model.safetensors': cannot be uploaded from here (No such file or directory); correct this",
+            )
+            for error in (GONE, raised_from(GONE))
+        ),
+        *(
+            (error, 2, "model': cannot be uploaded from here (No space left on device); correct this and push again")
+            for error in (FULL, raised_from(FULL))
+        ),
+        *(
+            (error, 1, f"{NAME}: the hub cannot be reached")
+            for each in UNREACHABLE
+            for error in (each, raised_from(each))
+        ),
+    ],
+)
 def test_a_local_failure_is_not_said_to_be_the_hubs(
-    server: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str,
+    server: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise error
@@ -145,4 +169,7 @@ def test_mistakes_are_one_line(server: Hub, run: Path, tmp_path: Path, monkeypat
     assert (code, "the hub cannot be reached; try again when you are online" in output) == (1, True), output
     monkeypatch.delenv("HF_TOKEN")
     code, output = push(str(run), NAME)
-    assert (code, "needs an access token that may write, in the environment variable HF_TOKEN" in output) == (2, True), output
+    assert (code, "needs an access token that may write, in the environment variable HF_TOKEN" in output) == (
+        2,
+        True,
+    ), output

@@ -70,6 +70,7 @@ def end(tmp_path: Path) -> StopFile:
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: StopFile) -> Iterator[Queue]:
     """Of two trainings and room for both; the one saves when it is asked to, and the other waits until it is killed."""
+
     def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
         while job.name == "placed" and not end.requested:
             mail.killed[job.name].wait(0.001)
@@ -88,27 +89,49 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
     monkeypatch.setattr(module.session, "free_workers", lambda _bundle: 0)
     jobs = [
         TrainJob(
-            stage="submodels", name=name, model=tmp_path, packed_dirs=(), output=tmp_path / name / "out",
-            checkpoints=tmp_path / name / "steps", steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
-        for name in NAMES]
+            stage="submodels",
+            name=name,
+            model=tmp_path,
+            packed_dirs=(),
+            output=tmp_path / name / "out",
+            checkpoints=tmp_path / name / "steps",
+            steps=10,
+            sequence_length=1,
+            optimizer=Optimizer(),
+            checkpoint_every=5,
+        )
+        for name in NAMES
+    ]
     context = AttemptContext(
-        run="run", placement=Placement(LowMemoryPool(), 1, 3), directory=tmp_path, stop_files=(StopFile(), end), mailbox=mail)
+        run="run",
+        placement=Placement(LowMemoryPool(), 1, 3),
+        directory=tmp_path,
+        stop_files=(StopFile(), end),
+        mailbox=mail,
+    )
     with ThreadPoolExecutor(3) as threads:
         yield Queue(jobs, context, threads, SubmodelProgress(jobs, ALL, 1, tmp_path / "submodel_progress.json"))
-        end.request("over")     # of a test that failed too: the threads are waited for
+        end.request("over")  # of a test that failed too: the threads are waited for
         mail.kill_attempt("unplaced")
 
 
-def test_slots_that_came_are_handed_over_before_a_training_asks_for_one(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_that_came_are_handed_over_before_a_training_asks_for_one(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     attempt = module.attempt
     monkeypatch.setattr(module, "attempt", lambda job, context: order.append(job.name) or attempt(job, context))
-    monkeypatch.setattr(queue, "_demand", SimpleNamespace(
-        hand_over=lambda: order.append("handed over"), request_for=lambda *_: None, request=lambda _: None))
+    monkeypatch.setattr(
+        queue,
+        "_demand",
+        SimpleNamespace(
+            hand_over=lambda: order.append("handed over"), request_for=lambda *_: None, request=lambda _: None
+        ),
+    )
     queue.start()
     assert order[0] == "handed over"
     queue.start()
-    assert order.count("handed over") == 1      # nothing else begins
+    assert order.count("handed over") == 1  # nothing else begins
 
 
 def test_a_run_that_is_stopped_waits_for_checkpoints_and_for_no_slots(queue: Queue, mail: Mail, end: StopFile) -> None:
@@ -119,7 +142,7 @@ def test_a_run_that_is_stopped_waits_for_checkpoints_and_for_no_slots(queue: Que
 
 
 def test_one_that_hangs_is_killed_after_its_time(
-    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
+    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_STOP_SECONDS", 0.1)
     monkeypatch.setattr(Mail, "status", lambda _mail, _unit: UnitStatus(("node",)))
@@ -130,7 +153,7 @@ def test_one_that_hangs_is_killed_after_its_time(
 
 
 def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behind_it(
-    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
+    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mailbox = _MailboxActor()
     monkeypatch.setattr(mail, "statuses", mailbox.statuses)
@@ -149,38 +172,46 @@ def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behi
     queue.wait_for_ends()
 
 
-def test_the_forecast_counts_the_starts_of_what_waits(queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forecast_counts_the_starts_of_what_waits(
+    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mailbox = _MailboxActor()
     monkeypatch.setattr(mail, "statuses", mailbox.statuses)
     attempt = mailbox.begin_attempt("placed")
     mailbox.set_workers("placed", attempt, ("node",))
-    event = Event("progress", "submodels", "placed", {"step": 4, "tokens": 4, "tokens_per_second": 0.5}, time=time.time() + 7)
+    event = Event(
+        "progress", "submodels", "placed", {"step": 4, "tokens": 4, "tokens_per_second": 0.5}, time=time.time() + 7
+    )
     assert queue.seconds_left[1] == [math.inf, math.inf]
     mailbox.push(event, attempt)
-    assert queue.seconds_left[1] == pytest.approx([20 + 7, 20 + 7], abs=0.5)    # as long as the first one's start took
+    assert queue.seconds_left[1] == pytest.approx([20 + 7, 20 + 7], abs=0.5)  # as long as the first one's start took
     mailbox.push(dataclasses.replace(event, time=time.time() + 90), attempt)
-    assert queue.seconds_left[1] == pytest.approx([20 + 7, 20 + 7], abs=0.5)    # not as long as its steps take
+    assert queue.seconds_left[1] == pytest.approx([20 + 7, 20 + 7], abs=0.5)  # not as long as its steps take
 
 
-@pytest.mark.parametrize(("there", "grace", "warned"), [
-    (2, "_START_SECONDS", True), (0, "GRACE_SECONDS", True), (2, "GRACE_SECONDS", False)])
+@pytest.mark.parametrize(
+    ("there", "grace", "warned"), [(2, "_START_SECONDS", True), (0, "GRACE_SECONDS", True), (2, "GRACE_SECONDS", False)]
+)
 def test_a_pool_that_has_no_slot_for_anything_is_told_of_each_time(
-    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch, there: int, grace: str, warned: bool,
+    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch, there: int, grace: str, warned: bool
 ) -> None:
     events, placed = list[Event](), list[str]()
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
     monkeypatch.setattr(mail, "status", lambda _unit: UnitStatus(tuple(placed)))
     monkeypatch.setattr(module.session, "slots_staying", lambda _pool: there)
     monkeypatch.setattr(
-        module.session, "wait_message", lambda bundles, workers, _free: f"waits for {workers} of {next(iter(*bundles))}")
+        module.session, "wait_message", lambda bundles, workers, _free: f"waits for {workers} of {next(iter(*bundles))}"
+    )
     monkeypatch.setattr(module, grace, 0.0)
     for placed[:] in ([], [], ["node"], [], []):
         queue.start()
-    assert [event.data["message"] for event in events if event.type == "warning"] == ["waits for 1 of low_mem_gpu"] * (2 * warned)
+    assert [event.data["message"] for event in events if event.type == "warning"] == ["waits for 1 of low_mem_gpu"] * (
+        2 * warned
+    )
 
 
 def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
-    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch,
+    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = list[Event]()
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
@@ -193,7 +224,7 @@ def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
 
 
 def test_reads_at_the_queue_do_not_look_at_the_storage(
-    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
+    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Location] = []
     monkeypatch.setattr(checkpoint, "steps", lambda location: reads.append(location) or [5])
@@ -206,13 +237,13 @@ def test_reads_at_the_queue_do_not_look_at_the_storage(
     mail.kill_attempt("unplaced")
     while not reads:
         queue.poll()
-    assert len(reads) == 1      # it waits again, and may have saved something
+    assert len(reads) == 1  # it waits again, and may have saved something
     end.request("ended")
     queue.wait_for_ends()
 
 
 def test_events_that_cannot_be_written_end_the_trainers_at_once(
-    tmp_path: Path, mail: Mail, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[str] = []
 
@@ -233,8 +264,17 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
     monkeypatch.setattr(module.session, "room", lambda _pool: 1)
     job = TrainJob(
-        stage="submodels", name="placed", model=tmp_path, packed_dirs=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
-        steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
+        stage="submodels",
+        name="placed",
+        model=tmp_path,
+        packed_dirs=(),
+        output=tmp_path / "out",
+        checkpoints=tmp_path / "steps",
+        steps=10,
+        sequence_length=1,
+        optimizer=Optimizer(),
+        checkpoint_every=5,
+    )
     with pytest.raises(OSError, match="No space left"):
         backend.train_all([job], Placement(LowMemoryPool(), 1, 3), tmp_path, lambda _: None)
     assert ended == ["placed"]

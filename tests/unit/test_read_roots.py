@@ -66,7 +66,9 @@ def test_files_inside_the_roots_are_read_as_without_roots(data):
         assert read(listed(data / "b.txt.gz")) == ["packed"]
 
 
-@pytest.mark.parametrize("path", ["link", "link/a.txt", "folder", "folder/*.txt", "*/a.txt", "fol*/**/*.txt", "../secret/a.txt"])
+@pytest.mark.parametrize(
+    "path", ["link", "link/a.txt", "folder", "folder/*.txt", "*/a.txt", "fol*/**/*.txt", "../secret/a.txt"]
+)
 def test_a_link_out_of_the_roots_is_refused_when_files_are_listed(data, path):
     (data / "link").symlink_to(data.parent / "secret")
     (data / "folder" / "deep").mkdir(parents=True)
@@ -135,7 +137,11 @@ def test_links_that_change_all_the_time_never_lead_out(data):
 def test_only_plain_files_are_opened(data, path):
     os.mkfifo(data / "pipe")
     (data / "folder").mkdir()
-    with reading_within(ReadRoots([data, Path("/dev")])), pytest.raises(PermissionError, match="leads out"), opened(data / path):
+    with (
+        reading_within(ReadRoots([data, Path("/dev")])),
+        pytest.raises(PermissionError, match="leads out"),
+        opened(data / path),
+    ):
         pass
 
 
@@ -198,14 +204,22 @@ def test_roots_come_from_the_environment_and_follow_the_machines_own_links(data,
 def test_the_embedded_text_is_the_runs_own(tmp_path):
     with reading_within(ReadRoots()):
         inputs = expand_sources([Source(path="embedded")], tmp_path, LIMITS)
-        assert read([(source, list_files(source.field, source.settings, own=source.own).files) for source in inputs[:1]])
+        assert read(
+            [(source, list_files(source.field, source.settings, own=source.own).files) for source in inputs[:1]]
+        )
 
 
 def test_the_uri_of_a_run_stands_for_its_working_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path))
     run, other, third = (working_directory(f"s3://bucket/{name}") for name in ("run", "other", "third"))
     monkeypatch.setenv(ENVIRONMENT, ReadRoots(own=["s3://bucket/run", "s3://bucket/third/model?scheme=http"]).to_json())
-    for directory, allowed in ((run, True), (other, False), (third, False), (third / "model", True), (third / "corpus", False)):
+    for directory, allowed in (
+        (run, True),
+        (other, False),
+        (third, False),
+        (third / "model", True),
+        (third / "corpus", False),
+    ):
         directory.mkdir(parents=True)
         (directory / "config.json").write_text("{}")
         refusal = contextlib.nullcontext() if allowed else pytest.raises(OSError, match="leads out")
@@ -216,7 +230,14 @@ def test_the_uri_of_a_run_stands_for_its_working_copy(tmp_path: Path, monkeypatc
 @pytest.fixture
 def kept(data: Path) -> ReadRoots:
     """Roots above places that are denied: other runs and a token. The own run's model is among the other runs."""
-    for name in ("a.txt", "runs/other/a.txt", "runs/mine/model/a.txt", "token.txt", ".hidden/a.txt", ".hidden/.git/a.txt"):
+    for name in (
+        "a.txt",
+        "runs/other/a.txt",
+        "runs/mine/model/a.txt",
+        "token.txt",
+        ".hidden/a.txt",
+        ".hidden/.git/a.txt",
+    ):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).write_text(name)
     return ReadRoots([data], [data / "runs" / "mine" / "model"], [data / "runs", data / "token.txt"])
@@ -338,8 +359,14 @@ def test_the_settings_of_a_tokenizer_name_no_file_elsewhere(data):
     for folder, words in ((data / "model", {}), (data.parent / "secret", {"zebra": len(tokenizer["vocab"])})):
         (folder / "vocab.json").write_text(json.dumps(tokenizer["vocab"] | words))
         (folder / "merges.txt").write_text("")
-    elsewhere = {name: str(data.parent / "secret" / file) for name, file in (("vocab", "vocab.json"), ("merges", "merges.txt"))}
-    for named, allowed in (({}, True), ({"name_or_path": elsewhere["vocab"], "vocab_file": "/nowhere"}, True), (elsewhere, False)):
+    elsewhere = {
+        name: str(data.parent / "secret" / file) for name, file in (("vocab", "vocab.json"), ("merges", "merges.txt"))
+    }
+    for named, allowed in (
+        ({}, True),
+        ({"name_or_path": elsewhere["vocab"], "vocab_file": "/nowhere"}, True),
+        (elsewhere, False),
+    ):
         settings = {"tokenizer_class": "GPT2Tokenizer", **named}
         (data / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
         refusal = contextlib.nullcontext() if allowed else pytest.raises(UserError, match="leads out")

@@ -24,7 +24,15 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 from moedisco_ray.core.config import Architecture, Model, RunConfig, check_config, read_architecture
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.models import canonical_shapes, check_same, hf_config, load_model, open_checkpoint, random_weights, read_config
+from moedisco_ray.models import (
+    canonical_shapes,
+    check_same,
+    hf_config,
+    load_model,
+    open_checkpoint,
+    random_weights,
+    read_config,
+)
 from moedisco_ray.models.checks import check_start_tensors, open_complete
 from moedisco_ray.plan import count_parameters
 from moedisco_ray.plan.parameters import CHUNK
@@ -34,12 +42,29 @@ FAMILY = "qwen3_5_moe_text"
 RECURRENT = [name for name, page in DECLARATIONS.items() if page.recurrence is not None]
 TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH).mul(7) % VOCAB
 KINDS = ["linear_attention", "linear_attention", "full_attention"]
-NEXT = {"num_hidden_layers": 48, "num_experts": 512, "num_experts_per_tok": 10, "vocab_size": 151_936, "decoder_sparse_step": 1}
+NEXT = {
+    "num_hidden_layers": 48,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "vocab_size": 151_936,
+    "decoder_sparse_step": 1,
+}
 QWEN_3_5 = {"num_hidden_layers": 40, "num_experts": 256, "num_experts_per_tok": 8, "vocab_size": 248_320}
 SIZES = {
-    "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "moe_intermediate_size": 512,
-    "shared_expert_intermediate_size": 512, "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
-    "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_value_head_dim": 128, "tie_word_embeddings": False}
+    "hidden_size": 2048,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "tie_word_embeddings": False,
+}
 """Fields of the `config.json` of Qwen3-Next-80B-A3B and Qwen3.5-35B-A3B."""
 
 
@@ -49,10 +74,11 @@ def written(directory: Path, values: dict[str, Any]) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("family", "values", "total", "active"), [
-    ("qwen3_next", NEXT, 79.7e9, 3.9e9), (FAMILY, QWEN_3_5, 34.7e9, 3.5e9)])
+@pytest.mark.parametrize(
+    ("family", "values", "total", "active"), [("qwen3_next", NEXT, 79.7e9, 3.9e9), (FAMILY, QWEN_3_5, 34.7e9, 3.5e9)]
+)
 def test_published_configurations_are_read(
-    tmp_path: Path, family: str, values: dict[str, Any], total: float, active: float,
+    tmp_path: Path, family: str, values: dict[str, Any], total: float, active: float
 ) -> None:
     sizes = read_architecture(written(tmp_path, {"model_type": family, **SIZES, **values}), family)
     found = count_parameters(family, sizes, values["vocab_size"])
@@ -67,27 +93,42 @@ def test_kinds_of_layers_give_the_interval_of_attention(tmp_path: Path, family: 
     found = read_architecture(written(tmp_path, {**values, "layer_types": KINDS * 2 + KINDS[:1]}), family)
     assert found.fields["full_attention_interval"] == 3, "transformers reads the kinds first, too"
     for kinds in (KINDS * 2 + KINDS[2:], ["sliding_attention", *KINDS * 2]):
-        with pytest.raises(CheckpointError, match="layer_types: attention must be in every n-th layer, and no layer of another"):
+        with pytest.raises(
+            CheckpointError, match="layer_types: attention must be in every n-th layer, and no layer of another"
+        ):
             read_architecture(written(tmp_path, {**values, "layer_types": kinds}), family)
 
 
-@pytest.mark.parametrize(("fields", "line"), [
-    ({"full_attention_interval": 5}, "full_attention_interval 5: none of the 4 layers has attention; use at most 4"),
-    ({"full_attention_interval": 0}, "full_attention_interval 0: must be a whole number of at least 1"),
-    ({"linear_num_value_heads": 6}, "linear_num_value_heads 6 is not a multiple of linear_num_key_heads 4"),
-    ({"linear_key_head_dim": 0.5}, "linear_key_head_dim 0.5: must be a whole number of at least 1"),
-])
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {"full_attention_interval": 5},
+            "full_attention_interval 5: none of the 4 layers has attention; use at most 4",
+        ),
+        ({"full_attention_interval": 0}, "full_attention_interval 0: must be a whole number of at least 1"),
+        ({"linear_num_value_heads": 6}, "linear_num_value_heads 6 is not a multiple of linear_num_key_heads 4"),
+        ({"linear_key_head_dim": 0.5}, "linear_key_head_dim 0.5: must be a whole number of at least 1"),
+    ],
+)
 def test_sizes_that_no_layer_can_have_are_refused(fields: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
-        check_config({
-            "name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "pools": {"low_memory": {}, "high_memory": {}},
-            "model": {"family": FAMILY, "config": {"fields": fields}}})
+        check_config(
+            {
+                "name": "x",
+                "corpus": {"sources": [{"path": "embedded"}]},
+                "pools": {"low_memory": {}, "high_memory": {}},
+                "model": {"family": FAMILY, "config": {"fields": fields}},
+            }
+        )
 
 
 @pytest.mark.parametrize("family", RECURRENT)
 def test_a_random_start_has_the_values_of_transformers(family: str) -> None:
     """Constants are equal, and random tensors have the same range or standard deviation."""
-    sizes = Architecture(hidden_size=256, num_experts=2, fields={"linear_num_value_heads": 64, "linear_num_key_heads": 64})
+    sizes = Architecture(
+        hidden_size=256, num_experts=2, fields={"linear_num_value_heads": 64, "linear_num_key_heads": 64}
+    )
     config = hf_config(family, sizes, VOCAB, LENGTH, 0)
     theirs = AutoModelForCausalLM.from_config(config).state_dict()
     for name, ours in random_weights(config.to_dict(), 1).items():
@@ -107,9 +148,18 @@ def composite(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Ten
     """A model that reads images too, as transformers stores it, and the logits of its language model."""
     home = tmp_path_factory.mktemp("composite")
     text = tiny_config(FAMILY, 8)
-    config = AutoConfig.for_model("qwen3_5_moe", text_config=text, vision_config={
-        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16,
-        "num_position_embeddings": 16})
+    config = AutoConfig.for_model(
+        "qwen3_5_moe",
+        text_config=text,
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+            "num_position_embeddings": 16,
+        },
+    )
     torch.manual_seed(3)
     model = Qwen3_5MoeForConditionalGeneration(config).eval()
     for tensor in model.state_dict().values():
@@ -125,8 +175,10 @@ def stacked(source: Path, target: Path) -> Path:
     found = load_file(source / "model.safetensors")
     experts = {name: found.pop(name) for name in list(found) if ".experts." in name}
     for block in {name.split(".experts.")[0] for name in experts}:
-        parts = {part: torch.stack([experts[f"{block}.experts.{e}.{part}_proj.weight"] for e in range(8)])
-                 for part in ("gate", "up", "down")}
+        parts = {
+            part: torch.stack([experts[f"{block}.experts.{e}.{part}_proj.weight"] for e in range(8)])
+            for part in ("gate", "up", "down")
+        }
         found[f"{block}.experts.gate_up_proj"] = torch.cat([parts["gate"], parts["up"]], dim=1)
         found[f"{block}.experts.down_proj"] = parts["down"]
     save_file(found | {"mtp.layers.0.mlp.gate.weight": torch.zeros(1)}, target / "model.safetensors")
@@ -135,12 +187,12 @@ def stacked(source: Path, target: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["separate", "stacked", "text"])
 def test_the_language_model_of_a_composite_model_is_a_start(
-    composite: tuple[Path, torch.Tensor], tmp_path: Path, form: str,
+    composite: tuple[Path, torch.Tensor], tmp_path: Path, form: str
 ) -> None:
     source, expected = composite
-    if form == "stacked":       # as published
+    if form == "stacked":  # as published
         source = stacked(source, tmp_path / "stacked")
-    elif form == "text":        # transformers keeps the prefix of the names
+    elif form == "text":  # transformers keeps the prefix of the names
         AutoModelForCausalLM.from_pretrained(source).save_pretrained(tmp_path / "text")
         source = tmp_path / "text"
         assert any("language_model" in name for name in load_file(source / "model.safetensors"))
@@ -160,7 +212,9 @@ def test_the_language_model_of_a_composite_model_is_a_start(
         assert torch.equal(own(TOKENS).logits, expected)
 
 
-def test_quantised_weights_of_a_composite_model_are_refused(composite: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+def test_quantised_weights_of_a_composite_model_are_refused(
+    composite: tuple[Path, torch.Tensor], tmp_path: Path
+) -> None:
     values = {**json.loads((composite[0] / "config.json").read_text()), "quantization_config": {"quant_method": "fp8"}}
     save_file(random_tensors(tiny_config(FAMILY, 8)), written(tmp_path / "fp8", values) / "model.safetensors")
     with pytest.raises(CheckpointError, match="holds quantised weights"):
@@ -173,8 +227,10 @@ def test_the_operations_of_a_recurrence_are_those_of_its_products() -> None:
     heads, key, value = (MIXED[f"linear_{name}"] for name in ("num_value_heads", "key_head_dim", "value_head_dim"))
     q_BLHd, v_BLHd = torch.randn(1, tokens, heads, key), torch.randn(1, tokens, heads, value)
     with FlopCounterMode(display=False) as counter:
-        torch_chunk_gated_delta_rule(q_BLHd, q_BLHd, v_BLHd, g=-torch.rand(1, tokens, heads), beta=torch.rand(1, tokens, heads))
-    solved = CHUNK * heads * (key + value)      # which the counter does not know
+        torch_chunk_gated_delta_rule(
+            q_BLHd, q_BLHd, v_BLHd, g=-torch.rand(1, tokens, heads), beta=torch.rand(1, tokens, heads)
+        )
+    solved = CHUNK * heads * (key + value)  # which the counter does not know
     found = count_parameters(page.name, sizes, VOCAB).recurrence_flops
     assert found == counter.get_total_flops() / tokens + solved
 
@@ -182,7 +238,9 @@ def test_the_operations_of_a_recurrence_are_those_of_its_products() -> None:
 def test_the_tokenizer_must_be_one_that_transformers_reads_next_to_the_model(tmp_path: Path) -> None:
     """It reads all of them by the rules of Qwen3.5's, which split digits."""
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(["2024 and 2025, 20242025 times"] * 9, vocab_size=300, min_frequency=1, show_progress=False)
+    trained.train_from_iterator(
+        ["2024 and 2025, 20242025 times"] * 9, vocab_size=300, min_frequency=1, show_progress=False
+    )
     PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="!").save_pretrained(tmp_path / "other")
     trained.save_model(str(tmp_path))
     merges = [tuple(line.split()) for line in (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]]
@@ -191,11 +249,19 @@ def test_the_tokenizer_must_be_one_that_transformers_reads_next_to_the_model(tmp
 
     def run(name: str | None) -> RunConfig:
         path = None if name is None else str(tmp_path / name)
-        return check_config({
-            "name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "tokenizer": {"path": path},
-            "model": {"family": FAMILY, "config": {"num_experts": 4, "vocab_size": 400}}, "clusters": {"count": 2}})
+        return check_config(
+            {
+                "name": "x",
+                "corpus": {"sources": [{"path": "embedded"}]},
+                "tokenizer": {"path": path},
+                "model": {"family": FAMILY, "config": {"num_experts": 4, "vocab_size": 400}},
+                "clusters": {"count": 2},
+            }
+        )
 
     for name in (None, "other"):
-        with pytest.raises(ConfigError, match=r"^tokenizer\.path: .*transformers reads every tokenizer of qwen3_5_moe_text"):
+        with pytest.raises(
+            ConfigError, match=r"^tokenizer\.path: .*transformers reads every tokenizer of qwen3_5_moe_text"
+        ):
             check_tokenizer(run(name))
     check_tokenizer(run("own"))

@@ -29,21 +29,34 @@ def test_only_down_projections_change_and_outputs_come_closer(family: str, tmp_p
     tokens_BL = torch.randint(VOCAB, (8, 16), generator=torch.Generator().manual_seed(0))
     layers: list[dict[str, Any]] = []
     plain = dict(with_experts([whole], names, [Chosen(0, expert) for expert in KEPT]))
-    found = dict(calibrated_experts(
-        ((key, tensor.clone()) for key, tensor in plain.items()), values, [(tokens_BL.numpy(), np.zeros(8, dtype=int))],
-        report=layers, whole=whole))
+    found = dict(
+        calibrated_experts(
+            ((key, tensor.clone()) for key, tensor in plain.items()),
+            values,
+            [(tokens_BL.numpy(), np.zeros(8, dtype=int))],
+            report=layers,
+            whole=whole,
+        )
+    )
     assert found.keys() == plain.keys()
     changed = {key for key, tensor in plain.items() if not same_bits(found[key], tensor)}
     roles = {key: names.classify(key) for key in plain}
-    # In a layer where all experts of every token stay, SparseMixer's weights stay too, so that nothing is to be changed.
+    # In a layer where all experts of every token stay, SparseMixer's weights stay too, so that nothing is to be
+    # changed.
     differs = {layer["layer"] for layer in layers if layer["error_before"] > 0}
-    down = {key for key, role in roles.items() if role.role is Role.EXPERT and role.layer in differs and role.part.endswith(
-        ("down", "experts.down_proj", "output_linear.weight"))}
+    down = {
+        key
+        for key, role in roles.items()
+        if role.role is Role.EXPERT
+        and role.layer in differs
+        and role.part.endswith(("down", "experts.down_proj", "output_linear.weight"))
+    }
     # The random corrections of these models may keep an expert from all tokens.
     assert changed == down or (names.family.router.correction is not None and changed < down)
     write_checkpoint(tmp_path / "smaller", found.items(), values)
     assert errors(tmp_path / "smaller", tmp_path / "whole", tokens_BL) == pytest.approx(
-        [layer["error"] for layer in layers], rel=0.02, abs=1e-5)
+        [layer["error"] for layer in layers], rel=0.02, abs=1e-5
+    )
     assert all(layer["error"] < layer["error_before"] for layer in layers if layer["layer"] in differs)
     assert len(differs) > 1
 
@@ -73,13 +86,15 @@ def test_one_turn_is_ridge_regression_with_few_and_with_many_tokens(tokens: int)
     ridge = 0.01 * np.square(hidden_SF.double().numpy()).sum(0).mean()
     expected_FD = np.linalg.lstsq(
         np.concatenate([hidden_SF.double().numpy(), np.sqrt(ridge) * np.eye(16)]),
-        np.concatenate([target_SD.double().numpy(), np.zeros((16, 16))]), rcond=None)[0]
+        np.concatenate([target_SD.double().numpy(), np.zeros((16, 16))]),
+        rcond=None,
+    )[0]
     np.testing.assert_allclose(found_FD.numpy(), expected_FD, atol=1e-4)
 
 
 @pytest.mark.parametrize("kept", [4 << 30, 0])
 def test_many_sweeps_reach_the_ridge_solution_of_all_experts_together(
-    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With factors that are kept, and that are computed at each turn."""
     monkeypatch.setattr(refit, "_MOST_KEPT", kept)
@@ -96,6 +111,8 @@ def test_many_sweeps_reach_the_ridge_solution_of_all_experts_together(
     ridge_EF = 0.01 * np.square(hidden_TEF).sum(0).mean(1, keepdims=True).repeat(hidden_TEF.shape[2], axis=1)
     flat = hidden_TEF.reshape(len(hidden_TEF), -1)
     expected = np.linalg.lstsq(
-        np.concatenate([flat, np.diag(np.sqrt(ridge_EF.ravel()))]), np.concatenate([left_TD, np.zeros((flat.shape[1], 32))]),
-        rcond=None)[0]
+        np.concatenate([flat, np.diag(np.sqrt(ridge_EF.ravel()))]),
+        np.concatenate([left_TD, np.zeros((flat.shape[1], 32))]),
+        rcond=None,
+    )[0]
     np.testing.assert_allclose(np.concatenate([found[each].numpy() for each in sorted(found)]), expected, atol=1e-4)

@@ -13,7 +13,15 @@ import typer
 from moedisco_ray.core import registry
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.registry import BACKBONE_RULES, COMMANDS, EXPORT_FORMATS, MODEL_FILES, ROUTER_METHODS, TRACKERS, Entry
+from moedisco_ray.core.registry import (
+    BACKBONE_RULES,
+    COMMANDS,
+    EXPORT_FORMATS,
+    MODEL_FILES,
+    ROUTER_METHODS,
+    TRACKERS,
+    Entry,
+)
 from moedisco_ray.stages.merge.backbone import BackboneRule, backbone_rule, combine, merge_weights
 from moedisco_ray.stages.merge.router_init import directions, normalised, statistics
 
@@ -44,8 +52,8 @@ def test_a_merge_rule_is_a_file_and_a_line_of_the_registry(monkeypatch: pytest.M
     module.MEDIAN = BackboneRule(tuple, lambda delta_CM, _: delta_CM.median(dim=0).values)  # type: ignore[attr-defined]
     module.means = lambda total, _: normalised(total.xy_DC.T / total.count_C[:, None], total)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(BACKBONE_RULES, "median", Entry("toy_rules:MEDIAN"))    # type: ignore[arg-type]
-    monkeypatch.setitem(ROUTER_METHODS, "means", Entry("toy_rules:means"))      # type: ignore[arg-type]
+    monkeypatch.setitem(BACKBONE_RULES, "median", Entry("toy_rules:MEDIAN"))  # type: ignore[arg-type]
+    monkeypatch.setitem(ROUTER_METHODS, "means", Entry("toy_rules:means"))  # type: ignore[arg-type]
     config = check_config(MINIMAL | {"merge": {"backbone": "median", "router": "means"}})
     assert config.merge.from_data
     weights = merge_weights(config.merge.backbone, [1, 1, 2])

@@ -40,13 +40,16 @@ def test_the_table_names_what_is_gone_and_leads_to_what_exists() -> None:
     assert stored_settings(_REMOVED_UNLESS_USED) == {}
 
 
-@pytest.mark.parametrize(("section", "setting", "value", "line"), [
-    ("merge", "backbone", "ties", "merge.backbone: 'ties': must be 'uniform'"),
-    ("merge", "router", "centroid", "merge.router: 'centroid': must be 'ridge'"),
-    ("clusters", "overlap", 0.3, "clusters.overlap: no such setting; remove it"),
-])
+@pytest.mark.parametrize(
+    ("section", "setting", "value", "line"),
+    [
+        ("merge", "backbone", "ties", "merge.backbone: 'ties': must be 'uniform'"),
+        ("merge", "router", "centroid", "merge.router: 'centroid': must be 'ridge'"),
+        ("clusters", "overlap", 0.3, "clusters.overlap: no such setting; remove it"),
+    ],
+)
 def test_a_stored_value_that_nothing_replaces_is_named_in_one_line(
-    tmp_path: Path, section: str, setting: str, value: object, line: str,
+    tmp_path: Path, section: str, setting: str, value: object, line: str
 ) -> None:
     stored = {**STORED, section: {**STORED[section], setting: value}}
     (tmp_path / "config.json").write_text(json.dumps(stored))

@@ -37,7 +37,9 @@ def test_a_second_section_of_a_configuration_is_refused_with_both_lines(tmp_path
     path.write_text(text + "\ntokens: {total: 30000}\n")
     lines = path.read_text().split("\n")
     first, second = (number for number, line in enumerate(lines, 1) if line.startswith("tokens:"))
-    assert f"{path}': has the key 'tokens' in line {first} and again in line {second}; keep one of them" in said("plan", path)
+    assert f"{path}': has the key 'tokens' in line {first} and again in line {second}; keep one of them" in said(
+        "plan", path
+    )
 
 
 def test_a_repeated_key_in_an_override_is_refused(tmp_path):
@@ -62,7 +64,9 @@ def test_a_repeated_key_in_a_cluster_file_is_refused_with_both_lines(tmp_path):
     assert "has the key 'max_workers' in line 4 and again in line 5" in said("plan", path, "--cluster", cluster)
 
 
-KEYS = st.lists(st.from_regex(r"[a-z]{1,3}", fullmatch=True).filter(lambda key: isinstance(yaml.safe_load(key), str)), max_size=6)
+KEYS = st.lists(
+    st.from_regex(r"[a-z]{1,3}", fullmatch=True).filter(lambda key: isinstance(yaml.safe_load(key), str)), max_size=6
+)
 
 
 @given(KEYS)

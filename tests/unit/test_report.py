@@ -24,25 +24,41 @@ from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.core.stages import STAGES, fingerprints
 from moedisco_ray.stages.export.card import model_card
 
-LOW, HIGH = 0.36, 3.6     # dollars per hour
+LOW, HIGH = 0.36, 3.6  # dollars per hour
 
 
 def run_config(**changes):
-    return RunConfig.model_validate({
-        "name": "tiny", "seed": 7, "tags": {"team": "a"}, "corpus": {"sources": [{"path": "embedded"}]},
-        "clusters": {"count": 2},
-        "pools": {
-            "low_memory": {"price_per_hour": LOW, "max_workers": 2},
-            "high_memory": {"price_per_hour": HIGH, "workers": 2}},
-        **changes})
+    return RunConfig.model_validate(
+        {
+            "name": "tiny",
+            "seed": 7,
+            "tags": {"team": "a"},
+            "corpus": {"sources": [{"path": "embedded"}]},
+            "clusters": {"count": 2},
+            "pools": {
+                "low_memory": {"price_per_hour": LOW, "max_workers": 2},
+                "high_memory": {"price_per_hour": HIGH, "workers": 2},
+            },
+            **changes,
+        }
+    )
 
 
 def unit(name, tokens, loss, worker_seconds, pool="low_memory", **changes):
     # The fine-tune's are those of a gang of two, a tenth of whose time was its start-up.
     return {
-        "name": name, "steps": 1, "planned_steps": 1, "tokens": tokens, "loss": loss, "seconds": 0.45 * worker_seconds,
+        "name": name,
+        "steps": 1,
+        "planned_steps": 1,
+        "tokens": tokens,
+        "loss": loss,
+        "seconds": 0.45 * worker_seconds,
         "workers": 2.0 if pool == "high_memory" else 1.0,
-        "held": {pool: worker_seconds}, "contribution": "finished", "reason": None, **changes}
+        "held": {pool: worker_seconds},
+        "contribution": "finished",
+        "reason": None,
+        **changes,
+    }
 
 
 SUMMARIES = {
@@ -59,7 +75,11 @@ SUMMARIES = {
 
 
 EXPORTED = ExportSummary(parameters=1, active_parameters=1)
-HELD_BY_TASKS = {"merged": [("high_memory", 3.0)], "evaluation": [("high_memory", 4.0)], "model": [("high_memory", 1.0)]}
+HELD_BY_TASKS = {
+    "merged": [("high_memory", 3.0)],
+    "evaluation": [("high_memory", 4.0)],
+    "model": [("high_memory", 1.0)],
+}
 
 
 def write_run(directory, stages=tuple(SUMMARIES)):
@@ -78,7 +98,14 @@ def write_run(directory, stages=tuple(SUMMARIES)):
         held = [item for unit in (*summary.get("units", ()), summary) for item in unit.get("held", {}).items()]
         for hold, (pool, worker_seconds) in enumerate(held or HELD_BY_TASKS.get(name, ())):
             workers = 2 if pool == "high_memory" and held else 1
-            log(Event("workers_held", stage_name, data={"hold": f"{name}{hold}", "pool": pool, "workers": workers}, time=now))
+            log(
+                Event(
+                    "workers_held",
+                    stage_name,
+                    data={"hold": f"{name}{hold}", "pool": pool, "workers": workers},
+                    time=now,
+                )
+            )
             if held:
                 log(Event("unit_started", stage_name, "u", {"steps": 1}, time=now + min(2.5, worker_seconds / workers)))
             now += worker_seconds / workers
@@ -94,8 +121,13 @@ def write_run(directory, stages=tuple(SUMMARIES)):
 def report(tmp_path):
     write_run(tmp_path)
     write_json(tmp_path / "clusters" / "report.json", {"clusters": [{"documents": 6, "tokens": 9, "terms": ["a"]}]})
-    write_json(tmp_path / "evaluation" / "evaluation.json", {
-        "perplexity": 20.0, "stages": {"seed": {"perplexity": 50.0, "bits_per_byte": 2.5}, "finetune": {"perplexity": 20.0}}})
+    write_json(
+        tmp_path / "evaluation" / "evaluation.json",
+        {
+            "perplexity": 20.0,
+            "stages": {"seed": {"perplexity": 50.0, "bits_per_byte": 2.5}, "finetune": {"perplexity": 20.0}},
+        },
+    )
     return build_report(tmp_path, run_config())
 
 
@@ -105,7 +137,16 @@ def stage(report, name):
 
 def test_stages_cost_worker_hours_at_their_pools_price(report):
     assert [entry.name for entry in report.stages] == [
-        "corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export"]
+        "corpus",
+        "seed",
+        "cluster",
+        "decompose",
+        "submodels",
+        "merge",
+        "finetune",
+        "evaluate",
+        "export",
+    ]
     assert stage(report, "seed").dollars == pytest.approx(18 / 3600 * LOW)
     assert stage(report, "submodels").dollars == pytest.approx(80 / 3600 * LOW)
     assert stage(report, "finetune").dollars == pytest.approx(50 / 3600 * HIGH)
@@ -129,21 +170,55 @@ def test_what_works_on_the_whole_model_is_where_it_is_fine_tuned(tmp_path):
     write_run(tmp_path)
     report = build_report(tmp_path, run_config(finetune={"pool": "low_memory"}))
     assert {entry.name for entry in report.stages if entry.pool == "low_memory"} == {
-        "seed", "cluster", "submodels", "merge", "finetune", "evaluate", "export"}
+        "seed",
+        "cluster",
+        "submodels",
+        "merge",
+        "finetune",
+        "evaluate",
+        "export",
+    }
 
 
 MEASURED = {
-    "perplexity": 20.0, "bits_per_byte": 2.0, "documents": 4, "tokens": 50, "stages": {},
+    "perplexity": 20.0,
+    "bits_per_byte": 2.0,
+    "documents": 4,
+    "tokens": 50,
+    "stages": {},
     "routers": [{"layer": 0, "load": [0.999, 0.001], "dead": 1}, {"layer": 1, "load": [0.5, 0.5], "dead": 0}],
     "specialisation": {"cluster": 0.25, "source": None},
     "unseen": {
-        "perplexity": 33.25, "bits_per_byte": 2.5, "documents": 2, "tokens": 20, "trained_on": 1, "sources": [
+        "perplexity": 33.25,
+        "bits_per_byte": 2.5,
+        "documents": 2,
+        "tokens": 20,
+        "trained_on": 1,
+        "sources": [
             {"source": "wiki", "perplexity": 31.0, "bits_per_byte": 2.4, "documents": 1, "tokens": 10},
-            {"source": "law", "perplexity": 35.0, "bits_per_byte": 2.6, "documents": 1, "tokens": 10}]},
+            {"source": "law", "perplexity": 35.0, "bits_per_byte": 2.6, "documents": 1, "tokens": 10},
+        ],
+    },
     "lm_eval": [
-        {"task": "facts", "examples": 1200, "acc": 0.31, "acc_stderr": 0.0134, "acc_norm": 0.355, "acc_norm_stderr": 0.014,
-         "chance": 0.25},
-        {"task": "ends", "examples": 1, "acc": 0.0, "acc_stderr": None, "acc_norm": None, "acc_norm_stderr": None, "chance": None}],
+        {
+            "task": "facts",
+            "examples": 1200,
+            "acc": 0.31,
+            "acc_stderr": 0.0134,
+            "acc_norm": 0.355,
+            "acc_norm_stderr": 0.014,
+            "chance": 0.25,
+        },
+        {
+            "task": "ends",
+            "examples": 1,
+            "acc": 0.0,
+            "acc_stderr": None,
+            "acc_norm": None,
+            "acc_norm_stderr": None,
+            "chance": None,
+        },
+    ],
 }
 
 EVALUATION = EvaluationRecord.model_validate(MEASURED)
@@ -151,36 +226,62 @@ EVALUATION = EvaluationRecord.model_validate(MEASURED)
 
 def test_text_by_name_tasks_and_experts_as_they_are_shown():
     assert [name for name, _ in evaluation_rows(EVALUATION)] == [
-        "all", "all, never trained on", "wiki, never trained on", "law, never trained on"]
+        "all",
+        "all, never trained on",
+        "wiki, never trained on",
+        "law, never trained on",
+    ]
     alone = EvaluationRecord.model_validate({"unseen": {"sources": [{"source": "wiki"}]}})
     assert [name for name, _ in evaluation_rows(alone)] == ["wiki, never trained on"]
     assert task_table(EVALUATION) == [
-        ("facts", "0.310 ± 0.013", "0.355 ± 0.014", "0.250", "1,200"), ("ends", "0.000", "-", "-", "1")]
+        ("facts", "0.310 ± 0.013", "0.355 ± 0.014", "0.250", "1,200"),
+        ("ends", "0.000", "-", "-", "1"),
+    ]
     assert expert_note(EVALUATION) == (
         "normalised mutual information of a document's main expert: 0.25 with its cluster; "
-        "1 of 4 experts are dead (under 1 % of an even load)")
+        "1 of 4 experts are dead (under 1 % of an even load)"
+    )
     nothing = EvaluationRecord()
     assert (task_table(nothing), evaluation_rows(nothing), expert_note(nothing)) == ([], [], None)
 
 
 def test_the_start_stands_next_to_the_result_and_a_sentence_says_whether_the_run_helped():
     figures = {"loss": 4.0, "perplexity": 54.6, "documents": 9, "tokens": 90}
-    measured = EvaluationRecord.model_validate({
-        **figures, "loss": 3.25, "sources": [{"source": "wiki", "loss": 3.0}, {"source": "allenai", "loss": 5.5}],
-        "clusters": [{"cluster": 1, "loss": 3.5}],
-        "start": {
-            **figures, "sources": [{"source": "wiki", "loss": 4.5}, {"source": "allenai", "loss": 5.0}],
-            "clusters": [{"cluster": 1, "loss": 3.75}]},
-        "unseen": {"sources": [{"source": "news", "loss": 6.0}], "start": {"sources": [{"source": "news", "loss": 5.75}]}}})
+    measured = EvaluationRecord.model_validate(
+        {
+            **figures,
+            "loss": 3.25,
+            "sources": [{"source": "wiki", "loss": 3.0}, {"source": "allenai", "loss": 5.5}],
+            "clusters": [{"cluster": 1, "loss": 3.5}],
+            "start": {
+                **figures,
+                "sources": [{"source": "wiki", "loss": 4.5}, {"source": "allenai", "loss": 5.0}],
+                "clusters": [{"cluster": 1, "loss": 3.75}],
+            },
+            "unseen": {
+                "sources": [{"source": "news", "loss": 6.0}],
+                "start": {"sources": [{"source": "news", "loss": 5.75}]},
+            },
+        }
+    )
     assert [(name, entry.loss) for name, entry in evaluation_rows(measured)] == [
-        ("all", 3.25), ("all, with the start model", 4.0), ("wiki", 3.0), ("wiki, with the start model", 4.5), ("allenai", 5.5),
-        ("allenai, with the start model", 5.0), ("news, never trained on", 6.0),
-        ("news, never trained on, with the start model", 5.75)]
+        ("all", 3.25),
+        ("all, with the start model", 4.0),
+        ("wiki", 3.0),
+        ("wiki, with the start model", 4.5),
+        ("allenai", 5.5),
+        ("allenai, with the start model", 5.0),
+        ("news, never trained on", 6.0),
+        ("news, never trained on, with the start model", 5.75),
+    ]
     assert [(name, entry.loss) for name, entry in cluster_rows(measured)] == [
-        ("cluster 1", 3.5), ("cluster 1, with the start model", 3.75)]
+        ("cluster 1", 3.5),
+        ("cluster 1, with the start model", 3.75),
+    ]
     assert start_note(measured) == (
         "the held-out loss is 3.2500 nats per token, 0.7500 below the 4.0000 of the model that the run started from; "
-        "allenai, news got worse")
+        "allenai, news got worse"
+    )
     assert "0.2500 above the 4.0000" in str(start_note(measured.model_copy(update={"loss": 4.25, "sources": []})))
     assert start_note(EvaluationRecord.model_validate(figures)) is None
 
@@ -219,8 +320,8 @@ def test_the_bill_has_every_priced_second_and_the_baseline_counts_the_same_thing
     assert bill.seconds == pytest.approx(146.0)
     assert bill.dollars == pytest.approx(sum(entry.dollars for entry in report.stages))
     assert bill.dollars == pytest.approx((98 * LOW + (3 + 50 + 4 + 1) * HIGH) / 3600)
-    # The fine-tune made 500 tokens in 45 worker-seconds after 5 of start-up: 5,500 tokens take 495 and 5. Of the evaluation's
-    # 4 seconds 3 went to other models than the finished one.
+    # The fine-tune made 500 tokens in 45 worker-seconds after 5 of start-up: 5,500 tokens take 495 and 5. Of the
+    # evaluation's 4 seconds 3 went to other models than the finished one.
     assert bill.baseline.dollars == pytest.approx((500 + 1 + 1) / 3600 * HIGH)
     assert bill.saving == pytest.approx(1 - bill.dollars / bill.baseline.dollars)
 
@@ -280,7 +381,7 @@ def test_curves_follow_the_unit_that_went_back(tmp_path):
     for step in (1, 2, 3, 4):
         progress(log, "submodel-0", step, 10.0 - step)
     progress(log, "submodel-1", 1, 7.0)
-    for step in (3, 5):     # resumed from the checkpoint after step 2
+    for step in (3, 5):  # resumed from the checkpoint after step 2
         progress(log, "submodel-0", step, 20.0 - step)
     progress(log, "finetune", 2, 1.5, stage_name="finetune")
     log.close()
@@ -307,9 +408,10 @@ def test_a_long_log_needs_little_more_memory_than_its_file():
     figures = {"steps": 50_000, "loss": 3.2, "lr": 1e-4, "grad_norm": 1.2, "tokens_per_second": 12_345.0, "mfu": 0.25}
     lines = [
         Event("progress", "submodels", "submodel-0", {"step": step, "tokens": 2000 * step, **figures}).to_json()
-        for step in range(10_000)]
+        for step in range(10_000)
+    ]
     files = {"events.jsonl": "\n".join(lines).encode()}
-    report_of(files.get, run_config())     # what is computed once is not counted below
+    report_of(files.get, run_config())  # what is computed once is not counted below
     tracemalloc.start()
     report = report_of(files.get, run_config())
     _, most = tracemalloc.get_traced_memory()
@@ -339,14 +441,26 @@ def test_thinning_keeps_ends_and_order(count, most):
         assert (kept[0], kept[-1]) == (0, count - 1)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
-    (0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 00 s"), (60, "1 min 00 s"), (125, "2 min 05 s"),
-    (3599.7, "1 h 00 min"), (7800, "2 h 10 min"), (7229.6, "2 h 00 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (60, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+        (7229.6, "2 h 00 min"),
+    ],
+)
 def test_durations(seconds, text):
     assert format_seconds(seconds) == text
 
 
-@pytest.mark.parametrize(("dollars", "text"), [(0, "$0.00"), (0.00214, "$0.0021"), (0.25, "$0.2500"), (1234.5, "$1,234.50")])
+@pytest.mark.parametrize(
+    ("dollars", "text"), [(0, "$0.00"), (0.00214, "$0.0021"), (0.25, "$0.2500"), (1234.5, "$1,234.50")]
+)
 def test_dollars(dollars, text):
     assert format_dollars(dollars) == text
 
@@ -354,19 +468,33 @@ def test_dollars(dollars, text):
 def test_the_report_needs_nothing_heavy():
     look = "print([m for m in ('torch', 'ray', 'numpy', 'transformers') if m in sys.modules])"
     heavy = f"import sys, moedisco_ray.core.report; {look}"
-    assert subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    )
 
 
 def test_node_types_and_what_was_not_waited_for(tmp_path, monkeypatch):
     units = [
         unit("submodel-0", 3000, 3.0, 0, held={"low_memory.t4": 3600.0, "low_memory.l4": 1800.0}),
-        unit("submodel-1", 500, 4.0, 3600.0, "low_memory.l4", steps=5, planned_steps=10, contribution="checkpoint",
-             reason="its time was up"),
-        unit("submodel-2", 0, None, 0.0, steps=0, planned_steps=10, contribution="seed", reason="failed 4 times")]
+        unit(
+            "submodel-1",
+            500,
+            4.0,
+            3600.0,
+            "low_memory.l4",
+            steps=5,
+            planned_steps=10,
+            contribution="checkpoint",
+            reason="its time was up",
+        ),
+        unit("submodel-2", 0, None, 0.0, steps=0, planned_steps=10, contribution="seed", reason="failed 4 times"),
+    ]
     monkeypatch.setitem(SUMMARIES, "submodels", (60.0, {"units": units}))
     write_run(tmp_path)
-    types = [{"name": name, "resource": name, "memory_gb": 16, "price_per_hour": price, "speed": 1}
-             for name, price in (("t4", 0.5), ("l4", 4.0))]
+    types = [
+        {"name": name, "resource": name, "memory_gb": 16, "price_per_hour": price, "speed": 1}
+        for name, price in (("t4", 0.5), ("l4", 4.0))
+    ]
     report = build_report(tmp_path, run_config(pools={"low_memory": {"types": types}}))
     submodels = stage(report, "submodels")
     assert submodels.dollars == pytest.approx(0.5 + 2.0 + 4.0)
@@ -375,7 +503,8 @@ def test_node_types_and_what_was_not_waited_for(tmp_path, monkeypatch):
     assert [entry.name for entry in submodels.unfinished] == ["submodel-1", "submodel-2"]
     assert report_notes(report) == [
         "submodel-1 is not finished: the merge took its checkpoint of step 5 of 10 (its time was up)",
-        "submodel-2 is not finished: the merge took its seed, untrained (failed 4 times)"]
+        "submodel-2 is not finished: the merge took its seed, untrained (failed 4 times)",
+    ]
     assert RunReport.model_validate_json(json.dumps(report.to_json(), allow_nan=False)) == report
     for text in (shown(report), model_card(report, EXPORTED)):
         assert "ubmodel-1 is not finished: the merge took its checkpoint of step 5 of 10 (its time was up)" in text
@@ -383,8 +512,11 @@ def test_node_types_and_what_was_not_waited_for(tmp_path, monkeypatch):
 
 def speeds(report):
     """The notes of the trainings' speed."""
-    return [f"{each.name} trained {each.tokens / each.training_worker_seconds:,.0f} tokens/s per worker"
-            for each in report.stages if each.tokens]
+    return [
+        f"{each.name} trained {each.tokens / each.training_worker_seconds:,.0f} tokens/s per worker"
+        for each in report.stages
+        if each.tokens
+    ]
 
 
 def test_a_run_that_waited_for_all_has_nothing_to_note_but_its_speed(report):
@@ -424,12 +556,17 @@ def test_idle_slots_are_shown_at_their_pools_price_and_in_no_other_figure(tmp_pa
     report = build_report(tmp_path, run_config())
     idle = {"stage": "idle", "pool": "high_memory", "worker_seconds": 3600.0, "dollars": pytest.approx(HIGH)}
     assert report.bill.model_dump(mode="json") == without.bill.model_dump(mode="json") | {
-        "idle": [idle], "idle_dollars": pytest.approx(HIGH),
-        "dollars_with_idle": pytest.approx(without.bill.dollars + HIGH)}
+        "idle": [idle],
+        "idle_dollars": pytest.approx(HIGH),
+        "dollars_with_idle": pytest.approx(without.bill.dollars + HIGH),
+    }
     *before, full = report_table(without)
     assert report_table(report) == [
-        *before, ("idle machines", "high-memory", "", "", "1 h 00 min", "$3.60", "", ""),
-        ("total with idle machines", "", "", "", "", "$3.67", "", ""), full]
+        *before,
+        ("idle machines", "high-memory", "", "", "1 h 00 min", "$3.60", "", ""),
+        ("total with idle machines", "", "", "", "", "$3.67", "", ""),
+        full,
+    ]
 
 
 def test_a_gang_whose_size_changed_counts_its_workers_on_average(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ class Service:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 service.sizes.append(len(json.loads(body)["events"]))
                 if service.instead is not None:
-                    with contextlib.suppress(OSError):      # the driver hangs up
+                    with contextlib.suppress(OSError):  # the driver hangs up
                         service.instead(self, body)
                     return
                 service.given.append(service.answer(body, self.headers))
@@ -83,7 +83,7 @@ class Service:
         self.address = ReportAddress(f"http://127.0.0.1:{self.server.server_port}/report", 1, KEY)
 
     def answer(self, body: bytes, headers: http.client.HTTPMessage) -> Answer:
-        claim = Claim.of(headers)       # type: ignore[arg-type]
+        claim = Claim.of(headers)  # type: ignore[arg-type]
         if claim is None or not claim.holds(KEY) or claim.digest != content_digest(body):
             return Answer(401, b"", None)
         if len(body) > self.largest:
@@ -92,7 +92,7 @@ class Service:
             return Answer(503, b"", None)
         report, known = json.loads(body), len(self.lines)
         if report["first"] <= known:
-            self.lines += report["events"][known - report["first"]:]
+            self.lines += report["events"][known - report["first"] :]
         if self.random.random() < self.trouble:
             return Answer(503, b"", None)
         status = 410 if self.dismisses else 200
@@ -138,7 +138,7 @@ def test_every_event_arrives_once_and_in_order(service: Service, tmp_path: Path)
     service.trouble = 0.0
     reporter.close()
     assert steps(service) == list(range(50))
-    assert all(line["data"]["loss"] is None for line in service.lines)     # NaN is no JSON
+    assert all(line["data"]["loss"] is None for line in service.lines)  # NaN is no JSON
 
 
 def test_the_events_of_an_earlier_driver_are_sent_first(service: Service, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_events_of_an_earlier_driver_are_sent_first(service: Service, tmp_pa
         log(Event("warning", data={"message": str(i)}))
     log.close()
     with path.open("a") as file:
-        file.write('{"type": "progre')     # it was killed while writing
+        file.write('{"type": "progre')  # it was killed while writing
     reporter = started(service, tmp_path)
     log = EventLog(path, (reporter,))
     log(Event("warning", data={"message": "3"}))
@@ -241,11 +241,20 @@ def large_cookie(handler: BaseHTTPRequestHandler, body: bytes) -> None:
     handler.end_headers()
 
 
-@pytest.mark.parametrize("imposter", [
-    dismissal_signed_by_another, dismissal_with_the_proof_of_the_request, dismissal_with_letters_in_its_proof, line_far_ahead,
-    endless_answer, answer_in_drops, large_cookie])
+@pytest.mark.parametrize(
+    "imposter",
+    [
+        dismissal_signed_by_another,
+        dismissal_with_the_proof_of_the_request,
+        dismissal_with_letters_in_its_proof,
+        line_far_ahead,
+        endless_answer,
+        answer_in_drops,
+        large_cookie,
+    ],
+)
 def test_what_another_program_answers_has_no_effect(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imposter: Any,
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imposter: Any
 ) -> None:
     monkeypatch.setattr(reporting, "_REQUEST_SECONDS", 0.3)
     service.instead = imposter
@@ -287,7 +296,7 @@ def test_an_old_answer_of_the_service_is_no_answer(service: Service, tmp_path: P
 
 
 def test_events_go_only_to_a_service_that_has_just_proved_itself(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reporting, "_PROOF_SECONDS", 0.2)
     reporter = started(service, tmp_path)
@@ -301,7 +310,7 @@ def test_events_go_only_to_a_service_that_has_just_proved_itself(
     service.instead = None
     log.close()
     reporter.close()
-    assert (steps(service), any(service.sizes[seen:seen + 2])) == ([0, 1], False)
+    assert (steps(service), any(service.sizes[seen : seen + 2])) == ([0, 1], False)
 
 
 def test_after_a_failure_the_address_is_looked_up_again(service: Service, tmp_path: Path) -> None:

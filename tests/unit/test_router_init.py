@@ -62,8 +62,10 @@ def test_logits_have_unit_root_mean_square_and_sum_zero(method):
 def test_separated_clusters_are_found_and_random_rows_do_not_find_them():
     x, label = data(clusters=4, dimensions=24, spread=0.3)
     total = statistics(x, label, 4)
-    accuracy = {name: float(((x @ directions(name, total, 1).T).argmax(1) == label).double().mean())
-                for name in ("ridge", "random")}
+    accuracy = {
+        name: float(((x @ directions(name, total, 1).T).argmax(1) == label).double().mean())
+        for name in ("ridge", "random")
+    }
     assert accuracy["ridge"] > 0.98
     assert accuracy["random"] < 0.7
 
@@ -79,7 +81,10 @@ def test_the_strength_has_the_least_cross_validation_error_of_its_grid(tokens, s
         hat = x @ torch.linalg.solve(x.T @ x + lam * torch.eye(12, dtype=torch.float64), x.T)
         errors[lam] = float((y - hat @ y).square().sum() / (tokens - hat.trace()).square())
     least = min(errors.values())
-    assert min(error for lam, error in errors.items() if lam == pytest.approx(ridge_strength(total), rel=1e-6)) <= least * 1.0001
+    assert (
+        min(error for lam, error in errors.items() if lam == pytest.approx(ridge_strength(total), rel=1e-6))
+        <= least * 1.0001
+    )
 
 
 def test_noise_asks_for_a_stronger_ridge():
@@ -113,7 +118,9 @@ def test_offsets_minimise_the_convex_problem_whose_gradient_is_the_load():
         return float((logits + torch.as_tensor(offsets)).amax(1).mean()) - float(share @ torch.as_tensor(offsets))
 
     found = load_offsets(logits, share)
-    reference = minimize(value, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 4000})
+    reference = minimize(
+        value, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 4000}
+    )
     assert value(found) <= reference.fun + 1e-5
     np.testing.assert_allclose(found.numpy(), reference.x - reference.x.mean(), atol=0.02)
 
@@ -127,7 +134,9 @@ def test_the_constant_direction_regresses_the_number_1():
     x, label = data()
     x[:, 0] += 3
     total = statistics(x, label, 3)
-    reference = Ridge(alpha=0.01 * float(total.xx_DD.diagonal().mean()), fit_intercept=False).fit(x.numpy(), np.ones(len(x)))
+    reference = Ridge(alpha=0.01 * float(total.xx_DD.diagonal().mean()), fit_intercept=False).fit(
+        x.numpy(), np.ones(len(x))
+    )
     np.testing.assert_allclose(constant_direction(total).numpy(), reference.coef_, rtol=1e-6, atol=1e-9)
 
 
@@ -162,7 +171,7 @@ def test_degenerate_data_gives_finite_rows():
     assert not ridge_directions(statistics(x, torch.zeros_like(label), 1)).any()
     empty_cluster = ridge_directions(statistics(x, label.clamp(max=1), 3))
     assert torch.isfinite(empty_cluster).all()
-    few = statistics(x[:4], label[:4], 3)     # fewer tokens than dimensions: only the ridge makes it solvable
+    few = statistics(x[:4], label[:4], 3)  # fewer tokens than dimensions: only the ridge makes it solvable
     assert torch.isfinite(ridge_directions(few)).all()
 
 

@@ -28,7 +28,9 @@ from moedisco_ray.stages.text.cutting import Document, Limits
 from tests.unit.chat_data import conversation, write_rows, write_tokenizer
 
 ROWS = [
-    {"body": f"number {i} of the grey hills, naïve 語", "language": ("en", "de", "")[i % 3], "n": str(i)} for i in range(200)]
+    {"body": f"number {i} of the grey hills, naïve 語", "language": ("en", "de", "")[i % 3], "n": str(i)}
+    for i in range(200)
+]
 KEEP = """
 def keep(row):
     if row["language"] != "en" or row["n"].endswith("4"):
@@ -45,7 +47,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)   # bytecode of the same second would hide a change
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # bytecode of the same second would hide a change
     name = "rows_of_a_user"
 
     def write(code: str) -> str:
@@ -60,7 +62,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
 def documents(path: Path, **settings: Any) -> list[Document]:
     (item,) = expand_sources([Source(path=str(path), **settings)], path.parent / "scratch", Limits(32, 256))
     files = list_files(item.field, item.settings).files
-    return [document for unit in plan_units([(item.sized(files[0].size), files)], 2000) for document in read_unit(unit, [])]
+    return [
+        document for unit in plan_units([(item.sized(files[0].size), files)], 2000) for document in read_unit(unit, [])
+    ]
 
 
 def texts(path: Path, **settings: Any) -> list[str]:
@@ -85,7 +89,9 @@ def write_table(folder: Path, ending: str, rows: Sequence[dict[str, Any]]) -> Pa
 
 @pytest.mark.ecosystem("Text: Hugging Face datasets, and functions that change rows", "datasets")
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".parquet", ""])
-def test_a_function_gets_and_returns_what_it_does_with_hugging_face_datasets(tmp_path: Path, module: Module, ending: str) -> None:
+def test_a_function_gets_and_returns_what_it_does_with_hugging_face_datasets(
+    tmp_path: Path, module: Module, ending: str
+) -> None:
     space: dict[str, Any] = {}
     exec(KEEP, space)
     keep = space["keep"]
@@ -98,7 +104,9 @@ def test_a_function_gets_and_returns_what_it_does_with_hugging_face_datasets(tmp
 @pytest.mark.parametrize("unit", ["auto", "file", "paragraph", "line"])
 def test_documents_of_plain_text_are_rows_and_groups_stay_apart(tmp_path: Path, module: Module, unit: str) -> None:
     path = tmp_path / "x.txt"
-    path.write_text("".join(f"it rained on hill {i} all day {'long ' * (i % 7)}.\n" + "\n" * (i % 3 == 0) for i in range(400)))
+    path.write_text(
+        "".join(f"it rained on hill {i} all day {'long ' * (i % 7)}.\n" + "\n" * (i % 3 == 0) for i in range(400))
+    )
     # It drops first, inner and last documents of groups.
     name = module("def keep(row):\n    return None if len(row['text']) % 4 == 0 else {'text': row['text'][::-1]}\n")
     groups: list[list[str]] = []
@@ -126,8 +134,9 @@ def test_a_longer_text_is_cut_again_and_stays_one_group(tmp_path: Path, module: 
 
 def config_of(sources: list[dict[str, Any]], **sections: Any) -> RunConfig:
     corpus = {"sources": sources, "sequence_length": 32, "validation_fraction": 0.1}
-    return check_config({
-        "name": "t", "corpus": corpus, "tokenizer": {"train_vocab_size": 320}, "clusters": {"count": 2}, **sections})
+    return check_config(
+        {"name": "t", "corpus": corpus, "tokenizer": {"train_vocab_size": 320}, "clusters": {"count": 2}, **sections}
+    )
 
 
 def made(config: RunConfig, directory: Path, **options: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -142,10 +151,17 @@ def test_a_corpus_is_that_of_text_cleaned_beforehand_and_counts_dropped_rows(tmp
     exec(KEEP, space)
     cleaned = [row for row in (space["keep"](dict(row)) for row in ROWS) if row is not None]
     (tmp_path / "clean").mkdir()
-    before = {"path": str(write_table(tmp_path, ".jsonl", ROWS)), "text_column": "body", "map": f"{module(KEEP)}:keep", "name": "a"}
+    before = {
+        "path": str(write_table(tmp_path, ".jsonl", ROWS)),
+        "text_column": "body",
+        "map": f"{module(KEEP)}:keep",
+        "name": "a",
+    }
     after = {"path": str(write_table(tmp_path / "clean", ".jsonl", cleaned)), "text_column": "body", "name": "a"}
     summary, files = made(config_of([before]), tmp_path / "one")
-    again, same = made(config_of([before]), tmp_path / "two", unit_bytes=700, map_tasks=lambda call, items: map(call, items[::-1]))
+    again, same = made(
+        config_of([before]), tmp_path / "two", unit_bytes=700, map_tasks=lambda call, items: map(call, items[::-1])
+    )
     plain, reference = made(config_of([after]), tmp_path / "three")
     assert files == same == reference
     assert summary == again
@@ -160,7 +176,8 @@ def test_rows_become_conversations_and_ids(tmp_path: Path, module: Module) -> No
     talks = [conversation(number) for number in range(80)]
     name = module(
         "def talk(row):\n    return {'messages': row['said'][1]} if row['said'][0] % 2 else None\n"
-        "def numbers(row):\n    return {'input_ids': row['more'][:-1]}\n")
+        "def numbers(row):\n    return {'input_ids': row['more'][:-1]}\n"
+    )
     write_rows(tmp_path / "said.jsonl", "said", list(enumerate(talks)))
     write_rows(tmp_path / "chat.jsonl", "messages", talks[1::2])
     ids = [tokenizer(f"the question {number} is a number")["input_ids"] for number in range(40)]
@@ -168,10 +185,12 @@ def test_rows_become_conversations_and_ids(tmp_path: Path, module: Module) -> No
     write_rows(tmp_path / "ids.jsonl", "input_ids", ids)
     mapped = [
         {"path": str(tmp_path / "said.jsonl"), "messages_column": "messages", "map": f"{name}:talk"},
-        {"path": str(tmp_path / "more.jsonl"), "ids_column": "input_ids", "map": f"{name}:numbers"}]
+        {"path": str(tmp_path / "more.jsonl"), "ids_column": "input_ids", "map": f"{name}:numbers"},
+    ]
     direct = [
         {"path": str(tmp_path / "chat.jsonl"), "messages_column": "messages"},
-        {"path": str(tmp_path / "ids.jsonl"), "ids_column": "input_ids"}]
+        {"path": str(tmp_path / "ids.jsonl"), "ids_column": "input_ids"},
+    ]
     usual = {"tokenizer": {"path": str(tmp_path / "tokenizer")}}
     summary, files = made(config_of(mapped, **usual), tmp_path / "one")
     _, reference = made(config_of(direct, **usual), tmp_path / "two")
@@ -184,7 +203,9 @@ def test_rows_of_an_earlier_run_keep_their_side_of_the_split(tmp_path: Path, mod
     made(config_of([{"path": str(path), "text_column": "body"}]), tmp_path / "first")
     held_out = {row["text"] for row in pq.read_table(tmp_path / "first" / "validation").to_pylist()}
     name = module("def keep(row):\n    text = row.pop('text')\n    row.clear()\n    return {'text': text + '!'}\n")
-    again = config_of([{"path": str(tmp_path / "first"), "exclude": ["*.json", "*.npy"], "map": f"{name}:keep"}], seed=5)
+    again = config_of(
+        [{"path": str(tmp_path / "first"), "exclude": ["*.json", "*.npy"], "map": f"{name}:keep"}], seed=5
+    )
     made(again, tmp_path / "second")
     found = {row["text"] for row in pq.read_table(tmp_path / "second" / "validation").to_pylist()}
     assert found == {text + "!" for text in held_out}
@@ -204,29 +225,50 @@ def not_text(row):
 """
 
 
-@pytest.mark.parametrize(("function", "kind", "message"), [
-    ("fails", ConfigError, r"sources\.0\.map: '\w+:fails': raises ValueError at rows_of_a_user\.py:5 .*rows\.jsonl \(invalid"),
-    ("number", ConfigError, r"sources\.0\.map: '\w+:number': returns int for a row of .*rows\.jsonl; return a dict, or None"),
-    ("other", CorpusError, r"sources\.0\.text_column: 'text': a row that \w+:other returns has no such column; it has body"),
-    ("not_text", CorpusError, r"sources\.0\.text_column: 'text': the column holds list in a row that \w+:not_text returns"),
-    ("table", ConfigError, r"sources\.0\.map: '\w+:table': is a dict, not a function"),
-    ("absent", ConfigError, r"sources\.0\.map: '\w+:absent': cannot be imported \(AttributeError: .*PYTHONPATH"),
-])
+@pytest.mark.parametrize(
+    ("function", "kind", "message"),
+    [
+        (
+            "fails",
+            ConfigError,
+            r"sources\.0\.map: '\w+:fails': raises ValueError at rows_of_a_user\.py:5 .*rows\.jsonl \(invalid",
+        ),
+        (
+            "number",
+            ConfigError,
+            r"sources\.0\.map: '\w+:number': returns int for a row of .*rows\.jsonl; return a dict, or None",
+        ),
+        (
+            "other",
+            CorpusError,
+            r"sources\.0\.text_column: 'text': a row that \w+:other returns has no such column; it has body",
+        ),
+        (
+            "not_text",
+            CorpusError,
+            r"sources\.0\.text_column: 'text': the column holds list in a row that \w+:not_text returns",
+        ),
+        ("table", ConfigError, r"sources\.0\.map: '\w+:table': is a dict, not a function"),
+        ("absent", ConfigError, r"sources\.0\.map: '\w+:absent': cannot be imported \(AttributeError: .*PYTHONPATH"),
+    ],
+)
 def test_a_mistake_of_the_function_is_one_line(
-    tmp_path: Path, module: Module, function: str, kind: type[UserError], message: str,
+    tmp_path: Path, module: Module, function: str, kind: type[UserError], message: str
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", "text", ["one", "two"])
     source = {"path": str(tmp_path / "rows.jsonl"), "map": f"{module(BAD)}:{function}"}
     with pytest.raises(kind, match=message) as caught:
         made(config_of([source]), tmp_path / "made")
     assert "\n" not in str(caught.value)
-    assert probe(config_of([source])).problems == ()    # it calls no function
-    if kind is ConfigError:     # a mistake in code is no damaged file
+    assert probe(config_of([source])).problems == ()  # it calls no function
+    if kind is ConfigError:  # a mistake in code is no damaged file
         with pytest.raises(ConfigError, match=message):
             made(config_of([{**source, "on_error": "skip"}]), tmp_path / "skipped")
 
 
-@pytest.mark.parametrize(("code", "reason"), [("raise RuntimeError('broken')", "RuntimeError: broken"), ("(", "SyntaxError")])
+@pytest.mark.parametrize(
+    ("code", "reason"), [("raise RuntimeError('broken')", "RuntimeError: broken"), ("(", "SyntaxError")]
+)
 def test_a_module_that_cannot_be_imported_is_one_line(tmp_path: Path, module: Module, code: str, reason: str) -> None:
     write_rows(tmp_path / "rows.jsonl", "text", ["one"])
     config = config_of([{"path": str(tmp_path / "rows.jsonl"), "map": f"{module(code)}:keep"}])
@@ -234,7 +276,9 @@ def test_a_module_that_cannot_be_imported_is_one_line(tmp_path: Path, module: Mo
         input_identity(config)
 
 
-@pytest.mark.parametrize("name", ["keep", "clean.keep", "clean:", ":keep", "clean:a.b", "clean:keep()", "../clean:keep", "a b:c"])
+@pytest.mark.parametrize(
+    "name", ["keep", "clean.keep", "clean:", ":keep", "clean:a.b", "clean:keep()", "../clean:keep", "a b:c"]
+)
 def test_a_function_is_named_by_module_and_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"sources\.0\.map"):
         config_of([{"path": str(tmp_path), "map": name}])
@@ -272,7 +316,11 @@ def test_a_function_in_an_archive_has_the_digest_of_its_code(tmp_path: Path, mon
         monkeypatch.syspath_prepend(tmp_path / f"{name}.zip")
         return RowMap("corpus.sources.0", f"{name}:keep").identity()
 
-    assert digest("archived", "def keep(row):\n    return row\n") != digest("others", "def keep(row):\n    return None\n") != ""
+    assert (
+        digest("archived", "def keep(row):\n    return row\n")
+        != digest("others", "def keep(row):\n    return None\n")
+        != ""
+    )
 
 
 def test_a_function_without_a_file_has_no_digest(tmp_path: Path) -> None:

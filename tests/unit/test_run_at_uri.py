@@ -52,11 +52,12 @@ def stopped_at(stop: StopFile, unit: str, step: int) -> pipeline.Emit:
     def listen(event: Event) -> None:
         if event.type == "progress" and event.unit == unit and event.data["step"] >= step:
             stop.request("cancelled")
+
     return listen
 
 
 def test_a_run_at_a_uri_moves_from_machine_to_machine_with_the_same_bits(
-    at_uri: RunConfig, expected: dict[str, object], tmp_path: Path,
+    at_uri: RunConfig, expected: dict[str, object], tmp_path: Path
 ) -> None:
     store = RunStore.of(at_uri.location)
     for number, (unit, step) in enumerate([("seed", 10), ("submodel-1", 4), ("finetune", 8)]):
@@ -89,12 +90,13 @@ def test_a_run_at_a_uri_moves_from_machine_to_machine_with_the_same_bits(
 
 
 def test_work_on_machines_that_share_nothing_gives_the_same_bits(
-    at_uri: RunConfig, expected: dict[str, object], tmp_path: Path,
+    at_uri: RunConfig, expected: dict[str, object], tmp_path: Path
 ) -> None:
     with Elsewhere(tmp_path / "others") as backend:
         directory = pipeline.run(at_uri, backend=backend)
     held = {path.relative_to(directory).parts[0] for path in directory.rglob("*.safetensors")}
-    assert not held & {"merged", "finetuned", "model"}      # the driver's machine reads the seed, for clusters, and sync points
+    # the driver's machine reads the seed, for clusters, and sync points
+    assert not held & {"merged", "finetuned", "model"}
     assert not list(directory.rglob("optimizer_state"))
     assert not list((directory / "corpus" / "train").glob("*"))
     assert not [path for part in ("corpus", "clusters") for path in (directory / part / "shards").rglob("*.npy")]
@@ -105,4 +107,4 @@ def test_work_on_machines_that_share_nothing_gives_the_same_bits(
 
 
 def results_of_report(report: object) -> dict[str, list[float]]:
-    return {unit: curve.loss for unit, curve in report.curves.items()}     # type: ignore[attr-defined]
+    return {unit: curve.loss for unit, curve in report.curves.items()}  # type: ignore[attr-defined]

@@ -42,7 +42,9 @@ def test_runs_of_one_name_are_two_and_a_resumed_run_is_the_same(tmp_path: Path, 
     assert wandb_run(tmp_path / "mine", stop) == mine
 
 
-def test_a_services_run_has_the_services_id_and_a_run_keeps_the_id_that_it_began_with(tmp_path: Path, stop: StopFile) -> None:
+def test_a_services_run_has_the_services_id_and_a_run_keeps_the_id_that_it_began_with(
+    tmp_path: Path, stop: StopFile
+) -> None:
     assert wandb_run(tmp_path, stop, "01ARZ3NDEKTSV4RRFFQ69G5FAV")[0] == "01ARZ3NDEKTSV4RRFFQ69G5FAV"
     assert wandb_run(tmp_path, stop)[0] == "01ARZ3NDEKTSV4RRFFQ69G5FAV"
     assert wandb_run(tmp_path, stop, "another")[0] == "01ARZ3NDEKTSV4RRFFQ69G5FAV"

@@ -60,7 +60,9 @@ def write(directory: Path, files: dict[str, bytes]) -> list[Path]:
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    found = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
     return {name: data for name, data in found.items() if name != "manifest.json"}
 
 
@@ -73,10 +75,12 @@ def read(machine: Machine, name: str) -> dict[str, bytes]:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ours=FILES, theirs=FILES, before=FILES)
 def test_an_artifact_holds_what_all_machines_wrote_and_nothing_of_the_one_before(
-    tmp_path: Path, ours: dict[str, bytes], theirs: dict[str, bytes], before: dict[str, bytes],
+    tmp_path: Path, ours: dict[str, bytes], theirs: dict[str, bytes], before: dict[str, bytes]
 ) -> None:
     place = tmp_path / uuid.uuid4().hex
-    driver, worker, reader = (Machine(place / name, f"file://{place}/bucket") for name in ("driver", "worker", "reader"))
+    driver, worker, reader = (
+        Machine(place / name, f"file://{place}/bucket") for name in ("driver", "worker", "reader")
+    )
     store = driver.store
     artifact = store.directory / "corpus"
     with commit(artifact, "1", store) as draft:
@@ -180,10 +184,18 @@ def test_damage_at_a_uri_is_found_and_named(machines: list[Machine]) -> None:
         with commit(store.directory / stage.directory, "1", store) as draft:
             write(draft.path, {"text": b"words", "more/text": b"words"})
     assert list(map(str, damage_of(store.location))) == ["run: ok", "corpus: ok", "seed: ok"]
-    [damaged] = (name for name in store.remote.list("objects/") if name.startswith("objects/seed-") and name.endswith("more/text"))
+    [damaged] = (
+        name
+        for name in store.remote.list("objects/")
+        if name.startswith("objects/seed-") and name.endswith("more/text")
+    )
     store.remote.write(damaged, b"wards")
     store.remote.write("run.json", b"{}")
-    assert list(map(str, damage_of(store.location))) == ["run: damaged: run.json", "corpus: ok", "seed: damaged: more/text"]
+    assert list(map(str, damage_of(store.location))) == [
+        "run: damaged: run.json",
+        "corpus: ok",
+        "seed: damaged: more/text",
+    ]
 
 
 def test_work_is_sent_with_its_paths_and_runs_on_another_machine(machines: list[Machine]) -> None:
@@ -192,7 +204,9 @@ def test_work_is_sent_with_its_paths_and_runs_on_another_machine(machines: list[
     with commit(store.directory / "corpus", "1", store) as draft:
         write(draft.path, {"text": b"words"})
     with commit(store.directory / "model", "1", store) as draft:
-        call = on_files(store, Files([store.directory / "corpus"], [draft.path]), copy, store.directory / "corpus", draft.path)
+        call = on_files(
+            store, Files([store.directory / "corpus"], [draft.path]), copy, store.directory / "corpus", draft.path
+        )
         sent = worker.load(store.dumps(call))
         assert callable(sent)
         assert sent.__name__ == "copy"
@@ -265,19 +279,29 @@ def test_files_that_grow_are_uploaded_at_the_end_at_the_latest(machines: list[Ma
 def test_a_job_of_a_run_at_a_path_is_sent_as_it_is(tmp_path: Path) -> None:
     store = RunStore.of(tmp_path)
     sent = TrainJob(
-        stage="seed", name="seed", model=tmp_path / "model", packed_dirs=(tmp_path,), output=tmp_path / "trained",
-        checkpoints=tmp_path / "steps", steps=3, sequence_length=8, optimizer=Optimizer(), checkpoint_every=None, store=store)
+        stage="seed",
+        name="seed",
+        model=tmp_path / "model",
+        packed_dirs=(tmp_path,),
+        output=tmp_path / "trained",
+        checkpoints=tmp_path / "steps",
+        steps=3,
+        sequence_length=8,
+        optimizer=Optimizer(),
+        checkpoint_every=None,
+        store=store,
+    )
     arrived = pickle.loads(pickle.dumps(sent))
     assert arrived == sent
     assert arrived.store == store
 
 
 def test_what_was_not_used_for_longest_is_dropped_and_fetched_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "_RECENT_SECONDS", 0.0)
     monkeypatch.setenv(CACHE, str(tmp_path / "driver"))
-    monkeypatch.setenv(cache.LIMIT, "0.0004")       # 400 kB
+    monkeypatch.setenv(cache.LIMIT, "0.0004")  # 400 kB
     store = RunStore.of(f"file://{tmp_path}/bucket/run")
     for name in ("old", "used", "pinned"):
         with commit(store.directory / name, "1", store) as draft:
@@ -316,9 +340,15 @@ def test_files_of_a_draft_are_dropped_once_they_are_uploaded(tmp_path: Path, mon
     assert sent.read_bytes() == b"1"
 
 
-@pytest.mark.parametrize("words", [
-    "AWS Error ACCESS_DENIED during PutObject operation", "google::cloud::Status(PERMISSION_DENIED: Permanent error)",
-    "Azure Error: [AuthorizationPermissionMismatch] 403", "Azure Error: [ContainerNotFound] 404"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "AWS Error ACCESS_DENIED during PutObject operation",
+        "google::cloud::Status(PERMISSION_DENIED: Permanent error)",
+        "Azure Error: [AuthorizationPermissionMismatch] 403",
+        "Azure Error: [ContainerNotFound] 404",
+    ],
+)
 def test_an_error_that_no_retry_cures_is_not_retried(tmp_path: Path, words: str) -> None:
     remote = Remote(f"file://{tmp_path}", "output", (3600.0,))
     remote.on_disk = False

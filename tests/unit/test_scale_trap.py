@@ -54,8 +54,10 @@ def batches(documents=24, seed=0):
 
 def experts_of_one_seed(config, group, path):
     """Sub-models that all equal one seed, on disk."""
-    seed = {key: tensor * (1.0 if key.endswith("norm.weight") else 0.3)
-            for key, tensor in random_tensors(submodel_config(config, group), seed=3).items()}
+    seed = {
+        key: tensor * (1.0 if key.endswith("norm.weight") else 0.3)
+        for key, tensor in random_tensors(submodel_config(config, group), seed=3).items()
+    }
     whole = with_seed(seed, random_weights(config, 1), model_map(config))
     return submodels(whole, config, expert_total(config) // group, path)
 
@@ -75,7 +77,9 @@ def uniform(clusters):
 
 def merged(config, parts, path, data=None, **settings):
     router = RouterSettings(**{"method": "ridge"} | settings)
-    report = build_merged(parts, parts[0], config, uniform(len(parts)), data or batches(), directory=path, router=router)
+    report = build_merged(
+        parts, parts[0], config, uniform(len(parts)), data or batches(), directory=path, router=router
+    )
     return load_model(path).eval(), report
 
 
@@ -91,7 +95,9 @@ def test_normalised_weights_keep_the_branches_logits(family, router, tmp_path):
     parts = experts_of_one_seed(config, 1, tmp_path / "parts")
     model, report = merged(config, parts, tmp_path / "merged", method=router)
     tokens = batches(8, seed=1)[0][0]
-    torch.testing.assert_close(logits(model, tokens), logits(runnable(load_model(parts[0])), tokens), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        logits(model, tokens), logits(runnable(load_model(parts[0])), tokens), rtol=1e-5, atol=2e-6
+    )
     assert [entry["scale"] for entry in report["layers"]] == [1.0, 1.0]
 
 
@@ -102,7 +108,7 @@ def test_one_thread_reads_all_submodels_ahead_and_ends_with_the_merge(fails, tmp
     threads, start = [], threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda thread: (threads.append(thread), start(thread)))
 
-    def write(directory, tensors, *_, **__):    # in this thread, unlike the one that it replaces
+    def write(directory, tensors, *_, **__):  # in this thread, unlike the one that it replaces
         directory.mkdir()
         for key, _ in tensors:
             if fails and ".layers.2." in key:
@@ -111,8 +117,15 @@ def test_one_thread_reads_all_submodels_ahead_and_ends_with_the_merge(fails, tmp
     monkeypatch.setattr(build, "write_checkpoint", write)
     with pytest.raises(OSError, match=r"layers\.2") if fails else contextlib.nullcontext():
         build_merged(
-            parts, parts[0], config, uniform(CLUSTERS), batches(), directory=tmp_path / "merged", router=RouterSettings("ridge"))
-    thread, = threads
+            parts,
+            parts[0],
+            config,
+            uniform(CLUSTERS),
+            batches(),
+            directory=tmp_path / "merged",
+            router=RouterSettings("ridge"),
+        )
+    (thread,) = threads
     assert not thread.is_alive()
 
 
@@ -129,10 +142,13 @@ def router_inputs(model, data, layer):
 @pytest.fixture(scope="module")
 def from_one_seed(tmp_path_factory):
     """Merges sub-models of a family that equal one seed, once; returns the model and its calibration data, to be read."""
+
     @functools.cache
     def made(family):
         config, home, data = tiny_config(family, CLUSTERS), tmp_path_factory.mktemp(family), batches(48)
-        model, _ = merged(config, experts_of_one_seed(config, 1, home / "parts"), home / "merged", data, match_load=False)
+        model, _ = merged(
+            config, experts_of_one_seed(config, 1, home / "parts"), home / "merged", data, match_load=False
+        )
         return model, data
 
     return made
@@ -144,7 +160,9 @@ def test_rows_are_scikit_learns_ridge_of_what_each_layers_router_reads(from_one_
     model, data = from_one_seed(family)
     x_TD, label_T = (tensor.numpy() for tensor in router_inputs(model, data, layer))
     strength = ridge_strength(statistics(torch.from_numpy(x_TD), torch.from_numpy(label_T), CLUSTERS))
-    coefficients = Ridge(alpha=strength, fit_intercept=False).fit(x_TD.astype(np.float64), np.eye(CLUSTERS)[label_T]).coef_
+    coefficients = (
+        Ridge(alpha=strength, fit_intercept=False).fit(x_TD.astype(np.float64), np.eye(CLUSTERS)[label_T]).coef_
+    )
     expected = coefficients - coefficients.mean(0)
     router, hidden = routers(model)[layer], DECLARATIONS[family].router.hidden
     rows = (router.weight if hidden is None else router.weight @ router.get_parameter(hidden)).detach().double().numpy()
@@ -170,7 +188,8 @@ def test_unnormalised_weights_keep_the_branches_output_scale_only_when_matched(f
     parts = experts_of_one_seed(config, group, tmp_path / "parts")
     tokens = np.concatenate([tokens for tokens, _ in data])
     branch = routed_norm(load_model(parts[0]).eval(), tokens, 0)
-    # Groups of several experts that are computed from data keep their tokens, whose weights then sum as in the sub-model.
+    # Groups of several experts that are computed from data keep their tokens, whose weights then sum as in the
+    # sub-model.
     method = "ridge" if group == 1 else "random"
     matched, report = merged(config, parts, tmp_path / "matched", data, method=method)
     left, _ = merged(config, parts, tmp_path / "left", data, method=method, match_scale=False)
@@ -182,8 +201,10 @@ def test_unnormalised_weights_keep_the_branches_output_scale_only_when_matched(f
     assert routed_norm(matched, tokens, 0) == pytest.approx(branch, rel=tolerance)
     if group == 1:
         reference = logits(runnable(load_model(parts[0])), tokens)
-        error = {name: float((logits(model, tokens) - reference).norm() / reference.norm())
-                 for name, model in (("matched", matched), ("left", left))}
+        error = {
+            name: float((logits(model, tokens) - reference).norm() / reference.norm())
+            for name, model in (("matched", matched), ("left", left))
+        }
         assert error["matched"] < 0.75 * error["left"]
 
 
@@ -229,7 +250,7 @@ def test_routers_from_data_send_documents_to_their_own_experts(family, tmp_path)
             assert len(entry["load_E"]) == CLUSTERS
         assert next(model.parameters()).dtype == torch.float32
     assert min(accuracy["ridge"]) > 0.8
-    assert max(accuracy["random"]) < 0.45       # chance is 0.25
+    assert max(accuracy["random"]) < 0.45  # chance is 0.25
 
 
 @pytest.mark.parametrize("group", [1, 2])
@@ -237,8 +258,12 @@ def test_routers_from_data_send_documents_to_their_own_experts(family, tmp_path)
 def test_matched_routers_begin_with_the_clusters_shares(router, group, tmp_path):
     config = tiny_config("qwen3_moe", group * CLUSTERS, hidden_size=64)
     parts = separate_branches(config, tmp_path / "parts")
-    data = [(tokens[cluster < 2 + 2 * i], cluster[cluster < 2 + 2 * i]) for i, (tokens, cluster) in enumerate(batches(48))]
-    share = np.bincount(np.concatenate([cluster for _, cluster in data]), minlength=CLUSTERS) / sum(len(c) for _, c in data)
+    data = [
+        (tokens[cluster < 2 + 2 * i], cluster[cluster < 2 + 2 * i]) for i, (tokens, cluster) in enumerate(batches(48))
+    ]
+    share = np.bincount(np.concatenate([cluster for _, cluster in data]), minlength=CLUSTERS) / sum(
+        len(c) for _, c in data
+    )
     worst = {}
     for match_load in (True, False):
         _, report = merged(config, parts, tmp_path / str(match_load), data, method=router, match_load=match_load)

@@ -95,7 +95,7 @@ def test_what_the_first_work_imports_is_not_searched_for_garbage_again(seat: Sea
     gone: list[weakref.ref[Cycle]] = []
     seat.run(lambda: gone.append(weakref.ref(Cycle())))
     assert gone[0]() is None
-    assert gc.get_freeze_count() <= frozen      # what later work leaves alive can still become garbage
+    assert gc.get_freeze_count() <= frozen  # what later work leaves alive can still become garbage
 
 
 def test_a_process_that_used_no_gpu_makes_no_context_on_it() -> None:
@@ -104,7 +104,9 @@ def test_a_process_that_used_no_gpu_makes_no_context_on_it() -> None:
     assert gpu.cached == 7
 
 
-def test_an_error_that_breaks_the_gpu_s_context_fails_the_work_that_made_it(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_breaks_the_gpu_s_context_fails_the_work_that_made_it(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu = Cuda()
     monkeypatch.setattr(seat_actor, "sys", gpu)
 
@@ -133,4 +135,7 @@ def test_memory_that_stays_ends_the_seat_before_its_next_work(seat: Seat, monkey
 
 def test_a_seat_imports_neither_torch_nor_the_package_s_heavy_parts() -> None:
     script = "import sys, moedisco_ray.execution.ray.seat_actor; print(sorted({'torch', 'numpy', 'ray.train'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+        == "[]"
+    )

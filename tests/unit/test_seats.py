@@ -56,7 +56,9 @@ class Ray:
             def start() -> Process:
                 self.started.append(Process(name, {**resources, "CPU": num_cpus, "GPU": num_gpus}))
                 return self.started[-1]
+
             return SimpleNamespace(remote=start)
+
         return SimpleNamespace(options=options)
 
     @staticmethod
@@ -160,14 +162,34 @@ def test_a_seat_without_work_is_kept_for_a_while_only(seats: Seats, ray: Ray) ->
     assert len(ray.started) == 1
     ray.now *= 2.5
     while ray.alive != [False]:
-        pass    # the pytest timeout ends a wait that is in vain
+        pass  # the pytest timeout ends a wait that is in vain
     assert seats.idle("low_mem_gpu") == 0
 
 
 def test_another_node_type_of_a_pool_gets_the_slot_of_an_idle_one(seats: Seats, ray: Ray) -> None:
-    pool = LowMemoryPool.model_validate({"max_workers": 1, "types": [
-        {"name": "small", "speed": 1, "resource": "small", "memory_gb": 16, "price_per_hour": 0.2, "max_workers": 1},
-        {"name": "large", "speed": 2, "resource": "large", "memory_gb": 24, "price_per_hour": 0.4, "max_workers": 1}]})
+    pool = LowMemoryPool.model_validate(
+        {
+            "max_workers": 1,
+            "types": [
+                {
+                    "name": "small",
+                    "speed": 1,
+                    "resource": "small",
+                    "memory_gb": 16,
+                    "price_per_hour": 0.2,
+                    "max_workers": 1,
+                },
+                {
+                    "name": "large",
+                    "speed": 2,
+                    "resource": "large",
+                    "memory_gb": 24,
+                    "price_per_hour": 0.4,
+                    "max_workers": 1,
+                },
+            ],
+        }
+    )
     small, large = pool.node_types
     use(seats, small)
     use(seats, large)

@@ -21,7 +21,9 @@ VOCABULARY = 16_384
 ADAMW = {"submodels.optimizer.name": "adamw", "finetune.optimizer.name": "adamw"}
 
 
-def config_of(workers: Any = "auto", batch: int = 2**20, *, changes: dict[str, Any] | None = None, **low: Any) -> RunConfig:
+def config_of(
+    workers: Any = "auto", batch: int = 2**20, *, changes: dict[str, Any] | None = None, **low: Any
+) -> RunConfig:
     raw = yaml.safe_load(preset_text("default"))
     raw["submodels"]["optimizer"]["batch_tokens"] = batch
     raw["pools"]["low_memory"] |= {"seed_workers": workers, **low}
@@ -73,22 +75,37 @@ def test_the_plan_divides_the_hours_and_adds_the_exchange() -> None:
     waiting = together.steps * together.traffic.bytes / NETWORK_BYTES_PER_SECOND / 3600
     assert together.cost.hours == pytest.approx(alone.cost.hours / 4 + waiting, rel=1e-3)
     assert together.cost.dollars == pytest.approx(alone.cost.dollars + 4 * waiting * 0.35, rel=1e-3)
-    assert together.memory.weights == alone.memory.weights      # a whole replica
+    assert together.memory.weights == alone.memory.weights  # a whole replica
     one, four = (next(each for each in build_plan(config_of(n)).estimates if each.stage == "seed") for n in (1, 4))
-    assert four.seconds - 60 == pytest.approx(3600 * together.cost.hours, abs=70)     # a start-up of each worker and of Ray Train
+    # a start-up of each worker and of Ray Train
+    assert four.seconds - 60 == pytest.approx(3600 * together.cost.hours, abs=70)
     assert four.worker_seconds - one.worker_seconds == pytest.approx(4 * 3600 * waiting + 3 * 60, rel=0.01)
 
 
-@pytest.mark.parametrize(("wanted", "changes", "words"), [
-    (16, {}, r"seed_workers 16 .* up to max_workers 8"),
-    ((4, 2), {}, "fewest first"),
-    ((3, 8), {}, r"\[3, 8\]: 3 workers do not divide the batch of 1024 sequences"),
-    (2, {"submodels.seed_members": 2}, "submodels.seed_members 2 needs one worker"),
-    (2, {**ADAMW, "submodels.optimizer.block_steps": 5, "finetune.keep_optimizer_state": False}, "block_steps 5 needs one worker"),
-    (2, {**ADAMW, "submodels.optimizer.offload_moments": True}, "offload_moments True needs one worker"),
-    (2, {"pools.low_memory.types": [{
-        "name": "t4", "resource": "t4", "memory_gb": 16, "price_per_hour": 0.2, "speed": 0.2}]}, "must be of one node type"),
-])
+@pytest.mark.parametrize(
+    ("wanted", "changes", "words"),
+    [
+        (16, {}, r"seed_workers 16 .* up to max_workers 8"),
+        ((4, 2), {}, "fewest first"),
+        ((3, 8), {}, r"\[3, 8\]: 3 workers do not divide the batch of 1024 sequences"),
+        (2, {"submodels.seed_members": 2}, "submodels.seed_members 2 needs one worker"),
+        (
+            2,
+            {**ADAMW, "submodels.optimizer.block_steps": 5, "finetune.keep_optimizer_state": False},
+            "block_steps 5 needs one worker",
+        ),
+        (2, {**ADAMW, "submodels.optimizer.offload_moments": True}, "offload_moments True needs one worker"),
+        (
+            2,
+            {
+                "pools.low_memory.types": [
+                    {"name": "t4", "resource": "t4", "memory_gb": 16, "price_per_hour": 0.2, "speed": 0.2}
+                ]
+            },
+            "must be of one node type",
+        ),
+    ],
+)
 def test_a_number_that_cannot_be_is_refused(wanted: Any, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         config_of(wanted, changes=changes)
@@ -102,19 +119,25 @@ def test_without_a_seed_no_workers_are_needed_for_it() -> None:
     assert {pool.name: workers for pool, workers in trained.needed_pools}["low_memory"] == 2
 
 
-BIG = {"model.config.hidden_size": 2048, "model.config.num_hidden_layers": 16, "model.config.moe_intermediate_size": 3072}
+BIG = {
+    "model.config.hidden_size": 2048,
+    "model.config.num_hidden_layers": 16,
+    "model.config.moe_intermediate_size": 3072,
+}
 
 
 @pytest.mark.parametrize("memory_gb", [8, 12, 16, 24])
 @pytest.mark.parametrize(("optimizer", "wanted"), [({}, "auto"), (ADAMW, "auto"), (ADAMW, 2), (ADAMW, (1, 8))])
-def test_settings_that_a_plan_chooses_can_be_stored_and_give_the_same_plan(memory_gb: float, optimizer: Any, wanted: Any) -> None:
+def test_settings_that_a_plan_chooses_can_be_stored_and_give_the_same_plan(
+    memory_gb: float, optimizer: Any, wanted: Any
+) -> None:
     given = config_of(wanted, changes={**optimizer, **BIG, "clusters.count": 8}, memory_gb=memory_gb)
     chosen = fitted(given)
     assert RunConfig.model_validate_json(chosen.model_dump_json()) == chosen
     assert seed_workers(chosen, VOCABULARY) == seed_workers(given, VOCABULARY)
     before, after = seed_plan(given), seed_plan(chosen)
     assert (before.workers, before.fits, before.memory.total) == (after.workers, after.fits, after.memory.total)
-    if before.remedy is not None:       # a proposal of settings that the configuration accepts
+    if before.remedy is not None:  # a proposal of settings that the configuration accepts
         raw = given.model_dump(mode="json")
         for setting in before.remedy.settings:
             path, _, value = setting.partition("=")

@@ -29,7 +29,10 @@ def passes(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def in_memory(directory: Path) -> PreTrainedModel:
-    """transformers' model. Its weights are copied from the mapped file, because products in fp32 depend on how they are aligned."""
+    """transformers' model.
+
+    Its weights are copied from the mapped file, because products in fp32 depend on how they are aligned.
+    """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -67,7 +70,10 @@ def test_stacks_of_a_saved_transformers_model_are_read_expert_by_expert(tmp_path
     memory = load_model(tmp_path / "canonical").eval()
     memory.save_pretrained(tmp_path / "stacked", save_original_format=False)
     assert "model.layers.0.mlp.experts.down_proj" in load_file(tmp_path / "stacked/model.safetensors")
-    found, expected = passes(open_offloaded(tmp_path / "stacked", Offload("disk"))), passes(in_memory(tmp_path / "stacked"))
+    found, expected = (
+        passes(open_offloaded(tmp_path / "stacked", Offload("disk"))),
+        passes(in_memory(tmp_path / "stacked")),
+    )
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
@@ -78,7 +84,8 @@ def test_the_experts_that_stay_are_those_used_last(tmp_path):
     for block in moe_blocks(model).values():
         selected.append(order := [])
         block.get_submodule("experts").register_forward_pre_hook(
-            lambda _, inputs, order=order: order.append(inputs[1].flatten().tolist()))
+            lambda _, inputs, order=order: order.append(inputs[1].flatten().tolist())
+        )
     with torch.inference_mode():
         for token in torch.arange(VOCAB).mul(13).remainder(VOCAB).view(-1, 1, 1):
             model(token)
@@ -113,12 +120,25 @@ def test_it_generates_as_its_own_configuration_says(tmp_path):
     written(tmp_path, "qwen3_moe")
     GenerationConfig(eos_token_id=5, max_new_tokens=3, do_sample=True, temperature=0.4).save_pretrained(tmp_path)
     model = open_offloaded(tmp_path, Offload("cpu"))
-    assert model.generation_config.to_diff_dict() == AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.to_diff_dict()
+    assert (
+        model.generation_config.to_diff_dict()
+        == AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.to_diff_dict()
+    )
 
 
 def test_its_benchmark_counts_what_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(expert_offload, "SIZES", expert_offload.SIZES | {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "moe_intermediate_size": 32})
+    monkeypatch.setattr(
+        expert_offload,
+        "SIZES",
+        expert_offload.SIZES
+        | {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "moe_intermediate_size": 32,
+        },
+    )
     written = expert_offload.prepare(tmp_path)
     assert 32 * 2 * 3 * 64 * 32 * 2 == written["expert_bytes"] < written["bytes"]
     found = {arm: expert_offload.measure(arm, tmp_path, "cpu") for arm in ("device", "cpu-16", "disk-4", "disk-32")}

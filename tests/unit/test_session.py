@@ -22,8 +22,12 @@ def closed_port() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "http://127.0.0.1:8265", "head", "no.such.host.invalid:6379", None])
-def test_an_address_without_a_cluster_is_refused(address: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "address", ["ray://head:10001", "http://127.0.0.1:8265", "head", "no.such.host.invalid:6379", None]
+)
+def test_an_address_without_a_cluster_is_refused(
+    address: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = address or closed_port()
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -37,9 +41,12 @@ def test_an_address_without_a_cluster_is_refused(address: str | None, tmp_path: 
 def test_a_ray_that_starts_late_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray is started again after a failure; a view of the run says so.
 
-    Before (af276e38): the exception of the first `ray.init` was raised (shown by the next test, without `_START_PAUSES`).
+    Before (af276e38): the exception of the first `ray.init` was raised (shown by the next test, without
+    `_START_PAUSES`).
     """
-    late = Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup.")
+    late = Exception(
+        "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+    )
     starts, events = iter([late, late, None]), list[Event]()
     _local_ray_that(starts, tmp_path, monkeypatch)
     with session.ray_cluster(small_config(tmp_path), events.append):
@@ -50,12 +57,15 @@ def test_a_ray_that_starts_late_is_started_again(tmp_path: Path, monkeypatch: py
 
 def test_a_ray_that_never_starts_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _local_ray_that(iter([Exception("line 1\nline 2")] * 9), tmp_path, monkeypatch)
-    with pytest.raises(RunError, match=r"Ray did not start on this machine, 3 times in a row \(line 1 line 2\); end programs"):
+    with pytest.raises(
+        RunError, match=r"Ray did not start on this machine, 3 times in a row \(line 1 line 2\); end programs"
+    ):
         session.ray_cluster(small_config(tmp_path)).__enter__()
 
 
 def _local_ray_that(starts: Iterator[Exception | None], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `ray.init` raise what comes next."""
+
     def init(**_settings: object) -> None:
         error = next(starts)
         if error is not None:

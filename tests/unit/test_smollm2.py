@@ -38,7 +38,8 @@ from moedisco_ray.stages.text.validation import load_documents, validation_parts
 
 pytestmark = [
     pytest.mark.ecosystem("Start: SmolLM2-135M-Instruct, GGUF to GGUF", "gguf", "transformers", "xllamacpp"),
-    pytest.mark.timeout(1800)]
+    pytest.mark.timeout(1800),
+]
 FILE = "MOEDISCO_TEST_SMOLLM2"
 TRAINED = ("cython", "yaml")
 ENGLISH = ("licences", "readmes")
@@ -74,14 +75,24 @@ def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [json.dumps({"text": text}) for text in domain_texts(name, 80_000)]
         (home / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     training = {"lr": 1e-4, "batch_tokens": 2 * LENGTH, "micro_batch": 1, "warmup": 0.0}
-    return pipeline.run(small_config(
-        home / "runs", model={"family": None, "config": None, "init": {"upcycle": str(file), "num_experts": 2}},
-        corpus={
-            "sources": [{"path": str(home / f"{name}.jsonl"), "name": name} for name in TRAINED], "sequence_length": LENGTH,
-            "validation_fraction": 0.1},
-        tokens={"total": 6_144, "seed_share": 0.0, "finetune_share": 0.2}, submodels={"optimizer": training},
-        finetune={"optimizer": training | {"lr": 5e-5}}, merge={"calibration_tokens": 1024}, checkpoint={"every": 1000},
-        evaluation={"max_tokens": 500, "stages": False, "sample_tokens": 4}), backend=LocalBackend())
+    return pipeline.run(
+        small_config(
+            home / "runs",
+            model={"family": None, "config": None, "init": {"upcycle": str(file), "num_experts": 2}},
+            corpus={
+                "sources": [{"path": str(home / f"{name}.jsonl"), "name": name} for name in TRAINED],
+                "sequence_length": LENGTH,
+                "validation_fraction": 0.1,
+            },
+            tokens={"total": 6_144, "seed_share": 0.0, "finetune_share": 0.2},
+            submodels={"optimizer": training},
+            finetune={"optimizer": training | {"lr": 5e-5}},
+            merge={"calibration_tokens": 1024},
+            checkpoint={"every": 1000},
+            evaluation={"max_tokens": 500, "stages": False, "sample_tokens": 4},
+        ),
+        backend=LocalBackend(),
+    )
 
 
 def greedy(model: PreTrainedModel, ids: list[int], count: int) -> list[int]:
@@ -89,19 +100,26 @@ def greedy(model: PreTrainedModel, ids: list[int], count: int) -> list[int]:
     for _ in range(count):
         with torch.no_grad():
             found.append(int(model(torch.tensor([found])).logits[0, -1].argmax()))
-    return found[len(ids):]
+    return found[len(ids) :]
 
 
 def test_upcycling_keeps_the_function(start: Model, dense: PreTrainedModel, tmp_path: Path) -> None:
     assert (start.family_name, start.architecture.num_experts) == ("mixtral", 2)
     write_whole(
-        Start(start, Path("no-tokenizer"), LENGTH, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(),
-        keep_optimizer_state=False, device="cpu", directory=tmp_path)
+        Start(start, Path("no-tokenizer"), LENGTH, 0),
+        clusters=2,
+        trained_seed=None,
+        batches=[],
+        settings=Merge(),
+        keep_optimizer_state=False,
+        device="cpu",
+        directory=tmp_path,
+    )
     ids = torch.tensor([AutoTokenizer.from_pretrained(start.init.directory)("".join(TEXT))["input_ids"]])
     with torch.no_grad():
         found, expected = runnable(load_model(tmp_path))(ids, labels=ids), dense(ids, labels=ids)
     assert (found.logits - expected.logits).abs().max() < 1e-5 * expected.logits.abs().max()
-    assert abs(found.loss - expected.loss) < 1e-5      # nats
+    assert abs(found.loss - expected.loss) < 1e-5  # nats
 
 
 def test_the_tokenizer_and_the_chat_template_are_those_of_the_file(file: Path, run: Path) -> None:
@@ -123,21 +141,24 @@ def continued(run: Path) -> tuple[str, list[int], list[int]]:
 
 
 def test_transformers_and_llama_cpp_continue_a_chat_as_our_model_does(
-    run: Path, continued: tuple[str, list[int], list[int]], tmp_path: Path,
+    run: Path, continued: tuple[str, list[int], list[int]], tmp_path: Path
 ) -> None:
     _, ids, expected = continued
     theirs = AutoModelForCausalLM.from_pretrained(run / "model")
-    assert theirs.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, len(ids):].tolist() == expected
+    assert theirs.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, len(ids) :].tolist() == expected
     out = CliRunner().invoke(app, ["export", str(run), "--to", "gguf", "--output", str(tmp_path / "moe.gguf")])
     assert out.exit_code == 0, out.output
     _, found = llama_cpp.logprobs(tmp_path / "moe.gguf", [ids], count=16)
-    assert found == expected[:len(found)]
-    assert len(found) >= len(expected) - 1      # llama.cpp leaves out the end of the text
+    assert found == expected[: len(found)]
+    assert len(found) >= len(expected) - 1  # llama.cpp leaves out the end of the text
 
 
 @pytest.mark.parametrize("program", [TRANSFORMERS_4, VLLM], ids=lambda program: program.folder)
 def test_programs_of_other_environments_continue_a_chat_as_our_model_does(
-    program: Program, run: Path, continued: tuple[str, list[int], list[int]], record_property: Callable[[str, object], None],
+    program: Program,
+    run: Path,
+    continued: tuple[str, list[int], list[int]],
+    record_property: Callable[[str, object], None],
 ) -> None:
     if program.python is None:
         pytest.skip(program.missing)
@@ -147,7 +168,7 @@ def test_programs_of_other_environments_continue_a_chat_as_our_model_does(
     assert (answer["found"][0]["ids"], answer["found"][0]["tokens"]) == (ids, expected)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")      # PEFT reads it
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT reads it
 @pytest.mark.ecosystem("Use: LoRA of PEFT on an exported model", "peft", "transformers")
 def test_peft_adapts_the_exported_model(run: Path, tmp_path: Path) -> None:
     ids = AutoTokenizer.from_pretrained(run / "model")("".join(TEXT))["input_ids"][:64]
@@ -160,7 +181,7 @@ def perplexities(model: PreTrainedModel, texts: Iterable[tuple[str, list[int]]])
     counts: defaultdict[str, int] = defaultdict(int)
     for name, tokens in texts:
         for begin in range(0, len(tokens) - 1, LENGTH):
-            ids = torch.tensor([tokens[begin:begin + LENGTH + 1]])
+            ids = torch.tensor([tokens[begin : begin + LENGTH + 1]])
             with torch.no_grad():
                 nats[name] += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
             counts[name] += ids.shape[1] - 1
@@ -168,7 +189,7 @@ def perplexities(model: PreTrainedModel, texts: Iterable[tuple[str, list[int]]])
 
 
 def test_a_short_training_helps_on_its_domains_and_does_not_harm_english(
-    dense: PreTrainedModel, run: Path, record_property: Callable[[str, object], None],
+    dense: PreTrainedModel, run: Path, record_property: Callable[[str, object], None]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
 
@@ -179,8 +200,11 @@ def test_a_short_training_helps_on_its_domains_and_does_not_harm_english(
 
     texts = list(held_out())
     before, after = (perplexities(each, texts) for each in (dense, AutoModelForCausalLM.from_pretrained(run / "model")))
-    record_property("measured", "held-out perplexity " + ", ".join(
-        f"{name} {before[name]:.2f} to {after[name]:.2f}" for name in (*TRAINED, *ENGLISH)))
+    record_property(
+        "measured",
+        "held-out perplexity "
+        + ", ".join(f"{name} {before[name]:.2f} to {after[name]:.2f}" for name in (*TRAINED, *ENGLISH)),
+    )
     assert before.keys() == {*TRAINED, *ENGLISH}
     assert all(after[name] < before[name] for name in TRAINED)
     assert all(after[name] < 1.02 * before[name] for name in ENGLISH)

@@ -33,17 +33,24 @@ from moedisco_ray.training import World, train
 from moedisco_ray.training.sharding import trainable
 
 LONG = {
-    "rope_type": "longrope", "short_factor": [1.0 + 0.1 * number for number in range(8)], "long_factor": [4.0] * 8,
-    "short_mscale": 1.2, "long_mscale": 1.3, "original_max_position_embeddings": LENGTH}
+    "rope_type": "longrope",
+    "short_factor": [1.0 + 0.1 * number for number in range(8)],
+    "long_factor": [4.0] * 8,
+    "short_mscale": 1.2,
+    "long_mscale": 1.3,
+    "original_max_position_embeddings": LENGTH,
+}
 
 
 @given(
     rows=st.lists(st.lists(st.floats(-4, 4, width=32), min_size=5, max_size=5), min_size=1, max_size=6),
-    near=st.floats(0, 0.05), jitter=st.sampled_from([0.0, 0.01, 0.2]))
+    near=st.floats(0, 0.05),
+    jitter=st.sampled_from([0.0, 0.01, 0.2]),
+)
 @settings(max_examples=200, deadline=None)
 def test_weights_are_those_of_transformers_at_inference(rows: list[list[float]], near: float, jitter: float) -> None:
     logits_TE = torch.tensor(rows)
-    logits_TE[:, 1] = logits_TE[:, 0] * (1 + near)       # two logits that a weight may be divided between
+    logits_TE[:, 1] = logits_TE[:, 0] * (1 + near)  # two logits that a weight may be divided between
     weight_TK, index_TK = sparsemixer(logits_TE, jitter_eps=jitter, training=False)
     found_index_TK, found_TK = sparse_mixer(logits_TE, 2, jitter)
     assert torch.equal(found_index_TK, index_TK)
@@ -104,7 +111,9 @@ def test_the_merge_measures_transformers_weights_and_keeps_the_output_scale(grou
 def mean_weight_sum(model: PreTrainedModel, tokens: Any) -> float:
     """Mean sum of the weights of a token's experts in the first layer, as transformers computes them."""
     seen: list[torch.Tensor] = []
-    handle = routers(model)[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output[1].sum(dim=-1).mean()))
+    handle = routers(model)[0].register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output[1].sum(dim=-1).mean())
+    )
     logits_of(model, tokens)
     handle.remove()
     return float(seen[0])
@@ -114,7 +123,8 @@ def mean_weight_sum(model: PreTrainedModel, tokens: Any) -> float:
 def test_the_published_settings_are_those_of_a_random_start(tied: bool, tmp_path: Path) -> None:
     """Scaled positions, and biases of the attention, the norms and the head, with a tied head too."""
     directory = stored(
-        "phimoe", tmp_path / "model", rope_scaling=LONG, max_position_embeddings=2 * LENGTH, tie_word_embeddings=tied)
+        "phimoe", tmp_path / "model", rope_scaling=LONG, max_position_embeddings=2 * LENGTH, tie_word_embeddings=tied
+    )
     expected = logits(directory)
     sizes = read_architecture(directory, "phimoe")
     assert sizes.rope_scaling == LONG
@@ -122,26 +132,52 @@ def test_the_published_settings_are_those_of_a_random_start(tied: bool, tmp_path
     assert {"model.norm.bias", "lm_head.bias", "model.layers.0.self_attn.o_proj.bias"} <= set(source)
     assert count_parameters("phimoe", sizes, VOCAB).total == sum(tensor.numel() for tensor in source.values())
     loss = trainable(directory, RECIPE, World())(TOKENS[:, :-1], TOKENS[:, 1:])
-    by_hand = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum")
+    by_hand = torch.nn.functional.cross_entropy(
+        expected[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum"
+    )
     torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize(("sizes", "line"), [
-    ({"num_experts_per_tok": 3}, "num_experts_per_tok 3 is not 2, the number of experts that this router always selects; use 2"),
-    ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling.rope_type 'linear': phimoe has only longrope; use it"),
-    ({"rope_scaling": {key: value for key, value in LONG.items() if key != "long_mscale"}},
-     "rope_scaling: rope_type 'longrope' of phimoe also needs long_mscale"),
-    ({"norm_topk_prob": True}, "norm_topk_prob true: phimoe never normalises its router weights; remove the setting"),
-])
-def test_what_the_router_and_the_positions_cannot_be_is_one_line(sizes: dict[str, Any], line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        (
+            {"num_experts_per_tok": 3},
+            "num_experts_per_tok 3 is not 2, the number of experts that this router always selects; use 2",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_scaling.rope_type 'linear': phimoe has only longrope; use it",
+        ),
+        (
+            {"rope_scaling": {key: value for key, value in LONG.items() if key != "long_mscale"}},
+            "rope_scaling: rope_type 'longrope' of phimoe also needs long_mscale",
+        ),
+        (
+            {"norm_topk_prob": True},
+            "norm_topk_prob true: phimoe never normalises its router weights; remove the setting",
+        ),
+    ],
+)
+def test_what_the_router_and_the_positions_cannot_be_is_one_line(
+    sizes: dict[str, Any], line: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as caught:
         config_of("phimoe", 2, **sizes)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     if "norm_topk_prob" in sizes:
         return
-    raw = {"model_type": "phimoe", "num_hidden_layers": 1, "intermediate_size": 16, "num_local_experts": 4,
-        "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, **sizes}
+    raw = {
+        "model_type": "phimoe",
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+        "num_local_experts": 4,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        **sizes,
+    }
     (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json cannot be used: ") as error:
         read_architecture(tmp_path, "phimoe")
@@ -149,8 +185,13 @@ def test_what_the_router_and_the_positions_cannot_be_is_one_line(sizes: dict[str
 
 
 def test_chosen_experts_keep_the_number_per_token_and_the_threshold(tmp_path: Path) -> None:
-    model, other = stored("phimoe", tmp_path / "model"), stored("phimoe", tmp_path / "other", fields={"router_jitter_noise": 0.1})
-    with pytest.raises(ConfigError, match=r"^--top-k: 3: is not 2, the number of experts that this router always selects; use 2"):
+    model, other = (
+        stored("phimoe", tmp_path / "model"),
+        stored("phimoe", tmp_path / "other", fields={"router_jitter_noise": 0.1}),
+    )
+    with pytest.raises(
+        ConfigError, match=r"^--top-k: 3: is not 2, the number of experts that this router always selects; use 2"
+    ):
         choose_experts(str(model), ["0-3"], tmp_path / "out", top_k=3)
     with pytest.raises(ConfigError, match=r"^EXPERTS: 1: is too few for the router of phimoe; choose at least 2"):
         choose_experts(str(model), ["0"], tmp_path / "out")
@@ -160,5 +201,7 @@ def test_chosen_experts_keep_the_number_per_token_and_the_threshold(tmp_path: Pa
 
 def test_there_is_no_gguf_file_and_the_line_says_why() -> None:
     values = config_values(hf_config("phimoe", sizes_of("phimoe"), VOCAB, LENGTH, 0))
-    with pytest.raises(CheckpointError, match=r"^model_type: 'phimoe': llama\.cpp has RMSNorms .* by a softmax .* `--to hf`"):
+    with pytest.raises(
+        CheckpointError, match=r"^model_type: 'phimoe': llama\.cpp has RMSNorms .* by a softmax .* `--to hf`"
+    ):
         check_gguf(DECLARATIONS["phimoe"], values)

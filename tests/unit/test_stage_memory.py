@@ -18,15 +18,29 @@ from moedisco_ray.plan.stage_memory import StreamedModel, calibration_memory, sc
 from moedisco_ray.stages.merge.calibration_text import spread
 
 QWEN = {
-    "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "moe_intermediate_size": 1408,
-    "shared_expert_intermediate_size": 5632, "num_experts": 60, "num_experts_per_tok": 4, "vocab_size": 151_936}
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "vocab_size": 151_936,
+}
 
 
 def config(low: float = 24, high: float = 80, **sections: Any) -> RunConfig:
     base = {
-        "name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"family": "qwen2_moe", "config": QWEN},
-        "tokens": {"seed_share": 0.1}, "clusters": {"count": 15},
-        "pools": {"low_memory": {"gpu": 1, "memory_gb": low}, "high_memory": {"gpu": 1, "memory_gb": high, "workers": 8}}}
+        "name": "x",
+        "corpus": {"sources": [{"path": "embedded"}]},
+        "model": {"family": "qwen2_moe", "config": QWEN},
+        "tokens": {"seed_share": 0.1},
+        "clusters": {"count": 15},
+        "pools": {
+            "low_memory": {"gpu": 1, "memory_gb": low},
+            "high_memory": {"gpu": 1, "memory_gb": high, "workers": 8},
+        },
+    }
     return RunConfig.model_validate(base | sections)
 
 
@@ -54,7 +68,9 @@ def test_each_stage_is_planned_for_the_pool_that_runs_it() -> None:
     assert pools == {"cluster": low, "merge": high, "evaluate": high, "export": high}
     cheap = by_stage(config(finetune={"pool": "low_memory"}))
     assert {each.pool for each in cheap.values()} == {"low_memory"}
-    alone = by_stage(config(tokens={"seed_share": 0, "finetune_share": 1}, clusters={"count": 15, "vectors": "tfidf_svd"}))
+    alone = by_stage(
+        config(tokens={"seed_share": 0, "finetune_share": 1}, clusters={"count": 15, "vectors": "tfidf_svd"})
+    )
     assert list(alone) == ["evaluate", "export"]
 
 
@@ -101,12 +117,16 @@ def test_a_model_that_stays_loaded_has_all_weights_and_the_states_of_one_batch()
         loaded, streamed = (memory(each, tokens=10**9, sequence_length=1024) for each in (large, small))
         assert loaded.weights > 20 * streamed.weights
         assert streamed.activations > 4 * GIB
-    assert scoring_memory(large, tokens=10**9, sequence_length=1024).weights == 2 * (large.parameters.total - 2048 * 151_936)
+    assert scoring_memory(large, tokens=10**9, sequence_length=1024).weights == 2 * (
+        large.parameters.total - 2048 * 151_936
+    )
 
 
 def test_long_windows_make_no_larger_batches() -> None:
     model = StreamedModel("olmoe", Architecture(), 1000, gpu=1, memory_gb=24)
-    short, long = (calibration_memory(model, tokens=2**20, sequence_length=length, clusters=2) for length in (1024, 8192))
+    short, long = (
+        calibration_memory(model, tokens=2**20, sequence_length=length, clusters=2) for length in (1024, 8192)
+    )
     assert short == long
     assert calibration_memory(model, tokens=2**20, sequence_length=2**16, clusters=2).activations > 2 * long.activations
 

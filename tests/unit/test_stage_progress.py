@@ -51,15 +51,21 @@ def test_every_stage_that_does_not_train_counts_its_work(tmp_path: Path, family:
             assert total is None or event.data["done"] <= total
             counted[event.stage].add(event.data["unit"])
     assert counted == {
-        "corpus": {"documents read", "documents tokenized"}, "cluster": {"vectors", "k-means iterations"},
-        "merge": {"tensors merged"}, "evaluate": {"tokens evaluated"}, "export": {"files written"}}
+        "corpus": {"documents read", "documents tokenized"},
+        "cluster": {"vectors", "k-means iterations"},
+        "merge": {"tensors merged"},
+        "evaluate": {"tokens evaluated"},
+        "export": {"files written"},
+    }
 
 
 def test_the_service_keeps_a_counting_stage_running() -> None:
     fold = Fold("run", {}, {})
     for event in (
-            Event("run_started", data={"stages": ["corpus"]}, time=0.0), Event("stage_started", "corpus", time=1.0),
-            Event("stage_progress", "corpus", data={"done": 5, "total": None, "unit": "documents read"}, time=2.0)):
+        Event("run_started", data={"stages": ["corpus"]}, time=0.0),
+        Event("stage_started", "corpus", time=1.0),
+        Event("stage_progress", "corpus", data={"done": 5, "total": None, "unit": "documents read"}, time=2.0),
+    ):
         fold.update(event)
     assert fold.progress["stages"]["corpus"]["status"] == "running"
     assert fold.progress["reached"]["stages"] == []

@@ -30,11 +30,13 @@ def remade(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def from_stage(first: str) -> list[str]:
-    return ORDER[ORDER.index(first):]
+    return ORDER[ORDER.index(first) :]
 
 
 @pytest.mark.parametrize(("path", "marker"), LEAVES.items())
-def test_a_setting_is_in_a_fingerprint_or_is_marked_with_a_reason(path: str, marker: NoEffect | Resolved | None) -> None:
+def test_a_setting_is_in_a_fingerprint_or_is_marked_with_a_reason(
+    path: str, marker: NoEffect | Resolved | None
+) -> None:
     assert (path in READ) == (marker is None)
 
 
@@ -57,7 +59,10 @@ RESOLVED: Mapping[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "pools.high_memory.gpu": (GPU, BOTH, "finetune"),
     "finetune.pool": (GPU, {**GPU, "finetune": {"pool": "low_memory"}}, "finetune"),
     "submodels.seed_members": (
-        {"submodels": {"sync_every": 5}}, {"submodels": {"sync_every": 5, "seed_members": 2}}, "seed"),
+        {"submodels": {"sync_every": 5}},
+        {"submodels": {"sync_every": 5, "seed_members": 2}},
+        "seed",
+    ),
     "submodels.optimizer.precision": ({}, {"submodels": {"optimizer": {"precision": "bf16"}}}, "seed"),
     "finetune.optimizer.precision": ({}, {"finetune": {"optimizer": {"precision": "bf16"}}}, "finetune"),
 }
@@ -70,41 +75,52 @@ def test_every_resolved_setting_has_an_example() -> None:
 
 @pytest.mark.parametrize(("before", "after", "first"), RESOLVED.values(), ids=RESOLVED)
 def test_another_decided_value_makes_again_what_depends_on_it(
-    before: dict[str, Any], after: dict[str, Any], first: str,
+    before: dict[str, Any], after: dict[str, Any], first: str
 ) -> None:
     assert remade(digests(**before), digests(**after)) == from_stage(first)
     assert changed_settings(config_of(**before), config_of(**after))
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    ({}, {"model": {"family": "qwen3_moe"}}),
-    ({}, {"finetune": {"pool": "low_memory"}}),
-    ({}, {"submodels": {"optimizer": {"precision": "fp32"}}}),
-    ({"submodels": {"optimizer": {"precision": "fp32"}}}, {"submodels": {"optimizer": {"precision": "fp32"}}, **GPU}),
-    ({}, {"pools": {"low_memory": {"max_workers": 2, "price_per_hour": 1.0}}}),
-    ({}, {"checkpoint": {"every": 7}}),
-    ({}, {"tracking": {"trackers": {"tensorboard": True}}}),
-    ({}, {"submodels": {"quorum": 2}, "checkpoint": {"max_failures": 9}}),
-])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"model": {"family": "qwen3_moe"}}),
+        ({}, {"finetune": {"pool": "low_memory"}}),
+        ({}, {"submodels": {"optimizer": {"precision": "fp32"}}}),
+        (
+            {"submodels": {"optimizer": {"precision": "fp32"}}},
+            {"submodels": {"optimizer": {"precision": "fp32"}}, **GPU},
+        ),
+        ({}, {"pools": {"low_memory": {"max_workers": 2, "price_per_hour": 1.0}}}),
+        ({}, {"checkpoint": {"every": 7}}),
+        ({}, {"tracking": {"trackers": {"tensorboard": True}}}),
+        ({}, {"submodels": {"quorum": 2}, "checkpoint": {"max_failures": 9}}),
+    ],
+)
 def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert digests(**before) == digests(**after)
     assert changed_settings(config_of(**before), config_of(**after)) == []
 
 
-@pytest.mark.parametrize(("section", "setting", "value", "first"), [
-    ("corpus", "sources", [{"path": "embedded", "map": "clean:keep"}], "corpus"),
-    ("clusters", "method", "random", "cluster"),
-    ("clusters", "capacity", None, "cluster"),
-    ("submodels", "lora", {"alpha": 8.0}, "submodels"),
-    ("merge", "backbone", "uniform", "merge"),
-    ("merge", "calibration_tokens", 4096, "merge"),
-    ("finetune", "z_loss", 0.5, "finetune"),
-    ("evaluation", "max_tokens", 5, "evaluate"),
-    ("evaluation", "sources", [{"path": "s3://bucket/other"}], "evaluate"),
-    ("evaluation", "lm_eval_limit", 5, "evaluate"),
-    ("export", "dtype", "bf16", "export"),
-])
-def test_a_setting_changes_its_stage_and_those_after_it_alone(section: str, setting: str, value: Any, first: str) -> None:
+@pytest.mark.parametrize(
+    ("section", "setting", "value", "first"),
+    [
+        ("corpus", "sources", [{"path": "embedded", "map": "clean:keep"}], "corpus"),
+        ("clusters", "method", "random", "cluster"),
+        ("clusters", "capacity", None, "cluster"),
+        ("submodels", "lora", {"alpha": 8.0}, "submodels"),
+        ("merge", "backbone", "uniform", "merge"),
+        ("merge", "calibration_tokens", 4096, "merge"),
+        ("finetune", "z_loss", 0.5, "finetune"),
+        ("evaluation", "max_tokens", 5, "evaluate"),
+        ("evaluation", "sources", [{"path": "s3://bucket/other"}], "evaluate"),
+        ("evaluation", "lm_eval_limit", 5, "evaluate"),
+        ("export", "dtype", "bf16", "export"),
+    ],
+)
+def test_a_setting_changes_its_stage_and_those_after_it_alone(
+    section: str, setting: str, value: Any, first: str
+) -> None:
     assert remade(digests(), digests(**{section: {setting: value}})) == from_stage(first)
 
 

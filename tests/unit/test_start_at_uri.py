@@ -50,11 +50,15 @@ def starting_from(first: RunConfig, model: str, output: str) -> RunConfig:
     return check_config(raw)
 
 
-def test_a_model_at_a_uri_is_a_start_like_a_directory(first: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_at_a_uri_is_a_start_like_a_directory(
+    first: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = RunStore.of(first.location)
     store.fetch(store.directory / "model")
     shutil.copytree(store.directory / "model", tmp_path / "model")
-    expected = results(pipeline.run(starting_from(first, str(tmp_path / "model"), str(tmp_path / "runs")), backend=LocalBackend()))
+    expected = results(
+        pipeline.run(starting_from(first, str(tmp_path / "model"), str(tmp_path / "runs")), backend=LocalBackend())
+    )
 
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     place = str(joined(first.location, "model"))
@@ -82,7 +86,9 @@ def test_a_model_at_a_uri_is_evaluated(first: RunConfig, tmp_path: Path) -> None
 def test_a_uri_without_a_model_is_one_clear_line(first: RunConfig, name: str) -> None:
     place = str(joined(str(first.output), *name.split("/")))
     assert is_uri(place)
-    with pytest.raises(CheckpointError, match=r"model\.init\.checkpoint: .*holds no model of a finished run; name OUTPUT/NAME"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.init\.checkpoint: .*holds no model of a finished run; name OUTPUT/NAME"
+    ):
         starting_from(first, place, str(first.output))
     with pytest.raises(CheckpointError, match=r"tokenizer\.path"):
         local_model("tokenizer.path", place)

@@ -18,10 +18,14 @@ TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
 
 
 def documents(directory: Path) -> set[str]:
-    return {text for path in (directory / "corpus").glob("*/*.parquet") for text in pq.read_table(path)["text"].to_pylist()}
+    return {
+        text for path in (directory / "corpus").glob("*/*.parquet") for text in pq.read_table(path)["text"].to_pylist()
+    }
 
 
-def test_a_finished_runs_model_and_text_are_the_next_runs_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_runs_model_and_text_are_the_next_runs_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = small_config(tmp_path / "runs" / "ID", tokens=TOKENS)
     directory = pipeline.run(first, backend=OneCorpus())
     raw = small_config(tmp_path / "runs" / "NEXT", tokens=TOKENS).model_dump(mode="json")

@@ -56,10 +56,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_of(output: Path, family: str, start: Path, unseen: Sequence[dict[str, Any]] = (), **changes: Any) -> RunConfig:
     return small_config(
-        output, tokens={"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
+        output,
+        tokens={"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
         clusters={"count": 2, "vectors": "hidden_state"},
         model={"family": family, "config": None, "init": {"upcycle": str(start), "num_experts": 2}},
-        merge={"calibration_tokens": 1024}, evaluation={"max_tokens": 2000, "sample_tokens": 4, "sources": list(unseen)}, **changes)
+        merge={"calibration_tokens": 1024},
+        evaluation={"max_tokens": 2000, "sample_tokens": 4, "sources": list(unseen)},
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,9 @@ def test_the_start_is_measured_on_all_text_and_stands_next_to_the_result(exporte
     with torch.no_grad():
         assert found.unseen.start.loss == pytest.approx(float(model(input_ids=ids, labels=ids).loss), abs=1e-4)
     assert [each.cluster for each in found.start.clusters] == [each.cluster for each in found.clusters] == [0, 1]
-    assert sum(each.loss * each.tokens for each in found.start.clusters) == pytest.approx(found.start.loss * found.start.tokens)
+    assert sum(each.loss * each.tokens for each in found.start.clusters) == pytest.approx(
+        found.start.loss * found.start.tokens
+    )
     card = (exported / "model" / "README.md").read_text(encoding="utf-8")
     shown = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["show", str(exported)])
     for figures, name in ((found.start, "all"), (found.unseen.start, "news, never trained on")):
@@ -102,11 +108,19 @@ def test_the_loss_before_and_after_the_upcycle_is_the_same_on_its_own_tokens(tmp
     with torch.no_grad():
         nats = [
             (len(ids) - 1) * float(dense(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss)
-            for ids in (tokenizer(text)["input_ids"] for text in read)]
+            for ids in (tokenizer(text)["input_ids"] for text in read)
+        ]
     model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(llama), "num_experts": 4}})
     write_whole(
-        Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(),
-        keep_optimizer_state=False, device="cpu", directory=tmp_path / "moe")
+        Start(model, Path("unused"), 256, 0),
+        clusters=2,
+        trained_seed=None,
+        batches=[],
+        settings=Merge(),
+        keep_optimizer_state=False,
+        device="cpu",
+        directory=tmp_path / "moe",
+    )
     encoder = open_encoder(llama)
     tokens = encoder.encode(read)
     found = document_nats(load_model(tmp_path / "moe"), tokens, prefix=encoder.prefix, sequence_length=256)
@@ -126,7 +140,7 @@ def test_training_text_is_in_the_start_s_tokens_and_each_document_begins_with_bo
     assert tokens[0] == bos
     assert (tokens[ends[:-1] + 1] == bos).all()
     assert (tokens == bos).sum() == (tokens == end).sum() + (tokens[-1] != end)
-    first = tokens[:ends[0]].tolist()
+    first = tokens[: ends[0]].tolist()
     assert first == tokenizer(tokenizer.decode(first[1:]))["input_ids"]
     manifest = read_json(exported / "corpus" / "manifest.json")
     assert manifest["summary"]["tokens"] == stream.tokens
@@ -138,15 +152,28 @@ def test_the_export_has_the_start_s_files_dtype_tokens_and_positions(exported: P
     for name in COPIED:
         assert (model / name).read_bytes() == (llama / name).read_bytes(), name
     config, start = read_json(model / "config.json"), read_json(llama / "config.json")
-    for field in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "max_position_embeddings", "rope_theta"):
+    for field in (
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+        "rope_theta",
+    ):
         assert config[field] == start[field], field
     assert config["dtype"] == config["torch_dtype"] == "bfloat16"
     assert config["rope_parameters"] == ROPE
-    assert config["rope_scaling"] == start["rope_scaling"] == {key: value for key, value in ROPE.items() if key != "rope_theta"}
+    assert (
+        config["rope_scaling"]
+        == start["rope_scaling"]
+        == {key: value for key, value in ROPE.items() if key != "rope_theta"}
+    )
     with safe_open(model / "model.safetensors", "pt") as file:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"BF16"}  # noqa: SIM118 - no mapping
     chat = [{"role": "user", "content": "hello"}]
-    ours, theirs = (AutoTokenizer.from_pretrained(path).apply_chat_template(chat, tokenize=False) for path in (model, llama))
+    ours, theirs = (
+        AutoTokenizer.from_pretrained(path).apply_chat_template(chat, tokenize=False) for path in (model, llama)
+    )
     assert ours == theirs == f"{BOS}user: hello{TURN}"
 
 
@@ -180,7 +207,10 @@ def test_readers_of_transformers_4_compute_the_same(exported: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["the export", "the dense start"])
 def test_a_model_is_evaluated_from_bos_on(exported: Path, llama: Path, tmp_path: Path, kind: str) -> None:
-    text, directory = "def evaluate(self, text):\n    return self.loss(text)", llama if "start" in kind else exported / "model"
+    text, directory = (
+        "def evaluate(self, text):\n    return self.loss(text)",
+        llama if "start" in kind else exported / "model",
+    )
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     shown = CliRunner().invoke(app, ["evaluate", str(directory), "--sources", str(tmp_path / "text.txt"), "--json"])
     assert shown.exit_code == 0, shown.output
@@ -206,10 +236,14 @@ def test_a_model_that_cannot_be_evaluated_is_refused_in_one_line(llama: Path, tm
 def test_another_tokenizer_is_refused_before_anything_is_made(tmp_path: Path, llama: Path) -> None:
     save_trained(train_bpe(texts()[:50], 400), tmp_path / "other")
     config = run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other")})
-    with pytest.raises(ConfigError, match=r"^tokenizer\.path: .*is not the tokenizer of model\.init\.upcycle .*tokenizer\.replace"):
+    with pytest.raises(
+        ConfigError, match=r"^tokenizer\.path: .*is not the tokenizer of model\.init\.upcycle .*tokenizer\.replace"
+    ):
         pipeline.run(config, backend=LocalBackend())
     assert not (config.directory / "corpus").exists()
-    check_start(run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other"), "replace": True}))
+    check_start(
+        run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other"), "replace": True})
+    )
 
 
 def test_broken_generation_settings_are_found_before_the_run(llama: Path, tmp_path: Path) -> None:
@@ -221,24 +255,31 @@ def test_broken_generation_settings_are_found_before_the_run(llama: Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "family", "own", "kept"), [
-    ("qwen3", "qwen3_moe", {"head_dim": 16}, {"head_dim": 16}),
-    ("llama", "qwen2_moe", {"attention_bias": True, "num_key_value_heads": 4}, {"qkv_bias": True}),
-])
+@pytest.mark.parametrize(
+    ("kind", "family", "own", "kept"),
+    [
+        ("qwen3", "qwen3_moe", {"head_dim": 16}, {"head_dim": 16}),
+        ("llama", "qwen2_moe", {"attention_bias": True, "num_key_value_heads": 4}, {"qkv_bias": True}),
+    ],
+)
 def test_qwen3_with_heads_of_its_own_size_and_llama_with_biases_go_through_a_run(
-    tmp_path: Path, kind: str, family: str, own: dict[str, Any], kept: dict[str, Any],
+    tmp_path: Path, kind: str, family: str, own: dict[str, Any], kept: dict[str, Any]
 ) -> None:
     start = write_start(
-        tmp_path / "start", kind, begins=False, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, **own)
+        tmp_path / "start", kind, begins=False, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, **own
+    )
     directory = pipeline.run(run_of(tmp_path / "runs", family, start), backend=LocalBackend())
     assert Encoder(directory / "corpus" / "tokenizer").bos is None
     config = read_json(directory / "model" / "config.json")
     assert config | kept | {"rope_theta": 5e5, "rope_scaling": None} == config
     before, after = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (start, directory / "model"))
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (start, directory / "model")
+    )
     if kind == "llama":
         assert before.model.layers[0].self_attn.o_proj.bias.any()
-    ids = torch.tensor(Encoder(directory / "corpus" / "tokenizer").encode([" ".join(texts()[:3])])[0][None, :200].astype(np.int64))
+    ids = torch.tensor(
+        Encoder(directory / "corpus" / "tokenizer").encode([" ".join(texts()[:3])])[0][None, :200].astype(np.int64)
+    )
     with torch.no_grad():
         losses = [float(model(input_ids=ids, labels=ids).loss) for model in (before, after)]
     assert losses[1] < losses[0] + 0.5
@@ -253,10 +294,17 @@ def bare(start: Path, directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("settings", "named"), [
-    (None, {}), ({"temperature": 0.6, "do_sample": True}, {}), ({"eos_token_id": [3, 4]}, {}), (None, {"eos_token_id": [5, 6]})])
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (None, {}),
+        ({"temperature": 0.6, "do_sample": True}, {}),
+        ({"eos_token_id": [3, 4]}, {}),
+        (None, {"eos_token_id": [5, 6]}),
+    ],
+)
 def test_end_tokens_that_the_start_does_not_name_are_its_tokenizer_s_not_the_class_defaults(
-    tmp_path: Path, llama: Path, settings: dict[str, Any] | None, named: dict[str, Any],
+    tmp_path: Path, llama: Path, settings: dict[str, Any] | None, named: dict[str, Any]
 ) -> None:
     start = bare(llama, tmp_path / "start")
     (start / "config.json").write_text(json.dumps(read_json(start / "config.json") | named), encoding="utf-8")
@@ -264,10 +312,26 @@ def test_end_tokens_that_the_start_does_not_name_are_its_tokenizer_s_not_the_cla
         (start / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(start), "num_experts": 2}})
     write_whole(
-        Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(),
-        keep_optimizer_state=False, device="cpu", directory=tmp_path / "moe")
+        Start(model, Path("unused"), 256, 0),
+        clusters=2,
+        trained_seed=None,
+        batches=[],
+        settings=Merge(),
+        keep_optimizer_state=False,
+        device="cpu",
+        directory=tmp_path / "moe",
+    )
     report = RunReport(
-        name="x", family="mixtral", seed=0, versions={}, stages=[], tokens=0, tags={}, curves={}, bill=run_example.bill())
+        name="x",
+        family="mixtral",
+        seed=0,
+        versions={},
+        stages=[],
+        tokens=0,
+        tags={},
+        curves={},
+        bill=run_example.bill(),
+    )
     figures = export(tmp_path / "moe", start, tmp_path / "model", report, origin=Origin(start))
     tokenizer = AutoTokenizer.from_pretrained(start)
     bos, end = tokenizer.convert_tokens_to_ids([BOS, END])

@@ -27,13 +27,26 @@ from moedisco_ray.training.stepper import Stepper
 aten = torch.ops.aten
 SEQUENCE, SEQUENCES, VOCABULARY = 16, 4, 128
 LAYER = {
-    "mixtral": (298, 415, 36), "qwen2_moe": (407, 524, 36), "qwen3_moe": (392, 515, 36), "olmoe": (392, 515, 36),
-    "flex_olmo": (412, 527, 36), "deepseek_v2": (470, 573, 36), "deepseek_v3": (536, 697, 36), "glm4_moe": (387, 548, 36),
-    "gpt_oss": (439, 575, 86), "dots1": (455, 616, 36), "solar_open": (361, 522, 36), "ernie4_5_moe": (373, 480, 36),
-    "granitemoe": (306, 399, 36), "phimoe": (248, 395, 36), "qwen3_next": (536, 653, 36), "qwen3_5_moe_text": (536, 653, 36),
-    "llama_moe": (298, 416, 36)}
-"""Most operations that a layer with attention may add to a step, by family: with one expert, with grouped experts as on GPUs, and
-each further expert of the loop over experts that CPUs run."""
+    "mixtral": (298, 415, 36),
+    "qwen2_moe": (407, 524, 36),
+    "qwen3_moe": (392, 515, 36),
+    "olmoe": (392, 515, 36),
+    "flex_olmo": (412, 527, 36),
+    "deepseek_v2": (470, 573, 36),
+    "deepseek_v3": (536, 697, 36),
+    "glm4_moe": (387, 548, 36),
+    "gpt_oss": (439, 575, 86),
+    "dots1": (455, 616, 36),
+    "solar_open": (361, 522, 36),
+    "ernie4_5_moe": (373, 480, 36),
+    "granitemoe": (306, 399, 36),
+    "phimoe": (248, 395, 36),
+    "qwen3_next": (536, 653, 36),
+    "qwen3_5_moe_text": (536, 653, 36),
+    "llama_moe": (298, 416, 36),
+}
+"""Most operations that a layer with attention may add to a step, by family: with one expert, with grouped experts as on
+GPUs, and each further expert of the loop over experts that CPUs run."""
 NAMED = {
     "masking_utils.py: find_packed_sequence_indices": "transformers asks in each forward pass whether positions are consecutive",
     "optimizer.py: step": "the number of the step is in the machine's memory",
@@ -41,7 +54,15 @@ NAMED = {
 """Places that read a tensor's value in every step, and why."""
 WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 READS = (
-    Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__)
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.cpu,
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+)
 
 
 class Step(TorchDispatchMode):
@@ -61,14 +82,19 @@ class Step(TorchDispatchMode):
         if not function.is_view:
             self.kernels[str(function)] += 1
         by_numbers = function in (aten.index.Tensor, aten._unsafe_index.Tensor) and not any(
-            index is not None and index.dtype == torch.bool for index in args[1])
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
         if WAITS & set(function.tags) and not by_numbers:
             self.note()
         return function(*args, **(kwargs or {}))
 
     def note(self) -> None:
         """Take note of the innermost function of this project, or of transformers, that waits."""
-        found = [each for each in traceback.extract_stack() if "moedisco_ray" in each.filename or "transformers" in each.filename]
+        found = [
+            each
+            for each in traceback.extract_stack()
+            if "moedisco_ray" in each.filename or "transformers" in each.filename
+        ]
         self.reads[f"{Path(found[-1].filename).name}: {found[-1].name}"] += 1
 
 
@@ -90,15 +116,32 @@ def step_of(family: FamilyName, experts: int, layers: int, **recipe: Any) -> Ste
     optimizer = Optimizer(batch_tokens=SEQUENCES * SEQUENCE, micro_batch=SEQUENCES // 2, **recipe)
     latent = DECLARATIONS[family].attention.latent
     sizes = Architecture(
-        hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, moe_intermediate_size=32, num_experts=experts,
-        num_experts_per_tok=min(2, experts), num_key_value_heads=None if latent else 2)
+        hidden_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        moe_intermediate_size=32,
+        num_experts=experts,
+        num_experts_per_tok=min(2, experts),
+        num_key_value_heads=None if latent else 2,
+    )
     dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
     model = _configured(
-        AutoModelForCausalLM.from_config(hf_config(family, sizes, VOCABULARY, SEQUENCE, 0), dtype=dtype), optimizer)
+        AutoModelForCausalLM.from_config(hf_config(family, sizes, VOCABULARY, SEQUENCE, 0), dtype=dtype), optimizer
+    )
     job = TrainJob(
-        stage="submodels", name="step", model=Path(), packed_dirs=(), output=Path(), checkpoints=Path(), steps=2,
-        sequence_length=SEQUENCE, optimizer=optimizer, checkpoint_every=None, load_balance=0.01 * (experts > 1),
-        z_loss=0.001 * (experts > 1))
+        stage="submodels",
+        name="step",
+        model=Path(),
+        packed_dirs=(),
+        output=Path(),
+        checkpoints=Path(),
+        steps=2,
+        sequence_length=SEQUENCE,
+        optimizer=optimizer,
+        checkpoint_every=None,
+        load_balance=0.01 * (experts > 1),
+        z_loss=0.001 * (experts > 1),
+    )
     step, counted = Stepper(model, job, World()), Step()
     tokens = torch.arange(SEQUENCES * SEQUENCE).view(SEQUENCES, SEQUENCE) % VOCABULARY
     batches = [MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(SEQUENCES // 2)]

@@ -36,9 +36,19 @@ class Clock:
 def jobs(tmp_path: Path) -> list[TrainJob]:
     return [
         TrainJob(
-            stage="submodels", name=name, model=tmp_path / "start", packed_dirs=(), output=tmp_path / name / "trained",
-            checkpoints=tmp_path / name / "steps", steps=STEPS, sequence_length=16, optimizer=Optimizer(), checkpoint_every=5)
-        for name in "abc"]
+            stage="submodels",
+            name=name,
+            model=tmp_path / "start",
+            packed_dirs=(),
+            output=tmp_path / name / "trained",
+            checkpoints=tmp_path / name / "steps",
+            steps=STEPS,
+            sequence_length=16,
+            optimizer=Optimizer(),
+            checkpoint_every=5,
+        )
+        for name in "abc"
+    ]
 
 
 def checkpointed(job: TrainJob, step: int) -> None:
@@ -67,11 +77,15 @@ def test_a_quorum_gives_the_rest_its_time_and_takes_what_they_have(jobs: list[Tr
     assert (b.held, b.worker_seconds, c.worker_seconds) == ({"low_memory": 7.0}, 7.0, 0.0)
 
 
-def test_one_on_a_slow_machine_is_given_the_time_that_such_a_machine_takes(jobs: list[TrainJob], tmp_path: Path) -> None:
+def test_one_on_a_slow_machine_is_given_the_time_that_such_a_machine_takes(
+    jobs: list[TrainJob], tmp_path: Path
+) -> None:
     clock = Clock()
-    submodel_progress = SubmodelProgress(jobs[:2], Quorum(1, patience=1.0), 1, tmp_path / "submodel_progress.json", clock)
+    submodel_progress = SubmodelProgress(
+        jobs[:2], Quorum(1, patience=1.0), 1, tmp_path / "submodel_progress.json", clock
+    )
     clock.now += 20
-    submodel_progress.finish("a", RESULT, 0.5)      # two seconds per step
+    submodel_progress.finish("a", RESULT, 0.5)  # two seconds per step
     assert submodel_progress.verdict({"a": 9.0, "b": 0.125}).seconds == pytest.approx(4 * 20 - 20)
 
 
@@ -99,7 +113,7 @@ def test_a_later_driver_decides_from_what_is_there(jobs: list[TrainJob], tmp_pat
     jobs[0].output.mkdir()
     first.finish("a", RESULT, 1.0)
     first.save(lambda: {"a": {"low_memory.t4": 40.0}, "b": {"low_memory.t4": 39.0}}, now=True)
-    clock.now += 86_400     # a day without a driver: no training is late for that
+    clock.now += 86_400  # a day without a driver: no training is late for that
     second = SubmodelProgress(jobs, Quorum(1, patience=1.5), 1, tmp_path / "submodel_progress.json", clock)
     assert list(second.finished) == ["a"]
     assert second.seconds == 40
@@ -118,13 +132,17 @@ def test_a_checkpoint_of_the_last_step_is_no_model_yet(jobs: list[TrainJob], tmp
     assert submodel_progress.trained(jobs[0], {}).contribution == "checkpoint"
 
 
-def test_what_gave_up_ends_the_cohort_only_where_the_quorum_is_out_of_reach(jobs: list[TrainJob], tmp_path: Path) -> None:
+def test_what_gave_up_ends_the_cohort_only_where_the_quorum_is_out_of_reach(
+    jobs: list[TrainJob], tmp_path: Path
+) -> None:
     submodel_progress = SubmodelProgress(jobs, Quorum(2), 1, tmp_path / "submodel_progress.json")
     submodel_progress.give_up("a", "diverged: loss is nan")
     assert submodel_progress.verdict(SPEEDS).action == "wait"
     assert submodel_progress.trained(jobs[0], {}).reason == "diverged: loss is nan"
     submodel_progress.give_up("c", "failed 4 times")
-    with pytest.raises(TrainingError, match=r"^2 of 3 can no longer finish: a: diverged: loss is nan; c: failed 4 times$"):
+    with pytest.raises(
+        TrainingError, match=r"^2 of 3 can no longer finish: a: diverged: loss is nan; c: failed 4 times$"
+    ):
         submodel_progress.verdict(SPEEDS)
 
 
@@ -135,12 +153,17 @@ def test_without_a_quorum_one_that_gives_up_ends_it(jobs: list[TrainJob], tmp_pa
         submodel_progress.verdict(SPEEDS)
 
 
-@given(quorum=st.integers(1, 3), ends=st.lists(st.sampled_from("abc"), unique=True, max_size=3), waited=st.floats(0, 1e4))
+@given(
+    quorum=st.integers(1, 3), ends=st.lists(st.sampled_from("abc"), unique=True, max_size=3), waited=st.floats(0, 1e4)
+)
 def test_it_goes_on_only_with_a_quorum(
-    tmp_path_factory: pytest.TempPathFactory, quorum: int, ends: list[str], waited: float,
+    tmp_path_factory: pytest.TempPathFactory, quorum: int, ends: list[str], waited: float
 ) -> None:
     home = tmp_path_factory.mktemp("submodel_progress")
-    jobs = [TrainJob("submodels", name, home, (), home / name, home / f"{name}-steps", STEPS, 16, Optimizer(), 5) for name in "abc"]
+    jobs = [
+        TrainJob("submodels", name, home, (), home / name, home / f"{name}-steps", STEPS, 16, Optimizer(), 5)
+        for name in "abc"
+    ]
     clock = Clock()
     submodel_progress = SubmodelProgress(jobs, Quorum(quorum), 1, home / "submodel_progress.json", clock)
     for name in ends:
@@ -151,21 +174,39 @@ def test_it_goes_on_only_with_a_quorum(
     assert (action == "go") == (len(ends) == 3 or (len(ends) >= quorum and waited >= 20 * (1.5 * quorum - len(ends))))
 
 
-MIXED = LowMemoryPool.model_validate({"types": [
-    {"name": "small", "resource": "small_gpu", "memory_gb": 2, "price_per_hour": 0.1, "speed": 1},
-    {"name": "large", "resource": "large_gpu", "memory_gb": 9, "price_per_hour": 1.0, "speed": 1}]})
+MIXED = LowMemoryPool.model_validate(
+    {
+        "types": [
+            {"name": "small", "resource": "small_gpu", "memory_gb": 2, "price_per_hour": 0.1, "speed": 1},
+            {"name": "large", "resource": "large_gpu", "memory_gb": 9, "price_per_hour": 1.0, "speed": 1},
+        ]
+    }
+)
 
 
 @pytest.fixture
 def sized(jobs: list[TrainJob]) -> tuple[TrainJob, TrainJob, TrainJob]:
     """Of one model, and ever larger micro-batches."""
     jobs[0].model.mkdir()
-    (jobs[0].model / "config.json").write_text(json.dumps({
-        "model_type": "qwen3_moe", "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "num_experts": 1,
-        "moe_intermediate_size": 512, "num_experts_per_tok": 1, "vocab_size": 8000}))
+    (jobs[0].model / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "qwen3_moe",
+                "hidden_size": 256,
+                "num_hidden_layers": 8,
+                "num_attention_heads": 4,
+                "num_experts": 1,
+                "moe_intermediate_size": 512,
+                "num_experts_per_tok": 1,
+                "vocab_size": 8000,
+            }
+        )
+    )
 
     def job(job: TrainJob, micro_batch: int) -> TrainJob:
-        return dataclasses.replace(job, sequence_length=1024, optimizer=Optimizer(batch_tokens=2**20, micro_batch=micro_batch))
+        return dataclasses.replace(
+            job, sequence_length=1024, optimizer=Optimizer(batch_tokens=2**20, micro_batch=micro_batch)
+        )
 
     return job(jobs[0], 1), job(jobs[1], 16), job(jobs[2], 512)
 
@@ -175,7 +216,9 @@ def test_a_training_goes_where_it_fits_for_the_least_money(sized: tuple[TrainJob
     one, sixteen, all_at_once = needs = [placement.need(job) for job in sized]
     assert one.memory_gb < 2 < sixteen.memory_gb < 9 < all_at_once.memory_gb
     placement.check(needs[:2])
-    with pytest.raises(PoolError, match=r"^pools\.low_memory\.types: 9\.0: c needs \d+\.\d GB, more than any node type has; add"):
+    with pytest.raises(
+        PoolError, match=r"^pools\.low_memory\.types: 9\.0: c needs \d+\.\d GB, more than any node type has; add"
+    ):
         placement.check(needs)
     assert place_all(needs[:2], placement.types({})) == {"a": "low_memory.small", "b": "low_memory.large"}
     # What needs little takes the larger one rather than wait; what needs much has no choice.

@@ -40,11 +40,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def members(home: Path, directory: Path, precision: str = "fp32", every: int = 3, **recipe: str) -> list[TrainJob]:
     return [
         TrainJob(
-            stage="submodels", name=f"submodel-{k}", model=home / "dense", packed_dirs=(home / "shard",),
-            output=directory / f"out-{k}", checkpoints=directory / f"steps-{k}", steps=steps, sequence_length=L,
-            optimizer=RECIPE.model_copy(update={"precision": precision, **recipe}), checkpoint_every=5, seed=k, log_every=1,
-            sync=SyncPlan(directory / "sync", at, OUTER))
-        for k, (steps, at) in enumerate(zip(STEPS, sync_steps(STEPS, every), strict=True))]
+            stage="submodels",
+            name=f"submodel-{k}",
+            model=home / "dense",
+            packed_dirs=(home / "shard",),
+            output=directory / f"out-{k}",
+            checkpoints=directory / f"steps-{k}",
+            steps=steps,
+            sequence_length=L,
+            optimizer=RECIPE.model_copy(update={"precision": precision, **recipe}),
+            checkpoint_every=5,
+            seed=k,
+            log_every=1,
+            sync=SyncPlan(directory / "sync", at, OUTER),
+        )
+        for k, (steps, at) in enumerate(zip(STEPS, sync_steps(STEPS, every), strict=True))
+    ]
 
 
 def in_process(jobs: Sequence[TrainJob], emit: Callable[[Event], None] = ignore) -> list[Trained]:
@@ -67,7 +78,9 @@ def test_a_sync_point_makes_the_outer_step_on_the_backbones_of_its_members(home:
     jobs = members(home, tmp_path, every=6)
     in_process(jobs)
     made = exchange.open_common(tmp_path / "sync", 1)
-    assert set(made) == {key for key in weights(home / "dense") if ModelMap("qwen3_moe").classify(key).role is Role.BACKBONE}
+    assert set(made) == {
+        key for key in weights(home / "dense") if ModelMap("qwen3_moe").classify(key).role is Role.BACKBONE
+    }
     alone = []
     for job, steps in zip(jobs, (6, 6, 3), strict=True):
         lonely = variant(job, f"{job.name}-alone", sync=None)
@@ -87,7 +100,10 @@ def test_every_sync_point_counts_the_tokens_of_its_members(undisturbed: list[Tra
     a_step = BATCH * L
     found = exchange.history(undisturbed[0].checkpoints.parent / "sync")
     assert [list(entry["members"].values()) for entry in found] == [
-        [3 * a_step, 3 * a_step, a_step], [3 * a_step, 3 * a_step, 2 * a_step], [3 * a_step, 3 * a_step, 2 * a_step]]
+        [3 * a_step, 3 * a_step, a_step],
+        [3 * a_step, 3 * a_step, 2 * a_step],
+        [3 * a_step, 3 * a_step, 2 * a_step],
+    ]
     assert all(entry["late"] == [] for entry in found)
 
 
@@ -95,11 +111,15 @@ def test_only_the_newest_sync_points_keep_their_weights(undisturbed: list[TrainJ
     directory = undisturbed[0].checkpoints.parent / "sync"
     kept = {home.name: sorted(path.name for path in home.iterdir()) for home in sorted(directory.iterdir())}
     assert kept == {
-        "sync-0001": ["sync.json"], "sync-0002": ["common", "momentum", "sync.json"],
-        "sync-0003": ["common", "momentum", "sync.json"]}
+        "sync-0001": ["sync.json"],
+        "sync-0002": ["common", "momentum", "sync.json"],
+        "sync-0003": ["common", "momentum", "sync.json"],
+    }
 
 
-def test_sync_points_bring_the_backbones_of_members_together(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
+def test_sync_points_bring_the_backbones_of_members_together(
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path
+) -> None:
     jobs = [dataclasses.replace(job, sync=None) for job in members(home, tmp_path)]
     in_process(jobs)
 
@@ -124,12 +144,13 @@ def kill_at(number: int) -> Callable[[Event], None]:
     def emit(event: Event) -> None:
         if next(left, None) is None:
             raise Killed
+
     return emit
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_killed_anywhere_it_ends_with_the_same_bits(
-    home: Path, undisturbed: list[TrainJob], tmp_path: Path, seed: int,
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path, seed: int
 ) -> None:
     jobs, dice, kills = members(home, tmp_path), random.Random(seed), 0
     while True:
@@ -145,14 +166,14 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
 
 @pytest.mark.parametrize("what", ["next_momentum", "next_common", "write_json"])
 def test_killed_inside_the_outer_step_it_is_made_again(
-    home: Path, undisturbed: list[TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str,
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     jobs = members(home, tmp_path)
     calls = iter(range(100))
     original = getattr(exchange, what)
 
     def dies(*args: object) -> object:
-        if next(calls) == (4 if what == "write_json" else 1):     # each member writes its record as JSON too
+        if next(calls) == (4 if what == "write_json" else 1):  # each member writes its record as JSON too
             raise Killed
         return original(*args)
 
@@ -165,7 +186,7 @@ def test_killed_inside_the_outer_step_it_is_made_again(
 
 
 def test_a_member_that_leaves_and_comes_back_is_the_member_that_waited(
-    home: Path, undisturbed: list[TrainJob], tmp_path: Path,
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path
 ) -> None:
     jobs = members(home, tmp_path)
     coordinator = SyncCoordinator(jobs, ignore)
@@ -175,7 +196,9 @@ def test_a_member_that_leaves_and_comes_back_is_the_member_that_waited(
 
 
 @pytest.mark.parametrize("recipe", [{"precision": "pure_bf16"}, {"name": "muon"}], ids=["bf16", "muon"])
-def test_killed_with_other_optimizer_state_equals_undisturbed(home: Path, tmp_path: Path, recipe: dict[str, str]) -> None:
+def test_killed_with_other_optimizer_state_equals_undisturbed(
+    home: Path, tmp_path: Path, recipe: dict[str, str]
+) -> None:
     whole, halted = members(home, tmp_path / "a", **recipe), members(home, tmp_path / "b", **recipe)
     in_process(whole)
     with pytest.raises(Killed):
@@ -220,7 +243,9 @@ def complete_one(jobs: Sequence[TrainJob], coordinator: SyncCoordinator) -> None
 def test_a_late_member_loads_the_newest_backbone_and_joins_the_next_sync_point(home: Path, tmp_path: Path) -> None:
     jobs = [
         dataclasses.replace(job, sync=dataclasses.replace(job.sync, patience=10.0, max_wait=0.0))
-        for job in members(home, tmp_path) if job.sync is not None]
+        for job in members(home, tmp_path)
+        if job.sync is not None
+    ]
     now = 0.0
     events: list[Event] = []
     coordinator = SyncCoordinator(jobs, events.append, lambda: now)
@@ -233,19 +258,23 @@ def test_a_late_member_loads_the_newest_backbone_and_joins_the_next_sync_point(h
     assert (ready.members, ready.late) == (("submodel-0", "submodel-1"), ("submodel-2",))
     coordinator.combine(ready)
     assert events[0].data["late"] == ["submodel-2"]
-    assert run(jobs[2]).steps == 3          # past its first sync point, which is complete without it, up to its second
+    assert run(jobs[2]).steps == 3  # past its first sync point, which is complete without it, up to its second
     assert coordinator.is_waiting("submodel-2")
     taken_in_turns(jobs, coordinator)
     found = exchange.history(tmp_path / "sync")
     assert [sorted(entry["members"]) for entry in found] == [
-        ["submodel-0", "submodel-1"], *[["submodel-0", "submodel-1", "submodel-2"]] * 2]
+        ["submodel-0", "submodel-1"],
+        *[["submodel-0", "submodel-1", "submodel-2"]] * 2,
+    ]
     assert found[1]["members"]["submodel-2"] == 2 * BATCH * L
 
 
-def test_a_member_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(home: Path, tmp_path: Path) -> None:
+def test_a_member_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(
+    home: Path, tmp_path: Path
+) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
     coordinator = SyncCoordinator(jobs, ignore)
-    assert run(jobs[2]).steps == 1      # its first sync point
+    assert run(jobs[2]).steps == 1  # its first sync point
     coordinator.remove("submodel-2")
     for _ in range(2):
         complete_one(jobs[:2], coordinator)
@@ -267,7 +296,7 @@ def test_a_member_two_sync_points_late_waits_for_its_next_open_one(home: Path, t
     coordinator.remove("submodel-2")
     for _ in range(2):
         complete_one(jobs[:2], coordinator)
-    assert run(jobs[2]).steps == 5      # its third sync point
+    assert run(jobs[2]).steps == 5  # its third sync point
     assert exchange.has_published(tmp_path / "sync", 3, "submodel-2")
 
 
@@ -283,9 +312,14 @@ def test_publishing_while_the_sync_point_completes_does_no_harm(home: Path, tmp_
             yield tensor
 
     exchange.publish(
-        directory, 1, "submodel-2", slowly(), config=open_checkpoint(home / "dense").config,
-        record=exchange.MemberRecord(1, BATCH * L))
-    assert run(jobs[2]).steps == 3      # it continues from the backbone of the others
+        directory,
+        1,
+        "submodel-2",
+        slowly(),
+        config=open_checkpoint(home / "dense").config,
+        record=exchange.MemberRecord(1, BATCH * L),
+    )
+    assert run(jobs[2]).steps == 3  # it continues from the backbone of the others
     complete_one(jobs[:2], coordinator)
     assert sorted(path.name for path in (directory / "sync-0001").iterdir()) == ["common", "momentum", "sync.json"]
 

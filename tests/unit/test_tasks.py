@@ -63,7 +63,9 @@ def test_what_holds_no_pool_is_not_metered(tmp_path: Path) -> None:
 def test_a_function_of_a_stopped_run_does_not_begin(tmp_path: Path) -> None:
     stop = StopFile(tmp_path / "stop")
     stop.request("budget")
-    context = dataclasses.replace(Context(small_config(tmp_path), tmp_path, "", lambda _: None, LocalBackend()), stop=stop)
+    context = dataclasses.replace(
+        Context(small_config(tmp_path), tmp_path, "", lambda _: None, LocalBackend()), stop=stop
+    )
     with pytest.raises(RunStopped, match="budget"):
         context.call(HighMemoryPool(), Files(), pytest.fail)
 
@@ -90,7 +92,9 @@ def test_a_short_wait_is_not() -> None:
 
 def test_of_several_kinds_any_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "t4": 1.0, "l4": 2.0})
-    assert session.wait_message([{"t4": 1.0}, {"l4": 1.0}, {"t4": 1.0}], 1, 0) == "waits for 1 t4 or l4: 0 of 3 are free"
+    assert (
+        session.wait_message([{"t4": 1.0}, {"l4": 1.0}, {"t4": 1.0}], 1, 0) == "waits for 1 t4 or l4: 0 of 3 are free"
+    )
 
 
 def test_a_wait_that_begins_again_is_told_of_again() -> None:
@@ -111,12 +115,16 @@ def test_a_wait_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
         wait_for_start(never, wanted, lambda _: stop.request("cancelled"), stop, grace=0.0)
 
 
-@pytest.mark.parametrize(("there", "workers", "free", "words"), [
-    ({"CPU": 4.0, "high_mem_gpu": 3.0}, 1, 0, "waits for 1 high_mem_gpu: 0 of 3 are free"),
-    ({"CPU": 4.0, "high_mem_gpu": 3.0}, 2, 1, "waits for 2 high_mem_gpu at once: 1 of 3 are free"),
-    ({"CPU": 4.0}, 1, 0, "waits for 1 high_mem_gpu: no node of the Ray cluster offers it now")])
+@pytest.mark.parametrize(
+    ("there", "workers", "free", "words"),
+    [
+        ({"CPU": 4.0, "high_mem_gpu": 3.0}, 1, 0, "waits for 1 high_mem_gpu: 0 of 3 are free"),
+        ({"CPU": 4.0, "high_mem_gpu": 3.0}, 2, 1, "waits for 2 high_mem_gpu at once: 1 of 3 are free"),
+        ({"CPU": 4.0}, 1, 0, "waits for 1 high_mem_gpu: no node of the Ray cluster offers it now"),
+    ],
+)
 def test_what_is_missing_is_in_words(
-    monkeypatch: pytest.MonkeyPatch, there: dict[str, float], workers: int, free: int, words: str,
+    monkeypatch: pytest.MonkeyPatch, there: dict[str, float], workers: int, free: int, words: str
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     assert session.wait_message([Placement(HighMemoryPool(), 1, 0).bundle], workers, free) == words

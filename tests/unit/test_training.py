@@ -70,9 +70,22 @@ Undisturbed = Callable[[str], tuple[TrainJob, TrainResult]]
 
 def job_in(directory: Path, home: Path) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="finetune", model=home / "moe", packed_dirs=(home / "shard",), output=directory / "out",
-        checkpoints=directory / "steps", steps=8, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, keep=2, seed=5,
-        load_balance=0.02, z_loss=0.01, log_every=2)
+        stage="finetune",
+        name="finetune",
+        model=home / "moe",
+        packed_dirs=(home / "shard",),
+        output=directory / "out",
+        checkpoints=directory / "steps",
+        steps=8,
+        sequence_length=L,
+        optimizer=RECIPE,
+        checkpoint_every=3,
+        keep=2,
+        seed=5,
+        load_balance=0.02,
+        z_loss=0.01,
+        log_every=2,
+    )
 
 
 @pytest.fixture
@@ -83,6 +96,7 @@ def job(home: Path, tmp_path: Path) -> TrainJob:
 @pytest.fixture(scope="module")
 def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """Trains the job to its end with a precision, once. To be read, not written."""
+
     @functools.cache
     def trained(precision: str) -> tuple[TrainJob, TrainResult]:
         job = job_in(tmp_path_factory.mktemp("undisturbed"), home)
@@ -100,15 +114,14 @@ def kill_at(step: int) -> Callable[[Event], None]:
     def emit(event: Event) -> None:
         if event.data["step"] >= step:
             raise Killed
+
     return emit
 
 
 # --- the schedule
 
 
-@given(
-    steps=st.integers(1, 500), warmup=st.floats(0, 0.9),
-    schedule=st.sampled_from(["constant", "cosine", "wsd"]))
+@given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["constant", "cosine", "wsd"]))
 def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, schedule: str) -> None:
     recipe = Optimizer(lr=0.5, warmup=warmup, schedule=schedule)
     rates = [learning_rate(step, steps, recipe) for step in range(steps)]
@@ -123,7 +136,7 @@ def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, s
         assert set(after) <= {0.5}
         return
     down = len(after) if schedule == "cosine" else min(len(after), math.ceil(DECAY * steps))
-    assert set(after[:len(after) - down]) <= {0.5}
+    assert set(after[: len(after) - down]) <= {0.5}
     if down > 1:
         assert after[-1] == pytest.approx(0.05)
 
@@ -131,28 +144,33 @@ def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, s
 def test_the_end_of_wsd_is_a_cosine_of_its_own() -> None:
     whole = Optimizer(lr=1.0, schedule="cosine")
     ends = Optimizer(lr=1.0, schedule="wsd", warmup=0.1)
-    assert [learning_rate(80 + step, 100, ends) for step in range(20)] == [learning_rate(step, 20, whole) for step in range(20)]
+    assert [learning_rate(80 + step, 100, ends) for step in range(20)] == [
+        learning_rate(step, 20, whole) for step in range(20)
+    ]
 
 
 def test_cosine_is_halfway_in_the_middle() -> None:
     assert learning_rate(50, 101, Optimizer(lr=1.0, schedule="cosine")) == pytest.approx(0.55)
 
 
-@given(
-    steps=st.lists(st.integers(1, 300), min_size=1, max_size=4), warmup=st.floats(0, 0.9))
+@given(steps=st.lists(st.integers(1, 300), min_size=1, max_size=4), warmup=st.floats(0, 0.9))
 def test_the_phases_of_a_run_follow_one_cosine(steps: list[int], warmup: float) -> None:
     whole, parts = (Optimizer(lr=0.5, warmup=warmup, schedule=each) for each in ("cosine", "run_cosine"))
     total = sum(steps)
     edges = [sum(steps[:i]) / total for i in range(len(steps) + 1)]
     rates = [
         learning_rate(step, count, parts, span)
-        for count, span in zip(steps, itertools.pairwise(edges), strict=True) for step in range(count)]
+        for count, span in zip(steps, itertools.pairwise(edges), strict=True)
+        for step in range(count)
+    ]
     assert rates == pytest.approx([learning_rate(step, total, whole) for step in range(total)], abs=1e-6)
 
 
 @given(
-    steps=st.integers(1, 300), edges=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda each: abs(each[0] - each[1]) > 1e-3),
-    warmup=st.floats(0, 0.9))
+    steps=st.integers(1, 300),
+    edges=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda each: abs(each[0] - each[1]) > 1e-3),
+    warmup=st.floats(0, 0.9),
+)
 def test_no_rate_of_a_part_of_a_run_exceeds_the_peak(steps: int, edges: tuple[float, float], warmup: float) -> None:
     recipe, span = Optimizer(lr=0.5, warmup=warmup, schedule="run_cosine"), (min(edges), max(edges))
     assert all(0 < learning_rate(step, steps, recipe, span) <= 0.5 for step in range(steps))
@@ -171,10 +189,14 @@ def reference_losses(job: TrainJob, directory: Path) -> list[float]:
     """The same training in plain PyTorch: whole batch at once, unfused AdamW, Hugging Face's own loss."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()
     trained = [p for name, p in model.named_parameters() if not name.endswith("mlp.gate.weight") or len(p) > 1]
-    optimizer = torch.optim.AdamW([
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": job.optimizer.weight_decay},
-        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
-    ], betas=BETAS, foreach=False)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": job.optimizer.weight_decay},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        betas=BETAS,
+        foreach=False,
+    )
     stream = TokenStream(job.packed_dirs, L)
     losses = []
     fractions = torch.full((2, 4), 0.5)
@@ -208,14 +230,17 @@ def test_equals_a_plain_pytorch_loop_step_by_step_on_a_moe(undisturbed: Undistur
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
-def test_equals_a_plain_pytorch_loop_where_the_loss_leaves_out_tokens(job: TrainJob, home: Path, micro_batch: int | None) -> None:
+def test_equals_a_plain_pytorch_loop_where_the_loss_leaves_out_tokens(
+    job: TrainJob, home: Path, micro_batch: int | None
+) -> None:
     ids, lengths = np.arange(1600) % (V - 1) + 1, np.full(20, 80)
     mask = LossMask(np.random.default_rng(0).uniform(size=1600) < 0.3, np.arange(20) % 2 == 0)
     path = home / f"masked-{micro_batch}"
     path.mkdir()
     write_index(path, [write_piece(path / "part-00000.npy", ids, lengths, eos=0, vocab_size=V, mask=mask)], V)
     masked = variant(
-        job, path.name, packed_dirs=(path,), optimizer=job.optimizer.model_copy(update={"micro_batch": micro_batch}))
+        job, path.name, packed_dirs=(path,), optimizer=job.optimizer.model_copy(update={"micro_batch": micro_batch})
+    )
     assert run(masked).losses == pytest.approx(reference_losses(masked, job.model), rel=1e-5)
 
 
@@ -252,12 +277,18 @@ def test_learns_and_reports(job: TrainJob) -> None:
     assert (saved.type, saved.data["step"]) == ("checkpoint", 41)
     assert 0 < saved.data["stall"] <= saved.data["latency"]
     assert [(e.type, e.stage, e.unit, e.data["step"]) for e in events] == [
-        ("progress", "finetune", "finetune", step) for step in (10, 20, 30, 40, 41)]
+        ("progress", "finetune", "finetune", step) for step in (10, 20, 30, 40, 41)
+    ]
     assert [e.data["loss"] for e in events] == pytest.approx(
-        [np.mean(result.losses[i:min(i + 10, 41)]) for i in range(0, 41, 10)])
+        [np.mean(result.losses[i : min(i + 10, 41)]) for i in range(0, 41, 10)]
+    )
     balance = {"largest_load", "dead_experts"}
-    assert set(events[0].data) == {"step", "steps", "tokens", "loss", "lr", "grad_norm", "tokens_per_second"} | balance, "no MFU"
-    assert all(math.isfinite(value) and (value > 0 or name == "dead_experts") for e in events for name, value in e.data.items())
+    assert (
+        set(events[0].data) == {"step", "steps", "tokens", "loss", "lr", "grad_norm", "tokens_per_second"} | balance
+    ), "no MFU"
+    assert all(
+        math.isfinite(value) and (value > 0 or name == "dead_experts") for e in events for name, value in e.data.items()
+    )
 
 
 def test_output_is_a_hugging_face_directory_in_classic_names(job: TrainJob) -> None:
@@ -275,10 +306,17 @@ def test_a_tied_head_is_written_once(job: TrainJob, home: Path) -> None:
     assert not torch.equal(written["model.embed_tokens.weight"], weights(home / "tied")["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("changes", [
-    {"micro_batch": 1}, {"micro_batch": 4}, {"gradient_checkpointing": True}, {"micro_batch": 4, "gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"micro_batch": 1},
+        {"micro_batch": 4},
+        {"gradient_checkpointing": True},
+        {"micro_batch": 4, "gradient_checkpointing": True},
+    ],
+)
 def test_neither_micro_batch_nor_checkpointing_changes_the_result(
-    job: TrainJob, undisturbed: Undisturbed, changes: dict[str, Any],
+    job: TrainJob, undisturbed: Undisturbed, changes: dict[str, Any]
 ) -> None:
     whole, result = undisturbed("auto")
     parts = variant(job, "parts", optimizer=RECIPE.model_copy(update=changes))
@@ -286,8 +324,10 @@ def test_neither_micro_batch_nor_checkpointing_changes_the_result(
     torch.testing.assert_close(weights(parts.output), weights(whole.output), rtol=1e-3, atol=2e-5)
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from([
-    family for family in FAMILIES if DECLARATIONS[family].recurrence is None]))
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    st.sampled_from([family for family in FAMILIES if DECLARATIONS[family].recurrence is None]),
+)
 @settings(max_examples=12, deadline=None)
 def test_tokens_of_packed_documents_see_their_own_document_only(lengths: list[int], family: FamilyName) -> None:
     start = 0
@@ -305,7 +345,9 @@ def test_tokens_of_packed_documents_see_their_own_document_only(lengths: list[in
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
-def test_hiding_other_documents_changes_the_training_as_a_setting_of_the_job(job: TrainJob, undisturbed: Undisturbed) -> None:
+def test_hiding_other_documents_changes_the_training_as_a_setting_of_the_job(
+    job: TrainJob, undisturbed: Undisturbed
+) -> None:
     losses = undisturbed("auto")[1].losses
     assert run(variant(job, "within", document_start=0)).losses != losses
     assert run(variant(job, "unused", document_start=V + 1)).losses == losses
@@ -335,7 +377,7 @@ def test_load_balance_balances(job: TrainJob, home: Path) -> None:
 @pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
-    job: TrainJob, undisturbed: Undisturbed, step: int, precision: str,
+    job: TrainJob, undisturbed: Undisturbed, step: int, precision: str
 ) -> None:
     other, whole = undisturbed(precision)
     job = dataclasses.replace(job, optimizer=other.optimizer)
@@ -348,7 +390,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
 
 
 @pytest.mark.parametrize("noise", ["attention_dropout", "router_jitter_noise"])
-def test_noise_that_a_checkpoint_asks_for_is_left_out_but_kept_in_its_settings(job: TrainJob, home: Path, noise: str) -> None:
+def test_noise_that_a_checkpoint_asks_for_is_left_out_but_kept_in_its_settings(
+    job: TrainJob, home: Path, noise: str
+) -> None:
     write_tiny(home / noise, 4, family="mixtral")
     plain = variant(job, f"without-{noise}", model=home / noise, steps=4)
     run(plain)
@@ -360,7 +404,9 @@ def test_noise_that_a_checkpoint_asks_for_is_left_out_but_kept_in_its_settings(j
     assert json.loads((noisy.output / "config.json").read_text())[noise] == 0.2
 
 
-def test_time_in_which_the_held_out_loss_is_measured_is_no_training_time(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_in_which_the_held_out_loss_is_measured_is_no_training_time(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The clock advances in measurements alone."""
     clock = [0.0]
 
@@ -419,7 +465,9 @@ def test_keeps_the_newest_checkpoints_and_trusts_only_whole_ones(job: TrainJob) 
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", "metadata.json", "progress.json", "manifest.json"])
-def test_a_full_disk_is_told_and_leaves_nothing_behind(job: TrainJob, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_a_full_disk_is_told_and_leaves_nothing_behind(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     writing = Storage.writing
 
     def full(storage: Storage, path: str) -> AbstractContextManager[HashingStream]:
@@ -499,7 +547,8 @@ def test_rounding_adamw_follows_torch_in_the_mean() -> None:
     assert moved > 2e-3
     assert (1 - rounded.detach().float()).mean() == pytest.approx(moved.item(), rel=0.05)
     assert ours.state[rounded]["exp_avg_sq"].float().mean() == pytest.approx(
-        reference.state[exact]["exp_avg_sq"].mean().item(), rel=0.01)
+        reference.state[exact]["exp_avg_sq"].mean().item(), rel=0.01
+    )
 
 
 def test_rounding_is_a_function_of_seed_step_and_rank() -> None:
@@ -522,10 +571,12 @@ def test_rounding_is_a_function_of_seed_step_and_rank() -> None:
 @pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
 @pytest.mark.parametrize("model", ["moe", "tied"])
 def test_the_model_of_a_checkpoint_is_what_the_training_would_have_written(
-    job: TrainJob, home: Path, precision: str, model: str,
+    job: TrainJob, home: Path, precision: str, model: str
 ) -> None:
     optimizer = job.optimizer.model_copy(update={"precision": precision, "schedule": "constant"})
-    job = dataclasses.replace(job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0, with_optimizer_state=True)
+    job = dataclasses.replace(
+        job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0, with_optimizer_state=True
+    )
     whole = variant(job, "whole", steps=4, checkpoint_every=2)
     result = run(whole)
     assert read_partial_result(whole) == dataclasses.replace(result, restored_step=4)
@@ -543,13 +594,13 @@ def test_a_finished_training_keeps_its_result_and_no_checkpoints(job: TrainJob) 
     assert checkpoint.steps(job.checkpoints) == []
     assert read_partial_result(job) == result
     before = {path: path.stat().st_mtime_ns for path in job.output.rglob("*")}
-    assert run(job) == result   # a driver that starts again
+    assert run(job) == result  # a driver that starts again
     assert {path: path.stat().st_mtime_ns for path in job.output.rglob("*")} == before
 
 
 @pytest.mark.parametrize("dies_in", ["write_json", "rename"])
 def test_a_training_that_dies_before_its_record_is_complete_resumes(
-    job: TrainJob, monkeypatch: pytest.MonkeyPatch, dies_in: str,
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, dies_in: str
 ) -> None:
     job = dataclasses.replace(job, steps=4, checkpoint_every=2, drop_checkpoints=True)
     expected = run(variant(job, "other", drop_checkpoints=False))
@@ -582,7 +633,8 @@ def test_mfu_is_the_share_of_the_cards_peak(job: TrainJob, monkeypatch: pytest.M
     flops = job_flops_per_token(job)
     architecture = read_architecture(job.model, "qwen3_moe")
     assert flops == flops_per_token(
-        count_parameters("qwen3_moe", architecture, V), architecture, job.sequence_length, checkpointing=False)
+        count_parameters("qwen3_moe", architecture, V), architecture, job.sequence_length, checkpointing=False
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100-SXM4-80GB")
     events: list[Event] = []
     progress = checkpoint.Progress()
@@ -593,9 +645,20 @@ def test_mfu_is_the_share_of_the_cards_peak(job: TrainJob, monkeypatch: pytest.M
     assert data["mfu"] == pytest.approx(data["tokens_per_second"] * flops / (2 * 312e12))
 
 
-@pytest.mark.parametrize(("name", "tflops"), [
-    ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA L40S", 362),
-    ("NVIDIA L4", 121), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA A10G", 70), ("Tesla T4", 65), ("NVIDIA RTX A6000", 155)])
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA A10G", 70),
+        ("Tesla T4", 65),
+        ("NVIDIA RTX A6000", 155),
+    ],
+)
 def test_peaks_are_those_of_the_data_sheets(name: str, tflops: float) -> None:
     assert peak_flops(name) == tflops * 1e12
     assert peak_flops("Card of the future") is None

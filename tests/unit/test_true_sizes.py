@@ -37,9 +37,15 @@ print(json.dumps(found))
 @pytest.mark.timeout(600)
 def test_memory_is_that_of_a_few_layers(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     megabytes = found["merge"]["bytes"] / 1e6
     assert 150 < megabytes < 250
-    # In fp32, as merge and evaluation compute here, the whole model takes twice its size on disk, and one of 16 layers 12 %.
+    # In fp32, as merge and evaluation compute here, the whole model takes twice its size on disk, and one of 16 layers
+    # 12 %.
     assert {arm: each["grown_mb"] for arm, each in found.items() if each["grown_mb"] > 0.6 * megabytes} == {}

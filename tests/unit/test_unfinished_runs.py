@@ -20,8 +20,12 @@ from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 
-FEW = {"tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}, "clusters": {"count": 2, "vectors": "hidden_state"},
-       "evaluation": {"max_tokens": 3000}, "merge": {"calibration_tokens": 1024}}
+FEW = {
+    "tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25},
+    "clusters": {"count": 2, "vectors": "hidden_state"},
+    "evaluation": {"max_tokens": 3000},
+    "merge": {"calibration_tokens": 1024},
+}
 
 
 def show(directory: Path, command: str = "show") -> str:
@@ -46,7 +50,10 @@ def stopped(tmp_path: Path) -> RunConfig:
 
 def test_a_stopped_run_is_shown_and_drawn_as_far_as_it_is(stopped: RunConfig) -> None:
     text = show(stopped.directory)
-    assert "stopped (cancelled): figures of the stages so far; `moedisco run` with the same configuration continues it" in text
+    assert (
+        "stopped (cancelled): figures of the stages so far; `moedisco run` with the same configuration continues it"
+        in text
+    )
     assert "seed" in text
     assert "Clusters" in text
     drawn = show(stopped.directory, "plot")
@@ -64,15 +71,28 @@ def test_a_running_run_is_shown_as_running(stopped: RunConfig) -> None:
     assert "stopped" in show(stopped.directory)
 
 
-@pytest.mark.parametrize(("events", "state", "reason"), [
-    ([], "interrupted", None),
-    ([Event("run_started")], "interrupted", None),
-    ([Event("run_started"), Event("run_failed", data={"message": "no text"})], "failed", "no text"),
-    ([Event("run_started"), Event("run_stopped", data={"reason": "x"}), Event("run_started"), Event("run_finished")],
-     "finished", None),
-    ([Event("run_started"), Event("run_finished"), Event("run_started"), Event("warning")], "interrupted", None),
-])
-def test_the_state_is_that_of_the_last_attempt(tmp_path: Path, events: list[Event], state: str, reason: str | None) -> None:
+@pytest.mark.parametrize(
+    ("events", "state", "reason"),
+    [
+        ([], "interrupted", None),
+        ([Event("run_started")], "interrupted", None),
+        ([Event("run_started"), Event("run_failed", data={"message": "no text"})], "failed", "no text"),
+        (
+            [
+                Event("run_started"),
+                Event("run_stopped", data={"reason": "x"}),
+                Event("run_started"),
+                Event("run_finished"),
+            ],
+            "finished",
+            None,
+        ),
+        ([Event("run_started"), Event("run_finished"), Event("run_started"), Event("warning")], "interrupted", None),
+    ],
+)
+def test_the_state_is_that_of_the_last_attempt(
+    tmp_path: Path, events: list[Event], state: str, reason: str | None
+) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     for event in events:
         log(event)

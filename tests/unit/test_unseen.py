@@ -36,14 +36,20 @@ def source(tmp_path: Path, stem: str, lines: list[str], **settings: Any) -> Sour
 
 def test_each_source_gets_its_share_in_the_order_of_its_lines(tmp_path: Path, encoder: Encoder) -> None:
     sources = [
-        source(tmp_path, "a", ["aaaa", "bbbb", "", "cccccccc", "dd"], name="first"), source(tmp_path, "b", ["e" * 99, "f"]),
-        source(tmp_path, "c", ["bbbb", "gggg", "gggg", "h"])]
+        source(tmp_path, "a", ["aaaa", "bbbb", "", "cccccccc", "dd"], name="first"),
+        source(tmp_path, "b", ["e" * 99, "f"]),
+        source(tmp_path, "c", ["bbbb", "gggg", "gggg", "h"]),
+    ]
     samples, left_out, _ = read_unseen(sources, encoder, 3 * 12, LIMITS)
     assert [(sample.source, sample.text) for sample in samples] == [
-        ("first", "aaaa"), ("first", "bbbb"), ("unseen-1", "e" * 12), ("unseen-2", "gggg")]
+        ("first", "aaaa"),
+        ("first", "bbbb"),
+        ("unseen-1", "e" * 12),
+        ("unseen-2", "gggg"),
+    ]
     assert left_out == 0
     for key, name, text, tokens, _ in samples:
-        assert key == document_id("e" * 99 if name == "unseen-1" else text)     # cut, but the same document
+        assert key == document_id("e" * 99 if name == "unseen-1" else text)  # cut, but the same document
         assert len(tokens) == len(text)
         assert encoder.decode([tokens]) == [text]
 
@@ -51,7 +57,7 @@ def test_each_source_gets_its_share_in_the_order_of_its_lines(tmp_path: Path, en
 def test_only_what_is_needed_is_read(tmp_path: Path, encoder: Encoder) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.txt").write_text("\n".join(f"line {i}" for i in range(200)), encoding="utf-8")
-    (tmp_path / "folder" / "b.txt").write_bytes(b"\0")      # nobody could read it
+    (tmp_path / "folder" / "b.txt").write_bytes(b"\0")  # nobody could read it
     folder = Source(path=str(tmp_path / "folder"), documents="line")
     assert len(read_unseen([folder], encoder, 100, LIMITS)[0]) > 5
     with pytest.raises(CorpusError, match=r"evaluation\.sources\.0\.path: .*is binary"):
@@ -61,7 +67,9 @@ def test_only_what_is_needed_is_read(tmp_path: Path, encoder: Encoder) -> None:
 def test_what_was_trained_on_is_left_out(tmp_path: Path, encoder: Encoder) -> None:
     parts = [tmp_path / "part-0.parquet", tmp_path / "part-1.parquet"]
     for part, texts in zip(parts, (["aaaa", "x"], ["cccc"]), strict=True):
-        pq.write_table(pa.table({"id": pa.array([document_id(text) for text in texts], pa.binary(16)), "text": texts}), part)
+        pq.write_table(
+            pa.table({"id": pa.array([document_id(text) for text in texts], pa.binary(16)), "text": texts}), part
+        )
     known = source(tmp_path, "a", ["aaaa", "bbbb", "cccc"])
     samples, left_out, _ = read_unseen([known], encoder, 1000, LIMITS, parts)
     assert ([sample.text for sample in samples], left_out) == (["bbbb"], 2)
@@ -86,13 +94,24 @@ def test_examples_keep_what_they_are_made_of(tmp_path: Path) -> None:
     assert read_task_file("f", tasks(tmp_path, COMPLETION)) == [COMPLETION]
 
 
-@pytest.mark.parametrize(("rows", "says"), [
-    ((CHOICE, "{"), "line 2 is no example"), ((3,), "line 1 is no example"), (({**CHOICE, "gold": 2},), "line 1 is no example"),
-    (({**CHOICE, "gold": -1},), "line 1"), (({**CHOICE, "gold": "a"},), "line 1"), (({**CHOICE, "choices": ["a"]},), "line 1"),
-    (({**CHOICE, "choices": ["a", " "]},), "line 1"), (({**CHOICE, "query": ""},), "line 1"),
-    (({"context": "c"},), "line 1"), (({**COMPLETION, "continuation": ""},), "line 1"),
-    ((COMPLETION, CHOICE), "line 2 has another form than line 1"), ((), "holds no examples"), (("", " "), "holds no examples"),
-])
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ((CHOICE, "{"), "line 2 is no example"),
+        ((3,), "line 1 is no example"),
+        (({**CHOICE, "gold": 2},), "line 1 is no example"),
+        (({**CHOICE, "gold": -1},), "line 1"),
+        (({**CHOICE, "gold": "a"},), "line 1"),
+        (({**CHOICE, "choices": ["a"]},), "line 1"),
+        (({**CHOICE, "choices": ["a", " "]},), "line 1"),
+        (({**CHOICE, "query": ""},), "line 1"),
+        (({"context": "c"},), "line 1"),
+        (({**COMPLETION, "continuation": ""},), "line 1"),
+        ((COMPLETION, CHOICE), "line 2 has another form than line 1"),
+        ((), "holds no examples"),
+        (("", " "), "holds no examples"),
+    ],
+)
 def test_what_is_no_example_is_told_by_its_line(tmp_path: Path, rows: tuple[Any, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=rf"^evaluation\.lm_eval\.0: .*tasks\.jsonl': {says}"):
         read_task_file("evaluation.lm_eval.0", tasks(tmp_path, *rows))

@@ -24,7 +24,8 @@ from moedisco_ray.stages.start import Start, untrained_moe, whole_moe
 
 HIDDEN = 160
 STARTS = [("mixtral", "llama"), ("qwen2_moe", "qwen2"), ("granitemoe", "granite"), ("gpt_oss", "gpt_oss")]
-"""Families with an expert in three tensors, with a shared expert, and with two kinds of stacks; and what they start from."""
+"""Families with an expert in three tensors, with a shared expert, and with two kinds of stacks; and what they start
+from."""
 
 
 def start_of(directory: Path, family: str, kind: str, seed: int = 0, **init: Any) -> Start:
@@ -45,19 +46,26 @@ def matrices(family: str, tensors: dict[str, torch.Tensor], layer: int, expert: 
     block = f"model.layers.{layer}.{DECLARATIONS[family].block}"
     if family == "granitemoe":
         both, down = (tensors[f"{block}.{name}_linear.weight"][expert] for name in ("input", "output"))
-        return {"gate": both[:len(both) // 2], "up": both[len(both) // 2:], "down": down.T}
+        return {"gate": both[: len(both) // 2], "up": both[len(both) // 2 :], "down": down.T}
     both, bias = (tensors[f"{block}.experts.gate_up_proj{end}"][expert] for end in ("", "_bias"))
     return {
-        "gate": both[:, ::2].T, "up": both[:, 1::2].T, "down": tensors[f"{block}.experts.down_proj"][expert],
-        "gate bias": bias[::2, None], "up bias": bias[1::2, None]}
+        "gate": both[:, ::2].T,
+        "up": both[:, 1::2].T,
+        "down": tensors[f"{block}.experts.down_proj"][expert],
+        "gate bias": bias[::2, None],
+        "up bias": bias[1::2, None],
+    }
 
 
 @pytest.mark.parametrize("split", [1, 2])
 @pytest.mark.parametrize(("family", "kind"), STARTS)
-def test_a_share_of_each_experts_units_is_new_and_the_rest_a_copy(tmp_path: Path, family: str, kind: str, split: int) -> None:
+def test_a_share_of_each_experts_units_is_new_and_the_rest_a_copy(
+    tmp_path: Path, family: str, kind: str, split: int
+) -> None:
     old, new, same = (
         dict(whole_moe(start_of(tmp_path / "start", family, kind, reinitialise=share, split=split), None)[0])
-        for share in (0.0, 0.3, 0.3))
+        for share in (0.0, 0.3, 0.3)
+    )
     assert all(torch.equal(tensor, same[key]) for key, tensor in new.items()), "the same seed gives the same bits"
     drawn = []
     for layer in range(2):
@@ -70,10 +78,12 @@ def test_a_share_of_each_experts_units_is_new_and_the_rest_a_copy(tmp_path: Path
                 assert torch.equal(new_F, changed["gate"]), "an expert's matrices have the same new units"
                 was_NX, is_NX = before[name][new_F], after[name][new_F]
                 assert (was_NX != is_NX).all()
-                deviation, error = float(was_NX.std()), 5 / was_NX.numel() ** 0.5      # five standard errors
+                deviation, error = float(was_NX.std()), 5 / was_NX.numel() ** 0.5  # five standard errors
                 assert float(is_NX.mean()) == pytest.approx(float(was_NX.mean()), abs=error * deviation)
-                assert float(is_NX.std()) == pytest.approx(deviation, rel=error / 2 ** 0.5)
-    assert len({tuple(new_F.tolist()) for new_F in drawn}) == len(drawn), "each expert of each layer has units of its own"
+                assert float(is_NX.std()) == pytest.approx(deviation, rel=error / 2**0.5)
+    assert len({tuple(new_F.tolist()) for new_F in drawn}) == len(drawn), (
+        "each expert of each layer has units of its own"
+    )
     names = ModelMap(family)
     for key, tensor in new.items():
         assert names.classify(key).role is Role.EXPERT or torch.equal(tensor, old[key]), key
@@ -83,7 +93,9 @@ def test_a_share_of_each_experts_units_is_new_and_the_rest_a_copy(tmp_path: Path
 
 def test_the_output_bias_of_an_expert_belongs_to_no_unit(tmp_path: Path) -> None:
     old, new = (
-        whole_moe(start_of(tmp_path / "start", "gpt_oss", "gpt_oss", reinitialise=share), None)[0] for share in (0.0, 1.0))
+        whole_moe(start_of(tmp_path / "start", "gpt_oss", "gpt_oss", reinitialise=share), None)[0]
+        for share in (0.0, 1.0)
+    )
     assert all(torch.equal(old[key], new[key]) for key in old if key.endswith("down_proj_bias"))
 
 
@@ -102,8 +114,13 @@ def test_a_seed_trains_the_dense_model_and_units_are_new_after_it(tmp_path: Path
             assert not torch.equal(part[first], seed[first])
 
 
-@pytest.mark.parametrize("sizes", [
-    {"num_experts": 4, "split": 2, "num_experts_per_tok": 2}, {"num_experts": 6, "split": 3, "num_experts_per_tok": 6}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_experts": 4, "split": 2, "num_experts_per_tok": 2},
+        {"num_experts": 6, "split": 3, "num_experts_per_tok": 6},
+    ],
+)
 @pytest.mark.parametrize(("family", "kind"), RELATIVES)
 def test_the_parts_of_an_mlp_compute_what_it_did(tmp_path: Path, family: str, kind: str, sizes: dict[str, int]) -> None:
     start = dense(tmp_path / "dense", kind)
@@ -112,7 +129,10 @@ def test_the_parts_of_an_mlp_compute_what_it_did(tmp_path: Path, family: str, ki
         expected = AutoModelForCausalLM.from_pretrained(start)(IDS).logits
     whole = upcycled(tmp_path / "moe", family, start, **sizes)
     torch.testing.assert_close(logits(whole), expected, rtol=1e-4, atol=1e-5)
-    planned, counts = count_parameters(family, model_of(family, start, **sizes).architecture, VOCAB), dict.fromkeys(Role, 0)
+    planned, counts = (
+        count_parameters(family, model_of(family, start, **sizes).architecture, VOCAB),
+        dict.fromkeys(Role, 0),
+    )
     for key, tensor in open_checkpoint(whole).items():
         counts[ModelMap(family).classify(key).role] += tensor.numel()
     assert (planned.experts, planned.shared_expert) == (counts[Role.EXPERT], counts[Role.SHARED_EXPERT])
@@ -130,9 +150,13 @@ def test_the_parts_of_a_single_expert_compute_what_it_did(tmp_path: Path, family
 @pytest.mark.parametrize(("family", "kind"), STARTS)
 def test_the_experts_of_a_group_hold_the_units_in_order(tmp_path: Path, family: str, kind: str) -> None:
     copies, parts = (
-        dict(untrained_moe(start_of(tmp_path / "start", family, kind, split=split, num_experts_per_tok=1))[0]) for split in (1, 2))
+        dict(untrained_moe(start_of(tmp_path / "start", family, kind, split=split, num_experts_per_tok=1))[0])
+        for split in (1, 2)
+    )
     for layer in range(2):
-        whole, *found = (matrices(family, tensors, layer, e) for tensors, e in [(copies, 0), *((parts, e) for e in range(4))])
+        whole, *found = (
+            matrices(family, tensors, layer, e) for tensors, e in [(copies, 0), *((parts, e) for e in range(4))]
+        )
         for name, units_FX in whole.items():
             group = torch.cat([found[0][name], found[1][name]])
             assert torch.equal(group, units_FX * 2 if name == "down" else units_FX)
@@ -154,33 +178,61 @@ def test_a_seed_and_the_sub_models_hold_whole_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("experts", "split", "count"), [(4, 1, 2), (4, 2, 2), (6, 1, 2), (6, 2, 3)])
 def test_the_decided_number_of_sub_models_cuts_no_group(tmp_path: Path, experts: int, split: int, count: int) -> None:
     start = dense(tmp_path / "dense", "llama", vocab_size=600)
-    config = small_config(tmp_path, clusters={"count": "auto"}, pools={"low_memory": {"max_workers": 4}}, model={
-        "family": "mixtral", "config": None,
-        "init": {"upcycle": str(start), "num_experts": experts, "num_experts_per_tok": 1, "split": split}})
+    config = small_config(
+        tmp_path,
+        clusters={"count": "auto"},
+        pools={"low_memory": {"max_workers": 4}},
+        model={
+            "family": "mixtral",
+            "config": None,
+            "init": {"upcycle": str(start), "num_experts": experts, "num_experts_per_tok": 1, "split": split},
+        },
+    )
     assert with_cluster_count(config).cluster_count == count
 
 
-@pytest.mark.parametrize(("init", "clusters", "line"), [
-    ({"split": 5, "num_experts": 5}, 1,
-     r"model\.init\.split: 5: does not divide the MLP's 24 hidden units into experts of 8 or more; use a divisor of 24"),
-    ({"split": 4, "num_experts": 4}, 1, r"model\.init\.split: 4: does not divide the MLP's 24 hidden units into experts of 8"),
-    ({"split": 2, "num_experts": 4}, 4,
-     r"clusters\.count 4 does not divide the model's 2 groups of model\.init\.split 2 experts; use one of 1, 2"),
-])
+@pytest.mark.parametrize(
+    ("init", "clusters", "line"),
+    [
+        (
+            {"split": 5, "num_experts": 5},
+            1,
+            r"model\.init\.split: 5: does not divide the MLP's 24 hidden units into experts of 8 or more; use a divisor of 24",
+        ),
+        (
+            {"split": 4, "num_experts": 4},
+            1,
+            r"model\.init\.split: 4: does not divide the MLP's 24 hidden units into experts of 8",
+        ),
+        (
+            {"split": 2, "num_experts": 4},
+            4,
+            r"clusters\.count 4 does not divide the model's 2 groups of model\.init\.split 2 experts; use one of 1, 2",
+        ),
+    ],
+)
 def test_a_split_that_does_not_fit_is_one_line(tmp_path: Path, init: dict[str, int], clusters: int, line: str) -> None:
     start = dense(tmp_path / "dense", "llama")
     with pytest.raises((CheckpointError, ConfigError), match=line):
-        small_config(tmp_path, clusters={"count": clusters}, model={
-            "family": "mixtral", "config": None, "init": {"upcycle": str(start), **init}})
+        small_config(
+            tmp_path,
+            clusters={"count": clusters},
+            model={"family": "mixtral", "config": None, "init": {"upcycle": str(start), **init}},
+        )
 
 
-@pytest.mark.parametrize(("init", "line"), [
-    ({"split": 3}, "model.init: split 3 does not divide num_experts 4; set num_experts to a multiple of 3"),
-    ({"split": 0}, "model.init.split: 0: must be at least 1"),
-    ({"reinitialise": 1.5}, "model.init.reinitialise: 1.5: must be at most 1"),
-    ({"reinitialise": "half"}, "model.init.reinitialise: 'half': must be a number"),
-])
+@pytest.mark.parametrize(
+    ("init", "line"),
+    [
+        ({"split": 3}, "model.init: split 3 does not divide num_experts 4; set num_experts to a multiple of 3"),
+        ({"split": 0}, "model.init.split: 0: must be at least 1"),
+        ({"reinitialise": 1.5}, "model.init.reinitialise: 1.5: must be at most 1"),
+        ({"reinitialise": "half"}, "model.init.reinitialise: 'half': must be a number"),
+    ],
+)
 def test_mistakes_name_the_setting(init: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_config({"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"init": {"upcycle": "x", **init}}})
+        check_config(
+            {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"init": {"upcycle": "x", **init}}}
+        )
     assert str(caught.value).startswith(line)

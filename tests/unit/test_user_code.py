@@ -36,8 +36,10 @@ def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def configuration(tmp_path: Path, function: str, rows: list[dict[str, str]], **changes: Any) -> Path:
     """A configuration whose only source is a table that a function changes."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = small_config(tmp_path / "runs", **{"corpus": {"sources": [
-        {"path": str(tmp_path / "rows.jsonl"), "map": function}]}, **changes})
+    config = small_config(
+        tmp_path / "runs",
+        **{"corpus": {"sources": [{"path": str(tmp_path / "rows.jsonl"), "map": function}]}, **changes},
+    )
     path = tmp_path / "stranger.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return path
@@ -59,7 +61,7 @@ def test_no_command_calls_a_function_without_permission(tmp_path: Path, marker: 
     path = configuration(tmp_path, "subprocess:getoutput", [{f"touch '{marker}'; true": "a"}])
     result = CliRunner().invoke(app, [command, str(path)])
     assert not marker.exists()
-    if command != "plan":   # which reads no text
+    if command != "plan":  # which reads no text
         assert result.exit_code == 2
         assert "corpus.sources.0.map: 'subprocess:getoutput': " in result.stderr
         assert result.stderr.count("\n") == 1
@@ -69,7 +71,7 @@ def test_no_command_calls_a_function_without_permission(tmp_path: Path, marker: 
 
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])
 def test_no_command_imports_a_module_without_permission(
-    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, command: str,
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Importing a module runs it, also if the function is never called.
 
@@ -90,7 +92,7 @@ def test_no_command_imports_a_module_without_permission(
 
 
 def test_no_module_of_a_package_is_imported_to_find_another(
-    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before (af276e38): `validate` imported the package, and said "cannot be imported (RuntimeError: imported)"."""
     package = tmp_path / "strangers_package"
@@ -115,11 +117,12 @@ def test_what_is_allowed_is_imported_from_next_to_the_configuration(tmp_path: Pa
 
 
 def test_no_other_file_next_to_the_configuration_replaces_a_module_of_the_processes_that_a_run_starts(
-    tmp_path: Path, marker: Path,
+    tmp_path: Path, marker: Path
 ) -> None:
     """Only the file of the function was shown; the folder may also hold a `queue.py`, or an honest user's `evaluate.py`.
 
-    The folder was in PYTHONPATH, which comes before the standard library: each process of the run imported that `queue.py`.
+    The folder was in PYTHONPATH, which comes before the standard library: each process of the run imported that
+    `queue.py`.
     """
     (tmp_path / "strangers_rows.py").write_text("def keep(row):\n    return row\nraise RuntimeError('imported')\n")
     (tmp_path / "queue.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
@@ -131,7 +134,9 @@ def test_no_other_file_next_to_the_configuration_replaces_a_module_of_the_proces
 
 
 @pytest.mark.parametrize("name", ["strangers_rows", "strangers.rows"])
-def test_what_was_shown_is_what_runs_although_python_has_compiled_code_of_the_file(tmp_path: Path, marker: Path, name: str) -> None:
+def test_what_was_shown_is_what_runs_although_python_has_compiled_code_of_the_file(
+    tmp_path: Path, marker: Path, name: str
+) -> None:
     """Compiled code in `__pycache__` can say that it is valid whatever the file holds, and Python ran it instead of the file."""
     source = tmp_path / f"{name.replace('.', '/')}.py"
     source.parent.mkdir(exist_ok=True)
@@ -144,12 +149,17 @@ def test_what_was_shown_is_what_runs_although_python_has_compiled_code_of_the_fi
     assert "cannot be imported (RuntimeError: imported)" in result.stderr
 
 
-@pytest.mark.parametrize(("function", "code"), [
-    ("getoutput", "from subprocess import getoutput\n"), ("found", "import subprocess\nfound = subprocess.getoutput\n"),
-    ("inner", "def outer():\n    def inner(row):\n        return row\n"), ("keep", "class keep(dict):\n    pass\n"),
-])
+@pytest.mark.parametrize(
+    ("function", "code"),
+    [
+        ("getoutput", "from subprocess import getoutput\n"),
+        ("found", "import subprocess\nfound = subprocess.getoutput\n"),
+        ("inner", "def outer():\n    def inner(row):\n        return row\n"),
+        ("keep", "class keep(dict):\n    pass\n"),
+    ],
+)
 def test_a_function_that_a_module_only_imports_is_refused_although_the_module_is_allowed(
-    tmp_path: Path, marker: Path, function: str, code: str,
+    tmp_path: Path, marker: Path, function: str, code: str
 ) -> None:
     """Before (af276e38): `run` had no such option, and `validate` imported the module."""
     module(tmp_path, "strangers_rows", marker, code)
@@ -169,8 +179,9 @@ def test_no_function_of_python_itself_can_be_allowed(tmp_path: Path, function: s
     assert "is part of Python" in result.stderr
 
 
-@pytest.mark.parametrize(("answer", "runs"), [
-    ("n", False), ("", False), pytest.param("y", True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("answer", "runs"), [("n", False), ("", False), pytest.param("y", True, marks=pytest.mark.slow)]
+)
 def test_a_terminal_shows_all_code_and_asks_once(tmp_path: Path, marker: Path, answer: str, runs: bool) -> None:
     hidden = "# \x1b[2J\x1b[8m \u202e hidden\n"
     package = tmp_path / "strangers"
@@ -180,8 +191,11 @@ def test_a_terminal_shows_all_code_and_asks_once(tmp_path: Path, marker: Path, a
     path = configuration(tmp_path, "strangers.rows:keep", [{"text": "a"}])
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "service", "run", str(path), "--json"], cwd=tmp_path,
-        stdin=theirs, stdout=theirs, stderr=theirs,
+        [sys.executable, "-m", "service", "run", str(path), "--json"],
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     ) as process:
         os.close(theirs)
         shown = b""
@@ -189,10 +203,10 @@ def test_a_terminal_shows_all_code_and_asks_once(tmp_path: Path, marker: Path, a
             shown += read
         assert not marker.exists()
         os.write(ours, f"{answer}\n".encode())
-        while process.poll() is None:   # an unread terminal would stop the program
+        while process.poll() is None:  # an unread terminal would stop the program
             try:
                 os.read(ours, 1 << 16)
-            except OSError:     # the program has closed its side
+            except OSError:  # the program has closed its side
                 break
         assert process.wait(60) == 2
     os.close(ours)

@@ -37,12 +37,12 @@ def test_a_list_names_functions_modules_and_packages() -> None:
 
 
 def test_a_function_in_an_archive_is_found_and_one_in_compiled_code_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
         archive.writestr("archived_rows.py", "def keep(row):\n    return row\n")
     monkeypatch.syspath_prepend(tmp_path / "rows.zip")
-    found, = user_functions(calling(tmp_path, "archived_rows:keep"), tmp_path)
+    (found,) = user_functions(calling(tmp_path, "archived_rows:keep"), tmp_path)
     assert found.source == "def keep(row):\n    return row\n"
     assert found.folder is None
     with pytest.raises(ConfigError, match="is no Python code"):

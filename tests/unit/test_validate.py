@@ -34,12 +34,15 @@ def with_text(tmp_path: Path, path: str, output: str = "runs", **changes: Any) -
     return small_config(tmp_path / output, **{"corpus": {"sources": [{"path": path, "name": "mine"}]}, **changes})
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (b"", "holds no files, or only empty ones"),
-    (bytes(range(256)) * 64, "binary"),
-    (("Caf\xe9 und \xdcbung\n\n" * 300).encode("latin-1"), "UTF-8"),
-    (TEXT.encode("utf-16"), "UTF-16"),
-])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no files, or only empty ones"),
+        (bytes(range(256)) * 64, "binary"),
+        (("Caf\xe9 und \xdcbung\n\n" * 300).encode("latin-1"), "UTF-8"),
+        (TEXT.encode("utf-16"), "UTF-16"),
+    ],
+)
 def test_text_that_cannot_be_read_is_found_before_the_run(tmp_path: Path, content: bytes, words: str) -> None:
     written(tmp_path / "data", mine_txt=content)
     found = validate(with_text(tmp_path, str(tmp_path / "data" / "mine.txt")))
@@ -67,8 +70,12 @@ def test_what_is_fine_is_fine_and_is_looked_at_in_seconds(tmp_path: Path) -> Non
 def test_every_mistake_is_listed_at_once_with_field_value_and_remedy(tmp_path: Path) -> None:
     written(tmp_path / "data", mine_txt=b"")
     (tmp_path / "file").write_text("")
-    config = with_text(tmp_path, str(tmp_path / "data" / "mine.txt"), "file/runs", pools={
-        "low_memory": {"memory_gb": 0.001}, "high_memory": {"workers": 1}})
+    config = with_text(
+        tmp_path,
+        str(tmp_path / "data" / "mine.txt"),
+        "file/runs",
+        pools={"low_memory": {"memory_gb": 0.001}, "high_memory": {"workers": 1}},
+    )
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     result = CliRunner().invoke(app, ["validate", str(path)])
@@ -88,8 +95,11 @@ def test_a_checkpoint_whose_tensors_do_not_fit_is_found(tmp_path: Path) -> None:
     tensors[name] = tensors[name][:-1].contiguous()
     save_file(tensors, start / "model.safetensors", metadata={"format": "pt"})
     config = small_config(
-        tmp_path / "runs", model={"family": "mixtral", "config": None, "init": {"checkpoint": str(start)}},
-        clusters={"count": 2}, tokens={"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4})
+        tmp_path / "runs",
+        model={"family": "mixtral", "config": None, "init": {"checkpoint": str(start)}},
+        clusters={"count": 2},
+        tokens={"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
+    )
     found = [str(problem) for problem in validate(config).problems]
     assert any("q_proj" in line and "another shape" in line for line in found), found
 

@@ -37,21 +37,27 @@ def test_a_checksum_does_not_depend_on_how_the_bytes_were_written(pieces: list[b
     data = b"".join(pieces)
     found = checksum_of(pieces, block_bytes)
     assert found == checksum_of([data], block_bytes)
-    blocks = [data[at:at + block_bytes] for at in range(0, len(data), block_bytes)]
+    blocks = [data[at : at + block_bytes] for at in range(0, len(data), block_bytes)]
     assert len(found.blocks) == len(blocks)
     assert all(found.matches(index, block) for index, block in enumerate(blocks))
-    assert not any(found.matches(index, block + b"x") or found.matches(index, block[:-1]) for index, block in enumerate(blocks))
+    assert not any(
+        found.matches(index, block + b"x") or found.matches(index, block[:-1]) for index, block in enumerate(blocks)
+    )
 
 
 @given(
-    data=st.binary(max_size=200), block_bytes=st.integers(1, 60),
-    steps=st.lists(st.tuples(st.integers(-20, 220), st.sampled_from([io.SEEK_SET, io.SEEK_CUR, io.SEEK_END]), st.integers(0, 90))))
+    data=st.binary(max_size=200),
+    block_bytes=st.integers(1, 60),
+    steps=st.lists(
+        st.tuples(st.integers(-20, 220), st.sampled_from([io.SEEK_SET, io.SEEK_CUR, io.SEEK_END]), st.integers(0, 90))
+    ),
+)
 def test_it_reads_as_any_file(data: bytes, block_bytes: int, steps: list[tuple[int, int, int]]) -> None:
     checksum = checksum_of([data], block_bytes)
 
     def block(index: int) -> bytes:
         positions = checksum.block(index)
-        return data[positions.start:positions.stop]
+        return data[positions.start : positions.stop]
 
     ours, theirs = io.BufferedReader(VerifiedFile(checksum, block), 16), io.BytesIO(data)
     for offset, whence, size in steps:
@@ -78,7 +84,7 @@ def test_a_load_has_two_blocks_in_memory(saved: tuple[Storage, nn.Module, torch.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    tracemalloc.start()      # of Python's memory, without tensors
+    tracemalloc.start()  # of Python's memory, without tensors
     try:
         checkpoint.load(storage, 1, model, optimizer, World())
         _, peak = tracemalloc.get_traced_memory()
@@ -89,7 +95,7 @@ def test_a_load_has_two_blocks_in_memory(saved: tuple[Storage, nn.Module, torch.
 
 
 def test_a_worker_reads_the_blocks_of_its_part_only(
-    saved: tuple[Storage, nn.Module, torch.optim.Optimizer], tmp_path: Path,
+    saved: tuple[Storage, nn.Module, torch.optim.Optimizer], tmp_path: Path
 ) -> None:
     storage, *_ = saved
     checksum = storage.manifest(1)[NAME]
@@ -107,25 +113,27 @@ def test_a_worker_reads_the_blocks_of_its_part_only(
     with pytest.raises(StorageError, match=told), storage.open(1, NAME, checksum) as file:
         file.seek(damaged * BLOCK_BYTES)
         with pytest.raises(StorageError, match=told):
-            file.read(1)        # and leaving the block raises the error again, whatever its reader made of it
+            file.read(1)  # and leaving the block raises the error again, whatever its reader made of it
     assert storage.steps() == []
 
 
 def test_damage_in_the_middle_of_a_tensor_is_told_as_such(
-    saved: tuple[Storage, nn.Module, torch.optim.Optimizer], tmp_path: Path,
+    saved: tuple[Storage, nn.Module, torch.optim.Optimizer], tmp_path: Path
 ) -> None:
     storage, model, optimizer = saved
     path = tmp_path / "steps" / "step-0000001" / NAME
     data = np.fromfile(path, np.uint8)
     data[len(data) // 2] ^= 1
     data.tofile(path)
-    with pytest.raises(StorageError, match=rf"{NAME} of checkpoint step-0000001 in .* is damaged; the checkpoint is deleted"):
+    with pytest.raises(
+        StorageError, match=rf"{NAME} of checkpoint step-0000001 in .* is damaged; the checkpoint is deleted"
+    ):
         checkpoint.load(storage, 1, model, optimizer, World())
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped"])
 def test_a_block_that_reads_badly_once_costs_no_checkpoint(
-    saved: tuple[Storage, nn.Module, torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch, damage: str,
+    saved: tuple[Storage, nn.Module, torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     storage, model, optimizer = saved
     get, begins = Storage._get, list[int]()

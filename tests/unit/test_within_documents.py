@@ -1,6 +1,7 @@
 """Tokens of packed documents attend to their own document alone: by a mask, and by a kernel that computes each document by itself.
 
-The kernel runs on GPUs only. Here a stand-in with its interface takes its place; `tests/gpu/test_kernels_gpu.py` runs the kernel.
+The kernel runs on GPUs only. Here a stand-in with its interface takes its place; `tests/gpu/test_kernels_gpu.py` runs
+the kernel.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ ERROR = 1e-6
 WINDOWS: dict[FamilyName, dict[str, Any]] = {
     "mixtral": {"sliding_window": 4},
     "qwen2_moe": {
-        "sliding_window": 4, "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]},
+        "sliding_window": 4,
+        "use_sliding_window": True,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
     "qwen3_moe": {"sliding_window": 4, "use_sliding_window": True},
     "gpt_oss": {"sliding_window": 4},
 }
@@ -56,8 +60,11 @@ def by_document(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> T
         distance = order[:, None] - order
         mask = (distance >= 0) & ((distance <= before) | (before < 0))
         q, k, v = (each[start:end].transpose(0, 1) for each in (query, key, value))
-        found.append(functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=settings["scale"], enable_gqa=settings["enable_gqa"]).transpose(0, 1))
+        found.append(
+            functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, scale=settings["scale"], enable_gqa=settings["enable_gqa"]
+            ).transpose(0, 1)
+        )
     return torch.cat(found)
 
 
@@ -88,15 +95,15 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("family", "changes"), CASES, ids=str)
 def test_packed_documents_have_the_losses_and_gradients_of_documents_alone(
-    tmp_path: Path, implementation: str, family: FamilyName, changes: dict[str, Any],
+    tmp_path: Path, implementation: str, family: FamilyName, changes: dict[str, Any]
 ) -> None:
     model = made(tmp_path, family, changes).double()
     assert model.config._attn_implementation == ("eager" if family == "gpt_oss" else implementation)
     packed_L = torch.cat(documents())
     # Two sequences, the second of which begins inside a document.
     half = len(packed_L) // 2
-    tokens_BL = packed_L[:2 * half].view(2, half)
-    targets_BL = torch.cat([packed_L[1:], torch.tensor([START])])[:2 * half].view(2, half)
+    tokens_BL = packed_L[: 2 * half].view(2, half)
+    targets_BL = torch.cat([packed_L[1:], torch.tensor([START])])[: 2 * half].view(2, half)
     targets_BL = targets_BL.masked_fill(targets_BL == START, -100)
     together = model(tokens_BL, targets_BL, document_positions(tokens_BL, START))
     torch.autograd.backward(together)
@@ -111,15 +118,21 @@ def test_packed_documents_have_the_losses_and_gradients_of_documents_alone(
     assert together.item() == pytest.approx(sum(loss.item() for loss in losses), rel=ERROR)
     alone = gradients(model)
     assert packed.keys() == alone.keys()
-    errors = {name: float((packed[name] - each).norm() / each.norm()) for name, each in alone.items() if each.norm() > 0}
+    errors = {
+        name: float((packed[name] - each).norm() / each.norm()) for name, each in alone.items() if each.norm() > 0
+    }
     assert {name: error for name, error in errors.items() if not error < ERROR} == {}
 
 
 def test_recurrent_layers_which_carry_a_state_on_are_refused(tmp_path: Path) -> None:
     reason = r"does not hold in recurrent layers, which carry a state from one document to the next; set it to false"
     raw: dict[str, Any] = {
-        "name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"family": "qwen3_next"},
-        "finetune": {"optimizer": {"within_documents": True}}, "pools": {"low_memory": {}, "high_memory": {}}}
+        "name": "x",
+        "corpus": {"sources": [{"path": "embedded"}]},
+        "model": {"family": "qwen3_next"},
+        "finetune": {"optimizer": {"within_documents": True}},
+        "pools": {"low_memory": {}, "high_memory": {}},
+    }
     with pytest.raises(ConfigError, match=rf"finetune\.optimizer\.within_documents.*{reason}"):
         check_config(raw)
     write_tiny(tmp_path / "start", 4, family="qwen3_next")
@@ -132,7 +145,7 @@ def test_recurrent_layers_which_carry_a_state_on_are_refused(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
 def test_all_layers_share_one_mask_in_the_dtype_of_their_queries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     seen: list[Tensor] = []
     fused = functional.scaled_dot_product_attention
@@ -159,7 +172,7 @@ def test_bounds_are_the_first_tokens_of_documents_up_to_a_power_of_two() -> None
     assert bounds_N.dtype is torch.int32
     for count in range(1, 10):
         found = document_bounds(torch.zeros(1, count)).tolist()
-        assert found[:count + 1] == list(range(count + 1))
+        assert found[: count + 1] == list(range(count + 1))
         assert len(found).bit_count() == 1
 
 
@@ -174,7 +187,9 @@ def test_a_sequence_without_bounds_is_one_document(tmp_path: Path, implementatio
 def test_layers_that_carry_a_state_are_refused(tmp_path: Path) -> None:
     model = made(tmp_path, "qwen2_moe", {}, RECIPE)
     model.config.layer_types = ["linear_attention", "full_attention"]
-    with pytest.raises(ConfigError, match=r"optimizer\.within_documents.*layers of kind linear_attention.*set it to false"):
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.within_documents.*layers of kind linear_attention.*set it to false"
+    ):
         attend_within_documents(model, "cpu", torch.float32)
 
 
@@ -197,7 +212,10 @@ def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch: pytest.Monke
 
 
 def test_a_cpu_has_no_kernel(tmp_path: Path) -> None:
-    assert made(tmp_path, "qwen3_moe", {}, WITHIN.model_copy(update={"precision": "bf16"})).config._attn_implementation == MASKED
+    assert (
+        made(tmp_path, "qwen3_moe", {}, WITHIN.model_copy(update={"precision": "bf16"})).config._attn_implementation
+        == MASKED
+    )
 
 
 # --- trainings
@@ -208,9 +226,22 @@ def job(tmp_path: Path) -> TrainJob:
     write_shard(tmp_path / "shard")
     write_tiny(tmp_path / "moe", 4, family="qwen2_moe")
     return TrainJob(
-        stage="finetune", name="within", model=tmp_path / "moe", packed_dirs=(tmp_path / "shard",), output=tmp_path / "out",
-        checkpoints=tmp_path / "steps", steps=6, sequence_length=L, optimizer=WITHIN, checkpoint_every=2, seed=5,
-        load_balance=0.02, z_loss=0.01, log_every=2, document_start=START)
+        stage="finetune",
+        name="within",
+        model=tmp_path / "moe",
+        packed_dirs=(tmp_path / "shard",),
+        output=tmp_path / "out",
+        checkpoints=tmp_path / "steps",
+        steps=6,
+        sequence_length=L,
+        optimizer=WITHIN,
+        checkpoint_every=2,
+        seed=5,
+        load_balance=0.02,
+        z_loss=0.01,
+        log_every=2,
+        document_start=START,
+    )
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(job: TrainJob, implementation: str) -> None:
@@ -231,4 +262,4 @@ def test_both_implementations_train_alike(job: TrainJob, monkeypatch: pytest.Mon
     monkeypatch.setattr(attention, "_has_kernel", lambda *_: True)
     kernel = variant(job, "kernel")
     assert run(kernel).losses == pytest.approx(masked.losses, rel=1e-5)
-    assert "moedisco" not in (kernel.output / "config.json").read_text()      # transformers opens the model as any other
+    assert "moedisco" not in (kernel.output / "config.json").read_text()  # transformers opens the model as any other

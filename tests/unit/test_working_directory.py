@@ -31,7 +31,8 @@ def moedisco(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     own = {"MOEDISCO_CACHE_DIR": str(folder.parent / "cache"), "HOME": str(folder.parent)}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | own
     return subprocess.run(
-        [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def test_a_plan_measures_this_machine_without_the_modules_of_the_working_directory(folder: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_end_of_a_run_begins_with_it(tmp_path, monkeypatch):
     (tmp_path / "demo.yaml").write_text(preset_text("demo"))
     lines = shown("run", tmp_path / "demo.yaml").splitlines()
     assert any(f"{WORSE}; finished in 3.0 s" in line for line in lines)
-    rest = lines[next(number for number, line in enumerate(lines) if "finished in" in line) + 1:]
+    rest = lines[next(number for number, line in enumerate(lines) if "finished in" in line) + 1 :]
     assert next(line for line in rest if line.strip()) == WORSE
 
 
@@ -115,7 +115,11 @@ def test_the_report_has_it_before_everything_else(tmp_path):
     found = json.loads(shown("show", tmp_path, "--json"))
     assert list(found)[:2] == ["schema_version", "against_start"]
     assert found["against_start"] == {
-        "worse": True, "perplexity": pytest.approx(94.5), "start_perplexity": pytest.approx(67.3), "words": WORSE}
+        "worse": True,
+        "perplexity": pytest.approx(94.5),
+        "start_perplexity": pytest.approx(67.3),
+        "words": WORSE,
+    }
 
 
 def test_the_model_card_has_it_under_the_name():

@@ -36,11 +36,17 @@ def write_shard(directory: Path) -> None:
 
 
 def write_tiny(
-    directory: Path, experts: int, *, family: FamilyName = "qwen3_moe", tied: bool = False, favourite: int | None = None,
+    directory: Path, experts: int, *, family: FamilyName = "qwen3_moe", tied: bool = False, favourite: int | None = None
 ) -> None:
     sizes = Architecture(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=experts,
-        num_experts_per_tok=min(2, experts), tie_word_embeddings=tied)
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        moe_intermediate_size=24,
+        num_experts=experts,
+        num_experts_per_tok=min(2, experts),
+        tie_word_embeddings=tied,
+    )
     config = hf_config(family, sizes, V, L, 0)
     torch.manual_seed(0)
     model = type(skeleton(config))(config)
@@ -55,7 +61,11 @@ def write_tiny(
 
 def variant(job: TrainJob, name: str, **changes: Any) -> TrainJob:
     return dataclasses.replace(
-        job, output=job.output.with_name(f"{name}-out"), checkpoints=job.checkpoints.with_name(f"{name}-steps"), **changes)
+        job,
+        output=job.output.with_name(f"{name}-out"),
+        checkpoints=job.checkpoints.with_name(f"{name}-steps"),
+        **changes,
+    )
 
 
 def run(job: TrainJob, emit: Callable[[Event], None] = ignore, stop: Callable[[], bool] = never) -> TrainResult:

@@ -51,7 +51,8 @@ class Fault:
 
     Attributes:
         rank: The rank.
-        places: Where it goes wrong: when weights are loaded, before step 5, or when a file of the trained model is written.
+        places: Where it goes wrong: when weights are loaded, before step 5, or when a file of the trained model is
+            written.
         seconds: Pause at each of these places (s), once; None: the worker is killed.
     """
 
@@ -129,11 +130,16 @@ def inject(fault: Fault) -> Callable[[int], None]:
 
 
 def run(rank: int, work: Work, file: Path) -> None:
-    if not any(job.optimizer.compile for job, _ in work.jobs):      # torch's compiler uses deprecated functions
+    if not any(job.optimizer.compile for job, _ in work.jobs):  # torch's compiler uses deprecated functions
         warnings.simplefilter("error")
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{work.rendezvous}", rank=rank, world_size=work.size, timeout=timedelta(seconds=work.timeout))
+        "gloo",
+        init_method=f"file://{work.rendezvous}",
+        rank=rank,
+        world_size=work.size,
+        timeout=timedelta(seconds=work.timeout),
+    )
     usual = consensus._POLL_SECONDS
     on_step = inject(work.fault) if work.fault is not None and work.fault.rank == rank else lambda _step: None
     results: dict[str, object] = {}
@@ -148,9 +154,8 @@ def run(rank: int, work: Work, file: Path) -> None:
             asked = itertools.count(1)
             events: list[Event] = []
             results[job.name] = train(
-                job, world, events.append,
-                lambda s=stopper, asked=asked: next(asked) >= STOP and rank == s,
-                on_step)
+                job, world, events.append, lambda s=stopper, asked=asked: next(asked) >= STOP and rank == s, on_step
+            )
             results[f"{job.name}-looks"] = [event.data for event in events if event.type == "evaluation"]
         except TrainingError as error:
             results[job.name] = str(error)
@@ -173,10 +178,10 @@ def main(file: Path, environment: dict[str, str]) -> None:
                 try:
                     run(rank, work, file)
                     code = 0
-                except BaseException:   # noqa: BLE001 - a forked process must not go on as its parent
+                except BaseException:  # noqa: BLE001 - a forked process must not go on as its parent
                     sys.excepthook(*sys.exc_info())
                     code = 1
                 sys.stderr.flush()
-                os._exit(code)      # gloo's threads can abort an interpreter that ends in the usual way
+                os._exit(code)  # gloo's threads can abort an interpreter that ends in the usual way
         ranks.append(process)
     sys.exit(max(int(os.waitpid(process, 0)[1] != 0) for process in ranks))

@@ -1,12 +1,12 @@
 """Cost of an arm's run at each measurement of its held-out loss, and the cost to reach a loss.
 
-Every run has two accounts. The planned account is computed from operations, prices and the pools' speeds, and is the same on every
-machine. It counts training as the plan does, and the forward passes over everything that the recipe reads outside training:
-documents that a model vectorises for clustering; text for calibrating routers and comparing merges; validation tokens for the
-final model, for earlier models (`evaluation.stages`), and for the model that finds a document's cluster. It leaves out what only
-the comparison needs: measurements of the held-out loss during training, and text of other sources. The metered account bills runs
-(`metering`): every second for which a worker was held, including all of the above. Its dollars are those of the run's bill
-(`moedisco_ray.core.bill`).
+Every run has two accounts. The planned account is computed from operations, prices and the pools' speeds, and is the
+same on every machine. It counts training as the plan does, and the forward passes over everything that the recipe reads
+outside training: documents that a model vectorises for clustering; text for calibrating routers and comparing merges;
+validation tokens for the final model, for earlier models (`evaluation.stages`), and for the model that finds a
+document's cluster. It leaves out what only the comparison needs: measurements of the held-out loss during training, and
+text of other sources. The metered account bills runs (`metering`): every second for which a worker was held, including
+all of the above. Its dollars are those of the run's bill (`moedisco_ray.core.bill`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from moedisco_ray.plan.cost import flops_per_token, training_cost
 Axis = Literal["tokens", "dollars", "hours", "metered_dollars", "metered_hours"]
 ReadingStage = Literal["cluster", "merge", "evaluate"]
 Reader = Literal["whole", "whole_states", "submodel", "submodel_states"]
-"""Model that reads a token: the whole MoE; a sub-model, or the seed, which has the same size; either of them without its head, for
-hidden states only (`_states`)."""
+"""Model that reads a token: the whole MoE; a sub-model, or the seed, which has the same size; either of them without
+its head, for hidden states only (`_states`)."""
 Reads = Mapping[ReadingStage, Mapping[Reader, float]]
-"""Tokens that a run reads outside its training, by stage and reader. A token counts once per pass; a pass through only some of the
-layers counts as that share of a token."""
+"""Tokens that a run reads outside its training, by stage and reader. A token counts once per pass; a pass through only
+some of the layers counts as that share of a token."""
 _ORDER = [stage.name for stage in STAGES]
 
 
@@ -45,9 +45,16 @@ def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
     """
     trained = [
         PhaseCost(
-            stage=stage.stage, pool=stage.pool, steps=stage.steps, tokens=stage.cost.tokens, flops=stage.cost.flops,
-            hours=stage.cost.hours, dollars=stage.cost.dollars)
-        for stage in plan.stages]
+            stage=stage.stage,
+            pool=stage.pool,
+            steps=stage.steps,
+            tokens=stage.cost.tokens,
+            flops=stage.cost.flops,
+            hours=stage.cost.hours,
+            dollars=stage.cost.dollars,
+        )
+        for stage in plan.stages
+    ]
     return sorted([*trained, *overheads(config, plan, reads)], key=lambda phase: _ORDER.index(phase.stage))
 
 
@@ -59,13 +66,24 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
     for stage, tokens in reads.items():
         pool = config.pools.low_memory if stage == "cluster" else config.finetune_pool
         flops = sum(count * each[reader] for reader, count in tokens.items())
-        # Counted as one token with all operations. The node type that reads in a mixed pool is unknown: assume the most expensive.
+        # Counted as one token with all operations. The node type that reads in a mixed pool is unknown: assume the most
+        # expensive.
         workers = at_once if stage == "cluster" else 1
         cost = max(
-            (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.node_types), key=lambda cost: cost.dollars)
-        found.append(PhaseCost(
-            stage=stage, pool=pool.name, steps=None, tokens=round(sum(tokens.values())), flops=flops, hours=cost.hours,
-            dollars=cost.dollars))
+            (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.node_types),
+            key=lambda cost: cost.dollars,
+        )
+        found.append(
+            PhaseCost(
+                stage=stage,
+                pool=pool.name,
+                steps=None,
+                tokens=round(sum(tokens.values())),
+                flops=flops,
+                hours=cost.hours,
+                dollars=cost.dollars,
+            )
+        )
     return found
 
 
@@ -86,8 +104,11 @@ def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
     submodel = count_parameters(config.model.family_name, part, plan.vocab_size)
     each = {"whole": third(plan.parameters, whole), "submodel": third(submodel, part)}
     return {
-        "whole": each["whole"], "whole_states": each["whole"] - head(plan.parameters),
-        "submodel": each["submodel"], "submodel_states": each["submodel"] - head(submodel)}
+        "whole": each["whole"],
+        "whole_states": each["whole"] - head(plan.parameters),
+        "submodel": each["submodel"],
+        "submodel_states": each["submodel"] - head(submodel),
+    }
 
 
 def curve(events: Iterable[Event], phases: Sequence[PhaseCost], config: RunConfig) -> list[Point]:
@@ -112,12 +133,17 @@ def curve(events: Iterable[Event], phases: Sequence[PhaseCost], config: RunConfi
         tokens = trained_tokens(before) + event.data["tokens"]
         while points and points[-1].tokens >= tokens:
             points.pop()
-        points.append(Point(
-            stage=event.stage, tokens=tokens,
-            dollars=dollars_of(before) + part * phase.dollars,
-            hours=hours_of(before) + part * phase.hours,
-            metered_dollars=metered_dollars(meter, config), metered_hours=meter.wall_seconds / 3600,
-            loss=float(event.data["held_out_loss"])))
+        points.append(
+            Point(
+                stage=event.stage,
+                tokens=tokens,
+                dollars=dollars_of(before) + part * phase.dollars,
+                hours=hours_of(before) + part * phase.hours,
+                metered_dollars=metered_dollars(meter, config),
+                metered_hours=meter.wall_seconds / 3600,
+                loss=float(event.data["held_out_loss"]),
+            )
+        )
     return points
 
 

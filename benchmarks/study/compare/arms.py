@@ -38,13 +38,14 @@ _WHOLE: Mapping[str, Any] = {
 
 
 def _whole_rate(base: RunConfig) -> float:
-    # Where a fine-tune has a lower rate, it is for sub-models that were synchronised; fresh models and the paper's were not.
+    # Where a fine-tune has a lower rate, it is for sub-models that were synchronised; fresh models and the paper's were
+    # not.
     return max(base.submodels.optimizer.lr, base.finetune.optimizer.lr)
 
 
 def _whole_schedule(base: RunConfig) -> str:
-    # With AdamW, decay only at the end was 0.16 nats better than a cosine from random weights, and 0.02 worse from a dense model.
-    # With Muon a cosine was 0.03 nats better from random weights (one seed).
+    # With AdamW, decay only at the end was 0.16 nats better than a cosine from random weights, and 0.02 worse from a
+    # dense model. With Muon a cosine was 0.03 nats better from random weights (one seed).
     return "wsd" if base.model.init == "random" and base.finetune.optimizer.name == "adamw" else "cosine"
 
 
@@ -58,7 +59,7 @@ def _small_moes(base: RunConfig) -> int:
 
 
 _ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.seed_members": 1}
-_GROWN: Mapping[str, Any] = {     # the seed also gets the sub-models' tokens, which shows what sub-models add
+_GROWN: Mapping[str, Any] = {  # the seed also gets the sub-models' tokens, which shows what sub-models add
     **_WHOLE,
     "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
     "tokens.finetune_share": lambda base: base.tokens.finetune_share,
@@ -75,9 +76,11 @@ _JOINT: Mapping[str, Any] = {
 }
 
 OWN_DECAY: Mapping[str, Mapping[str, Any]] = {
-    "submodels": {"schedule": "constant", "warmup": 0.02}, "finetune": {"schedule": "cosine", "warmup": 0.03}}
-"""A constant rate, and a fine-tune that warms up and decays by itself: for methods whose fine-tune begins with new moments, and for
-published cells with AdamW, which were measured so."""
+    "submodels": {"schedule": "constant", "warmup": 0.02},
+    "finetune": {"schedule": "cosine", "warmup": 0.03},
+}
+"""A constant rate, and a fine-tune that warms up and decays by itself: for methods whose fine-tune begins with new
+moments, and for published cells with AdamW, which were measured so."""
 
 
 def _own_fine_tune(base: RunConfig) -> float:
@@ -86,7 +89,8 @@ def _own_fine_tune(base: RunConfig) -> float:
 
 _RESTARTED: Mapping[str, Any] = {
     **{f"{section}.optimizer.{name}": value for section, values in OWN_DECAY.items() for name, value in values.items()},
-    "finetune.optimizer.lr": _own_fine_tune}
+    "finetune.optimizer.lr": _own_fine_tune,
+}
 _FRESH: Mapping[str, Any] = {"submodels.keep_optimizer_state": False, "finetune.keep_optimizer_state": False}
 _PLAIN_MERGE: Mapping[str, Any] = {"merge.backbone": "uniform", "merge.router": "random"}
 
@@ -97,26 +101,29 @@ ARMS: Mapping[str, Arm] = {
     REFERENCE: Arm("joint, high-memory pool", _JOINT),
     "joint-low": Arm("joint, low-memory pool", {**_JOINT, "finetune.pool": "low_memory"}),
     "disco": Arm("MoE-DisCo, as configured", {}),
-    "paper": Arm("MoE-DisCo, as the paper", {
-        "tokens.seed_share": 0.0,
-        "tokens.finetune_share": 0.194,
-        "clusters.method": "kmeans",
-        "clusters.vectors": "mean_token",
-        "clusters.capacity": None,
-        "submodels.optimizer.name": "adamw",
-        "submodels.optimizer.schedule": "constant",
-        "submodels.optimizer.warmup": 0.0,
-        "finetune.optimizer.name": "adamw",
-        "finetune.optimizer.schedule": "cosine",
-        "finetune.optimizer.warmup": 0.03,
-        **_ONE_SHOT,
-        **_PLAIN_MERGE,
-        "merge.backbone": "token_weighted",
-        **_FRESH,
-        "finetune.optimizer.lr": _whole_rate,
-        "finetune.load_balance": 0.0,
-        "finetune.z_loss": 0.0,
-    }),
+    "paper": Arm(
+        "MoE-DisCo, as the paper",
+        {
+            "tokens.seed_share": 0.0,
+            "tokens.finetune_share": 0.194,
+            "clusters.method": "kmeans",
+            "clusters.vectors": "mean_token",
+            "clusters.capacity": None,
+            "submodels.optimizer.name": "adamw",
+            "submodels.optimizer.schedule": "constant",
+            "submodels.optimizer.warmup": 0.0,
+            "finetune.optimizer.name": "adamw",
+            "finetune.optimizer.schedule": "cosine",
+            "finetune.optimizer.warmup": 0.03,
+            **_ONE_SHOT,
+            **_PLAIN_MERGE,
+            "merge.backbone": "token_weighted",
+            **_FRESH,
+            "finetune.optimizer.lr": _whole_rate,
+            "finetune.load_balance": 0.0,
+            "finetune.z_loss": 0.0,
+        },
+    ),
     "upcycle": Arm("sparse upcycling", {**_GROWN, "clusters.count": lambda base: base.model.architecture.num_experts}),
     # Expert Upcycling (arXiv 2604.19835), without its choice of experts by gradient norm.
     "expert-upcycling": Arm("Expert Upcycling", {**_GROWN, "clusters.count": _small_moes}),
@@ -124,9 +131,16 @@ ARMS: Mapping[str, Arm] = {
     "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
     "ensemble": Arm(
         # The ensemble's temperature is set for distances of tf-idf vectors.
-        "c-BTM ensemble", {
-            "tokens.finetune_share": 0.0, "clusters.method": "kmeans", "clusters.vectors": "tfidf_svd", **_ONE_SHOT,
-            "evaluation.ensemble": True}, "ensemble"),
+        "c-BTM ensemble",
+        {
+            "tokens.finetune_share": 0.0,
+            "clusters.method": "kmeans",
+            "clusters.vectors": "tfidf_svd",
+            **_ONE_SHOT,
+            "evaluation.ensemble": True,
+        },
+        "ensemble",
+    ),
 }
 
 
@@ -165,15 +179,18 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Location, budget: B
 
 
 def tokens_for(
-    base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], reads: Callable[[RunConfig, Arm], Reads],
+    base: RunConfig,
+    arm: Arm,
+    budget: Literal["tokens", "dollars"],
+    reads: Callable[[RunConfig, Arm], Reads],
     reference: Arm = ARMS[REFERENCE],
 ) -> int:
     """Tokens with which the arm has the same tokens, or the same planned dollars, as joint training on `base.tokens.total` tokens.
 
     Both hold up to the batch that each phase rounds down to.
 
-    Dollars include everything in the account: joint training's dollars first pay the arm's clustering, merge and evaluation, and
-    the rest pays its training tokens.
+    Dollars include everything in the account: joint training's dollars first pay the arm's clustering, merge and
+    evaluation, and the rest pays its training tokens.
 
     Args:
         base: Base configuration.
@@ -183,8 +200,8 @@ def tokens_for(
         reference: Arm of joint training.
 
     Raises:
-        ConfigError: The base configuration does not allow the arm, its training costs nothing, or joint training's total cost does
-            not even pay for the tokens that the arm reads outside its training.
+        ConfigError: The base configuration does not allow the arm, its training costs nothing, or joint training's
+            total cost does not even pay for the tokens that the arm reads outside its training.
     """
     if budget == "tokens":
         return base.tokens.total
@@ -194,46 +211,52 @@ def tokens_for(
     for _ in range(_SECANT_STEPS):
         now = _dollars(base, arm, tokens, reads)
         if now == spent:
-            raise ConfigError("pools", None, "an arm costs nothing, so no other can cost the same; give the pools prices")
+            raise ConfigError(
+                "pools", None, "an arm costs nothing, so no other can cost the same; give the pools prices"
+            )
         step = round((budgeted - now) * (tokens - before) / (now - spent))
         before, spent, tokens = tokens, now, tokens + step
         if tokens < 1:
             raise ConfigError(
-                "tokens.total", base.tokens.total,
-                f"joint training on these tokens costs less than {arm.title} before it trains; raise it, or leave the arm out")
+                "tokens.total",
+                base.tokens.total,
+                f"joint training on these tokens costs less than {arm.title} before it trains; raise it, or leave the arm out",
+            )
         if not step:
             break
     return tokens
 
 
 def _dollars(base: RunConfig, arm: Arm, tokens: int, reads: Callable[[RunConfig, Arm], Reads]) -> float:
-    # A run trains whole batches, so its dollars rise in steps, which a secant cannot follow: price the tokens before rounding.
+    # A run trains whole batches, so its dollars rise in steps, which a secant cannot follow: price the tokens before
+    # rounding.
     config = _at(base, arm, tokens)
     phases = account(config, build_plan(config), reads(config, arm))
     return sum(
         phase.dollars if phase.steps is None else phase.dollars * getattr(config.tokens, phase.stage) / phase.tokens
-        for phase in phases)
+        for phase in phases
+    )
 
 
 def predicted(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
     """Predicted tokens of a run that reaches a loss, by a straight line of loss over log tokens.
 
-    Because the learning rate decays at the end, only final losses are used, not the intermediate losses of a longer run. If even
-    the shortest run is better than needed, the line is extended down to half of its tokens.
+    Because the learning rate decays at the end, only final losses are used, not the intermediate losses of a longer
+    run. If even the shortest run is better than needed, the line is extended down to half of its tokens.
 
     Args:
         runs: Tokens and final loss of complete runs.
         loss: Loss to reach (nats per token).
 
     Returns:
-        Tokens; None if no run reached the loss, if there is only one run, if more tokens did not lower the loss, or if a run has
-        this length already (within 1 %).
+        Tokens; None if no run reached the loss, if there is only one run, if more tokens did not lower the loss, or if
+        a run has this length already (within 1 %).
     """
     ordered = sorted(runs)
     enough = next((i for i, (_, reached) in enumerate(ordered) if reached <= loss), None)
     if enough is None or len(ordered) < 2:
         return None
-    (few, worse), (many, better) = ordered[max(enough, 1) - 1:][:2]
+    (few, worse), (many, better) = ordered[max(enough, 1) - 1 :][:2]
     if better >= worse:
         return None
     tokens = round(few * (many / few) ** max((worse - loss) / (worse - better), math.log(0.5) / math.log(many / few)))

@@ -60,8 +60,14 @@ def draw_losses(compared: Comparison, axis: Axis) -> Figure:
         for stage, points in itertools.groupby(row.curve, lambda point: point.stage):
             line = list(points)
             axes.plot(
-                [getattr(point, axis) for point in line], [point.loss for point in line], color=colour, dashes=_DASHES[stage],
-                zorder=3 if row is joint else 2, marker="o" if len(line) == 1 else None, markersize=5)
+                [getattr(point, axis) for point in line],
+                [point.loss for point in line],
+                color=colour,
+                dashes=_DASHES[stage],
+                zorder=3 if row is joint else 2,
+                marker="o" if len(line) == 1 else None,
+                markersize=5,
+            )
         last = row.curve[-1]
         ends.append((getattr(last, axis), last.loss, row.arm, colour))
     axes.axhline(compared.target_loss, color="#999999", linewidth=1, linestyle=":")
@@ -87,5 +93,4 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     excess = max(0.0, heights[-1] - 1)
     heights = [height - excess for height in heights]
     for (_, loss, unit, colour), height in zip(ordered, heights, strict=True):
-        axes.text(
-            1.02, height, f"{unit}  {loss:.2f}", transform=axes.transAxes, color=colour, va="center", fontsize=9)
+        axes.text(1.02, height, f"{unit}  {loss:.2f}", transform=axes.transAxes, color=colour, va="center", fontsize=9)

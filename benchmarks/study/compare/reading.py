@@ -46,7 +46,9 @@ def actual_reads(config: RunConfig, measured: Measured) -> Reads:
     reads: dict[ReadingStage, dict[Reader, float]] = {}
     if config.tokens.decoupled:
         vectors = read_settings(directory / "clusters" / "cluster_model")
-        clustered = sum(pq.read_metadata(path).num_rows for path in (directory / "clusters" / "assignments").glob("*.parquet"))
+        clustered = sum(
+            pq.read_metadata(path).num_rows for path in (directory / "clusters" / "assignments").glob("*.parquet")
+        )
         lengths_N = _train_lengths(directory / "corpus")[:clustered]
         reads["cluster"] = _clustering(config, lengths_N, vectors["kind"], vectors.get("max_tokens", 0))
     if _merges(config, measured):
@@ -122,13 +124,18 @@ def _merge(config: RunConfig, tokens: Sequence[int], packed: Sequence[int]) -> d
 
 def _upcycling(config: RunConfig, packed: int) -> dict[Reader, float]:
     length = config.corpus.sequence_length
-    return {"whole_states": _passes(config, "concat") * length * sample_windows(config.merge, length, _windows(packed, length))}
+    return {
+        "whole_states": _passes(config, "concat")
+        * length
+        * sample_windows(config.merge, length, _windows(packed, length))
+    }
 
 
 def _passes(config: RunConfig, router: str) -> float:
     """Passes through the whole model that calibrate the routers: every layer twice, but the last of l layers once.
 
-    0 if rows are kept unchanged and no scale has to be matched: the run then measures its routers, but the recipe does not need it.
+    0 if rows are kept unchanged and no scale has to be matched: the run then measures its routers, but the recipe does
+    not need it.
     """
     whole = config.model.architecture
     if router == "concat" and (whole.norm_topk_prob or not config.merge.from_data):
@@ -152,7 +159,9 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
         documents = load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens
         asked_N = np.array([len(document) for document in documents])
         if ensemble:
-            asked_N = np.concatenate([asked_N, *(np.arange(ENSEMBLE_BLOCK, length, ENSEMBLE_BLOCK) for length in asked_N)])
+            asked_N = np.concatenate(
+                [asked_N, *(np.arange(ENSEMBLE_BLOCK, length, ENSEMBLE_BLOCK) for length in asked_N)]
+            )
         if settings.method == "kmeans" and settings.vectors == "hidden_state":
             reads[_vector_model(config)] += int(np.minimum(asked_N, config.corpus.sequence_length).sum())
     return {reader: float(count) for reader, count in reads.items() if count}
@@ -166,7 +175,9 @@ def _vector_model(config: RunConfig) -> Reader:
 def _train_lengths(corpus: Path) -> Lengths:
     """Tokens of each training document, in ascending order of id."""
     lengths = [
-        pc.list_value_length(pq.read_table(part, columns=["tokens"])["tokens"]).to_numpy() for part in _train_parts(corpus)]
+        pc.list_value_length(pq.read_table(part, columns=["tokens"])["tokens"]).to_numpy()
+        for part in _train_parts(corpus)
+    ]
     return np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
 
 

@@ -12,8 +12,8 @@ from moedisco_ray.core.records import Record
 SCHEMA_VERSION = 1
 
 Budget = Literal["tokens", "dollars", "loss"]
-"""Quantity that is equal for an arm and joint training; each arm is trained once for each. The length of a run to equal `loss` is
-predicted from the arm's two earlier runs."""
+"""Quantity that is equal for an arm and joint training; each arm is trained once for each. The length of a run to equal
+`loss` is predicted from the arm's two earlier runs."""
 Measured = Literal["finetune", "ensemble"]
 """Model of a run that is the arm's result: the finished model, or the ensemble of its sub-models."""
 
@@ -101,7 +101,8 @@ class Row(Record):
     sources: dict[str, float] | None
     """Perplexity by source; null for an ensemble."""
     specialisation: dict[str, float | None] | None
-    """Normalised mutual information of a document's `cluster`, or `source`, and its main expert; null for an ensemble."""
+    """Normalised mutual information of a document's `cluster`, or `source`, and its main expert; null for an
+    ensemble."""
     dead_experts: int | None
     """Dead experts over all layers; null for an ensemble."""
     unseen: float | None

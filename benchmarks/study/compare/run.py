@@ -54,12 +54,19 @@ _BUDGET_WORDS = {"tokens": "equal tokens", "dollars": "equal planned dollars", "
 
 
 def compare(
-    base: RunConfig, output: Location, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
-    view: Callable[[], View] | None = None, backend: Backend | None = None, slice_tokens: int = 0,
+    base: RunConfig,
+    output: Location,
+    names: Sequence[str] = (),
+    *,
+    budgets: Sequence[Budget] = BUDGETS,
+    view: Callable[[], View] | None = None,
+    backend: Backend | None = None,
+    slice_tokens: int = 0,
 ) -> Comparison:
     """Train every arm, once at joint training's tokens and once at its planned dollars, and compare the results.
 
-    If requested, also train each arm to joint training's loss, provided that its other two runs allow a prediction of the length.
+    If requested, also train each arm to joint training's loss, provided that its other two runs allow a prediction of
+    the length.
 
     Dollars include everything in the account (`accounting`), not only training.
 
@@ -73,8 +80,8 @@ def compare(
         budgets: Quantities that are made equal to joint training's, `loss` last.
         view: Creates the view of a run, which is closed when the run ends; None shows nothing.
         backend: Backend that runs the work; None uses Ray.
-        slice_tokens: Tokens of each short training that tunes an arm's learning rate and batch size (`tuning`); 0 trains with the
-            configured values.
+        slice_tokens: Tokens of each short training that tunes an arm's learning rate and batch size (`tuning`); 0
+            trains with the configured values.
 
     Returns:
         Content of `compare.json`.
@@ -87,11 +94,12 @@ def compare(
     corpus = _store(output, run_name(REFERENCE, "tokens")).directory / "corpus"
 
     def reads(config: RunConfig, arm: Arm) -> Reads:
-        return expected_reads(config, arm.measured, corpus)    # the reference runs first, so its corpus exists
+        return expected_reads(config, arm.measured, corpus)  # the reference runs first, so its corpus exists
 
     tuned = {
         **_tune(base, requested, output, slice_tokens, view, backend),
-        **_stored_results(base, requested, output, slice_tokens)}
+        **_stored_results(base, requested, output, slice_tokens),
+    }
     known = {**ARMS, **{name: found.arm for name, found in tuned.items()}}
 
     def length(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
@@ -118,7 +126,12 @@ def compare(
         finished.append(stored)
         rows.append(measured(name, arm, budget, config, tuned[name].settings if name in tuned else None))
     result = Comparison(
-        reference=REFERENCE, name=base.name, seed=base.seed, target_loss=rows[0].curve[-1].loss, rows=tuple(with_reference(rows)))
+        reference=REFERENCE,
+        name=base.name,
+        seed=base.seed,
+        target_loss=rows[0].curve[-1].loss,
+        rows=tuple(with_reference(rows)),
+    )
     store = RunStore.of(output)
     store.directory.mkdir(parents=True, exist_ok=True)
     write_json(store.directory / "compare.json", result.model_dump(mode="json"))
@@ -128,8 +141,12 @@ def compare(
 
 
 def _config(
-    base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Location,
-    length: Callable[[Arm, Literal["tokens", "dollars"]], int], rows: Sequence[Row],
+    base: RunConfig,
+    named: tuple[str, Arm],
+    budget: Budget,
+    output: Location,
+    length: Callable[[Arm, Literal["tokens", "dollars"]], int],
+    rows: Sequence[Row],
 ) -> RunConfig | None:
     """Configuration of an arm's run; None if its earlier runs do not predict the tokens to reach joint training's loss."""
     name, arm = named
@@ -141,7 +158,11 @@ def _config(
 
 
 def _tune(
-    base: RunConfig, requested: Mapping[str, Arm], output: Location, slice_tokens: int, view: Callable[[], View] | None,
+    base: RunConfig,
+    requested: Mapping[str, Arm],
+    output: Location,
+    slice_tokens: int,
+    view: Callable[[], View] | None,
     backend: Backend | None,
 ) -> dict[str, Tuned]:
     """Tune every arm of a comparison; a slice's run directory is removed once the next slice has linked its corpus."""
@@ -160,7 +181,11 @@ def _tune(
         finished[:] = [RunStore.of(config.location)]
         return loss
 
-    tuned = {name: tune(base, name, arm, slices, slice_tokens, train) for name, arm in requested.items()} if slice_tokens else {}
+    tuned = (
+        {name: tune(base, name, arm, slices, slice_tokens, train) for name, arm in requested.items()}
+        if slice_tokens
+        else {}
+    )
     for last in finished:
         _delete(last)
     _delete(RunStore.of(slices))
@@ -174,8 +199,10 @@ def _store(output: Location, name: str) -> RunStore:
 def _fetch(config: RunConfig) -> None:
     """Make what a comparison reads of a finished run present on this machine."""
     store = RunStore.of(config.location)
-    store.fetch(*(store.directory / name for name in _READ if store.has(store.directory / name)), *(
-        store.directory / "clusters" / "shards" / str(k) / INDEX for k in range(config.cluster_count)))
+    store.fetch(
+        *(store.directory / name for name in _READ if store.has(store.directory / name)),
+        *(store.directory / "clusters" / "shards" / str(k) / INDEX for k in range(config.cluster_count)),
+    )
 
 
 def _delete(store: RunStore) -> None:
@@ -185,7 +212,7 @@ def _delete(store: RunStore) -> None:
 
 
 def _stored_results(
-    base: RunConfig, requested: Mapping[str, Arm], output: Location, slice_tokens: int,
+    base: RunConfig, requested: Mapping[str, Arm], output: Location, slice_tokens: int
 ) -> dict[str, Tuned]:
     """Results of earlier sweeps for arms that this comparison does not train but may have finished runs of."""
     found: dict[str, Tuned] = {}
@@ -197,7 +224,9 @@ def _stored_results(
     return found
 
 
-def _run(config: RunConfig, others: Sequence[RunStore], view: Callable[[], View] | None, backend: Backend | None) -> None:
+def _run(
+    config: RunConfig, others: Sequence[RunStore], view: Callable[[], View] | None, backend: Backend | None
+) -> None:
     share_corpus(config, others)
     with contextlib.ExitStack() as stack:
         views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
@@ -219,17 +248,40 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig, tuned: Tune
     points = curve(events, phases, config)
     if whole is None:
         before = [phase for phase in phases if phase.stage != "evaluate"]
-        points.append(Point(
-            stage="finetune", tokens=tokens, dollars=dollars_of(before), hours=hours_of(before), metered_dollars=metered,
-            metered_hours=wall_hours(events), **figures.model_dump(include={"loss"})))
+        points.append(
+            Point(
+                stage="finetune",
+                tokens=tokens,
+                dollars=dollars_of(before),
+                hours=hours_of(before),
+                metered_dollars=metered,
+                metered_hours=wall_hours(events),
+                **figures.model_dump(include={"loss"}),
+            )
+        )
     return Row(
-        arm=name, title=arm.title, budget=budget, run=config.name, recipe=recipe(config),
-        measured=arm.measured, tokens=tokens, flops=sum(phase.flops for phase in phases), dollars=dollars_of(phases),
-        hours=hours_of(phases), phases=tuple(phases), metered_dollars=metered, worker_seconds=meter.worker_seconds,
-        sources=whole and {source.source: source.perplexity for source in whole.sources if source.perplexity is not None},
-        specialisation=whole and whole.specialisation, dead_experts=whole and sum(router.dead for router in whole.routers),
-        unseen=whole and whole.unseen and whole.unseen.perplexity, curve=tuple(points), tuned=tuned,
-        **figures.model_dump(include={"loss", "perplexity", "bits_per_byte"}))
+        arm=name,
+        title=arm.title,
+        budget=budget,
+        run=config.name,
+        recipe=recipe(config),
+        measured=arm.measured,
+        tokens=tokens,
+        flops=sum(phase.flops for phase in phases),
+        dollars=dollars_of(phases),
+        hours=hours_of(phases),
+        phases=tuple(phases),
+        metered_dollars=metered,
+        worker_seconds=meter.worker_seconds,
+        sources=whole
+        and {source.source: source.perplexity for source in whole.sources if source.perplexity is not None},
+        specialisation=whole and whole.specialisation,
+        dead_experts=whole and sum(router.dead for router in whole.routers),
+        unseen=whole and whole.unseen and whole.unseen.perplexity,
+        curve=tuple(points),
+        tuned=tuned,
+        **figures.model_dump(include={"loss", "perplexity", "bits_per_byte"}),
+    )
 
 
 def with_reference(rows: Sequence[Row]) -> Iterator[Row]:
@@ -251,7 +303,8 @@ def _note_quality(output: Location, rows: Sequence[Row]) -> None:
         words = (
             f"A comparison measured held-out perplexity: {row.perplexity:.2f} against {joint.perplexity:.2f} of joint training, "
             f"at {_BUDGET_WORDS[row.budget]} ({format_dollars(row.metered_dollars)} against "
-            f"{format_dollars(joint.metered_dollars)}, metered).")
+            f"{format_dollars(joint.metered_dollars)}, metered)."
+        )
         write_json(directory / "comparison.json", {"quality": words})
         config = read_stored_config((directory / "config.json").read_bytes(), store.location)
         write_json(directory / "report.json", with_checksum(report_of(store.read_newest, config).to_json()))

@@ -10,8 +10,7 @@ from rich.text import Text
 from benchmarks.study.compare.records import Comparison, Row
 from moedisco_ray.cli.display.formatting import PlainTable, count
 
-_BUDGETS = {
-    "tokens": "At equal tokens", "dollars": "At equal planned dollars", "loss": "To about the same loss"}
+_BUDGETS = {"tokens": "At equal tokens", "dollars": "At equal planned dollars", "loss": "To about the same loss"}
 
 
 def compare_view(result: Comparison) -> RenderableType:
@@ -23,20 +22,42 @@ def compare_view(result: Comparison) -> RenderableType:
         if not rows:
             continue
         table = PlainTable(
-            "", "tokens", "FLOP", "planned $", "hours", "metered", "loss", "perplexity", "vs joint", "to its loss",
-            "batch, rate, schedule")
+            "",
+            "tokens",
+            "FLOP",
+            "planned $",
+            "hours",
+            "metered",
+            "loss",
+            "perplexity",
+            "vs joint",
+            "to its loss",
+            "batch, rate, schedule",
+        )
         for row in (joint, *rows):
             table.add_row(
-                row.title, count(row.tokens), f"{row.flops:.1e}", f"{row.dollars:.3g}", f"{row.hours:.3g}",
-                f"{row.metered_dollars:.3g}", f"{row.loss:.3f}", f"{row.perplexity:.1f}",
-                _change(row.perplexity, joint.perplexity), _change(row.dollars_to_target, joint.dollars_to_target),
-                _settings(row))
+                row.title,
+                count(row.tokens),
+                f"{row.flops:.1e}",
+                f"{row.dollars:.3g}",
+                f"{row.hours:.3g}",
+                f"{row.metered_dollars:.3g}",
+                f"{row.loss:.3f}",
+                f"{row.perplexity:.1f}",
+                _change(row.perplexity, joint.perplexity),
+                _change(row.dollars_to_target, joint.dollars_to_target),
+                _settings(row),
+            )
         parts += [Text(title, style="bold"), table, Text()]
-    parts.append(Text(
-        "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, without measurements "
-        "of the held-out loss. To its loss: dollars until the held-out loss first "
-        f"reached joint training's last, {result.target_loss:.3f}, relative to joint training's dollars. One seed: repeat it "
-        f"with others. {_how_tuned(result.rows)}", style="dim"))
+    parts.append(
+        Text(
+            "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, without measurements "
+            "of the held-out loss. To its loss: dollars until the held-out loss first "
+            f"reached joint training's last, {result.target_loss:.3f}, relative to joint training's dollars. One seed: repeat it "
+            f"with others. {_how_tuned(result.rows)}",
+            style="dim",
+        )
+    )
     return Group(*parts)
 
 
@@ -50,11 +71,15 @@ def _how_tuned(rows: Sequence[Row]) -> str:
     if not tuned:
         return (
             "Learning rates, schedules and batch sizes are as configured, so arms may be further from their best than others; "
-            "--slice-tokens tunes them.")
-    how = f"the best of up to {max(each.trainings for each in tuned)} trainings of {tuned[0].slice_tokens:,} tokens each"
+            "--slice-tokens tunes them."
+        )
+    how = (
+        f"the best of up to {max(each.trainings for each in tuned)} trainings of {tuned[0].slice_tokens:,} tokens each"
+    )
     return (
         f"Batch size (tokens), learning rate and schedule of the whole MoE's training: {how}, on the validation documents, where "
-        "it is also better than the configured values at full length.")
+        "it is also better than the configured values at full length."
+    )
 
 
 def _change(value: float | None, reference: float | None) -> str:

@@ -1,9 +1,9 @@
 """Tunes every arm's learning rate, schedule and batch size by the same sweep, so that no arm is compared at another arm's settings.
 
-The sweep is a hill climb on a grid of powers of two around the configured values, with two schedules of the learning rate. Its
-trainings are slices: runs of the arm on a part of the tokens. A short run prefers smaller batches than a long one, so both the
-slices' choice and the configured values are then trained on all tokens, and the better one is used. All losses are validation
-losses.
+The sweep is a hill climb on a grid of powers of two around the configured values, with two schedules of the learning
+rate. Its trainings are slices: runs of the arm on a part of the tokens. A short run prefers smaller batches than a long
+one, so both the slices' choice and the configured values are then trained on all tokens, and the better one is used.
+All losses are validation losses.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.stages.corpus import input_identity
 
 Step = tuple[int, int, int]
-"""A point on the grid: exponents of two for the factors on the configured batch size and learning rate, and the schedule: 0 as
-configured, 1 the other one."""
+"""A point on the grid: exponents of two for the factors on the configured batch size and learning rate, and the
+schedule: 0 as configured, 1 the other one."""
 
 START: Step = (0, 0, 0)
 MOVES: tuple[Step, ...] = ((0, 1, 0), (0, -1, 0), (0, 0, 1), (1, 0, 0), (-1, 0, 0), (1, 1, 0), (-1, -1, 0))
 """Neighbours on the grid. Batch size and rate also move together, because larger batches allow higher rates."""
 MOST_TRAININGS = 16
-"""Maximum trainings of one sweep: the start, its seven neighbours, and two further moves with four new neighbours each."""
+"""Maximum trainings of one sweep: the start, its seven neighbours, and two further moves with four new neighbours
+each."""
 
 _SECTIONS = ("submodels", "finetune")
 _SUBJECT = {"corpus", "tokenizer", "model"}
@@ -88,18 +89,19 @@ def climb(measure: Callable[[Step], float | None], most: int) -> Step:
             neighbour = (best[0] + batch, best[1] + rate, (best[2] + schedule) % 2)
             if neighbour not in losses and len(losses) < most:
                 losses[neighbour] = _or_infinity(measure(neighbour))
-        lowest = min(losses, key=lambda step: losses[step])     # the first of equal losses, so configured values win a tie
+        lowest = min(losses, key=lambda step: losses[step])  # the first of equal losses, so configured values win a tie
         if lowest == best:
             return best
         best = lowest
 
 
 def tune(
-    base: RunConfig, name: str, arm: Arm, output: Location, tokens: int, train: Callable[[RunConfig], float | None],
+    base: RunConfig, name: str, arm: Arm, output: Location, tokens: int, train: Callable[[RunConfig], float | None]
 ) -> Tuned:
     """Sweep an arm's learning rate and batch size, or read the result of an earlier identical sweep.
 
-    Sweeps are stored in `base.output`/tuned, one file per text, model, recipe and length, so that later comparisons reuse them.
+    Sweeps are stored in `base.output`/tuned, one file per text, model, recipe and length, so that later comparisons
+    reuse them.
 
     Args:
         base: Base configuration.
@@ -112,9 +114,12 @@ def tune(
     Raises:
         ConfigError: The configuration does not allow the arm.
     """
+
     def trained(sweep: _Sweep, step: Step) -> float | None:
         if step not in sweep.trials:
-            sweep.trials[step] = _trial(base, name, arm_at(sweep.start, arm, step), step, output, sweep.start.tokens.total, train)
+            sweep.trials[step] = _trial(
+                base, name, arm_at(sweep.start, arm, step), step, output, sweep.start.tokens.total, train
+            )
             sweep.write()
         return sweep.trials[step].loss
 
@@ -127,6 +132,7 @@ def stored_result(base: RunConfig, name: str, arm: Arm, output: Location, tokens
     Raises:
         ConfigError: The configuration does not allow the arm.
     """
+
     def known(sweep: _Sweep, step: Step) -> float | None:
         return sweep.trials[step].loss
 
@@ -144,8 +150,9 @@ def arm_at(start: RunConfig, arm: Arm, step: Step) -> Arm:
 def values_at(start: RunConfig, step: Step) -> dict[str, Any]:
     """Settings by dotted path at a point on the grid.
 
-    The batch sizes and learning rates of all trainings are multiplied alike. The schedule is that of the arm's last training; the
-    trainings before it keep theirs. Instead of one cosine over the run, sub-models have a constant rate and the fine-tune a cosine.
+    The batch sizes and learning rates of all trainings are multiplied alike. The schedule is that of the arm's last
+    training; the trainings before it keep theirs. Instead of one cosine over the run, sub-models have a constant rate
+    and the fine-tune a cosine.
     """
     batch, rate, schedule = step
     values: dict[str, Any] = {}
@@ -175,8 +182,12 @@ def slice_config(base: RunConfig, name: str, arm: Arm, output: Location, tokens:
 def sweep_key(start: RunConfig, arm: Arm) -> str:
     """A digest of a slice's text, model, recipe and length; its name, seed and machines do not change the digest."""
     what = {
-        "text": input_identity(start), "recipe": recipe(start), "tokens": start.tokens.total, "measured": arm.measured,
-        **start.model_dump(mode="json", include=_SUBJECT)}
+        "text": input_identity(start),
+        "recipe": recipe(start),
+        "tokens": start.tokens.total,
+        "measured": arm.measured,
+        **start.model_dump(mode="json", include=_SUBJECT),
+    }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -196,12 +207,14 @@ class _Sweep:
     def write(self) -> None:
         """Store the trainings so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, {**self.about, "trainings": [dataclasses.asdict(trial) for trial in self.trials.values()]})
+        write_json(
+            self.path, {**self.about, "trainings": [dataclasses.asdict(trial) for trial in self.trials.values()]}
+        )
         self._store.publish(self.path)
 
 
 def _chosen(
-    base: RunConfig, name: str, arm: Arm, output: Location, tokens: int, loss: Callable[[_Sweep, Step], float | None],
+    base: RunConfig, name: str, arm: Arm, output: Location, tokens: int, loss: Callable[[_Sweep, Step], float | None]
 ) -> Tuned:
     slices = _Sweep(base, name, arm, output, tokens)
     best = climb(lambda step: loss(slices, step), MOST_TRAININGS)
@@ -211,18 +224,36 @@ def _chosen(
         best = min((START, best), key=lambda step: _or_infinity(loss(whole, step)))
     chosen = slices.trials[best]
     return Tuned(
-        arm_at(slices.start, arm, best), TunedSettings(
-            batch_tokens=chosen.batch_tokens, lr=chosen.lr, schedule=chosen.schedule, trainings=trained, slice_tokens=tokens),
-        values_at(slices.start, best))
+        arm_at(slices.start, arm, best),
+        TunedSettings(
+            batch_tokens=chosen.batch_tokens,
+            lr=chosen.lr,
+            schedule=chosen.schedule,
+            trainings=trained,
+            slice_tokens=tokens,
+        ),
+        values_at(slices.start, best),
+    )
 
 
 def _trial(
-    base: RunConfig, name: str, arm: Arm, step: Step, output: Location, tokens: int, train: Callable[[RunConfig], float | None],
+    base: RunConfig,
+    name: str,
+    arm: Arm,
+    step: Step,
+    output: Location,
+    tokens: int,
+    train: Callable[[RunConfig], float | None],
 ) -> Trial:
-    settings: Mapping[str, Any] = arm.settings      # `arm_at` has set plain values
-    last = next(f"{section}.optimizer.schedule" for section in reversed(_SECTIONS) if f"{section}.optimizer.schedule" in settings)
+    settings: Mapping[str, Any] = arm.settings  # `arm_at` has set plain values
+    last = next(
+        f"{section}.optimizer.schedule"
+        for section in reversed(_SECTIONS)
+        if f"{section}.optimizer.schedule" in settings
+    )
     trial = Trial(
-        step, settings["finetune.optimizer.batch_tokens"], settings["finetune.optimizer.lr"], settings[last], None)
+        step, settings["finetune.optimizer.batch_tokens"], settings["finetune.optimizer.lr"], settings[last], None
+    )
     named = f"{name}-batch-{trial.batch_tokens}-rate-{trial.lr:.3g}-{trial.schedule}"
     try:
         config = slice_config(base, named, arm, output, tokens)

@@ -1,9 +1,9 @@
 """Advice on a configuration, from the measured pieces of the grid and within their range only.
 
-The gap of an arm to joint training is interpolated over the log of the tokens, between the measured budgets. Dollars to joint
-training's loss are those for the same tokens, at the configuration's prices, times exp(gap / slope of joint training's loss).
-Numbers of experts are compared at the loss of the best one: each needs exp(difference / slope) times the tokens, and is then
-served.
+The gap of an arm to joint training is interpolated over the log of the tokens, between the measured budgets. Dollars to
+joint training's loss are those for the same tokens, at the configuration's prices, times exp(gap / slope of joint
+training's loss). Numbers of experts are compared at the loss of the best one: each needs exp(difference / slope) times
+the tokens, and is then served.
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ from moedisco_ray.core.records import Record
 SIZE_FACTOR = 2.0
 """Largest ratio of a model's operations per token to those of the measured models."""
 _OF_THE_SIZE = (
-    "clusters.count", "clusters.restarts", "clusters.sample", "merge.calibration_tokens", "submodels.optimizer.lr",
-    "finetune.optimizer.lr")
+    "clusters.count",
+    "clusters.restarts",
+    "clusters.sample",
+    "merge.calibration_tokens",
+    "submodels.optimizer.lr",
+    "finetune.optimizer.lr",
+)
 """Settings that suit the measured models and their text, which are no advice for others."""
 
 
@@ -55,7 +60,8 @@ class ShapeOption(Record):
     arm: str
     """Cheapest arm."""
     dollars: float
-    """Dollars of training to the loss of the best shape, and of serving; joint training of the configured model is 1."""
+    """Dollars of training to the loss of the best shape, and of serving; joint training of the configured model is
+    1."""
 
 
 class Advice(Record):
@@ -93,8 +99,9 @@ class _Measured:
 
     def seeds(self, arm: str = REFERENCE) -> set[int]:
         joint = self._by_arm[REFERENCE]
-        return set.intersection(*(
-            set(found) & set(joint.get(tokens, {})) for tokens, found in self._by_arm[arm].items()))
+        return set.intersection(
+            *(set(found) & set(joint.get(tokens, {})) for tokens, found in self._by_arm[arm].items())
+        )
 
     def loss(self, tokens: int, arm: str = REFERENCE) -> float:
         return _between(self._medians(arm, lambda each, _: each.loss), tokens)
@@ -116,7 +123,8 @@ class _Measured:
         joint, seeds = self._by_arm[REFERENCE], self.seeds(arm)
         return {
             tokens: statistics.median(value(found[seed], joint[tokens][seed]) for seed in seeds)
-            for tokens, found in self._by_arm[arm].items()}
+            for tokens, found in self._by_arm[arm].items()
+        }
 
 
 def advise(config: RunConfig, pieces: Iterable[PieceResult], serving_tokens: float = 0.0) -> Advice:
@@ -141,13 +149,23 @@ def advise(config: RunConfig, pieces: Iterable[PieceResult], serving_tokens: flo
     found = []
     for each in shapes:
         cheapest = _options(config, each, price)[0]
-        training = each.flops_per_token * tokens * cheapest.dollars * math.exp((each.loss(tokens) - best) / each.slope(tokens))
+        training = (
+            each.flops_per_token * tokens * cheapest.dollars * math.exp((each.loss(tokens) - best) / each.slope(tokens))
+        )
         serving = each.flops_per_token / 3 * serving_tokens
-        found.append(ShapeOption(
-            experts=each.cell.experts, top_k=each.cell.top_k, arm=cheapest.arm, dollars=(training + serving) / (flops * tokens)))
+        found.append(
+            ShapeOption(
+                experts=each.cell.experts,
+                top_k=each.cell.top_k,
+                arm=cheapest.arm,
+                dollars=(training + serving) / (flops * tokens),
+            )
+        )
     return Advice(
-        options=tuple(options), shapes=tuple(sorted(found, key=lambda each: each.dollars)),
-        seeds=min(len(own.seeds(option.arm)) for option in options))
+        options=tuple(options),
+        shapes=tuple(sorted(found, key=lambda each: each.dollars)),
+        seeds=min(len(own.seeds(option.arm)) for option in options),
+    )
 
 
 def _similar(config: RunConfig, pieces: Iterable[PieceResult], flops: float) -> list[_Measured]:
@@ -168,17 +186,32 @@ def _similar(config: RunConfig, pieces: Iterable[PieceResult], flops: float) -> 
     measured = [shapes for found in subjects.values() if (shapes := _by_shape(found))]
     if not measured:
         raise ConfigError("model.family", config.model.family_name, f"was not measured with the start {start!r}")
-    sizes = [(min(each.flops_per_token for each in shapes), max(each.flops_per_token for each in shapes)) for shapes in measured]
+    sizes = [
+        (min(each.flops_per_token for each in shapes), max(each.flops_per_token for each in shapes))
+        for shapes in measured
+    ]
     near = [
-        shapes for shapes, (least, most) in zip(measured, sizes, strict=True)
-        if least / SIZE_FACTOR <= flops <= most * SIZE_FACTOR]
+        shapes
+        for shapes, (least, most) in zip(measured, sizes, strict=True)
+        if least / SIZE_FACTOR <= flops <= most * SIZE_FACTOR
+    ]
     if not near:
-        raise ConfigError("model", None, (
-            f"has {flops:.3g} operations per token in training; measured are models with "
-            f"{', '.join(f'{least:.3g} to {most:.3g}' for least, most in sorted(sizes))}, and "
-            f"nothing is advised beyond {SIZE_FACTOR:g} times that; compare on your own text instead"))
-    return max(near, key=lambda shapes: (
-        any(_covers(each, REFERENCE, config.tokens.total) for each in shapes), sum(each.pieces for each in shapes)))
+        raise ConfigError(
+            "model",
+            None,
+            (
+                f"has {flops:.3g} operations per token in training; measured are models with "
+                f"{', '.join(f'{least:.3g} to {most:.3g}' for least, most in sorted(sizes))}, and "
+                f"nothing is advised beyond {SIZE_FACTOR:g} times that; compare on your own text instead"
+            ),
+        )
+    return max(
+        near,
+        key=lambda shapes: (
+            any(_covers(each, REFERENCE, config.tokens.total) for each in shapes),
+            sum(each.pieces for each in shapes),
+        ),
+    )
 
 
 def _by_shape(pieces: Iterable[PieceResult]) -> list[_Measured]:
@@ -194,20 +227,29 @@ def _nearest_shape(config: RunConfig, similar: Sequence[_Measured]) -> _Measured
     share, shares = sizes.num_experts_per_tok / sizes.num_experts, [each.cell.active_share for each in similar]
     if not min(shares) <= share <= max(shares):
         raise ConfigError(
-            "model.config.num_experts", sizes.num_experts,
-            f"makes {share:.3g} of the experts active; measured is {min(shares):.3g} to {max(shares):.3g}")
+            "model.config.num_experts",
+            sizes.num_experts,
+            f"makes {share:.3g} of the experts active; measured is {min(shares):.3g} to {max(shares):.3g}",
+        )
     return min(similar, key=lambda each: abs(math.log(each.cell.active_share / share)))
 
 
 def _check_tokens(own: _Measured, tokens: int) -> None:
     budgets = own.budgets()
     if len(budgets) < 2 or own.slope(budgets[-1]) <= 0:
-        raise ConfigError("tokens.total", tokens, (
-            f"needs the slope of joint training's loss, and {own.cell.experts} experts, top-{own.cell.top_k}, are measured at "
-            f"{', '.join(f'{each:,}' for each in budgets) or 'no'} tokens only; measure a second budget with "
-            "`python -m benchmarks.study grid --budgets 1,4`"))
+        raise ConfigError(
+            "tokens.total",
+            tokens,
+            (
+                f"needs the slope of joint training's loss, and {own.cell.experts} experts, top-{own.cell.top_k}, are measured at "
+                f"{', '.join(f'{each:,}' for each in budgets) or 'no'} tokens only; measure a second budget with "
+                "`python -m benchmarks.study grid --budgets 1,4`"
+            ),
+        )
     if not budgets[0] <= tokens <= budgets[-1]:
-        raise ConfigError("tokens.total", tokens, f"is outside what was measured: {budgets[0]:,} to {budgets[-1]:,} tokens")
+        raise ConfigError(
+            "tokens.total", tokens, f"is outside what was measured: {budgets[0]:,} to {budgets[-1]:,} tokens"
+        )
 
 
 def _options(config: RunConfig, own: _Measured, price: float) -> list[Option]:
@@ -218,9 +260,16 @@ def _options(config: RunConfig, own: _Measured, price: float) -> list[Option]:
             continue
         gap, piece = own.gap(tokens, arm), own.nearest(tokens, arm)
         cost = _cost(piece.phases, price) / _cost(own.nearest(piece.cell.tokens, REFERENCE).phases, price)
-        options.append(Option(
-            arm=arm, title=ROWS[arm], gap=gap, dollars=cost * math.exp(gap / own.slope(tokens)),
-            settings=_settings(config, piece), tuned=piece.tuned is not None))
+        options.append(
+            Option(
+                arm=arm,
+                title=ROWS[arm],
+                gap=gap,
+                dollars=cost * math.exp(gap / own.slope(tokens)),
+                settings=_settings(config, piece),
+                tuned=piece.tuned is not None,
+            )
+        )
     return sorted(options, key=lambda each: each.dollars)
 
 
@@ -231,7 +280,9 @@ def _covers(own: _Measured, arm: str, tokens: int) -> bool:
 
 def _settings(config: RunConfig, piece: PieceResult) -> dict[str, Any]:
     """The settings of an arm; the number of sub-models keeps the number of experts of each."""
-    found = {path: value for path, value in piece.recipe.items() if path not in _OF_THE_SIZE} | {"finetune.pool": "high_memory"}
+    found = {path: value for path, value in piece.recipe.items() if path not in _OF_THE_SIZE} | {
+        "finetune.pool": "high_memory"
+    }
     if "clusters.count" in piece.recipe:
         group = piece.cell.experts // piece.recipe["clusters.count"]
         if config.model.architecture.num_experts % group == 0:
@@ -250,7 +301,9 @@ def _price(pool: AnyPool) -> float:
 
 def _paid(pool: AnyPool) -> float:
     if not pool.price_per_hour:
-        raise ConfigError("pools.high_memory.price_per_hour", 0, "is needed to compare dollars; give the pool its price")
+        raise ConfigError(
+            "pools.high_memory.price_per_hour", 0, "is needed to compare dollars; give the pool its price"
+        )
     return _price(pool)
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.study.grid.build_corpus debian OUT [--bytes 450000]    downloads packages by apt-get, installs nothing
     python -m benchmarks.study.grid.build_corpus cut FOLDER OUT                 FOLDER has text files, one per domain
 
-OUT gets a text file per domain, with blank lines between documents, and SHA256SUMS. Lines are joined to documents of about 1,000
-characters: long enough to cluster, and short enough that each domain has hundreds of them, some to hold out. The same packages
-always give the same bytes.
+OUT gets a text file per domain, with blank lines between documents, and SHA256SUMS. Lines are joined to documents of
+about 1,000 characters: long enough to cluster, and short enough that each domain has hundreds of them, some to hold
+out. The same packages always give the same bytes.
 """
 
 from __future__ import annotations
@@ -95,11 +95,15 @@ def debian(out: Path, characters: int, most_bytes: int) -> None:
             place = Path(folder) / name
             place.mkdir()
             try:
-                subprocess.run([_APT, "download", "-qq", "-o", "APT::Sandbox::User=root", domain.package], cwd=place, check=True)
+                subprocess.run(
+                    [_APT, "download", "-qq", "-o", "APT::Sandbox::User=root", domain.package], cwd=place, check=True
+                )
                 (package,) = place.glob("*.deb")
                 subprocess.run([_DPKG, "-x", str(package), str(place)], check=True)
             except (OSError, subprocess.CalledProcessError) as error:
-                raise SystemExit(f"{domain.package}: {error}; this takes Debian 13 and the lists of `apt-get update`") from error
+                raise SystemExit(
+                    f"{domain.package}: {error}; this takes Debian 13 and the lists of `apt-get update`"
+                ) from error
             write(_texts(place, domain), out / f"{name}.txt", characters, most_bytes)
 
 
@@ -130,7 +134,10 @@ def main() -> None:
     else:
         for path in sorted(arguments.folder.glob("*.txt")):
             write([path.read_text(encoding="utf-8")], arguments.out / path.name, arguments.characters, None)
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(arguments.out.glob("*.txt"))]
+    sums = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(arguments.out.glob("*.txt"))
+    ]
     (arguments.out / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
 
 

@@ -33,7 +33,8 @@ TUNING_SEED = 7
 """The seed with which arms are tuned; no cell is reported with it."""
 REPORT_SEEDS = (0, 1, 2)
 START_SHARE = 6
-"""The common dense model of a `seed` cell trains on 1 / 6 of the smallest budget, and its rate falls to a tenth; no arm pays."""
+"""The common dense model of a `seed` cell trains on 1 / 6 of the smallest budget, and its rate falls to a tenth; no arm
+pays."""
 
 
 class Scale(Record):
@@ -58,28 +59,79 @@ class Scale(Record):
 
 _COMMON = {"norm_topk_prob": True, "tie_word_embeddings": True}
 CPU = Scale(
-    name="cpu", tokens=1_500_000, sequence_length=128, batch_tokens=1024, micro_batch=None, lr=4e-3, vocab_size=2048,
-    held_out=40_000, calibration_tokens=4096, sync_every=16, model={
-        **_COMMON, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "moe_intermediate_size": 128})
+    name="cpu",
+    tokens=1_500_000,
+    sequence_length=128,
+    batch_tokens=1024,
+    micro_batch=None,
+    lr=4e-3,
+    vocab_size=2048,
+    held_out=40_000,
+    calibration_tokens=4096,
+    sync_every=16,
+    model={
+        **_COMMON,
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 128,
+    },
+)
 """0.7 of 2.8 million parameters are active with 16 experts; the smallest budget has 1.5 million tokens."""
-SMALL = CPU.model_copy(update={
-    "name": "small", "tokens": 1_150_000, "lr": 8e-3,
-    "model": {**CPU.model, "hidden_size": 64, "num_hidden_layers": 2, "moe_intermediate_size": 64}})
-"""0.2 of 0.55 million parameters are active with 16 experts. The middle budget has as many tokens per parameter as the largest one
-of `CPU`, in a twentieth of its time, so that all arms and seeds can be measured there."""
+SMALL = CPU.model_copy(
+    update={
+        "name": "small",
+        "tokens": 1_150_000,
+        "lr": 8e-3,
+        "model": {**CPU.model, "hidden_size": 64, "num_hidden_layers": 2, "moe_intermediate_size": 64},
+    }
+)
+"""0.2 of 0.55 million parameters are active with 16 experts. The middle budget has as many tokens per parameter as the
+largest one of `CPU`, in a twentieth of its time, so that all arms and seeds can be measured there."""
 GPU = Scale(
-    name="gpu", tokens=400_000_000, sequence_length=1024, batch_tokens=65_536, micro_batch=16, lr=1e-3, vocab_size=16_384,
-    held_out=1_000_000, calibration_tokens=65_536, sync_every=25, model={
-        **_COMMON, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "moe_intermediate_size": 512})
+    name="gpu",
+    tokens=400_000_000,
+    sequence_length=1024,
+    batch_tokens=65_536,
+    micro_batch=16,
+    lr=1e-3,
+    vocab_size=16_384,
+    held_out=1_000_000,
+    calibration_tokens=65_536,
+    sync_every=25,
+    model={
+        **_COMMON,
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 512,
+    },
+)
 """Three arms are planned to take 45 minutes of one large card; this was not measured."""
 SMOKE = Scale(
-    name="smoke", tokens=160 * 32, sequence_length=32, batch_tokens=32, micro_batch=None, lr=4e-3, vocab_size=400, held_out=2000,
-    calibration_tokens=512, sync_every=2, model={
-        **_COMMON, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "moe_intermediate_size": 32})
-"""160 steps of a tiny model, to test the grid itself. In a slice for tuning, each sub-model still has a batch of twice the size."""
+    name="smoke",
+    tokens=160 * 32,
+    sequence_length=32,
+    batch_tokens=32,
+    micro_batch=None,
+    lr=4e-3,
+    vocab_size=400,
+    held_out=2000,
+    calibration_tokens=512,
+    sync_every=2,
+    model={
+        **_COMMON,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 32,
+    },
+)
+"""160 steps of a tiny model, to test the grid itself. In a slice for tuning, each sub-model still has a batch of twice
+the size."""
 SCALES: Mapping[str, Scale] = {scale.name: scale for scale in (CPU, SMALL, GPU, SMOKE)}
 GPU_SHAPE = (32, 4)
 """Experts and top-k of the cell on a GPU."""
@@ -105,7 +157,10 @@ class Cell(Record):
 
     @property
     def groups(self) -> int:
-        """Number of sub-models: two, each with half of the experts. Where cards hold less, `small-groups` shows what it costs."""
+        """Number of sub-models: two, each with half of the experts.
+
+        Where cards hold less, `small-groups` shows what it costs.
+        """
         return 2
 
     @property
@@ -145,14 +200,27 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
     scale = SCALES[cell.scale]
     raw = yaml.safe_load(preset_text("default"))
     raw |= {
-        "name": str(cell), "seed": seed, "output": str(work),
-        "corpus": {"sources": sources(cell.corpus, corpora), "validation_fraction": 0.05, "sequence_length": scale.sequence_length},
+        "name": str(cell),
+        "seed": seed,
+        "output": str(work),
+        "corpus": {
+            "sources": sources(cell.corpus, corpora),
+            "validation_fraction": 0.05,
+            "sequence_length": scale.sequence_length,
+        },
         "tokenizer": {"train_vocab_size": scale.vocab_size},
-        "model": {"family": cell.family, "config": {
-            **scale.model, "num_experts": cell.experts, "num_experts_per_tok": cell.top_k}},
+        "model": {
+            "family": cell.family,
+            "config": {**scale.model, "num_experts": cell.experts, "num_experts_per_tok": cell.top_k},
+        },
         "evaluation": {
-            **raw["evaluation"], "max_tokens": scale.held_out, "every_tokens": cell.tokens, "prompts": [],
-            "stages": False, "sources": unseen_sources(cell.corpus, corpora)},
+            **raw["evaluation"],
+            "max_tokens": scale.held_out,
+            "every_tokens": cell.tokens,
+            "prompts": [],
+            "stages": False,
+            "sources": unseen_sources(cell.corpus, corpora),
+        },
         "checkpoint": {"every": "auto"},
     }
     raw["tokens"]["total"] = cell.tokens
@@ -160,11 +228,18 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
     raw["merge"]["calibration_tokens"] = scale.calibration_tokens
     raw["submodels"]["sync_every"] = scale.sync_every
     for section in ("submodels", "finetune"):
-        raw[section]["optimizer"] |= {"batch_tokens": scale.batch_tokens, "micro_batch": scale.micro_batch, "lr": scale.lr}
+        raw[section]["optimizer"] |= {
+            "batch_tokens": scale.batch_tokens,
+            "micro_batch": scale.micro_batch,
+            "lr": scale.lr,
+        }
     for pool in raw["pools"].values():
         pool["gpu"] = int(cell.scale == "gpu")
     # Models for CPUs are too small to exchange gradients over a network; a card's cell takes what its plan finds.
-    raw["pools"]["low_memory"] |= {"max_workers": cell.groups, "seed_workers": "auto" if cell.scale == "gpu" else cell.groups}
+    raw["pools"]["low_memory"] |= {
+        "max_workers": cell.groups,
+        "seed_workers": "auto" if cell.scale == "gpu" else cell.groups,
+    }
     raw["pools"]["high_memory"]["workers"] = 1
     return check_config(raw if cell.start == "random" else _from_seed(raw, scale, work))
 
@@ -174,12 +249,29 @@ def _from_seed(raw: dict[str, Any], scale: Scale, work: Path) -> dict[str, Any]:
     sizes = raw["model"]["config"]
     trained = scale.tokens // START_SHARE
     total = trained + scale.batch_tokens
-    common = check_config(raw | {
-        "name": "start", "output": str(work), "clusters": {**raw["clusters"], "count": sizes["num_experts"]},
-        "tokens": {**raw["tokens"], "total": total, "seed_share": trained / total, "finetune_share": 1 - trained / total},
-        "evaluation": {**raw["evaluation"], "every_tokens": None}})
+    common = check_config(
+        raw
+        | {
+            "name": "start",
+            "output": str(work),
+            "clusters": {**raw["clusters"], "count": sizes["num_experts"]},
+            "tokens": {
+                **raw["tokens"],
+                "total": total,
+                "seed_share": trained / total,
+                "finetune_share": 1 - trained / total,
+            },
+            "evaluation": {**raw["evaluation"], "every_tokens": None},
+        }
+    )
     directory = pipeline.run(common, backend=LocalBackend())
     return raw | {
         "tokenizer": {"path": str(directory / "corpus" / "tokenizer")},
-        "model": {"family": raw["model"]["family"], "init": {
-            "upcycle": str(directory / "seed"), **{key: sizes[key] for key in ("num_experts", "num_experts_per_tok")}}}}
+        "model": {
+            "family": raw["model"]["family"],
+            "init": {
+                "upcycle": str(directory / "seed"),
+                **{key: sizes[key] for key in ("num_experts", "num_experts_per_tok")},
+            },
+        },
+    }

@@ -47,27 +47,62 @@ Value = TypeVar("Value")
 
 
 def measure_grid(
-    corpora: Annotated[str, typer.Option(metavar="A,B,...", help="Corpora to report on; omitted: all but the tuning corpus.")] = "",
+    corpora: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Corpora to report on; omitted: all but the tuning corpus.")
+    ] = "",
     families: Annotated[str, typer.Option(metavar="A,B,...", help="Model families.")] = ",".join(FAMILIES),
-    starts: Annotated[str, typer.Option(metavar="A,B,...", help="Starts: random weights, or a dense seed.")] = ",".join(STARTS),
+    starts: Annotated[str, typer.Option(metavar="A,B,...", help="Starts: random weights, or a dense seed.")] = ",".join(
+        STARTS
+    ),
     shapes: Annotated[str, typer.Option(metavar="ExK,...", help="Experts and top-k.")] = ",".join(_SHAPES),
-    budgets: Annotated[str, typer.Option(metavar="1,4,...", help="Multiples of the smallest budget.")] = ",".join(_BUDGETS),
-    arms: Annotated[str, typer.Option(metavar="A,B,...", help=(
-        "Arms, or levers of benchmarks/study/grid/levers.py; joint training is always included."))] = ",".join(ARMS),
+    budgets: Annotated[str, typer.Option(metavar="1,4,...", help="Multiples of the smallest budget.")] = ",".join(
+        _BUDGETS
+    ),
+    arms: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,...",
+            help=("Arms, or levers of benchmarks/study/grid/levers.py; joint training is always included."),
+        ),
+    ] = ",".join(ARMS),
     seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds to report.")] = ",".join(_SEEDS),
-    hours: Annotated[float | None, typer.Option(metavar="H", min=0, help="Start no further piece after H hours.")] = None,
-    small: Annotated[bool, typer.Option(
-        "--small", help="Measure a model of a fifth of the parameters: more tokens per parameter in less time.")] = False,
-    gpu: Annotated[bool, typer.Option(
-        "--gpu", help="Measure one cell on a large card instead, not tuned: three arms, planned for 45 minutes.")] = False,
-    as_configured: Annotated[bool, typer.Option(
-        "--as-configured", help="Do not tune; arms without a stored sweep run at the starting values.")] = False,
-    corpus: Annotated[Path | None, typer.Option(
-        metavar="DIR", envvar="MOEDISCO_CORPORA", help="Folder of the corpora; omitted: ../shared/corpora, if it exists.")] = None,
-    work: Annotated[Path, typer.Option(
-        metavar="DIR", help="Run directories, which are removed piece by piece, and raw results.")] = Path("runs") / "grid",
-    publishes: Annotated[bool, typer.Option(
-        "--publish", help="Also add the results to benchmarks/study/grid/results, from which the documents are made.")] = False,
+    hours: Annotated[
+        float | None, typer.Option(metavar="H", min=0, help="Start no further piece after H hours.")
+    ] = None,
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small", help="Measure a model of a fifth of the parameters: more tokens per parameter in less time."
+        ),
+    ] = False,
+    gpu: Annotated[
+        bool,
+        typer.Option(
+            "--gpu", help="Measure one cell on a large card instead, not tuned: three arms, planned for 45 minutes."
+        ),
+    ] = False,
+    as_configured: Annotated[
+        bool,
+        typer.Option("--as-configured", help="Do not tune; arms without a stored sweep run at the starting values."),
+    ] = False,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="MOEDISCO_CORPORA",
+            help="Folder of the corpora; omitted: ../shared/corpora, if it exists.",
+        ),
+    ] = None,
+    work: Annotated[
+        Path, typer.Option(metavar="DIR", help="Run directories, which are removed piece by piece, and raw results.")
+    ] = Path("runs") / "grid",
+    publishes: Annotated[
+        bool,
+        typer.Option(
+            "--publish",
+            help="Also add the results to benchmarks/study/grid/results, from which the documents are made.",
+        ),
+    ] = False,
 ) -> None:
     """Measure the gap of each arm to joint training, over activation, budget, corpus, family and start.
 
@@ -76,22 +111,43 @@ def measure_grid(
     if small and gpu:
         raise ConfigError("--small", None, "is a model for a CPU; leave it out with --gpu")
     folder = corpus or corpora_folder(_REPOSITORY)
-    reported = _chosen("--corpora", corpora or ",".join(report_corpora(folder)), {name: name for name in report_corpora(folder)})
-    axes = gpu_axes(_large(reported)) if gpu else Axes(
-        corpora=reported, families=_chosen("--families", families, {name: name for name in FAMILIES}),
-        starts=_chosen("--starts", starts, {name: name for name in STARTS}), shapes=_chosen("--shapes", shapes, _SHAPES),
-        budgets=_chosen("--budgets", budgets, _BUDGETS),
-        arms=tuple(dict.fromkeys([REFERENCE, *_chosen("--arms", arms, {name: name for name in KNOWN if name != JOINT_LOW})])),
-        seeds=_chosen("--seeds", seeds, _SEEDS), scale="small" if small else "cpu")
+    reported = _chosen(
+        "--corpora", corpora or ",".join(report_corpora(folder)), {name: name for name in report_corpora(folder)}
+    )
+    axes = (
+        gpu_axes(_large(reported))
+        if gpu
+        else Axes(
+            corpora=reported,
+            families=_chosen("--families", families, {name: name for name in FAMILIES}),
+            starts=_chosen("--starts", starts, {name: name for name in STARTS}),
+            shapes=_chosen("--shapes", shapes, _SHAPES),
+            budgets=_chosen("--budgets", budgets, _BUDGETS),
+            arms=tuple(
+                dict.fromkeys(
+                    [REFERENCE, *_chosen("--arms", arms, {name: name for name in KNOWN if name != JOINT_LOW})]
+                )
+            ),
+            seeds=_chosen("--seeds", seeds, _SEEDS),
+            scale="small" if small else "cpu",
+        )
+    )
     pieces = reporting(axes)
     places = Places(folder, work, work / "results")
     command = shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]])
-    tunes = not (as_configured or gpu)      # three sweeps on the card would take four times as long as the cell
+    tunes = not (as_configured or gpu)  # three sweeps on the card would take four times as long as the cell
     ordered = with_tuning(pieces) if tunes else pieces
-    if TUNING_CORPUS not in known_corpora(folder) and any(each.kind == "tune" and not is_done(each, places) for each in ordered):
-        raise ConfigError("--corpus", None if folder is None else str(folder), (
-            f"has no folder {TUNING_CORPUS!r}, on whose text arms are tuned; make one of other text with "
-            "`python -m benchmarks.study.grid.build_corpus cut`, or add --as-configured"))
+    if TUNING_CORPUS not in known_corpora(folder) and any(
+        each.kind == "tune" and not is_done(each, places) for each in ordered
+    ):
+        raise ConfigError(
+            "--corpus",
+            None if folder is None else str(folder),
+            (
+                f"has no folder {TUNING_CORPUS!r}, on whose text arms are tuned; make one of other text with "
+                "`python -m benchmarks.study.grid.build_corpus cut`, or add --as-configured"
+            ),
+        )
     left = run_pieces(ordered, places, command, hours=hours)
     if publishes:
         publish(places.results, PUBLISHED)
@@ -99,9 +155,16 @@ def measure_grid(
 
 
 def advise_on(
-    config: ConfigPath, overrides: Overrides = None,
-    serving_tokens: Annotated[float, typer.Option(
-        metavar="N", min=0, help="Tokens that the finished model will read and write, at the high-memory pool's price.")] = 0.0,
+    config: ConfigPath,
+    overrides: Overrides = None,
+    serving_tokens: Annotated[
+        float,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Tokens that the finished model will read and write, at the high-memory pool's price.",
+        ),
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Recommend an arm with its settings, and a number of experts, from the published grid; refuses outside its range."""
@@ -128,7 +191,8 @@ def advise_on(
     console.print(
         f"Dollars are those until joint training's loss; joint training on the high-memory pool is 1. Fewest seeds behind a "
         f"figure: {advice.seeds}. Joint training on the low-memory pool needs a card that the whole MoE fits "
-        "(pools.low_memory.max_workers=1), or a fast network between its cards.")
+        "(pools.low_memory.max_workers=1), or a fast network between its cards."
+    )
 
 
 def _changes(config: RunConfig, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -146,7 +210,9 @@ def _large(corpora: Sequence[str]) -> Sequence[str]:
     """
     large = [name for name in corpora if name != EMBEDDED]
     if not large:
-        raise ConfigError("--gpu", None, "needs a larger text than the embedded one; name a corpus with --corpora and --corpus")
+        raise ConfigError(
+            "--gpu", None, "needs a larger text than the embedded one; name a corpus with --corpora and --corpus"
+        )
     return large
 
 

@@ -44,14 +44,16 @@ def read_piece(path: Path) -> PieceResult:
 
 def read_tuned(folder: Path) -> list[TunedArm]:
     """The raw results of all sweeps."""
-    return [TunedArm.model_validate_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("tune-*.json"))]
+    return [
+        TunedArm.model_validate_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("tune-*.json"))
+    ]
 
 
 def publish(raw: Path, folder: Path) -> None:
     """Add the raw results to the published files, and write the summary anew.
 
-    A piece or a sweep without a raw result stays as it was published. A piece from before its sweep becomes a tuned one if the
-    sweep chose its values.
+    A piece or a sweep without a raw result stays as it was published. A piece from before its sweep becomes a tuned one
+    if the sweep chose its values.
 
     Args:
         raw: Folder of the raw results.
@@ -67,14 +69,20 @@ def publish(raw: Path, folder: Path) -> None:
         write_text(folder / TUNED, "".join(f"{record.model_dump_json()}\n" for record in tuned.values()))
     fields = set(Entry.model_fields)
     dumped = (each.model_dump_json(include=fields) for each in summarise(list(pieces.values())))
-    entries = [json.dumps(json.loads(entry, parse_float=lambda number: round(float(number), _DECIMALS))) for entry in dumped]
+    entries = [
+        json.dumps(json.loads(entry, parse_float=lambda number: round(float(number), _DECIMALS))) for entry in dumped
+    ]
     write_text(folder / SUMMARY, "[\n" + ",\n".join(entries) + "\n]\n")
 
 
 def published_tuned(folder: Path) -> list[TunedArm]:
     """The published results of sweeps; empty if there are none."""
     path = folder / TUNED
-    return [TunedArm.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [TunedArm.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 def published(folder: Path) -> list[PieceResult]:
@@ -86,7 +94,8 @@ def published(folder: Path) -> list[PieceResult]:
         left_out = set(now.pop(_LEFT_OUT, ()))
         parts = {
             part: {name: value for name, value in {**before[part], **now.get(part, {})}.items() if name not in left_out}
-            for part in _IN_PARTS}
+            for part in _IN_PARTS
+        }
         before = {**before, **now, **parts}
         found.append(PieceResult.model_validate(before))
     return found
@@ -102,7 +111,9 @@ def _write_pieces(path: Path, pieces: Iterable[PieceResult]) -> None:
         for part in _IN_PARTS & changed.keys():
             changed[part] = _differences(before[part], now[part])
         left_out = sorted(name for part in _IN_PARTS for name in before[part].keys() - now[part].keys())
-        lines.append(json.dumps({**changed, **({_LEFT_OUT: left_out} if left_out else {})}, separators=(",", ":")) + "\n")
+        lines.append(
+            json.dumps({**changed, **({_LEFT_OUT: left_out} if left_out else {})}, separators=(",", ":")) + "\n"
+        )
         before = now
     write_text(path, "".join(lines))
 

@@ -21,7 +21,9 @@ def sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
         return [{"path": EMBEDDED}]
     files = [] if corpora is None else _domains(corpora / corpus)
     if not files:
-        raise ConfigError("--corpus", corpus, "has no text files; name the folder that holds it with --corpus or MOEDISCO_CORPORA")
+        raise ConfigError(
+            "--corpus", corpus, "has no text files; name the folder that holds it with --corpus or MOEDISCO_CORPORA"
+        )
     return [_source(path) for path in files]
 
 
@@ -30,7 +32,12 @@ def unseen_sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
     if corpora is None:
         return []
     known = {path.stem for path in _domains(corpora / corpus)}
-    found = {path.stem: path for other in known_corpora(corpora) for path in _domains(corpora / other) if path.stem not in known}
+    found = {
+        path.stem: path
+        for other in known_corpora(corpora)
+        for path in _domains(corpora / other)
+        if path.stem not in known
+    }
     return [_source(path) for path in found.values()]
 
 

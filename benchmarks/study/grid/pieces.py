@@ -1,7 +1,7 @@
 """The pieces of the grid, in the order in which they are measured.
 
-A piece is one arm in one cell with one seed, or the sweep that tunes an arm. Each has a result file of its own, which is written
-atomically when the piece is done, so that a killed grid continues with the piece that it lost.
+A piece is one arm in one cell with one seed, or the sweep that tunes an arm. Each has a result file of its own, which
+is written atomically when the piece is done, so that a killed grid continues with the piece that it lost.
 """
 
 from __future__ import annotations
@@ -87,27 +87,52 @@ class Axes:
 def gpu_axes(corpora: Sequence[str]) -> Axes:
     """The grid's GPU form: three arms in one cell, planned for 45 minutes of one large card."""
     return Axes(
-        corpora[:1], FAMILIES[:1], STARTS[:1], (GPU_SHAPE,), BUDGETS[:1], GPU_ARMS, REPORT_SEEDS[:1], scale="gpu")
+        corpora[:1], FAMILIES[:1], STARTS[:1], (GPU_SHAPE,), BUDGETS[:1], GPU_ARMS, REPORT_SEEDS[:1], scale="gpu"
+    )
 
 
 def reporting(axes: Axes) -> list[Piece]:
     """The pieces of a grid's cells, in an order in which a part of the grid is useful.
 
-    Cells get larger and less important along a diagonal over budgets and shapes. Within it, each seed is complete before the next
-    one, and joint training and ours are measured everywhere before the rivals.
+    Cells get larger and less important along a diagonal over budgets and shapes. Within it, each seed is complete
+    before the next one, and joint training and ours are measured everywhere before the rivals.
     """
+
     def importance(piece: Piece) -> tuple[int, ...]:
         cell = piece.cell
         budget, shape = axes.budgets.index(cell.budget), axes.shapes.index((cell.experts, cell.top_k))
         place = (axes.corpora.index(cell.corpus), axes.families.index(cell.family), axes.starts.index(cell.start))
         return (
-            budget + shape, axes.seeds.index(piece.seed), budget, int(piece.arm not in _FIRST), *place, axes.arms.index(piece.arm))
+            budget + shape,
+            axes.seeds.index(piece.seed),
+            budget,
+            int(piece.arm not in _FIRST),
+            *place,
+            axes.arms.index(piece.arm),
+        )
 
-    return sorted((
-        Piece("report", Cell(
-            corpus=corpus, family=family, start=start, experts=experts, top_k=top_k, budget=budget, scale=axes.scale), arm, seed)
-        for corpus, family, start, (experts, top_k), budget, arm, seed in itertools.product(
-            axes.corpora, axes.families, axes.starts, axes.shapes, axes.budgets, axes.arms, axes.seeds)), key=importance)
+    return sorted(
+        (
+            Piece(
+                "report",
+                Cell(
+                    corpus=corpus,
+                    family=family,
+                    start=start,
+                    experts=experts,
+                    top_k=top_k,
+                    budget=budget,
+                    scale=axes.scale,
+                ),
+                arm,
+                seed,
+            )
+            for corpus, family, start, (experts, top_k), budget, arm, seed in itertools.product(
+                axes.corpora, axes.families, axes.starts, axes.shapes, axes.budgets, axes.arms, axes.seeds
+            )
+        ),
+        key=importance,
+    )
 
 
 def with_tuning(pieces: Iterable[Piece]) -> list[Piece]:

@@ -1,8 +1,8 @@
 """Price books: one cheap and one large card each, with price and speed, to price the same operations in three markets.
 
-The speed of a card is its peak in bf16 by the data sheets (`moedisco_ray.plan.cards`) relative to the A100-80GB, unless the paper
-says otherwise. A card with more peak speed also leaves more of it unused: an H100 trains 2.5 times as fast as an A100, not 3.2
-times.
+The speed of a card is its peak in bf16 by the data sheets (`moedisco_ray.plan.cards`) relative to the A100-80GB, unless
+the paper says otherwise. A card with more peak speed also leaves more of it unused: an H100 trains 2.5 times as fast as
+an A100, not 3.2 times.
 """
 
 from __future__ import annotations
@@ -56,16 +56,20 @@ class PriceBook(Record):
 def books() -> Mapping[BookName, PriceBook]:
     """The three price books.
 
-    `paper` has the prices and speeds of the preset `paper`. `marketplace` has the RTX 4090 of the cluster files at its data-sheet
-    speed, and the paper's A100. `aws` has spot prices of the cluster file for AWS.
+    `paper` has the prices and speeds of the preset `paper`. `marketplace` has the RTX 4090 of the cluster files at its
+    data-sheet speed, and the paper's A100. `aws` has spot prices of the cluster file for AWS.
     """
     pools = yaml.safe_load(preset_text("paper"))["pools"]
     paper = PriceBook(
-        name="paper", cheap=_pool_card("RTX 4090", pools["low_memory"]), large=_pool_card(_REFERENCE, pools["high_memory"]))
+        name="paper",
+        cheap=_pool_card("RTX 4090", pools["low_memory"]),
+        large=_pool_card(_REFERENCE, pools["high_memory"]),
+    )
     found = {
         "paper": paper,
         "marketplace": PriceBook(name="marketplace", cheap=_node_card(JOINING_NODE), large=paper.large),
-        "aws": PriceBook(name="aws", cheap=_node_card(CHEAP_NODE), large=_node_card(LARGE_NODE))}
+        "aws": PriceBook(name="aws", cheap=_node_card(CHEAP_NODE), large=_node_card(LARGE_NODE)),
+    }
     return {book.name: book for book in found.values()}
 
 
@@ -77,8 +81,12 @@ def dollars(phases: Sequence[Phase], joint: Sequence[Phase], factor: float | Non
         joint: Phases of joint training.
         factor: Tokens relative to those of the run; None if they are unknown.
     """
-    return Dollars(**{
-        name: None if factor is None else factor * _price(phases, book) / _price(joint, book) for name, book in books().items()})
+    return Dollars(
+        **{
+            name: None if factor is None else factor * _price(phases, book) / _price(joint, book)
+            for name, book in books().items()
+        }
+    )
 
 
 def hours_ratio(phases: Sequence[Phase], joint: Sequence[Phase], book: PriceBook) -> float:

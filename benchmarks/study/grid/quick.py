@@ -21,8 +21,8 @@ from moedisco_ray.execution.local_backend import LocalBackend
 CELL = Cell(corpus=EMBEDDED, family="qwen3_moe", start="random", experts=16, top_k=2, budget=1)
 TOKENS = 300_000
 LARGEST_GAP = 0.05
-"""Largest gap that passes (nats per token). It is 0.002 now, and was 0.060 where each phase began without the optimizer's state of
-the one before."""
+"""Largest gap that passes (nats per token). It is 0.002 now, and was 0.060 where each phase began without the
+optimizer's state of the one before."""
 
 
 def gap(work: Path) -> float:
@@ -42,9 +42,7 @@ def gap(work: Path) -> float:
     return loss[OURS] - loss[REFERENCE]
 
 
-def quick(
-    work: Annotated[Path, typer.Option(metavar="DIR", help="Run directories.")] = Path("runs") / "quick",
-) -> None:
+def quick(work: Annotated[Path, typer.Option(metavar="DIR", help="Run directories.")] = Path("runs") / "quick") -> None:
     """Check the default recipe where MoEs are sparse, in three minutes; exit code 1 if its gap to joint training is too large."""
     found = gap(work)
     output_console().print(f"gap to joint training: {found:+.3f} nats per token, at most {LARGEST_GAP:+.3f} is allowed")

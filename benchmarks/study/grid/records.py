@@ -106,8 +106,8 @@ class Entry(Record):
     """Loss at equal tokens minus joint training's with the same seed (nats per token), median over the seeds."""
     loss_gap_spread: Spread
     dollars_to_joint_loss: Dollars
-    """Dollars until the arm reaches joint training's loss; null if joint training was measured at one budget only and there is a
-    gap."""
+    """Dollars until the arm reaches joint training's loss; null if joint training was measured at one budget only and
+    there is a gap."""
     hours_ratio: float
     """Hours for the same tokens, relative to joint training on one large card, with one cheap card per sub-model."""
 
@@ -121,7 +121,8 @@ class Figures(Entry):
     bits_per_byte: float | None
     """The same in bits per byte of text; null if a piece has none."""
     unseen: float | None
-    """Perplexity on text of other corpora relative to joint training's, median over the seeds; null if a piece has none."""
+    """Perplexity on text of other corpora relative to joint training's, median over the seeds; null if a piece has
+    none."""
     gaps: dict[int, float]
     """Loss at equal tokens minus joint training's (nats per token), by seed."""
     dollars_equal_tokens: Dollars

@@ -1,7 +1,7 @@
 """Measures the pieces of the grid, one after the other, in this process and with one thread.
 
-Each piece is a product run on the local backend, which resumes from its last checkpoint. A run directory is removed once its
-result is written; only the corpus stays, for the other arms of the cell.
+Each piece is a product run on the local backend, which resumes from its last checkpoint. A run directory is removed
+once its result is written; only the corpus stays, for the other arms of the cell.
 """
 
 from __future__ import annotations
@@ -113,9 +113,14 @@ def measure(piece: Piece, places: Places, command: str) -> None:
     result = _tune(piece, base, work) if piece.kind == "tune" else _report(piece, base, work, places)
     about = environment(command)
     made = Made(
-        command=command, commit=f"{about['commit']}{' with uncommitted changes' if about['dirty'] else ''}", date=about["date"],
-        processor=about["processor"], cores=about["cores"], versions=about["versions"],
-        seconds=round(time.monotonic() - started, 1))
+        command=command,
+        commit=f"{about['commit']}{' with uncommitted changes' if about['dirty'] else ''}",
+        date=about["date"],
+        processor=about["processor"],
+        cores=about["cores"],
+        versions=about["versions"],
+        seconds=round(time.monotonic() - started, 1),
+    )
     write(piece.path(places.results), result.model_copy(update={"made": made}))
     _remove(work / run_name(piece.arm, "tokens"))
 
@@ -142,9 +147,17 @@ def _report(piece: Piece, base: RunConfig, work: Path, places: Places) -> PieceR
     _run(config)
     row = measured(piece.arm, arm, "tokens", config, None if tuned is None else tuned.settings)
     return PieceResult(
-        cell=piece.cell, arm=piece.arm, seed=piece.seed, loss=row.loss, bits_per_byte=row.bits_per_byte,
-        unseen_perplexity=row.unseen, phases=tuple(_phase(phase, config) for phase in row.phases if phase.flops), recipe=row.recipe,
-        tuned=row.tuned, made=_UNKNOWN)
+        cell=piece.cell,
+        arm=piece.arm,
+        seed=piece.seed,
+        loss=row.loss,
+        bits_per_byte=row.bits_per_byte,
+        unseen_perplexity=row.unseen,
+        phases=tuple(_phase(phase, config) for phase in row.phases if phase.flops),
+        recipe=row.recipe,
+        tuned=row.tuned,
+        made=_UNKNOWN,
+    )
 
 
 def _tune(piece: Piece, base: RunConfig, work: Path) -> TunedArm:
@@ -161,8 +174,14 @@ def _tune(piece: Piece, base: RunConfig, work: Path) -> TunedArm:
 
     found = tune(base, piece.arm, arm, work, base.tokens.total // SLICES_PER_BUDGET, train)
     return TunedArm(
-        cell=piece.cell, seed=piece.seed, arm=piece.arm, values=dict(found.values), settings=found.settings, made=_UNKNOWN,
-        recipe={path: value for path, value in _before_tuning(piece).items() if path not in found.values})
+        cell=piece.cell,
+        seed=piece.seed,
+        arm=piece.arm,
+        values=dict(found.values),
+        settings=found.settings,
+        made=_UNKNOWN,
+        recipe={path: value for path, value in _before_tuning(piece).items() if path not in found.values},
+    )
 
 
 def _run(config: RunConfig) -> None:

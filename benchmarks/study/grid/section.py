@@ -23,14 +23,21 @@ ROWS: Mapping[str, str] = {
     "upcycle": "sparse upcycling at 95 %",
     JOINT_LOW: "joint on the cheap pool",
     **{arm: each.title for arm, each in {**LEVERS, **WITH_ADAMW}.items()},
-    **{arm: ARMS[arm].title for arm in ("paper", "btx", "random-clusters", "ensemble")}}
+    **{arm: ARMS[arm].title for arm in ("paper", "btx", "random-clusters", "ensemble")},
+}
 """Rows of a table, by arm; arms without a result have none."""
 FOUR = (OURS, "expert-upcycling", "upcycle", JOINT_LOW)
 """Arms of the README's table."""
 _MARKETS = tuple(books())
 HEAD = [
-    "arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), *(f"equal tokens, {name}" for name in _MARKETS),
-    "hours, paper", "perplexity on other text"]
+    "arm",
+    "gap, nats",
+    "its slope",
+    *(f"dollars, {name}" for name in _MARKETS),
+    *(f"equal tokens, {name}" for name in _MARKETS),
+    "hours, paper",
+    "perplexity on other text",
+]
 HEADLINE = ["arm", "gap, nats", "its slope", *(f"dollars, {name}" for name in _MARKETS), "hours, paper"]
 _UNKNOWN = "-"
 
@@ -45,8 +52,13 @@ def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
     every = list(found)
     return {
         title(table): [
-            _row(each, slope_of_gap(every, each), _joint(table)) for arm in ROWS for each in table if arm == each.arm != REFERENCE]
-        for table in _tables(every)}
+            _row(each, slope_of_gap(every, each), _joint(table))
+            for arm in ROWS
+            for each in table
+            if arm == each.arm != REFERENCE
+        ]
+        for table in _tables(every)
+    }
 
 
 def headline() -> tuple[str, list[list[str]]]:
@@ -59,8 +71,12 @@ def headline() -> tuple[str, list[list[str]]]:
     table = max(
         (table for table in _tables(every) if any(each.arm == OURS for each in table)),
         key=lambda table: (
-            table[0].budget_tokens // SCALES[table[0].scale].tokens, len({each.arm for each in table} & set(FOUR)),
-            -_importance(table[0]), len(_joint(table).seeds)))
+            table[0].budget_tokens // SCALES[table[0].scale].tokens,
+            len({each.arm for each in table} & set(FOUR)),
+            -_importance(table[0]),
+            len(_joint(table).seeds),
+        ),
+    )
     to_loss = all(None not in each.dollars_to_joint_loss.model_dump().values() for each in table if each.arm == OURS)
     rows = []
     for arm in FOUR:
@@ -84,13 +100,16 @@ def title(table: Sequence[Figures]) -> str:
         f"{'smaller model, ' if joint.scale == 'small' else ''}{joint.corpus}, {joint.family}, start {joint.start}, "
         f"{joint.experts} experts, top-{joint.top_k} ({entry_share(joint)} "
         f"active), {joint.budget_tokens:,} tokens, {_seeds(joint)}, {how}; joint training's "
-        f"loss {joint.loss:.3f}{'' if joint.bits_per_byte is None else f' ({joint.bits_per_byte:.3f} bits per byte)'}")
+        f"loss {joint.loss:.3f}{'' if joint.bits_per_byte is None else f' ({joint.bits_per_byte:.3f} bits per byte)'}"
+    )
 
 
 def slope_of_gap(every: Iterable[Figures], figures: Figures) -> str:
     """Change of an arm's gap from the cell's smallest to its largest budget, for four times the tokens, over common seeds."""
     own = sorted(
-        (each for each in every if (each.arm, _cell(each)) == (figures.arm, _cell(figures))), key=lambda each: each.budget_tokens)
+        (each for each in every if (each.arm, _cell(each)) == (figures.arm, _cell(figures))),
+        key=lambda each: each.budget_tokens,
+    )
     first, last = own[0], own[-1]
     common = sorted(first.gaps.keys() & last.gaps.keys())
     if first.budget_tokens == last.budget_tokens or not common:
@@ -124,16 +143,20 @@ def prices() -> str:
     """The cards and prices of the price books, in words."""
     return "; ".join(
         f"{book.name}: {book.cheap.gpu} for ${book.cheap.price_per_hour:g} per hour at speed {book.cheap.speed:.2g}, "
-        f"{book.large.gpu} for ${book.large.price_per_hour:g} at {book.large.speed:.2g}" for book in books().values())
+        f"{book.large.gpu} for ${book.large.price_per_hour:g} at {book.large.speed:.2g}"
+        for book in books().values()
+    )
 
 
 def made_with() -> str:
     """Software and machines with which the pieces were measured, each once."""
     made = [piece.made for piece in published(PUBLISHED)]
     parts = {
-        "": [f"`{each.command}`" for each in made], "commit": [each.commit for each in made],
+        "": [f"`{each.command}`" for each in made],
+        "commit": [each.commit for each in made],
         "on": [f"{each.date}, {each.processor}, {each.cores} cores" for each in made],
-        "with": [", ".join(f"{name} {version}" for name, version in each.versions.items()) for each in made]}
+        "with": [", ".join(f"{name} {version}" for name, version in each.versions.items()) for each in made],
+    }
     return "; ".join(f"{name} {', '.join(dict.fromkeys(values))}".strip() for name, values in parts.items())
 
 
@@ -153,9 +176,14 @@ def _seeds(figures: Figures) -> str:
 
 def _row(figures: Figures, slope: str, joint: Figures) -> list[str]:
     return [
-        _name(figures, joint), _gap(figures), slope, *_figures(figures.dollars_to_joint_loss),
-        *_figures(figures.dollars_equal_tokens), f"{figures.hours_ratio:.2f}",
-        _UNKNOWN if figures.unseen is None else f"{figures.unseen:.3f}"]
+        _name(figures, joint),
+        _gap(figures),
+        slope,
+        *_figures(figures.dollars_to_joint_loss),
+        *_figures(figures.dollars_equal_tokens),
+        f"{figures.hours_ratio:.2f}",
+        _UNKNOWN if figures.unseen is None else f"{figures.unseen:.3f}",
+    ]
 
 
 def _to_joint_loss(figures: Figures) -> list[str]:
@@ -165,7 +193,8 @@ def _to_joint_loss(figures: Figures) -> list[str]:
     sign, factor = (">", FURTHEST) if figures.loss_gap > 0 else ("<", 1 / FURTHEST)
     return [
         _UNKNOWN if value is None else f"{sign} {factor * value:.2f}"
-        for value in map(functools.partial(getattr, figures.dollars_equal_tokens), _MARKETS)]
+        for value in map(functools.partial(getattr, figures.dollars_equal_tokens), _MARKETS)
+    ]
 
 
 def _gap(figures: Figures) -> str:
@@ -175,4 +204,6 @@ def _gap(figures: Figures) -> str:
 
 
 def _figures(dollars: Dollars) -> list[str]:
-    return [_UNKNOWN if value is None else f"{value:.2f}" for value in map(functools.partial(getattr, dollars), _MARKETS)]
+    return [
+        _UNKNOWN if value is None else f"{value:.2f}" for value in map(functools.partial(getattr, dollars), _MARKETS)
+    ]

@@ -1,8 +1,9 @@
 """Summarises measured pieces: the gap to joint training at equal tokens, and what it costs to close it.
 
-Dollars to joint training's loss are the dollars for the same tokens, times exp(gap / slope). The slope is how much joint training's
-loss falls per e-fold of tokens (nats), between the two measured budgets next to the cell's. They are unknown where an arm would
-need more than four times the tokens, or less than a quarter: the slope is not the same so far away, nor for so different an arm.
+Dollars to joint training's loss are the dollars for the same tokens, times exp(gap / slope). The slope is how much
+joint training's loss falls per e-fold of tokens (nats), between the two measured budgets next to the cell's. They are
+unknown where an arm would need more than four times the tokens, or less than a quarter: the slope is not the same so
+far away, nor for so different an arm.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def loss_slope(cell: Cell, pieces: Sequence[PieceResult]) -> float | None:
         pieces: All measured pieces.
 
     Returns:
-        The slope between the cell's budget and the next smaller one, or the next larger one for the smallest budget; None if joint
-        training was measured at one budget only or with no common seed, or if more tokens did not lower its loss.
+        The slope between the cell's budget and the next smaller one, or the next larger one for the smallest budget;
+        None if joint training was measured at one budget only or with no common seed, or if more tokens did not lower
+        its loss.
     """
     losses: dict[int, dict[int, float]] = {}
     for piece in pieces:
@@ -72,15 +74,27 @@ def _entry(arm: str, pieces: Sequence[PieceResult], joint: Mapping[int, PieceRes
     gap, phases, reference = statistics.median(gaps.values()), pieces[0].phases, joint[pieces[0].seed].phases
     more = _more_tokens(gap, slope)
     return Figures(
-        corpus=cell.corpus, family=cell.family, start=cell.start, experts=cell.experts, top_k=cell.top_k,
-        active_share=cell.active_share, budget_tokens=cell.tokens, arm=arm, seeds=tuple(piece.seed for piece in pieces),
-        loss=statistics.median(piece.loss for piece in pieces), loss_gap=gap, gaps=gaps, scale=cell.scale,
+        corpus=cell.corpus,
+        family=cell.family,
+        start=cell.start,
+        experts=cell.experts,
+        top_k=cell.top_k,
+        active_share=cell.active_share,
+        budget_tokens=cell.tokens,
+        arm=arm,
+        seeds=tuple(piece.seed for piece in pieces),
+        loss=statistics.median(piece.loss for piece in pieces),
+        loss_gap=gap,
+        gaps=gaps,
+        scale=cell.scale,
         bits_per_byte=_median(piece.bits_per_byte for piece in pieces),
         unseen=_median(_ratio(piece.unseen_perplexity, joint[piece.seed].unseen_perplexity) for piece in pieces),
         loss_gap_spread=Spread(min=min(gaps.values()), max=max(gaps.values())),
-        dollars_to_joint_loss=dollars(phases, reference, more), dollars_equal_tokens=dollars(phases, reference),
+        dollars_to_joint_loss=dollars(phases, reference, more),
+        dollars_equal_tokens=dollars(phases, reference),
         hours_ratio=hours_ratio(phases, reference, book),
-        tuned=all(piece.tuned and joint[piece.seed].tuned for piece in pieces))
+        tuned=all(piece.tuned and joint[piece.seed].tuned for piece in pieces),
+    )
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -94,7 +108,7 @@ def _ratio(value: float | None, reference: float | None) -> float | None:
 
 def _more_tokens(gap: float, slope: float | None) -> float | None:
     if gap == 0:
-        return 1.0      # no slope is needed
+        return 1.0  # no slope is needed
     if slope is None or abs(gap / slope) > math.log(FURTHEST):
         return None
     return math.exp(gap / slope)
@@ -103,5 +117,6 @@ def _more_tokens(gap: float, slope: float | None) -> float | None:
 def on_cheap_cards(piece: PieceResult) -> PieceResult:
     """A piece of joint training as if it had been trained on all cheap cards at once."""
     phases = tuple(
-        Phase(pool="low_memory", flops=phase.flops, workers=phase.workers * piece.cell.groups) for phase in piece.phases)
+        Phase(pool="low_memory", flops=phase.flops, workers=phase.workers * piece.cell.groups) for phase in piece.phases
+    )
     return piece.model_copy(update={"arm": JOINT_LOW, "phases": phases})

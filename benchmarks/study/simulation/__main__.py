@@ -1,8 +1,9 @@
 """Simulates sub-models on spot machines, event by event, with the product's own policies (`moedisco_ray.policies`).
 
-256 unequal sub-models run on 1,000 spot GPUs, with published loss rates and boot times (sources in `simulation/setting.py`). They
-are compared with lower bounds for any schedule: none ends before max(longest, sum / machines), and none costs less than all work
-on the cheapest machine without boots, checkpoints or losses. Five questions:
+256 unequal sub-models run on 1,000 spot GPUs, with published loss rates and boot times (sources in
+`simulation/setting.py`). They are compared with lower bounds for any schedule: none ends before max(longest, sum /
+machines), and none costs less than all work on the cheapest machine without boots, checkpoints or losses. Five
+questions:
 
 order       whether starting the longest sub-models first pays, and at which number of machines
 interval    whether the product's checkpoint interval is as good as fixed ones at every loss rate
@@ -32,8 +33,11 @@ from moedisco_ray.policies.checkpointing import ASSUMED, USUAL, Prior
 MACHINES = (32, 64, 128, 256, 1000)
 INTERVALS = (60.0, 300.0, 900.0, 1800.0)
 PRIORS = {
-    "0.01/h for 10 h": Prior(0.01, 10), "0.1/h for 10 h": Prior(0.1, 10), "1/h for 10 h": Prior(1, 10),
-    "0.1/h for 1 h": Prior(0.1, 1), "0.1/h for 1,000 h": Prior(0.1, 1000),
+    "0.01/h for 10 h": Prior(0.01, 10),
+    "0.1/h for 10 h": Prior(0.1, 10),
+    "1/h for 10 h": Prior(1, 10),
+    "0.1/h for 1 h": Prior(0.1, 1),
+    "0.1/h for 1,000 h": Prior(0.1, 1000),
 }
 USUAL_RATE = "traces, median"
 BOTH = (Kind("24gb", 24.0, 0.35, 1.0, 800), Kind("48gb", 48.0, 0.80, 1.2, 200))
@@ -71,8 +75,10 @@ def order(runs: Runs) -> dict[str, dict[str, Cell]]:
     return {
         str(machines): {
             name: runs.ratios(at_once=machines, order=name, losses_per_hour=LOSS_RATES[USUAL_RATE])
-            for name in ("longest_first", "as_given")}
-        for machines in MACHINES}
+            for name in ("longest_first", "as_given")
+        }
+        for machines in MACHINES
+    }
 
 
 def interval(runs: Runs) -> dict[str, dict[str, Cell]]:
@@ -83,13 +89,15 @@ def interval(runs: Runs) -> dict[str, dict[str, Cell]]:
             "ours, notices heard": runs.ratios(losses_per_hour=rate, heard=1.0),
             "ours, zones at once": runs.ratios(losses_per_hour=rate, together=0.5),
         }
-        for name, rate in LOSS_RATES.items()}
+        for name, rate in LOSS_RATES.items()
+    }
 
 
 def assumption(runs: Runs) -> dict[str, dict[str, Cell]]:
     return {
         name: {label: runs.ratios(losses_per_hour=LOSS_RATES[name], prior=prior) for label, prior in PRIORS.items()}
-        for name in ("Advisor, 5 % a month", USUAL_RATE)}
+        for name in ("Advisor, 5 % a month", USUAL_RATE)
+    }
 
 
 def expensive(runs: Runs) -> dict[str, dict[str, Cell]]:
@@ -100,7 +108,8 @@ def expensive(runs: Runs) -> dict[str, dict[str, Cell]]:
             outcomes = runs(losses_per_hour=LOSS_RATES[name], ask=ask)
             cells[name][ask] = {
                 "idle_dollars": spread([outcome.idle_dollars for outcome in outcomes]),
-                "late_seconds": spread([outcome.late for outcome in outcomes])}
+                "late_seconds": spread([outcome.late for outcome in outcomes]),
+            }
     return cells
 
 
@@ -110,7 +119,8 @@ def mixed(runs: Runs) -> dict[str, Cell]:
         outcomes = runs(losses_per_hour=LOSS_RATES[USUAL_RATE], kinds=kinds, large_share=LARGE_SHARE)
         cells[name] = {
             "dollars": spread([outcome.dollars for outcome in outcomes]),
-            "hours": spread([outcome.makespan / HOUR for outcome in outcomes])}
+            "hours": spread([outcome.makespan / HOUR for outcome in outcomes]),
+        }
     return cells
 
 
@@ -120,9 +130,19 @@ def plot(result: dict[str, Any]) -> None:
     for name, marker in (("longest_first", "o"), ("as_given", "s")):
         values = [result["order"][str(machines)][name]["makespan_over_bound"] for machines in MACHINES]
         left.errorbar(
-            MACHINES, [value["median"] for value in values], yerr=_whiskers(values), marker=marker, capsize=3,
-            label=name.replace("_", " "))
-    left.set(xscale="log", xlabel="machines held at once", ylabel="makespan / bound", title="Order, 0.44 losses per machine-hour")
+            MACHINES,
+            [value["median"] for value in values],
+            yerr=_whiskers(values),
+            marker=marker,
+            capsize=3,
+            label=name.replace("_", " "),
+        )
+    left.set(
+        xscale="log",
+        xlabel="machines held at once",
+        ylabel="makespan / bound",
+        title="Order, 0.44 losses per machine-hour",
+    )
     left.set_xticks(MACHINES, [f"{machines:,}" for machines in MACHINES])
     left.minorticks_off()
     left.legend()
@@ -130,8 +150,14 @@ def plot(result: dict[str, Any]) -> None:
     for arm in result["interval"][rates[0]]:
         values = [result["interval"][rate][arm]["dollars_over_bound"] for rate in rates]
         middle.errorbar(
-            range(len(rates)), [value["median"] for value in values], yerr=_whiskers(values), marker=".", capsize=2, label=arm,
-            linewidth=2.5 if arm == "ours" else 1)
+            range(len(rates)),
+            [value["median"] for value in values],
+            yerr=_whiskers(values),
+            marker=".",
+            capsize=2,
+            label=arm,
+            linewidth=2.5 if arm == "ours" else 1,
+        )
     middle.set(ylabel="dollars / bound", title="Checkpoint interval")
     middle.set_xticks(range(len(rates)), [f"{LOSS_RATES[rate]:g}" for rate in rates])
     middle.set_xlabel("losses per machine-hour")
@@ -139,9 +165,15 @@ def plot(result: dict[str, Any]) -> None:
     asks = result["arrival"][USUAL_RATE]
     for ask, cell in asks.items():
         right.scatter(cell["late_seconds"]["median"], max(cell["idle_dollars"]["median"], 0.01), s=80)
-        right.annotate(f"  {ask.replace('_', ' ')}", (cell["late_seconds"]["median"], max(cell["idle_dollars"]["median"], 0.01)))
-    right.set(yscale="log", xlabel="seconds that the run waits", ylabel="dollars paid for waiting nodes",
-              title="When 8 expensive nodes are asked for")
+        right.annotate(
+            f"  {ask.replace('_', ' ')}", (cell["late_seconds"]["median"], max(cell["idle_dollars"]["median"], 0.01))
+        )
+    right.set(
+        yscale="log",
+        xlabel="seconds that the run waits",
+        ylabel="dollars paid for waiting nodes",
+        title="When 8 expensive nodes are asked for",
+    )
     right.margins(x=0.3)
     right.set_xlim(left=-20)
     figure.savefig(RESULTS / "simulator.png", dpi=110)
@@ -160,13 +192,26 @@ def main() -> None:
     result = {
         **environment("python -m benchmarks.study.simulation"),
         "setting": {
-            "seeds": arguments.seeds, "submodels": usual.submodels, "mean_hours": usual.mean_hours, "spread": usual.spread,
-            "gpus": sum(kind.machines for kind in usual.kinds), "boot": usual.boot, "restart": usual.restart,
-            "stall": usual.stall, "latency": usual.latency, "outage_hours": usual.outage_hours, "notice": usual.notice,
-            "mixed": [dataclasses.asdict(kind) for kind in BOTH], "large_share": LARGE_SHARE},
+            "seeds": arguments.seeds,
+            "submodels": usual.submodels,
+            "mean_hours": usual.mean_hours,
+            "spread": usual.spread,
+            "gpus": sum(kind.machines for kind in usual.kinds),
+            "boot": usual.boot,
+            "restart": usual.restart,
+            "stall": usual.stall,
+            "latency": usual.latency,
+            "outage_hours": usual.outage_hours,
+            "notice": usual.notice,
+            "mixed": [dataclasses.asdict(kind) for kind in BOTH],
+            "large_share": LARGE_SHARE,
+        },
         "loss_rates": LOSS_RATES,
         "defaults": {
-            "prior": dataclasses.asdict(ASSUMED), "bounds": dataclasses.asdict(USUAL), "boot": arrival.ASSUMED_BOOT},
+            "prior": dataclasses.asdict(ASSUMED),
+            "bounds": dataclasses.asdict(USUAL),
+            "boot": arrival.ASSUMED_BOOT,
+        },
         "bound_hours": spread([outcome.bound / HOUR for outcome in runs()]),
         "bound_dollars": spread([outcome.bound_dollars for outcome in runs()]),
         "order": order(runs),

@@ -52,7 +52,8 @@ class Gang:
 
     def _ask(self, now: float) -> None:
         self._arrivals = [
-            now + self._setting.boot * self._rng.lognormvariate(0.0, 0.4) for _ in range(self._setting.gang)]
+            now + self._setting.boot * self._rng.lognormvariate(0.0, 0.4) for _ in range(self._setting.gang)
+        ]
 
     def _pay(self, until: float) -> None:
         waited = sum(max(0.0, until - arrived) for arrived in self._arrivals)

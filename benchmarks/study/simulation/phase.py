@@ -33,7 +33,7 @@ class Phase:
         self._numbers = itertools.count()
         self._units = {work.name: Unit(work, retrying.History(8)) for work in submodels(setting, seed)}
         self._waiting = list(self._units)
-        self._nodes: dict[Node, None] = {}     # an ordered set, so that equal seeds give equal runs
+        self._nodes: dict[Node, None] = {}  # an ordered set, so that equal seeds give equal runs
         self._free = {kind.name: kind.machines for kind in setting.kinds}
         self._gang = Gang(setting, random.Random(f"gang {seed}"))
         self._paid = self._lost = self._watched = 0.0
@@ -58,9 +58,15 @@ class Phase:
         cheapest = min(kind.price / kind.speed for kind in self._setting.kinds)
         machines = min(self._setting.at_once, sum(kind.machines for kind in self._setting.kinds))
         return Outcome(
-            self._now, self._paid, makespan_bound([work.seconds for work in works], machines),
-            sum(work.seconds for work in works) / HOUR * cheapest, self._losses, self._lost / HOUR,
-            sum(unit.state == "finished" for unit in self._units.values()), *self._gang.end(self._now))
+            self._now,
+            self._paid,
+            makespan_bound([work.seconds for work in works], machines),
+            sum(work.seconds for work in works) / HOUR * cheapest,
+            self._losses,
+            self._lost / HOUR,
+            sum(unit.state == "finished" for unit in self._units.values()),
+            *self._gang.end(self._now),
+        )
 
     def _at(self, delay: float, happen: Callable[..., None], *arguments: Any) -> None:
         heapq.heappush(self._events, (self._now + delay, next(self._numbers), happen, arguments))
@@ -88,7 +94,9 @@ class Phase:
                 self._release(node)
 
     def _idle(self, kind: Kind) -> list[Node]:
-        return [node for node in self._nodes if node.up and not node.leaving and node.unit is None and node.kind is kind]
+        return [
+            node for node in self._nodes if node.up and not node.leaving and node.unit is None and node.kind is kind
+        ]
 
     def _order(self) -> list[str]:
         if self._setting.order == "longest_first" and len(self._waiting) > 1:
@@ -139,7 +147,7 @@ class Phase:
             unit.safe = unit.attempt.done(self._now)
             self._losses += 1
             self._stop(unit, retrying.End("preempted", 0, "notice"), self._setting.latency)
-            node.leaving = True     # takes no more work, and is paid for until it is gone
+            node.leaving = True  # takes no more work, and is paid for until it is gone
 
     def _lose(self, node: Node) -> None:
         if node.gone:
@@ -178,9 +186,20 @@ class Phase:
     def _start(self, unit: Unit, node: Node) -> None:
         self._waiting.remove(unit.work.name)
         node.unit = unit
-        self._train(unit, Attempt(
-            node, self._now + self._setting.restart, unit.safe, unit.safe, unit.work.seconds, node.kind.speed,
-            self._interval(), self._setting.stall, self._setting.latency))
+        self._train(
+            unit,
+            Attempt(
+                node,
+                self._now + self._setting.restart,
+                unit.safe,
+                unit.safe,
+                unit.work.seconds,
+                node.kind.speed,
+                self._interval(),
+                self._setting.stall,
+                self._setting.latency,
+            ),
+        )
 
     def _train(self, unit: Unit, attempt: Attempt) -> None:
         unit.attempt = attempt
@@ -193,9 +212,16 @@ class Phase:
     def _review(self, unit: Unit, attempt: Attempt) -> None:
         if unit.attempt is attempt:
             self._watched += self._now - attempt.begins
-            self._train(unit, dataclasses.replace(
-                attempt, begins=self._now, start=attempt.done(self._now), safe=attempt.saved(self._now),
-                interval=self._interval()))
+            self._train(
+                unit,
+                dataclasses.replace(
+                    attempt,
+                    begins=self._now,
+                    start=attempt.done(self._now),
+                    safe=attempt.saved(self._now),
+                    interval=self._interval(),
+                ),
+            )
 
     def _rate(self) -> float:
         running = sum(self._now - unit.attempt.begins for unit in self._units.values() if unit.attempt is not None)

@@ -2,18 +2,18 @@
 
 Loss rates, per machine-hour:
 
-* AWS Spot Instance Advisor groups instance types by the share of machines interrupted within a month, from below 5 % to above
-  20 %. Spread evenly over a month, 5 % are 7e-5 per hour and 20 % are 3.1e-4.
+* AWS Spot Instance Advisor groups instance types by the share of machines interrupted within a month, from below 5 % to
+  above 20 %. Spread evenly over a month, 5 % are 7e-5 per hour and 20 % are 3.1e-4.
 * The traces published with Wu et al., "Can't Be Late: Optimizing Spot Instance Savings under Deadlines" (NSDI 2024;
-  skypilot-org/spot-traces, commit 221da1a) give the number of running spot V100 machines over time. The seven V100 preemption
-  traces have 0.06 to 0.74 losses per machine-hour (median 0.44), and a lost machine was replaced after 0.8 to 6.3 hours on
-  average (median 1.2).
+  skypilot-org/spot-traces, commit 221da1a) give the number of running spot V100 machines over time. The seven V100
+  preemption traces have 0.06 to 0.74 losses per machine-hour (median 0.44), and a lost machine was replaced after 0.8
+  to 6.3 hours on average (median 1.2).
 * Machines of one type and zone are lost together: within three minutes in over 92 % of cases (Spot-and-Scoot, arXiv
   2604.16457). `Setting.together` takes that into account.
 
-Boot times: Mao and Humphrey, "A Performance Study on the VM Startup Time in the Cloud" (IEEE CLOUD 2012), measured 97 seconds
-on average for Linux on EC2, and longer and more varied times for spot machines. Pulling an image with CUDA and PyTorch and starting
-Ray take further time. We assume a log-normal total with a median of 240 seconds.
+Boot times: Mao and Humphrey, "A Performance Study on the VM Startup Time in the Cloud" (IEEE CLOUD 2012), measured 97
+seconds on average for Linux on EC2, and longer and more varied times for spot machines. Pulling an image with CUDA and
+PyTorch and starting Ray take further time. We assume a log-normal total with a median of 240 seconds.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Setting:
         prior: The product's assumption about losses before it has seen any.
         bounds: Bounds of the product's checkpoint interval.
         order: Order of the sub-models: `longest_first` is the product's, `as_given` that of the clusters.
-        ask: When the expensive nodes are requested: `in_time` is the product's policy; `at_start` and `at_end` are alternatives.
+        ask: When the expensive nodes are requested: `in_time` is the product's policy; `at_start` and `at_end` are
+            alternatives.
         gang: Number of expensive nodes.
         gang_price: Price of one expensive node (dollars per hour).
     """
@@ -131,7 +132,7 @@ def submodels(setting: Setting, seed: int) -> list[Work]:
     rng = random.Random(f"work {seed}")
     works = []
     for k in range(setting.submodels):
-        hours = setting.mean_hours * rng.lognormvariate(-setting.spread**2 / 2, setting.spread)
+        hours = setting.mean_hours * rng.lognormvariate(-(setting.spread**2) / 2, setting.spread)
         large = rng.random() < setting.large_share
         step = 1.3 * rng.lognormvariate(0.0, 0.1)
         works.append(Work(f"submodel-{k}", max(1, round(hours * HOUR / step)), step, 1.0, 40.0 if large else 20.0))

@@ -30,7 +30,8 @@ class Attempt:
         node: Machine of the attempt.
         begins: Time of the first step.
         start: Work done before the attempt.
-        safe: Part of `start` that was already safe; the rest becomes safe with a checkpoint begun just before the attempt.
+        safe: Part of `start` that was already safe; the rest becomes safe with a checkpoint begun just before the
+            attempt.
         work: Total work.
         speed: Speed of the machine.
         interval: Training time between two checkpoints.

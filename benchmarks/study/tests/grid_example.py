@@ -10,24 +10,45 @@ from typing import Any
 from benchmarks.study.grid.cells import TUNING_CORPUS, Cell
 from benchmarks.study.grid.records import Made, Phase, PieceResult
 
-MADE = Made(command="grid", commit="a1", date="2026-01-01", processor="P", cores=2, versions={"torch": "2"}, seconds=1.0)
+MADE = Made(
+    command="grid", commit="a1", date="2026-01-01", processor="P", cores=2, versions={"torch": "2"}, seconds=1.0
+)
 JOINT = (Phase(pool="high_memory", flops=1000.0, workers=1.0),)
 OURS = (Phase(pool="low_memory", flops=900.0, workers=4.0), Phase(pool="high_memory", flops=100.0, workers=1.0))
 _WORDS = {
     "report": ["river", "stone", "bread", "winter", "letter", "garden", "market", "shadow"],
-    TUNING_CORPUS: ["proof", "lemma", "integer", "vector", "kernel", "function", "branch", "commit"]}
+    TUNING_CORPUS: ["proof", "lemma", "integer", "vector", "kernel", "function", "branch", "commit"],
+}
 
 
 def cell(**changes: Any) -> Cell:
-    return Cell(**{
-        "corpus": "report", "family": "qwen3_moe", "start": "random", "experts": 16, "top_k": 2, "budget": 1, "scale": "smoke",
-        **changes})
+    return Cell(
+        **{
+            "corpus": "report",
+            "family": "qwen3_moe",
+            "start": "random",
+            "experts": 16,
+            "top_k": 2,
+            "budget": 1,
+            "scale": "smoke",
+            **changes,
+        }
+    )
 
 
 def piece(arm: str, loss: float, *, seed: int = 0, phases: Sequence[Phase] = JOINT, **changes: Any) -> PieceResult:
     return PieceResult(
-        cell=cell(**changes), arm=arm, seed=seed, loss=loss, bits_per_byte=None, unseen_perplexity=None, phases=tuple(phases),
-        recipe={}, tuned=None, made=MADE)
+        cell=cell(**changes),
+        arm=arm,
+        seed=seed,
+        loss=loss,
+        bits_per_byte=None,
+        unseen_perplexity=None,
+        phases=tuple(phases),
+        recipe={},
+        tuned=None,
+        made=MADE,
+    )
 
 
 def write_corpora(folder: Path) -> Path:
@@ -36,7 +57,7 @@ def write_corpora(folder: Path) -> Path:
     for corpus, words in _WORDS.items():
         for half, domain in enumerate(("first", "second")):
             (folder / corpus).mkdir(parents=True, exist_ok=True)
-            own = words[4 * half:4 * half + 4]
+            own = words[4 * half : 4 * half + 4]
             documents = [" ".join(rng.choices(own, k=60)) + f" {number}" for number in range(120)]
             (folder / corpus / f"{corpus}_{domain}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     return folder

@@ -65,7 +65,8 @@ def test_recipes_that_know_of_no_moments_begin_with_fresh_ones(base, name):
 
 
 def test_the_rivals_are_what_their_papers_say(base):
-    # BTX (arXiv 2403.07816): branches from one seed that never meet, a plain mean, a router that begins at random, a fine-tune.
+    # BTX (arXiv 2403.07816): branches from one seed that never meet, a plain mean, a router that begins at random, a
+    # fine-tune.
     btx = of(base, "btx")
     assert btx.submodels.sync_every is None
     assert (btx.merge.backbone, btx.merge.router) == ("uniform", "random")
@@ -79,7 +80,8 @@ def test_the_rivals_are_what_their_papers_say(base):
     cbtm = of(base, "ensemble")
     assert (cbtm.clusters.vectors, cbtm.submodels.sync_every, cbtm.tokens.finetune) == ("tfidf_svd", None, 0)
     assert cbtm.clusters.capacity is not None
-    # Sparse upcycling (arXiv 2212.05055): one dense model, then all of it at once. Joint training: all of it from the start.
+    # Sparse upcycling (arXiv 2212.05055): one dense model, then all of it at once. Joint training: all of it from the
+    # start.
     assert (of(base, "upcycle").tokens.submodels, of(base, "joint").tokens.finetune) == (0, base.tokens.total)
     assert of(base, "upcycle").clusters.count == whole.num_experts
     assert of(base, "joint-low").finetune_pool == base.pools.low_memory
@@ -99,22 +101,39 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
     seeded = {"joint": 0, "disco": group, "expert-upcycling": group, "upcycle": 1}
     assert (experts_of_seed if config.tokens.seed else 0) == seeded[name]
     assert config.tokens.decoupled == (name == "disco")
-    if config.tokens.seed:      # all arms make as many steps in the seed phase
-        assert (config.seed_members, config.submodels.optimizer.batch_tokens) == (1, base.finetune.optimizer.batch_tokens)
+    if config.tokens.seed:  # all arms make as many steps in the seed phase
+        assert (config.seed_members, config.submodels.optimizer.batch_tokens) == (
+            1,
+            base.finetune.optimizer.batch_tokens,
+        )
     assert config.pools.low_memory.max_workers == own.groups
     flops = sum(stage.cost.flops for stage in build_plan(config).stages)
     joint = arm_config(base, REFERENCE, ARMS[REFERENCE], Path("runs"), "tokens", base.tokens.total)
-    assert flops <= sum(stage.cost.flops for stage in build_plan(joint).stages)     # waiting for a network would add to them
+    # waiting for a network would add to them
+    assert flops <= sum(stage.cost.flops for stage in build_plan(joint).stages)
 
 
-@pytest.mark.parametrize(("name", "changes"), [
-    ("small-groups", {"clusters.count": 4}), ("random-router", {"merge.router": "random"}),
-    ("no-syncs", {"submodels.sync_every": None}),
-    ("fresh-states", {"submodels.keep_optimizer_state": False, "finetune.keep_optimizer_state": False}),
-    ("disco-adamw", {
-        "submodels.optimizer.name": "adamw", "submodels.optimizer.schedule": "constant", "finetune.optimizer.name": "adamw",
-        "finetune.optimizer.schedule": "cosine", "finetune.optimizer.warmup": 0.03, "finetune.optimizer.lr": 2e-3}),
-    ("longer-finetune", {"tokens.seed_share": 0.65, "tokens.finetune_share": 0.2})])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("small-groups", {"clusters.count": 4}),
+        ("random-router", {"merge.router": "random"}),
+        ("no-syncs", {"submodels.sync_every": None}),
+        ("fresh-states", {"submodels.keep_optimizer_state": False, "finetune.keep_optimizer_state": False}),
+        (
+            "disco-adamw",
+            {
+                "submodels.optimizer.name": "adamw",
+                "submodels.optimizer.schedule": "constant",
+                "finetune.optimizer.name": "adamw",
+                "finetune.optimizer.schedule": "cosine",
+                "finetune.optimizer.warmup": 0.03,
+                "finetune.optimizer.lr": 2e-3,
+            },
+        ),
+        ("longer-finetune", {"tokens.seed_share": 0.65, "tokens.finetune_share": 0.2}),
+    ],
+)
 def test_a_lever_changes_its_settings_alone(name: str, changes: dict[str, Any]) -> None:
     ours, lever = (recipe(of(BASE, each)) for each in ("disco", name))
     assert {path: value for path, value in lever.items() if ours[path] != value} == changes

@@ -30,7 +30,9 @@ def test_a_page_is_its_words():
 def test_a_folder_of_domains_is_cut_and_summed(tmp_path, monkeypatch, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "tales.txt").write_text("first line\n\nsecond line\n\nthird\n")
-    monkeypatch.setattr(sys, "argv", ["corpora.py", "--characters", "22", "cut", str(tmp_path / "in"), str(tmp_path / "out")])
+    monkeypatch.setattr(
+        sys, "argv", ["corpora.py", "--characters", "22", "cut", str(tmp_path / "in"), str(tmp_path / "out")]
+    )
     build_corpus.main()
     assert (tmp_path / "out" / "tales.txt").read_text() == "first line\nsecond line\n\nthird\n"
     assert (tmp_path / "out" / "SHA256SUMS").read_text().endswith("  tales.txt\n")
@@ -48,5 +50,5 @@ def test_texts_of_a_package_are_in_one_order_without_stubs_and_up_to_a_size(tmp_
     texts = list(build_corpus._texts(tmp_path, domain))
     assert sorted(text[0] for text in texts) == list("abcdef")
     assert texts == list(build_corpus._texts(tmp_path, domain))
-    build_corpus.write(texts, tmp_path / "domain.txt", 1000, 1000)      # the third one reaches a thousand bytes
+    build_corpus.write(texts, tmp_path / "domain.txt", 1000, 1000)  # the third one reaches a thousand bytes
     assert (tmp_path / "domain.txt").read_text() == "\n\n".join(texts[:3]) + "\n"

@@ -40,18 +40,28 @@ READS: Reads = {"evaluate": {"whole": 3000}, "cluster": {"submodel": 60_000}, "m
 @pytest.fixture
 def base(tmp_path: Path) -> RunConfig:
     return small_config(
-        tmp_path, tokens=TOKENS, clusters={"count": 2, "vectors": "hidden_state"},
-        evaluation={"max_tokens": 3000, "every_tokens": 4096}, merge={"calibration_tokens": 1024})
+        tmp_path,
+        tokens=TOKENS,
+        clusters={"count": 2, "vectors": "hidden_state"},
+        evaluation={"max_tokens": 3000, "every_tokens": 4096},
+        merge={"calibration_tokens": 1024},
+    )
 
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_is_a_configuration_on_the_same_text(base: RunConfig, tmp_path: Path, name: str) -> None:
     config = arm_config(base, name, ARMS[name], tmp_path, "tokens", 24_000)
-    assert (config.corpus, config.tokenizer, config.model, config.seed) == (base.corpus, base.tokenizer, base.model, base.seed)
+    assert (config.corpus, config.tokenizer, config.model, config.seed) == (
+        base.corpus,
+        base.tokenizer,
+        base.model,
+        base.seed,
+    )
     assert config.tokens.seed + config.tokens.submodels + config.tokens.finetune == 24_000
     assert config.tokens.decoupled == (name not in ("joint", "joint-low", "upcycle", "expert-upcycling"))
     assert config.directory == tmp_path / f"{name}-tokens"
-    # An ensemble always weights by tf-idf distances, for which its temperature is set, whatever the base configuration clusters by.
+    # An ensemble always weights by tf-idf distances, for which its temperature is set, whatever the base configuration
+    # clusters by.
     assert name != "ensemble" or (config.clusters.method, config.clusters.vectors) == ("kmeans", "tfidf_svd")
 
 
@@ -76,10 +86,13 @@ def test_equal_dollars_are_equal_to_a_thousandth(base: RunConfig, tmp_path: Path
     ours = arm_config(base, name, ARMS[name], tmp_path, "dollars", tokens)
     spent = [
         dollars_of(account(config, build_plan(config), reads(config, ARMS[arm])))
-        for config, arm in ((joint, REFERENCE), (ours, name))]
+        for config, arm in ((joint, REFERENCE), (ours, name))
+    ]
     assert spent[1] == pytest.approx(spent[0], rel=1e-3)
     if reads is nothing:
-        assert build_plan(ours).training_dollars == pytest.approx(planned(base, ARMS[REFERENCE]).training_dollars, rel=1e-3)
+        assert build_plan(ours).training_dollars == pytest.approx(
+            planned(base, ARMS[REFERENCE]).training_dollars, rel=1e-3
+        )
     else:
         # Reading leaves fewer tokens to train on, unless joint training's reading costs the same or more.
         fewer = tokens < tokens_for(base, ARMS[name], "dollars", nothing)
@@ -94,10 +107,20 @@ def test_an_arm_that_cannot_be_paid_for_is_one_line(base: RunConfig) -> None:
     def too_much(config: RunConfig, arm: Arm) -> Reads:
         return {"cluster": {"submodel": 1e7}} if config.tokens.decoupled else {}
 
-    with pytest.raises(ConfigError, match=r"tokens.total: 24000: joint training on these tokens costs less than MoE-DisCo, as"):
+    with pytest.raises(
+        ConfigError, match=r"tokens.total: 24000: joint training on these tokens costs less than MoE-DisCo, as"
+    ):
         tokens_for(base, ARMS["disco"], "dollars", too_much)
-    free = base.model_copy(update={"pools": base.pools.model_copy(update={
-        kind: getattr(base.pools, kind).model_copy(update={"price_per_hour": 0.0}) for kind in ("low_memory", "high_memory")})})
+    free = base.model_copy(
+        update={
+            "pools": base.pools.model_copy(
+                update={
+                    kind: getattr(base.pools, kind).model_copy(update={"price_per_hour": 0.0})
+                    for kind in ("low_memory", "high_memory")
+                }
+            )
+        }
+    )
     with pytest.raises(ConfigError, match="pools: an arm costs nothing"):
         tokens_for(free, ARMS["disco"], "dollars", nothing)
 
@@ -107,7 +130,9 @@ TWO_RUNS = st.tuples(st.integers(10_000, 1_000_000), st.floats(1.5, 4.0))
 
 
 @given(LINE, TWO_RUNS, st.floats(0.6, 8.0))
-def test_runs_on_a_line_foretell_where_a_loss_is(line: tuple[float, float], runs: tuple[int, float], length: float) -> None:
+def test_runs_on_a_line_foretell_where_a_loss_is(
+    line: tuple[float, float], runs: tuple[int, float], length: float
+) -> None:
     top, slope = line
     few, many = runs[0], round(runs[0] * runs[1])
     sought = round(few * length)
@@ -125,10 +150,10 @@ def test_runs_on_a_line_foretell_where_a_loss_is(line: tuple[float, float], runs
 
 
 def test_what_cannot_be_foretold() -> None:
-    assert predicted([(100, 4.0)], 5.0) is None                      # one run
-    assert predicted([(100, 4.0), (200, 4.5)], 4.2) is None          # worse with more tokens
-    assert predicted([(100, 4.0), (200, 3.5)], 9.0) == 50            # no shorter than half of the shortest
-    assert predicted([(400, 3.0), (100, 5.0), (200, 4.0)], 3.5) == round(200 * 2 ** 0.5)
+    assert predicted([(100, 4.0)], 5.0) is None  # one run
+    assert predicted([(100, 4.0), (200, 4.5)], 4.2) is None  # worse with more tokens
+    assert predicted([(100, 4.0), (200, 3.5)], 9.0) == 50  # no shorter than half of the shortest
+    assert predicted([(400, 3.0), (100, 5.0), (200, 4.0)], 3.5) == round(200 * 2**0.5)
 
 
 def test_arms_that_there_are_not() -> None:
@@ -140,8 +165,14 @@ def test_arms_that_there_are_not() -> None:
 
 def point(tokens: int, loss: float, stage: str = "finetune") -> Point:
     return Point(
-        stage=stage, tokens=tokens, dollars=tokens / 10, hours=tokens / 100, metered_dollars=tokens / 5, metered_hours=tokens / 50,
-        loss=loss)
+        stage=stage,
+        tokens=tokens,
+        dollars=tokens / 10,
+        hours=tokens / 100,
+        metered_dollars=tokens / 5,
+        metered_hours=tokens / 50,
+        loss=loss,
+    )
 
 
 HAND = [point(50, 3.0, "seed"), point(100, 6.0), point(200, 4.0), point(300, 4.5), point(400, 3.5)]
@@ -151,7 +182,7 @@ def test_a_loss_is_reached_between_two_looks() -> None:
     assert first_reach(HAND, 5.0, "tokens") == 150
     assert first_reach(HAND, 5.0, "dollars") == pytest.approx(15)
     assert first_reach(HAND, 4.0, "tokens") == 200
-    assert first_reach(HAND, 3.75, "tokens") == 375      # the first time, and never the seed's
+    assert first_reach(HAND, 3.75, "tokens") == 375  # the first time, and never the seed's
     assert first_reach(HAND, 7.0, "tokens") == 100
     assert first_reach(HAND, 3.4, "tokens") is None
     assert first_reach([], 3.4, "tokens") is None
@@ -178,8 +209,9 @@ def test_accounts_of_a_run_that_was_interrupted(base: RunConfig) -> None:
         Event("run_stopped", time=700.0),
         Event("run_started", time=10_000.0),
         Event("workers_held", data={"hold": "c", "pool": "high_memory", "workers": 1}, time=10_000.0),
-        look(10_100.0, 2000, 4.5),      # made again from the checkpoint after 1,000
-        Event("run_finished", time=10_200.0)]
+        look(10_100.0, 2000, 4.5),  # made again from the checkpoint after 1,000
+        Event("run_finished", time=10_200.0),
+    ]
     of_seed, first, second = curve(events, phases, base)
     low, high = base.pools.low_memory.price_per_hour, base.pools.high_memory.price_per_hour
     # Nothing was read before the seed.
@@ -191,7 +223,7 @@ def test_accounts_of_a_run_that_was_interrupted(base: RunConfig) -> None:
     assert first.metered_dollars == pytest.approx(600 / 3600 * low + 100 / 3600 * high)
     assert second.metered_dollars == pytest.approx(600 / 3600 * low + (300 + 100) / 3600 * high)
     assert first.metered_hours == pytest.approx(500 / 3600)
-    assert second.metered_hours == pytest.approx(800 / 3600)    # 700 of the first attempt, 100 of the second
+    assert second.metered_hours == pytest.approx(800 / 3600)  # 700 of the first attempt, 100 of the second
     assert wall_hours(events) == pytest.approx(900 / 3600)
     assert [phase.stage for phase in account(base, plan, {})] == ["seed", "submodels", "finetune"]
 
@@ -209,14 +241,16 @@ def test_labels_of_curves_that_end_at_one_height_do_not_overlap() -> None:
 def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) -> None:
     output = tmp_path / "compared"
     other = {"path": f"{Path(json.__file__).parent}/*.py", "documents": "paragraph", "format": "text"}
-    base = base.model_copy(update={"evaluation": Evaluation.model_validate({**base.evaluation.model_dump(), "sources": [other]})})
+    base = base.model_copy(
+        update={"evaluation": Evaluation.model_validate({**base.evaluation.model_dump(), "sources": [other]})}
+    )
     result = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), backend=LocalBackend())
     assert [row.run for row in result.rows] == ["joint-tokens", "upcycle-tokens", "ensemble-tokens"]
     assert Comparison.model_validate(read_json(output / "compare.json")) == result
     joint, upcycle, ensemble = result.rows
     assert joint.recipe["tokens.finetune_share"] == 1
     assert [row.measured for row in result.rows] == ["finetune", "finetune", "ensemble"]
-    assert joint.curve[-1].loss == pytest.approx(joint.loss, rel=1e-5)     # the same documents, in the same windows
+    assert joint.curve[-1].loss == pytest.approx(joint.loss, rel=1e-5)  # the same documents, in the same windows
     assert joint.dollars_to_target == pytest.approx(joint.curve[-1].dollars)
     assert {entry.stage for entry in upcycle.curve} == {"seed", "finetune"}
     assert ensemble.loss == ensemble.curve[-1].loss != joint.loss
@@ -235,17 +269,18 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     phases = {row.arm: {phase.stage: phase for phase in row.phases} for row in result.rows}
     assert phases["joint"].keys() == {"finetune", "evaluate"}
     assert phases["upcycle"].keys() == {"seed", "merge", "finetune", "evaluate"}
-    assert phases["ensemble"].keys() == {"seed", "cluster", "submodels", "evaluate"}     # nothing is merged
+    assert phases["ensemble"].keys() == {"seed", "cluster", "submodels", "evaluate"}  # nothing is merged
     for row in result.rows:
         for name in ("dollars", "hours", "flops"):
             assert getattr(row, name) == pytest.approx(sum(getattr(phase, name) for phase in row.phases))
         assert [phase.steps is None for phase in row.phases] == [
-            phase.stage in ("cluster", "merge", "evaluate") for phase in row.phases]
+            phase.stage in ("cluster", "merge", "evaluate") for phase in row.phases
+        ]
         # Curves end before the evaluation.
         assert row.curve[-1].dollars <= row.dollars - phases[row.arm]["evaluate"].dollars * (1 - 1e-9)
     assert joint.sources.keys() == set(DOMAINS)
     assert joint.specialisation.keys() == {"cluster", "source"}
-    assert 0 <= joint.dead_experts <= 4      # two in each of two layers
+    assert 0 <= joint.dead_experts <= 4  # two in each of two layers
     assert (ensemble.sources, ensemble.specialisation, ensemble.dead_experts) == (None, None, None)
     assert joint.unseen == read_json(output / "joint-tokens" / "evaluation" / "evaluation.json")["unseen"]["perplexity"]
     assert ensemble.unseen is None
@@ -253,7 +288,8 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     written = {row.run: (output / row.run / "finetuned" / "manifest.json").stat().st_mtime_ns for row in result.rows}
     again = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), backend=LocalBackend())
     assert written == {
-        row.run: (output / row.run / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again.rows}
+        row.run: (output / row.run / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again.rows
+    }
     assert [row.loss for row in again.rows] == [row.loss for row in result.rows]
 
     # Runs that an earlier comparison finished stay in the table, at present prices; unfinished ones do not.
@@ -268,13 +304,16 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
-def test_a_comparison_at_a_uri_is_that_of_a_directory(base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_at_a_uri_is_that_of_a_directory(
+    base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     with s3_server("runs") as server:
         place = f"s3://runs/team/compared?endpoint_override={server}&scheme=http"
         there = compare(base, place, ["upcycle"], budgets=("tokens",), backend=LocalBackend())
         shutil.rmtree(tmp_path / "cache")
-        assert compare(base, place, ["upcycle"], budgets=("tokens",), backend=LocalBackend()) == there     # and trains nothing
+        # and trains nothing
+        assert compare(base, place, ["upcycle"], budgets=("tokens",), backend=LocalBackend()) == there
         shutil.rmtree(tmp_path / "cache")
         assert Comparison.model_validate_json(RunStore.of(place).read("compare.json") or b"") == there
         report = json.loads(RunStore.of(joined(place, "upcycle-tokens")).read("report.json") or b"")
@@ -288,18 +327,30 @@ def test_a_comparison_at_a_uri_is_that_of_a_directory(base: RunConfig, tmp_path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_a_third_run_comes_close_to_joint_trainings_loss(tmp_path: Path) -> None:
-    small = {"optimizer": {"batch_tokens": 256, "lr": 2e-3}}       # a batch is about 1 % of the tokens
+    small = {"optimizer": {"batch_tokens": 256, "lr": 2e-3}}  # a batch is about 1 % of the tokens
     base = small_config(
-        tmp_path, tokens=TOKENS, clusters={"count": 2, "vectors": "hidden_state"}, submodels=small, finetune=small,
-        evaluation={"max_tokens": 3000, "every_tokens": 4096}, merge={"calibration_tokens": 1024})
-    result = compare(base, tmp_path / "compared", ["upcycle"], budgets=("tokens", "dollars", "loss"), backend=LocalBackend())
+        tmp_path,
+        tokens=TOKENS,
+        clusters={"count": 2, "vectors": "hidden_state"},
+        submodels=small,
+        finetune=small,
+        evaluation={"max_tokens": 3000, "every_tokens": 4096},
+        merge={"calibration_tokens": 1024},
+    )
+    result = compare(
+        base, tmp_path / "compared", ["upcycle"], budgets=("tokens", "dollars", "loss"), backend=LocalBackend()
+    )
     joint, *runs = result.rows
     assert [row.run for row in runs] == ["upcycle-tokens", "upcycle-dollars", "upcycle-loss"]
     wanted = predicted([(row.tokens, row.loss) for row in runs[:2]], joint.loss)
     assert wanted is not None
     config = arm_config(base, "upcycle", ARMS["upcycle"], tmp_path, "loss", wanted)
     batches = [
-        share // optimizer.batch_tokens * optimizer.batch_tokens for share, optimizer in (
-            (config.tokens.seed, config.submodels.optimizer), (config.tokens.finetune, config.finetune.optimizer))]
-    assert runs[2].tokens == sum(batches)      # a phase trains whole batches
+        share // optimizer.batch_tokens * optimizer.batch_tokens
+        for share, optimizer in (
+            (config.tokens.seed, config.submodels.optimizer),
+            (config.tokens.finetune, config.finetune.optimizer),
+        )
+    ]
+    assert runs[2].tokens == sum(batches)  # a phase trains whole batches
     assert abs(runs[2].loss - joint.loss) <= min(abs(row.loss - joint.loss) for row in runs[:2])

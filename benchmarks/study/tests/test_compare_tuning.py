@@ -17,7 +17,17 @@ from benchmarks.study.compare.arms import ARMS, REFERENCE
 from benchmarks.study.compare.records import Comparison
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
-from benchmarks.study.compare.tuning import MOST_TRAININGS, START, Step, arm_at, climb, slice_config, stored_result, sweep_key, tune
+from benchmarks.study.compare.tuning import (
+    MOST_TRAININGS,
+    START,
+    Step,
+    arm_at,
+    climb,
+    slice_config,
+    stored_result,
+    sweep_key,
+    tune,
+)
 from benchmarks.study.recipe import recipe
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import RunConfig
@@ -29,18 +39,25 @@ SMALL = {
     "clusters": {"count": 2, "vectors": "hidden_state"},
     "evaluation": {"max_tokens": 3000, "every_tokens": 8192, "stages": False},
     "merge": {"calibration_tokens": 1024},
-    "checkpoint": {"every": 100_000}}
+    "checkpoint": {"every": 100_000},
+}
 
 
 def base_config(output: Path, *, lr: float = 2e-3, **changes: Any) -> RunConfig:
-    return small_config(output, **{
-        **SMALL, "submodels": {"optimizer": {"batch_tokens": 256, "lr": lr}},
-        "finetune": {"optimizer": {"batch_tokens": 256, "lr": lr / 2, "schedule": "cosine", "warmup": 0.05}}, **changes})
+    return small_config(
+        output,
+        **{
+            **SMALL,
+            "submodels": {"optimizer": {"batch_tokens": 256, "lr": lr}},
+            "finetune": {"optimizer": {"batch_tokens": 256, "lr": lr / 2, "schedule": "cosine", "warmup": 0.05}},
+            **changes,
+        },
+    )
 
 
 @given(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 1), st.floats(0.1, 3.0), st.floats(-0.9, 0.9))
 def test_the_climb_finds_the_bottom_of_a_bowl_within_its_budget(
-    batch: int, rate: int, schedule: int, scale: float, tilt: float,
+    batch: int, rate: int, schedule: int, scale: float, tilt: float
 ) -> None:
     measured = []
 
@@ -97,7 +114,9 @@ def test_a_sweep_is_reused_for_the_same_text_and_model_and_only_for_these(tmp_pa
 
     def train(config: RunConfig) -> float:
         trained.append(config.name)
-        return abs(math.log(config.finetune.optimizer.lr / 4e-3)) + abs(math.log(config.finetune.optimizer.batch_tokens / 128))
+        return abs(math.log(config.finetune.optimizer.lr / 4e-3)) + abs(
+            math.log(config.finetune.optimizer.batch_tokens / 128)
+        )
 
     def sweep(base: RunConfig, name: str = REFERENCE, tokens: int = 6000) -> int:
         before = len(trained)
@@ -107,13 +126,19 @@ def test_a_sweep_is_reused_for_the_same_text_and_model_and_only_for_these(tmp_pa
         return len(trained) - before
 
     assert sweep(base) > 2
-    assert sweep(base, "disco") > 2     # joint training has the submodels' rate, ours half: both must move
+    assert sweep(base, "disco") > 2  # joint training has the submodels' rate, ours half: both must move
     other_run = base.model_copy(update={"name": "other", "seed": 7, "tags": {"who": "me"}})
     assert sweep(other_run) == 0
     assert sweep(base.model_copy(update={"model": base.model.model_copy(update={"family": "mixtral"})})) > 0
     assert sweep(base, tokens=7000) > 0
-    assert sweep(base.model_copy(update={"corpus": base.corpus.model_copy(update={"sources": base.corpus.sources[:2]})})) > 0
-    keys = {sweep_key(slice_config(each, "joint", ARMS["joint"], tmp_path, 6000), ARMS["joint"]) for each in (base, other_run)}
+    assert (
+        sweep(base.model_copy(update={"corpus": base.corpus.model_copy(update={"sources": base.corpus.sources[:2]})}))
+        > 0
+    )
+    keys = {
+        sweep_key(slice_config(each, "joint", ARMS["joint"], tmp_path, 6000), ARMS["joint"])
+        for each in (base, other_run)
+    }
     assert len(keys) == 1
     # Batches below a sequence are not possible: they are passed over, not an error.
     assert all("batch-32-" not in name for name in trained)
@@ -123,7 +148,8 @@ def test_what_only_a_short_training_prefers_is_not_taken(tmp_path: Path) -> None
     base = base_config(tmp_path)
 
     def train(config: RunConfig) -> float:
-        best = 128 if config.tokens.total < base.tokens.total else 256     # because the best batch size grows with the tokens
+        # because the best batch size grows with the tokens
+        best = 128 if config.tokens.total < base.tokens.total else 256
         return abs(math.log(config.finetune.optimizer.batch_tokens / best))
 
     tuned = tune(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000, train)
@@ -135,16 +161,22 @@ def test_what_only_a_short_training_prefers_is_not_taken(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = base_config(tmp_path, lr=2e-4)      # a tenth of the rate that such a model allows
+    base = base_config(tmp_path, lr=2e-4)  # a tenth of the rate that such a model allows
     monkeypatch.setattr("benchmarks.study.compare.tuning.MOST_TRAININGS", 3)
     untuned = compare(base, tmp_path / "untuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend())
-    result = compare(base, tmp_path / "tuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
+    result = compare(
+        base, tmp_path / "tuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000
+    )
     assert [row.tuned for row in untuned.rows] == [None, None]
     for row, before in zip(result.rows, untuned.rows, strict=True):
         assert row.tuned is not None
         assert row.tuned.to_json() == {
-            "batch_tokens": 256, "lr": pytest.approx(2 * before.recipe["finetune.optimizer.lr"]),
-            "schedule": before.recipe["finetune.optimizer.schedule"], "trainings": 3, "slice_tokens": 4000}
+            "batch_tokens": 256,
+            "lr": pytest.approx(2 * before.recipe["finetune.optimizer.lr"]),
+            "schedule": before.recipe["finetune.optimizer.schedule"],
+            "trainings": 3,
+            "slice_tokens": 4000,
+        }
         assert row.recipe["finetune.optimizer.lr"] == row.tuned.lr
         assert row.loss < before.loss
     assert not (tmp_path / "tuned" / "slices").exists()
@@ -158,19 +190,28 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "trainings of 4,000 tokens each, on the validation documents" in shown(result)
     assert "better than the configured values at full length" in shown(result)
     # An arm that is not requested again stays in the table with its tuned settings.
-    fewer = compare(base, tmp_path / "tuned", [REFERENCE], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
+    fewer = compare(
+        base, tmp_path / "tuned", [REFERENCE], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000
+    )
     assert fewer.rows == result.rows
     # The next comparison of the same text and model trains no slice.
     runs: list[str] = []
     real = comparison.pipeline.run
-    monkeypatch.setattr(comparison.pipeline, "run", lambda config, *rest, **named: runs.append(config.name) or real(
-        config, *rest, **named))
-    again = compare(base, tmp_path / "again", [REFERENCE], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
+    monkeypatch.setattr(
+        comparison.pipeline,
+        "run",
+        lambda config, *rest, **named: runs.append(config.name) or real(config, *rest, **named),
+    )
+    again = compare(
+        base, tmp_path / "again", [REFERENCE], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000
+    )
     assert runs == ["joint-tokens"]
     assert again.rows[0].tuned == result.rows[0].tuned
 
 
-def test_a_setting_that_diverges_is_passed_over_and_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_diverges_is_passed_over_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = base_config(tmp_path)
     tried: list[float] = []
 
@@ -186,7 +227,7 @@ def test_a_setting_that_diverges_is_passed_over_and_not_tried_again(tmp_path: Pa
 
     monkeypatch.setattr(comparison.pipeline, "run", run)
     monkeypatch.setattr(comparison, "share_corpus", lambda *_: None)
-    with pytest.raises(TrainingError, match="kept dying"):      # independent of the settings: the same command continues
+    with pytest.raises(TrainingError, match="kept dying"):  # independent of the settings: the same command continues
         compare(base, tmp_path / "compared", [REFERENCE], budgets=("tokens",), slice_tokens=4000)
     assert tried == [2e-3, 4e-3, 1e-3]
     with pytest.raises(TrainingError, match="kept dying"):

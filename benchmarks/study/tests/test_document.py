@@ -21,7 +21,7 @@ def test_the_grids_summary_is_computed_from_its_published_pieces(tmp_path: Path)
     for name in (files.PIECES, files.TUNED):
         (tmp_path / name).write_bytes((files.PUBLISHED / name).read_bytes())
     files.publish(tmp_path / "nothing", tmp_path)
-    assert files.published(tmp_path) == pieces      # sweeps too say the same of them
+    assert files.published(tmp_path) == pieces  # sweeps too say the same of them
     assert read_json(tmp_path / files.SUMMARY) == read_json(files.PUBLISHED / files.SUMMARY)
 
 

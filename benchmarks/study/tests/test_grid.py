@@ -26,8 +26,20 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
 FIELDS = (
-    "corpus", "family", "start", "experts", "top_k", "active_share", "budget_tokens", "arm", "seeds", "loss_gap", "loss_gap_spread",
-    "dollars_to_joint_loss", "hours_ratio")
+    "corpus",
+    "family",
+    "start",
+    "experts",
+    "top_k",
+    "active_share",
+    "budget_tokens",
+    "arm",
+    "seeds",
+    "loss_gap",
+    "loss_gap_spread",
+    "dollars_to_joint_loss",
+    "hours_ratio",
+)
 """Keys of an entry of summary.json."""
 TUNED = TunedSettings(batch_tokens=256, lr=1e-3, schedule="wsd", trainings=4, slice_tokens=1280)
 
@@ -39,9 +51,19 @@ class Killed(Exception):  # noqa: N818 - what happens to the process, not an err
 
 
 def smoke_axes(**changes: Any) -> pieces.Axes:
-    return dataclasses.replace(pieces.Axes(
-        corpora=("report",), families=("qwen3_moe",), starts=("random",), shapes=((16, 2),), budgets=(1,), seeds=(0,),
-        arms=(REFERENCE, "disco"), scale="smoke"), **changes)
+    return dataclasses.replace(
+        pieces.Axes(
+            corpora=("report",),
+            families=("qwen3_moe",),
+            starts=("random",),
+            shapes=((16, 2),),
+            budgets=(1,),
+            seeds=(0,),
+            arms=(REFERENCE, "disco"),
+            scale="smoke",
+        ),
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +75,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpora: Path) -> Path:
     """Folder of a measured grid of one cell."""
     folder, threads = tmp_path_factory.mktemp("grid"), torch.get_num_threads()
-    assert run.run_pieces(pieces.reporting(smoke_axes()), places(folder, corpora), "grid") == []     # sets the threads to 1
+    # sets the threads to 1
+    assert run.run_pieces(pieces.reporting(smoke_axes()), places(folder, corpora), "grid") == []
     torch.set_num_threads(threads)
     return folder
 
@@ -63,7 +86,10 @@ def places(folder: Path, corpora: Path) -> run.Places:
 
 
 def losses(folder: Path) -> dict[str, float]:
-    return {str(path.name): PieceResult.model_validate(read_json(path)).loss for path in (folder / "results").glob("report-*")}
+    return {
+        str(path.name): PieceResult.model_validate(read_json(path)).loss
+        for path in (folder / "results").glob("report-*")
+    }
 
 
 def test_no_cell_is_reported_where_arms_are_tuned() -> None:
@@ -77,7 +103,7 @@ def test_no_cell_is_reported_where_arms_are_tuned() -> None:
     assert not {each.seed for each in reported} & {each.seed for each in tuned}
     assert len(found) == len(set(found)) == len(set(map(str, found)))
     place = {each: number for number, each in enumerate(found)}
-    for each in reported:       # every arm has its own sweep, in the same cell as joint training's
+    for each in reported:  # every arm has its own sweep, in the same cell as joint training's
         assert place[pieces.Piece("tune", each.cell.recipe, each.arm, cells.TUNING_SEED)] < place[each]
 
 
@@ -93,12 +119,12 @@ def test_a_part_of_the_grid_is_useful() -> None:
     assert (first.arm, first.cell.active_share, first.cell.budget, first.seed) == (REFERENCE, 0.125, 1, 0)
     assert ordered[1] == dataclasses.replace(first, arm="disco")
     measured: set[tuple[str, int]] = set()
-    for each in ordered:        # joint training comes before the arms that are compared with it
+    for each in ordered:  # joint training comes before the arms that are compared with it
         assert each.arm == REFERENCE or (str(each.cell), each.seed) in measured
         measured |= {(str(each.cell), each.seed)} if each.arm == REFERENCE else set()
     smallest = [each for each in ordered if each.cell.budget == 1 and each.cell.active_share == 0.125]
-    assert ordered[:len(smallest)] == smallest
-    assert {each.cell.budget for each in ordered[len(smallest):2 * len(smallest)]} >= {4}
+    assert ordered[: len(smallest)] == smallest
+    assert {each.cell.budget for each in ordered[len(smallest) : 2 * len(smallest)]} >= {4}
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [cells.GPU_SHAPE, *cells.SHAPES])
@@ -108,7 +134,7 @@ def test_sub_models_have_a_router_to_train(experts: int, top_k: int) -> None:
 
 @pytest.mark.usefixtures("_one_thread")
 def test_a_killed_grid_continues_with_the_same_results(
-    tmp_path: Path, corpora: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, corpora: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, killed = pieces.reporting(smoke_axes()), places(tmp_path / "killed", corpora)
     real = pipeline.run
@@ -118,11 +144,16 @@ def test_a_killed_grid_continues_with_the_same_results(
             raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(run.pipeline, "run", lambda config, *, backend: real(
-            config, (kill,) if config.name.startswith("disco") else (), backend=backend))
+        patched.setattr(
+            run.pipeline,
+            "run",
+            lambda config, *, backend: real(
+                config, (kill,) if config.name.startswith("disco") else (), backend=backend
+            ),
+        )
         with pytest.raises(Killed):
             run.run_pieces(work, killed, "grid")
-    assert len(losses(tmp_path / "killed")) == 1        # joint training was done, and is not measured again
+    assert len(losses(tmp_path / "killed")) == 1  # joint training was done, and is not measured again
     before = (work[0].path(killed.results)).stat().st_mtime_ns
     assert run.run_pieces(work, killed, "grid") == []
     assert (work[0].path(killed.results)).stat().st_mtime_ns == before
@@ -163,7 +194,9 @@ def test_no_piece_starts_after_the_hours(tmp_path: Path, corpora: Path, monkeypa
     assert [*started, *left] == work
 
 
-def test_an_arm_that_diverges_does_not_end_the_grid(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arm_that_diverges_does_not_end_the_grid(
+    tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measure(piece: pieces.Piece, *_: Any) -> None:
         if piece.arm == "disco":
             raise NotFiniteError("finetune: the loss of step 3 is nan", 3)
@@ -187,10 +220,12 @@ def test_every_arm_is_tuned_by_the_same_sweep(tmp_path: Path, corpora: Path, mon
     monkeypatch.setattr(run, "_run", trained)
     monkeypatch.setattr(run, "evaluated", loss)
     there = places(tmp_path, corpora)
-    sweeps = [each for each in pieces.with_tuning(pieces.reporting(smoke_axes(arms=pieces.ARMS))) if each.kind == "tune"]
+    sweeps = [
+        each for each in pieces.with_tuning(pieces.reporting(smoke_axes(arms=pieces.ARMS))) if each.kind == "tune"
+    ]
     assert run.run_pieces(sweeps, there, "grid") == []
     assert swept.keys() == set(pieces.ARMS)
-    for tried in swept.values():        # joint training and all others: the same number of trainings, rates and schedules
+    for tried in swept.values():  # joint training and all others: the same number of trainings, rates and schedules
         assert len(tried) == len(set(tried)) == len(swept[REFERENCE])
         assert len({text.rpartition("-")[2] for text in tried}) == 2
         assert len({text.partition("-rate-")[2].rpartition("-")[0] for text in tried}) == 3
@@ -198,25 +233,38 @@ def test_every_arm_is_tuned_by_the_same_sweep(tmp_path: Path, corpora: Path, mon
     found = run.tuned_arm(report, there)
     assert found is not None
     assert found.values.keys() == {
-        "submodels.optimizer.batch_tokens", "submodels.optimizer.lr", "finetune.optimizer.batch_tokens", "finetune.optimizer.lr",
-        "finetune.optimizer.schedule"}
+        "submodels.optimizer.batch_tokens",
+        "submodels.optimizer.lr",
+        "finetune.optimizer.batch_tokens",
+        "finetune.optimizer.lr",
+        "finetune.optimizer.schedule",
+    }
 
 
-@pytest.mark.parametrize(("rate", "share", "done", "is_tuned"), [
-    (4e-3, 1.0, True, True), (8e-3, 1.0, False, False),
-    (8e-3, 0.5, True, False)])      # the sweep is of another recipe
+@pytest.mark.parametrize(
+    ("rate", "share", "done", "is_tuned"),
+    [(4e-3, 1.0, True, True), (8e-3, 1.0, False, False), (8e-3, 0.5, True, False)],
+)  # the sweep is of another recipe
 def test_a_result_without_the_values_of_the_sweep_is_measured_again(
-    tmp_path: Path, corpora: Path, rate: float, share: float, done: bool, is_tuned: bool,
+    tmp_path: Path, corpora: Path, rate: float, share: float, done: bool, is_tuned: bool
 ) -> None:
     there = places(tmp_path, corpora)
     report = pieces.reporting(smoke_axes())[0]
-    before = piece(REFERENCE, 4.0).model_copy(update={"recipe": {"finetune.optimizer.lr": 4e-3, "tokens.finetune_share": 1.0}})
+    before = piece(REFERENCE, 4.0).model_copy(
+        update={"recipe": {"finetune.optimizer.lr": 4e-3, "tokens.finetune_share": 1.0}}
+    )
     files.write(report.path(there.results), before)
     assert run.is_done(report, there)
-    values = {"finetune.optimizer.lr": rate, "submodels.optimizer.lr": rate}    # joint training has no sub-models
+    values = {"finetune.optimizer.lr": rate, "submodels.optimizer.lr": rate}  # joint training has no sub-models
     sweep = TunedArm(
-        cell=report.cell.recipe, seed=7, arm=REFERENCE, values=values, recipe={"tokens.finetune_share": share}, settings=TUNED,
-        made=MADE)
+        cell=report.cell.recipe,
+        seed=7,
+        arm=REFERENCE,
+        values=values,
+        recipe={"tokens.finetune_share": share},
+        settings=TUNED,
+        made=MADE,
+    )
     files.write(there.results / "tune-1.json", sweep)
     assert run.is_done(report, there) == done
     files.publish(there.results, tmp_path / "published")
@@ -230,8 +278,12 @@ def by_arm(results: list[PieceResult]) -> dict[tuple[str, int], Figures]:
 
 def test_the_summary_of_results_made_by_hand() -> None:
     results = [
-        piece(REFERENCE, 4.0), piece(REFERENCE, 4.2, seed=1), piece("disco", 4.1, phases=OURS),
-        piece("disco", 4.5, seed=1, phases=OURS), piece("upcycle", 4.3, seed=2)]      # joint training lacks seed 2
+        piece(REFERENCE, 4.0),
+        piece(REFERENCE, 4.2, seed=1),
+        piece("disco", 4.1, phases=OURS),
+        piece("disco", 4.5, seed=1, phases=OURS),
+        piece("upcycle", 4.3, seed=2),
+    ]  # joint training lacks seed 2
     found = by_arm(results)
     assert found.keys() == {(REFERENCE, 1), (summary.JOINT_LOW, 1), ("disco", 1)}
     ours, cheap = found["disco", 1], found[summary.JOINT_LOW, 1]
@@ -242,9 +294,10 @@ def test_the_summary_of_results_made_by_hand() -> None:
     assert ours.dollars_equal_tokens.paper == pytest.approx(0.9 * ratio + 0.1)
     assert ours.hours_ratio == pytest.approx(0.9 / 0.72 / 4 + 0.1)
     assert cheap.dollars_equal_tokens.paper == pytest.approx(ratio)
-    assert cheap.hours_ratio == pytest.approx(1 / 0.72 / 2)     # a card for each sub-model of ours
+    assert cheap.hours_ratio == pytest.approx(1 / 0.72 / 2)  # a card for each sub-model of ours
     assert (cheap.loss_gap, found[REFERENCE, 1].dollars_equal_tokens.aws) == (0, 1)
-    assert ours.dollars_to_joint_loss.model_dump() == {"paper": None, "marketplace": None, "aws": None}     # one budget, no slope
+    # one budget, no slope
+    assert ours.dollars_to_joint_loss.model_dump() == {"paper": None, "marketplace": None, "aws": None}
 
 
 @given(st.floats(0.05, 1.0), st.floats(-0.3, 0.5))
@@ -260,7 +313,10 @@ def test_dollars_to_the_loss_follow_the_slope_of_joint_training_within_a_budgets
         assert dollars == pytest.approx(same * math.exp(gap / slope))
         # Joint training on exp(gap / slope) times as many tokens would lose what the gap is.
         assert slope * math.log(dollars / same) == pytest.approx(gap, abs=1e-9)
-    assert by_arm([*results, piece(REFERENCE, 9.0, budget=16)])["disco", 4].dollars_to_joint_loss == ours.dollars_to_joint_loss
+    assert (
+        by_arm([*results, piece(REFERENCE, 9.0, budget=16)])["disco", 4].dollars_to_joint_loss
+        == ours.dollars_to_joint_loss
+    )
 
 
 def test_no_dollars_where_more_tokens_do_not_help() -> None:
@@ -281,7 +337,10 @@ def test_price_books_are_the_papers_and_the_cluster_files() -> None:
 def test_slopes_compare_the_seeds_that_two_budgets_share() -> None:
     results = [piece(REFERENCE, 4.0), piece(REFERENCE, 8.0, seed=1), piece(REFERENCE, 3.5, budget=4)]
     results += [
-        piece("disco", 4.2, phases=OURS), piece("disco", 9.0, seed=1, phases=OURS), piece("disco", 3.8, budget=4, phases=OURS)]
+        piece("disco", 4.2, phases=OURS),
+        piece("disco", 9.0, seed=1, phases=OURS),
+        piece("disco", 3.8, budget=4, phases=OURS),
+    ]
     assert summary.loss_slope(cell(budget=4), results) == pytest.approx(0.5 / math.log(4))
     found = by_arm(results)
     assert section.slope_of_gap(found.values(), found["disco", 4]) == "+0.100"
@@ -297,7 +356,8 @@ def test_a_table_has_a_row_for_each_arm_at_the_largest_budget_and_the_slope_of_t
         results += [piece(arm, results[-1].loss + gap, budget=budget, phases=OURS) for arm in pieces.ARMS[1:]]
     found = section.tables(summary.summarise(results))
     assert [title.partition(" tokens")[0].rpartition(" ")[2] for title in found] == [
-        f"{budget * cells.SMOKE.tokens:,}" for budget in (16, 4, 1)]
+        f"{budget * cells.SMOKE.tokens:,}" for budget in (16, 4, 1)
+    ]
     (title, rows), *_ = found.items()
     assert f"{16 * cells.SMOKE.tokens:,} tokens, seed 0, at the starting values, not tuned" in title
     assert [row[0] for row in rows] == ["ours", *RIVALS, "joint on the cheap pool"]
@@ -307,10 +367,17 @@ def test_a_table_has_a_row_for_each_arm_at_the_largest_budget_and_the_slope_of_t
 
 
 def test_a_table_says_bits_per_byte_and_what_other_text_costs() -> None:
-    measured = [(REFERENCE, 0, 50.0), (REFERENCE, 1, 40.0), ("disco", 0, 55.0), ("disco", 1, 36.0), ("upcycle", 0, None)]
+    measured = [
+        (REFERENCE, 0, 50.0),
+        (REFERENCE, 1, 40.0),
+        ("disco", 0, 55.0),
+        ("disco", 1, 36.0),
+        ("upcycle", 0, None),
+    ]
     results = [
         piece(arm, 4.0, seed=seed).model_copy(update={"bits_per_byte": 1.25 + seed / 2, "unseen_perplexity": unseen})
-        for arm, seed, unseen in measured]
+        for arm, seed, unseen in measured
+    ]
     ((title, rows),) = section.tables(summary.summarise(results)).items()
     assert title.endswith("joint training's loss 4.000 (1.500 bits per byte)")
     assert [row[-1] for row in rows] == ["1.000", "-", "1.000"]
@@ -328,7 +395,9 @@ def test_a_row_says_what_it_lacks_of_its_tables_title() -> None:
     assert rows[1][0] == f"{RIVALS[1]}, seed 1"
 
 
-def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(section, "PUBLISHED", tmp_path / "published")
 
     def publish(results: list[PieceResult]) -> tuple[str, list[list[str]]]:
@@ -343,9 +412,13 @@ def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(tmp_path: Path, 
     assert "Dollars are those for the same tokens" in title
     assert [row[0] for row in rows] == ["ours", *RIVALS, "joint on the cheap pool"]
     assert rows[0][1:4] == ["+0.100", "-", "0.29"]
-    elsewhere = [piece(arm, 2.0, corpus="another", phases=OURS) for arm in (REFERENCE, "disco")]     # with fewer arms
+    elsewhere = [piece(arm, 2.0, corpus="another", phases=OURS) for arm in (REFERENCE, "disco")]  # with fewer arms
     assert publish(elsewhere) == (title, rows)
-    large = [piece(REFERENCE, 3.0, budget=4), piece("disco", 3.2, budget=4, phases=OURS), piece(REFERENCE, 2.0, budget=16)]
+    large = [
+        piece(REFERENCE, 3.0, budget=4),
+        piece("disco", 3.2, budget=4, phases=OURS),
+        piece(REFERENCE, 2.0, budget=16),
+    ]
     title, rows = publish(large)
     assert f"{4 * cells.SMOKE.tokens:,} tokens" in title
     assert "Dollars are those to reach joint training's loss" in title
@@ -356,7 +429,10 @@ def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(tmp_path: Path, 
     title, rows = publish(far)
     assert "Dollars are those to reach joint training's loss" in title
     assert (rows[1][3][:2], rows[2][3][:2]) == ("< ", "> ")
-    assert (float(rows[1][3][2:]), float(rows[2][3][2:])) == (pytest.approx(0.29 / 4, abs=0.01), pytest.approx(0.29 * 4, abs=0.03))
+    assert (float(rows[1][3][2:]), float(rows[2][3][2:])) == (
+        pytest.approx(0.29 / 4, abs=0.01),
+        pytest.approx(0.29 * 4, abs=0.03),
+    )
     assert {len(row) for row in rows} == {len(section.HEADLINE)}
 
 

@@ -11,6 +11,9 @@ NAMES = {"study.simulation": "simulator"}
 
 def test_every_result_is_measured_again_and_the_page_is_written_last() -> None:
     commands = [shlex.split(command) for command in COMMANDS]
-    written = [words[words.index("--result") + 1] if "--result" in words else NAMES.get(words[0], words[0]) for words in commands]
+    written = [
+        words[words.index("--result") + 1] if "--result" in words else NAMES.get(words[0], words[0])
+        for words in commands
+    ]
     assert written[-1] == "document"
     assert set(written[:-1]) == {path.stem for path in RESULTS.glob("*.json")}

@@ -21,18 +21,24 @@ def run(simulation: Any, seed: int = 0, **changes: Any) -> Any:
 
 
 def test_an_undisturbed_phase_on_enough_perfect_machines_is_the_bound(simulation: Any) -> None:
-    outcome = run(
-        simulation, boot=0.0, restart=0.0, stall=0.0, latency=0.0, failures_per_hour=0.0, every=1e9)
+    outcome = run(simulation, boot=0.0, restart=0.0, stall=0.0, latency=0.0, failures_per_hour=0.0, every=1e9)
     assert outcome.makespan == pytest.approx(outcome.bound)
     assert outcome.dollars == pytest.approx(outcome.bound_dollars)
     assert (outcome.losses, outcome.lost_hours, outcome.finished) == (0, 0.0, 24)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"at_once": 5}, {"losses_per_hour": 0.7}, {"losses_per_hour": 0.7, "heard": 1.0, "at_once": 5},
-    {"losses_per_hour": 0.7, "together": 0.5, "zones": 3}, {"losses_per_hour": 5.0, "at_once": 3},
-    {"losses_per_hour": 0.7, "every": 600.0, "order": "as_given"},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"at_once": 5},
+        {"losses_per_hour": 0.7},
+        {"losses_per_hour": 0.7, "heard": 1.0, "at_once": 5},
+        {"losses_per_hour": 0.7, "together": 0.5, "zones": 3},
+        {"losses_per_hour": 5.0, "at_once": 3},
+        {"losses_per_hour": 0.7, "every": 600.0, "order": "as_given"},
+    ],
+)
 def test_no_policy_beats_the_bounds_and_every_run_ends(simulation: Any, changes: dict[str, Any]) -> None:
     for seed in range(2):
         outcome = run(simulation, seed, **changes)
@@ -56,7 +62,9 @@ def test_a_heard_notice_loses_no_work(simulation: Any) -> None:
 
 def test_longest_first_ends_sooner_on_few_machines(simulation: Any) -> None:
     longest, given = (
-        sum(run(simulation, seed, at_once=6, order=order).makespan for seed in range(4)) for order in ("longest_first", "as_given"))
+        sum(run(simulation, seed, at_once=6, order=order).makespan for seed in range(4))
+        for order in ("longest_first", "as_given")
+    )
     assert longest < given
 
 
@@ -80,9 +88,10 @@ def test_an_attempt_is_what_its_seconds_add_up_to(simulation: Any) -> None:
         interval, stall = rng.randint(5, 30), rng.randint(0, 4)
         latency, work = stall + rng.randint(0, 5), rng.randint(1, 200)
         attempt = simulation.state.Attempt(
-            None, 100.0, 0.0, 0.0, float(work), 1.0, float(interval), float(stall), float(latency))
+            None, 100.0, 0.0, 0.0, float(work), 1.0, float(interval), float(stall), float(latency)
+        )
         done = saved = 0
-        under_way: list[tuple[float, int]] = []     # checkpoints that are not safe yet
+        under_way: list[tuple[float, int]] = []  # checkpoints that are not safe yet
         clock = 100
         while done < work:
             for safe_at, held in list(under_way):

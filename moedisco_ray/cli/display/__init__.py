@@ -1,4 +1,7 @@
-"""Views of a plan, of a run and of its report. A run is shown live on a terminal, as lines in a pipe, as JSON for programs."""
+"""Views of a plan, of a run and of its report.
+
+A run is shown live on a terminal, as lines in a pipe, as JSON for programs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,14 @@ from moedisco_ray.core.printable import printed
 from moedisco_ray.plan import Plan
 
 __all__ = [
-    "JsonLines", "LiveView", "PlainLines", "View", "cluster_view", "evaluation_view", "listener_for", "plan_view",
+    "JsonLines",
+    "LiveView",
+    "PlainLines",
+    "View",
+    "cluster_view",
+    "evaluation_view",
+    "listener_for",
+    "plan_view",
     "report_view",
 ]
 

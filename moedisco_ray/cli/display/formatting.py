@@ -1,4 +1,7 @@
-"""Formats that all views share: numbers, shares, tables and common phrases. `core.bill` formats durations and dollars."""
+"""Formats that all views share: numbers, shares, tables and common phrases.
+
+`core.bill` formats durations and dollars.
+"""
 
 from __future__ import annotations
 

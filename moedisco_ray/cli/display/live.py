@@ -20,7 +20,10 @@ from moedisco_ray.core.printable import one_line
 from moedisco_ray.plan import Plan
 
 _ICONS = {
-    "waiting": ("○", "dim"), "running": ("●", "bold cyan"), "done": ("✓", "green"), "reused": ("✓", "dim"),
+    "waiting": ("○", "dim"),
+    "running": ("●", "bold cyan"),
+    "done": ("✓", "green"),
+    "reused": ("✓", "dim"),
     "failed": ("✗", "red"),
 }
 _MOST_UNITS = 12
@@ -72,7 +75,9 @@ def render(state: RunState, now: float) -> RenderableType:
         parts += [Text(), cluster_bars(state.cluster_tokens, state.cluster_documents)]
     if state.notices:
         parts.append(Text())
-    parts += [Text(f"! {one_line(notice)}", style="yellow", overflow="fold") for notice in state.notices[-_MOST_NOTICES:]]
+    parts += [
+        Text(f"! {one_line(notice)}", style="yellow", overflow="fold") for notice in state.notices[-_MOST_NOTICES:]
+    ]
     return Group(*parts)
 
 
@@ -95,7 +100,9 @@ def _heading(state: RunState, now: float) -> RenderableType:
     left, dollars = state.seconds_left(now), state.dollars()
     figures = ["starts Ray"] if state.starting else [f"about {format_seconds(left)} left"] if left else []
     figures += [f"{dollars} so far"] if dollars is not None else []
-    heading = Text.assemble((one_line(state.name), "bold"), (one_line(f"  {state.directory}") if state.directory else "", "dim"))
+    heading = Text.assemble(
+        (one_line(state.name), "bold"), (one_line(f"  {state.directory}") if state.directory else "", "dim")
+    )
     return Group(heading, Text(", ".join(figures))) if figures else heading
 
 
@@ -108,7 +115,9 @@ def _stage_list(state: RunState, now: float) -> RenderableType:
     for name, stage in state.stages.items():
         icon, style = _ICONS[stage.status]
         losses = [unit.loss for unit in state.units.values() if unit.stage == name and unit.loss is not None]
-        detail = f"loss {sum(losses) / len(losses):.3f}" if losses else stage.activity if stage.status == "running" else ""
+        detail = (
+            f"loss {sum(losses) / len(losses):.3f}" if losses else stage.activity if stage.status == "running" else ""
+        )
         table.add_row(Text(icon, style), Text(name, style), _seconds(stage, now), detail)
     return table
 

@@ -93,7 +93,9 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "stage_finished": lambda stage, data: f"{stage}: finished in {format_seconds(data.get('seconds', 0.0))}",
     "unit_started": lambda unit, data: f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens",
     "progress": _progress,
-    "evaluation": lambda unit, data: f"{unit}: step {data.get('step', 0)}, held-out loss {data.get('held_out_loss', math.nan):.4f}",
+    "evaluation": lambda unit, data: (
+        f"{unit}: step {data.get('step', 0)}, held-out loss {data.get('held_out_loss', math.nan):.4f}"
+    ),
     "unit_finished": lambda unit, data: f"{unit}: finished, loss {data.get('loss', math.nan):.4f}",
     "sync": _sync,
     "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",
@@ -101,7 +103,8 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "ray_starting": lambda _unit, _data: "starts Ray",
     "nodes_asked": lambda _, data: (
         f"requests nodes for {data['workers']} {data['pool'].replace('_', '-')} workers, needed in "
-        f"{format_seconds(data['seconds'])}"),
+        f"{format_seconds(data['seconds'])}"
+    ),
     "nodes_let_go": lambda _, data: f"no longer requests {data['pool'].replace('_', '-')} nodes",
     "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
     "warning": lambda _, data: f"warning: {data.get('message', '')}",

@@ -19,20 +19,26 @@ from moedisco_ray.plan.storage import StageStorage
 def plan_view(plan: Plan) -> RenderableType:
     """A plan as tables of parameters, memory, time and cost, with advice on what to change."""
     parts: list[RenderableType] = [
-        Text.assemble(
-            (plan.name, "bold"), f"  {plan.family}, {_parts(plan)}, vocabulary {plan.vocab_size:,}"),
+        Text.assemble((plan.name, "bold"), f"  {plan.family}, {_parts(plan)}, vocabulary {plan.vocab_size:,}"),
         *(Padding(table(plan), (1, 0, 0, 0)) for table in (_parameters, _memory, _cost, _storage)),
     ]
     if any(stage.types for stage in plan.stages):
         parts.append(Padding(_types(plan), (1, 0, 0, 0)))
     parts += [
         Text(f"{stage.stage} fits {stage.pool_gb:g} GB with {stage.choice}; the run uses these settings")
-        for stage in plan.stages if stage.choice is not None]
+        for stage in plan.stages
+        if stage.choice is not None
+    ]
     parts += [
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
-        for stage in (*plan.stages, *plan.inference) if stage.remedy is not None]
+        for stage in (*plan.stages, *plan.inference)
+        if stage.remedy is not None
+    ]
     parts += [
-        Text(_synced(stage.stage, stage.sync, over_network=stage.fits_known)) for stage in plan.stages if stage.sync is not None]
+        Text(_synced(stage.stage, stage.sync, over_network=stage.fits_known))
+        for stage in plan.stages
+        if stage.sync is not None
+    ]
     parts.append(Text(_joint_training(plan.joint_training)))
     parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
     if plan.finetune_elsewhere is not None and plan.finetune_elsewhere.fits_known:
@@ -40,9 +46,13 @@ def plan_view(plan: Plan) -> RenderableType:
     if plan.bill.verdict is not None:
         parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
     if not plan.fits_known:
-        parts.append(Text(
-            "Memory is an upper bound for one worker. Workers without GPUs share their host's memory with other processes: "
-            "whether they fit is unknown.", style="dim"))
+        parts.append(
+            Text(
+                "Memory is an upper bound for one worker. Workers without GPUs share their host's memory with other processes: "
+                "whether they fit is unknown.",
+                style="dim",
+            )
+        )
     parts += [Text(f"Speed of {speed.pool.replace('_', '-')}: {speed.source}", style="dim") for speed in plan.speeds]
     parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
     return Group(*parts)
@@ -58,9 +68,12 @@ def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bo
     head = cluster.head
     of_head = (
         f"The head needs {needs.head_memory_gb:.1f} of {_stated(head.memory_gb)} GB memory and {needs.head_disk_gb:g} of "
-        f"{_stated(head.disk_gb)} GB disk; the file lets {needs.submodels} sub-models train at once")
+        f"{_stated(head.disk_gb)} GB disk; the file lets {needs.submodels} sub-models train at once"
+    )
     network = f"Network: {gigabytes(needs.moved_bytes)} GB between storage and nodes, {format_dollars(needs.transfer_dollars)}"
-    verdict = Text(f"The pools agree with {file}", "green") if agrees else Text(f"The pools contradict {file}:", "bold red")
+    verdict = (
+        Text(f"The pools agree with {file}", "green") if agrees else Text(f"The pools contradict {file}:", "bold red")
+    )
     return Group(Padding(table, (1, 0)), Text(of_head), Text(network), verdict)
 
 
@@ -73,7 +86,11 @@ def _exchanged(stage: str, traffic: GangTraffic) -> str:
     line = f"{stage}: each worker sends {gigabytes(traffic.bytes)} GB per step"
     if traffic.divided < traffic.bytes:
         return f"{line}; {gigabytes(traffic.divided)} GB where one node has {traffic.expert} of them (finetune.parallel.expert)"
-    return f"{line}; {gigabytes(traffic.sharded)} GB if all weights were sharded" if traffic.bytes < traffic.sharded else line
+    return (
+        f"{line}; {gigabytes(traffic.sharded)} GB if all weights were sharded"
+        if traffic.bytes < traffic.sharded
+        else line
+    )
 
 
 def _elsewhere(here: StagePlan, there: StagePlan) -> str:
@@ -81,8 +98,11 @@ def _elsewhere(here: StagePlan, there: StagePlan) -> str:
     if not there.fits:
         return f"{where}: the fine-tune would not fit {there.pool_gb:g} GB"
     costs, now = (
-        f"{format_dollars(each.cost.dollars)} in {format_seconds(3600 * each.cost.hours)}" for each in (there, here))
-    sent = "" if there.traffic is None else f"; the time to send {gigabytes(there.traffic.bytes)} GB per step is not in it"
+        f"{format_dollars(each.cost.dollars)} in {format_seconds(3600 * each.cost.hours)}" for each in (there, here)
+    )
+    sent = (
+        "" if there.traffic is None else f"; the time to send {gigabytes(there.traffic.bytes)} GB per step is not in it"
+    )
     chosen = "" if there.choice is None else f" with {there.choice}"
     return f"{where}: the fine-tune would cost {costs}{chosen}, instead of {now}{sent}"
 
@@ -108,9 +128,21 @@ def _parts(plan: Plan) -> str:
 
 def _parameters(plan: Plan) -> Table:
     models: dict[str, Parameters] = {
-        "mixture" if stage.stage == "finetune" else "sub-model": stage.parameters for stage in plan.stages}
+        "mixture" if stage.stage == "finetune" else "sub-model": stage.parameters for stage in plan.stages
+    }
     models["mixture"] = plan.parameters
-    roles = ["total", "active", "embedding", "attention", "norms", "router", "experts", "shared_expert", "dense", "head"]
+    roles = [
+        "total",
+        "active",
+        "embedding",
+        "attention",
+        "norms",
+        "router",
+        "experts",
+        "shared_expert",
+        "dense",
+        "head",
+    ]
     if not plan.parameters.dense:
         roles.remove("dense")
     table = PlainTable("parameters", *(role.partition("_")[0] for role in roles))
@@ -121,14 +153,29 @@ def _parameters(plan: Plan) -> Table:
 
 def _memory(plan: Plan) -> Table:
     table = PlainTable(
-        "GB per worker", "weights", "gradients", "optimizer", "activations", "copies", "step", "overhead", "total", "pool", "")
+        "GB per worker",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "copies",
+        "step",
+        "overhead",
+        "total",
+        "pool",
+        "",
+    )
     for stage in (*plan.stages, *plan.inference):
         verdict = Text("does not fit", "bold red")
         if stage.fits:
             verdict = Text("fits", "green") if stage.fits_known else Text("not known", "yellow")
         table.add_row(
-            stage.stage, *(gigabytes(size) for size in stage.memory.parts.values()), gigabytes(stage.memory.total),
-            f"{stage.pool_gb:g}", verdict)
+            stage.stage,
+            *(gigabytes(size) for size in stage.memory.parts.values()),
+            gigabytes(stage.memory.total),
+            f"{stage.pool_gb:g}",
+            verdict,
+        )
     return table
 
 
@@ -143,30 +190,59 @@ def _cost(plan: Plan) -> Table:
             cells = (workers, f"{stage.steps:,}", count(stage.cost.tokens))
         held = "" if each.pool == "head" else format_seconds(each.worker_seconds)
         table.add_row(
-            each.stage, each.pool.replace("_", "-"), *cells, format_seconds(each.seconds), held,
-            "" if each.pool == "head" else format_dollars(each.dollars))
+            each.stage,
+            each.pool.replace("_", "-"),
+            *cells,
+            format_seconds(each.seconds),
+            held,
+            "" if each.pool == "head" else format_dollars(each.dollars),
+        )
     table.add_section()
     bill = plan.bill
     table.add_row(
-        Text("total", "bold"), "", "", "", count(plan.tokens), format_seconds(bill.seconds), "",
-        Text(format_dollars(bill.dollars), "bold"))
+        Text("total", "bold"),
+        "",
+        "",
+        "",
+        count(plan.tokens),
+        format_seconds(bill.seconds),
+        "",
+        Text(format_dollars(bill.dollars), "bold"),
+    )
     if bill.baseline is not None:
         full = bill.baseline
         table.add_row(
-            Text("joint training (estimate)", "dim"), "high-memory", "", "", count(plan.tokens), format_seconds(full.seconds), "",
-            format_dollars(full.dollars))
+            Text("joint training (estimate)", "dim"),
+            "high-memory",
+            "",
+            "",
+            count(plan.tokens),
+            format_seconds(full.seconds),
+            "",
+            format_dollars(full.dollars),
+        )
     return table
 
 
 def _storage(plan: Plan) -> Table:
-    table = PlainTable("GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved", "exchanged")
+    table = PlainTable(
+        "GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved", "exchanged"
+    )
     for stage in plan.storage:
         table.add_row(stage.stage, *_stored(stage))
     table.add_section()
     peak = max((stage.checkpoints for stage in plan.storage), default=0)
     table.add_row(
-        Text("run directory", "bold"), gigabytes(sum(stage.stored for stage in plan.storage)), gigabytes(peak), "", "", "", "",
-        gigabytes(sum(stage.moved for stage in plan.storage)), gigabytes(sum(stage.exchanged for stage in plan.storage)))
+        Text("run directory", "bold"),
+        gigabytes(sum(stage.stored for stage in plan.storage)),
+        gigabytes(peak),
+        "",
+        "",
+        "",
+        "",
+        gigabytes(sum(stage.moved for stage in plan.storage)),
+        gigabytes(sum(stage.exchanged for stage in plan.storage)),
+    )
     table.add_row(Text("joint training", "dim"), *_stored(plan.joint_training_storage))
     return table
 
@@ -176,9 +252,17 @@ def _stored(stage: StageStorage) -> tuple[str, ...]:
     if stage.pool == "cpu":
         disks = ("", disks[1] if stage.worker_disk else "")
     card, memory, exchanged = (
-        gigabytes(size) if size else "" for size in (stage.device_memory, stage.worker_memory, stage.exchanged))
+        gigabytes(size) if size else "" for size in (stage.device_memory, stage.worker_memory, stage.exchanged)
+    )
     return (
-        gigabytes(stage.stored), gigabytes(stage.checkpoints), card, memory, *disks, gigabytes(stage.moved), exchanged)
+        gigabytes(stage.stored),
+        gigabytes(stage.checkpoints),
+        card,
+        memory,
+        *disks,
+        gigabytes(stage.moved),
+        exchanged,
+    )
 
 
 def _types(plan: Plan) -> Table:
@@ -187,6 +271,13 @@ def _types(plan: Plan) -> Table:
         for share in stage.types:
             verdict = Text("fits", "green") if share.fits else Text("too small", "yellow")
             table.add_row(
-                share.name, stage.stage, share.resource, f"{share.memory_gb:g}", verdict, str(share.units),
-                f"{share.worker_hours:.2f}", format_dollars(share.dollars))
+                share.name,
+                stage.stage,
+                share.resource,
+                f"{share.memory_gb:g}",
+                verdict,
+                str(share.units),
+                f"{share.worker_hours:.2f}",
+                format_dollars(share.dollars),
+            )
     return table

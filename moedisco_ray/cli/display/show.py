@@ -100,11 +100,17 @@ def _clusters(clusters: Sequence[ClusterEntry], evaluation: EvaluationRecord) ->
     table.add_row("", "", *(Text(title, "dim") for title in titles), "most typical words")
     for number, entry in enumerate(clusters):
         bar = ProgressBar(
-            total=max(1, *tokens), completed=entry.tokens, width=16, complete_style="blue", finished_style="blue")
+            total=max(1, *tokens), completed=entry.tokens, width=16, complete_style="blue", finished_style="blue"
+        )
         figures = [found.get(number) for found in ([start, measured] if start else [measured])]
         table.add_row(
-            str(number), bar, count(entry.tokens), f"{entry.documents:,}",
-            *("" if each is None else f"{each:.2f}" for each in figures), ", ".join(entry.terms[:_MOST_TERMS]))
+            str(number),
+            bar,
+            count(entry.tokens),
+            f"{entry.documents:,}",
+            *("" if each is None else f"{each:.2f}" for each in figures),
+            ", ".join(entry.terms[:_MOST_TERMS]),
+        )
     return table
 
 
@@ -115,8 +121,13 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
         table = PlainTable("", "loss", "perplexity", "bits per byte", "documents", "tokens")
         for name, figures in rows:
             table.add_row(
-                name, _number(figures.loss, 4), _number(figures.perplexity, 2), _number(figures.bits_per_byte, 3),
-                _number(figures.documents, 0), _number(figures.tokens, 0))
+                name,
+                _number(figures.loss, 4),
+                _number(figures.perplexity, 2),
+                _number(figures.bits_per_byte, 3),
+                _number(figures.documents, 0),
+                _number(figures.tokens, 0),
+            )
         parts.append(table)
     if (comparison := start_note(evaluation)) is not None:
         parts.append(Text(comparison, style="bold"))
@@ -136,5 +147,5 @@ def _number(value: float | None, digits: int) -> str:
 
 def _sample(sample: Sample) -> Panel:
     prompt, text = sample.prompt, sample.text
-    body = re.sub(r"\n(\s*\n)+", "\n\n", text.removeprefix(prompt)).rstrip()     # small models write many blank lines
+    body = re.sub(r"\n(\s*\n)+", "\n\n", text.removeprefix(prompt)).rstrip()  # small models write many blank lines
     return Panel(Text.assemble((prompt, "bold"), body), border_style="dim", expand=False)

@@ -144,7 +144,10 @@ class RunState:
             stage.status = "reused"
         elif event.type == "stage_progress":
             total = event.data.get("total")
-            stage.activity, stage.done = stage_progress(event.data), min(1.0, event.data.get("done", 0) / total) if total else None
+            stage.activity, stage.done = (
+                stage_progress(event.data),
+                min(1.0, event.data.get("done", 0) / total) if total else None,
+            )
         elif event.type == "stage_finished":
             stage.status, stage.seconds = "done", event.data.get("seconds", event.time - stage.started)
 
@@ -154,7 +157,7 @@ class RunState:
             self.notices.append(f"{event.unit}: {let_go(data)}")
             return
         unit.steps = data.get("steps", unit.steps)
-        if data.get("step") is not None:    # None if an attempt ended before its first step
+        if data.get("step") is not None:  # None if an attempt ended before its first step
             unit.step = data["step"]
         unit.loss = data.get("loss", unit.loss)
         unit.tokens_per_second = data.get("tokens_per_second", unit.tokens_per_second)

@@ -20,8 +20,15 @@ from moedisco_ray.stages.merge.router_load import Measured
 
 
 def calibrated_experts(
-    tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], batches: Sequence[Batch], *, report: list[dict[str, Any]],
-    new: Sequence[int] = (), whole: Checkpoint | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32,
+    tensors: Iterable[tuple[str, Tensor]],
+    config: Mapping[str, Any],
+    batches: Sequence[Batch],
+    *,
+    report: list[dict[str, Any]],
+    new: Sequence[int] = (),
+    whole: Checkpoint | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a model of chosen experts; rows of new experts are computed, or experts are refitted, or both.
 
@@ -29,11 +36,11 @@ def calibrated_experts(
         tensors: Canonical tensors of the model: the embedding, each layer in turn, norm and head.
         config: `config.json` of the model.
         batches: Calibration data: cluster 0 is the text of all known experts, cluster n that of the n-th new expert.
-        report: Receives one entry per MoE layer: `layer`; with new experts `scale`, `use_on_own_text` and `use_on_new_texts`; with
-            a refit `error_before` and `error`.
+        report: Receives one entry per MoE layer: `layer`; with new experts `scale`, `use_on_own_text` and
+            `use_on_new_texts`; with a refit `error_before` and `error`.
         new: Experts whose rows alone are computed, see `new_rows`.
-        whole: A model with more experts or a higher top-k, to whose outputs on the text of cluster 0 the experts are refitted (see
-            `refit`). None: no refit.
+        whole: A model with more experts or a higher top-k, to whose outputs on the text of cluster 0 the experts are
+            refitted (see `refit`). None: no refit.
         device: Device that one layer at a time runs on.
         dtype: Dtype of the layer and its hidden states.
 
@@ -48,17 +55,26 @@ def calibrated_experts(
 
 class _ChosenLayers(Layers):
     def __init__(
-        self, config: Mapping[str, Any], batches: Sequence[Batch], new: Sequence[int], whole: Checkpoint | None, *, device: str,
+        self,
+        config: Mapping[str, Any],
+        batches: Sequence[Batch],
+        new: Sequence[int],
+        whole: Checkpoint | None,
+        *,
+        device: str,
         dtype: torch.dtype,
     ) -> None:
         super().__init__(config, 1 + len(new), batches, settings=RouterSettings("ridge"), device=device, dtype=dtype)
         self._new = new
-        self._larger = None if whole is None else specialise(
-            streamed_model(whole, whole.config, dtype=dtype, device=device, resident=False))
+        self._larger = (
+            None
+            if whole is None
+            else specialise(streamed_model(whole, whole.config, dtype=dtype, device=device, resident=False))
+        )
 
     def part_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Layers`."""
-        return fields   # the known experts were trained in one model
+        return fields  # the known experts were trained in one model
 
     def entry(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """See `Layers`."""
@@ -86,7 +102,7 @@ class _ChosenLayers(Layers):
         key, new, inputs = self.names.router_key(layer), list(self._new), self.row_inputs(layer, step)
         router: Any = self.routers[layer]
         others = [expert for expert in range(len(tensors[key])) if expert not in new]
-        for name in filter(None, (self.kind.bias, self.kind.correction)):     # a new expert has the others' mean
+        for name in filter(None, (self.kind.bias, self.kind.correction)):  # a new expert has the others' mean
             stored, axis = tensors[self.names.router_key(layer, name)], self.names.family.expert_axis(name)
             mean = stored.index_select(axis, torch.tensor(others)).mean(axis, keepdim=True)
             for expert in new:
@@ -94,13 +110,24 @@ class _ChosenLayers(Layers):
             router.state_dict()[name].copy_(stored)
         bias_E = torch.zeros(len(tensors[key])) if self.kind.bias is None else getattr(router, self.kind.bias)
         bias_E = bias_E.to(self.device, torch.float64)
-        rows_ED, total, top_k = tensors[key].to(self.device, torch.float64), total_of(inputs, self.clusters), self.whole.top_k
+        rows_ED, total, top_k = (
+            tensors[key].to(self.device, torch.float64),
+            total_of(inputs, self.clusters),
+            self.whole.top_k,
+        )
         unmatched_CD = directions("ridge", total, 0)
         matched_CD = load_matched(unmatched_CD, torch.zeros_like(unmatched_CD), 0.0, inputs, total)
         measured = Measured(self.kind, self.whole, self.part, router, self.clusters)
         correction_E = None if measured.correction_E is None else measured.correction_E[others]
         rows_ED[new], scale = new_rows(
-            rows_ED[others], bias_E[others], matched_CD, inputs, router=self.kind, top_k=top_k, correction_E=correction_E)
+            rows_ED[others],
+            bias_E[others],
+            matched_CD,
+            inputs,
+            router=self.kind,
+            top_k=top_k,
+            correction_E=correction_E,
+        )
         self.set_rows(layer, rows_ED.to("cpu", tensors[key].dtype), tensors, both=False)
         own, *of_new = use_of_new(lambda x_TD: measured.selected(x_TD, rows_ED)[0], new, inputs)
         return {"layer": layer, "scale": scale, "use_on_own_text": own, "use_on_new_texts": of_new}

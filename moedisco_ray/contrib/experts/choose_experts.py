@@ -13,7 +13,13 @@ import numpy as np
 
 from moedisco_ray.contrib.experts.calibrate import calibrated_experts
 from moedisco_ray.contrib.experts.chosen_experts import Chosen, config_with_experts, with_experts
-from moedisco_ray.contrib.merge.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
+from moedisco_ray.contrib.merge.calibration_texts import (
+    MOST_LENGTH,
+    Text,
+    calibration_batches,
+    held_out_losses,
+    read_texts,
+)
 from moedisco_ray.contrib.merge.merge_models import FREE_FIELDS, complete
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import EXPERT_COUNTS, Model
@@ -49,34 +55,42 @@ _TRAINING_FIELDS = {"router_aux_loss_coef", "output_router_logits", "router_jitt
 
 
 def choose_experts(
-    model: str, experts: Sequence[str], output: Path, *, top_k: int | None = None, own_texts: Sequence[str] = (),
-    texts: Sequence[str] = (), max_tokens: int = 131_072, device: str = "cpu",
+    model: str,
+    experts: Sequence[str],
+    output: Path,
+    *,
+    top_k: int | None = None,
+    own_texts: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    max_tokens: int = 131_072,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Write an MoE that has the backbone of a model, and the chosen experts with their router rows, in this order.
 
-    With own texts, both models are compared on documents of them. With texts, the router rows of experts of other models are
-    computed from all texts, and if experts of the model are left out or a token has fewer, the others are refitted (see
-    `refit`). The model's own experts keep their rows.
+    With own texts, both models are compared on documents of them. With texts, the router rows of experts of other
+    models are computed from all texts, and if experts of the model are left out or a token has fewer, the others are
+    refitted (see `refit`). The model's own experts keep their rows.
 
     Args:
         model: Directory or URI of a finished run, or the directory of an exported model.
-        experts: Numbers of experts, such as `0,2-5`; of another model as `RUN_DIR:0,2-5`. The other model must have the same
-            architecture, but for the number of experts; it may also be a dense model, whose expert 0 is its MLP.
+        experts: Numbers of experts, such as `0,2-5`; of another model as `RUN_DIR:0,2-5`. The other model must have the
+            same architecture, but for the number of experts; it may also be a dense model, whose expert 0 is its MLP.
         output: Directory to write; it must be new or empty.
         top_k: Experts per token; None: as in the model, but at most all experts.
         own_texts: Sources of text that the model knows, such as one for each of its domains.
-        texts: One source of text for each expert of another model, in their order; without such experts, further own texts, from
-            which experts are refitted.
+        texts: One source of text for each expert of another model, in their order; without such experts, further own
+            texts, from which experts are refitted.
         max_tokens: Maximum number of tokens to read from all texts together.
         device: Device that the models run on.
 
     Returns:
-        `directory`, `family`, `top_k`, and `experts`: model and number of each expert. With own texts also `texts`, `layers`
-        (figures of each router or refit), `losses` (of the model and of the new one: the loss in nats per token on the held-out
-        documents of each text, `perplexity` of each, and the mean loss `mixture`) and `warnings`.
+        `directory`, `family`, `top_k`, and `experts`: model and number of each expert. With own texts also `texts`,
+        `layers` (figures of each router or refit), `losses` (of the model and of the new one: the loss in nats per
+        token on the held-out documents of each text, `perplexity` of each, and the mean loss `mixture`) and `warnings`.
 
     Raises:
-        ConfigError: There is no such expert, the router cannot have this number of experts or this top-k, or texts are missing.
+        ConfigError: There is no such expert, the router cannot have this number of experts or this top-k, or texts are
+            missing.
         CheckpointError: A model cannot be read, or the models have different architectures.
         CorpusError: A text cannot be read, or is too short.
         RunDirError: A location holds no model, or the output is not empty or cannot be written.
@@ -106,7 +120,8 @@ def choose_experts(
     _check_texts(own_texts, texts, new, without_rows=without_rows, is_smaller=whole is not None)
     if texts and len(new) == len(chosen):
         raise ConfigError(
-            "EXPERTS", len(new), "all are of other models, but rows are computed from known ones; name one of RUN_DIR")
+            "EXPERTS", len(new), "all are of other models, but rows are computed from known ones; name one of RUN_DIR"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".experts-") as scratch:
         draft = Path(scratch) / "model"
@@ -114,23 +129,40 @@ def choose_experts(
         layers, measure = list[dict[str, Any]](), None
         if own_texts or texts:
             own = own_texts if new else [*own_texts, *texts]
-            measure = _Comparison.of(own, texts if new else [], start, first.config, max_tokens, home=Path(scratch), device=device)
+            measure = _Comparison.of(
+                own, texts if new else [], start, first.config, max_tokens, home=Path(scratch), device=device
+            )
         if texts and measure is not None:
             tensors = calibrated_experts(
-                tensors, values, measure.batches, new=new, whole=whole, report=layers, device=device,
-                dtype=default_dtype(device))
+                tensors,
+                values,
+                measure.batches,
+                new=new,
+                whole=whole,
+                report=layers,
+                device=device,
+                dtype=default_dtype(device),
+            )
         write_checkpoint(draft, tensors, values)
         complete(draft, Origin(start))
         # `complete` takes the model's own numbers.
         write_config(draft, config_with_experts(read_config(draft), len(chosen), top_k))
         result: dict[str, Any] = {
-            "directory": str(output), "family": family.name, "top_k": values[family.router.top_k_field],
-            "experts": [{"model": names[each.model], "expert": each.expert} for each in chosen]}
+            "directory": str(output),
+            "family": family.name,
+            "top_k": values[family.router.top_k_field],
+            "experts": [{"model": names[each.model], "expert": each.expert} for each in chosen],
+        }
         if measure is not None:
-            result |= {"texts": [*own_texts, *texts], "layers": layers, **measure.losses([(model, start), (output.name, draft)])}
+            result |= {
+                "texts": [*own_texts, *texts],
+                "layers": layers,
+                **measure.losses([(model, start), (output.name, draft)]),
+            }
         write_json(draft / "experts.json", result)
         (draft / "README.md").write_text(
-            _card(output.name, model, result, [start, *map(finished_model, names[1:])]), encoding="utf-8")
+            _card(output.name, model, result, [start, *map(finished_model, names[1:])]), encoding="utf-8"
+        )
         draft.rename(output)
     return result
 
@@ -162,19 +194,29 @@ def _is_smaller(model: Checkpoint, chosen: Sequence[Chosen], values: Mapping[str
 
 
 def _check_texts(
-    own: Sequence[str], texts: Sequence[str], new: Sequence[int], *, without_rows: str | None, is_smaller: bool,
+    own: Sequence[str], texts: Sequence[str], new: Sequence[int], *, without_rows: str | None, is_smaller: bool
 ) -> None:
     if without_rows is not None and not texts:
-        raise ConfigError("--calibration", None, f"{without_rows}; name a text of each new expert, from which its row is computed")
+        raise ConfigError(
+            "--calibration", None, f"{without_rows}; name a text of each new expert, from which its row is computed"
+        )
     if texts and not new and not is_smaller:
         raise ConfigError(
-            "--calibration", None, "there is nothing to compute, because the model keeps all experts and their number per token; "
-            "name --own-text to measure it")
+            "--calibration",
+            None,
+            "there is nothing to compute, because the model keeps all experts and their number per token; "
+            "name --own-text to measure it",
+        )
     if texts and new and len(texts) != len(new):
         raise ConfigError(
-            "--calibration", len(texts), f"texts for {len(new)} experts of other models; name one for each, in their order")
+            "--calibration",
+            len(texts),
+            f"texts for {len(new)} experts of other models; name one for each, in their order",
+        )
     if texts and new and not own:
-        raise ConfigError("--own-text", None, "rows are computed from text that the model knows, and from --calibration; name both")
+        raise ConfigError(
+            "--own-text", None, "rows are computed from text that the model knows, and from --calibration; name both"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,28 +245,47 @@ class _Comparison:
 
     @classmethod
     def of(
-        cls, own: Sequence[str], others: Sequence[str], tokenizer: Path, config: Mapping[str, Any], max_tokens: int, *, home: Path,
+        cls,
+        own: Sequence[str],
+        others: Sequence[str],
+        tokenizer: Path,
+        config: Mapping[str, Any],
+        max_tokens: int,
+        *,
+        home: Path,
         device: str,
     ) -> _Comparison:
         """Read the texts with the tokenizer of a model, whose `config.json` limits the length of a window."""
         encoder, longest = open_encoder(tokenizer, "RUN_DIR"), min(MOST_LENGTH, int(config["max_position_embeddings"]))
         try:
-            length, found = read_texts([*own, *others], tokenizer, encoder, max_tokens=max_tokens, length=longest, home=home)
+            length, found = read_texts(
+                [*own, *others], tokenizer, encoder, max_tokens=max_tokens, length=longest, home=home
+            )
         except CorpusError as error:
             raise CorpusError("--own-text" if error.value in own else error.field, error.value, error.remedy) from error
         batches = calibration_batches(found, length, [*(0 for _ in own), *range(1, len(others) + 1)])
         return cls(
-            own=own, others=others, texts=found, batches=batches, encoder=encoder, tokenizer=tokenizer, length=length,
-            device=device)
+            own=own,
+            others=others,
+            texts=found,
+            batches=batches,
+            encoder=encoder,
+            tokenizer=tokenizer,
+            length=length,
+            device=device,
+        )
 
     def losses(self, models: Sequence[tuple[str, Path]]) -> dict[str, Any]:
         """The `losses` of two models with their names, and `warnings` if the second is worse on known text or no better on new."""
         found = list[dict[str, Any]]()
         for name, directory in models:
-            start = Start(Model.model_validate({"init": {"checkpoint": str(directory)}}), self.tokenizer, self.length, 0)
+            start = Start(
+                Model.model_validate({"init": {"checkpoint": str(directory)}}), self.tokenizer, self.length, 0
+            )
             row = held_out_losses(start, self.texts, self.encoder, self.device)
-            found.append({
-                "model": name, "texts": row, "perplexity": list(map(math.exp, row)), "mixture": float(np.mean(row))})
+            found.append(
+                {"model": name, "texts": row, "perplexity": list(map(math.exp, row)), "mixture": float(np.mean(row))}
+            )
         return {"losses": found, "warnings": list(self._warnings(*(each["perplexity"] for each in found)))}
 
     def _warnings(self, before: Sequence[float], after: Sequence[float]) -> Iterator[str]:
@@ -232,13 +293,15 @@ class _Comparison:
             if new > (1 + _MOST_WORSE) * old:
                 yield (
                     f"on {text}, the held-out perplexity is {new:.4g}, {new / old - 1:.1%} above that of the model; fine-tune the "
-                    "result")
+                    "result"
+                )
         known = len(self.own)
         for text, old, new in zip(self.others, before[known:], after[known:], strict=True):
             if new >= old:
                 yield (
                     f"on {text}, the held-out perplexity is {new:.4g} with the new expert, and {old:.4g} without it; train the "
-                    "expert longer, or leave it out")
+                    "expert longer, or leave it out"
+                )
 
 
 def _numbers(text: str, numbers: str, count: int) -> Iterator[int]:
@@ -246,10 +309,14 @@ def _numbers(text: str, numbers: str, count: int) -> Iterator[int]:
     for part in numbers.split(","):
         begin, dash, end = part.partition("-")
         if not (begin.isdecimal() and (end.isdecimal() if dash else True)):
-            raise ConfigError("EXPERTS", text, "is no list of experts; write 0,2-5, or RUN_DIR:0,2-5 for those of another model")
+            raise ConfigError(
+                "EXPERTS", text, "is no list of experts; write 0,2-5, or RUN_DIR:0,2-5 for those of another model"
+            )
         first, last = int(begin), int(end or begin)
         if last < first:
-            raise ConfigError("EXPERTS", text, f"has the range {part}, which ends before it begins; write {last}-{first}")
+            raise ConfigError(
+                "EXPERTS", text, f"has the range {part}, which ends before it begins; write {last}-{first}"
+            )
         if last >= count:
             raise ConfigError("EXPERTS", text, f"names an expert that is not there; choose from 0 to {count - 1}")
         yield from range(first, last + 1)
@@ -262,16 +329,24 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], name: str) 
         CheckpointError: A field of the configuration differs.
     """
     family = DECLARATIONS[first["model_type"]]
-    mine, others = (from_values(config).to_dict() for config in (first, other))    # with the defaults of missing fields
-    counts = {*EXPERT_COUNTS, family.num_experts_field, family.router.top_k_field, "experts_per_token", family.summed_size_field}
+    mine, others = (from_values(config).to_dict() for config in (first, other))  # with the defaults of missing fields
+    counts = {
+        *EXPERT_COUNTS,
+        family.num_experts_field,
+        family.router.top_k_field,
+        "experts_per_token",
+        family.summed_size_field,
+    }
     free = (FREE_FIELDS | _TRAINING_FIELDS | counts) - {family.router.jitter_field}
-    for key in family.constants.keys() & (mine.keys() ^ others.keys()):     # not said by all models that have its only value
+    # not said by all models that have its only value
+    for key in family.constants.keys() & (mine.keys() ^ others.keys()):
         mine[key] = others[key] = family.constants[key]
     for field in sorted((mine.keys() | others.keys()) - free, key=lambda field: (field != "model_type", field)):
         own, theirs = mine.get(field), others.get(field)
         if own != theirs:
             raise CheckpointError(
-                "EXPERTS", name, f"has {field} {theirs!r}, but RUN_DIR has {own!r}; take experts of a model like it")
+                "EXPERTS", name, f"has {field} {theirs!r}, but RUN_DIR has {own!r}; take experts of a model like it"
+            )
 
 
 def _card(name: str, model: str, result: Mapping[str, Any], starts: Sequence[Path]) -> str:
@@ -281,13 +356,19 @@ def _card(name: str, model: str, result: Mapping[str, Any], starts: Sequence[Pat
     matter = combined_front_matter(name, result["family"], facts, texts, after["texts"])
     made = {
         "scale": "Router rows of experts of other models were computed from text. ",
-        "error": "The model's own experts were refitted on text, because it lacks some or a token has fewer. "}
+        "error": "The model's own experts were refitted on text, because it lacks some or a token has fewer. ",
+    }
     computed = "".join(text for figure, text in made.items() if figure in next(iter(result.get("layers", ())), {}))
     measured = [
         f"* perplexity on documents of {parent(text)[1]}: {new:.4g}, and {old:.4g} of {model}"
-        for text, old, new in zip(texts, before["perplexity"], after["perplexity"], strict=True)]
+        for text, old, new in zip(texts, before["perplexity"], after["perplexity"], strict=True)
+    ]
     lines = [f"* expert {number}: {each['expert']} of {each['model']}" for number, each in enumerate(result["experts"])]
     return (
         f"{matter}\n\n# {name}\n\n`moedisco experts` made this Mixture-of-Experts model ({result['family']}, top-"
-        f"{result['top_k']}) from {model}. {computed}" + ("" if measured else "Measure it before use.")
-        + "\n\n" + "\n".join(lines + measured) + "\n")
+        f"{result['top_k']}) from {model}. {computed}"
+        + ("" if measured else "Measure it before use.")
+        + "\n\n"
+        + "\n".join(lines + measured)
+        + "\n"
+    )

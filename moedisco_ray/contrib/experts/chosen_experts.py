@@ -1,6 +1,7 @@
 """Build an MoE from chosen experts of MoEs of one architecture: fewer experts, others, or more.
 
-The router scores each expert by a row of its own. So an expert brings its rows with it, and the others keep their scores.
+The router scores each expert by a row of its own. So an expert brings its rows with it, and the others keep their
+scores.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Chosen(NamedTuple):
 
 
 def with_experts(
-    models: Sequence[Mapping[str, Tensor]], model_map: ModelMap, chosen: Sequence[Chosen],
+    models: Sequence[Mapping[str, Tensor]], model_map: ModelMap, chosen: Sequence[Chosen]
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of an MoE whose layers have these experts, in this order; everything else is the first model's.
 
@@ -72,7 +73,10 @@ def config_with_experts(config: Mapping[str, Any], experts: int, top_k: int | No
     groups = family.router.groups(whole)
     if groups is not None and groups[0] > 1:
         raise ConfigError(
-            "EXPERTS", experts, f"of a model whose router selects among {groups[0]} groups of experts cannot be chosen one by one")
+            "EXPERTS",
+            experts,
+            f"of a model whose router selects among {groups[0]} groups of experts cannot be chosen one by one",
+        )
     if top_k is not None and top_k > experts:
         raise ConfigError("--top-k", top_k, f"exceeds the number of experts, {experts}; lower it")
     kept = min(int(whole[family.router.top_k_field]), experts) if top_k is None else top_k

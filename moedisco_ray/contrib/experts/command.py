@@ -18,20 +18,46 @@ commands = typer.Typer()
 @commands.command()
 def experts(
     run_dir: FinishedModel,
-    chosen: Annotated[list[str], typer.Argument(
-        metavar="EXPERTS...", help="Experts of every layer in their new order: 0,2-5, or RUN_DIR:0,2-5 of another model; the "
-        "MLP of a dense model is DIR:0.")],
+    chosen: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="EXPERTS...",
+            help="Experts of every layer in their new order: 0,2-5, or RUN_DIR:0,2-5 of another model; the "
+            "MLP of a dense model is DIR:0.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Directory to write.")],
-    top_k: Annotated[int | None, typer.Option(
-        "--top-k", min=1, help="Experts per token.", show_default="the model's own, or all experts if there are fewer")] = None,
-    own_text: Annotated[list[str] | None, typer.Option(
-        "--own-text", metavar="TEXT", help="Text that the model knows, such as that of one of its domains, on which "
-        "both models are measured; repeatable.")] = None,
-    calibration: Annotated[list[str] | None, typer.Option(
-        "--calibration", metavar="TEXT", help="Text of an expert of another model, from which its router rows are computed; once "
-        "per such expert, in their order. Without such experts: text that the model knows, from which the experts are refitted if "
-        "some are left out or --top-k is lowered.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to read from all texts together.")] = 131_072,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            min=1,
+            help="Experts per token.",
+            show_default="the model's own, or all experts if there are fewer",
+        ),
+    ] = None,
+    own_text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--own-text",
+            metavar="TEXT",
+            help="Text that the model knows, such as that of one of its domains, on which "
+            "both models are measured; repeatable.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibration",
+            metavar="TEXT",
+            help="Text of an expert of another model, from which its router rows are computed; once "
+            "per such expert, in their order. Without such experts: text that the model knows, from which the experts are refitted if "
+            "some are left out or --top-k is lowered.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens to read from all texts together.")
+    ] = 131_072,
     device: Annotated[str, typer.Option(help="Device that the models run on: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -40,8 +66,15 @@ def experts(
     from moedisco_ray.contrib.experts.choose_experts import choose_experts
 
     result = choose_experts(
-        run_dir, chosen, output, top_k=top_k, own_texts=own_text or (), texts=calibration or (), max_tokens=max_tokens,
-        device=checked_device(device))
+        run_dir,
+        chosen,
+        output,
+        top_k=top_k,
+        own_texts=own_text or (),
+        texts=calibration or (),
+        max_tokens=max_tokens,
+        device=checked_device(device),
+    )
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -51,4 +84,6 @@ def experts(
             print(f"warning: {warning}")
         number = len(result["experts"])
         measure = "" if "losses" in result else f"; measure it with moedisco evaluate {output} --sources TEXT"
-        print(f"wrote {output}: {result['family']} with {number} expert{'s'[:number > 1]}, top-{result['top_k']}{measure}")
+        print(
+            f"wrote {output}: {result['family']} with {number} expert{'s'[: number > 1]}, top-{result['top_k']}{measure}"
+        )

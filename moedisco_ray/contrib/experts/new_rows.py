@@ -1,10 +1,11 @@
 """Rows of a router for experts that were trained elsewhere; the experts that the router knows keep their rows.
 
-The mean of the known rows gives each token the mean of its logits. A new row is this mean plus s times a direction that points from
-the model's own text to the new expert's text, so that a token of the own text stays with the experts that it had.
+The mean of the known rows gives each token the mean of its logits. A new row is this mean plus s times a direction that
+points from the model's own text to the new expert's text, so that a token of the own text stays with the experts that
+it had.
 
-Shapes: T tokens, D hidden, E experts, K top-k, N new experts, C = N + 1 clusters: the model's own text, and that of each new
-expert.
+Shapes: T tokens, D hidden, E experts, K top-k, N new experts, C = N + 1 clusters: the model's own text, and that of
+each new expert.
 """
 
 from __future__ import annotations
@@ -18,30 +19,38 @@ from moedisco_ray.core.families import Router
 from moedisco_ray.models import scores
 
 _SHARE = 0.9
-"""Share of the tokens on the right side of a direction for which s is large enough. The others are close to the border, where an s
-that is large enough would have no limit."""
+"""Share of the tokens on the right side of a direction for which s is large enough. The others are close to the border,
+where an s that is large enough would have no limit."""
 
 Inputs = Iterable[tuple[Tensor, Tensor]]
 """Inputs x_TD of a router, and the cluster of each token."""
 
 
 def new_rows(
-    rows_ED: Tensor, bias_E: Tensor | float, direction_CD: Tensor, inputs: Inputs, *, router: Router, top_k: int,
+    rows_ED: Tensor,
+    bias_E: Tensor | float,
+    direction_CD: Tensor,
+    inputs: Inputs,
+    *,
+    router: Router,
+    top_k: int,
     correction_E: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """The rows of new experts.
 
-    s is the least with which most tokens of a new text prefer its expert to all known ones, and most tokens of the own text prefer
-    K known experts to all new ones.
+    s is the least with which most tokens of a new text prefer its expert to all known ones, and most tokens of the own
+    text prefer K known experts to all new ones.
 
     Args:
         rows_ED: Rows of the known experts.
         bias_E: Their biases.
-        direction_CD: A direction for each cluster; a token's largest product is that with the direction of its own cluster.
+        direction_CD: A direction for each cluster; a token's largest product is that with the direction of its own
+            cluster.
         inputs: Calibration data.
         router: The family's router.
         top_k: Number of experts per token.
-        correction_E: The known experts' corrections of the scores, whose mean the new experts have; None: there are none.
+        correction_E: The known experts' corrections of the scores, whose mean the new experts have; None: there are
+            none.
 
     Returns:
         The rows [N, D], and s.
@@ -60,7 +69,7 @@ def new_rows(
         right_T = margin_T > 0
         needed.append((distance_T[right_T] / margin_T[right_T]).clamp(min=0))
     needed_T = torch.cat(needed)
-    scale = float(needed_T[needed_T.isfinite()].quantile(_SHARE))   # a correction can decide alone, whatever the scale
+    scale = float(needed_T[needed_T.isfinite()].quantile(_SHARE))  # a correction can decide alone, whatever the scale
     return rows_ED.mean(dim=0) + scale * toward_ND, scale
 
 
@@ -83,6 +92,8 @@ def use_of_new(select: Callable[[Tensor], Tensor], new: Sequence[int], inputs: I
         index_TK = select(input_TD)
         uses_TN = torch.stack([(index_TK == expert).any(dim=1) for expert in new], dim=1)
         uses_TC = torch.cat([uses_TN.any(dim=1, keepdim=True), uses_TN], dim=1)
-        used_C += torch.zeros_like(used_C).index_add(0, cluster_T.cpu(), uses_TC.gather(1, cluster_T[:, None])[:, 0].double().cpu())
+        used_C += torch.zeros_like(used_C).index_add(
+            0, cluster_T.cpu(), uses_TC.gather(1, cluster_T[:, None])[:, 0].double().cpu()
+        )
         tokens_C += torch.bincount(cluster_T.cpu(), minlength=len(tokens_C))
     return (used_C / tokens_C).tolist()

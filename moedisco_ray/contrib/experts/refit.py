@@ -1,12 +1,14 @@
 """Refit experts to the routing of a smaller model: its MoE blocks shall compute what those of the whole model compute.
 
-Without some experts, or with a lower top-k, a token has other experts than before. No routing among the experts that are left makes
-up for that, but their down projections can: with the routing as it is, a block's output is linear in them, so that least squares
-brings it as close as possible to the output of the whole block for the same inputs. The experts have their turn one after the
-other, each with what the others leave, a few times. A ridge keeps a projection as it is where the text says little.
+Without some experts, or with a lower top-k, a token has other experts than before. No routing among the experts that
+are left makes up for that, but their down projections can: with the routing as it is, a block's output is linear in
+them, so that least squares brings it as close as possible to the output of the whole block for the same inputs. The
+experts have their turn one after the other, each with what the others leave, a few times. A ridge keeps a projection as
+it is where the text says little.
 
-An expert with S tokens and F hidden units costs 2 n m^2 operations for the matrix that is to be solved and m^3 / 3 for its
-factors, where m is the smaller of both numbers and n the larger; where the factors are kept, once and not at each turn.
+An expert with S tokens and F hidden units costs 2 n m^2 operations for the matrix that is to be solved and m^3 / 3 for
+its factors, where m is the smaller of both numbers and n the larger; where the factors are kept, once and not at each
+turn.
 
 Shapes: T tokens, S tokens of one expert, D hidden, F expert hidden, K top-k.
 """
@@ -35,7 +37,9 @@ def routed_outputs(experts: Any, router: nn.Module, x_TD: Tensor) -> Tensor:
     return found
 
 
-def down_changes(experts: Any, router: nn.Module, x_TD: Tensor, target_TD: Tensor, sweeps: int = _SWEEPS) -> dict[int, Tensor]:
+def down_changes(
+    experts: Any, router: nn.Module, x_TD: Tensor, target_TD: Tensor, sweeps: int = _SWEEPS
+) -> dict[int, Tensor]:
     """What is to be added to the down projection of each expert that has tokens [F, D].
 
     Args:
@@ -66,7 +70,8 @@ class _Ridge:
     """A ridge regression on the hidden activations of an expert.
 
     Attributes:
-        factor: Cholesky factor of their products: of tokens [S, S] if they are fewer than hidden units, else of these [F, F].
+        factor: Cholesky factor of their products: of tokens [S, S] if they are fewer than hidden units, else of these
+            [F, F].
     """
 
     factor: Tensor
@@ -86,7 +91,9 @@ class _Ridge:
         return torch.cholesky_solve((hidden_SF.T @ target_SD).double(), self.factor).float()
 
 
-def add_to_down(experts: Any, names: ModelMap, layer: int, expert: int, change_FD: Tensor, *, tensors: dict[str, Tensor]) -> None:
+def add_to_down(
+    experts: Any, names: ModelMap, layer: int, expert: int, change_FD: Tensor, *, tensors: dict[str, Tensor]
+) -> None:
     """Add to the down projection of an expert: in the module, and in the canonical tensors of its layer."""
     stacks, change = names.family.stacks, change_FD if names.family.interleaved else change_FD.T
     key = names.block_key(layer, "experts.down_proj") if stacks else names.expert_key(layer, expert, "down")

@@ -1,4 +1,7 @@
-"""Export the model of a run, finished or not, as a GGUF file. Import this module only to do so: it needs the package `gguf`."""
+"""Export the model of a run, finished or not, as a GGUF file.
+
+Import this module only to do so: it needs the package `gguf`.
+"""
 
 from __future__ import annotations
 

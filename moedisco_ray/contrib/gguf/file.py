@@ -82,7 +82,9 @@ def check_gguf(family: Family, config: Mapping[str, Any]) -> Gguf:
     """
     if family.gguf is None:
         known = ", ".join(name for name, each in DECLARATIONS.items() if each.gguf is not None)
-        raise CheckpointError("model_type", family.name, f"llama.cpp {family.not_in_gguf}; use `--to hf`, or one of {known}")
+        raise CheckpointError(
+            "model_type", family.name, f"llama.cpp {family.not_in_gguf}; use `--to hf`, or one of {known}"
+        )
     for field, values in family.gguf.fixed.items():
         found = family.value(config, field)
         if field in config and found not in values:

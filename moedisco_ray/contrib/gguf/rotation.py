@@ -37,10 +37,14 @@ def check_rotation(family: Family, config: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: It does not.
     """
-    rotation = {name: value for name, value in rotation_of(config).items() if value is not None and (name, value) != _TRUNCATES}
+    rotation = {
+        name: value for name, value in rotation_of(config).items() if value is not None and (name, value) != _TRUNCATES
+    }
     kind = rotation.get("rope_type", "default")
     if family.gguf is None or kind not in ("default", *family.gguf.scaled_rotation):
-        raise CheckpointError("rope_type", kind, f"llama.cpp does not scale positions of {family.name} this way; use `--to hf`")
+        raise CheckpointError(
+            "rope_type", kind, f"llama.cpp does not scale positions of {family.name} this way; use `--to hf`"
+        )
     known = _GENERAL | _FIELDS[kind] | (_SECTIONS if family.gguf.has_sections else set())
     if family.attention.latent and kind == "yarn":
         if rotation.get("mscale") != rotation.get("mscale_all_dim") or not rotation.get("mscale"):
@@ -48,7 +52,9 @@ def check_rotation(family: Family, config: Mapping[str, Any]) -> None:
             raise CheckpointError("rope_parameters", found, "llama.cpp needs the same factor for both; use `--to hf`")
         known |= _LATENT_SCALES
     if strange := sorted(rotation.keys() - known):
-        raise CheckpointError("rope_parameters", strange[0], "is a parameter that GGUF files do not have; use `--to hf`")
+        raise CheckpointError(
+            "rope_parameters", strange[0], "is a parameter that GGUF files do not have; use `--to hf`"
+        )
 
 
 def add_rotation(writer: gguf.GGUFWriter, rotation: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """A SentencePiece tokenizer in a GGUF file: a BPE of characters, with bytes in place of characters that it does not know.
 
-llama.cpp has no merges for this kind. Of all neighbours that together are a token, it joins those whose token has the highest
-score. So the order of the merges gives the scores, if every such pair is a merge, as in tokenizers that transformers converts.
+llama.cpp has no merges for this kind. Of all neighbours that together are a token, it joins those whose token has the
+highest score. So the order of the merges gives the scores, if every such pair is a merge, as in tokenizers that
+transformers converts.
 """
 
 from __future__ import annotations

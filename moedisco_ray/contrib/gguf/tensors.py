@@ -2,7 +2,8 @@
 
 The names come from the tables of the `gguf` package. All experts of a layer are one tensor per projection.
 
-Shapes: E experts, H heads, C dimensions of a head, D hidden size, F hidden size of an expert, R rank of the latent attention.
+Shapes: E experts, H heads, C dimensions of a head, D hidden size, F hidden size of an expert, R rank of the latent
+attention.
 """
 
 from __future__ import annotations
@@ -65,8 +66,10 @@ def gguf_tensors(weights: Checkpoint) -> list[GgufTensor]:
     dense, layers = family.dense_layers(weights.config), int(weights.config["num_hidden_layers"])
     if list(weights.model_map.experts(weights)) != list(range(dense, layers)):
         raise CheckpointError(
-            "checkpoint", str(weights.directory),
-            "has a dense layer after an MoE layer, which llama.cpp does not run; use `--to hf`")
+            "checkpoint",
+            str(weights.directory),
+            "has a dense layer after an MoE layer, which llama.cpp does not run; use `--to hf`",
+        )
     found = [each for key in weights for each in _converted(weights, key)]
     if weights.config.get("tie_word_embeddings") and family.gguf is not None and not family.gguf.reads_tied:
         found.append(dataclasses.replace(found[0], name="output.weight"))
@@ -110,7 +113,7 @@ def _converted(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
             yield _changed(weights, key, part, change)
     elif family.adds_one(key):
         yield _changed(weights, key, name, lambda tensor: 1 + tensor.float())
-    elif "shared_expert_gate" in key or role.expert_axis:   # tensors [1, n] that llama.cpp has as [n]
+    elif "shared_expert_gate" in key or role.expert_axis:  # tensors [1, n] that llama.cpp has as [n]
         yield _changed(weights, key, name, lambda tensor: tensor[0])
     else:
         yield _changed(weights, key, name, lambda tensor: tensor)
@@ -129,7 +132,8 @@ def _stacked(weights: Checkpoint, layer: int, part: Part) -> GgufTensor:
     keys = [names.expert_key(layer, expert, part) for expert in range(names.experts(weights)[layer])]
     first = _changed(weights, keys[0], _stack_name(layer, part), lambda x: x)
     return dataclasses.replace(
-        first, shape=(len(keys), *first.shape), read=lambda: torch.stack([weights[key] for key in keys]))
+        first, shape=(len(keys), *first.shape), read=lambda: torch.stack([weights[key] for key in keys])
+    )
 
 
 def _of_stack(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
@@ -138,6 +142,7 @@ def _of_stack(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
     is_bias = stack.endswith("_bias")
     steps = [("gate_proj", 0, 2), ("up_proj", 1, 2)] if stack.startswith("gate_up") else [("down_proj", 0, 1)]
     for name, first, step in steps:
+
         def part(tensor: Tensor, first: int = first, step: int = step) -> Tensor:
             return (tensor if is_bias else tensor.transpose(1, 2))[:, first::step]
 
@@ -146,8 +151,11 @@ def _of_stack(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
 
 def _of_halves(weights: Checkpoint, key: str, layer: int) -> Iterator[GgufTensor]:
     """The projections of w_EGD with G = 2F, in which up follows gate, or of w_EDF."""
-    parts: tuple[Part, ...] = ("down",) if key == weights.model_map.block_key(layer, "experts.down_proj") else ("gate", "up")
+    parts: tuple[Part, ...] = (
+        ("down",) if key == weights.model_map.block_key(layer, "experts.down_proj") else ("gate", "up")
+    )
     for number, part in enumerate(parts):
+
         def share(tensor: Tensor, number: int = number) -> Tensor:
             return tensor.chunk(len(parts), dim=1)[number]
 

@@ -1,7 +1,7 @@
 """A tokenizer in a GGUF file: a byte-level BPE, or one of SentencePiece's kind.
 
-llama.cpp knows by name how a byte-level BPE splits text before it merges. The name is found from the tokenizer's own rules, so that
-tokenizers that a run trained are recognised too.
+llama.cpp knows by name how a byte-level BPE splits text before it merges. The name is found from the tokenizer's own
+rules, so that tokenizers that a run trained are recognised too.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _NUMBERS = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
 _SPLITS: Mapping[tuple[str, bool], str] = {
     (rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}", False): "qwen2",
-    (rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_REST}", False): "qwen35",
+    (
+        rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_REST}",
+        False,
+    ): "qwen35",
     (_NUMBERS, True): "llama-bpe",
     (_NUMBERS, False): "dbrx",
     (rf"{_WORDS}|{_CAPITALS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}", True): "tekken",
-    (rf"{_WORDS}{_ENDINGS}?|{_CAPITALS}{_ENDINGS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}", False): "gpt-4o",
+    (
+        rf"{_WORDS}{_ENDINGS}?|{_CAPITALS}{_ENDINGS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}",
+        False,
+    ): "gpt-4o",
 }
 """Names of the regular expressions that split text, by expression and by whether known words are not merged."""
 _LOWEST = -1e6
@@ -36,7 +42,7 @@ _REMEDY = "use `--to hf`, or a tokenizer that `tokenizer.train_vocab_size` train
 
 
 def add_tokenizer(
-    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, ends: Collection[int] = (),
+    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, ends: Collection[int] = ()
 ) -> None:
     """Add vocabulary, merges, special tokens and chat template.
 
@@ -74,7 +80,10 @@ def add_tokenizer(
     templates = tokenizer.chat_template
     if templates is not None:
         writer.add_chat_template(
-            templates if isinstance(templates, str) else [{"name": name, "template": text} for name, text in templates.items()])
+            templates
+            if isinstance(templates, str)
+            else [{"name": name, "template": text} for name, text in templates.items()]
+        )
 
 
 def split_name(backend: Mapping[str, Any]) -> str:
@@ -91,12 +100,16 @@ def split_name(backend: Mapping[str, Any]) -> str:
         raise ConfigError("tokenizer", model["type"], f"is no byte-level BPE; {_REMEDY}")
     # llama.cpp does not normalise; text that people write is in NFC already.
     if normalizer is not None and normalizer["type"] != "NFC":
-        raise ConfigError("tokenizer", normalizer["type"], f"is a normalisation that llama.cpp does not know; {_REMEDY}")
+        raise ConfigError(
+            "tokenizer", normalizer["type"], f"is a normalisation that llama.cpp does not know; {_REMEDY}"
+        )
     found = backend["pre_tokenizer"] or {"type": None}
     steps = found["pretokenizers"] if found["type"] == "Sequence" else [found]
     name = _steps_name(steps, ignore_merges=bool(model.get("ignore_merges")))
     if name is None:
-        raise ConfigError("tokenizer", _described(steps), f"splits text in a way that llama.cpp does not know; {_REMEDY}")
+        raise ConfigError(
+            "tokenizer", _described(steps), f"splits text in a way that llama.cpp does not know; {_REMEDY}"
+        )
     return name
 
 

@@ -17,24 +17,39 @@ from moedisco_ray.core.errors import ConfigError
 commands = typer.Typer()
 _PANEL = "Machines that join"
 TOKEN_VARIABLE = "MOEDISCO_JOIN_TOKEN"  # noqa: S105 - the name of a variable
-StateDir = Annotated[Path, typer.Option(
-    "--state-dir", metavar="DIR", help="Directory of keys and tokens; only root may write to it.")]
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", metavar="DIR", help="Directory of keys and tokens; only root may write to it.")
+]
 _STATE = Path("/var/lib/moedisco-join")
 _MOST_MINUTES = 7 * 24 * 60
 
 
 @commands.command(rich_help_panel=_PANEL)
 def join(
-    token: Annotated[str, typer.Argument(
-        metavar="TOKEN", envvar=TOKEN_VARIABLE, help="Token from `join-token` on the head node; - reads it from standard input.")],
-    resource: Annotated[str, typer.Option(metavar="TAG", help="Ray custom resource that marks the pool to join.")] = "low_mem_gpu",
+    token: Annotated[
+        str,
+        typer.Argument(
+            metavar="TOKEN",
+            envvar=TOKEN_VARIABLE,
+            help="Token from `join-token` on the head node; - reads it from standard input.",
+        ),
+    ],
+    resource: Annotated[
+        str, typer.Option(metavar="TAG", help="Ray custom resource that marks the pool to join.")
+    ] = "low_mem_gpu",
     gpus: Annotated[int | None, typer.Option(min=0, help="Number of GPUs to offer.", show_default="all")] = None,
-    slots: Annotated[int | None, typer.Option(
-        min=1, help="Maximum number of workers at the same time.", show_default="one per GPU")] = None,
-    grace: Annotated[float, typer.Option(
-        min=0, max=3600, help="Seconds that workers get to save their state when this machine leaves.")] = 60.0,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of workers at the same time.", show_default="one per GPU")
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(min=0, max=3600, help="Seconds that workers get to save their state when this machine leaves."),
+    ] = 60.0,
 ) -> None:
-    """Let this machine join a cluster's low-memory pool, through an encrypted tunnel. Ctrl-C or SIGTERM ends it. Needs root."""
+    """Let this machine join a cluster's low-memory pool, through an encrypted tunnel.
+
+    Ctrl-C or SIGTERM ends it. Needs root.
+    """
     from moedisco_ray.contrib.join import machine
     from moedisco_ray.contrib.join.token import JoinToken
 
@@ -44,7 +59,11 @@ def join(
     if slots is None and not found:
         raise ConfigError("--gpus", found, "this machine has no NVIDIA GPU; pass --slots to join with CPU workers")
     offered = machine.Machine(
-        tag=resource, slots=slots or found, gpus=found, labels={"moedisco/pool": "low_memory", "moedisco/market": "joined"})
+        tag=resource,
+        slots=slots or found,
+        gpus=found,
+        labels={"moedisco/pool": "low_memory", "moedisco/market": "joined"},
+    )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
@@ -66,17 +85,29 @@ def join_token(
 
 @commands.command(rich_help_panel=_PANEL)
 def join_gateway(
-    public_host: Annotated[str, typer.Option(metavar="HOST", help="Host name or address at which machines reach this head node.")],
+    public_host: Annotated[
+        str, typer.Option(metavar="HOST", help="Host name or address at which machines reach this head node.")
+    ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SSH server for joining machines.")] = 7722,
-    ray_address: Annotated[str | None, typer.Option(
-        metavar="HOST:PORT", help="Address of the Ray cluster.", show_default="the one on this machine")] = None,
-    ray_token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the Ray cluster's token.")] = None,
-    network: Annotated[str, typer.Option(metavar="CIDR", help="IPv4 network of the tunnels; no other network may use it.")] =
-    "10.97.0.0/16",
-    machines: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of joined machines at the same time.")] = 32,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Address of the Ray cluster.", show_default="the one on this machine"),
+    ] = None,
+    ray_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the Ray cluster's token.")
+    ] = None,
+    network: Annotated[
+        str, typer.Option(metavar="CIDR", help="IPv4 network of the tunnels; no other network may use it.")
+    ] = "10.97.0.0/16",
+    machines: Annotated[
+        int, typer.Option(min=1, max=1000, help="Maximum number of joined machines at the same time.")
+    ] = 32,
     state_dir: StateDir = _STATE,
 ) -> None:
-    """Let machines join the cluster through this head node, by an SSH server that only opens their tunnels. Needs root."""
+    """Let machines join the cluster through this head node, by an SSH server that only opens their tunnels.
+
+    Needs root.
+    """
     from moedisco_ray.contrib.join import head
     from moedisco_ray.contrib.join.machine import own_versions
     from moedisco_ray.contrib.join.token import Offer
@@ -85,7 +116,9 @@ def join_gateway(
     if ray_address is None:
         found = local_raylets()
         if not found:
-            raise ConfigError("--ray-address", None, "no Ray node runs on this machine; start the head first, or give its address")
+            raise ConfigError(
+                "--ray-address", None, "no Ray node runs on this machine; start the head first, or give its address"
+            )
         ray_address = found[0].gcs_address
     offer = Offer(ray_address=ray_address, ray_token=_ray_token(ray_token_file), versions=own_versions())
     head.prepare(state_dir, head.Gateway(host=public_host, port=port, network=network, machines=machines), offer)

@@ -34,7 +34,8 @@ from moedisco_ray.core.errors import ConfigError
 USER = "moedisco-join"
 SSHD = "/usr/sbin/sshd"
 _CLOCK_SKEW = 300
-"""Seconds by which a certificate's validity begins before its issue, because the head's clock may be set back after the issue."""
+"""Seconds by which a certificate's validity begins before its issue, because the head's clock may be set back after the
+issue."""
 _SSHD_CONFIG = """\
 Port {port}
 HostKey {directory}/host
@@ -131,8 +132,11 @@ def check_network(gateway: Gateway) -> None:
         address(gateway.network, gateway.machines)
     except (ValueError, IndexError) as error:
         raise ConfigError(
-            "--network", gateway.network, f"is no IPv4 network with addresses for {gateway.machines} machines; give one such as "
-            "10.97.0.0/16 that no other network uses") from error
+            "--network",
+            gateway.network,
+            f"is no IPv4 network with addresses for {gateway.machines} machines; give one such as "
+            "10.97.0.0/16 that no other network uses",
+        ) from error
 
 
 def serve(directory: Path) -> None:
@@ -156,33 +160,62 @@ def issue(directory: Path, minutes: int, now: float | None = None) -> JoinToken:
         now: Current Unix time; by default, the clock is read.
 
     Raises:
-        ConfigError: This process is not root, no gateway was prepared, or every tunnel has a machine or an unused token.
+        ConfigError: This process is not root, no gateway was prepared, or every tunnel has a machine or an unused
+            token.
     """
     _require_root("join-token")
     try:
         gateway = Gateway.model_validate_json((directory / "gateway.json").read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(
-            "--state-dir", str(directory), "holds no gateway; start `moedisco join-gateway` on this machine first") from error
+            "--state-dir", str(directory), "holds no gateway; start `moedisco join-gateway` on this machine first"
+        ) from error
     now = time.time() if now is None else now
     serial = secrets.randbits(63)
     with _locked(directory):
         slot = next((slot for slot in range(1, gateway.machines + 1) if _is_free(directory, slot, now)), None)
         if slot is None:
             raise ConfigError(
-                "--machines", gateway.machines, "every tunnel has a machine or an unused token; start the gateway with more")
+                "--machines",
+                gateway.machines,
+                "every tunnel has a machine or an unused token; start the gateway with more",
+            )
         _write(directory / "slots" / str(slot), json.dumps({"serial": serial, "expires": now + 60 * minutes}), 0o600)
     with tempfile.TemporaryDirectory() as scratch:
         key = Path(scratch) / "key"
         _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"join-{slot}", "-f", str(key)])
-        _run([
-            "ssh-keygen", "-q", "-s", str(directory / "ca"), "-I", f"join-{slot}", "-n", "join", "-z", str(serial),
-            "-V", f"{_utc(now - _CLOCK_SKEW)}:{_utc(now + 60 * minutes)}", "-O", "clear",
-            "-O", f"force-command={directory}/offer.sh", f"{key}.pub"])
+        _run(
+            [
+                "ssh-keygen",
+                "-q",
+                "-s",
+                str(directory / "ca"),
+                "-I",
+                f"join-{slot}",
+                "-n",
+                "join",
+                "-z",
+                str(serial),
+                "-V",
+                f"{_utc(now - _CLOCK_SKEW)}:{_utc(now + 60 * minutes)}",
+                "-O",
+                "clear",
+                "-O",
+                f"force-command={directory}/offer.sh",
+                f"{key}.pub",
+            ]
+        )
         return JoinToken(
-            host=gateway.host, port=gateway.port, host_key=" ".join((directory / "host.pub").read_text().split()[:2]), user=USER,
-            slot=slot, network=gateway.network, key=key.read_text(), certificate=Path(f"{key}-cert.pub").read_text(),
-            expires=now + 60 * minutes)
+            host=gateway.host,
+            port=gateway.port,
+            host_key=" ".join((directory / "host.pub").read_text().split()[:2]),
+            user=USER,
+            slot=slot,
+            network=gateway.network,
+            key=key.read_text(),
+            certificate=Path(f"{key}-cert.pub").read_text(),
+            expires=now + 60 * minutes,
+        )
 
 
 def _is_free(directory: Path, slot: int, now: float) -> bool:
@@ -207,7 +240,7 @@ def _make_devices(gateway: Gateway) -> None:
     head = address(gateway.network, 0)
     if not Path("/dev/net/tun").exists():
         raise ConfigError("/dev/net/tun", None, "does not exist; load the kernel module `tun`")
-    Path("/dev/net/tun").chmod(0o666)   # the mode that udev sets, too; a tunnel device still opens only for its owner
+    Path("/dev/net/tun").chmod(0o666)  # the mode that udev sets, too; a tunnel device still opens only for its owner
     for slot in range(1, gateway.machines + 1):
         name = device_name(slot)
         if not Path(f"/sys/class/net/{name}").exists():
@@ -215,8 +248,8 @@ def _make_devices(gateway: Gateway) -> None:
         _run(["ip", "address", "replace", head, "peer", address(gateway.network, slot), "dev", name])
         _run(["ip", "link", "set", name, "mtu", "1400", "up"])
         settings = Path("/proc/sys/net/ipv4/conf") / name
-        (settings / "rp_filter").write_text("1")    # accept only packets from the machine's own address
-        (settings / "forwarding").write_text("0")   # accept only packets for the head itself
+        (settings / "rp_filter").write_text("1")  # accept only packets from the machine's own address
+        (settings / "forwarding").write_text("0")  # accept only packets for the head itself
 
 
 def _make_user() -> None:
@@ -224,9 +257,21 @@ def _make_user() -> None:
         pwd.getpwnam(USER)
     except KeyError:
         # sshd refuses locked accounts. The password field `*` does not lock the account, and no password matches it.
-        _run([
-            "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/", "--shell", "/bin/sh", "--password", "*",
-            USER])
+        _run(
+            [
+                "useradd",
+                "--system",
+                "--user-group",
+                "--no-create-home",
+                "--home-dir",
+                "/",
+                "--shell",
+                "/bin/sh",
+                "--password",
+                "*",
+                USER,
+            ]
+        )
 
 
 def _forget_old(used: Path) -> None:
@@ -269,6 +314,7 @@ def _require_tools(*tools: str) -> None:
 
 def _run(command: Sequence[str]) -> None:
     done = subprocess.run(  # noqa: S603 - fixed programs, our own arguments
-        command, capture_output=True, text=True, check=False, env=os.environ | {"TZ": "UTC0"})
+        command, capture_output=True, text=True, check=False, env=os.environ | {"TZ": "UTC0"}
+    )
     if done.returncode:
         raise ConfigError(command[0], " ".join(command[1:]), f"failed: {done.stderr.strip()}")

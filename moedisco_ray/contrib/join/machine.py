@@ -31,16 +31,25 @@ _END_SECONDS = 20
 _RULE = 7700
 """Priority of the first routing rule. The number of the routing table is this value plus the tunnel's number."""
 _ENDING_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
-"""Words before a command that must end when this process is killed: a Ray node without it would offer its slots a second time
-after the next `moedisco join`."""
+"""Words before a command that must end when this process is killed: a Ray node without it would offer its slots a
+second time after the next `moedisco join`."""
 _SHARED = ("ray", "moedisco-ray")
 _MEANINGS = (
-    ("Permission denied", "TOKEN", "the head refuses it: it was used before, or another head issued it; ask for a new one"),
-    ("Host key verification failed", "TOKEN", "another machine than the head that issued it answers there; ask for a new one"),
+    (
+        "Permission denied",
+        "TOKEN",
+        "the head refuses it: it was used before, or another head issued it; ask for a new one",
+    ),
+    (
+        "Host key verification failed",
+        "TOKEN",
+        "another machine than the head that issued it answers there; ask for a new one",
+    ),
     ("Tunnel device open failed", "/dev/net/tun", "no tunnel can be opened; this machine needs root and CAP_NET_ADMIN"),
     ("Tunnel forwarding failed", "TOKEN", "its tunnel is in use on the head; ask for a new one"),
 )
-"""Messages of ssh, each with field and remedy of the error to raise. After any other message, the head was not reached."""
+"""Messages of ssh, each with field and remedy of the error to raise. After any other message, the head was not
+reached."""
 
 
 class LostHead(MoeDiscoError):  # noqa: N818 - an end, which the machine reports
@@ -66,8 +75,16 @@ class Machine(BaseModel, frozen=True):
         """Arguments of `ray start`. The node offers no CPUs, so that text processing never runs on it."""
         labels = ",".join(f"{name}={value}" for name, value in self.labels.items())
         return [
-            "start", f"--address={ray_address}", f"--node-ip-address={own_address}", "--num-cpus=0", f"--num-gpus={self.gpus}",
-            f"--resources={json.dumps({self.tag: self.slots})}", f"--labels={labels}", "--disable-usage-stats", "--block"]
+            "start",
+            f"--address={ray_address}",
+            f"--node-ip-address={own_address}",
+            "--num-cpus=0",
+            f"--num-gpus={self.gpus}",
+            f"--resources={json.dumps({self.tag: self.slots})}",
+            f"--labels={labels}",
+            "--disable-usage-stats",
+            "--block",
+        ]
 
 
 def own_versions() -> dict[str, str]:
@@ -97,14 +114,19 @@ def require_root() -> None:
         raise ConfigError("moedisco join", None, "needs root to open its tunnel; run it with sudo")
     if not Path("/dev/net/tun").exists():
         raise ConfigError(
-            "/dev/net/tun", None, "does not exist; load the kernel module `tun`, or start the container with --device /dev/net/tun "
-            "--cap-add NET_ADMIN")
+            "/dev/net/tun",
+            None,
+            "does not exist; load the kernel module `tun`, or start the container with --device /dev/net/tun "
+            "--cap-add NET_ADMIN",
+        )
     missing = [tool for tool in ("ssh", "ip", "setpriv") if shutil.which(tool) is None]
     if missing:
         raise ConfigError("PATH", None, f"has no {', '.join(missing)}; install openssh-client, iproute2 and util-linux")
 
 
-def join(token: JoinToken, machine: Machine, stop: threading.Event, say: Callable[[str], None], *, grace: float) -> None:
+def join(
+    token: JoinToken, machine: Machine, stop: threading.Event, say: Callable[[str], None], *, grace: float
+) -> None:
     """Run as a node of the head's Ray cluster until `stop` is set.
 
     Args:
@@ -121,15 +143,20 @@ def join(token: JoinToken, machine: Machine, stop: threading.Event, say: Callabl
     with _tunnel(token) as (ssh, offer):
         check_versions(offer.versions, own_versions())
         say(f"connected to {token.host} as {token.own_address}, encrypted; starting Ray")
-        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": offer.ray_token} if offer.ray_token else {
-            "RAY_AUTH_MODE": "disabled"})
+        os.environ.update(
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": offer.ray_token}
+            if offer.ray_token
+            else {"RAY_AUTH_MODE": "disabled"}
+        )
         with _routed(token, offer), _ray(machine.arguments(offer.ray_address, token.own_address)) as ray:
             say(f"offers {machine.slots} {machine.tag} to {offer.ray_address}; Ctrl-C leaves")
             while not stop.wait(_POLL_SECONDS):
                 if ssh.poll() is not None:
                     raise LostHead(f"the connection to {token.host} ended; to join again, ask for a new token")
                 if ray.poll() is not None:
-                    raise LostHead(f"Ray ended with code {ray.returncode}; its logs are in /tmp/ray/session_latest/logs")
+                    raise LostHead(
+                        f"Ray ended with code {ray.returncode}; its logs are in /tmp/ray/session_latest/logs"
+                    )
             say(f"leaving: work on this machine has {grace:g} s to save its state")
             _drain(offer.ray_address, ray, grace, say)
     say("left")
@@ -153,29 +180,62 @@ def explain(stderr: str, token: JoinToken) -> ConfigError:
             return ConfigError(field, None, remedy)
     lines = [line for line in stderr.strip().splitlines() if line] or ["no reason given"]
     return ConfigError(
-        "TOKEN", f"{token.host}:{token.port}", f"the head does not answer there ({lines[-1].strip()}); check that it runs "
-        "`moedisco join-gateway` and that its firewall lets this machine in")
+        "TOKEN",
+        f"{token.host}:{token.port}",
+        f"the head does not answer there ({lines[-1].strip()}); check that it runs "
+        "`moedisco join-gateway` and that its firewall lets this machine in",
+    )
 
 
 @contextlib.contextmanager
 def _tunnel(token: JoinToken) -> Iterator[tuple[subprocess.Popen[str], Offer]]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for name, text in (("key", token.key), ("certificate", token.certificate), ("known", f"moedisco-head {token.host_key}\n")):
+        for name, text in (
+            ("key", token.key),
+            ("certificate", token.certificate),
+            ("known", f"moedisco-head {token.host_key}\n"),
+        ):
             (folder / name).touch(mode=0o600)
             (folder / name).write_text(text, encoding="utf-8")
         options = {
-            "CertificateFile": folder / "certificate", "IdentitiesOnly": "yes", "IdentityAgent": "none", "BatchMode": "yes",
-            "UserKnownHostsFile": folder / "known", "StrictHostKeyChecking": "yes", "HostKeyAlias": "moedisco-head",
-            "GlobalKnownHostsFile": "/dev/null", "ExitOnForwardFailure": "yes", "ConnectTimeout": _CONNECT_SECONDS,
-            "ServerAliveInterval": 10, "ServerAliveCountMax": 3, "Tunnel": "point-to-point"}
+            "CertificateFile": folder / "certificate",
+            "IdentitiesOnly": "yes",
+            "IdentityAgent": "none",
+            "BatchMode": "yes",
+            "UserKnownHostsFile": folder / "known",
+            "StrictHostKeyChecking": "yes",
+            "HostKeyAlias": "moedisco-head",
+            "GlobalKnownHostsFile": "/dev/null",
+            "ExitOnForwardFailure": "yes",
+            "ConnectTimeout": _CONNECT_SECONDS,
+            "ServerAliveInterval": 10,
+            "ServerAliveCountMax": 3,
+            "Tunnel": "point-to-point",
+        }
         command = [
-            "ssh", "-F", "none", "-T", "-i", str(folder / "key"), "-p", str(token.port), "-w", f"{token.device}:{token.device}",
-            *(f"-o{name}={value}" for name, value in options.items()), f"{token.user}@{token.host}"]
+            "ssh",
+            "-F",
+            "none",
+            "-T",
+            "-i",
+            str(folder / "key"),
+            "-p",
+            str(token.port),
+            "-w",
+            f"{token.device}:{token.device}",
+            *(f"-o{name}={value}" for name, value in options.items()),
+            f"{token.user}@{token.host}",
+        ]
         # A separate session, so that Ctrl-C does not end the tunnel before Ray has left the cluster through it.
         ssh = subprocess.Popen(  # noqa: S603 - ssh with our own arguments
-            [*_ENDING_WITH_US, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True)
+            [*_ENDING_WITH_US, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
             yield ssh, _read_offer(ssh, token)
         finally:
@@ -202,10 +262,11 @@ def _routed(token: JoinToken, offer: Offer) -> Iterator[None]:
     _ip(f"route replace {offer.ray_host} dev {device} src {token.own_address} table {table}")
     rules = (
         f"pref {_RULE} to {offer.ray_host} ipproto tcp dport {token.port} lookup main",
-        f"pref {_RULE + 1} to {offer.ray_host} lookup {table}")
+        f"pref {_RULE + 1} to {offer.ray_host} lookup {table}",
+    )
     with contextlib.ExitStack() as undo:
         for rule in rules:
-            with contextlib.suppress(LostHead):     # of an earlier node of this machine that was killed
+            with contextlib.suppress(LostHead):  # of an earlier node of this machine that was killed
                 _ip(f"rule del {rule}")
             _ip(f"rule add {rule}")
             undo.callback(_ip, f"rule del {rule}")
@@ -221,8 +282,11 @@ def _ip(command: str) -> None:
 @contextlib.contextmanager
 def _ray(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     ray = subprocess.Popen(  # noqa: S603 - Ray's own command line
-        [*_ENDING_WITH_US, sys.executable, "-P", "-m", "ray.scripts.scripts", *arguments], stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, start_new_session=True)
+        [*_ENDING_WITH_US, sys.executable, "-P", "-m", "ray.scripts.scripts", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         yield ray
     finally:

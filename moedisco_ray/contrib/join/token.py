@@ -17,7 +17,8 @@ _PREFIX = "mdj1."
 _FIRST_DEVICE = 7700
 """Offset of the tunnel devices' numbers: a high number, so that they do not collide with other tunnels of a machine."""
 _FIRST_ADDRESS = 256
-"""Offset of the joined machines' addresses in the tunnel's network: machine N has host number 256 + N, and the head has 1."""
+"""Offset of the joined machines' addresses in the tunnel's network: machine N has host number 256 + N, and the head has
+1."""
 _MOST_BYTES = 1 << 16
 """Maximum size of a decoded token (bytes)."""
 
@@ -76,15 +77,18 @@ class JoinToken(BaseModel):
         word = text.strip()
         unpacking = zlib.decompressobj()
         try:
-            prefix, packed = word[:len(_PREFIX)], base64.b64decode(word[len(_PREFIX):], altchars=b"-_", validate=True)
+            prefix, packed = word[: len(_PREFIX)], base64.b64decode(word[len(_PREFIX) :], altchars=b"-_", validate=True)
             content = unpacking.decompress(packed, _MOST_BYTES)
             token = cls.model_validate_json(content if unpacking.eof and prefix == _PREFIX else b"")
         except (binascii.Error, zlib.error, ValidationError, ValueError) as error:
             raise ConfigError(
-                "TOKEN", shortened(text), "is not a join token; copy the whole word that `moedisco join-token` printed") from error
+                "TOKEN", shortened(text), "is not a join token; copy the whole word that `moedisco join-token` printed"
+            ) from error
         if token.expires <= (time.time() if now is None else now):
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(token.expires))
-            raise ConfigError("TOKEN", shortened(text), f"expired at {when}; ask for a new one (`moedisco join-token` on the head)")
+            raise ConfigError(
+                "TOKEN", shortened(text), f"expired at {when}; ask for a new one (`moedisco join-token` on the head)"
+            )
         return token
 
 
@@ -118,4 +122,4 @@ def device_name(slot: int) -> str:
 
 def shortened(text: str) -> str:
     """The start of a token, which identifies it without revealing it."""
-    return text if len(text) <= len(_PREFIX) + 6 else f"{text[:len(_PREFIX) + 6]}..."
+    return text if len(text) <= len(_PREFIX) + 6 else f"{text[: len(_PREFIX) + 6]}..."

@@ -22,7 +22,8 @@ from moedisco_ray.stages.text.unseen import Sample
 from moedisco_ray.stages.text.validation import Documents
 
 MOST_LENGTH = 1024
-"""Maximum tokens of a window for calibration and measurement: enough context, and a short text still has several windows."""
+"""Maximum tokens of a window for calibration and measurement: enough context, and a short text still has several
+windows."""
 _HELD_OUT_EVERY = 5
 """Every fifth document of a text is held out, to compare the models on it."""
 _DOCUMENT_WINDOWS = 8
@@ -38,7 +39,7 @@ class Text:
 
 
 def read_texts(
-    texts: Sequence[str], tokenizer: Path, encoder: Encoder, *, max_tokens: int, length: int, home: Path,
+    texts: Sequence[str], tokenizer: Path, encoder: Encoder, *, max_tokens: int, length: int, home: Path
 ) -> tuple[int, list[Text]]:
     """Read texts, an equal share of the tokens from each.
 
@@ -60,13 +61,17 @@ def read_texts(
     for number, text in enumerate(texts):
         try:
             samples = read_unseen(
-                [Source(path=text)], encoder, max(1, max_tokens // len(texts)), limits, tokenizer=tokenizer).samples
+                [Source(path=text)], encoder, max(1, max_tokens // len(texts)), limits, tokenizer=tokenizer
+            ).samples
         except CorpusError as error:
             raise CorpusError("--calibration", text, error.remedy) from error
         counted = [each for each in samples if _counts(each)]
         if len(counted) < 2:
             raise CorpusError(
-                "--calibration", text, "gives fewer than two documents with tokens; name text with more, or raise --max-tokens")
+                "--calibration",
+                text,
+                "gives fewer than two documents with tokens; name text with more, or raise --max-tokens",
+            )
         documents = Documents(*map(tuple, zip(*counted, strict=True)))
         documents = dataclasses.replace(documents, sources=(f"{number:05d}",) * len(documents))
         held_N = np.arange(len(documents)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
@@ -83,7 +88,8 @@ def calibration_batches(texts: Sequence[Text], length: int, clusters: Sequence[i
     streams = [TokenStream([text.packed], length) for text in texts]
     wanted = min(map(len, streams), default=0)
     return [
-        batch for stream, cluster in zip(streams, clusters, strict=True) for batch in spread(stream, wanted, cluster)]
+        batch for stream, cluster in zip(streams, clusters, strict=True) for batch in spread(stream, wanted, cluster)
+    ]
 
 
 def held_out_losses(start: Start, texts: Sequence[Text], encoder: Encoder, device: str) -> list[float]:
@@ -91,7 +97,8 @@ def held_out_losses(start: Start, texts: Sequence[Text], encoder: Encoder, devic
     columns = (field.name for field in dataclasses.fields(Documents))
     documents = Documents(*(tuple(each for text in texts for each in getattr(text.held_out, name)) for name in columns))
     measured = evaluate_start(
-        start, documents, prefix=encoder.prefix, sequence_length=start.sequence_length, device=device)
+        start, documents, prefix=encoder.prefix, sequence_length=start.sequence_length, device=device
+    )
     return [source["loss"] for source in measured["sources"]]
 
 

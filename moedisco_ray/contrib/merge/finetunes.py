@@ -25,8 +25,14 @@ class Finetune(OpenModel):
     """
 
     def __init__(
-        self, model: Checkpoint | OneExpert, backbone: Checkpoint | OneExpert, *, routers: Mapping[str, Tensor], number: int,
-        model_map: ModelMap, dtype: torch.dtype,
+        self,
+        model: Checkpoint | OneExpert,
+        backbone: Checkpoint | OneExpert,
+        *,
+        routers: Mapping[str, Tensor],
+        number: int,
+        model_map: ModelMap,
+        dtype: torch.dtype,
     ) -> None:
         self.model_map = model_map
         self._model, self._backbone, self._routers, self._number, self._dtype = model, backbone, routers, number, dtype
@@ -39,7 +45,7 @@ class Finetune(OpenModel):
         return (self._model if role is Role.EXPERT else self._backbone)[key].to(self._dtype)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._roles   # the mapping's own method would read the tensor
+        return key in self._roles  # the mapping's own method would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._roles)

@@ -13,7 +13,7 @@ from moedisco_ray.core.locations import parent
 
 
 def losses_view(
-    losses: Sequence[Mapping[str, Any]], texts: Sequence[str], *, perplexity: bool = False,
+    losses: Sequence[Mapping[str, Any]], texts: Sequence[str], *, perplexity: bool = False
 ) -> RenderableType:
     """The held-out losses, or perplexities, of models on some texts, as `merge_models` and `choose_experts` return them."""
     title = "held-out perplexity" if perplexity else "held-out loss"

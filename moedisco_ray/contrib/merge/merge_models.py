@@ -1,6 +1,7 @@
 """`moedisco merge`: make one MoE of dense fine-tunes of one base model, on one machine (Branch-Train-MiX, arXiv 2403.07816).
 
-Expert k of every layer is the MLP of fine-tune k. The backbone is the mean of the fine-tunes' backbones, or the base model's.
+Expert k of every layer is the MLP of fine-tune k. The backbone is the mean of the fine-tunes' backbones, or the base
+model's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from transformers import AutoConfig
 
-from moedisco_ray.contrib.merge.calibration_texts import MOST_LENGTH, Text, calibration_batches, held_out_losses, read_texts
+from moedisco_ray.contrib.merge.calibration_texts import (
+    MOST_LENGTH,
+    Text,
+    calibration_batches,
+    held_out_losses,
+    read_texts,
+)
 from moedisco_ray.contrib.merge.finetunes import Finetune
 from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import Model, UpcycleInit, tokenizer_files
@@ -42,25 +49,46 @@ from moedisco_ray.stages.text.pretrained import open_encoder
 from moedisco_ray.stages.text.tokenizer import check_vocabulary
 
 FREE_FIELDS = {
-    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "initializer_range",
-    "max_position_embeddings", "pad_token_id", "torch_dtype", "transformers_version", "use_cache"}
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "max_position_embeddings",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
 """Fields of `config.json` in which fine-tunes of one base model may differ."""
 
 BackboneOf = Literal["mean", "base"]
 
 
 def merge_models(
-    models: Sequence[str], base: str, output: Path, *, texts: Sequence[str] = (), backbone: BackboneOf = "mean",
-    experts_per_token: int = 2, max_tokens: int = 131_072, device: str = "cpu",
+    models: Sequence[str],
+    base: str,
+    output: Path,
+    *,
+    texts: Sequence[str] = (),
+    backbone: BackboneOf = "mean",
+    experts_per_token: int = 2,
+    max_tokens: int = 131_072,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Write an MoE whose experts are the MLPs of dense fine-tunes.
 
-    Routers are computed by ridge regression from the texts: a token belongs to the fine-tune whose text it is in. Each fine-tune
-    gets the same number of tokens. Without texts, router rows are random. One layer of the MoE is in memory at a time.
+    Routers are computed by ridge regression from the texts: a token belongs to the fine-tune whose text it is in. Each
+    fine-tune gets the same number of tokens. Without texts, router rows are random. One layer of the MoE is in memory
+    at a time.
 
     Args:
-        models: The fine-tunes: Hugging Face directories, or models of the hub as `ORG/NAME` or `hf://ORG/NAME@REVISION`.
-        base: The model that the fine-tunes started from; the MoE gets its tokenizer, generation settings, dtype and licence.
+        models: The fine-tunes: Hugging Face directories, or models of the hub as `ORG/NAME` or
+            `hf://ORG/NAME@REVISION`.
+        base: The model that the fine-tunes started from; the MoE gets its tokenizer, generation settings, dtype and
+            licence.
         output: Directory to write; it must be new or empty.
         texts: One source of text per fine-tune, in the same order; or none.
         backbone: Whether the backbone is the mean of the fine-tunes' backbones or that of the base model.
@@ -70,12 +98,14 @@ def merge_models(
 
     Returns:
         `directory`, `family`, `models` (the fine-tunes' names), `base`, `texts`, `layers` (figures per router),
-        `losses` (with texts: held-out loss in nats per token on each text and their mean `mixture`, per model; the last one is the
-        MoE) and `warnings`. `merge.json` in the directory has the same figures, and the origin of each tensor.
+        `losses` (with texts: held-out loss in nats per token on each text and their mean `mixture`, per model; the last
+        one is the MoE) and `warnings`. `merge.json` in the directory has the same figures, and the origin of each
+        tensor.
 
     Raises:
         ConfigError: The arguments contradict each other, or there is no tokenizer for the texts.
-        CheckpointError: A model cannot be read, or the models are not of one dense architecture that a family is related to.
+        CheckpointError: A model cannot be read, or the models are not of one dense architecture that a family is
+            related to.
         CorpusError: A text cannot be read, or is too short.
         RunDirError: The output is not empty, or cannot be written.
     """
@@ -83,9 +113,13 @@ def merge_models(
     if len(models) < 2:
         raise ConfigError("MODEL", len(models), "is too few models; name at least two fine-tunes of one base model")
     if texts and len(texts) != len(models):
-        raise ConfigError("--calibration", len(texts), f"texts for {len(models)} models; name one for each, in their order")
+        raise ConfigError(
+            "--calibration", len(texts), f"texts for {len(models)} models; name one for each, in their order"
+        )
     if experts_per_token > len(models):
-        raise ConfigError("--experts-per-token", experts_per_token, f"exceeds the number of experts, {len(models)}; lower it")
+        raise ConfigError(
+            "--experts-per-token", experts_per_token, f"exceeds the number of experts, {len(models)}; lower it"
+        )
     sizes = (len(models), experts_per_token)
     places = [*(("MODEL", place) for place in models), ("--base", base)]
     starts = [dense_model(*each, experts=len(models), per_token=experts_per_token) for each in places]
@@ -107,19 +141,31 @@ def merge_models(
         merged = _write(starts[-1].family_name, configs[-1], paths, backbone, batches, directory=draft, device=device)
         complete(draft, Origin(paths[-1]))
         result: dict[str, Any] = {
-            "directory": str(output), "family": starts[-1].family_name, "models": names[:-1], "base": names[-1],
-            "backbone": backbone, "texts": list(texts), "layers": merged["layers"]}
+            "directory": str(output),
+            "family": starts[-1].family_name,
+            "models": names[:-1],
+            "base": names[-1],
+            "backbone": backbone,
+            "texts": list(texts),
+            "layers": merged["layers"],
+        }
         if encoder is not None:
             starts.append(Model.model_validate({"init": {"checkpoint": str(draft)}}))
-            rows = [held_out_losses(Start(model, paths[-1], length, 0, verifier), found, encoder, device) for model in starts]
+            rows = [
+                held_out_losses(Start(model, paths[-1], length, 0, verifier), found, encoder, device)
+                for model in starts
+            ]
             result["losses"] = [
                 {"model": name, "texts": row, "mixture": float(np.mean(row))}
-                for name, row in zip([*names, "MoE"], rows, strict=True)]
+                for name, row in zip([*names, "MoE"], rows, strict=True)
+            ]
             warnings += _worse(result["losses"])
         else:
-            warnings.append("the routers are random; name one text per model with --calibration, or fine-tune the MoE before use")
+            warnings.append(
+                "the routers are random; name one text per model with --calibration, or fine-tune the MoE before use"
+            )
         result["warnings"] = warnings
-        (draft / "README.md").write_text(_card(output.name, result, starts[:len(names)]), encoding="utf-8")
+        (draft / "README.md").write_text(_card(output.name, result, starts[: len(names)]), encoding="utf-8")
         write_json(draft / "merge.json", result | {name: merged[name] for name in ("weights", "tensors")})
         draft.rename(output)
     return result
@@ -131,13 +177,18 @@ def _configs(starts: Sequence[Model], paths: Sequence[Path], experts: int, per_t
     Raises:
         CheckpointError: They differ in more than what a fine-tune may change.
     """
-    found = [upcycled_config(path, model.family_name, experts, per_token) for model, path in zip(starts, paths, strict=True)]
+    found = [
+        upcycled_config(path, model.family_name, experts, per_token) for model, path in zip(starts, paths, strict=True)
+    ]
     for values, path in zip(found[:-1], paths, strict=False):
-        for field in sorted((values.keys() | found[-1].keys()) - FREE_FIELDS, key=lambda field: (field != "model_type", field)):
+        for field in sorted(
+            (values.keys() | found[-1].keys()) - FREE_FIELDS, key=lambda field: (field != "model_type", field)
+        ):
             own, other = values.get(field), found[-1].get(field)
             if own != other:
                 raise CheckpointError(
-                    "MODEL", str(path), f"has {field} {own!r}, but --base has {other!r}; name fine-tunes of --base")
+                    "MODEL", str(path), f"has {field} {own!r}, but --base has {other!r}; name fine-tunes of --base"
+                )
     return found
 
 
@@ -152,18 +203,34 @@ def _other_tokenizers(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _write(
-    family: str, config: Mapping[str, Any], paths: Sequence[Path], backbone: BackboneOf, batches: Sequence[Batch], *,
-    directory: Path, device: str,
+    family: str,
+    config: Mapping[str, Any],
+    paths: Sequence[Path],
+    backbone: BackboneOf,
+    batches: Sequence[Batch],
+    *,
+    directory: Path,
+    device: str,
 ) -> dict[str, Any]:
     names, routers, dtype = ModelMap(family), random_weights(config, 0), Origin(paths[-1]).dtype()
     *opened, base = (open_dense(path, family, expert_count(config)) for path in paths)
     submodels = [
-        Finetune(model, model if backbone == "mean" else base, routers=routers, number=number, model_map=names, dtype=dtype)
-        for number, model in enumerate(opened)]
+        Finetune(
+            model, model if backbone == "mean" else base, routers=routers, number=number, model_map=names, dtype=dtype
+        )
+        for number, model in enumerate(opened)
+    ]
     start = Finetune(base, base, routers=routers, number=0, model_map=names, dtype=dtype)
     return write_merged(
-        submodels, start, config, merge_weights("uniform", [1] * len(submodels)), batches, directory=directory,
-        router=RouterSettings("ridge") if batches else None, device=device)
+        submodels,
+        start,
+        config,
+        merge_weights("uniform", [1] * len(submodels)),
+        batches,
+        directory=directory,
+        router=RouterSettings("ridge") if batches else None,
+        device=device,
+    )
 
 
 def complete(directory: Path, base: Origin) -> None:
@@ -181,14 +248,20 @@ def complete(directory: Path, base: Origin) -> None:
 
 def _card(name: str, result: Mapping[str, Any], starts: Sequence[Model]) -> str:
     matter = combined_front_matter(
-        name, result["family"], [facts_of(start, []) for start in (starts[-1], *starts[:-1])], result["texts"],
-        result["losses"][-1]["texts"] if "losses" in result else [], tags=["merge"])
+        name,
+        result["family"],
+        [facts_of(start, []) for start in (starts[-1], *starts[:-1])],
+        result["texts"],
+        result["losses"][-1]["texts"] if "losses" in result else [],
+        tags=["merge"],
+    )
     experts = "\n".join(f"* expert {number}: {model}" for number, model in enumerate(result["models"]))
     means = "the mean of theirs" if result["backbone"] == "mean" else f"that of {result['base']}"
     return (
         f"{matter}\n\n# {name}\n\n`moedisco merge` made this Mixture-of-Experts model ({result['family']}) of "
         f"fine-tunes of {result['base']}. Each layer has the MLP of each fine-tune as an expert; its backbone is {means}."
-        f"\n\n{experts}\n")
+        f"\n\n{experts}\n"
+    )
 
 
 def _worse(losses: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -197,4 +270,5 @@ def _worse(losses: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if moe["mixture"] > best["mixture"]:
         yield (
             f"on the mixture of all texts, the MoE (loss {moe['mixture']:.4f}) is worse than {best['model']} "
-            f"({best['mixture']:.4f}); fine-tune it before use")
+            f"({best['mixture']:.4f}); fine-tune it before use"
+        )

@@ -45,7 +45,8 @@ class Mlflow:
 
     def log(self, points: Points) -> None:
         """Log values of a unit, or of the run."""
-        # MLflow's active run belongs to one thread, and events come from several: name the run. A thread of MLflow's sends.
+        # MLflow's active run belongs to one thread, and events come from several: name the run. A thread of MLflow's
+        # sends.
         self._library.log_metrics(points.values, step=points.position, run_id=self._run(points.unit), synchronous=False)
 
     def results(self, report: RunReport, figures: Sequence[Path], model: Path | None) -> None:
@@ -79,7 +80,9 @@ class Mlflow:
         tags = {**self._config.tags, "moedisco.id": name}
         if unit:
             tags["mlflow.parentRunId"] = self._runs[RUN]
-        created: str = self._client.create_run(self._experiment_id, tags=tags, run_name=unit or self._config.name).info.run_id
+        created: str = self._client.create_run(
+            self._experiment_id, tags=tags, run_name=unit or self._config.name
+        ).info.run_id
         if not unit:
             self._library.log_params(parameters(self._config), run_id=created)
         return created

@@ -24,7 +24,10 @@ def open_tracker(config: RunConfig, project: str | Literal[True], setting: str) 
 
 
 class TensorBoard:
-    """Writes to RUN_DIR/tensorboard, as one TensorBoard run per unit, so that units share a chart. It stores no models."""
+    """Writes to RUN_DIR/tensorboard, as one TensorBoard run per unit, so that units share a chart.
+
+    It stores no models.
+    """
 
     name: ClassVar[str] = "tensorboard"
     stores_models: ClassVar[bool] = False
@@ -57,7 +60,7 @@ class TensorBoard:
         for figure in figures:
             writer.add_image(f"figures/{figure.stem}", imread(figure), dataformats="HWC")
         for each in self._writers.values():
-            each.flush()    # a run at a URI uploads the files next
+            each.flush()  # a run at a URI uploads the files next
 
     def end(self, how: End) -> None:
         """Flush and close every file."""
@@ -68,7 +71,9 @@ class TensorBoard:
     def _writer(self, unit: str, position: int | None = None) -> Any:
         # Open writers on first use: the run directory is claimed only when the run starts.
         if unit not in self._writers:
-            # A resumed unit repeats what it did after its last checkpoint: the points that an earlier attempt wrote there go.
+            # A resumed unit repeats what it did after its last checkpoint: the points that an earlier attempt wrote
+            # there go.
             self._writers[unit] = self._library.SummaryWriter(
-                str(self._config.directory / "tensorboard" / unit), purge_step=position if unit else None)
+                str(self._config.directory / "tensorboard" / unit), purge_step=position if unit else None
+            )
         return self._writers[unit]

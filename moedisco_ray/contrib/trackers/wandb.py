@@ -70,10 +70,17 @@ class WeightsAndBiases:
         if unit not in self._runs:
             config = self._config
             self._runs[unit] = self._library.init(
-                project=self._project, id="-".join(filter(None, (self._id, unit))), name=unit or config.name,
-                group=f"{config.name}-{self._id}", job_type="unit" if unit else "run", resume="allow", reinit="create_new",
+                project=self._project,
+                id="-".join(filter(None, (self._id, unit))),
+                name=unit or config.name,
+                group=f"{config.name}-{self._id}",
+                job_type="unit" if unit else "run",
+                resume="allow",
+                reinit="create_new",
                 tags=[f"{key}:{value}"[:64] for key, value in config.tags.items()],
-                config=config.model_dump(mode="json"), dir=str(config.directory),
+                config=config.model_dump(mode="json"),
+                dir=str(config.directory),
                 # One run per process records the machine and greets; the log is the run directory's.
-                settings=self._library.Settings(console="off", silent=bool(unit), x_disable_stats=bool(unit)))
+                settings=self._library.Settings(console="off", silent=bool(unit), x_disable_stats=bool(unit)),
+            )
         return self._runs[unit]

@@ -14,4 +14,5 @@ class Section(BaseModel):
     """A section of the configuration: frozen, with texts of bounded length; an unknown key is an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, str_max_length=LONGEST_TEXT)
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, str_max_length=LONGEST_TEXT
+    )

@@ -1,7 +1,8 @@
 """Which settings a run's result depends on.
 
 A setting counts as one that changes results unless its declaration has a marker, such as
-`keep: Annotated[int, NoEffect("...")]`. A marker on a section applies to every setting in it without a marker of its own.
+`keep: Annotated[int, NoEffect("...")]`. A marker on a section applies to every setting in it without a marker of its
+own.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Leaf:
 
     Attributes:
         path: Dotted path. A list of sections and a section that may be absent are one leaf each.
-        marker: `NoEffect` or `Resolved` if the declaration of the setting, or of a section around it, says so. None means that
-            results depend on the setting's value.
+        marker: `NoEffect` or `Resolved` if the declaration of the setting, or of a section around it, says so. None
+            means that results depend on the setting's value.
     """
 
     path: str
@@ -55,7 +56,8 @@ def leaves(section: type[BaseModel], prefix: str = "", outer: NoEffect | Resolve
     Args:
         section: The section's class.
         prefix: Dotted path of the section, with a trailing dot.
-        outer: `NoEffect` or `Resolved` if the section itself is marked so; it holds for each setting without a marker of its own.
+        outer: `NoEffect` or `Resolved` if the section itself is marked so; it holds for each setting without a marker
+            of its own.
     """
     for name, info in section.model_fields.items():
         marker = _marker(info) or outer

@@ -29,12 +29,15 @@ def check_extent(raw: Any) -> Any:
             continue
         if level > MOST_LEVELS:
             raise ValueError(
-                f"{path} has more than {MOST_LEVELS} lists and mappings inside each other; write fewer levels")
+                f"{path} has more than {MOST_LEVELS} lists and mappings inside each other; write fewer levels"
+            )
         if len(value) > MOST_ENTRIES:
             raise ValueError(f"{path} has {len(value)} entries, more than {MOST_ENTRIES}; shorten it")
         values += len(value)
         if values > MOST_VALUES:
-            raise ValueError(f"{_WHOLE} has more than {MOST_VALUES} values; shorten it, or name folders instead of files")
+            raise ValueError(
+                f"{_WHOLE} has more than {MOST_VALUES} values; shorten it, or name folders instead of files"
+            )
         named: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
         above = "" if path == _WHOLE else f"{path}."
         left += [(f"{above}{key}"[:_LONGEST_PATH], each, level + 1) for key, each in named]

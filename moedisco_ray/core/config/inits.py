@@ -37,7 +37,9 @@ class LocalInit(Section):
     @model_validator(mode="after")
     def _revision_is_of_a_hub_model(self) -> Self:
         if not is_hub(getattr(self, self.KEY)) and (self.revision or self.commit) is not None:
-            raise ValueError(f"revision belongs to a model of the Hugging Face hub, and {self.KEY} names none; remove it")
+            raise ValueError(
+                f"revision belongs to a model of the Hugging Face hub, and {self.KEY} names none; remove it"
+            )
         return self
 
     @property
@@ -54,7 +56,9 @@ class LocalInit(Section):
 
     @property
     def directory(self) -> Path:
-        """The Hugging Face directory on this machine from which the run starts. If the model is at a URI, it lacks the weights.
+        """The Hugging Face directory on this machine from which the run starts.
+
+        If the model is at a URI, it lacks the weights.
 
         Raises:
             CheckpointError: The URI holds no model, the hub cannot be reached, or the directory also holds an adapter.
@@ -73,12 +77,12 @@ class CheckpointInit(LocalInit):
     KEY: ClassVar[str] = "checkpoint"
 
     checkpoint: ModelPlace
-    """A Hugging Face directory, a GGUF file, a model of the Hugging Face hub, or the URI of the model of a finished run:
-    `OUTPUT/NAME/model`. The weights of a GGUF file (`FILE.gguf`, which needs moedisco-ray[gguf]) are dequantised to fp32, into the
-    machine's cache; transformers reads those of qwen2_moe, qwen3_moe and qwen3_5_moe_text only. A model of the hub is written
-    `hf://ORG/NAME`; `ORG/NAME` suffices if there is no directory of this name. The token for it is in the environment variable
-    HF_TOKEN of each machine. A control service reads no GGUF files, and also accepts `run://RUN/model`: the model of the finished
-    run with this id or name."""
+    """A Hugging Face directory, a GGUF file, a model of the Hugging Face hub, or the URI of the model of a finished
+    run: `OUTPUT/NAME/model`. The weights of a GGUF file (`FILE.gguf`, which needs moedisco-ray[gguf]) are dequantised
+    to fp32, into the machine's cache; transformers reads those of qwen2_moe, qwen3_moe and qwen3_5_moe_text only. A
+    model of the hub is written `hf://ORG/NAME`; `ORG/NAME` suffices if there is no directory of this name. The token
+    for it is in the environment variable HF_TOKEN of each machine. A control service reads no GGUF files, and also
+    accepts `run://RUN/model`: the model of the finished run with this id or name."""
 
 
 class UpcycleInit(LocalInit):
@@ -87,24 +91,26 @@ class UpcycleInit(LocalInit):
     KEY: ClassVar[str] = "upcycle"
 
     upcycle: ModelPlace
-    """A Hugging Face directory, a GGUF file, a model of the hub, or the model of a finished run, as in `checkpoint`. It holds a
-    dense model that is related to the family (docs/families.md lists them), such as Qwen3 for qwen3_moe, or a model of the family
-    with one expert, such as an earlier run's seed."""
+    """A Hugging Face directory, a GGUF file, a model of the hub, or the model of a finished run, as in `checkpoint`. It
+    holds a dense model that is related to the family (docs/families.md lists them), such as Qwen3 for qwen3_moe, or a
+    model of the family with one expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
-    """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the dense
-    model. In deepseek_v2 they do so only if it equals `num_experts`."""
+    """Number of experts per token. Their router weights sum to one, so that the MoE initially computes the same as the
+    dense model. In deepseek_v2 they do so only if it equals `num_experts`."""
     split: int = Field(1, ge=1, le=MOST_EXPERTS)
-    """Number of experts among which the hidden units of the MLP are divided (LLaMA-MoE, arXiv 2406.16554). It must divide
-    `num_experts`: each group of `split` experts holds the whole MLP. If it divides `num_experts_per_tok` too, the experts of a
-    group begin with equal router rows, so that a token selects whole groups, and the MoE initially computes the same as the dense
-    model. Otherwise experts begin with rows of their own, and it computes something else."""
+    """Number of experts among which the hidden units of the MLP are divided (LLaMA-MoE, arXiv 2406.16554). It must
+    divide `num_experts`: each group of `split` experts holds the whole MLP. If it divides `num_experts_per_tok` too,
+    the experts of a group begin with equal router rows, so that a token selects whole groups, and the MoE initially
+    computes the same as the dense model. Otherwise experts begin with rows of their own, and it computes something
+    else."""
     reinitialise: float = Field(0.0, ge=0, le=1)
-    """Share of each expert's hidden units that are drawn anew, so that experts differ before their training (Drop-Upcycling,
-    arXiv 2502.19261, which uses 0.5). New weights have the mean and the standard deviation of those that they replace. The MoE then
-    initially computes something else than the dense model. A seed phase trains the dense model as it is; its units are drawn anew
-    after it. If the next training continues with the seed's optimizer state, so do new units, which have the scale of the old ones.
-    `submodels.lora` would leave them untrained, and is refused."""
+    """Share of each expert's hidden units that are drawn anew, so that experts differ before their training
+    (Drop-Upcycling, arXiv 2502.19261, which uses 0.5). New weights have the mean and the standard deviation of those
+    that they replace. The MoE then initially computes something else than the dense model. A seed phase trains the
+    dense model as it is; its units are drawn anew after it. If the next training continues with the seed's optimizer
+    state, so do new units, which have the scale of the old ones. `submodels.lora` would leave them untrained, and is
+    refused."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
@@ -112,5 +118,6 @@ class UpcycleInit(LocalInit):
             raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
         if self.num_experts % self.split:
             raise ValueError(
-                f"split {self.split} does not divide num_experts {self.num_experts}; set num_experts to a multiple of {self.split}")
+                f"split {self.split} does not divide num_experts {self.num_experts}; set num_experts to a multiple of {self.split}"
+            )
         return self

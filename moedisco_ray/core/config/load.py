@@ -31,15 +31,19 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
     Args:
         path: The configuration file.
         overrides: Overrides such as `tokens.total=600000`.
-        for_service: Whether a control service will receive the configuration; only a service can look up `run://RUN/model`.
+        for_service: Whether a control service will receive the configuration; only a service can look up
+            `run://RUN/model`.
 
     Raises:
-        ConfigError: The configuration has a mistake; the error names field, value and remedy, and its `others` further mistakes.
+        ConfigError: The configuration has a mistake; the error names field, value and remedy, and its `others` further
+            mistakes.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError("CONFIG", str(path), f"cannot be read ({error.strerror}); `moedisco init {path}` writes one") from error
+        raise ConfigError(
+            "CONFIG", str(path), f"cannot be read ({error.strerror}); `moedisco init {path}` writes one"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError("CONFIG", str(path), "is not a text file") from error
     try:
@@ -48,7 +52,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
         raise ConfigError("CONFIG", str(path), str(error)) from error
     if not isinstance(raw, dict):
         raise ConfigError("CONFIG", str(path), "must hold a mapping, such as `name: demo`")
-    raw.pop(CHECKSUM, None)     # of the `config.json` of a run, which may have been edited since
+    raw.pop(CHECKSUM, None)  # of the `config.json` of a run, which may have been edited since
     for override in overrides:
         apply_override(raw, override)
     return check_config(raw, for_service=for_service)
@@ -94,17 +98,21 @@ def _file_mistakes(config: RunConfig) -> Iterator[UserError]:
     named = [place for place in places(config) if names_a_run(place.value)]
     for place in named:
         yield ConfigError(
-            place.field, words(place.value),
+            place.field,
+            words(place.value),
             "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by name; "
-            "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
-    if named:   # the checks below would open them
+            "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model",
+        )
+    if named:  # the checks below would open them
         return
     yield from _source_mistakes("corpus.sources", config.corpus.sources)
     yield from _evaluation_mistakes(config.evaluation)
     if config.tokenizer.directory is not None and not os.path.isdir(config.tokenizer.directory):  # noqa: PTH112 - see `_source_mistakes`
         yield ConfigError(
-            "tokenizer.path", str(config.tokenizer.path),
-            "no such directory; leave it out to use the tokenizer of model.init, or to train one")
+            "tokenizer.path",
+            str(config.tokenizer.path),
+            "no such directory; leave it out to use the tokenizer of model.init, or to train one",
+        )
     if isinstance(config.model.init, LocalInit):
         if (setting := lost_documents(config)) is not None:
             yield ConfigError(setting, value=True, remedy=CARRIES_STATE)
@@ -138,7 +146,7 @@ def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[UserError]:
 
 def _source_mistakes(field: str, sources: Sequence[Source]) -> Iterator[UserError]:
     for i, source in enumerate(sources):
-        if source.owner is not None:    # only the owner's nodes may see it
+        if source.owner is not None:  # only the owner's nodes may see it
             continue
         local = "://" not in source.path and source.path != "embedded" and not set("*?[") & set(source.path)
         if local and not os.path.exists(source.path):  # noqa: PTH110 - it also returns False for an invalid name

@@ -20,7 +20,9 @@ _MOST_SEEN, _MOST_GROUPED, _MOST_SHOWN = 1000, 200, 20
 """Most mistakes to look at, to compare and to show, so that the time of an answer is bounded."""
 _LONGEST_SHOWN, _MOST_ENTRIES_SHOWN = 300, 16
 """Maximum characters of a text, and entries of a list, that a message repeats."""
-_TAGS = frozenset({"Architecture", "int", "constrained-int", "constrained-str", "literal['random']", "literal['auto']", "[key]"})
+_TAGS = frozenset(
+    {"Architecture", "int", "constrained-int", "constrained-str", "literal['random']", "literal['auto']", "[key]"}
+)
 """What pydantic adds to the place of a mistake: the member of a union, or that the name of an entry is meant."""
 
 
@@ -80,14 +82,16 @@ def _shortened(value: Any) -> Any:
 def _parts(place: Sequence[object]) -> list[str]:
     """The keys in a mistake's place, without pydantic's tags."""
     return [
-        str(part) for part in place
-        if str(part) not in _TAGS and not str(part).startswith(("literal[", "tuple[")) and _init_in(part) is None]
+        str(part)
+        for part in place
+        if str(part) not in _TAGS and not str(part).startswith(("literal[", "tuple[")) and _init_in(part) is None
+    ]
 
 
 def _setting(mistake: Mapping[str, Any]) -> list[str]:
     """The keys of a mistake's setting; whatever is wrong in `model.init` is one setting."""
     place = mistake["loc"]
-    return _parts(place[:next((i for i, part in enumerate(place) if _init_in(part) is not None), len(place))])
+    return _parts(place[: next((i for i, part in enumerate(place) if _init_in(part) is not None), len(place))])
 
 
 def _is_within(one: list[str], other: list[str]) -> bool:
@@ -113,7 +117,9 @@ def _known_keys(path: list[str]) -> list[str]:
     schema = _schema()
     nodes: list[dict[str, Any]] = [schema]
     for part in path:
-        found = [node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {}) for node in nodes]
+        found = [
+            node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {}) for node in nodes
+        ]
         options = [option for node in found for option in (node, *node.get("anyOf", []))]
         nodes = [schema["$defs"][option["$ref"].rsplit("/", 1)[-1]] for option in options if "$ref" in option] or found
     return [key for node in nodes for key in node.get("properties", {})]

@@ -20,7 +20,8 @@ from moedisco_ray.core.families import DECLARATIONS, REFUSED, Family, FamilyName
 from moedisco_ray.core.read_roots import opened
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""Names of the configuration field with the number of routed experts, in any family; transformers reads and writes several."""
+"""Names of the configuration field with the number of routed experts, in any family; transformers reads and writes
+several."""
 MOST_LAYERS = 4096
 _LEAST_EXPERT = 8
 LARGEST_DIMENSION = 2**26
@@ -48,13 +49,13 @@ class Architecture(Section):
     moe_intermediate_size: int = Field(512, ge=_LEAST_EXPERT, le=LARGEST_DIMENSION)
     """Hidden size of one expert (some families call it intermediate_size)."""
     shared_expert_intermediate_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
-    """Hidden size of the shared expert of qwen2_moe, qwen3_next and qwen3_5_moe_text. Null means the hidden size of a routed
-    expert."""
+    """Hidden size of the shared expert of qwen2_moe, qwen3_next and qwen3_5_moe_text. Null means the hidden size of a
+    routed expert."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     norm_topk_prob: bool = True
-    """Whether the router weights of a token's selected experts are scaled to sum to one, as Mixtral always does. If they are, the
-    merge keeps the output scale of each sub-model; otherwise the merge rescales the experts."""
+    """Whether the router weights of a token's selected experts are scaled to sum to one, as Mixtral always does. If
+    they are, the merge keeps the output scale of each sub-model; otherwise the merge rescales the experts."""
     vocab_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
     """Number of rows of the embedding. Null means the number of tokens in the tokenizer."""
     max_position_embeddings: int | None = Field(None, ge=8, le=LARGEST)
@@ -62,13 +63,13 @@ class Architecture(Section):
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
     rope_scaling: dict[FieldName, ScalingValue] | None = Field(None, max_length=32)
-    """Scaling of rotary positions for longer texts, as in `config.json`: `rope_type` (linear, dynamic, yarn, longrope, llama3,
-    proportional) and its parameters. Null means no scaling."""
+    """Scaling of rotary positions for longer texts, as in `config.json`: `rope_type` (linear, dynamic, yarn, longrope,
+    llama3, proportional) and its parameters. Null means no scaling."""
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
     fields: dict[FieldName, FieldValue] = Field(default_factory=dict, max_length=32)
-    """Fields of `config.json` that only this family has, such as `kv_lora_rank` of deepseek_v3. Left out: the family's default for
-    small models."""
+    """Fields of `config.json` that only this family has, such as `kv_lora_rank` of deepseek_v3. Left out: the family's
+    default for small models."""
 
     def router_fields(self, router: Router) -> dict[str, Any]:
         return self.fields | {router.top_k_field: self.num_experts_per_tok, "norm_topk_prob": self.norm_topk_prob}
@@ -87,17 +88,20 @@ class Architecture(Section):
     @classmethod
     def _scaling_is_complete(cls, scaling: Any, info: ValidationInfo) -> Any:
         if not isinstance(scaling, dict):
-            return scaling      # the validation of its type handles it
+            return scaling  # the validation of its type handles it
         hidden, heads, head = (info.data.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
         return checked_scaling(scaling, head or (hidden // heads if hidden and heads else None))
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> Self:
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.num_attention_heads % self.key_value_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.key_value_heads}")
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.key_value_heads}"
+            )
         if self.head_size % 2:
             raise ValueError(f"a head of {self.head_size} is odd; rotary positions need an even one")
         if self.num_experts_per_tok > self.num_experts:
@@ -113,10 +117,10 @@ class Model(Section):
     """The Mixture-of-Experts to train."""
 
     family: Annotated[FamilyName | None, Resolved("family")] = None
-    """Model family. Null means the family in the `config.json` of the model that `init` names, or, for random weights, qwen3_moe.
-    A dense model becomes the first of its relatives: Llama and Mistral become mixtral (Llama with biases: qwen2_moe), Qwen2 becomes
-    qwen2_moe, Qwen3 becomes qwen3_moe, OLMo-2 becomes flex_olmo, ERNIE 4.5 becomes ernie4_5_moe, and Granite becomes
-    granitemoe."""
+    """Model family. Null means the family in the `config.json` of the model that `init` names, or, for random weights,
+    qwen3_moe. A dense model becomes the first of its relatives: Llama and Mistral become mixtral (Llama with biases:
+    qwen2_moe), Qwen2 becomes qwen2_moe, Qwen3 becomes qwen3_moe, OLMo-2 becomes flex_olmo, ERNIE 4.5 becomes
+    ernie4_5_moe, and Granite becomes granitemoe."""
     config: Architecture | None = None
     """Sizes of the model. Leave them out if `init` names a directory, which has its own."""
     init: Literal["random"] | CheckpointInit | UpcycleInit = "random"
@@ -125,12 +129,14 @@ class Model(Section):
     def _one_source_of_sizes(self) -> Self:
         if isinstance(self.init, LocalInit) and self.config is not None:
             raise ValueError(
-                f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove model.config")
+                f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove model.config"
+            )
         if self.config is not None:
             family = DECLARATIONS[self.family or _RANDOM_FAMILY]
             _check_sizes(self.config, family)
             normalised = family.router.normalised(self.config.norm_topk_prob)
-            if normalised != self.config.norm_topk_prob:    # the default; what is stored must be valid when it is read again
+            # the default; what is stored must be valid when it is read again
+            if normalised != self.config.norm_topk_prob:
                 object.__setattr__(self, "config", self.config.model_copy(update={"norm_topk_prob": normalised}))
         return self
 
@@ -157,7 +163,9 @@ class Model(Section):
         if isinstance(self.init, UpcycleInit):
             return read_dense_architecture(self.init, self.family_name)
         sizes = self.config or Architecture()
-        return sizes.model_copy(update={"norm_topk_prob": DECLARATIONS[self.family_name].router.normalised(sizes.norm_topk_prob)})
+        return sizes.model_copy(
+            update={"norm_topk_prob": DECLARATIONS[self.family_name].router.normalised(sizes.norm_topk_prob)}
+        )
 
     @property
     def experts_together(self) -> int:
@@ -172,24 +180,38 @@ def _check_sizes(sizes: Architecture, family: Family) -> None:
         ValueError: It cannot.
     """
     name, attention = family.name, family.attention
-    if sizes.shared_expert_intermediate_size is not None and (family.shared is None or family.shared.size_field is None):
+    if sizes.shared_expert_intermediate_size is not None and (
+        family.shared is None or family.shared.size_field is None
+    ):
         other = f"{name} has no shared expert" if family.shared is None else f"set fields.{family.shared.count_field}"
-        raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe, qwen3_next and qwen3_5_moe_text; {other}")
+        raise ValueError(
+            f"shared_expert_intermediate_size belongs to qwen2_moe, qwen3_next and qwen3_5_moe_text; {other}"
+        )
     if sizes.head_dim is not None and not attention.own_head_dim:
         what = "fields such as qk_rope_head_dim" if attention.latent else "heads of hidden_size / num_attention_heads"
         raise ValueError(f"head_dim: {name} has {what}; remove it")
     if attention.latent and sizes.key_value_heads != sizes.num_attention_heads:
-        raise ValueError(f"num_key_value_heads {sizes.key_value_heads}: every head of {name} has its own keys; remove it")
-    if "norm_topk_prob" in sizes.model_fields_set and family.router.normalised(sizes.norm_topk_prob) != sizes.norm_topk_prob:
+        raise ValueError(
+            f"num_key_value_heads {sizes.key_value_heads}: every head of {name} has its own keys; remove it"
+        )
+    if (
+        "norm_topk_prob" in sizes.model_fields_set
+        and family.router.normalised(sizes.norm_topk_prob) != sizes.norm_topk_prob
+    ):
         raise ValueError(
             f"norm_topk_prob {str(sizes.norm_topk_prob).lower()}: {name} {family.router.normalises} normalises its router "
-            "weights; remove the setting")
+            "weights; remove the setting"
+        )
     if unknown := sorted(sizes.fields.keys() - family.fields.keys()):
         own = f"it has {', '.join(family.fields)}" if family.fields else "it has none of its own; remove it"
         raise ValueError(f"fields.{unknown[0]}: {name} has no such field; {own}")
     for key, value in sizes.fields.items():
         default = family.fields[key]
-        if value is not None and default is not None and isinstance(value, str | bool) != isinstance(default, str | bool):
+        if (
+            value is not None
+            and default is not None
+            and isinstance(value, str | bool) != isinstance(default, str | bool)
+        ):
             raise ValueError(f"fields.{key} {value!r} must be {type(default).__name__}, such as {default!r}")
     family.check_choices(sizes.fields, sizes.num_hidden_layers)
     _check_positions_and_top_k(sizes, family)
@@ -212,13 +234,17 @@ def _family_of(start: LocalInit) -> FamilyName:
     directory = start.directory
     raw = _read(start.setting, directory)
     if "model_type" not in raw:
-        raise CheckpointError(start.setting, str(start.place), "has a config.json without model_type; name a Hugging Face model")
+        raise CheckpointError(
+            start.setting, str(start.place), "has a config.json without model_type; name a Hugging Face model"
+        )
     kind = str(raw["model_type"])
     if kind in DECLARATIONS:
         return kind
     takers = [family for family in DECLARATIONS.values() if kind in family.dense]
     if takers and not isinstance(start, UpcycleInit):
-        raise CheckpointError(start.setting, str(start.place), f"holds a dense model of {kind!r}; use model.init.upcycle")
+        raise CheckpointError(
+            start.setting, str(start.place), f"holds a dense model of {kind!r}; use model.init.upcycle"
+        )
     if not takers:
         raise CheckpointError(start.setting, str(start.place), f"holds a model of {kind!r}, which {unsupported(kind)}")
     biased = bool(raw.get("attention_bias"))
@@ -235,11 +261,14 @@ def read_architecture(directory: Path, family: FamilyName) -> Architecture:
     kind = raw.get("model_type")
     if kind not in DECLARATIONS:
         raise CheckpointError(
-            "model.init.checkpoint", str(directory), f"holds a model of family {kind!r}, which {unsupported(kind)}")
+            "model.init.checkpoint", str(directory), f"holds a model of family {kind!r}, which {unsupported(kind)}"
+        )
     if kind != family:
         raise CheckpointError(
-            "model.init.checkpoint", str(directory),
-            f"holds a model of family {kind!r}, but model.family is {family!r}; leave model.family out")
+            "model.init.checkpoint",
+            str(directory),
+            f"holds a model of family {kind!r}, but model.family is {family!r}; leave model.family out",
+        )
     return _sizes("model.init.checkpoint", directory, raw, family)
 
 
@@ -255,36 +284,53 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
     declaration = DECLARATIONS[family]
     if not (kind in declaration.dense or (kind == family and _experts(raw) == 1)):
         if kind in REFUSED:
-            raise CheckpointError(start.setting, str(start.upcycle), f"holds a model of {kind!r}, which {unsupported(kind)}")
+            raise CheckpointError(
+                start.setting, str(start.upcycle), f"holds a model of {kind!r}, which {unsupported(kind)}"
+            )
         what = f"{_experts(raw)} experts of {kind!r}" if _experts(raw) else f"a model of {kind!r}"
         starts = " or ".join([*declaration.dense, f"{family} with one expert"])
         takers = [taker.name for taker in DECLARATIONS.values() if kind in taker.dense]
         hint = f"; set model.family to {' or '.join(takers)}" if takers else ""
-        raise CheckpointError(start.setting, str(start.upcycle), f"holds {what}; {family} is upcycled from {starts}{hint}")
+        raise CheckpointError(
+            start.setting, str(start.upcycle), f"holds {what}; {family} is upcycled from {starts}{hint}"
+        )
     if declaration.router.only_top_k is not None:
         raise CheckpointError(
-            start.setting, str(start.upcycle),
+            start.setting,
+            str(start.upcycle),
             f"cannot be upcycled: the weights of a token's experts in {family} do not sum to 1, so that copies of an expert would "
-            "not compute what it does; start from a checkpoint with all experts")
+            "not compute what it does; start from a checkpoint with all experts",
+        )
     if kind != family and raw.get("use_sliding_window"):
         raise CheckpointError(
-            start.setting, str(start.upcycle),
-            f"has use_sliding_window, with which {kind} and {family} do not attend alike; use another model")
+            start.setting,
+            str(start.upcycle),
+            f"has use_sliding_window, with which {kind} and {family} do not attend alike; use another model",
+        )
     sizes = _sizes(
-        start.setting, directory, raw if kind == family else {**raw, **declaration.fields_of_dense(raw)}, family,
-        num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
-        norm_topk_prob=declaration.router.normalises != "never")
+        start.setting,
+        directory,
+        raw if kind == family else {**raw, **declaration.fields_of_dense(raw)},
+        family,
+        num_experts=start.num_experts,
+        num_experts_per_tok=start.num_experts_per_tok,
+        norm_topk_prob=declaration.router.normalises != "never",
+    )
     if not sizes.norm_topk_prob and sizes.num_experts_per_tok < sizes.num_experts:
         raise CheckpointError(
-            f"{start.setting.rpartition('.')[0]}.num_experts_per_tok", sizes.num_experts_per_tok,
+            f"{start.setting.rpartition('.')[0]}.num_experts_per_tok",
+            sizes.num_experts_per_tok,
             f"changes what the model computes, because {family} never normalises router weights, and those of "
-            f"{sizes.num_experts_per_tok} of {sizes.num_experts} equal experts sum to less than 1; set it to num_experts")
+            f"{sizes.num_experts_per_tok} of {sizes.num_experts} equal experts sum to less than 1; set it to num_experts",
+        )
     heads = sizes.head_size * sizes.num_attention_heads
     if kind != family and not declaration.attention.own_head_dim and heads != sizes.hidden_size:
         raise CheckpointError(
-            start.setting, str(start.upcycle),
+            start.setting,
+            str(start.upcycle),
             f"has head_dim {sizes.head_dim}, but {family} has heads of hidden_size / num_attention_heads; use a family with "
-            "head_dim")
+            "head_dim",
+        )
     return sizes if start.split == 1 else _divided(sizes, start, declaration)
 
 
@@ -293,8 +339,10 @@ def _divided(sizes: Architecture, start: UpcycleInit, family: Family) -> Archite
     hidden, split, shared = sizes.moe_intermediate_size, start.split, family.shared
     if hidden % split or hidden // split < _LEAST_EXPERT:
         raise CheckpointError(
-            f"{start.setting.rpartition('.')[0]}.split", split,
-            f"does not divide the MLP's {hidden} hidden units into experts of {_LEAST_EXPERT} or more; use a divisor of {hidden}")
+            f"{start.setting.rpartition('.')[0]}.split",
+            split,
+            f"does not divide the MLP's {hidden} hidden units into experts of {_LEAST_EXPERT} or more; use a divisor of {hidden}",
+        )
     update: dict[str, Any] = {"moe_intermediate_size": hidden // split}
     if shared is not None and shared.count_field is not None:
         count = split * int(family.value(sizes.fields, shared.count_field))
@@ -351,7 +399,9 @@ def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: Family
     except ValidationError as error:
         mistake = error.errors()[0]
         where = ".".join(map(str, mistake["loc"]))
-        raise CheckpointError(setting, str(directory), f"its config.json cannot be used: {where} {plain_words(mistake)}") from error
+        raise CheckpointError(
+            setting, str(directory), f"its config.json cannot be used: {where} {plain_words(mistake)}"
+        ) from error
     except ValueError as error:
         raise CheckpointError(setting, str(directory), f"its config.json cannot be used: {error}") from error
     return sizes

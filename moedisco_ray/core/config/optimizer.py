@@ -24,63 +24,73 @@ class Optimizer(Section):
     """Settings of one training: optimizer, learning-rate schedule, batches and precision."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon` trains the layers' weight matrices with Muon, each expert's matrices separately, and all other weights with AdamW at
-    the same learning rate. Weights, gradients and optimizer state then take a quarter less memory, because Muon stores one moment
-    where AdamW stores two."""
+    """`muon` trains the layers' weight matrices with Muon, each expert's matrices separately, and all other weights
+    with AdamW at the same learning rate. Weights, gradients and optimizer state then take a quarter less memory,
+    because Muon stores one moment where AdamW stores two."""
     lr: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine", "wsd", "run_cosine"] = "constant"
-    """Schedule of the learning rate. `cosine` lowers it to a tenth of `lr` over the whole training, `wsd` (warm-up, stable, decay)
-    over the last fifth of the steps. `run_cosine` is one cosine over all tokens of the run: if `submodels` and
-    `finetune` both have it, with the same `lr` and `warmup`, each training begins at the rate at which the one before ended."""
+    """Schedule of the learning rate. `cosine` lowers it to a tenth of `lr` over the whole training, `wsd` (warm-up,
+    stable, decay) over the last fifth of the steps. `run_cosine` is one cosine over all tokens of the run: if
+    `submodels` and `finetune` both have it, with the same `lr` and `warmup`, each training begins at the rate at which
+    the one before ended."""
     warmup: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps during which the learning rate rises linearly from 0, at the start of the training; with `run_cosine`,
-    share of the run's tokens, at its start. A later phase then has no warm-up, even if it begins with a new optimizer state."""
+    """Share of the steps during which the learning rate rises linearly from 0, at the start of the training; with
+    `run_cosine`, share of the run's tokens, at its start. A later phase then has no warm-up, even if it begins with a
+    new optimizer state."""
     weight_decay: float = Field(0.01, ge=0)
     batch_tokens: int = Field(16_384, gt=0, le=LARGEST)
     """Number of tokens in one step, over all workers."""
     micro_batch: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of sequences in one forward pass of a worker. Null means the worker's whole share of the batch. A smaller value needs
-    less memory and gives the same result."""
+    """Number of sequences in one forward pass of a worker. Null means the worker's whole share of the batch. A smaller
+    value needs less memory and gives the same result."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "pure_bf16"], Resolved("precision")] = "auto"
-    """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer state (16
-    bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is bf16 on a GPU and fp32
-    on a CPU."""
+    """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer
+    state (16 bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is
+    bf16 on a GPU and fp32 on a CPU."""
     within_documents: bool = False
-    """Let each token attend only to its own document, not to the other documents that are packed into the same sequence. The demo
-    reaches 4 to 7 % fewer bits per byte with it if a sequence holds six documents (`benchmarks/RESULTS.md`). A document begins with
-    the tokenizer's BOS token, or, if it adds none, with the EOS token of the document before. On a GPU that computes in bf16 this
-    needs no more memory. Otherwise, and in families with latent attention, layers get a mask, and keys and values are copied for
-    every head."""
+    """Let each token attend only to its own document, not to the other documents that are packed into the same
+    sequence. The demo reaches 4 to 7 % fewer bits per byte with it if a sequence holds six documents
+    (`benchmarks/RESULTS.md`). A document begins with the tokenizer's BOS token, or, if it adds none, with the EOS token
+    of the document before. On a GPU that computes in bf16 this needs no more memory. Otherwise, and in families with
+    latent attention, layers get a mask, and keys and values are copied for every head."""
     gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass, which needs less memory and takes a third more time. Null means that this is done
-    only on a GPU whose memory is too small without it."""
+    """Recompute activations in the backward pass, which needs less memory and takes a third more time. Null means that
+    this is done only on a GPU whose memory is too small without it."""
     moments: Literal["auto", "full", "fp8"] = "auto"
-    """How AdamW's two moments are stored. `full` uses the dtype of the weights. `fp8` uses 8-bit numbers with one scale for each
-    block of 128: 2 bytes per parameter for both moments. `auto` means `fp8` on a GPU whose memory is too small for `full`,
-    and `full` otherwise."""
+    """How AdamW's two moments are stored. `full` uses the dtype of the weights. `fp8` uses 8-bit numbers with one scale
+    for each block of 128: 2 bytes per parameter for both moments. `auto` means `fp8` on a GPU whose memory is too small
+    for `full`, and `full` otherwise."""
     offload_moments: bool | None = None
-    """Keep AdamW's moments in the machine's main memory and update the weights in parts. The result is the same, but training is
-    slower. The model must be on one worker. Null means that this is done only on a GPU whose memory is too small without it."""
+    """Keep AdamW's moments in the machine's main memory and update the weights in parts. The result is the same, but
+    training is slower. The model must be on one worker. Null means that this is done only on a GPU whose memory is too
+    small without it."""
     block_steps: int | None = Field(None, ge=0, le=LARGEST)
-    """Number of steps for which one block (a decoder layer, the embedding or the head) is trained before the next one, in a seeded
-    order (block coordinate descent). Only the block that is trained has gradients and moments. Blocks need AdamW and a model on one
-    worker. With 0, all weights are trained in every step. Null means 100 on a GPU whose memory is too small without blocks, and 0
-    otherwise."""
+    """Number of steps for which one block (a decoder layer, the embedding or the head) is trained before the next one,
+    in a seeded order (block coordinate descent). Only the block that is trained has gradients and moments. Blocks need
+    AdamW and a model on one worker. With 0, all weights are trained in every step. Null means 100 on a GPU whose memory
+    is too small without blocks, and 0 otherwise."""
 
     compile: bool = False
-    """Compile the decoder layers with `torch.compile`, which fuses small operations. It is meant for long trainings on GPUs, above
-    all of sub-models with one expert per layer: of layers with several experts only attention and norms are compiled, and with
-    `gradient_checkpointing` nothing. The first step waits for the compiler, and every machine that trains needs gcc (on a CPU,
-    g++). Losses differ from those without `compile` by rounding. A resumed training still equals an uninterrupted one bit for bit
-    on CPUs of one kind. Plans count neither the time nor the memory that it saves."""
+    """Compile the decoder layers with `torch.compile`, which fuses small operations. It is meant for long trainings on
+    GPUs, above all of sub-models with one expert per layer: of layers with several experts only attention and norms are
+    compiled, and with `gradient_checkpointing` nothing. The first step waits for the compiler, and every machine that
+    trains needs gcc (on a CPU, g++). Losses differ from those without `compile` by rounding. A resumed training still
+    equals an uninterrupted one bit for bit on CPUs of one kind. Plans count neither the time nor the memory that it
+    saves."""
 
     @model_validator(mode="after")
     def _only_adamw_saves_memory(self) -> Self:
         if self.name == "muon":
-            settings = {"moments": self.moments == "fp8", "offload_moments": self.offload_moments, "block_steps": self.block_steps}
+            settings = {
+                "moments": self.moments == "fp8",
+                "offload_moments": self.offload_moments,
+                "block_steps": self.block_steps,
+            }
             for setting, value in settings.items():
                 if value:
-                    raise ValueError(f"{setting} {getattr(self, setting)} needs the optimizer adamw; leave it out with muon")
+                    raise ValueError(
+                        f"{setting} {getattr(self, setting)} needs the optimizer adamw; leave it out with muon"
+                    )
         return self
 
     @property
@@ -103,21 +113,24 @@ class Lora(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685): a weight W is frozen and computes as W + (alpha / rank) B A; A and B train."""
 
     base: Literal["full", "nf4"] = "full"
-    """How the frozen weights that have adapters are kept while a sub-model trains. `full` uses the dtype of the arithmetic. `nf4`
-    uses 4.13 bits per weight (QLoRA, arXiv 2305.14314), and each pass computes with the rounded weights. The adapters are merged
-    into the weights of the start, which are not rounded. Needs a `rank` above 0."""
+    """How the frozen weights that have adapters are kept while a sub-model trains. `full` uses the dtype of the
+    arithmetic. `nf4` uses 4.13 bits per weight (QLoRA, arXiv 2305.14314), and each pass computes with the rounded
+    weights. The adapters are merged into the weights of the start, which are not rounded. Needs a `rank` above 0."""
 
     rank: int = Field(0, ge=0, le=MOST_RANK)
-    """Rank of the adapters of a sub-model, such as 16; 0 trains all weights. Each matrix of the layers (attention, experts, shared
-    experts, dense MLPs) has an adapter, and each expert has its own. Everything else is frozen: embedding, head, norms, biases and
-    routers. Frozen weights have neither gradients nor optimizer state, and are stored in the dtype of the arithmetic. At the end
-    the adapters are merged into the weights, and are also stored apart, as a PEFT adapter. The run must start from a trained model
-    (`model.init`), without a seed phase and without `sync_every`, and use AdamW without `block_steps`."""
+    """Rank of the adapters of a sub-model, such as 16; 0 trains all weights. Each matrix of the layers (attention,
+    experts, shared experts, dense MLPs) has an adapter, and each expert has its own. Everything else is frozen:
+    embedding, head, norms, biases and routers. Frozen weights have neither gradients nor optimizer state, and are
+    stored in the dtype of the arithmetic. At the end the adapters are merged into the weights, and are also stored
+    apart, as a PEFT adapter. The run must start from a trained model (`model.init`), without a seed phase and without
+    `sync_every`, and use AdamW without `block_steps`."""
     alpha: float = Field(16.0, gt=0)
     """Scale of the adapters: their product is multiplied by alpha / rank."""
 
     @model_validator(mode="after")
     def _only_frozen_weights_are_rounded(self) -> Self:
         if self.base == "nf4" and not self.rank:
-            raise ValueError("base nf4 rounds frozen weights, and rank 0 freezes none; set rank, such as 16, or leave base out")
+            raise ValueError(
+                "base nf4 rounds frozen weights, and rank 0 freezes none; set rank, such as 16, or leave base out"
+            )
         return self

@@ -23,19 +23,24 @@ def check_owners(config: RunConfig) -> None:
     for i, source in enumerate(config.corpus.sources):
         if source.owner is not None and source.owner not in owners:
             raise ValueError(
-                f"corpus.sources.{i}.owner {source.owner!r} is not in pools.owners; add it there, with storage and resource")
+                f"corpus.sources.{i}.owner {source.owner!r} is not in pools.owners; add it there, with storage and resource"
+            )
     for i, source in enumerate(config.evaluation.sources):
         if source.owner is not None:
             raise ValueError(
                 f"evaluation.sources.{i}.owner {source.owner!r} is not possible, because the evaluation reads only text without an "
-                "owner; remove the source")
+                "owner; remove the source"
+            )
     for name in owners:
         if not config.corpus.of_owner(name):
-            raise ValueError(f"pools.owners.{name} has no text; give a source of the corpus `owner: {name}`, or remove it")
+            raise ValueError(
+                f"pools.owners.{name} has no text; give a source of the corpus `owner: {name}`, or remove it"
+            )
     if not config.corpus.of_owner(None):
         raise ValueError(
             "corpus.sources all have an owner, but tokenizer, clusters, routers, fine-tune and evaluation need text without one; "
-            "add a source")
+            "add a source"
+        )
     if owners:
         _check_places(config)
         _check_seats(config)
@@ -43,12 +48,16 @@ def check_owners(config: RunConfig) -> None:
 
 
 def _check_places(config: RunConfig) -> None:
-    owned: dict[str, Location] = {f"pools.owners.{name}.storage": owner.storage for name, owner in config.pools.owners.items()}
+    owned: dict[str, Location] = {
+        f"pools.owners.{name}.storage": owner.storage for name, owner in config.pools.owners.items()
+    }
     others = {"output": config.output, "checkpoint.storage": config.checkpoint.storage}
     places = owned | {field: place for field, place in others.items() if place is not None}
     for (field, one), (other, two) in itertools.combinations(places.items(), 2):
         if field in owned and _overlap(one, two):
-            raise ValueError(f"{field} {str(one)!r} overlaps with {other} {str(two)!r}; give each owner a folder of its own")
+            raise ValueError(
+                f"{field} {str(one)!r} overlaps with {other} {str(two)!r}; give each owner a folder of its own"
+            )
 
 
 def _overlap(one: Location, two: Location) -> bool:
@@ -67,7 +76,8 @@ def _check_seats(config: RunConfig) -> None:
         if owner.resource in taken:
             raise ValueError(
                 f"pools.owners.{name}.resource {owner.resource!r} is also a resource of {taken[owner.resource]}; give the owner's "
-                "nodes their own")
+                "nodes their own"
+            )
         taken[owner.resource] = f"pools.owners.{name}"
 
 
@@ -77,15 +87,19 @@ def _check_stages(config: RunConfig) -> None:
     if config.clusters.count != "auto" and config.shared_clusters < 1:
         raise ValueError(
             f"clusters.count {config.clusters.count} leaves no cluster for text without an owner, because each owner has one; use "
-            f"at least {len(config.owners) + 1}")
+            f"at least {len(config.owners) + 1}"
+        )
     if config.submodels.quorum is not None:
         raise ValueError(
             f"submodels.quorum {config.submodels.quorum} needs the checkpoints of unfinished sub-models, and an owner's stay with "
-            "the owner; leave it out")
+            "the owner; leave it out"
+        )
     if config.finetune.keep_optimizer_state and config.tokens.finetune:
         raise ValueError(
             "finetune.keep_optimizer_state needs the optimizer states of all sub-models, and an owner's stays with the owner; set "
-            "it to false")
+            "it to false"
+        )
     if config.evaluation.ensemble:
         raise ValueError(
-            "evaluation.ensemble needs the centroids of all clusters, and an owner's documents have none; set it to false")
+            "evaluation.ensemble needs the centroids of all clusters, and an owner's documents have none; set it to false"
+        )

@@ -1,7 +1,7 @@
 """Settings that name files, folders and URIs that a run reads or writes.
 
-A setting is marked in its declaration, such as `path: Annotated[Path, ReadsFrom()]`. `places` finds all marked settings of a
-configuration, `with_places` replaces their values.
+A setting is marked in its declaration, such as `path: Annotated[Path, ReadsFrom()]`. `places` finds all marked settings
+of a configuration, `with_places` replaces their values.
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class Marker:
-    """Base class of `ReadsFrom` and `WritesTo`. A marked setting rejects places that are too long or hold credentials."""
+    """Base class of `ReadsFrom` and `WritesTo`.
+
+    A marked setting rejects places that are too long or hold credentials.
+    """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema of the marked type, which runs `check_place` first; JSON keeps the user's spelling."""
-        written = core_schema.plain_serializer_function_ser_schema(words, return_schema=core_schema.str_schema(), when_used="json")
+        written = core_schema.plain_serializer_function_ser_schema(
+            words, return_schema=core_schema.str_schema(), when_used="json"
+        )
         return core_schema.no_info_before_validator_function(check_place, handler(source), serialization=written)
 
 
@@ -95,11 +100,14 @@ def as_location(value: Path | str, info: ValidationInfo) -> Path | str:
     """
     if is_uri(value):
         if not (is_storage(str(value)) or str(value).startswith("file:///")):
-            raise ValueError(f"{info.field_name} {value!r} names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER")
+            raise ValueError(
+                f"{info.field_name} {value!r} names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER"
+            )
         return value
     if _ONE_SLASH.match(str(value)):
         raise ValueError(
-            f"{info.field_name} {str(value)!r} is no URI; write two slashes after the colon, such as s3://BUCKET/FOLDER")
+            f"{info.field_name} {str(value)!r} is no URI; write two slashes after the colon, such as s3://BUCKET/FOLDER"
+        )
     return Path(value)
 
 
@@ -170,13 +178,14 @@ def check_place(value: Any) -> Any:
         ValueError: The place is too long, or is a URI with credentials.
     """
     if not isinstance(value, str | Path):
-        return value    # the validation of the setting's type handles it
+        return value  # the validation of the setting's type handles it
     if len(str(value)) > LONGEST_PLACE:
         raise ValueError(f"has more than {LONGEST_PLACE} characters; shorten it")
     if has_credentials(str(value)):
         raise ValueError(
             "holds credentials, and a configuration is stored and shown in clear; leave them out, and give them to the machines by "
-            "environment variables or an instance role")
+            "environment variables or an instance role"
+        )
     return value
 
 
@@ -212,7 +221,9 @@ def check_storage(place: str) -> str:
         ValueError: The place is empty, or such a URI.
     """
     if not place or (_URI_START.match(place) and not is_storage(place)):
-        raise ValueError(f"names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER ({', '.join(_SCHEMES)})")
+        raise ValueError(
+            f"names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER ({', '.join(_SCHEMES)})"
+        )
     return place
 
 
@@ -226,7 +237,9 @@ def _section(section: C, prefix: str, change: Callable[[Place], str | Path]) -> 
     return section.model_copy(update=changes) if changes else section
 
 
-def _replaced(value: Any, marker: ReadsFrom | WritesTo | None, field: str, change: Callable[[Place], str | Path]) -> Any:
+def _replaced(
+    value: Any, marker: ReadsFrom | WritesTo | None, field: str, change: Callable[[Place], str | Path]
+) -> Any:
     if isinstance(value, BaseModel):
         return _section(value, f"{field}.", change)
     if isinstance(value, list | tuple):

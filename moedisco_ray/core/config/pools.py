@@ -15,8 +15,22 @@ PoolName = Literal["low_memory", "high_memory"]
 MOST_WORKERS = 65_536
 Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
 
-_RAYS_OWN = frozenset({
-    "CPU", "GPU", "memory", "object_store_memory", "TPU", "HPU", "NPU", "TTNPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN"})
+_RAYS_OWN = frozenset(
+    {
+        "CPU",
+        "GPU",
+        "memory",
+        "object_store_memory",
+        "TPU",
+        "HPU",
+        "NPU",
+        "TTNPU",
+        "neuron_cores",
+        "FURIOSA",
+        "MBLT",
+        "RBLN",
+    }
+)
 """Resources that Ray itself counts on every node, or on every node with that accelerator."""
 _PLACEMENT_GROUP = re.compile(r"(^bundle_group_|_group_(\d+_)?[0-9a-f]{16,})")
 """Pattern of the resources that Ray itself adds to a node for a placement group."""
@@ -24,12 +38,15 @@ _PLACEMENT_GROUP = re.compile(r"(^bundle_group_|_group_(\d+_)?[0-9a-f]{16,})")
 
 def _is_a_tag(resource: str) -> str:
     if resource in _RAYS_OWN or _PLACEMENT_GROUP.search(resource):
-        raise ValueError(f"{resource} is one of Ray's own resources; name a custom resource that only the nodes of this pool offer")
+        raise ValueError(
+            f"{resource} is one of Ray's own resources; name a custom resource that only the nodes of this pool offer"
+        )
     return resource
 
 
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$"), AfterValidator(_is_a_tag)]
-"""A custom resource that the nodes of a pool offer. Ray's own resources are rejected, because every node offers them."""
+"""A custom resource that the nodes of a pool offer. Ray's own resources are rejected, because every node offers
+them."""
 OwnerName = Annotated[str, Field(max_length=32, pattern=r"^[A-Za-z0-9][\w-]{0,31}$")]
 Gpus = Annotated[int, Field(ge=0, le=1), Resolved("precision")]
 PricePerHour = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -42,7 +59,8 @@ class Pool(Section):
     """Key of the pool in `pools`."""
 
     resource: Tag
-    """Custom resource that the pool's nodes offer: each node offers an amount of 1 for each worker that it has room for."""
+    """Custom resource that the pool's nodes offer: each node offers an amount of 1 for each worker that it has room
+    for."""
     gpu: Gpus = 0
     """Number of GPUs per worker; with 0, workers train on a CPU."""
     memory_gb: float = Field(gt=0)
@@ -110,16 +128,16 @@ class LowMemoryPool(Pool):
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
     """Maximum number of sub-models that train at once, and of workers that train the seed."""
     seed_workers: Workers | tuple[Workers, Workers] | Literal["auto"] = "auto"
-    """Workers that train the seed together. Each holds the whole seed and takes a share of every batch, and they add up their
-    gradients in every step: the result is that of one worker, up to rounding, in fewer hours. A number N means always N workers;
-    results are then identical, bit for bit. With [FEWEST, MOST], the seed starts with the workers that are free, shrinks when it
-    loses one and grows when more arrive, in sizes that divide the batch; results are then the same up to rounding. `auto` is
-    [1, N], with the largest N whose exchange over a network of 10 Gbit/s takes at most a quarter of the time to compute a step: 1
-    where batches are small for the model, or workers have no GPU. Cards that share a node exchange faster, so name their number.
-    Of several node types, one worker trains the seed."""
+    """Workers that train the seed together. Each holds the whole seed and takes a share of every batch, and they add up
+    their gradients in every step: the result is that of one worker, up to rounding, in fewer hours. A number N means
+    always N workers; results are then identical, bit for bit. With [FEWEST, MOST], the seed starts with the workers
+    that are free, shrinks when it loses one and grows when more arrive, in sizes that divide the batch; results are
+    then the same up to rounding. `auto` is [1, N], with the largest N whose exchange over a network of 10 Gbit/s takes
+    at most a quarter of the time to compute a step: 1 where batches are small for the model, or workers have no GPU.
+    Cards that share a node exchange faster, so name their number. Of several node types, one worker trains the seed."""
     types: tuple[MachineType, ...] = Field((), max_length=32)
-    """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource, memory, price
-    and speed, which replace the pool's. An empty list means that all nodes are of one type."""
+    """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource,
+    memory, price and speed, which replace the pool's. An empty list means that all nodes are of one type."""
 
     @property
     def fewest_workers(self) -> int:
@@ -128,7 +146,10 @@ class LowMemoryPool(Pool):
 
     @property
     def most_workers(self) -> int:
-        """Maximum number of workers of a gang. A gang takes every worker of its pool, so this is the pool's maximum size."""
+        """Maximum number of workers of a gang.
+
+        A gang takes every worker of its pool, so this is the pool's maximum size.
+        """
         return self.max_workers
 
     @property
@@ -144,7 +165,8 @@ class LowMemoryPool(Pool):
     def node_types(self) -> tuple[LowMemoryPool, ...]:
         """One pool per node type; only the pool itself if it is not mixed."""
         return tuple(
-            _OneType(gpu=self.gpu, type_name=each.name, **each.model_dump(exclude={"name"})) for each in self.types) or (self,)
+            _OneType(gpu=self.gpu, type_name=each.name, **each.model_dump(exclude={"name"})) for each in self.types
+        ) or (self,)
 
     @property
     def mixed(self) -> bool:
@@ -160,7 +182,8 @@ class LowMemoryPool(Pool):
         if not fewest <= most <= self.max_workers:
             raise ValueError(
                 f"seed_workers {shown} must be a number, or the fewest first and then the most, up to max_workers "
-                f"{self.max_workers}")
+                f"{self.max_workers}"
+            )
         if most > 1 and self.types:
             raise ValueError(f"seed_workers {shown} must be of one node type; remove types, or set it to 1")
         return self
@@ -206,17 +229,18 @@ class _OneType(LowMemoryPool):
 class Owner(Section):
     """The storage and the seats of a data owner.
 
-    The owner's text is read, tokenised and trained on by its own seats, and text, tokens, checkpoints and logs stay in its own
-    storage. Only weights and figures come to the run. Its seats are otherwise as those of `low_memory`.
+    The owner's text is read, tokenised and trained on by its own seats, and text, tokens, checkpoints and logs stay in
+    its own storage. Only weights and figures come to the run. Its seats are otherwise as those of `low_memory`.
     """
 
     storage: Annotated[str, WritesTo("checkpoints"), AfterValidator(check_storage)]
-    """A folder that all of the owner's nodes share, or a URI (`s3://BUCKET/FOLDER`). The run uses STORAGE/NAME-ID. Only the owner's
-    nodes need access."""
+    """A folder that all of the owner's nodes share, or a URI (`s3://BUCKET/FOLDER`). The run uses STORAGE/NAME-ID. Only
+    the owner's nodes need access."""
     resource: Tag
     """Custom resource of the owner's nodes, which no other pool or owner has."""
     price_per_hour: PricePerHour | None = None
-    """Dollars per worker-hour of the owner's nodes, 0 if the run does not pay for them; null: the price of `low_memory`."""
+    """Dollars per worker-hour of the owner's nodes, 0 if the run does not pay for them; null: the price of
+    `low_memory`."""
 
 
 class OwnerPool(LowMemoryPool):
@@ -264,14 +288,16 @@ class HighMemoryPool(Pool):
     price_per_hour: PricePerHour = 2.28
     speed: float = Field(1.0, gt=0)
     workers: Workers | tuple[Workers, Workers] = 1
-    """Size of the gang. A number N means always N workers; results are then identical, bit for bit. With [FEWEST, MOST], the gang
-    starts with the workers that are free, shrinks when it loses a worker and grows when more arrive, in sizes that divide the
-    batch; results are then the same up to rounding."""
+    """Size of the gang. A number N means always N workers; results are then identical, bit for bit. With [FEWEST,
+    MOST], the gang starts with the workers that are free, shrinks when it loses a worker and grows when more arrive, in
+    sizes that divide the batch; results are then the same up to rounding."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:
         if self.fewest_workers > self.most_workers:
-            raise ValueError(f"workers [{self.fewest_workers}, {self.most_workers}] must name the fewest first, then the most")
+            raise ValueError(
+                f"workers [{self.fewest_workers}, {self.most_workers}] must name the fewest first, then the most"
+            )
         return self
 
     @property
@@ -340,5 +366,9 @@ class Pools(Section):
         Raises:
             KeyError: No pool has this name.
         """
-        pools: dict[str, Pool] = {"low_memory": self.low_memory, "high_memory": self.high_memory, "owners": self.low_memory}
+        pools: dict[str, Pool] = {
+            "low_memory": self.low_memory,
+            "high_memory": self.high_memory,
+            "owners": self.low_memory,
+        }
         return self.by_key.get(key) or pools[key.partition(".")[0]]

@@ -15,7 +15,9 @@ def preset_text(name: PresetName) -> str:
     return (files("moedisco_ray.core.config") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def local_gpus(driver: Path = Path("/proc/driver/nvidia/gpus"), compute: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> int:
+def local_gpus(
+    driver: Path = Path("/proc/driver/nvidia/gpus"), compute: Path = Path("/sys/class/kfd/kfd/topology/nodes")
+) -> int:
     """Number of GPUs that the NVIDIA or AMD driver lists; importing torch to count them would take seconds.
 
     Args:

@@ -1,7 +1,7 @@
 """Converts configurations that earlier versions stored into the form of this version.
 
-Only configurations that a run directory or a service has stored are converted. In a configuration that a user writes, a setting's
-old name is an error.
+Only configurations that a run directory or a service has stored are converted. In a configuration that a user writes, a
+setting's old name is an error.
 """
 
 from __future__ import annotations
@@ -17,22 +17,47 @@ from moedisco_ray.core.config.run import RunConfig
 from moedisco_ray.core.errors import DamagedError
 from moedisco_ray.core.locations import Location
 
-_REMOVED = frozenset({
-    "clusters.text", "clusters.iterations",
-    *(f"{section}.optimizer.{name}" for section in ("submodels", "finetune") for name in ("decay", "betas", "clip")),
-    "submodels.optimizer.state", "finetune.optimizer.state",
-    "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from", "submodels.patience", "submodels.round_patience",
-    "submodels.late_weight",
-    "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.match_load", "merge.match_scale",
-    "merge.auto_tokens",
-    "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop", "finetune.max_failures",
-    "checkpoint.keep", "evaluation.slice_tokens",
-})
+_REMOVED = frozenset(
+    {
+        "clusters.text",
+        "clusters.iterations",
+        *(
+            f"{section}.optimizer.{name}"
+            for section in ("submodels", "finetune")
+            for name in ("decay", "betas", "clip")
+        ),
+        "submodels.optimizer.state",
+        "finetune.optimizer.state",
+        "submodels.backbone_lr_scale",
+        "submodels.backbone_lr_scale_from",
+        "submodels.patience",
+        "submodels.round_patience",
+        "submodels.late_weight",
+        "merge.delta_scale",
+        "merge.ties_keep",
+        "merge.dare_drop",
+        "merge.auto_scales",
+        "merge.match_load",
+        "merge.match_scale",
+        "merge.auto_tokens",
+        "finetune.phases",
+        "finetune.dense_gate",
+        "finetune.spike_guard",
+        "finetune.early_stop",
+        "finetune.max_failures",
+        "checkpoint.keep",
+        "evaluation.slice_tokens",
+    }
+)
 _REMOVED_UNLESS_USED: Mapping[str, Any] = {
-    "clusters.overlap": 0.0, "evaluation.ensemble_top_k": None, "tracking.tensorboard": False, "tracking.wandb": None,
-    "tracking.mlflow": None}
-"""Removed settings, each with the one value that had no effect: with this value the setting is dropped. With any other value the
-setting changed results, so it is kept, and the validation refuses it."""
+    "clusters.overlap": 0.0,
+    "evaluation.ensemble_top_k": None,
+    "tracking.tensorboard": False,
+    "tracking.wandb": None,
+    "tracking.mlflow": None,
+}
+"""Removed settings, each with the one value that had no effect: with this value the setting is dropped. With any other
+value the setting changed results, so it is kept, and the validation refuses it."""
 _RENAMED: Mapping[str, str] = {
     "submodels.max_failures": "checkpoint.max_failures",
     "submodels.keep_moments": "submodels.keep_optimizer_state",
@@ -46,7 +71,8 @@ _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
 }
 """Values that a setting no longer accepts, each with the setting and value that replace it."""
 _SECTIONS = frozenset(
-    path.rpartition(".")[0] for path in (*_REMOVED, *_REMOVED_UNLESS_USED, *_RENAMED, *(path for path, _ in _VALUES)))
+    path.rpartition(".")[0] for path in (*_REMOVED, *_REMOVED_UNLESS_USED, *_RENAMED, *(path for path, _ in _VALUES))
+)
 
 
 def stored_config(raw: Any) -> RunConfig:
@@ -81,8 +107,10 @@ def read_stored_config(content: bytes | None, location: Location) -> RunConfig:
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings by dotted path, under today's names and without removed settings."""
     kept = {
-        _RENAMED.get(path, path): value for path, value in settings.items()
-        if path not in _REMOVED and (path, value) not in _REMOVED_UNLESS_USED.items()}
+        _RENAMED.get(path, path): value
+        for path, value in settings.items()
+        if path not in _REMOVED and (path, value) not in _REMOVED_UNLESS_USED.items()
+    }
     return kept | dict(new for (path, value), new in _VALUES.items() if settings.get(path) == value)
 
 

@@ -36,13 +36,14 @@ ROPE_TYPES: Mapping[str, RopeType] = {
     "linear": RopeType(("factor",)),
     "dynamic": RopeType(("factor",)),
     "yarn": RopeType(
-        ("factor",), (_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")),
+        ("factor",), (_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+    ),
     "longrope": RopeType(_LISTS, (_ORIGINAL, "attention_factor", "factor", "short_mscale", "long_mscale")),
     "llama3": RopeType(("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
     "proportional": RopeType((), ("partial_rotary_factor", "factor")),
 }
-"""Parameters of each known `rope_type`. If `original_max_position_embeddings` is missing, transformers uses the model's longest
-sequence."""
+"""Parameters of each known `rope_type`. If `original_max_position_embeddings` is missing, transformers uses the model's
+longest sequence."""
 
 
 def checked_scaling(raw: Mapping[str, Any], head_size: int | None) -> dict[str, Any] | None:

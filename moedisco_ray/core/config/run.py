@@ -36,8 +36,10 @@ from moedisco_ray.core.locations import Location, is_uri, joined, working_direct
 Tags = Annotated[
     dict[
         Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")],
-        Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")]],
-    Field(max_length=16)]
+        Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")],
+    ],
+    Field(max_length=16),
+]
 """Labels of a run: at most 16, with keys and values of at most 63 characters."""
 
 
@@ -64,18 +66,23 @@ class RunConfig(Section):
     submodels: Submodels = Submodels()
     merge: Merge = Merge()
     finetune: Finetune = Finetune()
-    pools: Annotated[Pools, NoEffect("they say where work runs and what it costs; the precision that follows counts")] = Pools()
-    checkpoint: Annotated[Checkpoint, NoEffect("a resumed training gives the same bits as an undisturbed one")] = Checkpoint()
+    pools: Annotated[
+        Pools, NoEffect("they say where work runs and what it costs; the precision that follows counts")
+    ] = Pools()
+    checkpoint: Annotated[Checkpoint, NoEffect("a resumed training gives the same bits as an undisturbed one")] = (
+        Checkpoint()
+    )
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
     tracking: Annotated[Tracking, NoEffect("trackers only read a run's events")] = Tracking()
     output: Annotated[
-        Path | str, WritesTo("runs"), AfterValidator(as_location), NoEffect("it is where the run directory is made")] = Path("runs")
-    """Folder or URI in which the run directory is created. Several machines need a folder that all of them share, or the URI of
-    a file system that pyarrow can write to (`s3://BUCKET/FOLDER`, `gs://`, `abfs://`). With a URI, each machine keeps a working
-    copy of the run below MOEDISCO_CACHE_DIR (default: `~/.cache/moedisco`). All working copies of a machine together take at most
-    MOEDISCO_CACHE_GB (default: half of the disk). Credentials come from each machine's environment or instance role. A control
-    service accepts only the locations that its operator allows."""
+        Path | str, WritesTo("runs"), AfterValidator(as_location), NoEffect("it is where the run directory is made")
+    ] = Path("runs")
+    """Folder or URI in which the run directory is created. Several machines need a folder that all of them share, or
+    the URI of a file system that pyarrow can write to (`s3://BUCKET/FOLDER`, `gs://`, `abfs://`). With a URI, each
+    machine keeps a working copy of the run below MOEDISCO_CACHE_DIR (default: `~/.cache/moedisco`). All working copies
+    of a machine together take at most MOEDISCO_CACHE_GB (default: half of the disk). Credentials come from each
+    machine's environment or instance role. A control service accepts only the locations that its operator allows."""
 
     @property
     def location(self) -> Location:
@@ -112,7 +119,11 @@ class RunConfig(Section):
         """Number of members that train the seed at the same time, with null resolved."""
         settings = self.submodels
         wanted = self.shared_clusters if settings.seed_members is None else settings.seed_members
-        return 1 if settings.sync_every is None else max(1, min(wanted, self.tokens.seed // settings.optimizer.batch_tokens))
+        return (
+            1
+            if settings.sync_every is None
+            else max(1, min(wanted, self.tokens.seed // settings.optimizer.batch_tokens))
+        )
 
     @property
     def needed_pools(self) -> tuple[tuple[AnyPool, int], ...]:
@@ -156,18 +167,23 @@ class RunConfig(Section):
             if self.tokens.seed_share:
                 raise ValueError(
                     "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a dense model; to "
-                    "start from one, use model.init.upcycle")
+                    "start from one, use model.init.upcycle"
+                )
         elif self.model.init == "random" and self._needs_a_trained_model and not self.tokens.seed_share:
             raise ValueError(
                 "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, "
-                "or use tfidf_svd or mean_token")
+                "or use tfidf_svd or mean_token"
+            )
         count = self.clusters.count
         if self.submodels.quorum is not None and count != "auto" and self.submodels.quorum > count:
             raise ValueError(
                 f"submodels.quorum {self.submodels.quorum} is more than the {count} sub-models of clusters.count; "
-                "lower it, or leave it out to wait for all")
+                "lower it, or leave it out to wait for all"
+            )
         if self.evaluation.ensemble and not self.tokens.decoupled:
-            raise ValueError("evaluation.ensemble needs sub-models: lower seed_share and finetune_share to less than 1 together")
+            raise ValueError(
+                "evaluation.ensemble needs sub-models: lower seed_share and finetune_share to less than 1 together"
+            )
         if self.finetune_pool.mixed:
             raise ValueError("finetune.pool must have one node type; remove pools.low_memory.types")
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
@@ -177,12 +193,14 @@ class RunConfig(Section):
             setting = "block_steps" if tuning.block_steps else "offload_moments"
             raise ValueError(
                 f"finetune.optimizer.{setting} {getattr(tuning, setting)} needs the whole MoE on one worker, and finetune.pool has "
-                f"up to {self.finetune_pool.most_workers}; leave it out, or use a pool of one worker")
+                f"up to {self.finetune_pool.most_workers}; leave it out, or use a pool of one worker"
+            )
         if self.finetune.keep_optimizer_state and self.finetune.optimizer.name != self.submodels.optimizer.name:
             raise ValueError(
                 f"finetune.optimizer.name {self.finetune.optimizer.name} cannot continue from the state of "
                 f"submodels.optimizer.name {self.submodels.optimizer.name}; "
-                "use the same one, or set finetune.keep_optimizer_state=false")
+                "use the same one, or set finetune.keep_optimizer_state=false"
+            )
         self._gang_divides_the_batch()
         check_owners(self)
         self._unseen_text_is_no_corpus()
@@ -193,25 +211,31 @@ class RunConfig(Section):
         if self.submodels.sync_every is None and (self.submodels.seed_members or 1) > 1:
             raise ValueError(
                 f"submodels.seed_members {self.submodels.seed_members} needs syncs, at which the members combine their weights; "
-                "set submodels.sync_every, or leave seed_members out to train the seed with one member")
+                "set submodels.sync_every, or leave seed_members out to train the seed with one member"
+            )
         return self
 
     @model_validator(mode="after")
     def _the_seed_has_its_workers(self) -> Self:
-        wanted, sequences = self.pools.low_memory.seed_workers, self.submodels.optimizer.batch_tokens // self.corpus.sequence_length
+        wanted, sequences = (
+            self.pools.low_memory.seed_workers,
+            self.submodels.optimizer.batch_tokens // self.corpus.sequence_length,
+        )
         if not self.tokens.seed or wanted in ("auto", 1, (1, 1)):
             return self
         if self.clusters.count == "auto" and self.submodels.seed_members is None:
-            return self     # checked again with the number of clusters
+            return self  # checked again with the number of clusters
         shown = list(wanted) if isinstance(wanted, tuple) else wanted
         if (alone := self.alone_with_the_seed) is not None:
             raise ValueError(
                 f"pools.low_memory.seed_workers {shown} would train the seed together, and {alone} needs one worker; set "
-                "seed_workers to 1, or leave the other out")
+                "seed_workers to 1, or leave the other out"
+            )
         if isinstance(wanted, tuple) and sequences % wanted[0]:
             raise ValueError(
                 f"pools.low_memory.seed_workers {shown}: {wanted[0]} workers do not divide the batch of {sequences} sequences; "
-                "choose another smallest number, or change submodels.optimizer.batch_tokens")
+                "choose another smallest number, or change submodels.optimizer.batch_tokens"
+            )
         return self
 
     @model_validator(mode="after")
@@ -219,12 +243,21 @@ class RunConfig(Section):
         settings, recipe, init = self.submodels, self.submodels.optimizer, self.model.init
         reasons = (
             (not isinstance(init, LocalInit), "adapts a trained model; name one in model.init"),
-            (isinstance(init, UpcycleInit) and init.reinitialise > 0,
-             "freezes the weights that model.init.reinitialise draws anew; set model.init.reinitialise to 0"),
-            (self.tokens.seed_share > 0, "leaves a seed no memory, because a seed trains all weights; set tokens.seed_share to 0"),
-            (settings.sync_every is not None, "allows no syncs: adapters are merged at the end; set submodels.sync_every to null"),
+            (
+                isinstance(init, UpcycleInit) and init.reinitialise > 0,
+                "freezes the weights that model.init.reinitialise draws anew; set model.init.reinitialise to 0",
+            ),
+            (
+                self.tokens.seed_share > 0,
+                "leaves a seed no memory, because a seed trains all weights; set tokens.seed_share to 0",
+            ),
+            (
+                settings.sync_every is not None,
+                "allows no syncs: adapters are merged at the end; set submodels.sync_every to null",
+            ),
             (recipe.name == "muon", "needs the optimizer adamw; set submodels.optimizer.name"),
-            (bool(recipe.block_steps), "trains no blocks of weights; leave out submodels.optimizer.block_steps"))
+            (bool(recipe.block_steps), "trains no blocks of weights; leave out submodels.optimizer.block_steps"),
+        )
         for applies, reason in reasons if settings.lora.rank else ():
             if applies:
                 raise ValueError(f"submodels.lora.rank {settings.lora.rank} {reason}")
@@ -238,21 +271,24 @@ class RunConfig(Section):
         if optimizer.batch_tokens % self.corpus.sequence_length:
             raise ValueError(
                 f"{where}.optimizer.batch_tokens {optimizer.batch_tokens} is not a multiple of corpus.sequence_length "
-                f"{self.corpus.sequence_length}")
+                f"{self.corpus.sequence_length}"
+            )
 
     def _gang_divides_the_batch(self) -> None:
         pool, sequences = self.pools.high_memory, self.finetune.optimizer.batch_tokens // self.corpus.sequence_length
         if pool.elastic and all(sequences % n for n in range(pool.fewest_workers, pool.most_workers + 1)):
             raise ValueError(
                 f"pools.high_memory.workers [{pool.fewest_workers}, {pool.most_workers}] holds no number that divides the "
-                f"fine-tune's batch of {sequences} sequences; widen it, or change finetune.optimizer.batch_tokens")
+                f"fine-tune's batch of {sequences} sequences; widen it, or change finetune.optimizer.batch_tokens"
+            )
 
     def _unseen_text_is_no_corpus(self) -> None:
         trained_on = {_place(source) for source in self.corpus.sources}
         for i, source in enumerate(self.evaluation.sources):
             if _place(source) in trained_on:
                 raise ValueError(
-                    f"evaluation.sources.{i}.path {source.path!r} is a source of the corpus, which is trained on; name other text")
+                    f"evaluation.sources.{i}.path {source.path!r} is a source of the corpus, which is trained on; name other text"
+                )
 
     @model_validator(mode="after")
     def _the_model_fits(self) -> Self:
@@ -266,16 +302,19 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _every_training_has_a_batch(self) -> Self:
-        count = 1 if self.clusters.count == "auto" else self.clusters.count     # checked again with the number of clusters
+        count = 1 if self.clusters.count == "auto" else self.clusters.count  # checked again with the number of clusters
         for phase, whose, section, units in (
-                ("seed", "the seed", "submodels", 1), ("submodels", "the sub-models", "submodels", count),
-                ("finetune", "the fine-tune", "finetune", 1)):
+            ("seed", "the seed", "submodels", 1),
+            ("submodels", "the sub-models", "submodels", count),
+            ("finetune", "the fine-tune", "finetune", 1),
+        ):
             tokens, batch = getattr(self.tokens, phase), getattr(self, section).optimizer.batch_tokens
             if 0 < tokens < units * batch:
                 least, other = (f"{units} batches", " or clusters.count") if units > 1 else ("one batch", "")
                 raise ValueError(
                     f"tokens.total {self.tokens.total} leaves {tokens:,} tokens to {whose}, less than {least} of {batch:,}; "
-                    f"raise it, or lower {section}.optimizer.batch_tokens{other}")
+                    f"raise it, or lower {section}.optimizer.batch_tokens{other}"
+                )
         return self
 
 
@@ -309,13 +348,18 @@ def check_division(family: str, sizes: Architecture, clusters: int, together: in
         together: Number of neighbouring experts that stay in one sub-model.
 
     Raises:
-        ValueError: `clusters` does not divide the number of experts, or divides the router in a way that it does not support.
+        ValueError: `clusters` does not divide the number of experts, or divides the router in a way that it does not
+            support.
     """
     experts = sizes.num_experts
     if experts // together % clusters:
         nearest = sorted(divisors(experts // together), key=lambda n: abs(n - clusters))[:_MOST_SHOWN]
         fits = ", ".join(str(n) for n in sorted(nearest))
-        what = f"{experts} experts" if together == 1 else f"{experts // together} groups of model.init.split {together} experts"
+        what = (
+            f"{experts} experts"
+            if together == 1
+            else f"{experts // together} groups of model.init.split {together} experts"
+        )
         raise ValueError(f"clusters.count {clusters} does not divide the model's {what}; use one of {fits}")
     try:
         router = DECLARATIONS[family].router

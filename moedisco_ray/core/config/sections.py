@@ -33,18 +33,18 @@ class Corpus(Section):
     sources: Sources = Field(min_length=1)
     """Sources of the text. A source that is listed twice counts once."""
     validation_fraction: float = Field(0.02, gt=0, lt=0.5)
-    """Share of each source's documents that is held out, chosen by a hash of their text. Parts of a long document are held out
-    together. So are neighbouring documents of plain text, in groups of up to `max_document_tokens`, unless `documents` is
-    `line`."""
+    """Share of each source's documents that is held out, chosen by a hash of their text. Parts of a long document are
+    held out together. So are neighbouring documents of plain text, in groups of up to `max_document_tokens`, unless
+    `documents` is `line`."""
     sequence_length: int = Field(1024, ge=16, le=LARGEST)
     """Tokens per training sequence."""
     max_document_tokens: int | None = Field(None, ge=16, le=LARGEST)
-    """Maximum length of a document (tokens); longer documents are cut at blank lines, line ends or sentence ends. Null means 8
-    times `sequence_length`."""
+    """Maximum length of a document (tokens); longer documents are cut at blank lines, line ends or sentence ends. Null
+    means 8 times `sequence_length`."""
     near_duplicates: float | None = Field(None, ge=0.3, le=1)
-    """Drop a document if its similarity to another one is at least this value, such as 0.8. The similarity is the Jaccard index of
-    the documents' sets of five consecutive words, estimated by MinHash. The document from the earlier source is kept. With null,
-    only documents whose text is equal are dropped."""
+    """Drop a document if its similarity to another one is at least this value, such as 0.8. The similarity is the
+    Jaccard index of the documents' sets of five consecutive words, estimated by MinHash. The document from the earlier
+    source is kept. With null, only documents whose text is equal are dropped."""
 
     def of_owner(self, owner: str | None) -> dict[int, Source]:
         """The sources of a data owner, or for None the sources without an owner, by their position in `sources`."""
@@ -60,17 +60,21 @@ class Tokenizer(Section):
     """The tokenizer."""
 
     path: Annotated[Path | str, ReadsFrom(run_part="model"), AfterValidator(as_model)] | None = None
-    """Directory with a tokenizer that transformers can read, or the model of a finished run, as in `model.init`. Null means the
-    tokenizer of the model in `model.init`; a run that starts from random weights trains a tokenizer on the corpus."""
+    """Directory with a tokenizer that transformers can read, or the model of a finished run, as in `model.init`. Null
+    means the tokenizer of the model in `model.init`; a run that starts from random weights trains a tokenizer on the
+    corpus."""
     replace: bool = False
-    """Replace the tokenizer of the model in `model.init` by the tokenizer in `path`, or, without `path`, by one that is trained on
-    the corpus. The model then has to learn its embedding again."""
+    """Replace the tokenizer of the model in `model.init` by the tokenizer in `path`, or, without `path`, by one that is
+    trained on the corpus. The model then has to learn its embedding again."""
     train_vocab_size: int = Field(8192, ge=300, le=LARGEST)
     """Size of the byte-level BPE vocabulary to train."""
 
     @property
     def directory(self) -> Path | None:
-        """The directory on this machine that `path` names; None if `path` is not set. Errors are those of `local_model`."""
+        """The directory on this machine that `path` names; None if `path` is not set.
+
+        Errors are those of `local_model`.
+        """
         return None if self.path is None else local_model("tokenizer.path", self.path, weights=False)
 
 
@@ -78,19 +82,22 @@ class Tokens(Section):
     """Number of training tokens, and how the phases share them."""
 
     total: int = Field(20_000_000, gt=0, le=LARGEST)
-    """Number of training tokens of all phases together. A phase trains as many whole batches as its share holds; sub-models divide
-    theirs in proportion to the tokens of their clusters. Each training needs at least one batch."""
+    """Number of training tokens of all phases together. A phase trains as many whole batches as its share holds;
+    sub-models divide theirs in proportion to the tokens of their clusters. Each training needs at least one batch."""
     seed_share: Share = 0.2
-    """Share of the tokens that first trains one common model of a sub-model's shape on the whole corpus; the paper uses 0."""
+    """Share of the tokens that first trains one common model of a sub-model's shape on the whole corpus; the paper uses
+    0."""
     finetune_share: float = Field(0.15, ge=0, le=1)
-    """Share of the tokens that trains the merged MoE; the sub-models train on the rest. 0 skips the fine-tune. If nothing is left
-    for sub-models, none are trained: the value 1 is joint training, and 1 - seed_share is sparse upcycling of the seed."""
+    """Share of the tokens that trains the merged MoE; the sub-models train on the rest. 0 skips the fine-tune. If
+    nothing is left for sub-models, none are trained: the value 1 is joint training, and 1 - seed_share is sparse
+    upcycling of the seed."""
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Self:
         if self.seed_share + self.finetune_share > 1 + _ROUNDING:
             raise ValueError(
-                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} are more than 1 together; lower one")
+                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} are more than 1 together; lower one"
+            )
         return self
 
     @property
@@ -123,22 +130,25 @@ class Clusters(Section):
     """Clustering of the documents."""
 
     count: Annotated[int, Field(ge=1, le=MOST_CLUSTERS)] | Literal["auto"] = 4
-    """Number of clusters, and of sub-models. It must divide the number of experts. `auto` means the smallest such number, from two
-    on, whose sub-models fit the low-memory pool: larger sub-models reach a lower loss for the same dollars. A larger number takes
-    fewer hours, if there is a slot for each. The number is decided when a run begins, and recorded in its `config.json`."""
+    """Number of clusters, and of sub-models. It must divide the number of experts. `auto` means the smallest such
+    number, from two on, whose sub-models fit the low-memory pool: larger sub-models reach a lower loss for the same
+    dollars. A larger number takes fewer hours, if there is a slot for each. The number is decided when a run begins,
+    and recorded in its `config.json`."""
     method: Literal["kmeans", "random"] = "kmeans"
-    """How documents are assigned to clusters. `kmeans` clusters document vectors, as in the paper. `random` assigns by a
-    hash of the text (an ablation in the paper)."""
+    """How documents are assigned to clusters. `kmeans` clusters document vectors, as in the paper. `random` assigns by
+    a hash of the text (an ablation in the paper)."""
     vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
-    """Document vectors for `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
+    """Document vectors for `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the
+    seed model."""
     dimensions: int = Field(64, ge=2, le=LARGEST)
     """Number of SVD components of `tfidf_svd`."""
     capacity: float | None = Field(1.05, ge=1)
-    """Maximum number of tokens in a cluster, as a multiple of the mean over clusters. Null means no limit, as in the paper."""
+    """Maximum number of tokens in a cluster, as a multiple of the mean over clusters. Null means no limit, as in the
+    paper."""
     restarts: int = Field(4, ge=1, le=64)
     sample: int = Field(10_000, ge=16, le=LARGEST)
-    """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means and the tf-idf vocabulary, and
-    the silhouette and the 2-D map are computed from it."""
+    """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means and the tf-idf
+    vocabulary, and the silhouette and the 2-D map are computed from it."""
 
     @property
     def number(self) -> int:
@@ -161,9 +171,11 @@ class Outer(Section):
 
 _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
-    "summary says what each sub-model contributed")
+    "summary says what each sub-model contributed"
+)
 _SYNC_PATIENCE = 600.0
-"""Maximum time that a sync waits for late sub-models, in seconds: one that lost its machine takes minutes to continue elsewhere."""
+"""Maximum time that a sync waits for late sub-models, in seconds: one that lost its machine takes minutes to continue
+elsewhere."""
 
 
 class Submodels(Section):
@@ -172,27 +184,27 @@ class Submodels(Section):
     optimizer: Optimizer = Optimizer()
     lora: Lora = Lora()
     sync_every: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of steps between two syncs. A sync combines the sub-models' backbones and leaves each one's experts unchanged. In a
-    seed phase with several members it combines all weights. A sub-model with fewer steps in total syncs after proportionally fewer
-    steps. With null, only the merge combines the backbones, as in the paper."""
+    """Number of steps between two syncs. A sync combines the sub-models' backbones and leaves each one's experts
+    unchanged. In a seed phase with several members it combines all weights. A sub-model with fewer steps in total syncs
+    after proportionally fewer steps. With null, only the merge combines the backbones, as in the paper."""
     outer: Outer = Outer()
     seed_members: Annotated[int | None, Resolved("seed_members")] = Field(1, ge=1, le=MOST_CLUSTERS)
-    """Number of members that train the seed at the same time, one worker each. More members take fewer hours and reach a higher
-    loss (`docs/results.md`). They start from the same model, share the batches of the seed phase evenly, and combine all weights
-    every `sync_every` steps and after the last step. Each member trains on `batch_tokens` in every step, so 8 members make an
-    eighth of the steps that one would make; dividing `batch_tokens` by 8 restores the number of steps.
-    Null means one member for each cluster of text without an owner. There are never more members than the seed phase has batches.
-    Without `sync_every`, the seed has one member."""
+    """Number of members that train the seed at the same time, one worker each. More members take fewer hours and reach
+    a higher loss (`docs/results.md`). They start from the same model, share the batches of the seed phase evenly, and
+    combine all weights every `sync_every` steps and after the last step. Each member trains on `batch_tokens` in every
+    step, so 8 members make an eighth of the steps that one would make; dividing `batch_tokens` by 8 restores the number
+    of steps. Null means one member for each cluster of text without an owner. There are never more members than the
+    seed phase has batches. Without `sync_every`, the seed has one member."""
     keep_optimizer_state: bool = True
-    """Whether each sub-model continues with the seed's optimizer state; with false it starts with a new one. A seed with several
-    members keeps the state of its first member: all members train on shares of the same shuffled text, so their states are
-    alike."""
+    """Whether each sub-model continues with the seed's optimizer state; with false it starts with a new one. A seed
+    with several members keeps the state of its first member: all members train on shares of the same shuffled text, so
+    their states are alike."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Number of finished sub-models at which the merge may start without the others. Null means all sub-models. Once the quorum is
-    reached, the run waits for the others until the phase has taken 1.5 x max(time of the quorum, expected time of the longest
-    sub-model). A missing sub-model contributes its last checkpoint, or its initial weights, and the report says so. With a quorum,
-    a sync waits at most 10 minutes after half of the sub-models have arrived. A run with a missing sub-model is not
-    reproducible."""
+    """Number of finished sub-models at which the merge may start without the others. Null means all sub-models. Once
+    the quorum is reached, the run waits for the others until the phase has taken 1.5 x max(time of the quorum, expected
+    time of the longest sub-model). A missing sub-model contributes its last checkpoint, or its initial weights, and the
+    report says so. With a quorum, a sync waits at most 10 minutes after half of the sub-models have arrived. A run with
+    a missing sub-model is not reproducible."""
 
     @property
     def sync_patience(self) -> float | None:
@@ -204,13 +216,13 @@ class Merge(Section):
     """The merge of the sub-models into one MoE."""
 
     backbone: Annotated[str, KeyOf(BACKBONE_RULES)] = "token_weighted"
-    """How the mean of the sub-models' backbones weights them: all equally, or each by the number of tokens that it was trained
-    on."""
+    """How the mean of the sub-models' backbones weights them: all equally, or each by the number of tokens that it was
+    trained on."""
     router: Annotated[str, KeyOf(ROUTER_METHODS)] = "ridge"
-    """How the merge makes the routers. `ridge` computes them from data: each cluster's experts begin with the cluster's share of
-    the tokens, nine tokens of ten select experts of one cluster only, where groups have enough of them, and if top-k weights are
-    not normalised, experts keep their output scale. `random` initialises them randomly, as in the paper, and adjusts none of
-    these."""
+    """How the merge makes the routers. `ridge` computes them from data: each cluster's experts begin with the cluster's
+    share of the tokens, nine tokens of ten select experts of one cluster only, where groups have enough of them, and if
+    top-k weights are not normalised, experts keep their output scale. `random` initialises them randomly, as in the
+    paper, and adjusts none of these."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Number of training tokens from which the routers are computed."""
 
@@ -221,50 +233,54 @@ class Merge(Section):
 
 
 class Parallel(Section):
-    """How the workers of the fine-tune share the model. Workers beyond `expert` times `replicate` divide the weights further."""
+    """How the workers of the fine-tune share the model.
+
+    Workers beyond `expert` times `replicate` divide the weights further.
+    """
 
     expert: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of workers among which the experts of each layer are divided; tokens travel to the worker that has their expert. A
-    number that does not divide the workers and the experts is lowered to one that does. Null means all GPUs of a node, and 1 for
-    workers without a GPU."""
+    """Number of workers among which the experts of each layer are divided; tokens travel to the worker that has their
+    expert. A number that does not divide the workers and the experts is lowered to one that does. Null means all GPUs
+    of a node, and 1 for workers without a GPU."""
     replicate: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of replicas of the model, which exchange only gradients. Null means one per node if a node's memory is enough for a
-    replica, and 1 otherwise."""
+    """Number of replicas of the model, which exchange only gradients. Null means one per node if a node's memory is
+    enough for a replica, and 1 otherwise."""
 
 
 class Finetune(Section):
     """The fine-tune of the merged MoE."""
 
     pool: Annotated[PoolName, Resolved("precision")] = "high_memory"
-    """Pool whose workers train the MoE together, each with a shard of it: the few large workers of `high_memory`, or all workers of
-    `low_memory`."""
+    """Pool whose workers train the MoE together, each with a shard of it: the few large workers of `high_memory`, or
+    all workers of `low_memory`."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
     exchange: Literal["auto", "step", "micro_batch"] = "auto"
-    """How often the workers exchange weights and gradients: once per step, for which each holds all of them meanwhile (6 bytes per
-    parameter in bf16, 8 in fp32), or for every micro-batch. auto: once per step if the plan fits the pool's memory."""
+    """How often the workers exchange weights and gradients: once per step, for which each holds all of them meanwhile
+    (6 bytes per parameter in bf16, 8 in fp32), or for every micro-batch. auto: once per step if the plan fits the
+    pool's memory."""
     parallel: Parallel = Parallel()
     load_balance: float = Field(0.01, ge=0)
     """Weight of the load-balance loss over the global batch; sub-models with several experts use it too."""
     z_loss: float = Field(0.001, ge=0)
     """Weight of the router z-loss; sub-models with several experts use it too."""
     keep_optimizer_state: bool = True
-    """Whether to continue with the sub-models' optimizer state, or with the seed's if there are no sub-models; with false, the
-    fine-tune starts with a new one."""
+    """Whether to continue with the sub-models' optimizer state, or with the seed's if there are no sub-models; with
+    false, the fine-tune starts with a new one."""
 
 
 class Checkpoint(Section):
     """Checkpoints of the trainings, which are written while training continues."""
 
     every: Annotated[int, Field(ge=1, le=LARGEST)] | Literal["auto"] = "auto"
-    """Number of steps between checkpoints. `auto` chooses the interval that costs least time, computed from the measured duration
-    of a save and the measured rate of lost workers."""
+    """Number of steps between checkpoints. `auto` chooses the interval that costs least time, computed from the
+    measured duration of a save and the measured rate of lost workers."""
     max_failures: int = Field(3, ge=0, le=LARGEST)
-    """Maximum number of times that a failed worker is restarted from its last checkpoint. A lost machine does not count as a
-    failure."""
+    """Maximum number of times that a failed worker is restarted from its last checkpoint. A lost machine does not count
+    as a failure."""
     storage: Annotated[str, WritesTo("checkpoints"), AfterValidator(check_storage)] | None = None
-    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run writes to STORAGE/NAME-ID.
-    With null, checkpoints stay in the run directory. Credentials come from the machines' environment or role. A control service
-    allows only its storage roots, and adds a folder for each run: STORAGE/RUN_ID."""
+    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run writes to
+    STORAGE/NAME-ID. With null, checkpoints stay in the run directory. Credentials come from the machines' environment
+    or role. A control service allows only its storage roots, and adds a folder for each run: STORAGE/RUN_ID."""
 
     @property
     def steps(self) -> int | None:
@@ -284,16 +300,18 @@ class Evaluation(Section):
     """Number of training tokens between two measurements of the held-out loss, for the seed and the MoE. Null means no
     measurements."""
     stages: bool = True
-    """Also measure the seed, each sub-model on its own cluster's text, and the merged model. A trained model that the run starts
-    from is always measured, unless `tokenizer.replace` gives it other tokens."""
+    """Also measure the seed, each sub-model on its own cluster's text, and the merged model. A trained model that the
+    run starts from is always measured, unless `tokenizer.replace` gives it other tokens."""
     ensemble: bool = False
     """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
     sources: Sources = ()
-    """Text that is never trained on, to evaluate the finished model. Each source contributes an equal share of `max_tokens`, read
-    in the order of its files. Documents that are in the corpus are left out. `weight` has no effect here."""
+    """Text that is never trained on, to evaluate the finished model. Each source contributes an equal share of
+    `max_tokens`, read in the order of its files. Documents that are in the corpus are left out. `weight` has no effect
+    here."""
     lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = Field((), max_length=64)
-    """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, either with `query`, `choices` and
-    `gold` (the index of the right choice, from 0), or with `context` and `continuation`. Each task is named after its file."""
+    """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, either with `query`,
+    `choices` and `gold` (the index of the right choice, from 0), or with `context` and `continuation`. Each task is
+    named after its file."""
     lm_eval_limit: int | None = Field(None, ge=1, le=LARGEST)
     """Maximum number of examples per task file, taken from its start. Null means all."""
     prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
@@ -310,8 +328,8 @@ class Export(Section):
     """The directory of the finished model."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Dtype of the weights. `auto` means the dtype of the model in `model.init`; for a run that starts from random weights, it
-    means the dtype of the training."""
+    """Dtype of the weights. `auto` means the dtype of the model in `model.init`; for a run that starts from random
+    weights, it means the dtype of the training."""
 
 
 class Tracking(Section):
@@ -320,8 +338,9 @@ class Tracking(Section):
     trackers: dict[
         Annotated[str, KeyOf(TRACKERS)], Literal[True] | Annotated[str, Field(min_length=1, max_length=256)]
     ] = Field({}, max_length=16)
-    """Name of the project or experiment by tracker: `wandb` (Weights & Biases), `mlflow` (its server is that of the environment
-    variable MLFLOW_TRACKING_URI), or true for the name of the run. `tensorboard` takes true alone and writes to
-    RUN_DIR/tensorboard."""
+    """Name of the project or experiment by tracker: `wandb` (Weights & Biases), `mlflow` (its server is that of the
+    environment variable MLFLOW_TRACKING_URI), or true for the name of the run. `tensorboard` takes true alone and
+    writes to RUN_DIR/tensorboard."""
     log_model: bool = False
-    """Also upload the finished model, with all of its weights, to the trackers that store models: Weights & Biases and MLflow."""
+    """Also upload the finished model, with all of its weights, to the trackers that store models: Weights & Biases and
+    MLflow."""

@@ -30,61 +30,66 @@ class Source(Section):
     """Text from one place."""
 
     path: Annotated[str, ReadsFrom(uris=True, run_part="corpus"), AfterValidator(_is_a_glob)]
-    """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `hf://datasets/ORG/NAME` is a data
-    set of the Hugging Face hub, and `hf://datasets/ORG/NAME@REVISION` is the same at a branch, tag or commit; a commit keeps the
-    text the same. Its files are read in place, without a download; HF_TOKEN holds the token. `embedded` is the text of the
-    installed packages. On a control service, `run://RUN/corpus` is the corpus of the finished run whose id or name is RUN; its
-    split into training and held-out text is kept."""
+    """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`).
+    `hf://datasets/ORG/NAME` is a data set of the Hugging Face hub, and `hf://datasets/ORG/NAME@REVISION` is the same at
+    a branch, tag or commit; a commit keeps the text the same. Its files are read in place, without a download; HF_TOKEN
+    holds the token. `embedded` is the text of the installed packages. On a control service, `run://RUN/corpus` is the
+    corpus of the finished run whose id or name is RUN; its split into training and held-out text is kept."""
     split: str | None = Field(None, min_length=1)
-    """Split of a data set to read, such as `train`. The data set's card says which files belong to it, or their names or folders
-    do, as in Hugging Face `datasets`. With null, all files are read."""
+    """Split of a data set to read, such as `train`. The data set's card says which files belong to it, or their names
+    or folders do, as in Hugging Face `datasets`. With null, all files are read."""
     subset: str | None = Field(None, min_length=1)
     """Subset (configuration) of a data set whose card lists several; needs `split`."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Name of the domain; the report shows how clusters and experts relate to it."""
     format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "datasets"] = "auto"
-    """Format of the files. `auto` decides by each file's ending and rejects unknown endings; in a folder with tables or JSON Lines
-    it skips plain text files and lists them. `datasets` is a folder that Hugging Face `save_to_disk` wrote. In `tsv`, quotation
-    marks are text."""
+    """Format of the files. `auto` decides by each file's ending and rejects unknown endings; in a folder with tables or
+    JSON Lines it skips plain text files and lists them. `datasets` is a folder that Hugging Face `save_to_disk` wrote.
+    In `tsv`, quotation marks are text."""
     text_column: str = "text"
     """Column with the text, in JSONL, CSV, TSV, Parquet and datasets."""
     messages_column: str | None = None
-    """Column with conversations, in JSONL, Parquet and datasets: lists of messages with `role` and `content`, or with `from` and
-    `value`. The tokenizer's chat template renders them, and the loss counts only the assistant's tokens, in training and
-    evaluation. If the template marks these tokens with `{% generation %}`, its marks decide. With null, `text_column` is read."""
+    """Column with conversations, in JSONL, Parquet and datasets: lists of messages with `role` and `content`, or with
+    `from` and `value`. The tokenizer's chat template renders them, and the loss counts only the assistant's tokens, in
+    training and evaluation. If the template marks these tokens with `{% generation %}`, its marks decide. With null,
+    `text_column` is read."""
     completion_column: str | None = None
-    """Column with completions of the prompts in `prompt_column`; the loss counts only the completions. Both columns hold text, or
-    both hold lists of messages as in `messages_column`, which the chat template renders. The end-of-sequence token follows a
-    completion of text, and counts. With null, `text_column` is read."""
+    """Column with completions of the prompts in `prompt_column`; the loss counts only the completions. Both columns
+    hold text, or both hold lists of messages as in `messages_column`, which the chat template renders. The
+    end-of-sequence token follows a completion of text, and counts. With null, `text_column` is read."""
     prompt_column: str = "prompt"
     """Column with the prompts of `completion_column`."""
     tools_column: str | None = None
-    """Column with the tools that the chat template receives with the messages of a row: a list of JSON schemas, the same as JSON
-    text, or null. With null, it receives no tools."""
+    """Column with the tools that the chat template receives with the messages of a row: a list of JSON schemas, the
+    same as JSON text, or null. With null, it receives no tools."""
     ids_column: str | None = None
-    """Column with token ids of the run's tokenizer, in JSONL, Parquet and datasets, which are trained on unchanged. With null, the
-    text is tokenized."""
+    """Column with token ids of the run's tokenizer, in JSONL, Parquet and datasets, which are trained on unchanged.
+    With null, the text is tokenized."""
     map: FunctionName | None = None
-    """Function that changes or drops rows, as MODULE:FUNCTION. It gets a row as a dict, with all columns of a table, or with `text`
-    for a document of plain text, and returns the row to read, or None to drop it. It must depend on the row alone. A `def`
-    in a file next to the configuration, or in a package on all machines that read text, defines it. `moedisco run` calls it
-    only if `--allow-code` lists it, or after a question. If the file that defines it changes, the corpus is made again. A
-    control service allows only the functions that its operator names (`moedisco serve --map-function`)."""
+    """Function that changes or drops rows, as MODULE:FUNCTION. It gets a row as a dict, with all columns of a table, or
+    with `text` for a document of plain text, and returns the row to read, or None to drop it. It must depend on the row
+    alone. A `def` in a file next to the configuration, or in a package on all machines that read text, defines it.
+    `moedisco run` calls it only if `--allow-code` lists it, or after a question. If the file that defines it changes,
+    the corpus is made again. A control service allows only the functions that its operator names (`moedisco serve
+    --map-function`)."""
     documents: Literal["auto", "file", "paragraph", "line"] = "auto"
-    """What one document of plain text is. With `auto` it is about as long as one training sequence, and is cut at blank lines, or
-    inside longer paragraphs at line ends, sentence ends or words. With `file` it is a whole file, with `paragraph` the text between
-    two blank lines, and with `line` one line; the validation split may then separate neighbouring lines."""
-    exclude: tuple[Annotated[str, Field(max_length=LONGEST_GLOB), AfterValidator(_is_a_glob)], ...] = Field((), max_length=256)
-    """Globs of files to leave out. A glob without a slash (`*.log`) matches file names; one with a slash (`drafts/**`) matches
-    paths below the source's folder. `**` stands alone between slashes."""
+    """What one document of plain text is. With `auto` it is about as long as one training sequence, and is cut at blank
+    lines, or inside longer paragraphs at line ends, sentence ends or words. With `file` it is a whole file, with
+    `paragraph` the text between two blank lines, and with `line` one line; the validation split may then separate
+    neighbouring lines."""
+    exclude: tuple[Annotated[str, Field(max_length=LONGEST_GLOB), AfterValidator(_is_a_glob)], ...] = Field(
+        (), max_length=256
+    )
+    """Globs of files to leave out. A glob without a slash (`*.log`) matches file names; one with a slash (`drafts/**`)
+    matches paths below the source's folder. `**` stands alone between slashes."""
     on_error: Literal["fail", "skip"] = "fail"
-    """What to do with a file that is binary, not UTF-8, damaged or has an unknown ending: end the run, or skip the file and list it
-    in the report."""
+    """What to do with a file that is binary, not UTF-8, damaged or has an unknown ending: end the run, or skip the file
+    and list it in the report."""
     weight: float = Field(1.0, gt=0, le=100)
     """Number of copies of each document in one pass over the corpus; 0.5 keeps half of the documents."""
     owner: str | None = None
-    """Data owner in `pools.owners` that the text stays with: only the owner's nodes read it. With null, the text has no owner. Such
-    text serves for the tokenizer, the seed, the routers, the fine-tune and the evaluation."""
+    """Data owner in `pools.owners` that the text stays with: only the owner's nodes read it. With null, the text has no
+    owner. Such text serves for the tokenizer, the seed, the routers, the fine-tune and the evaluation."""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -108,12 +113,14 @@ class Source(Section):
             raise ValueError("tools_column needs the column of the messages; name messages_column or completion_column")
         formats = ("text",) if self.completion_column and not self.tools_column else ("text", "csv", "tsv")
         if self.has_given_tokens and (self.path == "embedded" or self.format in formats):
-            raise ValueError(f"{next(iter(self.columns))} needs files that can hold it; name JSON Lines, Parquet or saved datasets")
+            raise ValueError(
+                f"{next(iter(self.columns))} needs files that can hold it; name JSON Lines, Parquet or saved datasets"
+            )
         return self
 
 
 def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    return tuple(dict.fromkeys(sources))    # a repeated source adds nothing: of equal documents only the first is kept
+    return tuple(dict.fromkeys(sources))  # a repeated source adds nothing: of equal documents only the first is kept
 
 
 def _not_too_many(sources: object) -> object:
@@ -124,4 +131,5 @@ def _not_too_many(sources: object) -> object:
 
 
 Sources = Annotated[
-    tuple[Source, ...], Field(max_length=MOST_SOURCES), AfterValidator(_each_once), BeforeValidator(_not_too_many)]
+    tuple[Source, ...], Field(max_length=MOST_SOURCES), AfterValidator(_each_once), BeforeValidator(_not_too_many)
+]

@@ -18,6 +18,7 @@ from moedisco_ray.core.run_store import RunStore
 
 def with_hub_names(config: RunConfig) -> RunConfig:
     """The configuration with `hf://ORG/NAME` for each start ORG/NAME, unless there is a directory of this name."""
+
     def change(place: Place) -> str | Path:
         named = isinstance(place.marker, ReadsFrom) and place.marker.hub and is_hub_name(place.value)
         return HUB + str(place.value) if named and not os.path.exists(place.value) else place.value  # noqa: PTH110  # no error either
@@ -45,7 +46,11 @@ def with_recorded_count(config: RunConfig) -> RunConfig:
         StorageError: The run is at a URI that does not respond.
     """
     before = _recorded(config) if config.clusters.count == "auto" else None
-    if before is None or before.clusters.count == "auto" or config.model.architecture.num_experts % before.clusters.count:
+    if (
+        before is None
+        or before.clusters.count == "auto"
+        or config.model.architecture.num_experts % before.clusters.count
+    ):
         return config
     return config.model_copy(update={"clusters": config.clusters.model_copy(update={"count": before.clusters.count})})
 
@@ -57,7 +62,11 @@ def at_newest(config: RunConfig) -> RunConfig:
         CheckpointError: The hub has no such model, or cannot be reached.
     """
     init = config.model.init
-    return _with_commit(config, init.directory.name) if isinstance(init, LocalInit) and _waits_for_a_commit(config) else config
+    return (
+        _with_commit(config, init.directory.name)
+        if isinstance(init, LocalInit) and _waits_for_a_commit(config)
+        else config
+    )
 
 
 def settled(config: RunConfig) -> RunConfig:
@@ -88,7 +97,7 @@ def _recorded(config: RunConfig) -> RunConfig | None:
     try:
         return stored_config(json.loads(RunStore.of(config.location).read("config.json") or b"{}"))
     except (ValidationError, ValueError):
-        return None     # no run yet, or a file that cannot be read; the pipeline reports that when it begins
+        return None  # no run yet, or a file that cannot be read; the pipeline reports that when it begins
 
 
 def _recorded_commit(config: RunConfig) -> str | None:

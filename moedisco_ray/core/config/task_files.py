@@ -15,10 +15,12 @@ _KINDS = "write an object with query, choices and gold, or with context and cont
 
 
 def read_task_file(field: str, path: Path) -> Rows:
-    """Read the examples of a JSON Lines file. All examples in a file have the same one of these two forms, with no other keys.
+    """Read the examples of a JSON Lines file.
 
-    * `query`, two or more `choices`, and `gold`, the index of the right choice from 0. If the query begins with `Question:`, the
-      model sees a line `Answer:` before the choice; otherwise the choice directly continues the query.
+    All examples in a file have the same one of these two forms, with no other keys.
+
+    * `query`, two or more `choices`, and `gold`, the index of the right choice from 0. If the query begins with
+      `Question:`, the model sees a line `Answer:` before the choice; otherwise the choice directly continues the query.
     * `context` and `continuation`: the answer is right if the model would generate the continuation.
 
     Args:
@@ -58,8 +60,10 @@ def _example(line: str) -> dict[str, Any] | None:
         return None
     match row:
         case {"query": str(query), "choices": [str(), str(), *_] as choices, "gold": int(gold)} if (
-                query.strip() and all(isinstance(choice, str) and choice.strip() for choice in choices)
-                and 0 <= gold < len(choices)):
+            query.strip()
+            and all(isinstance(choice, str) and choice.strip() for choice in choices)
+            and 0 <= gold < len(choices)
+        ):
             return {"query": query, "choices": choices, "gold": gold}
         case {"context": str(context), "continuation": str(continuation)} if context.strip() and continuation.strip():
             return {"context": context, "continuation": continuation}

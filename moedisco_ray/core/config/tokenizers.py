@@ -10,8 +10,14 @@ from moedisco_ray.core.errors import ConfigError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _SETTINGS = (
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
-    "chat_template.json", "additional_chat_templates/*.jinja")
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
 
 
 def tokenizer_files(directory: Path) -> tuple[Path, ...]:
@@ -35,9 +41,11 @@ def tokenizer_directory(config: RunConfig) -> Path | None:
     directory = start.directory
     if not tokenizer_files(directory):
         raise ConfigError(
-            "tokenizer.path", None,
+            "tokenizer.path",
+            None,
             f"is not set, and {start.setting} {str(start.place)!r} holds no tokenizer files; name a directory with the "
-            "tokenizer that this model was trained with")
+            "tokenizer that this model was trained with",
+        )
     return directory
 
 

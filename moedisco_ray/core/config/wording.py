@@ -67,7 +67,7 @@ def plain_words(mistake: Mapping[str, Any]) -> str:
     Args:
         mistake: An entry of `ValidationError.errors()`.
     """
-    if mistake["type"] in {"value_error", "assertion_error"}:   # our own rules, in our own words
+    if mistake["type"] in {"value_error", "assertion_error"}:  # our own rules, in our own words
         return str(mistake["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     words = _WORDS.get(mistake["type"])
     if words is None:

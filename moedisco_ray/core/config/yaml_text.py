@@ -21,8 +21,8 @@ class YamlError(yaml.YAMLError):
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which also reads `1e-4` and `1e5` as numbers, and refuses a key that a mapping has twice.
 
-    YAML 1.1 asks for a point and a signed exponent. PyYAML keeps the last of two equal keys, so that the second of two sections
-    `tokens` would silently replace the first. It also refuses a text with more than `MOST_LEVELS` levels.
+    YAML 1.1 asks for a point and a signed exponent. PyYAML keeps the last of two equal keys, so that the second of two
+    sections `tokens` would silently replace the first. It also refuses a text with more than `MOST_LEVELS` levels.
     """
 
     _level = 0
@@ -32,7 +32,8 @@ class _Loader(yaml.SafeLoader):
         if self._level > MOST_LEVELS:
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
             raise YamlError(
-                f"has more than {MOST_LEVELS} lists and mappings inside each other at line {line}; write fewer levels")
+                f"has more than {MOST_LEVELS} lists and mappings inside each other at line {line}; write fewer levels"
+            )
         node = super().compose_node(parent, index)
         self._level -= 1
         return node
@@ -40,11 +41,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[Hashable, int] = {}
         for key_node, _ in node.value:
-            merges = key_node.tag == "tag:yaml.org,2002:merge"      # `<<`, which stands for the keys of other mappings
+            merges = key_node.tag == "tag:yaml.org,2002:merge"  # `<<`, which stands for the keys of other mappings
             key = "<<" if merges else self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, Hashable):
-                continue    # refused by PyYAML, in words of its own
+                continue  # refused by PyYAML, in words of its own
             if key in lines:
                 raise YamlError(_twice(key, lines[key], line))
             lines[key] = line
@@ -52,7 +53,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789"))
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def parse_yaml(text: str) -> Any:
@@ -77,7 +79,7 @@ def parse_documents(text: str) -> list[Any]:
         return list(yaml.load_all(text, _Loader))
     except YamlError:
         raise
-    except (yaml.YAMLError, ValueError) as error:   # ValueError: a date that does not exist
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
         raise YamlError(f"is not YAML{where}: {getattr(error, 'problem', None) or error}") from error

@@ -1,6 +1,7 @@
 """Model families: one page per `model_type`, and the list of all pages.
 
-Another package can add a family: it declares a `Family`, and names it in an entry point of the group `moedisco_ray.families`.
+Another package can add a family: it declares a `Family`, and names it in an entry point of the group
+`moedisco_ray.families`.
 """
 
 from __future__ import annotations
@@ -37,20 +38,52 @@ from moedisco_ray.core.families.refused import REFUSED
 from moedisco_ray.core.families.router import Router
 
 __all__ = [
-    "DECLARATIONS", "FAMILIES", "PARTS", "REFUSED", "Attention", "Family", "FamilyName", "Gguf", "Initial", "Part", "Recurrence",
-    "Router", "SharedExpert", "Value", "language_model", "unsupported",
+    "DECLARATIONS",
+    "FAMILIES",
+    "PARTS",
+    "REFUSED",
+    "Attention",
+    "Family",
+    "FamilyName",
+    "Gguf",
+    "Initial",
+    "Part",
+    "Recurrence",
+    "Router",
+    "SharedExpert",
+    "Value",
+    "language_model",
+    "unsupported",
 ]
 
 GROUP = "moedisco_ray.families"
 """Group of the entry points that name families of other packages."""
 PAGES = (
-    mixtral, qwen2_moe, qwen3_moe, olmoe, flex_olmo, deepseek_v2, deepseek_v3, glm4_moe, gpt_oss, dots1, solar_open, ernie4_5_moe,
-    granitemoe, phimoe, qwen3_next, qwen3_5_moe_text, llama_moe)
+    mixtral,
+    qwen2_moe,
+    qwen3_moe,
+    olmoe,
+    flex_olmo,
+    deepseek_v2,
+    deepseek_v3,
+    glm4_moe,
+    gpt_oss,
+    dots1,
+    solar_open,
+    ernie4_5_moe,
+    granitemoe,
+    phimoe,
+    qwen3_next,
+    qwen3_5_moe_text,
+    llama_moe,
+)
 """The families of this package."""
 _OWN: Mapping[str, Family] = {page.FAMILY.name: page.FAMILY for page in PAGES}
 
 DECLARATIONS: Mapping[str, Family] = {
-    **_OWN, **{family.name: family for entry in entry_points(group=GROUP) if (family := entry.load()).name not in _OWN}}
+    **_OWN,
+    **{family.name: family for entry in entry_points(group=GROUP) if (family := entry.load()).name not in _OWN},
+}
 """Every family by its `model_type`. Those of this package come first, also where several take the same dense start."""
 FAMILIES: tuple[str, ...] = tuple(DECLARATIONS)
 

@@ -110,16 +110,19 @@ class Gguf:
 
     Attributes:
         architecture: Name of the family in a GGUF file.
-        fixed: Values that llama.cpp takes for granted, by configuration field; models with another value have no GGUF file.
-        in_pairs: Whether llama.cpp rotates neighbouring pairs of a head's dimensions, where transformers rotates its two halves.
+        fixed: Values that llama.cpp takes for granted, by configuration field; models with another value have no GGUF
+            file.
+        in_pairs: Whether llama.cpp rotates neighbouring pairs of a head's dimensions, where transformers rotates its
+            two halves.
         reads_tied: Whether llama.cpp uses the embedding as the output layer if the file has no output layer.
         same: Configuration fields that must have the value of another one.
         scaled_rotation: Kinds of rotary scaling that llama.cpp computes as transformers does.
         needs_interval: Whether a file must say the interval of MoE layers, and the size of the shared expert.
         scales: Configuration fields with factors that a file must hold, and their keys in it, without the architecture.
-        tiles_values: Whether llama.cpp orders the value heads of a recurrent layer by their number within the group of a key head,
-            where transformers orders them by group.
-        has_sections: Whether a file must divide the rotary frequencies among time, height and width, which are equal in a text.
+        tiles_values: Whether llama.cpp orders the value heads of a recurrent layer by their number within the group of
+            a key head, where transformers orders them by group.
+        has_sections: Whether a file must divide the rotary frequencies among time, height and width, which are equal in
+            a text.
     """
 
     architecture: str
@@ -142,8 +145,8 @@ class Family:
         name: The Hugging Face `model_type`.
         num_experts_field: Configuration field with the number of routed experts.
         expert_size_field: Configuration field with an expert's hidden size.
-        summed_size_field: Configuration field with the hidden size of all experts of a layer together, for checkpoints without
-            `expert_size_field`; None: there is none.
+        summed_size_field: Configuration field with the hidden size of all experts of a layer together, for checkpoints
+            without `expert_size_field`; None: there is none.
         backbone: Regular expressions of the backbone's tensors, relative to the layer.
         router: How the router selects and weights experts.
         attention: The attention of every layer that has attention.
@@ -152,42 +155,48 @@ class Family:
         block: Name of the MoE block in a checkpoint; models in memory call it `mlp`.
         projections: Checkpoint names of an expert's gate, up and down projection.
         expert_name: Form of the checkpoint names of an expert's tensors, without the block.
-        stacks: Names of the tensors that hold all experts of a layer, along the first axis, in checkpoints and in memory; empty:
-            checkpoints have one tensor per expert and projection.
+        stacks: Names of the tensors that hold all experts of a layer, along the first axis, in checkpoints and in
+            memory; empty: checkpoints have one tensor per expert and projection.
         interleaved: Whether stacks are transposed, and the columns of gate and up alternate.
-        renamed: Checkpoint names of the MoE block's tensors that have other names in memory, by these names, without the block.
+        renamed: Checkpoint names of the MoE block's tensors that have other names in memory, by these names, without
+            the block.
         returns_scores: Whether the MoE block returns the router's scores too.
         expert_activations: Vectors of an expert's hidden size that autograd saves per token and expert.
         norms_in_fp32: Whether norms multiply by their weight in fp32.
         layer_norms: Whether norms are LayerNorms, with a bias, in place of RMSNorms.
         outside: Names of further backbone tensors outside the decoder layers.
         head_bias_field: Configuration field that gives the output head a bias; None: it never has one.
-        initial: How random starts fill tensors whose name ends with a text, the first that fits, where this is not the rule: norms
-            are one, biases zero, and other tensors normally distributed.
+        initial: How random starts fill tensors whose name ends with a text, the first that fits, where this is not the
+            rule: norms are one, biases zero, and other tensors normally distributed.
         separates_documents: Whether transformers hides other documents of a packed sequence when positions start again.
         fields: Configuration fields that only some families have, with defaults for a model with random weights.
-        unsaid: Values of a checkpoint without some field in its `config.json`, where transformers has another default than a model
-            with random weights.
+        unsaid: Values of a checkpoint without some field in its `config.json`, where transformers has another default
+            than a model with random weights.
         constants: Configuration fields that have one value here.
-        embedding_factor: Configuration field with a factor on the embeddings, also the name of the attribute of transformers' model
-            that holds it; None: there is none.
+        embedding_factor: Configuration field with a factor on the embeddings, also the name of the attribute of
+            transformers' model that holds it; None: there is none.
         logits_divisor: Configuration field with a number that divides the logits; None: there is none.
         choices: Supported values, by configuration field; models with another value are refused.
-        dense: Dense models (`model_type`) whose MLP can become every expert, with the configuration fields that such an MoE needs.
-        dense_layers_field: Configuration field with the number of dense layers before the MoE layers; None: there are none.
-        last_layer_field: Configuration field with the index of the last MoE layer, where -1 means the last layer; models with dense
-            layers after it are refused. None: there is no such field.
-        prediction_layers_field: Configuration field with the number of layers after the last one that predict further tokens, which
-            transformers does not load, and which are left out here too; None: there are none.
-        prediction_prefix: Prefix of the names of these layers' tensors; None: their names continue those of the decoder layers.
+        dense: Dense models (`model_type`) whose MLP can become every expert, with the configuration fields that such an
+            MoE needs.
+        dense_layers_field: Configuration field with the number of dense layers before the MoE layers; None: there are
+            none.
+        last_layer_field: Configuration field with the index of the last MoE layer, where -1 means the last layer;
+            models with dense layers after it are refused. None: there is no such field.
+        prediction_layers_field: Configuration field with the number of layers after the last one that predict further
+            tokens, which transformers does not load, and which are left out here too; None: there are none.
+        prediction_prefix: Prefix of the names of these layers' tensors; None: their names continue those of the decoder
+            layers.
         own_tokenizer: Whether transformers reads every tokenizer next to such a model as that of the published models.
         derived: Ends of the names of stored tensors that follow from the configuration, and are not read.
         composite: A model that holds one of this family; None: there is none.
-        architecture: Name of the model's class in published checkpoints, by which vLLM finds its own; None: that in transformers.
-        gguf: How llama.cpp runs the family; None: it does not know the family, or computes something else, see `not_in_gguf`.
+        architecture: Name of the model's class in published checkpoints, by which vLLM finds its own; None: that in
+            transformers.
+        gguf: How llama.cpp runs the family; None: it does not know the family, or computes something else, see
+            `not_in_gguf`.
         not_in_gguf: What llama.cpp computes differently, as the end of a sentence with llama.cpp as subject.
-        scalings: Kinds of rotary scaling that the family has, each with the parameters that it needs more than other families do;
-            None: all kinds.
+        scalings: Kinds of rotary scaling that the family has, each with the parameters that it needs more than other
+            families do; None: all kinds.
         module: Module whose import adds the family to transformers; None: transformers has it.
     """
 
@@ -283,7 +292,9 @@ class Family:
         if self.recurrence is not None and kinds is not None:
             layers = config.get("num_hidden_layers")
             if not isinstance(kinds, list) or len(kinds) != layers:
-                raise ValueError(f"layer_types: must be a list with a kind for each of {layers} layers; use another model")
+                raise ValueError(
+                    f"layer_types: must be a list with a kind for each of {layers} layers; use another model"
+                )
             field = self.recurrence.interval_field
             found[field] = self.recurrence.interval(kinds, int(self.value(config, field)))
         return found
@@ -301,12 +312,16 @@ class Family:
         for name, values in self.choices.items():
             if name in fields and fields[name] not in values:
                 allowed = " or ".join(map(repr, values))
-                raise ValueError(f"{name} {fields[name]!r}: {self.name} is supported with {allowed} only; use another model")
+                raise ValueError(
+                    f"{name} {fields[name]!r}: {self.name} is supported with {allowed} only; use another model"
+                )
         if self.recurrence is not None:
             self._check_recurrence(fields, layers, self.recurrence.interval_field)
         last = self.last_layer_field
         if last is not None and fields.get(last, -1) not in (-1, layers - 1):
-            raise ValueError(f"{last} {fields[last]!r}: {self.name} is supported with {layers - 1} only; use another model")
+            raise ValueError(
+                f"{last} {fields[last]!r}: {self.name} is supported with {layers - 1} only; use another model"
+            )
 
     def check_scaling(self, scaling: Mapping[str, Any] | None) -> None:
         """Check the scaling of rotary positions.
@@ -320,9 +335,12 @@ class Family:
         if needed is None:
             allowed = " or ".join(self.scalings)
             raise ValueError(
-                f"rope_scaling.rope_type {scaling['rope_type']!r}: {self.name} has only {allowed}; use it, or remove rope_scaling")
+                f"rope_scaling.rope_type {scaling['rope_type']!r}: {self.name} has only {allowed}; use it, or remove rope_scaling"
+            )
         if missing := [name for name in needed if scaling.get(name) is None]:
-            raise ValueError(f"rope_scaling: rope_type {scaling['rope_type']!r} of {self.name} also needs {' and '.join(missing)}")
+            raise ValueError(
+                f"rope_scaling: rope_type {scaling['rope_type']!r} of {self.name} also needs {' and '.join(missing)}"
+            )
 
     def _check_recurrence(self, fields: Mapping[str, Any], layers: int, interval_field: str) -> None:
         heads = ("linear_num_key_heads", "linear_num_value_heads")
@@ -332,7 +350,9 @@ class Family:
                 raise ValueError(f"{name} {size!r}: must be a whole number of at least 1")
         # transformers generates no text with a model whose cache has no keys and values.
         if (interval := self.value(fields, interval_field)) > layers:
-            raise ValueError(f"{interval_field} {interval}: none of the {layers} layers has attention; use at most {layers}")
+            raise ValueError(
+                f"{interval_field} {interval}: none of the {layers} layers has attention; use at most {layers}"
+            )
         keys, values = (self.value(fields, name) for name in heads)
         if values % keys:
             raise ValueError(f"linear_num_value_heads {values} is not a multiple of linear_num_key_heads {keys}")
@@ -373,4 +393,6 @@ class Family:
 
     def recurrent_layers(self, fields: Mapping[str, Any], layers: int) -> int:
         """Number of layers with a recurrent state, of all decoder layers of a model with these configuration fields."""
-        return 0 if self.recurrence is None else layers - layers // int(self.value(fields, self.recurrence.interval_field))
+        return (
+            0 if self.recurrence is None else layers - layers // int(self.value(fields, self.recurrence.interval_field))
+        )

@@ -1,4 +1,7 @@
-"""gpt-oss, with dequantised weights. It has no dense relative: no dense model has its attention sinks and its activation."""
+"""gpt-oss, with dequantised weights.
+
+It has no dense relative: no dense model has its attention sinks and its activation.
+"""
 
 from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, Attention, Family, Gguf
 from moedisco_ray.core.families.router import Router

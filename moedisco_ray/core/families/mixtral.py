@@ -14,7 +14,5 @@ FAMILY = Family(
     attention=Attention(own_head_dim=True),
     unsaid={"num_key_value_heads": 8},
     dense={"mistral": {}, "llama": {}},
-    gguf=Gguf(
-        "llama", fixed={"sliding_window": (None,)}, in_pairs=True,
-        scaled_rotation=("linear", "yarn", "llama3")),
+    gguf=Gguf("llama", fixed={"sliding_window": (None,)}, in_pairs=True, scaled_rotation=("linear", "yarn", "llama3")),
 )

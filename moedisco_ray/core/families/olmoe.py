@@ -10,6 +10,9 @@ FAMILY = Family(
     attention=Attention(biases="qkvo", bias_field="attention_bias", qk_norm="full"),
     fields={"attention_bias": False},
     gguf=Gguf(
-        "olmoe", fixed={"norm_topk_prob": (False,), "attention_bias": (False,), "clip_qkv": (None,)}, reads_tied=False,
-        same={"num_key_value_heads": "num_attention_heads"}),
+        "olmoe",
+        fixed={"norm_topk_prob": (False,), "attention_bias": (False,), "clip_qkv": (None,)},
+        reads_tied=False,
+        same={"num_key_value_heads": "num_attention_heads"},
+    ),
 )

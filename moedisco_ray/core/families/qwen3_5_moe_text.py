@@ -1,4 +1,7 @@
-"""Qwen3.5-MoE and Qwen3.6-MoE without their part for images (`qwen3_5_moe`), which is left out. Layers are those of Qwen3-Next."""
+"""Qwen3.5-MoE and Qwen3.6-MoE without their part for images (`qwen3_5_moe`), which is left out.
+
+Layers are those of Qwen3-Next.
+"""
 
 import dataclasses
 
@@ -17,6 +20,10 @@ FAMILY = dataclasses.replace(
     own_tokenizer=True,
     composite=Composite("qwen3_5_moe", prefix="model.language_model.", others=("model.visual.",)),
     gguf=Gguf(
-        "qwen35moe", fixed={"attention_bias": (False,)}, same={"linear_value_head_dim": "linear_key_head_dim"}, tiles_values=True,
-        has_sections=True),
+        "qwen35moe",
+        fixed={"attention_bias": (False,)},
+        same={"linear_value_head_dim": "linear_key_head_dim"},
+        tiles_values=True,
+        has_sections=True,
+    ),
 )

@@ -19,8 +19,9 @@ FAMILY = Family(
     attention=Attention(own_head_dim=True, biases="qkvo", bias_field="attention_bias", qk_norm="head"),
     fields={"attention_bias": False},
     unsaid={"num_key_value_heads": 4},
-    constants={"decoder_sparse_step": 1, "mlp_only_layers": []},     # every layer is an MoE layer
+    constants={"decoder_sparse_step": 1, "mlp_only_layers": []},  # every layer is an MoE layer
     dense={"qwen3": {}},
     gguf=Gguf(
-        "qwen3moe", fixed={"norm_topk_prob": (True,), "attention_bias": (False,), "use_sliding_window": (False,)}),
+        "qwen3moe", fixed={"norm_topk_prob": (True,), "attention_bias": (False,), "use_sliding_window": (False,)}
+    ),
 )

@@ -1,4 +1,6 @@
-"""Qwen3-Next. Three of four layers are Gated DeltaNet (arXiv 2412.06464), which has a recurrent state instead of attention.
+"""Qwen3-Next.
+
+Three of four layers are Gated DeltaNet (arXiv 2412.06464), which has a recurrent state instead of attention.
 
 Norms multiply by one plus their weight, except the norm of the recurrent layers' output.
 """
@@ -22,7 +24,13 @@ FAMILY = Family(
     expert_size_field="moe_intermediate_size",
     backbone=(NORMS, ATTENTION, ATTENTION_BIAS, QK_NORM, DENSE_MLP),
     attention=Attention(
-        partial_rotation=True, own_head_dim=True, biases="qkvo", bias_field="attention_bias", qk_norm="head", output_gate=True),
+        partial_rotation=True,
+        own_head_dim=True,
+        biases="qkvo",
+        bias_field="attention_bias",
+        qk_norm="head",
+        output_gate=True,
+    ),
     recurrence=Recurrence(projections=("in_proj_qkvz", "in_proj_ba"), fused=True),
     shared=SharedExpert("shared_expert", gate="shared_expert_gate", size_field="shared_expert_intermediate_size"),
     norms_in_fp32=True,
@@ -30,13 +38,29 @@ FAMILY = Family(
     prediction_prefix="mtp.",
     initial={"linear_attn.norm.weight": "ones", "norm.weight": "zeros", "dt_bias": "ones", "A_log": "log_uniform"},
     fields={
-        "attention_bias": False, "partial_rotary_factor": 0.25, "full_attention_interval": 2, "linear_num_key_heads": 4,
-        "linear_num_value_heads": 8, "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_conv_kernel_dim": 4},
+        "attention_bias": False,
+        "partial_rotary_factor": 0.25,
+        "full_attention_interval": 2,
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "linear_conv_kernel_dim": 4,
+    },
     unsaid={
-        "num_key_value_heads": 2, "head_dim": 256, "shared_expert_intermediate_size": 512, "full_attention_interval": 4,
-        "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128},
-    constants={"decoder_sparse_step": 1, "mlp_only_layers": []},     # every layer is an MoE layer
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "shared_expert_intermediate_size": 512,
+        "full_attention_interval": 4,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+    },
+    constants={"decoder_sparse_step": 1, "mlp_only_layers": []},  # every layer is an MoE layer
     gguf=Gguf(
-        "qwen3next", fixed={"norm_topk_prob": (True,), "attention_bias": (False,)},
-        same={"linear_value_head_dim": "linear_key_head_dim"}),
+        "qwen3next",
+        fixed={"norm_topk_prob": (True,), "attention_bias": (False,)},
+        same={"linear_value_head_dim": "linear_key_head_dim"},
+    ),
 )

@@ -19,7 +19,8 @@ class Recurrence:
     Attributes:
         projections: Names of the matrices that read the layer's input.
         fused: Whether one of them gives queries, keys, values and gates together, whose parts are copied.
-        interval_field: Configuration field with an interval i: layers i, 2i, ... have attention, all others a recurrent state.
+        interval_field: Configuration field with an interval i: layers i, 2i, ... have attention, all others a recurrent
+            state.
     """
 
     projections: tuple[str, ...]
@@ -43,6 +44,10 @@ class Recurrence:
             ValueError: Attention is in other layers.
         """
         found = kinds.index(_ATTENTION_LAYER) + 1 if _ATTENTION_LAYER in kinds else max(fallback, len(kinds) + 1)
-        if list(kinds) != [_ATTENTION_LAYER if number % found == 0 else _RECURRENT_LAYER for number in range(1, len(kinds) + 1)]:
-            raise ValueError("layer_types: attention must be in every n-th layer, and no layer of another kind; use another model")
+        if list(kinds) != [
+            _ATTENTION_LAYER if number % found == 0 else _RECURRENT_LAYER for number in range(1, len(kinds) + 1)
+        ]:
+            raise ValueError(
+                "layer_types: attention must be in every n-th layer, and no layer of another kind; use another model"
+            )
         return found

@@ -13,30 +13,33 @@ class Router:
 
     Attributes:
         module: Name of the router in the MoE block.
-        scores: Function from logits to scores; `sparse_mixer`: the logits are the scores, see `models.routing.sparse_mixer`.
-        normalises: Whether the weights of the selected experts are scaled to sum to one: by the setting `norm_topk_prob`, or
-            regardless of it.
+        scores: Function from logits to scores; `sparse_mixer`: the logits are the scores, see
+            `models.routing.sparse_mixer`.
+        normalises: Whether the weights of the selected experts are scaled to sum to one: by the setting
+            `norm_topk_prob`, or regardless of it.
         bias: Name of the bias of the logits in the router; None: there is none.
-        correction: Name of the bias that is added to the scores for the selection only (DeepSeek-V3, arXiv 2412.19437, section
-            2.1.2), which no gradient trains; None: there is none.
+        correction: Name of the bias that is added to the scores for the selection only (DeepSeek-V3, arXiv 2412.19437,
+            section 2.1.2), which no gradient trains; None: there is none.
         correction_axis: The axis of this bias that counts experts; axes before it have size 1.
-        hidden: Name of the router's first layer, which all experts share and which belongs to the backbone: the rows of the experts
-            multiply the tanh of its output. None: they multiply the router's input.
-        hidden_size_field: Configuration field with the size of the first layer's output; by default it is the number of experts.
-        noise: Name of the weights of a noise in training that is left out here, so that no gradient trains them; None: there are
-            none.
+        hidden: Name of the router's first layer, which all experts share and which belongs to the backbone: the rows of
+            the experts multiply the tanh of its output. None: they multiply the router's input.
+        hidden_size_field: Configuration field with the size of the first layer's output; by default it is the number of
+            experts.
+        noise: Name of the weights of a noise in training that is left out here, so that no gradient trains them; None:
+            there are none.
         top_k_field: Configuration field with the number of experts per token.
-        only_top_k: Number of experts per token that transformers selects whatever the configuration says; None: as configured.
-        jitter_field: Configuration field with the half of the relative distance from the largest logit at which `sparse_mixer`
-            leaves an expert out of a softmax; None: there is none.
+        only_top_k: Number of experts per token that transformers selects whatever the configuration says; None: as
+            configured.
+        jitter_field: Configuration field with the half of the relative distance from the largest logit at which
+            `sparse_mixer` leaves an expert out of a softmax; None: there is none.
         scaling_field: Configuration field with a factor on all weights; None: there is none.
         limits_groups: Whether experts are selected from the best `topk_group` of `n_group` groups.
         limit_field: Configuration field and value that switch the limit on; None: it is always on.
         in_fp32: Whether logits are computed in fp32 even if the model is in bf16.
         weights_in_fp32: Whether the weights of the selected experts are in fp32 even if the model is in bf16.
         without_autocast: Whether logits are computed in fp32 under autocast too.
-        least_in_group: Experts that transformers needs in every group, to compare groups by the sum of their best scores, or to
-            select as many.
+        least_in_group: Experts that transformers needs in every group, to compare groups by the sum of their best
+            scores, or to select as many.
     """
 
     module: str = "gate"
@@ -123,7 +126,9 @@ class Router:
         Args:
             fields: Configuration fields of the model.
         """
-        if not self.limits_groups or (self.limit_field is not None and fields.get(self.limit_field[0]) != self.limit_field[1]):
+        if not self.limits_groups or (
+            self.limit_field is not None and fields.get(self.limit_field[0]) != self.limit_field[1]
+        ):
             return None
         return int(fields.get("n_group") or 1), int(fields.get("topk_group") or 1)
 
@@ -141,12 +146,15 @@ class Router:
             ValueError: The router cannot be divided in this way.
         """
         if experts < self.least_in_group:
-            raise ValueError(f"divides a model of {experts} expert, but its router needs {self.least_in_group}; add experts")
+            raise ValueError(
+                f"divides a model of {experts} expert, but its router needs {self.least_in_group}; add experts"
+            )
         top_k = min(int(fields[self.top_k_field]), kept)
         if kept < self.least_in_group and not self.is_constant_alone(fields.get("norm_topk_prob")):
             raise ValueError(
                 f"leaves {kept} expert per sub-model, and without norm_topk_prob the router needs {self.least_in_group}; "
-                f"use at most {experts // self.least_in_group}")
+                f"use at most {experts // self.least_in_group}"
+            )
         groups, kept_fields = self.groups(fields), self.kept_fields(fields, experts)
         if groups is None:
             return {self.top_k_field: top_k, **kept_fields}
@@ -155,7 +163,8 @@ class Router:
         if kept % size and size % kept:
             raise ValueError(
                 f"gives sub-models of {kept} experts, which cut the router's groups of {size} experts; "
-                f"use {count} or a divisor or a multiple of it")
+                f"use {count} or a divisor or a multiple of it"
+            )
         own = max(1, kept // size)
         allowed = min(allowed, own)
         return {self.top_k_field: min(top_k, allowed * size), "n_group": own, "topk_group": allowed, **kept_fields}

@@ -1,7 +1,8 @@
 """Notices of EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, which may come earlier.
 
-Both return 404 until they are issued. IMDSv2 requires a session token, which expires; after a response 401 the client requests a
-new one. Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of the EC2 user guide.
+Both return 404 until they are issued. IMDSv2 requires a session token, which expires; after a response 401 the client
+requests a new one. Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of
+the EC2 user guide.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from moedisco_ray.execution.clouds.metadata import Answer, Notice, Service, Unav
 NOTICE_SECONDS = 120.0
 """Seconds from the notice to the end of the machine, assumed if the notice does not state the time."""
 
-_TOKEN_SECONDS = 21600   # the maximum that EC2 allows
+_TOKEN_SECONDS = 21600  # the maximum that EC2 allows
 
 
 class Aws:
@@ -67,7 +68,8 @@ class Aws:
 
     def _new_token(self) -> str:
         answer = self._service.request(
-            "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}, method="PUT")
+            "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}, method="PUT"
+        )
         if answer.status != 200 or not answer.text.isascii() or not answer.text.isprintable() or not answer.text:
             raise Unavailable(f"no session token: HTTP {answer.status}")
         return answer.text
@@ -93,7 +95,10 @@ def _time(text: Any, otherwise: float) -> float:
 
 
 CLOUD = Cloud(
-    "aws", "AWS", Aws,
+    "aws",
+    "AWS",
+    Aws,
     capacity=frozenset({"InsufficientInstanceCapacity", "SpotMaxPriceTooLow"}),
     quota=frozenset({"InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "VcpuLimitExceeded"}),
-    zone_by_zone=True)
+    zone_by_zone=True,
+)

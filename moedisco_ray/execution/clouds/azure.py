@@ -1,7 +1,7 @@
 """Notices of Azure: scheduled events, at least 30 seconds ahead of a spot machine's end.
 
-The list holds the events of all machines of a scale set; only those that name this machine count. The first request enables
-the service and may take two minutes. Events are not acknowledged: that would end the machine earlier.
+The list holds the events of all machines of a scale set; only those that name this machine count. The first request
+enables the service and may take two minutes. Events are not acknowledged: that would end the machine earlier.
 Documented in "Scheduled Events for Linux VMs" of the Virtual Machines guides.
 """
 
@@ -80,9 +80,18 @@ def _begins(event: dict[str, Any]) -> float:
 
 
 CLOUD = Cloud(
-    "azure", "Azure", Azure,
-    capacity=frozenset({
-        "AllocationFailed", "OverconstrainedAllocationRequest", "OverconstrainedZonalAllocationRequest", "SkuNotAvailable",
-        "ZonalAllocationFailed"}),
+    "azure",
+    "Azure",
+    Azure,
+    capacity=frozenset(
+        {
+            "AllocationFailed",
+            "OverconstrainedAllocationRequest",
+            "OverconstrainedZonalAllocationRequest",
+            "SkuNotAvailable",
+            "ZonalAllocationFailed",
+        }
+    ),
     quota=frozenset({"QuotaExceeded"}),
-    said_quota=frozenset({"OperationNotAllowed"}))
+    said_quota=frozenset({"OperationNotAllowed"}),
+)

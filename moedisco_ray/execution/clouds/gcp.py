@@ -1,8 +1,8 @@
 """Notices of Compute Engine: preemption, about 30 s ahead, and host maintenance that ends the machine, at least 60 s ahead.
 
-The metadata service holds the request for `preempted` open until the value changes. So a preemption is noticed at once, not only at
-the next poll. Documented in "Detect if a VM was preempted" and "Query the metadata server for maintenance event
-notices" of the Compute Engine guides.
+The metadata service holds the request for `preempted` open until the value changes. So a preemption is noticed at once,
+not only at the next poll. Documented in "Detect if a VM was preempted" and "Query the metadata server for maintenance
+event notices" of the Compute Engine guides.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Gcp:
 
 
 def _value(answer: Answer) -> str:
-    if answer.status == 404:    # machines that cannot be preempted lack this key
+    if answer.status == 404:  # machines that cannot be preempted lack this key
         return "NONE"
     value = answer.text.strip()
     if answer.status != 200 or value not in _VALUES:
@@ -65,6 +65,9 @@ def _value(answer: Answer) -> str:
 
 
 CLOUD = Cloud(
-    "gcp", "GCP", Gcp,
+    "gcp",
+    "GCP",
+    Gcp,
     capacity=frozenset({"ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "stockout"}),
-    quota=frozenset({"QUOTA_EXCEEDED", "quotaExceeded"}))
+    quota=frozenset({"QUOTA_EXCEEDED", "quotaExceeded"}),
+)

@@ -62,7 +62,9 @@ class Answer:
 
 
 class Service:
-    """HTTP client of a metadata service. It uses no proxy and follows no redirection: the service is local to this machine.
+    """HTTP client of a metadata service.
+
+    It uses no proxy and follows no redirection: the service is local to this machine.
 
     Args:
         url: Address of the service, such as http://169.254.169.254.
@@ -98,7 +100,10 @@ class Service:
         finally:
             connection.close()
         return Answer(
-            response.status, {name.lower(): value for name, value in response.getheaders()}, body.decode("utf-8", "replace"))
+            response.status,
+            {name.lower(): value for name, value in response.getheaders()},
+            body.decode("utf-8", "replace"),
+        )
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:

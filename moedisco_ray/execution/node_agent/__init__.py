@@ -4,6 +4,4 @@ from moedisco_ray.execution.clouds.metadata import Notice, Provider, Unavailable
 from moedisco_ray.execution.node_agent.agent import find_provider, make_provider, watch
 from moedisco_ray.execution.node_agent.raylets import Drainer, RayUnavailable
 
-__all__ = [
-    "Drainer", "Notice", "Provider", "RayUnavailable", "Unavailable", "find_provider", "make_provider", "watch",
-]
+__all__ = ["Drainer", "Notice", "Provider", "RayUnavailable", "Unavailable", "find_provider", "make_provider", "watch"]

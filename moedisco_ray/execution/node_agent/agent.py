@@ -44,14 +44,20 @@ def _recognised(provider: Provider) -> bool:
 
 
 def watch(
-    provider: Provider, drain: Callable[[Notice], Sequence[str]], *, interval: float, stop: threading.Event,
-    log: Callable[[str], None], leave_on_risk: bool = False,
+    provider: Provider,
+    drain: Callable[[Notice], Sequence[str]],
+    *,
+    interval: float,
+    stop: threading.Event,
+    log: Callable[[str], None],
+    leave_on_risk: bool = False,
 ) -> None:
     """Poll and drain until stopped, also after a first drain: a Ray node that starts later is drained too.
 
     Args:
         provider: The cloud's metadata service.
-        drain: Drains the Ray nodes that are not drained yet and returns their ids; raises `RayUnavailable` to be called again.
+        drain: Drains the Ray nodes that are not drained yet and returns their ids; raises `RayUnavailable` to be called
+            again.
         interval: Seconds between two polls.
         stop: Ends the watch, after at most one interval.
         log: Receives one line per change of state.

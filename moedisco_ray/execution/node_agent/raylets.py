@@ -1,7 +1,9 @@
-"""Find and drain this machine's Ray nodes. The drain runs in a subprocess, so that the agent itself does not import Ray.
+"""Find and drain this machine's Ray nodes.
 
-Ray's client ends its process when the Ray cluster is out of reach for a minute, which must not end the agent. And an agent that
-waits for days needs only a few megabytes of memory without Ray, and a hundred with it.
+The drain runs in a subprocess, so that the agent itself does not import Ray.
+
+Ray's client ends its process when the Ray cluster is out of reach for a minute, which must not end the agent. And an
+agent that waits for days needs only a few megabytes of memory without Ray, and a hundred with it.
 """
 
 from __future__ import annotations
@@ -64,8 +66,15 @@ def run_drain(raylet: Raylet, notice: Notice) -> None:
     """
     deadline = max(notice.deadline, time.time() + _MIN_SECONDS_AHEAD)
     command = [
-        sys.executable, "-P", "-m", "moedisco_ray.execution.ray.autoscaling.draining",
-        raylet.gcs_address, raylet.node_id, str(int(deadline * 1000)), notice.reason]
+        sys.executable,
+        "-P",
+        "-m",
+        "moedisco_ray.execution.ray.autoscaling.draining",
+        raylet.gcs_address,
+        raylet.node_id,
+        str(int(deadline * 1000)),
+        notice.reason,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_DRAIN_SECONDS)  # noqa: S603 - ours
     except subprocess.TimeoutExpired as error:
@@ -85,7 +94,9 @@ class Drainer:
     """
 
     def __init__(
-        self, only: str | None = None, find: Callable[[str | None], Sequence[Raylet]] = local_raylets,
+        self,
+        only: str | None = None,
+        find: Callable[[str | None], Sequence[Raylet]] = local_raylets,
         run: Callable[[Raylet, Notice], None] = run_drain,
     ) -> None:
         self._only = only

@@ -1,7 +1,8 @@
 """One attempt at a training: a Ray Train run that ends with a result, or with the reason why its workers ended early.
 
-A training with one worker runs on a seat, in Ray Train's local mode; a gang is a Ray Train run with workers of its own. Ray Train
-retries nothing here. `policies.retrying` decides what follows, and a training that waits for its next attempt holds no slot.
+A training with one worker runs on a seat, in Ray Train's local mode; a gang is a Ray Train run with workers of its own.
+Ray Train retries nothing here. `policies.retrying` decides what follows, and a training that waits for its next attempt
+holds no slot.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
 
 _COLLECTIVE_SECONDS = 300
-"""Timeout of a collective operation, in seconds: torch's default of 30 minutes is too long to wait for a hanging worker."""
+"""Timeout of a collective operation, in seconds: torch's default of 30 minutes is too long to wait for a hanging
+worker."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ class AttemptContext:
         directory: Directory for the driver's files about these trainings.
         stop_files: The attempts end as soon as one of these files exists.
         mailbox: Carries the workers' events to the driver.
-        seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None if
-            the training is a gang.
+        seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None
+            if the training is a gang.
     """
 
     run: str
@@ -62,8 +64,8 @@ def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     """Train until the job is finished or its workers end.
 
     Returns:
-        The result of the training if its workers returned one; it is unfinished after a stop request or at a sync point. Otherwise,
-        how the workers ended.
+        The result of the training if its workers returned one; it is unfinished after a stop request or at a sync
+        point. Otherwise, how the workers ended.
 
     Raises:
         PoolError: The autoscaler can never bring enough nodes with these slots.
@@ -80,13 +82,18 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     dead_before = dead_nodes()
     attempt_id = mailbox.begin_attempt(job.name)
     # Without a shared directory, workers cannot see the driver's stop files.
-    relaying = relaying_stops(mailbox, attempt_id, context.stop_files) if job.store.is_remote else contextlib.nullcontext()
+    relaying = (
+        relaying_stops(mailbox, attempt_id, context.stop_files) if job.store.is_remote else contextlib.nullcontext()
+    )
     try:
         with relaying:
             failures = (
-                _fit_gang(job, context, attempt_id) if context.seats is None
-                else _train_on_seat(job, context, attempt_id, context.seats))
-        # The error that a worker returned is the cause; those of the other workers only report that they lost this worker.
+                _fit_gang(job, context, attempt_id)
+                if context.seats is None
+                else _train_on_seat(job, context, attempt_id, context.seats)
+            )
+        # The error that a worker returned is the cause; those of the other workers only report that they lost this
+        # worker.
         outcome = mailbox.outcome(job.name)
     except NotFiniteError as error:
         return End("not_finite", error.step - 1, str(error))
@@ -100,9 +107,11 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
         if any(isinstance(failure, InsufficientClusterResourcesError) for failure in failures):
             pool = context.placement.pool
             raise PoolError(
-                f"pools.{pool.key}.resource", pool.resource,
+                f"pools.{pool.key}.resource",
+                pool.resource,
                 f"the Ray cluster never has {context.placement.workers} of it at once, whatever its autoscaler brings; give a node "
-                "type of the cluster file this tag, or name the tag that one has")
+                "type of the cluster file this tag, or name the tag that one has",
+            )
         return end_of(failures, mailbox.status(job.name), dead_before)
     if not outcome.finished and not outcome.waits_for_sync and not any(stop.requested for stop in context.stop_files):
         return End("preempted", outcome.steps, "its node is about to be taken away", saved=True)
@@ -118,7 +127,9 @@ def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seat
             mailbox.set_actor(job.name, attempt_id, seat.actor)
             seat.wait()
             mailbox.start_work(job.name, attempt_id, stage=job.stage, pool=pool.key, node=seat.node_id)
-            seat.run(name, functools.partial(train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name))
+            seat.run(
+                name, functools.partial(train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name)
+            )
     except RayError as error:
         return [unwrapped(error)]
     return []
@@ -131,18 +142,29 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
     try:
         forget_earlier_run(storage_path, name)
         trainer = TorchTrainer(
-            # Arguments are bound here: the controller would unpickle a `train_loop_config`, and import all of `training` for that.
+            # Arguments are bound here: the controller would unpickle a `train_loop_config`, and import all of
+            # `training` for that.
             functools.partial(train_on_worker, job, context.stop_files, mailbox.handle, attempt_id),
             scaling_config=ScalingConfig(
-                num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
+                num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle
+            ),
             run_config=RunConfig(
-                name=name, **train_storage(storage_path)._asdict(),
-                # Ray Train must not restart workers: the driver decides what follows, as for sub-models. Ray Train does not know
-                # what failed in earlier runs, and counts a node that dies without a notice as a failure. Its controller polls for
-                # notices every 2 s: if workers save and return before it sees the notice, it ends the run as finished.
+                name=name,
+                **train_storage(storage_path)._asdict(),
+                # Ray Train must not restart workers: the driver decides what follows, as for sub-models. Ray Train does
+                # not know what failed in earlier runs, and counts a node that dies without a notice as a failure. Its
+                # controller polls for notices every 2 s: if workers save and return before it sees the notice, it ends
+                # the run as finished.
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
-                callbacks=[SlotReporter(
-                    stage=job.stage, unit=job.name, pool=placement.pool.key, mailbox=mailbox.handle, attempt=attempt_id)],
+                callbacks=[
+                    SlotReporter(
+                        stage=job.stage,
+                        unit=job.name,
+                        pool=placement.pool.key,
+                        mailbox=mailbox.handle,
+                        attempt=attempt_id,
+                    )
+                ],
             ),
             torch_config=TorchConfig(timeout_s=_COLLECTIVE_SECONDS),
         )
@@ -155,5 +177,7 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
     except OSError as error:
         if error.errno in FULL:
             raise disk_full(context.directory) from error
-        return End("storage", mailbox.status(job.name).current_step, f"{storage_path} does not answer ({first_line(error)})")
+        return End(
+            "storage", mailbox.status(job.name).current_step, f"{storage_path} does not answer ({first_line(error)})"
+        )
     return []

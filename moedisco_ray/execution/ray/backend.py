@@ -34,8 +34,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Observer = Callable[[Sequence[float], Sequence[float], int, float], None]
-"""Called at each poll with the seconds left of each running training and of each waiting one, the number of slots for trainings,
-and the factor by which lost nodes and checkpoints lengthen the remaining time."""
+"""Called at each poll with the seconds left of each running training and of each waiting one, the number of slots for
+trainings, and the factor by which lost nodes and checkpoints lengthen the remaining time."""
 
 
 class RayBackend:
@@ -65,22 +65,38 @@ class RayBackend:
         return build_corpus(config, directory, emit=emit)
 
     def build_clusters(
-        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile, store: RunStore,
+        self,
+        config: RunConfig,
+        *,
+        corpus_dir: Path,
+        model: Path,
+        directory: Path,
+        emit: Emit,
+        stop: StopFile,
+        store: RunStore,
     ) -> dict[str, Any]:
         """Build the clusters of documents; seats compute the document vectors."""
         return build_clusters(
-            config, corpus_dir=corpus_dir, model_dir=model, directory=directory, emit=emit, stop=stop, seats=self._seats,
-            store=store)
+            config,
+            corpus_dir=corpus_dir,
+            model_dir=model,
+            directory=directory,
+            emit=emit,
+            stop=stop,
+            seats=self._seats,
+            store=store,
+        )
 
     def call(
-        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
+        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Call a function on a seat of the pool, or in a Ray task if it needs no pool."""
         if not isinstance(pool, HighMemoryPool):
             return Slot(pool, emit, stop, self._seats).run(function, *args, **kwargs)
 
-        # Keep the other nodes of the coming gang, which an autoscaler would remove because they are idle meanwhile. Request them
-        # only once the function holds its slot: two runs that each hold a part would wait for each other forever.
+        # Keep the other nodes of the coming gang, which an autoscaler would remove because they are idle meanwhile.
+        # Request them only once the function holds its slot: two runs that each hold a part would wait for each other
+        # forever.
         rest = max(0, self._reservation.workers - 1)
 
         def reserve_rest(event: Event) -> None:
@@ -94,7 +110,7 @@ class RayBackend:
         return Slot(pool, reserve_rest, stop, self._seats).run(function, *args, **kwargs)
 
     def call_with_tasks(
-        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]],
+        self, pool: Pool, store: RunStore, emit: Emit, stop: StopFile, call: Callable[[MapTasks], Callable[[], T]]
     ) -> T:
         """Call a function in a Ray task next to the slots of the pool's nodes, where its tasks run too."""
         slot = Slot(None, emit, stop, self._seats, free_bundle={pool.resource: CALL_SHARE})
@@ -107,27 +123,42 @@ class RayBackend:
             yield attempt_emitter(mailbox.handle, "")
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
+        self,
+        jobs: Sequence[TrainJob],
+        placement: Placement,
+        directory: Path,
+        emit: Emit,
+        *,
+        stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
         """Train each job on a seat; while the last jobs train, request the nodes of the next stage."""
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._reservation.request, 0)
             trained = train_all(
-                jobs, placement, directory, emit, stop=stop, quorum=quorum, run=self._run, seats=self._seats,
-                observer=self._observer(jobs[0].stage, emit))
+                jobs,
+                placement,
+                directory,
+                emit,
+                stop=stop,
+                quorum=quorum,
+                run=self._run,
+                seats=self._seats,
+                observer=self._observer(jobs[0].stage, emit),
+            )
             on_failure.pop_all()
         return trained
 
     def train_gang(
-        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER
     ) -> Trained:
         """Train a job in consecutive Ray Train runs, each as large as the slots allow; in a pool of one worker, on a seat."""
         if pool.most_workers == 1:
             self._reservation.hand_over()
             self._seats.end_idle_of_other_pools(pool)
             [trained] = train_all(
-                [job], Placement(pool, 1, max_failures), directory, emit, stop=stop, run=self._run, seats=self._seats)
+                [job], Placement(pool, 1, max_failures), directory, emit, stop=stop, run=self._run, seats=self._seats
+            )
             return trained
         with session.freeing(pool.resource, self._seats.idle(pool.resource) if session.autoscales() else 0):
             self._seats.end_idle()
@@ -146,7 +177,11 @@ class RayBackend:
             advice = self._reservation.prepare(running, waiting, slots, workers, stretch)
             if advice == "ask":
                 seconds = ends_in(running, waiting, slots, stretch)
-                emit(Event("nodes_asked", stage, data={"pool": pool.key, "workers": workers, "seconds": round(seconds, 1)}))
+                emit(
+                    Event(
+                        "nodes_asked", stage, data={"pool": pool.key, "workers": workers, "seconds": round(seconds, 1)}
+                    )
+                )
             elif advice == "release":
                 emit(Event("nodes_let_go", stage, data={"pool": pool.key}))
 
@@ -154,8 +189,17 @@ class RayBackend:
 
 
 def train_all(
-    jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER, quorum: Quorum = ALL,
-    run: str = "run", seats: Seats | None = None, observer: Observer | None = None, gang: GangSize | None = None,
+    jobs: Sequence[TrainJob],
+    placement: Placement,
+    directory: Path,
+    emit: Emit,
+    *,
+    stop: StopFile = NEVER,
+    quorum: Quorum = ALL,
+    run: str = "run",
+    seats: Seats | None = None,
+    observer: Observer | None = None,
+    gang: GangSize | None = None,
 ) -> list[Trained]:
     """Train all jobs, in parallel as far as the pool has slots; waiting jobs hold no slots.
 
@@ -167,10 +211,11 @@ def train_all(
         stop: Stop file; once it exists, the trainers save checkpoints and end.
         quorum: Number of jobs that must finish, and how long to wait for the others.
         run: Prefix for the names of the Ray Train runs.
-        seats: The run's seats (warm processes that hold slots); None if new seats are to be started for these trainings.
+        seats: The run's seats (warm processes that hold slots); None if new seats are to be started for these
+            trainings.
         observer: Called at every poll; see `Observer`.
-        gang: Decides the number of workers, if `jobs` is one job that trains as a gang. None if each job trains with one worker, on
-            a seat.
+        gang: Decides the number of workers, if `jobs` is one job that trains as a gang. None if each job trains with
+            one worker, on a seat.
 
     Raises:
         MoeDiscoError: A job failed with an error of this package that no retry repairs, such as a full disk.
@@ -184,12 +229,18 @@ def train_all(
     end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
     progress = SubmodelProgress(jobs, quorum, placement.workers, directory / "submodel_progress.json")
     with (
-        contextlib.ExitStack() as stack, open_mailbox(emit) as mailbox,
+        contextlib.ExitStack() as stack,
+        open_mailbox(emit) as mailbox,
         ThreadPoolExecutor(len(jobs) + 1, thread_name_prefix="trainer") as threads,
     ):
         context = AttemptContext(
-            run=run, placement=placement, directory=directory, stop_files=(stop, end), mailbox=mailbox,
-            seats=None if gang is not None else seats or stack.enter_context(Seats(run)))
+            run=run,
+            placement=placement,
+            directory=directory,
+            stop_files=(stop, end),
+            mailbox=mailbox,
+            seats=None if gang is not None else seats or stack.enter_context(Seats(run)),
+        )
         queue = Queue(jobs, context, threads, progress, gang)
         try:
             while queue.should_wait:
@@ -209,7 +260,14 @@ def train_all(
 
 
 def train_gang(
-    job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER, run: str = "run",
+    job: TrainJob,
+    pool: AnyPool,
+    max_failures: int,
+    directory: Path,
+    emit: Emit,
+    *,
+    stop: StopFile = NEVER,
+    run: str = "run",
     reservation: Reservation | None = None,
 ) -> Trained:
     """Train one job as a gang, with as many workers as the pool has slots for, within the pool's bounds.
@@ -217,7 +275,8 @@ def train_gang(
     Args:
         job: The training.
         pool: Pool of the workers, with the bounds on their number.
-        max_failures: Maximum number of restarts after failures of workers. A lost machine or a change of size is not a failure.
+        max_failures: Maximum number of restarts after failures of workers. A lost machine or a change of size is not a
+            failure.
         directory: As in `train_all`.
         emit: Receives the workers' events.
         stop: Stop file; once it exists, the workers save a checkpoint and end.

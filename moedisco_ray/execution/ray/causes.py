@@ -29,16 +29,20 @@ from moedisco_ray.policies.retrying import End, kind_of
 _NODE_DEATH_SECONDS = 25.0
 """Seconds until Ray declares a node dead: after a first delay, five health checks fail, three seconds apart."""
 _CONNECTION_LOST = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
-"""Error texts of workers that lost the connection to another worker, whose process or node may have ended before Ray knows."""
+"""Error texts of workers that lost the connection to another worker, whose process or node may have ended before Ray
+knows."""
 _NODE_GONE = re.compile(
-    r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)
+    r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption",
+    re.IGNORECASE,
+)
 """Ray's error texts for an actor that died with its node."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers (`errno`) of a full disk and of an exceeded disk quota."""
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
 _RAY_DISK = (
     "the disk that Ray keeps its files on is full; free some space there, or name another directory with this variable, and run "
-    "the command again")
+    "the command again"
+)
 
 
 def failures_of(error: TrainingFailedError) -> list[BaseException]:
@@ -64,7 +68,9 @@ def end_of(failures: Sequence[BaseException], status: UnitStatus, dead_before: C
     node_lost = (
         any(isinstance(failure, PreemptionError) or node_gone(failure) for failure in failures)
         or not _stay_alive(status.nodes, _NODE_DEATH_SECONDS if _CONNECTION_LOST.search(words) else 0.0)
-        or no_slots or (start_failed and _another_node_dies(dead_before)))
+        or no_slots
+        or (start_failed and _another_node_dies(dead_before))
+    )
     reason = "; ".join(sorted({last_line(failure) for failure in failures}))
     kind = kind_of(words, node_lost=node_lost)
     # The other workers of a gang only report that they lost the one that died.

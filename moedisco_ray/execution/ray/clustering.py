@@ -1,10 +1,10 @@
 """The cluster stage on Ray.
 
-The corpus is divided into parts. First, the vectors of each part's documents are computed: on the run's seats (warm processes that
-hold slots) if this needs a model, else in CPU tasks. The driver fits the clusters on a sample of the vectors. Then one task per
-part counts the part's documents in each cluster. This is repeated each time that the driver corrects the balance of the clusters.
-At the end, one task per part assigns the documents to clusters and packs them. Tasks and driver exchange only a few numbers per
-cluster.
+The corpus is divided into parts. First, the vectors of each part's documents are computed: on the run's seats (warm
+processes that hold slots) if this needs a model, else in CPU tasks. The driver fits the clusters on a sample of the
+vectors. Then one task per part counts the part's documents in each cluster. This is repeated each time that the driver
+corrects the balance of the clusters. At the end, one task per part assigns the documents to clusters and packs them.
+Tasks and driver exchange only a few numbers per cluster.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ R = TypeVar("R")
 
 
 def build_clusters(
-    config: RunConfig, *, corpus_dir: Path, model_dir: Path, directory: Path, emit: Emit, stop: StopFile, seats: Seats,
+    config: RunConfig,
+    *,
+    corpus_dir: Path,
+    model_dir: Path,
+    directory: Path,
+    emit: Emit,
+    stop: StopFile,
+    seats: Seats,
     store: RunStore | None = None,
 ) -> dict[str, Any]:
     """Run `clustering.stage.build_clusters` on the connected Ray cluster.
@@ -68,7 +75,8 @@ class RayWorkers:
     """Implements `clustering.build.Workers` with seats and Ray tasks.
 
     Attributes:
-        slot: Calls a function that computes vectors in the actor that holds a GPU of the low-memory pool, or in a CPU task.
+        slot: Calls a function that computes vectors in the actor that holds a GPU of the low-memory pool, or in a CPU
+            task.
         store: The run.
     """
 
@@ -76,7 +84,10 @@ class RayWorkers:
     store: RunStore = SHARED
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
-        """Write the documents' vectors, on all slots in parallel. If a slot is lost, another slot computes its parts again."""
+        """Write the documents' vectors, on all slots in parallel.
+
+        If a slot is lost, another slot computes its parts again.
+        """
         pool = self.slot.pool
         slots = _cpus() if pool is None else session.room(pool)
         count = max(1, min(slots, len(parts)))
@@ -85,11 +96,21 @@ class RayWorkers:
             open_mailbox(lambda event: progress.add(event.data["done"])) as mailbox,
             ThreadPoolExecutor(count, thread_name_prefix="vectors") as threads,
         ):
+
             def embed(share: Sequence[Path]) -> None:
                 work = Files([*share, vectoriser], [directory / path.name for path in share])
-                self.slot.run(on_files(
-                    self.store, work, embed_parts, share, vectoriser=vectoriser, directory=directory,
-                    events=attempt_emitter(mailbox.handle, ""), device="cuda" if pool is not None and pool.gpu else "cpu"))
+                self.slot.run(
+                    on_files(
+                        self.store,
+                        work,
+                        embed_parts,
+                        share,
+                        vectoriser=vectoriser,
+                        directory=directory,
+                        events=attempt_emitter(mailbox.handle, ""),
+                        device="cuda" if pool is not None and pool.gpu else "cpu",
+                    )
+                )
 
             list(threads.map(embed, [files[i::count] for i in range(count)]))
 

@@ -1,8 +1,8 @@
 """The corpus stage on Ray Data: each task of the stage is one row of a Ray data set.
 
-The tasks read and write files of the run. Only task descriptions and reports, a few kilobytes each, pass through Ray. So Ray's
-object store stays almost empty for a corpus of any size, and Ray can repeat a task that died. The result does not depend on the
-number of Ray Data's blocks, because `moedisco_ray.stages.corpus` makes all decisions about documents.
+The tasks read and write files of the run. Only task descriptions and reports, a few kilobytes each, pass through Ray.
+So Ray's object store stays almost empty for a corpus of any size, and Ray can repeat a task that died. The result does
+not depend on the number of Ray Data's blocks, because `moedisco_ray.stages.corpus` makes all decisions about documents.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TASK_SHARE = 0.24
-"""Share of a slot's tag that a task takes: four at a time and the function that runs them, because machines have about four cores
-per GPU."""
+"""Share of a slot's tag that a task takes: four at a time and the function that runs them, because machines have about
+four cores per GPU."""
 CALL_SHARE = 0.02
 """Share of a slot's tag that a function takes which runs tasks."""
 
@@ -39,7 +39,8 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, 
     Args:
         config: The run's configuration.
         directory: An empty directory below the run directory, for the artifact.
-        blocks: Number of Ray Data blocks for the tasks; by default, one per task. The number does not change the result.
+        blocks: Number of Ray Data blocks for the tasks; by default, one per task. The number does not change the
+            result.
         emit: Receives `stage_progress` events.
 
     Returns:
@@ -70,7 +71,9 @@ class TaggedTasks:
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Apply the function to each item; yield the results in any order."""
-        run = ray.remote(_run_owned_task).options(name=f"{self.tag}-corpus", num_cpus=0, resources={self.tag: TASK_SHARE})
+        run = ray.remote(_run_owned_task).options(
+            name=f"{self.tag}-corpus", num_cpus=0, resources={self.tag: TASK_SHARE}
+        )
         running = [run.remote({"task": self.store.dumps((self.store, function, item))}) for item in items]
         while running:
             done, running = ray.wait(running)
@@ -78,7 +81,7 @@ class TaggedTasks:
 
 
 def _map_tasks(
-    name: str, function: Callable[[T], R], items: Sequence[T], blocks: int | None, store: RunStore,
+    name: str, function: Callable[[T], R], items: Sequence[T], blocks: int | None, store: RunStore
 ) -> Iterator[R]:
     rows = [{"task": store.dumps((store, function, item))} for item in items]
     tasks = ray.data.from_items(rows, override_num_blocks=min(blocks or len(rows), len(rows)))
@@ -109,5 +112,5 @@ def _run_task(row: dict[str, bytes]) -> dict[str, bytes]:
     try:
         outcome = function(item)
     except MoeDiscoError as error:
-        outcome = error     # returned, not raised: Ray would wrap it in a traceback and repeat the task
+        outcome = error  # returned, not raised: Ray would wrap it in a traceback and repeat the task
     return {"outcome": store.dumps(outcome)}

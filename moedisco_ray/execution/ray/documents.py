@@ -2,10 +2,10 @@
 
 What Ray Data 2.60 does with these operators:
 
-- A shuffle by a key (`repartition(keys=...)`) returns whole partitions as blocks, which no later operator divides if it takes whole
-  blocks (`batch_size=None`).
-- Its map tasks collect blocks up to `shuffle_input_batch_bytes`; with the default of 1 GiB, a corpus of that size has a single one,
-  which begins when all text has been read.
+- A shuffle by a key (`repartition(keys=...)`) returns whole partitions as blocks, which no later operator divides if it
+  takes whole blocks (`batch_size=None`).
+- Its map tasks collect blocks up to `shuffle_input_batch_bytes`; with the default of 1 GiB, a corpus of that size has a
+  single one, which begins when all text has been read.
 - A map passes blocks without rows on as they are, with the schema of its input, so they are removed after each shuffle.
 """
 
@@ -56,12 +56,14 @@ class RayEngine:
     blocks: int | None = None
 
     def __call__(
-        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table],
+        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
     ) -> RayTables:
         """The tables of all units, which are read whenever they are used."""
         return RayTables(self, functools.partial(self._read, units, read, here))
 
-    def _read(self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]) -> Dataset:
+    def _read(
+        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
+    ) -> Dataset:
         sources = [ray.data.from_arrow(list(here))] if here else []
         if units:
             source = _Documents(units, read, self.store)
@@ -134,14 +136,18 @@ class _Documents(Datasource):
         return sum(piece.file.text_bytes for unit in self._units for piece in unit.slices if not piece.start)
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None,  # noqa: ARG002
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: DataContext | None = None,  # noqa: ARG002
     ) -> list[ReadTask]:
         count = min(parallelism, len(self._units))
         edges = [len(self._units) * i // count for i in range(count + 1)]
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [
             ReadTask(movable(self._store, _ReadAll(tuple(self._units[start:stop]), self._read)), unknown)
-            for start, stop in itertools.pairwise(edges)]
+            for start, stop in itertools.pairwise(edges)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)

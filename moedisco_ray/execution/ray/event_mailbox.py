@@ -40,8 +40,10 @@ class UnitStatus:
         step: Last step that the newest attempt reported; 0 if it has reported none.
         step_seconds: Seconds per step, as last reported by any attempt.
         stall: Seconds for which the newest checkpoint halted training.
-        held_at: Time at which the newest attempt got its workers, in seconds since the epoch; None while it has no workers.
-        start_seconds: Seconds from getting workers to the first progress event, in the newest attempt with such an event.
+        held_at: Time at which the newest attempt got its workers, in seconds since the epoch; None while it has no
+            workers.
+        start_seconds: Seconds from getting workers to the first progress event, in the newest attempt with such an
+            event.
         exit_step: Step (from 0) in which the first worker of the newest attempt ended; None if no worker reported it.
     """
 
@@ -67,20 +69,24 @@ class UnitStatus:
         speed = data["tokens_per_second"] * data["step"] / data["tokens"] if data["tokens"] else 0.0
         first = self.held_at is not None and not self.step
         return dataclasses.replace(
-            self, step=data["step"], step_seconds=1 / speed if speed else self.step_seconds,
-            start_seconds=event.time - (self.held_at or 0.0) if first else self.start_seconds)
+            self,
+            step=data["step"],
+            step_seconds=1 / speed if speed else self.step_seconds,
+            start_seconds=event.time - (self.held_at or 0.0) if first else self.start_seconds,
+        )
 
 
 class _MailboxActor:
     """Stores events until the driver takes them, and each unit's status, outcome and held worker-seconds.
 
-    A worker that lost its connection may outlive its attempt: only the newest attempt changes the status and outcome of a unit.
+    A worker that lost its connection may outlive its attempt: only the newest attempt changes the status and outcome of
+    a unit.
     """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._attempts: dict[str, str] = {}
-        self._outcomes: dict[str, bytes] = {}      # pickled: their classes would bring torch into this process
+        self._outcomes: dict[str, bytes] = {}  # pickled: their classes would bring torch into this process
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
         self._statuses: defaultdict[str, UnitStatus] = defaultdict(UnitStatus)
         self._groups: dict[str, PlacementGroup] = {}
@@ -153,7 +159,7 @@ class _MailboxActor:
 
     def held(self) -> dict[str, dict[str, float]]:
         for meter in self._meters.values():
-            meter.update(Event("heartbeat"))    # adds the worker-seconds of workers that are still held
+            meter.update(Event("heartbeat"))  # adds the worker-seconds of workers that are still held
         return {unit: meter.worker_seconds for unit, meter in self._meters.items()}
 
 
@@ -162,8 +168,8 @@ class EventMailbox:
 
     Attributes:
         handle: The actor, to be passed to workers.
-        check: Raises the error that stopped the forwarding of events, such as a full disk. Code that waits for workers calls it
-            regularly.
+        check: Raises the error that stopped the forwarding of events, such as a full disk. Code that waits for workers
+            calls it regularly.
     """
 
     def __init__(self, handle: ActorHandle, check: Callable[[], None]) -> None:
@@ -205,7 +211,9 @@ class EventMailbox:
             pool: Key of the seat's pool in the meter.
             node: Id of the seat's node.
         """
-        self.push(Event("workers_held", stage, data={"hold": uuid.uuid4().hex[:12], "unit": unit, "pool": pool, "workers": 1}))
+        self.push(
+            Event("workers_held", stage, data={"hold": uuid.uuid4().hex[:12], "unit": unit, "pool": pool, "workers": 1})
+        )
         ray.get(self.handle.set_workers.remote(unit, attempt, (node,)))
 
     def count_loss(self) -> None:
@@ -227,7 +235,10 @@ class EventMailbox:
         return found
 
     def outcome(self, unit: str) -> Any:
-        """What the unit's worker returned; None if it did not return. An error of this package is raised instead of returned."""
+        """What the unit's worker returned; None if it did not return.
+
+        An error of this package is raised instead of returned.
+        """
         pickled: bytes | None = ray.get(self.handle.outcome.remote(unit))
         outcome = None if pickled is None else unpickled(pickled)
         if isinstance(outcome, MoeDiscoError):
@@ -347,7 +358,7 @@ def stop_reader(handle: ActorHandle, attempt: str) -> Callable[[], bool]:
     def requested() -> bool:
         nonlocal ending, asked_at
         if answers and ray.wait(answers, timeout=0)[0]:
-            with contextlib.suppress(RayActorError):    # the mailbox is gone; sending the next event ends the worker
+            with contextlib.suppress(RayActorError):  # the mailbox is gone; sending the next event ends the worker
                 ending = ray.get(answers.pop()) or ending
         if not answers and not ending and time.monotonic() - asked_at >= _STOP_SECONDS:
             asked_at = time.monotonic()
@@ -357,7 +368,9 @@ def stop_reader(handle: ActorHandle, attempt: str) -> Callable[[], bool]:
     return requested
 
 
-def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:
+def loss_rate_reader(
+    handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic
+) -> Callable[[], float]:
     """A function that returns the rate of lost workers (per worker-hour) in the run, without blocking training.
 
     Args:
@@ -371,7 +384,7 @@ def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], floa
     def latest() -> float:
         nonlocal known, asked_at
         if answers and ray.wait(answers, timeout=0)[0]:
-            with contextlib.suppress(RayActorError):    # the mailbox is gone; sending the next event ends the worker
+            with contextlib.suppress(RayActorError):  # the mailbox is gone; sending the next event ends the worker
                 known = ray.get(answers.pop())
         if not answers and clock() - asked_at >= _LOSS_RATE_SECONDS:
             asked_at = clock()

@@ -32,8 +32,12 @@ class Forecast:
     def order(self, room: int) -> list[str]:
         """Names of the waiting trainings, in the order in which to start them if `room` slots exist."""
         factor = calibration([*self.waiting, *self.running])
-        return [unit.name for unit in soonest_done(
-            self.waiting, [expected_seconds(unit, factor) for unit in self.running], room, factor)]
+        return [
+            unit.name
+            for unit in soonest_done(
+                self.waiting, [expected_seconds(unit, factor) for unit in self.running], room, factor
+            )
+        ]
 
     def seconds_left(self) -> tuple[list[float], list[float]]:
         """Expected seconds left of each running training, and of each waiting one, including start-up before the first step.
@@ -42,11 +46,19 @@ class Forecast:
         """
         starts = [status.start_seconds for status in self.statuses.values() if status.start_seconds is not None]
         start = statistics.median(starts) if starts else RESTART_SECONDS
-        timed = [Remaining(name, 1, 1.0, status.step_seconds) for name, status in self.statuses.items() if status.step_seconds]
+        timed = [
+            Remaining(name, 1, 1.0, status.step_seconds)
+            for name, status in self.statuses.items()
+            if status.step_seconds
+        ]
         factor = calibration(timed) if timed else math.inf
         return (
-            [expected_seconds(unit, factor) + (0.0 if self.statuses[unit.name].step else start) for unit in self.running],
-            [expected_seconds(unit, factor) + start for unit in longest_first(self.waiting, factor)])
+            [
+                expected_seconds(unit, factor) + (0.0 if self.statuses[unit.name].step else start)
+                for unit in self.running
+            ],
+            [expected_seconds(unit, factor) + start for unit in longest_first(self.waiting, factor)],
+        )
 
     def stretch(self, losses_per_hour: float, boot_seconds: float) -> float:
         """Factor by which lost nodes and checkpoints are expected to lengthen the remaining time.

@@ -1,13 +1,15 @@
 """Decide the number of workers of a gang: fewer after a lost node, more when more slots are free.
 
-A waiting gang holds no slots, and starts with the largest size that fits. If a pool has room for only one of two runs, one of them
-trains and the other waits. To change its size, a gang saves a checkpoint and ends, and a gang of the new size continues from the
-checkpoint. The global batch stays the same, and with it the loss, up to rounding.
+A waiting gang holds no slots, and starts with the largest size that fits. If a pool has room for only one of two runs,
+one of them trains and the other waits. To change its size, a gang saves a checkpoint and ends, and a gang of the new
+size continues from the checkpoint. The global batch stays the same, and with it the loss, up to rounding.
 
-Ray Train 2.60 can change the size of a running gang (`ScalingConfig(num_workers=(min, max))`). This is not used, because Ray Train
+Ray Train 2.60 can change the size of a running gang (`ScalingConfig(num_workers=(min, max))`). This is not used,
+because Ray Train
 
 - accepts any number of workers, even one that does not divide the batch;
-- counts slots of draining nodes and slots that others hold, up to 20 s late, and then waits 60 s for workers that cannot start;
+- counts slots of draining nodes and slots that others hold, up to 20 s late, and then waits 60 s for workers that
+  cannot start;
 - ends the workers of a growing gang without a checkpoint, even if little work is left.
 """
 
@@ -35,7 +37,7 @@ class GangSize:
     """
 
     def __init__(
-        self, placement: Placement, sizes: Sizes, reservation: Reservation, clock: Callable[[], float] = time.monotonic,
+        self, placement: Placement, sizes: Sizes, reservation: Reservation, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._placement = placement
         self._sizes = sizes
@@ -48,12 +50,13 @@ class GangSize:
 
     def to_start(self) -> int | None:
         """Number of workers to start with; None if not even the smallest gang fits yet (then nodes are requested)."""
-        # A gang that ended in order to grow starts with the larger size, even if Ray does not yet report its old slots as free.
+        # A gang that ended in order to grow starts with the larger size, even if Ray does not yet report its old slots
+        # as free.
         found = self._next or self._sizes.on(self._free_slots)
         self._next = None
         if found is not None:
             self.request(0)
-        elif self._clock() - self._began > session.VIEW_SECONDS:    # Ray has noticed freed slots by then
+        elif self._clock() - self._began > session.VIEW_SECONDS:  # Ray has noticed freed slots by then
             self.request(self._size_to_request())
         return found
 

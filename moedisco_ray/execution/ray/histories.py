@@ -24,7 +24,8 @@ def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.p
 def follow(job: TrainJob, history: History, end: End, max_failures: int, workers: int) -> Decision:
     """Decide what follows the end of an attempt, discard checkpoints accordingly, and store the new history.
 
-    The driver does not reach a data owner's checkpoints: such a training goes back to its newest one, and skips the same batches.
+    The driver does not reach a data owner's checkpoints: such a training goes back to its newest one, and skips the
+    same batches.
 
     Args:
         job: The training.
@@ -37,11 +38,12 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
     if end.kind in retrying.MAY_GO_BACK and job.owner is None:
         try:
             checkpoints = checkpoint.steps(job.checkpoints)
-        except StorageError as error:   # without the list of checkpoints, the training can only start over
+        except StorageError as error:  # without the list of checkpoints, the training can only start over
             end = End("storage", end.step, str(error))
     limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
     if end.kind == "out_of_memory":
-        # `decide` halves the micro-batch. Start from the one that really ran, which is at most the worker's share of the batch.
+        # `decide` halves the micro-batch. Start from the one that really ran, which is at most the worker's share of
+        # the batch.
         history = dataclasses.replace(history, micro_batch=min(history.micro_batch, _share(job, workers)))
     decision = retrying.decide(history, end, checkpoints, limits)
     if isinstance(decision, GoBack) and job.owner is None:

@@ -63,7 +63,7 @@ class Gauges:
 
 @contextlib.contextmanager
 def reporting_idle_slots(
-    config: RunConfig, emit: Emit, idle_seats: Callable[[str], int], interval: float = _POLL_SECONDS,
+    config: RunConfig, emit: Emit, idle_seats: Callable[[str], int], interval: float = _POLL_SECONDS
 ) -> Iterator[None]:
     """Emit a `slots_free` event inside the block whenever a pool's number of idle slots changes.
 
@@ -109,8 +109,8 @@ def idle_slots(nodes: Iterable[Mapping[str, float]], resource: str) -> int:
     A slot that a placement group keeps for a later worker is idle, although Ray counts it as used.
 
     Args:
-        nodes: Free resources of each node, by name of the resource. For a placement group, Ray adds a resource RESOURCE_group_ID,
-            and RESOURCE_group_N_ID for each bundle.
+        nodes: Free resources of each node, by name of the resource. For a placement group, Ray adds a resource
+            RESOURCE_group_ID, and RESOURCE_group_N_ID for each bundle.
         resource: The pool's tag.
     """
     names = re.compile(rf"{re.escape(resource)}(_group_[0-9a-f]+)?")

@@ -1,4 +1,6 @@
-"""Queue trainings for a pool that grows and shrinks. All that fit run at the same time; those with most work left start first.
+"""Queue trainings for a pool that grows and shrinks.
+
+All that fit run at the same time; those with most work left start first.
 
 Sub-models train on one slot each. A gang is a queue of one training, on as many slots as `GangSize` says.
 """
@@ -35,7 +37,8 @@ from moedisco_ray.training import TrainJob, TrainResult
 _POLL_SECONDS = 1.0
 """Interval at which the queue checks trainings and slots, in seconds."""
 _START_SECONDS = 60.0
-"""Seconds to wait before a warning that no slot is free. Trainings of this queue may hold slots before they report it."""
+"""Seconds to wait before a warning that no slot is free. Trainings of this queue may hold slots before they report
+it."""
 _STOP_SECONDS = 120.0
 """Maximum time that stopped trainers get to save a checkpoint, in seconds."""
 
@@ -49,9 +52,10 @@ class _Attempt:
     Attributes:
         pool: Node type of the workers.
         workers: Number of workers.
-        before: Status of the training before the attempt; as long as the status stays equal, the attempt has reported nothing.
-        end: Stop file with which the queue ends only this attempt, after a checkpoint, so that a larger gang can replace it. None
-            for a training on a seat, which is never replaced.
+        before: Status of the training before the attempt; as long as the status stays equal, the attempt has reported
+            nothing.
+        end: Stop file with which the queue ends only this attempt, after a checkpoint, so that a larger gang can
+            replace it. None for a training on a seat, which is never replaced.
     """
 
     job: TrainJob
@@ -69,14 +73,19 @@ class Queue:
         context: Data that all attempts at these trainings share.
         threads: Executor with one thread for each job, and one for syncs.
         progress: Records the outcome of each job.
-        gang: Decides the number of workers if the job trains as a gang; None if each job trains with one worker, on a seat.
+        gang: Decides the number of workers if the job trains as a gang; None if each job trains with one worker, on a
+            seat.
 
     Raises:
         PoolError: A job fits no node type of a mixed pool.
     """
 
     def __init__(
-        self, jobs: Sequence[TrainJob], context: AttemptContext, threads: ThreadPoolExecutor, progress: SubmodelProgress,
+        self,
+        jobs: Sequence[TrainJob],
+        context: AttemptContext,
+        threads: ThreadPoolExecutor,
+        progress: SubmodelProgress,
         gang: GangSize | None = None,
     ) -> None:
         self._jobs = jobs
@@ -112,7 +121,8 @@ class Queue:
         """
         fastest = max(pool.speed for pool in self._pools.values())
         speeds = {job.name: fastest for job in self._jobs} | {
-            each.job.name: each.pool.speed for each in self._running.values()}
+            each.job.name: each.pool.speed for each in self._running.values()
+        }
         return self._progress.verdict(speeds).action == "wait"
 
     @property
@@ -144,22 +154,26 @@ class Queue:
             job = self._waiting.pop(name)
             end = None if self._gang is None else StopFile(self._context.directory / f"end-{uuid.uuid4().hex}")
             context = dataclasses.replace(
-                self._context, placement=dataclasses.replace(self._context.placement, pool=pool, workers=workers),
-                stop_files=(*self._context.stop_files, *([] if end is None else [end])))
+                self._context,
+                placement=dataclasses.replace(self._context.placement, pool=pool, workers=workers),
+                stop_files=(*self._context.stop_files, *([] if end is None else [end])),
+            )
             adjusted = histories.adjusted(job, self._histories[name], self._context.mailbox.losses_per_hour())
             adjusted = self._sync.with_stay(adjusted, slot_for_each=slot_for_each)
             self._progress.workers[name] = workers
             begun = _Attempt(job, pool, workers, self._context.mailbox.status(name), end)
             self._running[self._threads.submit(attempt, adjusted, context)] = begun
         if self._demand is not None:
-            self._demand.request_for([need for need in order if need.name in self._waiting], self._context.placement, self._taken)
+            self._demand.request_for(
+                [need for need in order if need.name in self._waiting], self._context.placement, self._taken
+            )
         self._update_wait_notice()
 
     def poll(self) -> None:
         """Wait for a moment, and handle the trainings that ended."""
         self._sync.poll()
         futures: list[Future[Any]] = [*self._running, *self._queueing, *self._sync.pending]
-        if not futures:     # `wait` returns at once without futures
+        if not futures:  # `wait` returns at once without futures
             time.sleep(_POLL_SECONDS)
         wait(futures, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
         done = [future for future in self._running if future.done()]
@@ -200,9 +214,19 @@ class Queue:
         self._running.clear()
         for job, trained in zip(self._jobs, self.results, strict=True):
             if trained.contribution != "finished":
-                self._context.mailbox.push(Event("unit_let_go", job.stage, job.name, {
-                    "contribution": trained.contribution, "steps": trained.result.steps, "tokens": trained.result.tokens,
-                    "reason": trained.reason}))
+                self._context.mailbox.push(
+                    Event(
+                        "unit_let_go",
+                        job.stage,
+                        job.name,
+                        {
+                            "contribution": trained.contribution,
+                            "steps": trained.result.steps,
+                            "tokens": trained.result.tokens,
+                            "reason": trained.reason,
+                        },
+                    )
+                )
         self._progress.save(self._context.mailbox.held, now=True)
 
     @property
@@ -217,7 +241,9 @@ class Queue:
         status = self._context.mailbox.statuses([job.name for job in self._jobs])
         return Forecast(
             [self._remaining(job, status[job.name], status[job.name].step) for job in self._running_jobs],
-            [self._remaining(job, status[job.name]) for job in waiting], status)
+            [self._remaining(job, status[job.name]) for job in waiting],
+            status,
+        )
 
     def _order(self, room: int) -> list[Need]:
         """Memory needs of the waiting trainings that could start, in the order in which to start them."""
@@ -240,7 +266,9 @@ class Queue:
         free = {key: session.room(pool) - self._taken[key] for key, pool in self._pools.items()}
         placed = place_all(order, self._context.placement.types(free))
         return [
-            (name, self._pools[key], 1) for name, key in itertools.islice(placed.items(), max(0, room - len(self._running)))]
+            (name, self._pools[key], 1)
+            for name, key in itertools.islice(placed.items(), max(0, room - len(self._running)))
+        ]
 
     def _grow(self) -> None:
         """End the gang with a checkpoint if a larger gang would finish the training sooner."""
@@ -253,9 +281,18 @@ class Queue:
             seconds_left = (each.job.steps - status.step) * status.step_seconds
             larger = self._gang.larger(each.workers, seconds_left, status.start_seconds or RESTART_SECONDS)
             if larger is not None:
-                self._context.mailbox.push(Event("worker_restarted", each.job.stage, each.job.name, {
-                    "kind": "grown", "step": status.step,
-                    "reason": f"it continues with {larger} workers in place of {each.workers}"}))
+                self._context.mailbox.push(
+                    Event(
+                        "worker_restarted",
+                        each.job.stage,
+                        each.job.name,
+                        {
+                            "kind": "grown",
+                            "step": status.step,
+                            "reason": f"it continues with {larger} workers in place of {each.workers}",
+                        },
+                    )
+                )
                 each.end.request("grows")
 
     def _finish(self, job: TrainJob, result: TrainResult, pool: Pool) -> None:
@@ -274,12 +311,16 @@ class Queue:
             return
         self._histories[job.name] = decision.history
         self._needs[job.name] = self._need(job)
-        self._context.mailbox.push(Event("worker_restarted", job.stage, job.name, {
-            "kind": end.kind, "step": end.step, "reason": end.reason}))
+        self._context.mailbox.push(
+            Event("worker_restarted", job.stage, job.name, {"kind": end.kind, "step": end.step, "reason": end.reason})
+        )
         self._enqueue(job)
 
     def _enqueue(self, job: TrainJob) -> None:
-        """Queue a job once its newest checkpoint is known. A thread looks for the checkpoint: storage may be slow or down."""
+        """Queue a job once its newest checkpoint is known.
+
+        A thread looks for the checkpoint: storage may be slow or down.
+        """
         self._queueing[self._threads.submit(histories.newest_checkpoint, job)] = job
 
     def _move_queued(self) -> None:
@@ -290,7 +331,8 @@ class Queue:
                 self._saved_steps[job.name] = step
 
     def _remaining(self, job: TrainJob, status: UnitStatus, step: int = 0) -> Remaining:
-        steps = max(1, job.steps - max(step, self._saved_steps[job.name]))  # after the last step the model must still be written
+        # after the last step the model must still be written
+        steps = max(1, job.steps - max(step, self._saved_steps[job.name]))
         return Remaining(job.name, steps, planned=1.0, measured=status.step_seconds)
 
     def _need(self, job: TrainJob) -> Need:
@@ -308,18 +350,33 @@ class Queue:
         begun = self._taken
         owners = {job.owner for job in self._waiting.values()}
         fitting = [
-            pool for key, pool in self._pools.items()
-            if (key in begun if begun else pool.memory_gb >= need_gb and pool.owner in owners)]
+            pool
+            for key, pool in self._pools.items()
+            if (key in begun if begun else pool.memory_gb >= need_gb and pool.owner in owners)
+        ]
         bundles = [placement.on(pool).bundle for pool in fitting]
         free = sum(session.free_workers(bundle) for bundle in bundles)
         if free >= placement.workers:
             self._wait_notice.reset()
         else:
-            grace = _START_SECONDS if running and any(session.slots_staying(pool) for pool in fitting) else GRACE_SECONDS
+            grace = (
+                _START_SECONDS if running and any(session.slots_staying(pool) for pool in fitting) else GRACE_SECONDS
+            )
             self._wait_notice.waiting(lambda: session.wait_message(bundles, placement.workers, free), grace)
 
     def _emit_finished(self, job: TrainJob) -> None:
         trained = self._progress.trained(job, self._context.mailbox.held())
-        self._context.mailbox.push(Event("unit_finished", job.stage, job.name, {
-            "steps": trained.result.steps, "tokens": trained.result.tokens, "loss": trained.result.loss,
-            "seconds": round(trained.seconds, 3), "restored_step": trained.result.restored_step}))
+        self._context.mailbox.push(
+            Event(
+                "unit_finished",
+                job.stage,
+                job.name,
+                {
+                    "steps": trained.result.steps,
+                    "tokens": trained.result.tokens,
+                    "loss": trained.result.loss,
+                    "seconds": round(trained.seconds, 3),
+                    "restored_step": trained.result.restored_step,
+                },
+            )
+        )

@@ -1,10 +1,10 @@
 """All private or undocumented API of Ray that the package uses, with the reason why the public API is not enough.
 
-Every entry was checked with the Ray version in `CHECKED_WITH`. A test fails with any other version, or if another file imports a
-private module of Ray. Review this module before you change the Ray version in pyproject.toml.
+Every entry was checked with the Ray version in `CHECKED_WITH`. A test fails with any other version, or if another file
+imports a private module of Ray. Review this module before you change the Ray version in pyproject.toml.
 
-The entries of Ray Train are in `ray_train_internals`: importing Ray Train takes another second and 120 MB, which the program that
-drains a node in its last seconds, and the autoscaler on a small head node, should not spend.
+The entries of Ray Train are in `ray_train_internals`: importing Ray Train takes another second and 120 MB, which the
+program that drains a node in its last seconds, and the autoscaler on a small head node, should not spend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from ray._common.network_utils import parse_address
 from ray._private import ray_constants, services, state
 
-# Ray's only command for draining, `ray drain-node`, is hidden from `ray --help`, accepts unknown nodes, and lists no draining ones.
+# Ray's only command for draining, `ray drain-node`, is hidden from `ray --help`, accepts unknown nodes, and lists no
+# draining ones.
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub leaves it out
 from ray.autoscaler._private.providers import _get_node_provider_cls
 
@@ -37,9 +38,24 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.job_config import JobConfig
 
 __all__ = [
-    "CHECKED_WITH", "DRAIN_NODE_REASON_PREEMPTION", "TAG_RAY_LAUNCH_REQUEST", "TAG_RAY_USER_NODE_TYPE", "CloudResourceMonitor",
-    "GcsClient", "Instance", "JobWithoutFolders", "NodeLaunchException", "available_resources_per_node", "cluster_address",
-    "draining_nodes", "kv_get", "kv_put", "kv_put_from_head", "max_cluster_resources", "node_provider_class", "on_loopback",
+    "CHECKED_WITH",
+    "DRAIN_NODE_REASON_PREEMPTION",
+    "TAG_RAY_LAUNCH_REQUEST",
+    "TAG_RAY_USER_NODE_TYPE",
+    "CloudResourceMonitor",
+    "GcsClient",
+    "Instance",
+    "JobWithoutFolders",
+    "NodeLaunchException",
+    "available_resources_per_node",
+    "cluster_address",
+    "draining_nodes",
+    "kv_get",
+    "kv_put",
+    "kv_put_from_head",
+    "max_cluster_resources",
+    "node_provider_class",
+    "on_loopback",
     "set_cloud_resource_monitor",
 ]
 
@@ -61,7 +77,10 @@ def draining_nodes() -> Mapping[str, int]:
 
 
 def max_cluster_resources() -> Mapping[str, int] | None:
-    """Maximum resources that the autoscaler may bring; None if it states no maximum. The public API knows only present nodes."""
+    """Maximum resources that the autoscaler may bring; None if it states no maximum.
+
+    The public API knows only present nodes.
+    """
     found: dict[str, int] | None = state.state.get_max_resources_from_cluster_config()
     return found
 
@@ -69,9 +88,9 @@ def max_cluster_resources() -> Mapping[str, int] | None:
 class JobWithoutFolders(JobConfig):
     """A job whose workers do not import modules from the driver's working directory, which may hold files of other people.
 
-    `ray.init` puts the driver's working directory, and the folder of its script, before all others in the search path of the
-    workers. No public option prevents this, except a `working_dir` of the runtime environment, which would become the working
-    directory of the workers.
+    `ray.init` puts the driver's working directory, and the folder of its script, before all others in the search path
+    of the workers. No public option prevents this, except a `working_dir` of the runtime environment, which would
+    become the working directory of the workers.
     """
 
     def _runtime_env_has_working_dir(self) -> bool:
@@ -112,15 +131,16 @@ def kv_put_from_head(key: str, value: str, namespace: str) -> None:
     """
     address = services.canonicalize_bootstrap_address_or_die("auto")
     GcsClient(address=address).internal_kv_put(
-        key.encode(), value.encode(), overwrite=True, namespace=namespace.encode(), timeout=_KV_TIMEOUT_S)
+        key.encode(), value.encode(), overwrite=True, namespace=namespace.encode(), timeout=_KV_TIMEOUT_S
+    )
 
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
     """Let a Ray cluster that starts in the block listen on 127.0.0.1 alone, as Ray does on macOS and Windows.
 
-    Ray replaces 127.0.0.1 by another address of the machine where a user asks for it (`_node_ip_address`, `--node-ip-address`), and
-    then listens on all interfaces. The processes that it starts keep the variable.
+    Ray replaces 127.0.0.1 by another address of the machine where a user asks for it (`_node_ip_address`,
+    `--node-ip-address`), and then listens on all interfaces. The processes that it starts keep the variable.
     """
     variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     given = os.environ.get(variable)
@@ -136,7 +156,10 @@ def on_loopback() -> Iterator[None]:
 
 
 def node_provider_class(provider: str) -> type:
-    """Ray's launcher for a cloud; imports the cloud's libraries. The public provider type `external` gives no class to extend."""
+    """Ray's launcher for a cloud; imports the cloud's libraries.
+
+    The public provider type `external` gives no class to extend.
+    """
     found: type = _get_node_provider_cls({"type": provider})
     return found
 

@@ -11,10 +11,16 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-# The public `ray.train.UserCallback` does not hear when the controller starts, nor when workers take and free their slots.
+# The public `ray.train.UserCallback` does not hear when the controller starts, nor when workers take and free their
+# slots.
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 __all__ = [
-    "CHECKPOINT_MANAGER_SNAPSHOT_FILENAME", "ControllerCallback", "InsufficientClusterResourcesError", "WorkerGroupCallback",
-    "WorkerGroupStartupFailedError", "WorkerGroupStartupTimeoutError", "WorkerHealthCheckFailedError",
+    "CHECKPOINT_MANAGER_SNAPSHOT_FILENAME",
+    "ControllerCallback",
+    "InsufficientClusterResourcesError",
+    "WorkerGroupCallback",
+    "WorkerGroupStartupFailedError",
+    "WorkerGroupStartupTimeoutError",
+    "WorkerHealthCheckFailedError",
 ]

@@ -1,7 +1,9 @@
-"""The actor of a seat: a process that holds a slot and runs functions. It starts quickly, because this module imports only Ray.
+"""The actor of a seat: a process that holds a slot and runs functions.
 
-Whatever a function leaves behind must not affect the next one in the same process: GPU memory, compiled code, or a GPU context that
-an error has broken.
+It starts quickly, because this module imports only Ray.
+
+Whatever a function leaves behind must not affect the next one in the same process: GPU memory, compiled code, or a GPU
+context that an error has broken.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Any
 import ray
 
 _MAX_LEFT_BYTES = 64 << 20
-"""GPU memory that a function may leave allocated (bytes): CUDA's libraries keep workspaces, which are smaller than this."""
+"""GPU memory that a function may leave allocated (bytes): CUDA's libraries keep workspaces, which are smaller than
+this."""
 
 
 class Seat:
@@ -25,7 +28,8 @@ class Seat:
         self._left_bytes = 0
         self._has_run = False
         if not ray.get_gpu_ids():
-            # Ray does not hide GPUs from an actor that holds none, and Ray Train's local mode would train on any GPU that it sees.
+            # Ray does not hide GPUs from an actor that holds none, and Ray Train's local mode would train on any GPU
+            # that it sees.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def node(self) -> str:
@@ -40,11 +44,15 @@ class Seat:
         return found
 
     def run(self, function: Callable[[], Any]) -> Any:
-        """Call a function, then free the memory that it left. If the function raises an error, the caller must end this process."""
+        """Call a function, then free the memory that it left.
+
+        If the function raises an error, the caller must end this process.
+        """
         found = function()
         self._left_bytes = clear(sys.modules)
         if not self._has_run:
-            gc.freeze()     # the modules that the first function has imported; to look through them takes a third of a second
+            # the modules that the first function has imported; to look through them takes a third of a second
+            gc.freeze()
             self._has_run = True
         return found
 
@@ -61,9 +69,10 @@ def clear(modules: dict[str, Any]) -> int:
     Raises:
         RuntimeError: An error has broken the GPU's context, so that every later GPU call in this process would fail.
     """
-    gc.collect()    # a model and its gradients form reference cycles
+    gc.collect()  # a model and its gradients form reference cycles
     if "torch._dynamo" in modules:
-        # Compiled code keeps its model alive. After eight models of one class, torch would stop compiling without a message.
+        # Compiled code keeps its model alive. After eight models of one class, torch would stop compiling without a
+        # message.
         modules["torch"].compiler.reset()
     cuda = modules["torch"].cuda if "torch" in modules else None
     if cuda is None or not cuda.is_initialized():

@@ -1,8 +1,9 @@
 """Seats: long-lived actors that each hold one slot of a pool and run one piece of work after the other.
 
-A process that has imported torch and holds its GPU takes milliseconds to begin the next sub-model; a new one takes seconds, and a
-Ray Train run with one worker starts five more processes on the head node. So a run starts a seat when work needs a slot, and keeps
-it for the work that follows. A seat whose work failed is ended, so that nothing of a broken process remains.
+A process that has imported torch and holds its GPU takes milliseconds to begin the next sub-model; a new one takes
+seconds, and a Ray Train run with one worker starts five more processes on the head node. So a run starts a seat when
+work needs a slot, and keeps it for the work that follows. A seat whose work failed is ended, so that nothing of a
+broken process remains.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from moedisco_ray.execution.ray.seat_actor import Seat as SeatActor
 T = TypeVar("T")
 
 _IDLE_SECONDS = 30.0
-"""Seconds for which a run keeps a seat without work: longer than most pauses between stages, but short for another run that
-waits."""
+"""Seconds for which a run keeps a seat without work: longer than most pauses between stages, but short for another run
+that waits."""
 _POLL_SECONDS = 1.0
 """Interval at which idle seats are checked, and ended if they are no longer needed, in seconds."""
 _ANSWER_SECONDS = 5.0
@@ -140,7 +141,7 @@ class Seats:
                     return None
                 self._idle.remove(seat)
             seat.idle_since = float("inf")
-            with contextlib.suppress(RayError):     # it ended with its node while it was idle
+            with contextlib.suppress(RayError):  # it ended with its node while it was idle
                 if seat.wait(_ANSWER_SECONDS):
                     return seat
             seat.end()
@@ -149,7 +150,11 @@ class Seats:
         # A pool's limit on workers includes idle seats of its other node types.
         self.end_idle(lambda seat: seat.pool.path == pool.path)
         actor = ray.remote(SeatActor).options(
-            name=f"{self._run}-{pool.key}-{uuid.uuid4().hex[:8]}", num_cpus=0, num_gpus=pool.gpu, resources={pool.resource: 1})
+            name=f"{self._run}-{pool.key}-{uuid.uuid4().hex[:8]}",
+            num_cpus=0,
+            num_gpus=pool.gpu,
+            resources={pool.resource: 1},
+        )
         return Seat(actor.remote(), pool)
 
     def _end_unused(self) -> None:

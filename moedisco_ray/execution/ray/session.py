@@ -26,7 +26,8 @@ from moedisco_ray.core.user_code import offered_folders
 from moedisco_ray.execution.ray import ray_internals
 
 _START_PAUSES = (2.0, 10.0)
-"""Pauses before a local Ray is started again (s): Ray gives up when a busy machine takes over 15 s for one of its processes."""
+"""Pauses before a local Ray is started again (s): Ray gives up when a busy machine takes over 15 s for one of its
+processes."""
 _CONNECT_SECONDS = 10.0
 """Seconds in which a Ray cluster must accept a connection."""
 VIEW_SECONDS = 2.0
@@ -40,9 +41,9 @@ _FREE_POLL_SECONDS = 0.1
 NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
 """Runtime environment for a Ray cluster without a dashboard.
 
-Ray Train asks a dashboard whether a training's controller is alive. Without this address Ray Train would ask the Ray cluster
-that this machine last started, which may be another one or may have ended. Ray Train would then wait at the end of each training,
-or assume that the controller is dead and remove its placement group.
+Ray Train asks a dashboard whether a training's controller is alive. Without this address Ray Train would ask the Ray
+cluster that this machine last started, which may be another one or may have ended. Ray Train would then wait at the end
+of each training, or assume that the controller is dead and remove its placement group.
 """
 
 
@@ -50,8 +51,9 @@ or assume that the controller is dead and remove its placement group.
 def ray_cluster(config: RunConfig, emit: Emit = discard) -> Iterator[list[str]]:
     """Connect to Ray until the block ends. Output that is printed meanwhile is written to RUN_DIR/ray.log.
 
-    A Ray cluster that RAY_ADDRESS names, or that this process is connected to, is used and left running. Otherwise a local one is
-    started, which other machines cannot reach and whose custom resources are the pools' tags. It is stopped at the end.
+    A Ray cluster that RAY_ADDRESS names, or that this process is connected to, is used and left running. Otherwise a
+    local one is started, which other machines cannot reach and whose custom resources are the pools' tags. It is
+    stopped at the end.
 
     Args:
         config: The run's configuration.
@@ -85,7 +87,10 @@ def slots(pool: Pool) -> int:
 
 
 def slots_staying(pool: Pool) -> int:
-    """Number of slots of a pool on nodes that are not draining. Ray counts all of them, but starts nothing on draining nodes."""
+    """Number of slots of a pool on nodes that are not draining.
+
+    Ray counts all of them, but starts nothing on draining nodes.
+    """
     draining = ray_internals.draining_nodes()
     staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     return _slots(pool, {name: sum(each.get(name, 0) for each in staying) for name in (pool.resource, "GPU")})
@@ -101,15 +106,17 @@ def free_workers(bundle: Mapping[str, float]) -> int:
     draining = ray_internals.draining_nodes()
     return sum(
         min(int(available.get(name, 0) // amount) for name, amount in bundle.items())
-        for node, available in ray_internals.available_resources_per_node().items() if node not in draining)
+        for node, available in ray_internals.available_resources_per_node().items()
+        if node not in draining
+    )
 
 
 @contextlib.contextmanager
 def freeing(tag: str, slots: int) -> Iterator[None]:
     """After the block, which frees a number of slots with a tag, wait until the autoscaler knows that they are free.
 
-    Otherwise the autoscaler would start further nodes for the work that takes the slots. The wait takes at most 12 s, because other
-    work may take the slots first.
+    Otherwise the autoscaler would start further nodes for the work that takes the slots. The wait takes at most 12 s,
+    because other work may take the slots first.
     """
     wanted = free_workers({tag: 1}) + slots
     yield
@@ -131,7 +138,9 @@ def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int
     """
     by_tag = {next(iter(bundle)): bundle for bundle in bundles}
     resources = ray.cluster_resources()
-    total = sum(min(int(resources.get(name, 0) // amount) for name, amount in bundle.items()) for bundle in by_tag.values())
+    total = sum(
+        min(int(resources.get(name, 0) // amount) for name, amount in bundle.items()) for bundle in by_tag.values()
+    )
     found = f"{free} of {total} are free" if total else "no node of the Ray cluster offers it now"
     return f"waits for {workers} {' or '.join(by_tag)}{' at once' if workers > 1 else ''}: {found}"
 
@@ -154,7 +163,11 @@ def max_workers(pool: Pool) -> int:
 def max_slots(pool: Pool) -> float:
     """Maximum number of slots that the autoscaler may bring; infinite if it states no maximum."""
     limits = ray_internals.max_cluster_resources() if autoscales() else None
-    return math.inf if not limits else sum(max(slots(node_type), _slots(node_type, limits)) for node_type in pool.node_types)
+    return (
+        math.inf
+        if not limits
+        else sum(max(slots(node_type), _slots(node_type, limits)) for node_type in pool.node_types)
+    )
 
 
 def check_pools(config: RunConfig) -> list[str]:
@@ -173,23 +186,36 @@ def check_pools(config: RunConfig) -> list[str]:
         tags = " or ".join(pool.tags)
         if limit < 1:
             raise PoolError(
-                field, tags, "no node type of this Ray cluster offers it, whatever its autoscaler brings; give one this tag in the "
-                "cluster file, or name the tag that one has")
+                field,
+                tags,
+                "no node type of this Ray cluster offers it, whatever its autoscaler brings; give one this tag in the "
+                "cluster file, or name the tag that one has",
+            )
         if limit < needed:
             raise PoolError(
-                _size_of(pool, config), needed, f"the gang needs {needed} {tags} at once, and the Ray cluster's autoscaler brings "
-                f"{limit:g} at most; lower it, or raise max_workers in the cluster file")
+                _size_of(pool, config),
+                needed,
+                f"the gang needs {needed} {tags} at once, and the Ray cluster's autoscaler brings "
+                f"{limit:g} at most; lower it, or raise max_workers in the cluster file",
+            )
         if now < needed and not autoscales():
             found = f"has {now}" if now else f"has no node with it{' and a GPU' if pool.gpu else ''}"
             messages.append(
                 f"{_size_of(pool, config) if now else field}: the run needs {needed} {tags}{' at once' if needed > 1 else ''}, "
                 f"and this Ray cluster {found}: it will wait for a node "
-                f"(`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)")
+                f"(`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)"
+            )
     return messages
 
 
 def _size_of(pool: Pool, config: RunConfig) -> str:
-    size = "workers" if not isinstance(pool, LowMemoryPool) else "max_workers" if pool is config.finetune_pool else "seed_workers"
+    size = (
+        "workers"
+        if not isinstance(pool, LowMemoryPool)
+        else "max_workers"
+        if pool is config.finetune_pool
+        else "seed_workers"
+    )
     return f"pools.{pool.name}.{size}"
 
 
@@ -211,15 +237,23 @@ def _join(address: str) -> None:
     try:
         found, host_and_port = ray_internals.cluster_address(address)
         with socket.create_connection(host_and_port, _CONNECT_SECONDS):
-            pass    # without this test connection, Ray would wait forever for a cluster that does not answer
+            pass  # without this test connection, Ray would wait forever for a cluster that does not answer
     except (OSError, ValueError):
         raise PoolError(
-            "RAY_ADDRESS", address, "no Ray cluster answers there; give HOST:PORT as `ray start --head` prints it, or unset it to "
-            "run on this machine alone") from None
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # else Ray Train does not list its trainings in the dashboard
+            "RAY_ADDRESS",
+            address,
+            "no Ray cluster answers there; give HOST:PORT as `ray start --head` prints it, or unset it to "
+            "run on this machine alone",
+        ) from None
+    # else Ray Train does not list its trainings in the dashboard
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     ray.init(
-        address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found, **offered_folders()}},
-        job_config=ray_internals.JobWithoutFolders(), log_to_driver=False, logging_level=logging.ERROR)
+        address=found,
+        runtime_env={"env_vars": {"RAY_ADDRESS": found, **offered_folders()}},
+        job_config=ray_internals.JobWithoutFolders(),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def _start_local(config: RunConfig, emit: Emit) -> None:
@@ -233,8 +267,11 @@ def _start_local(config: RunConfig, emit: Emit) -> None:
             if pause is None:
                 raise RunError(
                     f"Ray did not start on this machine, {len(_START_PAUSES) + 1} times in a row ({reason}); end programs that "
-                    f"keep it busy. Ray's output is in {config.directory / 'ray.log'}") from error
-            emit(Event("warning", data={"message": f"Ray did not start ({reason}); it is started again in {pause:g} s"}))
+                    f"keep it busy. Ray's output is in {config.directory / 'ray.log'}"
+                ) from error
+            emit(
+                Event("warning", data={"message": f"Ray did not start ({reason}); it is started again in {pause:g} s"})
+            )
             time.sleep(pause)
 
 
@@ -243,7 +280,9 @@ def _init_local(config: RunConfig) -> None:
     cores = os.cpu_count() or 1
     sizes = [low.fewest_workers] if config.finetune_pool is low else local_slots(low, cores)
     low_slots = [
-        (node_type.resource, max(count, low.fewest_for_seed)) for node_type, count in zip(low.node_types, sizes, strict=True)]
+        (node_type.resource, max(count, low.fewest_for_seed))
+        for node_type, count in zip(low.node_types, sizes, strict=True)
+    ]
     low_slots += [(owner.resource, 1) for owner in config.pools.owners.values()]
     # The smallest gang must fit, even with more workers than cores.
     high_slots = high.most_workers if high.gpu else min(high.most_workers, max(high.fewest_workers, cores))

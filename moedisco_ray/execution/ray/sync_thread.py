@@ -10,7 +10,8 @@ from moedisco_ray.core.events import Emit
 from moedisco_ray.training import SyncCoordinator, TrainJob
 
 _STAY_SECONDS = 120.0
-"""Seconds for which a sub-model keeps its slot while it waits at a sync point: several times the duration of its restart."""
+"""Seconds for which a sub-model keeps its slot while it waits at a sync point: several times the duration of its
+restart."""
 
 
 class SyncThread:
@@ -37,7 +38,9 @@ class SyncThread:
         """A copy of the job that keeps its slot while it waits at a sync point, if there is a slot for each sub-model."""
         if job.sync is None:
             return job
-        return dataclasses.replace(job, sync=dataclasses.replace(job.sync, max_wait=_STAY_SECONDS if slot_for_each else 0.0))
+        return dataclasses.replace(
+            job, sync=dataclasses.replace(job.sync, max_wait=_STAY_SECONDS if slot_for_each else 0.0)
+        )
 
     def poll(self) -> None:
         """Start the outer step once all sub-models have arrived at the sync point, or the wait for late ones is over.

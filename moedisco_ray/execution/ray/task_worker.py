@@ -1,4 +1,7 @@
-"""What a task of `ray.tasks` does on its worker. It imports only Ray, so that the worker reports its start without delay."""
+"""What a task of `ray.tasks` does on its worker.
+
+It imports only Ray, so that the worker reports its start without delay.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ def work(call: list[ray.ObjectRef]) -> Iterator[Any]:
     """Yield None when the task has begun, then what the function returns.
 
     Args:
-        call: Reference to the function with its arguments. Unpacking it imports torch, which takes seconds in which the slot is
-            held already. The reference is in a list because Ray would fetch a bare one before the task begins.
+        call: Reference to the function with its arguments. Unpacking it imports torch, which takes seconds in which the
+            slot is held already. The reference is in a list because Ray would fetch a bare one before the task begins.
     """
     yield None
     yield ray.get(call[0])()

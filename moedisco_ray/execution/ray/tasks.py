@@ -51,7 +51,8 @@ class Slot:
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the slot, and wait for its result.
 
-        The slot counts as held from the start of the call until its end. If the worker dies, the call waits for another slot.
+        The slot counts as held from the start of the call until its end. If the worker dies, the call waits for another
+        slot.
 
         Raises:
             MoeDiscoError: The function raised it.
@@ -83,10 +84,17 @@ class Slot:
     def _in_task(self, name: str, call: Callable[[], T]) -> T:
         bundle = self.free_bundle
         resources = {tag: amount for tag, amount in bundle.items() if tag != "CPU"}
-        task = ray.remote(work).options(
-            name=name, num_cpus=bundle.get("CPU", 0), resources=resources,
-            # Ray's own retry would wait for its resources without a notice.
-            max_retries=0).remote([ray.put(call)])
+        task = (
+            ray.remote(work)
+            .options(
+                name=name,
+                num_cpus=bundle.get("CPU", 0),
+                resources=resources,
+                # Ray's own retry would wait for its resources without a notice.
+                max_retries=0,
+            )
+            .remote([ray.put(call)])
+        )
         with contextlib.ExitStack() as unless_begun:
             # With force: a task that begins at this very moment must not write into a directory that is being removed.
             unless_begun.callback(ray.cancel, task, force=True)
@@ -97,11 +105,13 @@ class Slot:
         return found
 
     def _wait_for_start(self, started: Callable[[], bool], bundle: Mapping[str, float]) -> None:
-        wait_for_start(started, lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), self.emit, self.stop)
+        wait_for_start(
+            started, lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), self.emit, self.stop
+        )
 
 
 def wait_for_start(
-    started: Callable[[], bool], message: Callable[[], str], emit: Emit, stop: StopFile, grace: float = GRACE_SECONDS,
+    started: Callable[[], bool], message: Callable[[], str], emit: Emit, stop: StopFile, grace: float = GRACE_SECONDS
 ) -> None:
     """Wait for a task to start, and warn once if that takes long.
 

@@ -1,7 +1,7 @@
 """What Ray Train's controller reports to the run.
 
-The controller is a process of its own that imports whatever this module imports. Nothing here needs torch, which saves seconds at
-the start of every training.
+The controller is a process of its own that imports whatever this module imports. Nothing here needs torch, which saves
+seconds at the start of every training.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """Report that the workers are up, with their nodes and placement group.
 
-        This precedes torch's setup on the workers: if one dies during it, Ray Train does not remove the placement group.
+        This precedes torch's setup on the workers: if one dies during it, Ray Train does not remove the placement
+        group.
         """
         self._hold = uuid.uuid4().hex[:12]
         self._push("workers_held", {"pool": self._pool, "workers": len(workers)})

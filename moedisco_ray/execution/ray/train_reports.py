@@ -21,7 +21,8 @@ from moedisco_ray.training.checkpoints.storage import folder_name
 from moedisco_ray.training.consensus import from_rank_zero
 
 _REPORT_SECONDS = 10.0
-"""Minimum seconds between two reports: Ray Train accepts one every 2 s, and a worker blocks until its last one is accepted."""
+"""Minimum seconds between two reports: Ray Train accepts one every 2 s, and a worker blocks until its last one is
+accepted."""
 
 
 def ray_train_run(job: TrainJob) -> tuple[Location, str]:
@@ -43,7 +44,9 @@ def forget_earlier_run(storage_path: Location, name: str) -> None:
 
 
 class TrainReports:
-    """Reports a worker's newest metrics and newest checkpoint to Ray Train. All workers of a gang must report equally often.
+    """Reports a worker's newest metrics and newest checkpoint to Ray Train.
+
+    All workers of a gang must report equally often.
 
     Args:
         job: The training.
@@ -59,6 +62,7 @@ class TrainReports:
 
     def noting(self, emit: Emit) -> Emit:
         """An `emit` that also keeps the newest metrics and checkpoint for the next report."""
+
         def noted(event: Event) -> None:
             if event.type == "progress":
                 self._metrics = dict(event.data)
@@ -70,14 +74,22 @@ class TrainReports:
 
     def send_if_due(self) -> None:
         """Report if rank 0 has new metrics and made its last report at least `_REPORT_SECONDS` ago."""
-        if from_rank_zero(lambda: bool(self._metrics) and time.monotonic() - self._sent_at >= _REPORT_SECONDS, self._world):
+        if from_rank_zero(
+            lambda: bool(self._metrics) and time.monotonic() - self._sent_at >= _REPORT_SECONDS, self._world
+        ):
             self.send()
 
     def send(self) -> None:
         """Report the newest metrics, and the newest checkpoint if one was saved since the last report."""
         storage = ray.train.get_context().get_storage()
         step, self._step = self._step, None
-        checkpoint = None if step is None else Checkpoint(
-            storage.build_checkpoint_path_from_name(f"{self._folder}/{folder_name(step)}"), storage.storage_filesystem)
+        checkpoint = (
+            None
+            if step is None
+            else Checkpoint(
+                storage.build_checkpoint_path_from_name(f"{self._folder}/{folder_name(step)}"),
+                storage.storage_filesystem,
+            )
+        )
         self._sent_at = time.monotonic()
         ray.train.report(self._metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)

@@ -1,8 +1,8 @@
 """The storage of a gang's Ray Train run. In an object store, no folders are created.
 
-Ray Train creates each folder before it writes there. Object stores have no folders, so pyarrow writes an empty object for each, and
-first checks that the bucket exists. Credentials that are limited to one folder of a bucket do not permit this check
-(apache/arrow#49949).
+Ray Train creates each folder before it writes there. Object stores have no folders, so pyarrow writes an empty object
+for each, and first checks that the bucket exists. Credentials that are limited to one folder of a bucket do not permit
+this check (apache/arrow#49949).
 """
 
 from __future__ import annotations

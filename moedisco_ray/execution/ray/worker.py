@@ -27,30 +27,35 @@ from moedisco_ray.execution.ray.train_reports import TrainReports
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 _NOTICE_SECONDS = 1.0
-"""Minimum interval between two checks for a preemption notice, in seconds: each check is a message to another process."""
+"""Minimum interval between two checks for a preemption notice, in seconds: each check is a message to another
+process."""
 _LAST_MESSAGE_SECONDS = 10.0
 """Timeout of a worker's last message to the driver, in seconds: the driver's machine may be gone."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-def train_on_seat(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, name: str) -> None:
+def train_on_seat(
+    job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, name: str
+) -> None:
     """Train in this process, as the only worker of a Ray Train run in local mode.
 
     Args:
         job: The training.
-        stop_files: The training ends with a checkpoint once one of these files exists. For a run at a URI, the driver sends the
-            stop request through the mailbox instead.
+        stop_files: The training ends with a checkpoint once one of these files exists. For a run at a URI, the driver
+            sends the stop request through the mailbox instead.
         mailbox: The run's mailbox actor; it receives events and the outcome, and passes on stop requests.
         attempt_id: Id of the attempt in the mailbox.
         name: Name of the Ray Train run.
     """
     TorchTrainer(
         functools.partial(train_on_worker, job, stop_files, mailbox, attempt_id, in_gang=False),
-        scaling_config=ScalingConfig(num_workers=0, use_gpu=torch.cuda.is_available()), run_config=RunConfig(name=name)).fit()
+        scaling_config=ScalingConfig(num_workers=0, use_gpu=torch.cuda.is_available()),
+        run_config=RunConfig(name=name),
+    ).fit()
 
 
 def train_on_worker(
-    job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, *, in_gang: bool = True,
+    job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, *, in_gang: bool = True
 ) -> None:
     """The training function of each worker: call `training.train`, and send its result or its error to the mailbox.
 
@@ -66,11 +71,25 @@ def train_on_worker(
     reports = TrainReports(job, world)
     emit = reports.noting(attempt_emitter(mailbox, attempt_id))
     if world.rank == 0:
-        emit(Event("unit_started", job.stage, job.name, {
-            "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
-            "node": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}))
+        emit(
+            Event(
+                "unit_started",
+                job.stage,
+                job.name,
+                {
+                    "steps": job.steps,
+                    "tokens": job.steps * job.step_tokens,
+                    "workers": world.size,
+                    "node": ray.util.get_node_ip_address(),
+                    "node_id": ray.get_runtime_context().get_node_id(),
+                    "pid": os.getpid(),
+                },
+            )
+        )
     preempted = _preemption_check(world)
-    asked_to_end = stop_reader(mailbox, attempt_id) if job.store.is_remote else lambda: any(stop.requested for stop in stop_files)
+    asked_to_end = (
+        stop_reader(mailbox, attempt_id) if job.store.is_remote else lambda: any(stop.requested for stop in stop_files)
+    )
 
     def should_stop() -> bool:
         if in_gang:
@@ -81,7 +100,13 @@ def train_on_worker(
         try:
             with _logging(job, world, emit) as logged:
                 outcome: TrainResult | MoeDiscoError = train(
-                    job, world, logged, should_stop, begin_step, losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour))
+                    job,
+                    world,
+                    logged,
+                    should_stop,
+                    begin_step,
+                    losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour),
+                )
             if in_gang:
                 reports.send()
         except MoeDiscoError as error:
@@ -123,7 +148,9 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
     def logged(event: Event) -> None:
         if event.type == "progress":
             log.info(
-                "step %(step)d of %(steps)d, loss %(loss).4f, learning rate %(lr).3g, %(tokens_per_second).0f tokens/s", event.data)
+                "step %(step)d of %(steps)d, loss %(loss).4f, learning rate %(lr).3g, %(tokens_per_second).0f tokens/s",
+                event.data,
+            )
         emit(event)
 
     try:
@@ -137,7 +164,7 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
     finally:
         root.removeHandler(handler)
         handler.close()
-        with contextlib.suppress(MoeDiscoError):    # a log that cannot be stored must not fail the training
+        with contextlib.suppress(MoeDiscoError):  # a log that cannot be stored must not fail the training
             for store in (job.store, job.owner_store):
                 store.publish(job.logs / f"{job.name}.{world.rank}.log")
 
@@ -165,7 +192,8 @@ def _reporting_exit_step(unit: str, mailbox: ActorHandle, attempt_id: str) -> It
 def _preemption_check(world: World) -> Callable[[], bool]:
     """A function that returns whether a node of the training is about to be taken away.
 
-    Ray Train's check is collective: each worker of a gang must make it at every call. In a seat Ray Train has no controller to ask.
+    Ray Train's check is collective: each worker of a gang must make it at every call. In a seat Ray Train has no
+    controller to ask.
     """
     if world.size > 1:
         return lambda: ray.train.get_preemption_info() is not None

@@ -4,10 +4,11 @@ Balanced assignment is the transportation problem
 
     minimize sum_i w_i d(i, a(i))   subject to   sum_{a(i) = k} w_i <= capacity x mean load   for every cluster k,
 
-where w_i is the number of tokens that document i adds to training. The dual has one price p_k >= 0 per cluster. At the best
-prices every document takes argmin_k d(i, k) + p_k, so the prices alone are enough to assign other documents later. L-BFGS
-finds the prices on a smoothed dual, in which a soft minimum with a falling temperature replaces the minimum. Rounding and
-indivisible documents can leave clusters over the capacity; documents are then moved out, cheapest move first.
+where w_i is the number of tokens that document i adds to training. The dual has one price p_k >= 0 per cluster. At the
+best prices every document takes argmin_k d(i, k) + p_k, so the prices alone are enough to assign other documents later.
+L-BFGS finds the prices on a smoothed dual, in which a soft minimum with a falling temperature replaces the minimum.
+Rounding and indivisible documents can leave clusters over the capacity; documents are then moved out, cheapest move
+first.
 
 Every function sorts by document id before it sums, so the result does not depend on the order of the documents.
 
@@ -24,17 +25,20 @@ from moedisco_ray.stages.clustering.grid import Array
 _TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
 """Falling temperatures of the soft minimum, as shares of the mean spread of a document's distances to the centroids."""
 _PRICING_SAMPLE = 100_000
-"""Number of documents that give the prices (offsets that balance the clusters) at every temperature except the last one."""
+"""Number of documents that give the prices (offsets that balance the clusters) at every temperature except the last
+one."""
 _CORRECTION_TEMPERATURE = 0.2
-"""Temperature of the soft minimum in `corrected_prices`, as a share of the mean difference between a document's two smallest costs.
-Of the values from 0.05 to 0.4, this one needed the fewest corrections (8 and 32 clusters, samples of 3 and 10 %)."""
+"""Temperature of the soft minimum in `corrected_prices`, as a share of the mean difference between a document's two
+smallest costs. Of the values from 0.05 to 0.4, this one needed the fewest corrections (8 and 32 clusters, samples of 3
+and 10 %)."""
 
 
 def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float | None) -> tuple[Array, Array]:
     """Assign every document to one cluster.
 
-    No cluster holds more than `capacity` times the mean load if moves of single documents can achieve that. Documents may be too
-    long for this limit. Then the load of a cluster above the limit exceeds the mean by fewer tokens than its shortest document has.
+    No cluster holds more than `capacity` times the mean load if moves of single documents can achieve that. Documents
+    may be too long for this limit. Then the load of a cluster above the limit exceeds the mean by fewer tokens than its
+    shortest document has.
 
     Args:
         d_NE: Squared distances, or other costs.
@@ -83,8 +87,14 @@ def balancing_prices(d_NE: Array, weights_N: Array, capacity: float) -> Array:
         share_N = weights_N[rows] / max(weights_N[rows].sum(), 1)
         scaled_NE = (d_NE[rows] / (scale * temperature)).astype(np.float64)
         solution = optimize.minimize(
-            _negative_dual, prices_E / temperature, args=(scaled_NE, share_N, capacity / E),
-            jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * E, options={"maxiter": 100})
+            _negative_dual,
+            prices_E / temperature,
+            args=(scaled_NE, share_N, capacity / E),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0.0, None)] * E,
+            options={"maxiter": 100},
+        )
         prices_E = solution.x * temperature
     return (prices_E - prices_E.min()) * scale
 
@@ -92,9 +102,9 @@ def balancing_prices(d_NE: Array, weights_N: Array, capacity: float) -> Array:
 def corrected_prices(d_NE: Array, weights_N: Array, capacity: float, prices_E: Array, loads_E: Array) -> Array:
     """Correct prices that were fitted on a sample, given the loads of all documents; float64 [E], the smallest price is 0.
 
-    The sample's loads differ from the loads of all documents by a sampling error, which hardly changes when prices move a little.
-    So the dual of `balancing_prices` is solved again, with this error added to the sample's loads. The temperature is high enough
-    that many documents of the sample are near the border between two clusters.
+    The sample's loads differ from the loads of all documents by a sampling error, which hardly changes when prices move
+    a little. So the dual of `balancing_prices` is solved again, with this error added to the sample's loads. The
+    temperature is high enough that many documents of the sample are near the border between two clusters.
 
     Args:
         d_NE: Costs of the sample.
@@ -112,13 +122,19 @@ def corrected_prices(d_NE: Array, weights_N: Array, capacity: float, prices_E: A
     scaled_NE = (d_NE - d_NE.min(axis=1, keepdims=True)) / unit
     _, shortage_E = _negative_dual(prices_E / unit, scaled_NE, share_N, 0.0)
     solution = optimize.minimize(
-        _negative_dual, prices_E / unit, args=(scaled_NE, share_N, capacity / E, loads_E + shortage_E),
-        jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * E, options={"maxiter": 100, "ftol": 1e-15})
+        _negative_dual,
+        prices_E / unit,
+        args=(scaled_NE, share_N, capacity / E, loads_E + shortage_E),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0.0, None)] * E,
+        options={"maxiter": 100, "ftol": 1e-15},
+    )
     return (solution.x - solution.x.min()) * unit
 
 
 def _negative_dual(
-    prices_E: Array, d_NE: Array, share_N: Array, capacity: float, beyond_E: Array | float = 0.0,
+    prices_E: Array, d_NE: Array, share_N: Array, capacity: float, beyond_E: Array | float = 0.0
 ) -> tuple[float, Array]:
     cost_NE = d_NE + prices_E
     least_N1 = cost_NE.min(axis=1, keepdims=True)
@@ -131,7 +147,10 @@ def _negative_dual(
 
 
 def _repair(cost_NE: Array, weights_N: Array, clusters_N: Array, limit: float) -> None:
-    """Move documents out of overfull clusters, in place. The loop ends, since every move lowers the sum of squared loads."""
+    """Move documents out of overfull clusters, in place.
+
+    The loop ends, since every move lowers the sum of squared loads.
+    """
     E = cost_NE.shape[1]
     loads_E = np.bincount(clusters_N, weights_N, minlength=E)
     problem = cost_NE, weights_N, clusters_N, loads_E, limit
@@ -149,7 +168,8 @@ def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array
     regret_CE = np.where(fits_CE, cost_NE[candidates_C] - own_C[:, None], np.inf)
     targets_C = regret_CE.argmin(axis=1)
     regret_C = regret_CE.min(axis=1)
-    # The regret is the extra cost of a move. Rows are sorted by id and the sort is stable, so equal regrets are ordered by id.
+    # The regret is the extra cost of a move. Rows are sorted by id and the sort is stable, so equal regrets are ordered
+    # by id.
     order = np.argsort(regret_C, kind="stable")
     moved = False
     for c in order[: np.isfinite(regret_C).sum()]:

@@ -1,8 +1,8 @@
 """Fit prices that balance the clusters on a sample of documents, then correct them with the loads of all documents.
 
-A *price* is added to the costs of all documents in a cluster, so that fewer choose it. A *load* is the number of tokens in a
-cluster. The driver holds the costs of the sample only; about the other documents it learns only the load of each cluster. Each
-correction needs the loads of all documents under the new prices, which take one pass over their vectors.
+A *price* is added to the costs of all documents in a cluster, so that fewer choose it. A *load* is the number of tokens
+in a cluster. The driver holds the costs of the sample only; about the other documents it learns only the load of each
+cluster. Each correction needs the loads of all documents under the new prices, which take one pass over their vectors.
 
 Shapes: N documents, D dimensions, E clusters, M documents that were moved.
 """
@@ -75,14 +75,19 @@ def document_costs(x_ND: Array, centre_D: Array | None, centroids_ED: Array | No
 
 
 def fit_assignment(
-    sample: Costs, loads_of: Callable[[Assignment], Loads], centre_D: Array | None, centroids_ED: Array | None, *, documents: int,
+    sample: Costs,
+    loads_of: Callable[[Assignment], Loads],
+    centre_D: Array | None,
+    centroids_ED: Array | None,
+    *,
+    documents: int,
     capacity: float | None,
 ) -> tuple[Assignment, Loads]:
     """Fit the rule that assigns documents to clusters: a document takes the cluster with the smallest sum of its cost and a price.
 
-    If the sample holds all documents, the clusters are those of `assign_balanced`. Otherwise the clusters' prices are corrected
-    until the largest cluster exceeds the capacity by at most `TOLERANCE`. Very long or nearly equal documents can prevent that; the
-    best prices found are used then.
+    If the sample holds all documents, the clusters are those of `assign_balanced`. Otherwise the clusters' prices are
+    corrected until the largest cluster exceeds the capacity by at most `TOLERANCE`. Very long or nearly equal documents
+    can prevent that; the best prices found are used then.
 
     Args:
         sample: Costs of the sample, which is the first documents in order of their ids.
@@ -120,4 +125,3 @@ def fit_assignment(
             break
     _, rule, loads = min(found, key=lambda attempt: attempt[0])
     return rule, loads
-

@@ -220,8 +220,8 @@ class _Screen:
         narrow_KD: Negated centroids, float32.
         halves_K: |c_k|^2 / 2, float32.
         largest: max_k |c_k|.
-        certain: Minimum gap between the distances to the two nearest centroids for which rounding in float64 cannot change the
-            label.
+        certain: Minimum gap between the distances to the two nearest centroids for which rounding in float64 cannot
+            change the label.
     """
 
     centroids_KD: Array

@@ -1,8 +1,9 @@
 """The whole cluster stage. `Workers`, in this process or on Ray, carry out every step that touches all documents.
 
-The corpus is stored in parts, one file each. Tasks vectorise, count, assign and pack the documents; each task handles one part. The
-driver fits k-means and the balancing prices on the first documents by id, which are a random sample because ids are hashes. It
-holds samples of fixed size and a few kilobytes per part and cluster, so its memory does not depend on the number of documents.
+The corpus is stored in parts, one file each. Tasks vectorise, count, assign and pack the documents; each task handles
+one part. The driver fits k-means and the balancing prices on the first documents by id, which are a random sample
+because ids are hashes. It holds samples of fixed size and a few kilobytes per part and cluster, so its memory does not
+depend on the number of documents.
 
 Shapes: S documents of the sample, D dimensions, E clusters, P sources.
 """
@@ -66,7 +67,8 @@ class LocalWorkers:
     """Workers that run in this process.
 
     Args:
-        held: Returns a context manager that is open while documents are embedded, such as one that meters worker-seconds.
+        held: Returns a context manager that is open while documents are embedded, such as one that meters
+            worker-seconds.
     """
 
     def __init__(self, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
@@ -83,8 +85,15 @@ class LocalWorkers:
 
 
 def build_clusters(
-    config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers, *, emit: Emit = discard,
-    balance_documents: int = BALANCE_DOCUMENTS, store: RunStore | None = None,
+    config: RunConfig,
+    corpus_dir: Path,
+    model_dir: Path,
+    directory: Path,
+    workers: Workers,
+    *,
+    emit: Emit = discard,
+    balance_documents: int = BALANCE_DOCUMENTS,
+    store: RunStore | None = None,
 ) -> dict[str, Any]:
     """Cluster the training documents and write the artifact: model, assignments, packed tokens, report.
 
@@ -113,11 +122,21 @@ def build_clusters(
     documents = documents_needed(config, parts, store)
     if documents < config.cluster_count:
         raise CorpusError(
-            "clusters.count", config.cluster_count, f"the corpus has {documents} training documents; lower it or add text")
+            "clusters.count",
+            config.cluster_count,
+            f"the corpus has {documents} training documents; lower it or add text",
+        )
     with _first_parts(parts, documents, directory / "documents.scratch", store) as chosen:
         stage = _Stage(
-            config, corpus_dir=corpus_dir, model_dir=model_dir, directory=directory, workers=workers, emit=emit,
-            balance_documents=balance_documents, store=store)
+            config,
+            corpus_dir=corpus_dir,
+            model_dir=model_dir,
+            directory=directory,
+            workers=workers,
+            emit=emit,
+            balance_documents=balance_documents,
+            store=store,
+        )
         return stage.build(chosen, documents)
 
 
@@ -147,7 +166,7 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path, store: RunSto
     for path in parts:
         rows = _rows(store, path)
         if count < rows:
-            store.fetch(*([] if store.is_remote else [path]))       # the copy has no checksum
+            store.fetch(*([] if store.is_remote else [path]))  # the copy has no checksum
             pq.write_table(store.read_in_place(path, pq.read_table).slice(0, count), scratch / path.name)
         if count:
             chosen.append(path if count >= rows else scratch / path.name)
@@ -174,8 +193,13 @@ class _Stage:
         config, settings, workers = self.config, self.config.clusters, self.workers
         sampled = first_documents(parts, max(settings.sample, settings.number), self.store)
         inputs = FitInputs(
-            texts=sampled["text"].to_pylist(), tokens=token_arrays(sampled), model_dir=self.model_dir,
-            max_tokens=config.corpus.sequence_length, settings=settings, seed=config.seed)
+            texts=sampled["text"].to_pylist(),
+            tokens=token_arrays(sampled),
+            model_dir=self.model_dir,
+            max_tokens=config.corpus.sequence_length,
+            settings=settings,
+            seed=config.seed,
+        )
         by_distance = settings.method == "kmeans"
         vectoriser = kind(settings.vectors if by_distance else settings.method).fit(inputs)
         model_path, scratch = self.directory / "cluster_model", self.directory / "vectors.scratch"
@@ -189,18 +213,23 @@ class _Stage:
             if by_distance:
                 wanted = max(len(sampled), CENTROID_DOCUMENTS * settings.number)
                 raw_SD = first_vectors(self._fetched(vectors, parts, wanted), wanted)
-                vectoriser.centre(raw_SD[:len(sampled)])
+                vectoriser.centre(raw_SD[: len(sampled)])
                 x_SD = adjust(raw_SD, vectoriser.centre_D)
-                fit = self._fit_kmeans(x_SD, x_SD[:len(sampled)])
-                x_SD = x_SD[:len(sampled)]
+                fit = self._fit_kmeans(x_SD, x_SD[: len(sampled)])
+                x_SD = x_SD[: len(sampled)]
             else:
                 x_SD, fit = kind("mean_token").fit(inputs).embed(inputs.texts, inputs.tokens), None
             centroids_ED = fit.centroids_KD if fit else None
             wanted = min(self.balance_documents, documents)
             costs = first_costs(self._fetched(vectors, parts, wanted), wanted, vectoriser.centre_D, centroids_ED)
             rule, loads = fit_assignment(
-                costs, functools.partial(self._loads, vectors), vectoriser.centre_D, centroids_ED, documents=documents,
-                capacity=settings.capacity)
+                costs,
+                functools.partial(self._loads, vectors),
+                vectoriser.centre_D,
+                centroids_ED,
+                documents=documents,
+                capacity=settings.capacity,
+            )
             ClusterModel(vectoriser, centroids_ED, rule.prices_E).save(model_path)
             packed, indices = self._pack(parts, vectors, rule)
         finally:
@@ -212,7 +241,7 @@ class _Stage:
         return self._write_report(report, fit, x_SD.shape[1], indices)
 
     def _pack(
-        self, parts: Sequence[Path], vectors: Sequence[Path], rule: Assignment,
+        self, parts: Sequence[Path], vectors: Sequence[Path], rule: Assignment
     ) -> tuple[list[Packed], list[dict[str, Any]]]:
         """Assign the documents of every corpus file to clusters and pack their tokens.
 
@@ -226,12 +255,17 @@ class _Stage:
         plan = Plan(rule, directory, tokenizer)
         items = [Part(i, *map(Path.absolute, files)) for i, files in enumerate(zip(parts, vectors, strict=True))]
         finish = on_each(
-            self.store, functools.partial(finish_part, plan=plan), also=(tokenizer,),
-            writes=functools.partial(_written_files, plan=plan, names=tuple(path.name for path in parts)))
+            self.store,
+            functools.partial(finish_part, plan=plan),
+            also=(tokenizer,),
+            writes=functools.partial(_written_files, plan=plan, names=tuple(path.name for path in parts)),
+        )
         packed = sorted(self.workers.each(finish, items), key=lambda part: part.number)
         vocab_size = Encoder(tokenizer).vocab_size
         indices = [
-            write_index(path, (piece for part in packed for piece in part.pieces[k]), vocab_size) for k, path in enumerate(shards)]
+            write_index(path, (piece for part in packed for piece in part.pieces[k]), vocab_size)
+            for k, path in enumerate(shards)
+        ]
         return packed, indices
 
     def _loads(self, vectors: Sequence[Path], rule: Assignment) -> Loads:
@@ -244,24 +278,35 @@ class _Stage:
         if not self.store.is_remote:
             return files
         rows = np.cumsum([_rows(self.store, path) for path in parts])
-        first = files[:int(np.searchsorted(rows, count)) + 1]
+        first = files[: int(np.searchsorted(rows, count)) + 1]
         self.store.fetch(*first)
         return first
 
     def _fit_kmeans(self, x_ND: Array, sample_SD: Array) -> Fit:
         settings, progress = self.config.clusters, StageProgress(self.emit, "cluster", "k-means iterations")
         return fit_kmeans(
-            x_ND, sample_SD, settings.number, restarts=settings.restarts, iterations=ITERATIONS, seed=self.config.seed,
-            on_step=lambda: progress.add(1))
+            x_ND,
+            sample_SD,
+            settings.number,
+            restarts=settings.restarts,
+            iterations=ITERATIONS,
+            seed=self.config.seed,
+            on_step=lambda: progress.add(1),
+        )
 
     def _write_report(
-        self, report: dict[str, Any], fit: Fit | None, dimensions: int, indices: Sequence[dict[str, Any]],
+        self, report: dict[str, Any], fit: Fit | None, dimensions: int, indices: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
         settings = self.config.clusters
         report |= {
-            "method": settings.method, "vectors": settings.vectors if settings.method == "kmeans" else "mean_token",
-            "dimensions": dimensions, "inertia": fit.inertia if fit else None, "inertias": list(fit.inertias) if fit else [],
-            "iterations": fit.iterations if fit else None, "shard_tokens": [index["tokens"] for index in indices]}
+            "method": settings.method,
+            "vectors": settings.vectors if settings.method == "kmeans" else "mean_token",
+            "dimensions": dimensions,
+            "inertia": fit.inertia if fit else None,
+            "inertias": list(fit.inertias) if fit else [],
+            "iterations": fit.iterations if fit else None,
+            "shard_tokens": [index["tokens"] for index in indices],
+        }
         report["warnings"] = cluster_warnings([entry["documents"] for entry in report["clusters"]])
         write_json(self.directory / "report.json", report)
         figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance", "warnings")}
@@ -272,7 +317,10 @@ class _Stage:
 def _written_files(packed: Packed, plan: Plan, names: Sequence[str]) -> list[Path]:
     pieces = [
         plan.directory / "shards" / str(k) / name
-        for k, found in enumerate(packed.pieces) for piece in found for name in piece.files]
+        for k, found in enumerate(packed.pieces)
+        for piece in found
+        for name in piece.files
+    ]
     return [plan.directory / "assignments" / names[packed.number], *pieces]
 
 

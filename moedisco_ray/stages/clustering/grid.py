@@ -1,9 +1,10 @@
 """A fixed-point grid for document vectors, on which sums are the same in any order.
 
-A float32 holds 24 significant bits. Vectors are shifted so that the sample's mean is the origin, and then rounded to multiples
-of a power of two, so that every coordinate has at most 23 bits. A coordinate is still a float32, with an error no larger than
-float32's own rounding of the largest coordinate. A float64 holds the sum of 2^29 such coordinates exactly, an int64 that of 2^39.
-Addition without rounding is associative, so k-means on such vectors does not depend on the order of documents.
+A float32 holds 24 significant bits. Vectors are shifted so that the sample's mean is the origin, and then rounded to
+multiples of a power of two, so that every coordinate has at most 23 bits. A coordinate is still a float32, with an
+error no larger than float32's own rounding of the largest coordinate. A float64 holds the sum of 2^29 such coordinates
+exactly, an int64 that of 2^39. Addition without rounding is associative, so k-means on such vectors does not depend on
+the order of documents.
 
 Shapes: N documents, D dimensions.
 """

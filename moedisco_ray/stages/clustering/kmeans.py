@@ -5,8 +5,9 @@ The result depends only on the set of vectors: it is bit-identical for any order
 * vectors are on a `Grid`, so that sums are exact;
 * a label is argmin_k of squared distances in float64, each computed from its own row only (`blocks.squared_distances`).
 
-Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as in scikit-learn).
-Lloyd steps on the sample refine the seeds (Bradley and Fayyad 1998), so that fewer steps on all vectors are needed.
+Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as in
+scikit-learn). Lloyd steps on the sample refine the seeds (Bradley and Fayyad 1998), so that fewer steps on all vectors
+are needed.
 
 Shapes: N documents, S documents of the sample, D dimensions, K clusters, R restarts.
 """
@@ -45,15 +46,15 @@ class Fit:
 
 
 _SEEDINGS = 3
-"""Number of choices of initial centroids that each restart tries on the sample, to use the best one. A step on the sample costs
-little."""
+"""Number of choices of initial centroids that each restart tries on the sample, to use the best one. A step on the
+sample costs little."""
 
 
 def seed_centroids(sample_SD: Array, k: int, generator: np.random.Generator) -> Array:
     """Choose k points of the sample by greedy k-means++.
 
-    Each new centroid is the one of 2 + log k candidates that leaves the smallest inertia. Candidates are drawn with probability
-    proportional to the squared distance to the nearest centroid so far.
+    Each new centroid is the one of 2 + log k candidates that leaves the smallest inertia. Candidates are drawn with
+    probability proportional to the squared distance to the nearest centroid so far.
 
     Args:
         sample_SD: Sample vectors, float32, at least k rows.
@@ -106,8 +107,16 @@ def update(statistics: Statistics, centroids_RKD: Array, grid: Grid, sample_SD: 
 
 
 def fit_kmeans(
-    x_ND: Array, sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = ITERATIONS, seed: int = 0,
-    tolerance: float = 1e-4, initial_RKD: Array | None = None, on_step: Callable[[], None] = lambda: None,
+    x_ND: Array,
+    sample_SD: Array,
+    k: int,
+    *,
+    restarts: int = 4,
+    iterations: int = ITERATIONS,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+    initial_RKD: Array | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Cluster vectors by k-means.
 
@@ -118,7 +127,8 @@ def fit_kmeans(
         x_ND: Vectors.
         sample_SD: Sample of the vectors, in an order that depends only on the documents.
         k: Number of clusters.
-        restarts: Number of restarts on all vectors. Three times as many seedings are tried on the sample, and the best are used.
+        restarts: Number of restarts on all vectors. Three times as many seedings are tried on the sample, and the best
+            are used.
         iterations: Maximum Lloyd steps per restart.
         seed: Random seed of the seeding.
         tolerance: Convergence threshold; with 0 a restart runs until no centroid moves.
@@ -141,11 +151,17 @@ def fit_kmeans(
         start_RKD = refined.centroids_RKD[np.argsort(refined.inertias_R, kind="stable")[:restarts]]
     else:
         start_RKD = np.asarray(initial_RKD, np.float64) - grid.origin_D
-    outcome = _lloyd(Block(grid.snap(x_ND), grid), start_RKD, sample_SD, grid, iterations=iterations, still=still, on_step=on_step)
+    outcome = _lloyd(
+        Block(grid.snap(x_ND), grid), start_RKD, sample_SD, grid, iterations=iterations, still=still, on_step=on_step
+    )
     best = int(outcome.inertias_R.argmin())
     return Fit(
-        outcome.centroids_RKD[best] + grid.origin_D, float(outcome.inertias_R[best]), int(outcome.steps_R[best]),
-        int(outcome.steps_R.max()), tuple(map(float, outcome.inertias_R)))
+        outcome.centroids_RKD[best] + grid.origin_D,
+        float(outcome.inertias_R[best]),
+        int(outcome.steps_R[best]),
+        int(outcome.steps_R.max()),
+        tuple(map(float, outcome.inertias_R)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +174,13 @@ class _Outcome:
 
 
 def _lloyd(
-    block: Block, centroids_RKD: Array, sample_SD: Array, grid: Grid, *, iterations: int, still: float,
+    block: Block,
+    centroids_RKD: Array,
+    sample_SD: Array,
+    grid: Grid,
+    *,
+    iterations: int,
+    still: float,
     on_step: Callable[[], None] = lambda: None,
 ) -> _Outcome:
     running = list(range(len(centroids_RKD)))

@@ -19,7 +19,9 @@ from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
 @dataclasses.dataclass(frozen=True)
 class ClusterModel:
-    """A vectoriser, and a price and a centroid for each cluster. There are no centroids if the vectors are already costs.
+    """A vectoriser, and a price and a centroid for each cluster.
+
+    There are no centroids if the vectors are already costs.
 
     Attributes:
         centroids_ED: Centroids, float64; None if the vectors are costs.
@@ -42,7 +44,8 @@ class ClusterModel:
     def assign(self, texts: Sequence[str], tokens: Sequence[Array], *, balanced: bool = False) -> Array:
         """Assign each document to a cluster, int64 [N].
 
-        By default a document goes to the cluster of least cost: training is balanced, inference is not (c-BTM, arXiv 2303.14177).
+        By default a document goes to the cluster of least cost: training is balanced, inference is not (c-BTM, arXiv
+        2303.14177).
 
         Args:
             texts: Texts of N documents.

@@ -1,4 +1,7 @@
-"""Assign the documents of one part to clusters and pack them. The module must import quickly, because many short tasks run it."""
+"""Assign the documents of one part to clusters and pack them.
+
+The module must import quickly, because many short tasks run it.
+"""
 
 from __future__ import annotations
 
@@ -69,19 +72,20 @@ class Packed:
 def finish_part(part: Part, plan: Plan) -> Packed:
     """Assign a part's documents, write `assignments/<name of the part>`, and pack them into pieces of every cluster's tokens.
 
-    The documents are read once, for all clusters. The file of assignments has the columns `id` and `cluster`. A repeated call
-    writes identical files.
+    The documents are read once, for all clusters. The file of assignments has the columns `id` and `cluster`. A
+    repeated call writes identical files.
     """
     table = pq.read_table(part.documents, columns=["id", "source", "packed", *PACKED_COLUMNS])
     clusters_N, count = clusters_in(part.vectors, plan.rule), len(plan.rule.prices_E)
     for folder in ("assignments", *(f"shards/{k}" for k in range(count))):
-        (plan.directory / folder).mkdir(parents=True, exist_ok=True)    # this task may be the first on its machine
+        (plan.directory / folder).mkdir(parents=True, exist_ok=True)  # this task may be the first on its machine
     assigned = pa.table({"id": table["id"].cast(ID), "cluster": clusters_N.astype(np.int32)})
     pq.write_table(assigned, plan.directory / "assignments" / part.documents.name)
     encoder = Encoder(plan.tokenizer)
     pieces = tuple(
         tuple(pack_part(table, part.number, plan.directory / "shards" / str(k), encoder, clusters_N == k))
-        for k in range(count))
+        for k in range(count)
+    )
     sources, codes_N = _encode(table["source"])
     documents_PE = np.bincount(codes_N * count + clusters_N, minlength=len(sources) * count).reshape(-1, count)
     return Packed(part.number, sources, documents_PE, tokens_of(clusters_N, weights(table), count), pieces)

@@ -47,7 +47,9 @@ class Sample:
     clusters_S: Array
 
 
-def cluster_report(sample: Sample, centroids_ED: Array | None, *, tokens_E: Array, documents_PE: Array) -> dict[str, Any]:
+def cluster_report(
+    sample: Sample, centroids_ED: Array | None, *, tokens_E: Array, documents_PE: Array
+) -> dict[str, Any]:
     """Make the contents of `clusters/report.json`, except for the figures of k-means.
 
     Args:
@@ -72,7 +74,8 @@ def cluster_report(sample: Sample, centroids_ED: Array | None, *, tokens_E: Arra
     return {
         "clusters": [
             {"documents": int(documents_E[k]), "tokens": int(tokens_E[k]), "terms": terms[k], "examples": examples[k]}
-            for k in range(E)],
+            for k in range(E)
+        ],
         "balance": float(tokens_E.max() / tokens_E.mean()),
         "silhouette": silhouette(sample.x_SD, sample.clusters_S),
         "nmi": mutual_information(documents_PE) if len(documents_PE) > 1 else None,
@@ -145,6 +148,8 @@ def _map(sample: Sample) -> dict[str, list[Any]]:
     if len(x_SD) > 1:
         flat_S2[:, :axes] = PCA(axes, svd_solver="full").fit_transform(x_SD)
     return {
-        "x": np.round(flat_S2[:, 0], 5).tolist(), "y": np.round(flat_S2[:, 1], 5).tolist(),
-        "cluster": sample.clusters_S[:_MAP_POINTS].tolist(), "source": list(sample.sources[:_MAP_POINTS]),
+        "x": np.round(flat_S2[:, 0], 5).tolist(),
+        "y": np.round(flat_S2[:, 1], 5).tolist(),
+        "cluster": sample.clusters_S[:_MAP_POINTS].tolist(),
+        "source": list(sample.sources[:_MAP_POINTS]),
     }

@@ -1,4 +1,7 @@
-"""The cluster stage: cluster documents and pack the tokens of each cluster. The backend decides where `build` does the work."""
+"""The cluster stage: cluster documents and pack the tokens of each cluster.
+
+The backend decides where `build` does the work.
+"""
 
 from __future__ import annotations
 
@@ -30,28 +33,46 @@ def run(context: Context, draft: Draft) -> None:
 
     shared = config.clusters.model_copy(update={"count": config.shared_clusters})
     figures = context.backend.build_clusters(
-        config.model_copy(update={"clusters": shared}), corpus_dir=context.of("corpus"), model=model, directory=draft.path,
-        emit=metered, stop=context.stop, store=context.store)
+        config.model_copy(update={"clusters": shared}),
+        corpus_dir=context.of("corpus"),
+        model=model,
+        directory=draft.path,
+        emit=metered,
+        stop=context.stop,
+        store=context.store,
+    )
     if config.owners:
         _add_owners(context, figures, draft.path / "report.json")
     summary = ClusterSummary.model_validate({**figures, "held": meter.worker_seconds})
     draft.summary.update(summary.to_json())
-    context.emit(Event("clusters", "cluster", data={
-        "documents": [entry.documents for entry in summary.clusters], "tokens": [entry.tokens for entry in summary.clusters]}))
+    context.emit(
+        Event(
+            "clusters",
+            "cluster",
+            data={
+                "documents": [entry.documents for entry in summary.clusters],
+                "tokens": [entry.tokens for entry in summary.clusters],
+            },
+        )
+    )
     warn(context, "cluster", summary.warnings)
 
 
 def _add_owners(context: Context, figures: dict[str, Any], path: Path) -> None:
     """Add the data owners' clusters, each of all text of one owner, to the figures and to `report.json`.
 
-    Of the other text, the first documents suffice, up to what the sub-models train on. An owner's text counts in the same
-    proportion, so that each sub-model trains in proportion to its part of all text.
+    Of the other text, the first documents suffice, up to what the sub-models train on. An owner's text counts in the
+    same proportion, so that each sub-model trains in proportion to its part of all text.
     """
     corpus = context.summary("corpus", CorpusSummary)
     clustered, total = sum(entry["tokens"] for entry in figures["clusters"]), corpus.tokens
     sizes = {
         owner: {"documents": text.documents, "tokens": max(1, text.tokens * clustered // total)}
-        for owner, text in corpus.owners.items()}
+        for owner, text in corpus.owners.items()
+    }
     figures["clusters"] = [*figures["clusters"], *sizes.values()]
     report = read_json(path)
-    write_json(path, {**report, "clusters": [*report["clusters"], *({**size, "owner": owner} for owner, size in sizes.items())]})
+    write_json(
+        path,
+        {**report, "clusters": [*report["clusters"], *({**size, "owner": owner} for owner, size in sizes.items())]},
+    )

@@ -82,10 +82,16 @@ def tokens_of(clusters_N: Array, weights_N: Array, count: int) -> Array:
 
 def id_array(column: pa.ChunkedArray) -> Array:
     """Ids as numpy S16 [N], which sort like bytes."""
-    return np.concatenate([
-        np.empty(0, dtype="S16"),
-        *(np.frombuffer(chunk.buffers()[1], dtype="S16", count=len(chunk), offset=chunk.offset * ID.byte_width)
-          for chunk in column.cast(ID).chunks if len(chunk))])
+    return np.concatenate(
+        [
+            np.empty(0, dtype="S16"),
+            *(
+                np.frombuffer(chunk.buffers()[1], dtype="S16", count=len(chunk), offset=chunk.offset * ID.byte_width)
+                for chunk in column.cast(ID).chunks
+                if len(chunk)
+            ),
+        ]
+    )
 
 
 class Vectors(NamedTuple):
@@ -112,7 +118,9 @@ def first_vectors(files: Sequence[Path], count: int) -> Array:
 def first_costs(files: Sequence[Path], count: int, centre_D: Array | None, centroids_ED: Array | None) -> Costs:
     """Costs of the first `count` documents, computed block by block."""
     blocks = [
-        (block.ids_N, block.weights_N, document_costs(block.x_ND, centre_D, centroids_ED)) for block in _first(files, count)]
+        (block.ids_N, block.weights_N, document_costs(block.x_ND, centre_D, centroids_ED))
+        for block in _first(files, count)
+    ]
     return Costs(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
@@ -130,7 +138,8 @@ def loads_of(file: Path, rule: Assignment) -> Loads:
         clusters_N = rule.clusters(block.ids_N, block.x_ND)
         loads = Loads(
             loads.documents_E + np.bincount(clusters_N, minlength=count),
-            loads.tokens_E + tokens_of(clusters_N, block.weights_N, count))
+            loads.tokens_E + tokens_of(clusters_N, block.weights_N, count),
+        )
     return loads
 
 

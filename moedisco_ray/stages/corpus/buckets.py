@@ -36,7 +36,8 @@ class Finished:
         index: Number of the bucket.
         duplicates: Number of documents that were dropped because they equal another one.
         near_duplicates: Number of documents that were dropped because they are similar to another one.
-        train: Training documents, packed tokens (with copies and special tokens), and bytes of text of each of S inputs, [S, 3].
+        train: Training documents, packed tokens (with copies and special tokens), and bytes of text of each of S
+            inputs, [S, 3].
         validation: The same three figures of the validation documents, [S, 3].
         pieces: Files of packed training tokens.
     """
@@ -95,8 +96,13 @@ def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path
     documents, duplicates, near_duplicates = split_bucket(bucket, rules)
     train, validation, pieces = write_part(tokenize(documents, encoder, rules), bucket.index, directory, encoder)
     return Finished(
-        bucket.index, duplicates, near_duplicates, train=figures(train, rules), validation=figures(validation, rules),
-        pieces=pieces)
+        bucket.index,
+        duplicates,
+        near_duplicates,
+        train=figures(train, rules),
+        validation=figures(validation, rules),
+        pieces=pieces,
+    )
 
 
 class Part(NamedTuple):
@@ -136,7 +142,9 @@ def sample_texts(buckets: Iterable[Bucket], rules: Rules, characters: int) -> It
 
 def training_texts(documents: pa.Table) -> Iterator[str]:
     """Texts of the training documents among those that `rules.split` returned."""
-    for batch in documents.filter(pc.invert(documents["held_out"])).select(["text"]).to_batches(max_chunksize=_ROW_GROUP):
+    for batch in (
+        documents.filter(pc.invert(documents["held_out"])).select(["text"]).to_batches(max_chunksize=_ROW_GROUP)
+    ):
         yield from batch.column(0).to_pylist()
 
 

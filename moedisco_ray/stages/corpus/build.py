@@ -55,15 +55,20 @@ class Owned:
 
 
 def build(
-    config: RunConfig, directory: Path, map_tasks: MapTasks = in_this_process, unit_bytes: int = UNIT_BYTES, emit: Emit = discard,
-    *, owned: Owned | None = None,
+    config: RunConfig,
+    directory: Path,
+    map_tasks: MapTasks = in_this_process,
+    unit_bytes: int = UNIT_BYTES,
+    emit: Emit = discard,
+    *,
+    owned: Owned | None = None,
 ) -> dict[str, Any]:
     """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
 
     It holds the text without an owner, or that of one data owner.
 
-    The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket of documents in memory; the caller
-    holds none. More text makes more buckets, not larger ones.
+    The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket of documents in memory;
+    the caller holds none. More text makes more buckets, not larger ones.
 
     Args:
         config: The run's configuration.
@@ -78,7 +83,8 @@ def build(
 
         - documents, validation_documents, duplicates, near_duplicates: numbers of documents
         - tokens (packed training tokens), validation_tokens, bytes (of training text), vocab_size
-        - sources: for each source's name: documents, tokens, bytes, validation_documents, files, empty_files, dropped_rows
+        - sources: for each source's name: documents, tokens, bytes, validation_documents, files, empty_files,
+          dropped_rows
         - skipped_files: number of files that `on_error: skip` left out
         - passed_over_files: number of files not read because their folder also holds tables
         - skipped: source, path and reason for the first of these files
@@ -96,15 +102,21 @@ def build(
     scratch, store = directory / "scratch", RunStore.of(config.location) if owned is None else owned.store
     map_tasks = _carrying_files(map_tasks, store)
     inputs = expand_sources(
-        config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens),
-        owner=None if owned is None else owned.name, tokenizer=directory / "tokenizer")
+        config.corpus.sources,
+        scratch / "embedded",
+        Limits(config.corpus.sequence_length, config.corpus.document_tokens),
+        owner=None if owned is None else owned.name,
+        tokenizer=directory / "tokenizer",
+    )
     if any(source.tokenizer is not None for source in inputs):
-        store.publish(directory / "tokenizer")      # tasks that read conversations need it
+        store.publish(directory / "tokenizer")  # tasks that read conversations need it
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
     sizes = [sum(file.text_bytes for file in listing.files) for listing in listings]
     count = bucket_count(sum(sizes))
     stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count)
-    listed = [(source.sized(size), listing.files) for source, size, listing in zip(inputs, sizes, listings, strict=True)]
+    listed = [
+        (source.sized(size), listing.files) for source, size, listing in zip(inputs, sizes, listings, strict=True)
+    ]
     reading = StageProgress(emit, "corpus", "documents read")
     staged, unreadable = _stage_all(plan_units(listed, unit_bytes), stage, map_tasks, reading)
     skipped = [_skipped(source, listing, unreadable) for source, listing in zip(inputs, listings, strict=True)]
@@ -115,14 +127,23 @@ def build(
     check_inputs(inputs, documents_S, dropped_S, skipped)
 
     rules = Rules(
-        tuple(source.name for source in inputs), tuple(source.settings.weight for source in inputs),
-        config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
+        tuple(source.name for source in inputs),
+        tuple(source.settings.weight for source in inputs),
+        config.corpus.validation_fraction,
+        config.seed,
+        config.corpus.document_tokens,
+    )
     buckets = shuffle_documents(staged, scratch / "staged", count, map_tasks=map_tasks)
     if config.corpus.near_duplicates is not None:
         banding = Banding.of(config.corpus.near_duplicates)
         buckets = _find_near_duplicates(
-            buckets, rules, banding, documents=sum(report.documents for report in staged), directory=scratch / "near",
-            map_tasks=map_tasks)
+            buckets,
+            rules,
+            banding,
+            documents=sum(report.documents for report in staged),
+            directory=scratch / "near",
+            map_tasks=map_tasks,
+        )
     rules = rules.with_extremes(merged_extremes(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
     if owned is None and tokenizer_directory(config) is None:
         sample = sample_texts(map(_fetched(store), buckets), rules, TOKENIZER_SAMPLE_CHARACTERS)
@@ -131,8 +152,11 @@ def build(
     check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
     store.publish(directory / "tokenizer")
     finish = on_each(
-        store, functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory),
-        also=(directory / "tokenizer",), writes=functools.partial(_finished_files, directory=directory))
+        store,
+        functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory),
+        also=(directory / "tokenizer",),
+        writes=functools.partial(_finished_files, directory=directory),
+    )
     finished = _finish_all(buckets, finish, map_tasks, StageProgress(emit, "corpus", "documents tokenized"))
     store.remove(scratch)
     train_S3 = np.sum([report.train for report in finished], axis=0)
@@ -140,22 +164,31 @@ def build(
     if owned is None:
         check_split(config, train_S3, validation_S3)
 
-    (directory / "shards").mkdir(exist_ok=True)     # it is missing if other machines have written all pieces
-    index = write_index(directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size)
+    (directory / "shards").mkdir(exist_ok=True)  # it is missing if other machines have written all pieces
+    index = write_index(
+        directory / "shards", (piece for report in finished for piece in report.pieces), encoder.vocab_size
+    )
     check_windows(index["tokens"], config.corpus.sequence_length)
     summary = summary_of(
-        rules.names, train_S3, validation_S3, duplicates=sum(report.duplicates for report in finished),
-        near_duplicates=sum(report.near_duplicates for report in finished), vocab_size=encoder.vocab_size,
+        rules.names,
+        train_S3,
+        validation_S3,
+        duplicates=sum(report.duplicates for report in finished),
+        near_duplicates=sum(report.near_duplicates for report in finished),
+        vocab_size=encoder.vocab_size,
     ) | left_out(inputs, skipped, listings)
     for source, listing in zip(inputs, listings, strict=True):
         read = len(listing.files) - len(unreadable.get(source.order, ()))
         summary["sources"][source.name] |= {
-            "files": read, "empty_files": listing.empty, "dropped_rows": int(dropped_S[source.order])}
+            "files": read,
+            "empty_files": listing.empty,
+            "dropped_rows": int(dropped_S[source.order]),
+        }
     return summary | {"warnings": corpus_warnings(summary)}
 
 
 def _stage_all(
-    units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks, progress: StageProgress,
+    units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks, progress: StageProgress
 ) -> tuple[list[Staged], dict[int, dict[str, Skipped]]]:
     """Call `stage` for every unit, and repeat a unit that has unreadable files without these files.
 
@@ -172,7 +205,7 @@ def _stage_all(
             reports.append(report)
         for report in sorted(reports, key=lambda report: report.index):
             staged[report.index] = report
-            for each in report.skipped:     # if a file has several slices, the first slice's reason is kept
+            for each in report.skipped:  # if a file has several slices, the first slice's reason is kept
                 skipped[report.order].setdefault(each.path, each)
         shortened = [unit.without(skipped[unit.source.order].keys()) for unit in units]
         waiting = [unit for unit, before in zip(shortened, units, strict=True) if unit != before]
@@ -181,22 +214,30 @@ def _stage_all(
 
 
 def _find_near_duplicates(
-    buckets: Sequence[Bucket], rules: Rules, banding: Banding, *, documents: int, directory: Path, map_tasks: MapTasks,
+    buckets: Sequence[Bucket], rules: Rules, banding: Banding, *, documents: int, directory: Path, map_tasks: MapTasks
 ) -> list[Bucket]:
     """Find near duplicates among all documents; return each bucket with the ids of those that it has to drop."""
     count = banding.key_buckets(documents)
-    listing = functools.partial(list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory / "listed")
+    listing = functools.partial(
+        list_bucket, rules=rules, banding=banding, key_buckets=count, directory=directory / "listed"
+    )
     listed = shuffle(
-        map_tasks(listing, buckets), directory / "listed", LISTED, by_key(count), Digits.of(count), map_tasks=map_tasks)
+        map_tasks(listing, buckets), directory / "listed", LISTED, by_key(count), Digits.of(count), map_tasks=map_tasks
+    )
     compare = functools.partial(compare_listed, banding=banding, buckets=len(buckets), directory=directory / "dropped")
     dropped = shuffle(
-        map_tasks(compare, listed), directory / "dropped", DROPPED, by_id(len(buckets)), Digits.of(len(buckets)),
-        map_tasks=map_tasks)
+        map_tasks(compare, listed),
+        directory / "dropped",
+        DROPPED,
+        by_id(len(buckets)),
+        Digits.of(len(buckets)),
+        map_tasks=map_tasks,
+    )
     return [dataclasses.replace(bucket, dropped=found) for bucket, found in zip(buckets, dropped, strict=True)]
 
 
 def _finish_all(
-    buckets: Sequence[Bucket], finish: Callable[[Bucket], Finished], map_tasks: MapTasks, progress: StageProgress,
+    buckets: Sequence[Bucket], finish: Callable[[Bucket], Finished], map_tasks: MapTasks, progress: StageProgress
 ) -> list[Finished]:
     finished = []
     for report in map_tasks(finish, buckets):
@@ -229,6 +270,7 @@ def use_tokenizer(config: RunConfig, directory: Path) -> None:
 
 def _carrying_files(map_tasks: MapTasks, store: RunStore) -> MapTasks:
     """Extend `map_tasks`: each task fetches the files that its item names, and publishes the files that its result names."""
+
     def mapped(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
         # Text that the run itself has written exists on this machine only, so it is read here.
         here = [item for item in items if isinstance(item, Unit) and item.source.own]

@@ -1,7 +1,7 @@
 """Identity and bucket of documents, detection of duplicates, validation split, and how often each document is repeated.
 
-All of these depend only on the document's text (through its id) and the settings, never on where or when the document was read. So
-the corpus does not depend on the number, size and order of the blocks in which it was read.
+All of these depend only on the document's text (through its id) and the settings, never on where or when the document
+was read. So the corpus does not depend on the number, size and order of the blocks in which it was read.
 """
 
 from __future__ import annotations
@@ -19,24 +19,40 @@ Ids = NDArray[np.uint8]
 """Document ids [n, 16]."""
 
 ID_BYTES = 16
-STAGED = pa.schema([
-    ("id", pa.binary(ID_BYTES)), ("group", pa.binary(ID_BYTES)), ("order", pa.int32()), ("side", pa.int8()),
-    ("text", pa.large_string()), ("tokens", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.bool_()))])
+STAGED = pa.schema(
+    [
+        ("id", pa.binary(ID_BYTES)),
+        ("group", pa.binary(ID_BYTES)),
+        ("order", pa.int32()),
+        ("side", pa.int8()),
+        ("text", pa.large_string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.bool_())),
+    ]
+)
 """Schema of documents as read.
 
 - `order`: the position of the document's source in the configuration
-- `group`: the id of the first document of its group (the parts of one long document, or neighbours in a running text); the
-  validation split and the copies are decided per group
+- `group`: the id of the first document of its group (the parts of one long document, or neighbours in a running text);
+  the validation split and the copies are decided per group
 - `side`: the side of an earlier run's validation split: `TRAINED`, `HELD_OUT`, or `NEW` without an earlier run
 - `tokens`: given token ids; null if the text is still to be encoded
 - `loss_mask`: as in `DOCUMENTS`
 """
 NEW, TRAINED, HELD_OUT = range(3)
-DOCUMENTS = pa.schema([
-    ("id", pa.binary(ID_BYTES)), ("source", pa.string()), ("text", pa.string()),
-    ("tokens", pa.list_(pa.int32())), ("packed", pa.int32()), ("copies", pa.int32()),
-    ("group", pa.binary(ID_BYTES)), ("held_out", pa.bool_()), ("loss_mask", pa.list_(pa.bool_())),
-])
+DOCUMENTS = pa.schema(
+    [
+        ("id", pa.binary(ID_BYTES)),
+        ("source", pa.string()),
+        ("text", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("packed", pa.int32()),
+        ("copies", pa.int32()),
+        ("group", pa.binary(ID_BYTES)),
+        ("held_out", pa.bool_()),
+        ("loss_mask", pa.list_(pa.bool_())),
+    ]
+)
 """Schema of the finished corpus.
 
 - `id`: the hash of the text; the parts of a document with too many tokens have its id and the ids that follow
@@ -66,15 +82,18 @@ def staged_table(documents: Sequence[Document], order: int, group: bytes = b"") 
         group: Group of the leading documents, up to the first document that begins a new group.
     """
     ids = [document_id(document.text) for document in documents]
-    return pa.table([
-        id_column(b"".join(ids)),
-        id_column(b"".join(_groups(ids, documents, group))),
-        pa.array(np.full(len(documents), order, dtype=np.int32)),
-        pa.array([_side(document) for document in documents], pa.int8()),
-        pa.array([document.text for document in documents], pa.large_string()),
-        pa.array([document.tokens for document in documents], STAGED.field("tokens").type),
-        pa.array([document.loss_mask for document in documents], STAGED.field("loss_mask").type),
-    ], schema=STAGED)
+    return pa.table(
+        [
+            id_column(b"".join(ids)),
+            id_column(b"".join(_groups(ids, documents, group))),
+            pa.array(np.full(len(documents), order, dtype=np.int32)),
+            pa.array([_side(document) for document in documents], pa.int8()),
+            pa.array([document.text for document in documents], pa.large_string()),
+            pa.array([document.tokens for document in documents], STAGED.field("tokens").type),
+            pa.array([document.loss_mask for document in documents], STAGED.field("loss_mask").type),
+        ],
+        schema=STAGED,
+    )
 
 
 def id_column(ids: bytes) -> pa.Array:
@@ -88,7 +107,8 @@ def id_matrix(table: pa.Table, name: str = "id") -> Ids:
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     rows = [
         np.frombuffer(chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * ID_BYTES, offset=chunk.offset * ID_BYTES)
-        for chunk in chunks if len(chunk)
+        for chunk in chunks
+        if len(chunk)
     ]
     return np.concatenate([np.empty(0, dtype=np.uint8), *rows]).reshape(-1, ID_BYTES)
 
@@ -110,8 +130,8 @@ def bucket_of_rows(table: pa.Table, buckets: int) -> NDArray[np.int64]:
 def dedupe_and_sort(table: pa.Table) -> pa.Table:
     """Keep one row per id, sorted by id.
 
-    Of equal documents, the one from the earliest source is kept; within a source, the one with the lowest group. The kept document
-    is held out if an earlier run held out any of the equal ones.
+    Of equal documents, the one from the earliest source is kept; within a source, the one with the lowest group. The
+    kept document is held out if an earlier run held out any of the equal ones.
     """
     ids = id_matrix(table)
     high, low = _words(ids)
@@ -127,7 +147,9 @@ def dedupe_and_sort(table: pa.Table) -> pa.Table:
 
 
 def is_validation(
-    hashes: NDArray[np.float64], fraction: float, smallest: float | NDArray[np.float64] = -1.0,
+    hashes: NDArray[np.float64],
+    fraction: float,
+    smallest: float | NDArray[np.float64] = -1.0,
     largest: float | NDArray[np.float64] = 1.0,
 ) -> NDArray[np.bool_]:
     """Mask [n] of the held-out documents: those with a group hash below `fraction`.
@@ -135,10 +157,10 @@ def is_validation(
     Args:
         hashes: `validation_hash` of each document's group [n].
         fraction: Expected share of held-out documents.
-        smallest: Smallest hash in each document's source. The group with this hash is always held out, so that a small source has
-            validation documents too.
-        largest: Largest hash in each document's source. The group with this hash is never held out, so that the source has training
-            documents.
+        smallest: Smallest hash in each document's source. The group with this hash is always held out, so that a small
+            source has validation documents too.
+        largest: Largest hash in each document's source. The group with this hash is never held out, so that the source
+            has training documents.
     """
     return ((hashes < fraction) | (hashes == smallest)) & (hashes != largest)
 
@@ -151,8 +173,8 @@ def validation_hash(ids: Ids, seed: int) -> NDArray[np.float64]:
 def copies(ids: Ids, weight: float | NDArray[np.float64]) -> NDArray[np.int32]:
     """Occurrences of each document [n] per pass: floor(weight), plus one with probability weight - floor(weight).
 
-    A hash of the id decides, so the mean over documents is `weight` and the outcome never changes. A document with no copy is
-    left out of the corpus.
+    A hash of the id decides, so the mean over documents is `weight` and the outcome never changes. A document with no
+    copy is left out of the corpus.
 
     Args:
         ids: Ids of the documents' groups [n, 16].
@@ -195,7 +217,8 @@ def _words(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 def _uniform(ids: Ids, salt: int) -> NDArray[np.float64]:
-    # The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; the first half picks the bucket.
+    # The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; the first half picks the
+    # bucket.
     x = _words(ids)[1] + np.uint64((salt * _GOLDEN + _GOLDEN) & _MASK64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,12 +1,12 @@
 """The embedded corpus: real text from the packages that every installation has.
 
-There are eight domains: `python`, `cpp` and `cython` sources, API documentation (`docstrings`), project descriptions and
-changelogs (`readmes`), `licences`, `yaml` (operator declarations), and JavaScript and TypeScript of the Ray dashboard (`web`,
-from its source maps).
+There are eight domains: `python`, `cpp` and `cython` sources, API documentation (`docstrings`), project descriptions
+and changelogs (`readmes`), `licences`, `yaml` (operator declarations), and JavaScript and TypeScript of the Ray
+dashboard (`web`, from its source maps).
 
-The text depends only on the installed versions. Files are visited in the order of a hash of their path and cut at line ends
-into documents of at most `DOCUMENT_CHARACTERS`, until a domain has `DOMAIN_CHARACTERS`. Files with very long lines (minified,
-generated) and repeated documents are left out.
+The text depends only on the installed versions. Files are visited in the order of a hash of their path and cut at line
+ends into documents of at most `DOCUMENT_CHARACTERS`, until a domain has `DOMAIN_CHARACTERS`. Files with very long lines
+(minified, generated) and repeated documents are left out.
 """
 
 from __future__ import annotations
@@ -34,12 +34,54 @@ _MAX_FILE_BYTES = 200_000
 _NUMERIC = ("numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "networkx", "sympy")
 _NATIVE = ("torch", "pyarrow", "numpy", "scipy", "scikit-learn", "ray")
 _ALL = (
-    *_NUMERIC, "torch", "pyarrow", "ray", "transformers", "tokenizers", "datasets", "huggingface-hub", "safetensors",
-    "pydantic", "fonttools", "pillow", "tqdm", "charset-normalizer", "regex", "threadpoolctl", "xxhash", "rich",
-    "narwhals", "typer", "dill", "attrs", "msgpack", "mpmath", "python-dateutil", "cloudpickle", "tensorboardx",
-    "multiprocess", "idna", "markdown-it-py", "urllib3", "jsonschema", "joblib", "fsspec", "pyparsing", "click",
-    "filelock", "packaging", "requests", "jinja2", "pyyaml", "protobuf", "pygments", "setuptools", "contourpy",
-    "kiwisolver", "cycler", "typing-extensions",
+    *_NUMERIC,
+    "torch",
+    "pyarrow",
+    "ray",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "huggingface-hub",
+    "safetensors",
+    "pydantic",
+    "fonttools",
+    "pillow",
+    "tqdm",
+    "charset-normalizer",
+    "regex",
+    "threadpoolctl",
+    "xxhash",
+    "rich",
+    "narwhals",
+    "typer",
+    "dill",
+    "attrs",
+    "msgpack",
+    "mpmath",
+    "python-dateutil",
+    "cloudpickle",
+    "tensorboardx",
+    "multiprocess",
+    "idna",
+    "markdown-it-py",
+    "urllib3",
+    "jsonschema",
+    "joblib",
+    "fsspec",
+    "pyparsing",
+    "click",
+    "filelock",
+    "packaging",
+    "requests",
+    "jinja2",
+    "pyyaml",
+    "protobuf",
+    "pygments",
+    "setuptools",
+    "contourpy",
+    "kiwisolver",
+    "cycler",
+    "typing-extensions",
 )
 """Packages that are installed with this one, directly or as dependencies of dependencies."""
 
@@ -127,7 +169,8 @@ def _files(domain: Domain) -> Iterator[Path]:
         files = package.files if package is not None else None
         found += [
             (hashlib.blake2b(str(file).encode(), digest_size=16).digest(), Path(str(file.locate())))
-            for file in files or () if domain.wants(file)
+            for file in files or ()
+            if domain.wants(file)
         ]
     for _, path in sorted(found):
         if path.is_file() and path.stat().st_size <= domain.max_file_bytes:
@@ -144,7 +187,7 @@ def _chop(text: str) -> Iterator[str]:
     held = 0
     for line in text.splitlines(keepends=True):
         for start in range(0, len(line), DOCUMENT_CHARACTERS):
-            piece = line[start:start + DOCUMENT_CHARACTERS]
+            piece = line[start : start + DOCUMENT_CHARACTERS]
             if held + len(piece) > DOCUMENT_CHARACTERS:
                 yield "".join(document).strip("\n")
                 document, held = [], 0
@@ -166,7 +209,7 @@ def _description(text: str) -> Iterator[str]:
 
 def _docstrings(text: str) -> Iterator[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # Python warns about old escape sequences in third-party sources
+        warnings.simplefilter("ignore")  # Python warns about old escape sequences in third-party sources
         try:
             tree = ast.parse(text)
         except SyntaxError:
@@ -199,7 +242,8 @@ def _is_description(path: PurePosixPath) -> bool:
 
 def _is_licence(path: PurePosixPath) -> bool:
     return path.suffix not in {".py", ".pyc"} and any(
-        word in path.name.upper() for word in ("LICENSE", "LICENCE", "COPYING", "NOTICE"))
+        word in path.name.upper() for word in ("LICENSE", "LICENCE", "COPYING", "NOTICE")
+    )
 
 
 _DOMAINS: dict[str, Domain] = {

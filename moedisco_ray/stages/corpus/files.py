@@ -38,7 +38,8 @@ class Listing:
         files: Files to read, in the order of their paths.
         empty: Number of empty files, which are not in `files`.
         skipped: Files with unknown endings and missing files, if the source says `on_error: skip`.
-        passed_over: Plain-text files that are not read because the folder also holds tables, JSON Lines or a saved data set.
+        passed_over: Plain-text files that are not read because the folder also holds tables, JSON Lines or a saved data
+            set.
     """
 
     files: tuple[File, ...]
@@ -83,7 +84,9 @@ class File:
 
 
 class ConfinedFiles:
-    """A file system for local files inside the read roots. Each file is checked when it is opened; see `core.read_roots`.
+    """A file system for local files inside the read roots.
+
+    Each file is checked when it is opened; see `core.read_roots`.
 
     Args:
         system: The local file system.
@@ -101,13 +104,15 @@ class ConfinedFiles:
         with opened(Path(path)) as found:
             return self._system.open_input_file(str(found))
 
-    def open_input_stream(self, path: str, compression: str | None = "detect", buffer_size: int | None = None) -> pa.NativeFile:
+    def open_input_stream(
+        self, path: str, compression: str | None = "detect", buffer_size: int | None = None
+    ) -> pa.NativeFile:
         """Open a file as a decompressed stream.
 
         Raises:
             OSError: The file cannot be opened, or is outside of the read roots.
         """
-        if compression == "detect":     # judge by the configured name, because `opened` may yield a path without an ending
+        if compression == "detect":  # judge by the configured name, because `opened` may yield a path without an ending
             compression = _CODECS.get(PurePosixPath(path).suffix)
         with opened(Path(path)) as found:
             return self._system.open_input_stream(str(found), compression=compression, buffer_size=buffer_size)
@@ -122,13 +127,13 @@ class _Found(NamedTuple):
 def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
     """List all files under a source's path.
 
-    With the format `auto` the file endings decide. In a folder with tables or JSON Lines, plain text (such as a README) is not read
-    but listed in `Listing.passed_over`.
+    With the format `auto` the file endings decide. In a folder with tables or JSON Lines, plain text (such as a README)
+    is not read but listed in `Listing.passed_over`.
 
     Args:
         field: Configuration path of the source, such as `corpus.sources.0`; errors name it.
-        source: The source. Its path is a file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or
-            a URI of one of these.
+        source: The source. Its path is a file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in
+            local paths), or a URI of one of these.
         own: Whether the run itself wrote the files; all other files must be inside the read roots.
 
     Raises:
@@ -157,18 +162,24 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
     if named is not None:
         found = _data_set(source, field, infos, named, excluded)
     elif kind == "datasets":
-        raise CorpusError(f"{field}.path", path, "is not a folder that save_to_disk wrote (it has no state.json); set format: auto")
+        raise CorpusError(
+            f"{field}.path", path, "is not a folder that save_to_disk wrote (it has no state.json); set format: auto"
+        )
     elif kind == "auto":
         found = _by_ending(source, field, infos)
     else:
         found = _Found([(info, kind) for info in infos], [], [])
     files = tuple(
         File(path=info.path, root=anchor, format=form, size=info.size, mtime_ns=info.mtime_ns or 0, own=own)
-        for info, form in sorted(found.files, key=lambda pair: pair[0].path) if info.size)
+        for info, form in sorted(found.files, key=lambda pair: pair[0].path)
+        if info.size
+    )
     if not files:
         first = next(iter(found.skipped), None)
         left_out = f", or only such as are left out: {first.path} {first.reason}" if first else ""
-        raise CorpusError(f"{field}.path", path, f"holds no files, or only empty ones{left_out}; name a folder with text")
+        raise CorpusError(
+            f"{field}.path", path, f"holds no files, or only empty ones{left_out}; name a folder with text"
+        )
     return Listing(files, len(found.files) - len(files), tuple(found.skipped), tuple(found.passed_over))
 
 
@@ -179,7 +190,8 @@ def digest(files: Iterable[File]) -> str:
 
 
 def _resolve(path: str, root: str | None) -> tuple[Any, str, Glob | None]:
-    searched, wildcards = (path.partition("?")[0], "*[") if root is not None else (path, "*?[")     # a URI's options follow a `?`
+    # a URI's options follow a `?`
+    searched, wildcards = (path.partition("?")[0], "*[") if root is not None else (path, "*?[")
     first = min((searched.index(sign) for sign in wildcards if sign in searched), default=None)
     if root is None:
         full = str(Path(path).absolute())
@@ -196,7 +208,7 @@ def _resolve(path: str, root: str | None) -> tuple[Any, str, Glob | None]:
 def _before_wildcard(uri: str) -> str:
     """The URI without everything from its first wildcard to the `?`; the options after the `?` stay."""
     pattern, sign, options = uri.partition("?")
-    return pattern[:min(pattern.index(wildcard) for wildcard in "*[" if wildcard in pattern)] + sign + options
+    return pattern[: min(pattern.index(wildcard) for wildcard in "*[" if wildcard in pattern)] + sign + options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +218,8 @@ class _Walk:
     Attributes:
         pattern: The glob that files match; None for all files.
         excluded: Whether a path is left out.
-        confined: The places that may be read; None for all. Hidden and denied places are left out, but a link that leads out of the
-            roots is an error: the text behind it would be missed.
+        confined: The places that may be read; None for all. Hidden and denied places are left out, but a link that
+            leads out of the roots is an error: the text behind it would be missed.
     """
 
     system: fs.LocalFileSystem
@@ -231,11 +243,12 @@ class _Walk:
     def _below(self, folder: str, above: Sequence[Path] = ()) -> Iterator[Any]:
         """The files below a folder, also through links to other folders."""
         real = Path(os.path.realpath(folder))
-        if real in above:       # a link to a folder above it would be followed for ever
+        if real in above:  # a link to a folder above it would be followed for ever
             return
         for info in self.system.get_file_info(fs.FileSelector(folder)):
             if info.base_name.startswith(".") or (
-                    self.confined is not None and is_passed_over(Path(info.path), real, self.confined)):
+                self.confined is not None and is_passed_over(Path(info.path), real, self.confined)
+            ):
                 continue
             if info.type == fs.FileType.File:
                 yield info
@@ -248,7 +261,7 @@ class _Walk:
         try:
             self._check(folder)
         except OSError:
-            if self.excluded(f"{folder}/_"):      # as any file in the folder would be
+            if self.excluded(f"{folder}/_"):  # as any file in the folder would be
                 return False
             raise
         return True
@@ -258,9 +271,7 @@ class _Walk:
             self.confined.check(Path(path))
 
 
-def _walk_uri(
-    system: Any, uri: str, place: str, pattern: Glob | None, confined: Confinement | None,
-) -> list[Any]:
+def _walk_uri(system: Any, uri: str, place: str, pattern: Glob | None, confined: Confinement | None) -> list[Any]:
     """The files of a source at a URI. Files in denied places, such as other runs, are left out."""
     folder = (uri if pattern is None else _before_wildcard(uri).rpartition("/")[0]).partition("?")[0]
     depth = len(PurePosixPath(place).parts)
@@ -269,7 +280,8 @@ def _walk_uri(
         for info in system.get_file_info(fs.FileSelector(place, recursive=True)):
             parts = PurePosixPath(info.path).parts[depth:]
             if not any(part.startswith(".") for part in parts) and (
-                    confined is None or confined.allows_uri("/".join((folder, *parts)))):
+                confined is None or confined.allows_uri("/".join((folder, *parts)))
+            ):
                 yield info
 
     if confined is not None and not confined.allows_uri(folder):
@@ -282,10 +294,12 @@ def _chosen(top: Any, pattern: Glob | None, below: Callable[[], Iterable[Any]]) 
     if top.type == fs.FileType.NotFound:
         raise FileNotFoundError("no such file or folder")
     return [
-        info for info in ([top] if top.type == fs.FileType.File else below())
+        info
+        for info in ([top] if top.type == fs.FileType.File else below())
         if info.type == fs.FileType.File
         and (info is top or info.base_name not in _MARKERS)
-        and (pattern is None or pattern.matches(info.path))]
+        and (pattern is None or pattern.matches(info.path))
+    ]
 
 
 def _of_split(opener: Any, place: str, infos: Sequence[Any], split: str, subset: str | None) -> list[Any]:
@@ -301,23 +315,32 @@ def _of_split(opener: Any, place: str, infos: Sequence[Any], split: str, subset:
 
 
 def _data_set(
-    source: Source, field: str, infos: Iterable[Any], named: Iterable[str], excluded: Callable[[str], bool],
+    source: Source, field: str, infos: Iterable[Any], named: Iterable[str], excluded: Callable[[str], bool]
 ) -> _Found:
-    """Find the files to read in a folder with saved data sets: the Arrow files with the paths `named`. Other text is not read."""
+    """Find the files to read in a folder with saved data sets: the Arrow files with the paths `named`.
+
+    Other text is not read.
+    """
     by_path = {info.path: info for info in infos}
     wanted = [path for path in named if not excluded(path)]
     missing = [path for path in wanted if path not in by_path]
     if missing and source.on_error == "fail":
         raise CorpusError(
-            f"{field}.path", missing[0], "is missing, though the state.json next to it names it; save the data set again, or leave "
-            "the file out by `exclude` or on_error: skip")
+            f"{field}.path",
+            missing[0],
+            "is missing, though the state.json next to it names it; save the data set again, or leave "
+            "the file out by `exclude` or on_error: skip",
+        )
     others = (
-        path for path, info in sorted(by_path.items())
-        if info.size and PurePosixPath(path).name not in NOTES and format_of(path) not in (None, "arrow"))
+        path
+        for path, info in sorted(by_path.items())
+        if info.size and PurePosixPath(path).name not in NOTES and format_of(path) not in (None, "arrow")
+    )
     return _Found(
         [(by_path[path], "arrow") for path in wanted if path in by_path],
         [Skipped(path, "is missing") for path in missing],
-        [Skipped(path, "is next to a saved data set") for path in others])
+        [Skipped(path, "is next to a saved data set") for path in others],
+    )
 
 
 def _by_ending(source: Source, field: str, infos: Iterable[Any]) -> _Found:
@@ -333,7 +356,9 @@ def _by_ending(source: Source, field: str, infos: Iterable[Any]) -> _Found:
             raise CorpusError(f"{field}.path", info.path, refusal(info.path))
     if all(form == "text" for _, form in found):
         return _Found(found, skipped, [])
-    passed_over = [Skipped(info.path, "is plain text next to tables") for info, form in found if form == "text" and info.size]
+    passed_over = [
+        Skipped(info.path, "is plain text next to tables") for info, form in found if form == "text" and info.size
+    ]
     return _Found([(info, form) for info, form in found if form != "text"], skipped, passed_over)
 
 

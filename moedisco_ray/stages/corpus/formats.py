@@ -16,21 +16,93 @@ NOTES = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"})
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")
 """Endings of compressed files; the ending before them names the format."""
 _ROWS: dict[str, FileFormat] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
-    ".pq": "parquet", ".arrow": "arrow",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
 }
 _TEXT = (
-    ".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".log", ".srt", ".po", ".py", ".pyi", ".pyx", ".pxd",
-    ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".m", ".mm", ".cs", ".fs", ".swift", ".go", ".rs", ".java", ".kt",
-    ".scala", ".js", ".mjs", ".jsx", ".ts", ".tsx", ".css", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".clj",
-    ".ex", ".erl", ".lisp", ".el", ".lean", ".f90", ".s", ".v", ".sql", ".proto", ".cmake", ".sh", ".bash", ".ps1", ".bat",
-    ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf",
+    ".txt",
+    ".text",
+    ".md",
+    ".markdown",
+    ".rst",
+    ".adoc",
+    ".org",
+    ".tex",
+    ".log",
+    ".srt",
+    ".po",
+    ".py",
+    ".pyi",
+    ".pyx",
+    ".pxd",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".cxx",
+    ".hpp",
+    ".cu",
+    ".cuh",
+    ".m",
+    ".mm",
+    ".cs",
+    ".fs",
+    ".swift",
+    ".go",
+    ".rs",
+    ".java",
+    ".kt",
+    ".scala",
+    ".js",
+    ".mjs",
+    ".jsx",
+    ".ts",
+    ".tsx",
+    ".css",
+    ".rb",
+    ".php",
+    ".pl",
+    ".lua",
+    ".r",
+    ".jl",
+    ".hs",
+    ".ml",
+    ".clj",
+    ".ex",
+    ".erl",
+    ".lisp",
+    ".el",
+    ".lean",
+    ".f90",
+    ".s",
+    ".v",
+    ".sql",
+    ".proto",
+    ".cmake",
+    ".sh",
+    ".bash",
+    ".ps1",
+    ".bat",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".ini",
+    ".cfg",
+    ".conf",
 )
 _INSTEAD = {
     **dict.fromkeys((".warc", ".wet", ".wat"), "is a web archive; extract its text first, for example as JSONL"),
     **dict.fromkeys((".html", ".htm", ".xhtml", ".xml"), "is markup; extract its text first"),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".xz"), "is an archive; unpack it first"),
-    **dict.fromkeys((".pdf", ".epub", ".docx", ".doc", ".odt", ".rtf", ".xlsx"), "is a formatted document; extract its text first"),
+    **dict.fromkeys(
+        (".pdf", ".epub", ".docx", ".doc", ".odt", ".rtf", ".xlsx"), "is a formatted document; extract its text first"
+    ),
 }
 
 
@@ -50,7 +122,8 @@ def refusal(path: str) -> str:
     """Reason why a file with an unknown ending is not read (`unknown`), followed by the remedy."""
     return (
         f"{unknown(path)}; leave it out by `exclude` or on_error: skip, or read it as plain text by format: text. "
-        f"Known endings: {' '.join((*_ROWS, *_TEXT))}")
+        f"Known endings: {' '.join((*_ROWS, *_TEXT))}"
+    )
 
 
 def data_files(system: Any, field: str, path: str, found: Sequence[str]) -> list[str] | None:
@@ -66,7 +139,9 @@ def data_files(system: Any, field: str, path: str, found: Sequence[str]) -> list
         CorpusError: The folder holds several splits, and none of them is `train`.
         OSError: A `state.json` cannot be read.
     """
-    states = {each: named for each in found if _name(each) == "state.json" and (named := _named(system, each)) is not None}
+    states = {
+        each: named for each in found if _name(each) == "state.json" and (named := _named(system, each)) is not None
+    }
     dictionaries = [each for each in found if _name(each) == "dataset_dict.json"]
     if dictionaries and states:
         splits = {PurePosixPath(each).parent.name: each for each in states}
@@ -95,7 +170,9 @@ def _named(system: Any, state: str) -> list[str] | None:
     entries = content.get("_data_files") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         return None
-    names = [entry["filename"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("filename"), str)]
+    names = [
+        entry["filename"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("filename"), str)
+    ]
     return names if len(names) == len(entries) else None
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from moedisco_ray.stages.corpus.streams import NotTextError
 
 _WHOLE = re.compile(
-    r'(?:[^"\\]++'                                                                  # plain characters
-    r'|\\["\\/bfnrt]'                                                               # short escapes
-    r'|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}'                  # surrogate pairs
-    r'|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'                                           # other escapes of a character
-    r')*+')
+    r'(?:[^"\\]++'  # plain characters
+    r'|\\["\\/bfnrt]'  # short escapes
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # surrogate pairs
+    r"|\\u(?![dD][89abAB])[0-9a-fA-F]{4}"  # other escapes of a character
+    r")*+"
+)
 """Matches the longest prefix of a JSON string's content that cuts neither an escape sequence nor a surrogate pair."""
 _HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
 """Matches the first half of a surrogate pair, which JSON allows without the second half."""
@@ -33,8 +34,8 @@ def read_member(line: Iterable[str], name: str, where: str) -> Iterator[str] | d
         where: Place of the object, for error messages.
 
     Returns:
-        The pieces of the text. If the object has no text with this name: the names of all members, each with the first character of
-        its value.
+        The pieces of the text. If the object has no text with this name: the names of all members, each with the first
+        character of its value.
 
     Raises:
         NotTextError: The object is not JSON. The iterator raises it too.
@@ -119,7 +120,7 @@ class _Scanner:
     def _skip(self, pattern: re.Pattern[str]) -> None:
         while True:
             match = pattern.match(self._held)
-            self._held = self._held[match.end() if match else 0:]
+            self._held = self._held[match.end() if match else 0 :]
             if self._held or not self._more():
                 return
 

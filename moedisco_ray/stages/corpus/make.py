@@ -1,8 +1,8 @@
 """The corpus stage as a pipeline of functions of tables, which an `Engine` runs: read, shuffle by id, survey, tokenize, write.
 
-Rows are brought together once, by ranges of ids: duplicates are then in one table, and each range becomes one part of the corpus.
-To find near duplicates, rows are also brought together by keys; see `near_duplicates`. The number of ranges depends on the size of
-the text alone, so the corpus does not depend on blocks, processors and machines.
+Rows are brought together once, by ranges of ids: duplicates are then in one table, and each range becomes one part of
+the corpus. To find near duplicates, rows are also brought together by keys; see `near_duplicates`. The number of ranges
+depends on the size of the text alone, so the corpus does not depend on blocks, processors and machines.
 """
 
 from __future__ import annotations
@@ -51,8 +51,13 @@ from moedisco_ray.stages.text.unseen import Skipped
 
 
 def make(
-    config: RunConfig, directory: Path, engine: Engine | None = None, unit_bytes: int = UNIT_BYTES, events: Emit = discard,
-    *, owned: Owned | None = None,
+    config: RunConfig,
+    directory: Path,
+    engine: Engine | None = None,
+    unit_bytes: int = UNIT_BYTES,
+    events: Emit = discard,
+    *,
+    owned: Owned | None = None,
 ) -> dict[str, Any]:
     """Make the corpus artifact; arguments, result and errors are those of `build.build`.
 
@@ -61,8 +66,8 @@ def make(
         directory: An empty directory that every worker can reach.
         engine: Runs the functions of tables; by default, this process.
         unit_bytes: Bytes of text that one reading task gets.
-        events: Receives `stage_progress` events, each with the number of documents since the one before; workers on any machine
-            call it. `counting` makes totals of them.
+        events: Receives `stage_progress` events, each with the number of documents since the one before; workers on any
+            machine call it. `counting` makes totals of them.
         owned: The data owner whose text to read; None: the text without an owner.
     """
     tokenizer = directory / "tokenizer"
@@ -73,50 +78,77 @@ def make(
     store = RunStore.of(config.location) if owned is None else owned.store
     sources = _listed(config, directory, owned)
     if any(source.tokenizer is not None for source in sources.inputs):
-        store.publish(tokenizer)      # tasks that read conversations need it
+        store.publish(tokenizer)  # tasks that read conversations need it
     ranges = bucket_count(sources.text_bytes)
     read = _read(
-        sources, engine or in_process(directory / "scratch"), ranges=ranges, unit_bytes=unit_bytes, store=store, events=events)
+        sources,
+        engine or in_process(directory / "scratch"),
+        ranges=ranges,
+        unit_bytes=unit_bytes,
+        store=store,
+        events=events,
+    )
 
     rules = Rules(
-        tuple(source.name for source in sources.inputs), tuple(source.settings.weight for source in sources.inputs),
-        config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
+        tuple(source.name for source in sources.inputs),
+        tuple(source.settings.weight for source in sources.inputs),
+        config.corpus.validation_fraction,
+        config.seed,
+        config.corpus.document_tokens,
+    )
     found = _survey(read, rules, sources)
     skipped = _skipped(sources, found)
     check_inputs(sources.inputs, found.documents_S, found.dropped_S, skipped)
     selection = Selection(found.damaged)
     if config.corpus.near_duplicates is not None:
         banding = Banding.of(config.corpus.near_duplicates)
-        selection = selection._replace(repeated=_repeated(read, rules, selection, banding, int(found.documents_S.sum())))
+        selection = selection._replace(
+            repeated=_repeated(read, rules, selection, banding, int(found.documents_S.sum()))
+        )
     surveyed = _survey(read, rules, sources, selection) if selection.repeated is not None else found
     rules = rules.with_extremes(surveyed.extremes_S2)
     if owned is None and tokenizer_directory(config) is None:
         _train_tokenizer(
-            read, rules, selection, ranges=ranges, text_bytes=sources.text_bytes,
-            vocab_size=config.tokenizer.train_vocab_size, directory=tokenizer)
+            read,
+            rules,
+            selection,
+            ranges=ranges,
+            text_bytes=sources.text_bytes,
+            vocab_size=config.tokenizer.train_vocab_size,
+            directory=tokenizer,
+        )
     encoder = Encoder(tokenizer)
     check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
     store.publish(tokenizer)
     tokenized = read.map(Tokenize(rules, selection, tokenizer, store))
-    written: list[Written] = tokenized.written(WriteParts(
-        rules, ranges=ranges, directory=directory, tokenizer=tokenizer, store=store, events=events))
+    written: list[Written] = tokenized.written(
+        WriteParts(rules, ranges=ranges, directory=directory, tokenizer=tokenizer, store=store, events=events)
+    )
     store.remove(directory / "scratch")
     train_S3 = np.sum([part.train for part in written], axis=0)
     validation_S3 = np.sum([part.validation for part in written], axis=0)
     if owned is None:
         check_split(config, train_S3, validation_S3)
 
-    (directory / "shards").mkdir(exist_ok=True)     # it is missing if other machines have written all pieces
+    (directory / "shards").mkdir(exist_ok=True)  # it is missing if other machines have written all pieces
     index = write_index(directory / "shards", (piece for part in written for piece in part.pieces), encoder.vocab_size)
     check_windows(index["tokens"], config.corpus.sequence_length)
     distinct, kept = int(found.distinct_S.sum()), int(surveyed.kept_S.sum())
     summary = summary_of(
-        rules.names, train_S3, validation_S3, duplicates=int(found.documents_S.sum()) - distinct, near_duplicates=distinct - kept,
-        vocab_size=encoder.vocab_size) | left_out(sources.inputs, skipped, sources.listings)
+        rules.names,
+        train_S3,
+        validation_S3,
+        duplicates=int(found.documents_S.sum()) - distinct,
+        near_duplicates=distinct - kept,
+        vocab_size=encoder.vocab_size,
+    ) | left_out(sources.inputs, skipped, sources.listings)
     for source, listing in zip(sources.inputs, sources.listings, strict=True):
         files = len(listing.files) - len(found.reasons.get(source.order, ()))
         summary["sources"][source.name] |= {
-            "files": files, "empty_files": listing.empty, "dropped_rows": int(found.dropped_S[source.order])}
+            "files": files,
+            "empty_files": listing.empty,
+            "dropped_rows": int(found.dropped_S[source.order]),
+        }
     return summary | {"warnings": corpus_warnings(summary)}
 
 
@@ -143,20 +175,22 @@ class _Sources(NamedTuple):
 
 def _listed(config: RunConfig, directory: Path, owned: Owned | None) -> _Sources:
     inputs = expand_sources(
-        config.corpus.sources, directory / "scratch" / "embedded",
-        Limits(config.corpus.sequence_length, config.corpus.document_tokens), owner=None if owned is None else owned.name,
-        tokenizer=directory / "tokenizer")
+        config.corpus.sources,
+        directory / "scratch" / "embedded",
+        Limits(config.corpus.sequence_length, config.corpus.document_tokens),
+        owner=None if owned is None else owned.name,
+        tokenizer=directory / "tokenizer",
+    )
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
     return _Sources(inputs, listings, [sum(file.text_bytes for file in listing.files) for listing in listings])
 
 
-def _read(
-    sources: _Sources, engine: Engine, *, ranges: int, unit_bytes: int, store: RunStore, events: Emit,
-) -> Tables:
+def _read(sources: _Sources, engine: Engine, *, ranges: int, unit_bytes: int, store: RunStore, events: Emit) -> Tables:
     """Read all documents, and bring them together by ranges of ids."""
     listed = [
         (source.sized(size), listing.files)
-        for source, size, listing in zip(sources.inputs, sources.sizes, sources.listings, strict=True)]
+        for source, size, listing in zip(sources.inputs, sources.sizes, sources.listings, strict=True)
+    ]
     read_unit = ReadUnit(ranges, store, events)
     units = plan_units(listed, unit_bytes)
     # Text that the run itself has written exists on this machine only, so it is read here.
@@ -191,39 +225,49 @@ def _survey(read: Tables, rules: Rules, sources: _Sources, selection: Selection 
     """Survey the tables; without a selection, leave out the damaged files that the survey finds."""
     table = read.map(Survey(rules, selection or Selection())).collected(SURVEYED)
     found = _added_up(table, len(sources.inputs))
-    return found if selection is not None or not found.reasons else _survey(read, rules, sources, Selection(found.damaged))
+    return (
+        found if selection is not None or not found.reasons else _survey(read, rules, sources, Selection(found.damaged))
+    )
 
 
 def _added_up(table: pa.Table, inputs: int) -> _Surveyed:
     order = table["order"].to_numpy()
     documents_S, distinct_S, kept_S = (
         np.bincount(order, table[name].to_numpy(), minlength=inputs).astype(np.int64)
-        for name in ("documents", "distinct", "kept"))
+        for name in ("documents", "distinct", "kept")
+    )
     extremes_S2 = np.full((inputs, 2), [np.inf, -np.inf])
     np.minimum.at(extremes_S2[:, 0], order, table["smallest"].to_numpy())
     np.maximum.at(extremes_S2[:, 1], order, table["largest"].to_numpy())
     notes = [
         (row["order"], row["file"], Note(*json.loads(row["note"])))
-        for row in table.filter(table["note"].is_valid()).select(["order", "file", "note"]).to_pylist()]
+        for row in table.filter(table["note"].is_valid()).select(["order", "file", "note"]).to_pylist()
+    ]
     reasons: dict[int, dict[int, str]] = {}
     for number, file, note in sorted(notes, key=lambda each: (each[0], each[1], each[2].start)):
-        if note.reason is not None:     # of a file with several damaged slices, the first slice's reason is kept
+        if note.reason is not None:  # of a file with several damaged slices, the first slice's reason is kept
             reasons.setdefault(number, {}).setdefault(file, note.reason)
     dropped_S = np.zeros(inputs, dtype=np.int64)
     for number, file, note in notes:
         dropped_S[number] += note.dropped if file not in reasons.get(number, {}) else 0
-    return _Surveyed(
-        documents_S, distinct_S, kept_S, extremes_S2=extremes_S2, dropped_S=dropped_S, reasons=reasons)
+    return _Surveyed(documents_S, distinct_S, kept_S, extremes_S2=extremes_S2, dropped_S=dropped_S, reasons=reasons)
 
 
 def _skipped(sources: _Sources, found: _Surveyed) -> list[list[Skipped]]:
     """Files of each input that were not read, in the order of their paths."""
     return [
         sorted(
-            [*listing.skipped, *(
-                Skipped(listing.files[file].path, reason) for file, reason in found.reasons.get(source.order, {}).items())],
-            key=lambda each: each.path)
-        for source, listing in zip(sources.inputs, sources.listings, strict=True)]
+            [
+                *listing.skipped,
+                *(
+                    Skipped(listing.files[file].path, reason)
+                    for file, reason in found.reasons.get(source.order, {}).items()
+                ),
+            ],
+            key=lambda each: each.path,
+        )
+        for source, listing in zip(sources.inputs, sources.listings, strict=True)
+    ]
 
 
 def _repeated(read: Tables, rules: Rules, selection: Selection, banding: Banding, documents: int) -> NDArray[np.void]:
@@ -234,7 +278,7 @@ def _repeated(read: Tables, rules: Rules, selection: Selection, banding: Banding
 
 
 def _train_tokenizer(
-    read: Tables, rules: Rules, selection: Selection, *, ranges: int, text_bytes: int, vocab_size: int, directory: Path,
+    read: Tables, rules: Rules, selection: Selection, *, ranges: int, text_bytes: int, vocab_size: int, directory: Path
 ) -> None:
     """Train a tokenizer on the first training documents by id, and save it."""
     wanted = TOKENIZER_SAMPLE_CHARACTERS

@@ -1,13 +1,14 @@
 """Find documents that nearly repeat another one, by MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998).
 
-A document counts as the set of its runs of five words. Its *sketch* holds 128 minimal hashes of this set. The share of equal hashes
-in two sketches estimates the Jaccard similarity of the two documents. A sketch is divided into *bands* of consecutive hashes, and a
-hash of a band is its *key*. Documents that are similar enough almost surely have a key in common. So every document is listed under
-the key of each of its bands, and only documents with a common key are compared.
+A document counts as the set of its runs of five words. Its *sketch* holds 128 minimal hashes of this set. The share of
+equal hashes in two sketches estimates the Jaccard similarity of the two documents. A sketch is divided into *bands* of
+consecutive hashes, and a hash of a band is its *key*. Documents that are similar enough almost surely have a key in
+common. So every document is listed under the key of each of its bands, and only documents with a common key are
+compared.
 
-The first tasks list the documents of one bucket (a range of ids) each under their keys. The second tasks compare the documents of
-one range of keys each. The third tasks finish one bucket each, without the near duplicates that the second tasks found in it. No
-task holds more than one bucket or range, and the result does not depend on their number.
+The first tasks list the documents of one bucket (a range of ids) each under their keys. The second tasks compare the
+documents of one range of keys each. The third tasks finish one bucket each, without the near duplicates that the second
+tasks found in it. No task holds more than one bucket or range, and the result does not depend on their number.
 """
 
 from __future__ import annotations
@@ -34,19 +35,24 @@ _WORDS = 5
 _RECALL = 0.99
 """Minimum probability that two documents with exactly the wanted similarity are compared."""
 _BYTE_CHANCE = 1 / 256
-"""Probability that two different hashes end in the same byte. Lists store only the last byte of a hash (Li and König 2010)."""
+"""Probability that two different hashes end in the same byte. Lists store only the last byte of a hash (Li and König
+2010)."""
 _KEYS_BYTES = 128 << 20
-"""Target size of the list that one task compares (bytes). The list holds a key, an id and a sketch for each of its entries."""
+"""Target size of the list that one task compares (bytes). The list holds a key, an id and a sketch for each of its
+entries."""
 _CHUNK = 4096
 """Number of documents that are sketched at once."""
 _COMPARED = 64
-"""Number of first documents under a key with which all later ones are compared. It limits the work on text that many share."""
+"""Number of first documents under a key with which all later ones are compared. It limits the work on text that many
+share."""
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff]|[^\\W\u3040-\u30ff\u3400-\u9fff]+")
 """Matches a word. Chinese and Japanese have no spaces, so each of their characters counts as a word."""
 
-LISTED = pa.schema([
-    ("key", pa.uint64()), ("rank", pa.int32()), ("id", pa.binary(ID_BYTES)), ("sketch", pa.binary(_HASHES))])
-"""Schema of documents listed under the keys of their bands. Of similar documents, the one with the lowest rank and id stays."""
+LISTED = pa.schema(
+    [("key", pa.uint64()), ("rank", pa.int32()), ("id", pa.binary(ID_BYTES)), ("sketch", pa.binary(_HASHES))]
+)
+"""Schema of documents listed under the keys of their bands. Of similar documents, the one with the lowest rank and id
+stays."""
 DROPPED = pa.schema([("id", pa.binary(ID_BYTES))])
 
 
@@ -67,8 +73,7 @@ class Banding:
     @classmethod
     def of(cls, similarity: float) -> Banding:
         """The longest bands with which hardly any similar documents are missed; longer bands need fewer comparisons."""
-        fitting = [
-            rows for rows in range(1, _HASHES + 1) if 1 - (1 - similarity**rows) ** (_HASHES // rows) >= _RECALL]
+        fitting = [rows for rows in range(1, _HASHES + 1) if 1 - (1 - similarity**rows) ** (_HASHES // rows) >= _RECALL]
         rows = max(fitting, default=1)
         return cls(similarity, rows, _HASHES // rows)
 
@@ -80,7 +85,7 @@ class Banding:
     def keys(self, hashes_NH: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """Key of each band of each sketch, uint64 [N, bands]."""
         keys_NB = np.tile(np.arange(self.bands, dtype=np.uint64), (len(hashes_NH), 1))
-        banded_NBR = hashes_NH[:, :self.bands * self.rows].reshape(-1, self.bands, self.rows)
+        banded_NBR = hashes_NH[:, : self.bands * self.rows].reshape(-1, self.bands, self.rows)
         for row in range(self.rows):
             keys_NB = _mix(keys_NB ^ banded_NBR[:, :, row])
         return keys_NB
@@ -91,7 +96,7 @@ def shingles(text: str) -> list[str]:
     words = _WORD.findall(text.casefold())
     if len(words) < _WORDS:
         return [" ".join(words) or text]
-    return [" ".join(words[i:i + _WORDS]) for i in range(len(words) - _WORDS + 1)]
+    return [" ".join(words[i : i + _WORDS]) for i in range(len(words) - _WORDS + 1)]
 
 
 def sketches(texts: list[str]) -> NDArray[np.uint32]:
@@ -149,8 +154,8 @@ def listed(documents: pa.Table, banding: Banding) -> Iterator[pa.Table]:
 def repeated(table: pa.Table, banding: Banding) -> pa.Table:
     """Ids of the near duplicates among listed documents, with the schema `DROPPED`.
 
-    A document is a near duplicate if it is similar enough to a document with a lower rank, or with an equal rank and a lower id.
-    That other document may be a near duplicate too.
+    A document is a near duplicate if it is similar enough to a document with a lower rank, or with an equal rank and a
+    lower id. That other document may be a near duplicate too.
 
     Args:
         table: Documents as `listed` yields them: either all that have a key or none.
@@ -191,21 +196,29 @@ def _repeats(sketches_NH: NDArray[np.uint8], similarity: float) -> NDArray[np.bo
     """Whether each document is similar enough to an earlier one, bool [N]."""
     repeats_N = np.zeros(len(sketches_NH), dtype=bool)
     for i, earlier_H in enumerate(sketches_NH[:_COMPARED]):
-        equal_N = (sketches_NH[i + 1:] == earlier_H).mean(axis=1)
-        repeats_N[i + 1:] |= (equal_N - _BYTE_CHANCE) / (1 - _BYTE_CHANCE) >= similarity
+        equal_N = (sketches_NH[i + 1 :] == earlier_H).mean(axis=1)
+        repeats_N[i + 1 :] |= (equal_N - _BYTE_CHANCE) / (1 - _BYTE_CHANCE) >= similarity
     return repeats_N
 
 
 def _listed(chunk: pa.Table, banding: Banding) -> pa.Table:
     hashes_NH = sketches(chunk["text"].to_pylist())
     rows = np.repeat(np.arange(len(chunk)), banding.bands)
-    # A document that an earlier run held out has the lowest rank: it stays, and its near duplicates are dropped, not trained on.
+    # A document that an earlier run held out has the lowest rank: it stays, and its near duplicates are dropped, not
+    # trained on.
     rank = np.where(chunk["side"].to_numpy() == HELD_OUT, -1, chunk["order"].to_numpy()).astype(np.int32)
-    sketch = hashes_NH.astype(np.uint8)     # the last byte of each hash
-    return pa.table([
-        pa.array(banding.keys(hashes_NH).ravel()), pa.array(rank[rows]), id_column(id_matrix(chunk)[rows].tobytes()),
-        pa.FixedSizeBinaryArray.from_buffers(pa.binary(_HASHES), len(rows), [None, pa.py_buffer(sketch[rows].tobytes())]),
-    ], schema=LISTED)
+    sketch = hashes_NH.astype(np.uint8)  # the last byte of each hash
+    return pa.table(
+        [
+            pa.array(banding.keys(hashes_NH).ravel()),
+            pa.array(rank[rows]),
+            id_column(id_matrix(chunk)[rows].tobytes()),
+            pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(_HASHES), len(rows), [None, pa.py_buffer(sketch[rows].tobytes())]
+            ),
+        ],
+        schema=LISTED,
+    )
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[np.uint8]:
@@ -213,6 +226,7 @@ def _matrix(column: pa.ChunkedArray) -> NDArray[np.uint8]:
         yield np.empty(0, dtype=np.uint8)
         for chunk in column.chunks:
             yield np.frombuffer(chunk.buffers()[1], np.uint8, count=len(chunk) * _HASHES, offset=chunk.offset * _HASHES)
+
     return np.concatenate(list(rows())).reshape(-1, _HASHES)
 
 

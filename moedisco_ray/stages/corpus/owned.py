@@ -25,7 +25,13 @@ from moedisco_ray.stages.corpus.shuffle import MapTasks, in_this_process
 
 
 def build_owned(
-    config: RunConfig, name: str, *, location: Location, tokenizer: Path, fingerprint: str, map_tasks: MapTasks = in_this_process,
+    config: RunConfig,
+    name: str,
+    *,
+    location: Location,
+    tokenizer: Path,
+    fingerprint: str,
+    map_tasks: MapTasks = in_this_process,
 ) -> dict[str, Any]:
     """Make the corpus of a data owner, on one of its nodes, unless it exists.
 
@@ -41,8 +47,10 @@ def build_owned(
         The fields of `OwnedText`.
 
     Raises:
-        CorpusError: The text is missing, unreadable or too short. The reason is in the owner's storage, as it may quote the text.
-        RunError: Anything else failed, for a reason that is in the owner's storage too; or the storage does not respond.
+        CorpusError: The text is missing, unreadable or too short. The reason is in the owner's storage, as it may quote
+            the text.
+        RunError: Anything else failed, for a reason that is in the owner's storage too; or the storage does not
+            respond.
     """
     store = RunStore.of(location)
     made = parse_manifest(store.read(f"{CORPUS}/{MANIFEST}"), CORPUS, str(store.location))
@@ -52,11 +60,11 @@ def build_owned(
             with commit(store.directory / CORPUS, fingerprint, store, "corpus") as draft:
                 draft.summary.update(build(config, draft.path, map_tasks, owned=Owned(name, store, tokenizer)))
                 summary = draft.summary
-        except RunError:    # such as a storage that does not respond, in this package's own words
+        except RunError:  # such as a storage that does not respond, in this package's own words
             raise
         except Exception as error:  # noqa: BLE001 - the libraries that read text may raise anything, and quote it
             failure = error
-        if failure is not None:     # not in the handler, where an error of the storage would carry this one along
+        if failure is not None:  # not in the handler, where an error of the storage would carry this one along
             raise _explained(failure, store, name)
         collect(store)
     else:
@@ -88,6 +96,9 @@ def _explained(failure: Exception, store: RunStore, name: str) -> CorpusError | 
     log.parent.mkdir(parents=True, exist_ok=True)
     write_text(log, f"{failure}\n" if isinstance(failure, UserError) else "".join(traceback.format_exception(failure)))
     store.publish(log)
-    field, words = f"pools.owners.{name}", f"its text could not be made into a corpus; {store.location}/{LOGS}/corpus.log says why"
+    field, words = (
+        f"pools.owners.{name}",
+        f"its text could not be made into a corpus; {store.location}/{LOGS}/corpus.log says why",
+    )
     # A `UserError` is a ValueError, and so are the errors of parsers.
     return CorpusError(field, None, words) if isinstance(failure, ValueError) else RunError(f"{field}: {words}")

@@ -23,7 +23,8 @@ def whole_files(file: File, limits: Limits) -> Iterator[Document]:
 def paragraphs(file: File, limits: Limits) -> Iterator[Document]:
     """Yield each paragraph between blank lines as a document, a long paragraph as several.
 
-    Consecutive documents share a group up to `limits.group_bytes`; a group is held out for validation, or trained on, as a whole.
+    Consecutive documents share a group up to `limits.group_bytes`; a group is held out for validation, or trained on,
+    as a whole.
     """
     return _with_neighbours(_paragraphs(file, limits), limits.group_bytes)
 
@@ -64,13 +65,14 @@ class _Parts:
 
     Args:
         about: Target bytes of a document.
-        neighbours: Number of consecutive documents that form a group; by default all documents of the stream are one group.
+        neighbours: Number of consecutive documents that form a group; by default all documents of the stream are one
+            group.
     """
 
     def __init__(self, about: int, neighbours: int = sys.maxsize) -> None:
         self._cutter = Cutter(about)
         self._neighbours = neighbours
-        self._left = 0      # number of documents that the current group still lacks
+        self._left = 0  # number of documents that the current group still lacks
         self._at = 0
         self._begun = False
 

@@ -27,9 +27,10 @@ class Probe:
 
     Attributes:
         problems: Errors that would fail the run, source by source.
-        warnings: Sentences about problems that would make the run's figures uncertain, such as an estimated number of documents
-            that is too small.
-        sample: First documents of each corpus source, by the source's name. Embedded text and sources with a `map` are left out.
+        warnings: Sentences about problems that would make the run's figures uncertain, such as an estimated number of
+            documents that is too small.
+        sample: First documents of each corpus source, by the source's name. Embedded text and sources with a `map` are
+            left out.
         documents: Estimated number of documents of each source in `sample`, by the source's name.
     """
 
@@ -42,8 +43,9 @@ class Probe:
 def probe(config: RunConfig) -> Probe:
     """Read the first documents of some files of every source of the corpus and the evaluation.
 
-    This reads at most about half a megabyte of text per source, and only the first rows of a Parquet row group. Of a source with a
-    function that changes its rows, only the files are listed: calling the function would run code that the user has not read.
+    This reads at most about half a megabyte of text per source, and only the first rows of a Parquet row group. Of a
+    source with a function that changes its rows, only the files are listed: calling the function would run code that
+    the user has not read.
     """
     limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
     sources = (*config.corpus.sources, *config.evaluation.sources)
@@ -79,12 +81,21 @@ class _Found:
     passed_over: tuple[Skipped, ...]
 
 
-def _inputs(setting: str, unnamed: str, sources: Sequence[Source], limits: Limits, tokenizer: Path | None) -> list[Input]:
+def _inputs(
+    setting: str, unnamed: str, sources: Sequence[Source], limits: Limits, tokenizer: Path | None
+) -> list[Input]:
     return [
         Input(
-            i, f"{setting}.{i}", source.name or f"{unnamed}-{i}", source, limits,
-            tokenizer=tokenizer if source.has_given_tokens else None)
-        for i, source in enumerate(sources) if source.path != "embedded" and source.owner is None]
+            i,
+            f"{setting}.{i}",
+            source.name or f"{unnamed}-{i}",
+            source,
+            limits,
+            tokenizer=tokenizer if source.has_given_tokens else None,
+        )
+        for i, source in enumerate(sources)
+        if source.path != "embedded" and source.owner is None
+    ]
 
 
 def _look_into(source: Input) -> _Found:
@@ -108,9 +119,13 @@ def _look_into(source: Input) -> _Found:
         bytes_read += file.text_bytes if ended else sum(len(text.encode()) for text in first)
         documents_read += len(first)
     if not texts and len(chosen) == count:
-        raise CorpusError(f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text")
+        raise CorpusError(
+            f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text"
+        )
     size = sum(file.text_bytes for file in listing.files)
-    return _Found(tuple(texts), documents_read * size // bytes_read if bytes_read else 0, tuple(skipped), listing.passed_over)
+    return _Found(
+        tuple(texts), documents_read * size // bytes_read if bytes_read else 0, tuple(skipped), listing.passed_over
+    )
 
 
 def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:
@@ -127,7 +142,7 @@ def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:
 
 
 def _warnings(
-    config: RunConfig, documents: dict[str, int], skipped: Sequence[Skipped], passed_over: Sequence[Skipped],
+    config: RunConfig, documents: dict[str, int], skipped: Sequence[Skipped], passed_over: Sequence[Skipped]
 ) -> list[str]:
     share = config.corpus.validation_fraction
     held_out = {name: max(round(count * share), min(1, count - 1)) for name, count in documents.items()}
@@ -135,9 +150,13 @@ def _warnings(
     summary = {
         "sources": {
             name: {"documents": count - held_out[name], "validation_documents": held_out[name]}
-            for name, count in documents.items() if count},
+            for name, count in documents.items()
+            if count
+        },
         "validation_documents": sum(held_out.values()),
-        "skipped_files": len(skipped), "passed_over_files": len(passed_over)}
+        "skipped_files": len(skipped),
+        "passed_over_files": len(passed_over),
+    }
     clusters = config.shared_clusters
     per_cluster = [(sum(documents.values()) - sum(held_out.values())) // clusters] * clusters
     enough = unread or not documents or not config.tokens.decoupled

@@ -1,7 +1,7 @@
 """Read the documents of a slice of a file one at a time, in any format.
 
-Large files are cut into slices that can be read independently. JSON Lines and text with one document per line are cut at bytes
-(a slice owns the lines that begin in it), Parquet at row groups.
+Large files are cut into slices that can be read independently. JSON Lines and text with one document per line are cut
+at bytes (a slice owns the lines that begin in it), Parquet at row groups.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def read_unit(unit: Unit, skipped: list[Skipped], row_map: RowMap | None = None)
 
     Args:
         unit: The unit to read.
-        skipped: List to which files that cannot be read are appended, if the source says `on_error: skip`. Documents before the
-            damage have already been yielded by then, so the caller must read the unit again without the file.
+        skipped: List to which files that cannot be read are appended, if the source says `on_error: skip`. Documents
+            before the damage have already been yielded by then, so the caller must read the unit again without the
+            file.
         row_map: What `row_map_of` returns for the source, for a caller that needs its count; by default, a new one.
 
     Raises:
@@ -147,7 +148,8 @@ def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:
             with file.file_system().open_input_file(file.path) as stream:
                 total = pq.read_metadata(stream).num_row_groups
         except (OSError, pa.ArrowInvalid):
-            return [Slice(file)]    # the task that reads the file will meet the same error, and then names the source in it
+            # the task that reads the file will meet the same error, and then names the source in it
+            return [Slice(file)]
         step = max(1, total * unit_bytes // file.size)
     return [Slice(file, start, min(start + step, total)) for start in range(0, total, step)]
 
@@ -161,7 +163,10 @@ def _documents(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[
         return documents if row_map is None else _mapped_documents(documents, row_map, source, file)
     texts = _texts(piece, settings.text_column) if row_map is None else _mapped_texts(source, piece, row_map)
     return (
-        document if kept is None else document._replace(kept=kept) for text, kept in texts for document in _cut(text, limits.part))
+        document if kept is None else document._replace(kept=kept)
+        for text, kept in texts
+        for document in _cut(text, limits.part)
+    )
 
 
 def _plain_text(source: Input, piece: Slice) -> Iterator[Document]:
@@ -172,7 +177,10 @@ def _plain_text(source: Input, piece: Slice) -> Iterator[Document]:
 
 
 def _mapped_documents(documents: Iterable[Document], row_map: RowMap, source: Input, file: File) -> Iterator[Document]:
-    """Change or drop documents of plain text. If the first document of a group is dropped, the next one begins the group."""
+    """Change or drop documents of plain text.
+
+    If the first document of a group is dropped, the next one begins the group.
+    """
     begins = False
     for document in documents:
         begins = begins or document.begins
@@ -185,7 +193,7 @@ def _mapped_documents(documents: Iterable[Document], row_map: RowMap, source: In
 def _mapped_texts(source: Input, piece: Slice, row_map: RowMap) -> Iterator[tuple[Text, Kept | None]]:
     """Texts of the rows that a source's `map` returns for the rows of a table."""
     for row in rows.table_rows(piece.file, None, piece.start, piece.stop):
-        kept = rows.kept_side(row, piece.file.path)     # first, because the function may change the row in place
+        kept = rows.kept_side(row, piece.file.path)  # first, because the function may change the row in place
         if (found := row_map(row, piece.file.path)) is not None:
             yield rows.text_of(found, source.settings.text_column, _mapped(source)), kept
 
@@ -200,7 +208,9 @@ def _given(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[Docu
     from moedisco_ray.stages.text.given_tokens import given_tokens  # noqa: PLC0415
 
     if source.tokenizer is None:
-        raise CorpusError("tokenizer.path", None, f"is not set, but {source.settings.path!r} needs the tokenizer of its data")
+        raise CorpusError(
+            "tokenizer.path", None, f"is not set, but {source.settings.path!r} needs the tokenizer of its data"
+        )
     made, limit = given_tokens(source.tokenizer), source.limits.document_tokens
     for values in _values(source, piece, row_map):
         first, *others = values

@@ -1,7 +1,7 @@
 """Read documents as rows of tables, in bounded memory: a reading task yields a table as soon as it has read enough text for one.
 
-A file may turn out to be damaged after documents of it have been read, in this task or in another one. With `on_error: skip`, the
-task then adds a row with a note, and the documents of the file are left out later, when all notes are known.
+A file may turn out to be damaged after documents of it have been read, in this task or in another one. With `on_error:
+skip`, the task then adds a row with a note, and the documents of the file are left out later, when all notes are known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, Event, discard
 from moedisco_ray.core.run_store import SHARED, RunStore
-from moedisco_ray.stages.corpus.documents import ID_BYTES, NEW, STAGED, bucket_of_rows, dedupe_and_sort, id_column, staged_table
+from moedisco_ray.stages.corpus.documents import (
+    ID_BYTES,
+    NEW,
+    STAGED,
+    bucket_of_rows,
+    dedupe_and_sort,
+    id_column,
+    staged_table,
+)
 from moedisco_ray.stages.corpus.near_duplicates import without_ids
 from moedisco_ray.stages.corpus.readers import Slice, Unit, read_slice, reason, row_map_of
 from moedisco_ray.stages.corpus.row_map import RowMap
@@ -128,7 +136,7 @@ def file_keys(table: pa.Table) -> NDArray[np.int64]:
 
 
 def _chunks(
-    unit: Unit, row_map: RowMap | None, notes: list[tuple[Slice, Note]], size: int,
+    unit: Unit, row_map: RowMap | None, notes: list[tuple[Slice, Note]], size: int
 ) -> Iterator[tuple[list[Document], list[int]]]:
     """Yield documents of about `size` characters, with the number of each document's file; append notes."""
     chunk: list[Document] = []
@@ -159,10 +167,19 @@ def _chunks(
 def _noted(order: int, notes: Sequence[tuple[Slice, Note]]) -> pa.Table:
     rows = len(notes)
     nothing = id_column(bytes(ID_BYTES * rows))
-    table = pa.table([
-        nothing, nothing, pa.array([order] * rows, pa.int32()), pa.array([NEW] * rows, pa.int8()),
-        *(pa.nulls(rows, STAGED.field(name).type) for name in ("text", "tokens", "loss_mask"))], schema=STAGED)
-    return _as_read(table, np.zeros(rows, np.int64), [piece.number for piece, _ in notes], [json.dumps(note) for _, note in notes])
+    table = pa.table(
+        [
+            nothing,
+            nothing,
+            pa.array([order] * rows, pa.int32()),
+            pa.array([NEW] * rows, pa.int8()),
+            *(pa.nulls(rows, STAGED.field(name).type) for name in ("text", "tokens", "loss_mask")),
+        ],
+        schema=STAGED,
+    )
+    return _as_read(
+        table, np.zeros(rows, np.int64), [piece.number for piece, _ in notes], [json.dumps(note) for _, note in notes]
+    )
 
 
 def _as_read(table: pa.Table, ranges: NDArray[np.int64], files: Sequence[int], notes: Sequence[Any]) -> pa.Table:

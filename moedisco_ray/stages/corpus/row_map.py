@@ -36,8 +36,11 @@ class RowMap:
             self._function = imported(name)
         except Exception as error:  # importing runs the user's module, which may raise anything
             raise ConfigError(
-                self._field, name, f"cannot be imported ({type(error).__name__}: {first_line(error)}); install its package on all "
-                "machines that read text, or name its folder in PYTHONPATH there") from error
+                self._field,
+                name,
+                f"cannot be imported ({type(error).__name__}: {first_line(error)}); install its package on all "
+                "machines that read text, or name its folder in PYTHONPATH there",
+            ) from error
         if not callable(self._function):
             raise ConfigError(self._field, name, f"is a {type(self._function).__name__}, not a function; name one")
 
@@ -52,14 +55,20 @@ class RowMap:
         except Exception as error:  # the user's function may raise anything
             *_, last = traceback.extract_tb(error.__traceback__)
             raise ConfigError(
-                self._field, self._name, f"raises {type(error).__name__} at {Path(last.filename).name}:{last.lineno} for a row of "
-                f"{path} ({first_line(error)}); correct the function, or let it return None for such rows") from error
+                self._field,
+                self._name,
+                f"raises {type(error).__name__} at {Path(last.filename).name}:{last.lineno} for a row of "
+                f"{path} ({first_line(error)}); correct the function, or let it return None for such rows",
+            ) from error
         if found is None:
             self.dropped += 1
             return None
         if not isinstance(found, dict):
             raise ConfigError(
-                self._field, self._name, f"returns {type(found).__name__} for a row of {path}; return a dict, or None to drop it")
+                self._field,
+                self._name,
+                f"returns {type(found).__name__} for a row of {path}; return a dict, or None to drop it",
+            )
         return found
 
     def identity(self) -> str:
@@ -67,6 +76,6 @@ class RowMap:
         module = inspect.getmodule(inspect.unwrap(self._function))
         try:
             code = inspect.getsource(module) if inspect.ismodule(module) else ""
-        except (OSError, TypeError):    # it is built in, or compiled
+        except (OSError, TypeError):  # it is built in, or compiled
             return ""
         return hashlib.sha256(code.encode()).hexdigest() if code else ""

@@ -1,7 +1,7 @@
 """Read the texts of a named column, or whole rows, in JSON Lines, CSV, Parquet and the Arrow files of saved data sets.
 
-A text of up to 16 MB is returned as a string. A longer text of a column is returned as an iterator over pieces of its UTF-8 bytes,
-so that Python never holds it as a whole. Read such a text before you request the next one.
+A text of up to 16 MB is returned as a string. A longer text of a column is returned as an iterator over pieces of its
+UTF-8 bytes, so that Python never holds it as a whole. Read such a text before you request the next one.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def comma_separated(file: File, column: str) -> Iterator[Text]:
 
 
 def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[Text, Kept | None]]:
-    """Texts of row groups [start, stop). If an earlier run wrote the file, each text has its side of that run's validation split.
+    """Texts of row groups [start, stop).
+
+    If an earlier run wrote the file, each text has its side of that run's validation split.
 
     Raises:
         ColumnError: The file lacks the column, or the column holds no text.
@@ -183,7 +185,7 @@ def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, byte
         elif part.at - held[0].at > _LONG:
             rest = _rest_of_line(parts)
             yield held[0].at, itertools.chain(held, rest)
-            for _ in rest:      # skip what the caller has not read of the line
+            for _ in rest:  # skip what the caller has not read of the line
                 pass
             held = []
     if held and (line := _joined(held)):
@@ -242,8 +244,10 @@ def _csv_batches(file: File, columns: Collection[str] | None) -> Iterator[Any]:
     delimiter = "\t" if file.format == "tsv" else ","
     chosen = _chosen(file, columns, _header(file, delimiter))
     convert = csv.ConvertOptions(include_columns=chosen, column_types=dict.fromkeys(chosen, pa.string()))
-    with file.file_system().open_input_stream(file.path, compression="detect") as stream, csv.open_csv(
-            stream, **_csv_options(delimiter), convert_options=convert) as batches:
+    with (
+        file.file_system().open_input_stream(file.path, compression="detect") as stream,
+        csv.open_csv(stream, **_csv_options(delimiter), convert_options=convert) as batches,
+    ):
         yield from batches
 
 
@@ -273,7 +277,7 @@ def _long_text(file: File, line: Iterable[LinePart], column: str, at: int) -> It
         yield (without_surrogates(piece).encode() for piece in found)
     elif column not in found:
         raise _no_column(file.path, column, found)
-    elif found[column] != "n":      # first character of `null`
+    elif found[column] != "n":  # first character of `null`
         raise _no_text(file.path, column, {"[": "list", "{": "dict"}.get(found[column], "number"))
 
 
@@ -300,17 +304,22 @@ def _whole_characters(data: bytes) -> int:
 
 
 def _csv_options(delimiter: str) -> dict[str, Any]:
-    # In TSV a quotation mark is text, since a field holds neither tabs nor line ends (IANA's text/tab-separated-values).
+    # In TSV a quotation mark is text, since a field holds neither tabs nor line ends (IANA's
+    # text/tab-separated-values).
     quoted = delimiter != "\t"
     return {
         "read_options": csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK),
         "parse_options": csv.ParseOptions(
-            delimiter=delimiter, quote_char='"' if quoted else False, double_quote=quoted, newlines_in_values=quoted)}
+            delimiter=delimiter, quote_char='"' if quoted else False, double_quote=quoted, newlines_in_values=quoted
+        ),
+    }
 
 
 def _header(file: File, delimiter: str) -> list[str]:
-    with file.file_system().open_input_stream(file.path, compression="detect") as stream, csv.open_csv(
-            stream, **_csv_options(delimiter)) as batches:
+    with (
+        file.file_system().open_input_stream(file.path, compression="detect") as stream,
+        csv.open_csv(stream, **_csv_options(delimiter)) as batches,
+    ):
         names: list[str] = batches.schema.names
     return names
 
@@ -335,21 +344,26 @@ def _cells(column: Any) -> Iterator[Text | None]:
 
 
 def _slices(data: memoryview) -> Iterator[bytes]:
-    return (data[start:start + CHUNK].tobytes() for start in range(0, len(data), CHUNK))
+    return (data[start : start + CHUNK].tobytes() for start in range(0, len(data), CHUNK))
 
 
 def _rows_at_once(group: Any, column: str) -> int:
-    sizes = [group.column(i).total_uncompressed_size for i in range(group.num_columns) if group.column(i).path_in_schema == column]
+    sizes = [
+        group.column(i).total_uncompressed_size
+        for i in range(group.num_columns)
+        if group.column(i).path_in_schema == column
+    ]
     return max(1, min(_ROWS, _ROWS_BYTES * group.num_rows // max(1, *sizes, 1)))
 
 
 def _is_ours(schema: Any) -> bool:
     """Whether a table has the columns of a run's corpus, whose types may differ if another tool has rewritten it."""
-    if not all(name in schema.names for name in DOCUMENTS.names if name != _MASK):      # earlier versions had no masks
+    if not all(name in schema.names for name in DOCUMENTS.names if name != _MASK):  # earlier versions had no masks
         return False
     group = schema.field("group").type
     return pa.types.is_boolean(schema.field("held_out").type) and (
-        pa.types.is_fixed_size_binary(group) or pa.types.is_binary(group) or pa.types.is_large_binary(group))
+        pa.types.is_fixed_size_binary(group) or pa.types.is_binary(group) or pa.types.is_large_binary(group)
+    )
 
 
 def _refuse_masks(file: File, batch: Any) -> None:
@@ -361,7 +375,8 @@ def _kept(batch: Any) -> list[Kept | None]:
     groups = batch.column("group").cast(DOCUMENTS.field("group").type).to_pylist()
     return [
         None if group is None or held_out is None else Kept(group, held_out)
-        for group, held_out in zip(groups, batch.column("held_out").to_pylist(), strict=True)]
+        for group, held_out in zip(groups, batch.column("held_out").to_pylist(), strict=True)
+    ]
 
 
 def _check_column(file: File, column: str, schema: Any) -> None:
@@ -382,4 +397,6 @@ def _no_text(where: str, column: str, kind: str) -> ColumnError:
 
 
 def _rendered(where: str) -> ColumnError:
-    return ColumnError(_TEXT, f"{where} holds conversations that another run has rendered; name the data set that has them")
+    return ColumnError(
+        _TEXT, f"{where} holds conversations that another run has rendered; name the data set that has them"
+    )

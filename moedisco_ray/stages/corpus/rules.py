@@ -1,7 +1,7 @@
 """Decide which documents are kept, held out and repeated: pure functions on tables of documents.
 
-A decision depends on the texts and the settings only, never on the table in which a document is. A table holds either all rows with
-an id or none of them.
+A decision depends on the texts and the settings only, never on the table in which a document is. A table holds either
+all rows with an id or none of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Rules:
 
     def with_extremes(self, found_S2: NDArray[np.float64]) -> Rules:
         """A copy with the extremes of all documents; see `extremes`."""
-        return dataclasses.replace(self, smallest=tuple(found_S2[:, 0].tolist()), largest=tuple(found_S2[:, 1].tolist()))
+        return dataclasses.replace(
+            self, smallest=tuple(found_S2[:, 0].tolist()), largest=tuple(found_S2[:, 1].tolist())
+        )
 
 
 def times(documents: pa.Table, rules: Rules) -> NDArray[np.int32]:
@@ -75,8 +77,9 @@ def merged_extremes(found: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]
 def split(documents: pa.Table, rules: Rules) -> pa.Table:
     """The documents that stay in the corpus, with the further columns `copies` and `held_out`.
 
-    A validation document has one copy, whatever its source's weight. If a source is the corpus of an earlier run, the documents
-    that the earlier run held out stay held out. If it held out any, the documents that it trained on stay in training.
+    A validation document has one copy, whatever its source's weight. If a source is the corpus of an earlier run, the
+    documents that the earlier run held out stay held out. If it held out any, the documents that it trained on stay in
+    training.
 
     Args:
         documents: Distinct documents with the columns id, group, order and side.

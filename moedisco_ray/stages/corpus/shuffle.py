@@ -1,12 +1,13 @@
 """Shuffle rows from the tasks that write them to the tasks that read them, through files: a radix partition by bucket.
 
-Each row belongs to one of B buckets. Each pass divides the rows by one digit of their bucket's number in base f, the most
-significant digit first. Its tasks write files of about 32 MB; every file has f record batches, one per digit. A task of the next
-pass reads the batches of one digit from up to f files and divides their rows by the next digit. After the last pass, every record
-batch belongs to one bucket.
+Each row belongs to one of B buckets. Each pass divides the rows by one digit of their bucket's number in base f, the
+most significant digit first. Its tasks write files of about 32 MB; every file has f record batches, one per digit. A
+task of the next pass reads the batches of one digit from up to f files and divides their rows by the next digit. After
+the last pass, every record batch belongs to one bucket.
 
-One pass is enough for up to 128 buckets (4 GB of text), two are enough for 16,384 (512 GB). So a record batch has 0.25 MB or more,
-and the number of reads grows with the text, not with its square. The caller holds one file name per 32 MB of text.
+One pass is enough for up to 128 buckets (4 GB of text), two are enough for 16,384 (512 GB). So a record batch has 0.25
+MB or more, and the number of reads grows with the text, not with its square. The caller holds one file name per 32 MB
+of text.
 """
 
 from __future__ import annotations
@@ -106,7 +107,13 @@ class Pieces:
 
 
 def scatter(
-    tables: Iterable[pa.Table], path: Path, schema: pa.Schema, buckets: Buckets, digits: Digits, *, number: int = 1,
+    tables: Iterable[pa.Table],
+    path: Path,
+    schema: pa.Schema,
+    buckets: Buckets,
+    digits: Digits,
+    *,
+    number: int = 1,
     file_bytes: int = FILE_BYTES,
 ) -> tuple[Path, ...]:
     """Write rows to files in which each record batch has the rows with one digit of the bucket's number.
@@ -134,9 +141,16 @@ def scatter(
 
 
 def shuffle(
-    written: Iterable[Scattered], directory: Path, schema: pa.Schema, buckets: Buckets, digits: Digits, map_tasks: MapTasks,
+    written: Iterable[Scattered],
+    directory: Path,
+    schema: pa.Schema,
+    buckets: Buckets,
+    digits: Digits,
+    map_tasks: MapTasks,
 ) -> list[Pieces]:
-    """Run all passes after the first, and return the pieces of each bucket. Each pass deletes the files that it has read.
+    """Run all passes after the first, and return the pieces of each bucket.
+
+    Each pass deletes the files that it has read.
 
     Args:
         written: Files of the first pass.
@@ -151,18 +165,28 @@ def shuffle(
     for number in range(2, digits.passes + 1):
         width = digits.base ** (digits.passes - number + 1)
         groups = [
-            group for pieces in _pieces(ranges, -(-digits.buckets // width), digits.base)
-            for group in _groups(pieces, digits.base)]
+            group
+            for pieces in _pieces(ranges, -(-digits.buckets // width), digits.base)
+            for group in _groups(pieces, digits.base)
+        ]
         divide = functools.partial(
-            _divide, directory=directory / f"pass-{number}", schema=schema, buckets=buckets, digits=digits, number=number)
+            _divide,
+            directory=directory / f"pass-{number}",
+            schema=schema,
+            buckets=buckets,
+            digits=digits,
+            number=number,
+        )
         found: list[list[Scattered]] = [[] for _ in range(-(-digits.buckets // width))]
         for report in map_tasks(divide, list(enumerate(groups))):
             found[groups[report.index].index].append(report)
         old = {path.parent for files in ranges for path in files}
         ranges = [
-            tuple(path for report in sorted(each, key=lambda report: report.index) for path in report.files) for each in found]
+            tuple(path for report in sorted(each, key=lambda report: report.index) for path in report.files)
+            for each in found
+        ]
         for folder in old:
-            shutil.rmtree(folder, ignore_errors=True)     # it may exist on another machine only
+            shutil.rmtree(folder, ignore_errors=True)  # it may exist on another machine only
     return _pieces(ranges, digits.buckets, digits.base)
 
 
@@ -184,11 +208,11 @@ def _pieces(ranges: Sequence[tuple[Path, ...]], count: int, base: int) -> list[P
 
 def _groups(pieces: Pieces, size: int) -> Iterator[Pieces]:
     for start in range(0, len(pieces.files), size):
-        yield dataclasses.replace(pieces, files=pieces.files[start:start + size])
+        yield dataclasses.replace(pieces, files=pieces.files[start : start + size])
 
 
 def _divide(
-    task: tuple[int, Pieces], directory: Path, schema: pa.Schema, buckets: Buckets, digits: Digits, number: int,
+    task: tuple[int, Pieces], directory: Path, schema: pa.Schema, buckets: Buckets, digits: Digits, number: int
 ) -> Scattered:
     """Divide the rows of a range of buckets by the next digit of their bucket's number."""
     index, pieces = task
@@ -220,7 +244,8 @@ def _concatenated(tables: list[pa.Table]) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path, schema: pa.Schema, digits: NDArray[np.int64], base: int) -> None:
-    # Each attempt writes to its own draft: if a node loses its network, its attempt and a second one may run at the same time.
+    # Each attempt writes to its own draft: if a node loses its network, its attempt and a second one may run at the
+    # same time.
     draft = path.with_suffix(f".{uuid.uuid4().hex}")
     order = np.argsort(digits, kind="stable")
     edges = np.searchsorted(digits[order], np.arange(base + 1))

@@ -47,14 +47,21 @@ class Input:
 
 
 def expand_sources(
-    sources: Sequence[Source], scratch: Path, limits: Limits, setting: str = "corpus.sources", unnamed: str = "source",
-    *, owner: str | None = None, tokenizer: Path | None = None,
+    sources: Sequence[Source],
+    scratch: Path,
+    limits: Limits,
+    setting: str = "corpus.sources",
+    unnamed: str = "source",
+    *,
+    owner: str | None = None,
+    tokenizer: Path | None = None,
 ) -> tuple[Input, ...]:
     """Name every source, and replace the embedded source by one input per domain.
 
-    A source without a name is called `<unnamed>-<i>`. `{path: embedded}` becomes one input per domain of text in the installed
-    packages (`python`, `cpp`, `licences`, ...). An input has the weight of the embedded source and the domain's name, or
-    `<name>-<domain>` if the embedded source has a name. Its text is written to `scratch` as JSON Lines and read like any other.
+    A source without a name is called `<unnamed>-<i>`. `{path: embedded}` becomes one input per domain of text in the
+    installed packages (`python`, `cpp`, `licences`, ...). An input has the weight of the embedded source and the
+    domain's name, or `<name>-<domain>` if the embedded source has a name. Its text is written to `scratch` as JSON
+    Lines and read like any other.
 
     Args:
         sources: Configured sources.
@@ -90,7 +97,9 @@ def expand_sources(
 
 
 def input_identity(config: RunConfig) -> dict[str, str]:
-    """For each stage that reads files of the user, a digest of these files. It changes when their text may have changed.
+    """For each stage that reads files of the user, a digest of these files.
+
+    It changes when their text may have changed.
 
     What a digest covers:
 
@@ -104,8 +113,8 @@ def input_identity(config: RunConfig) -> dict[str, str]:
 
     Raises:
         CorpusError: A source cannot be listed.
-        ConfigError: The run starts from a model without a tokenizer, and no tokenizer is configured; or a source's `map` cannot be
-            imported.
+        ConfigError: The run starts from a model without a tokenizer, and no tokenizer is configured; or a source's
+            `map` cannot be imported.
     """
     evaluation = config.evaluation
     read = [*_identities("evaluation.sources", evaluation.sources), *(_contents(path) for path in evaluation.lm_eval)]
@@ -115,7 +124,9 @@ def input_identity(config: RunConfig) -> dict[str, str]:
     found = {"corpus": _digest(text), "evaluate": _digest(read)}
     if isinstance(config.model.init, LocalInit):
         init = config.model.init
-        found["seed"] = _digest([model_identity(init.setting, init.place)] if is_uri(init.place) else _listing(Path(init.place)))
+        found["seed"] = _digest(
+            [model_identity(init.setting, init.place)] if is_uri(init.place) else _listing(Path(init.place))
+        )
     return found
 
 

@@ -14,8 +14,10 @@ from moedisco_ray.core.globs import Glob, GlobError, matches_any
 CARD = "README.md"
 """File with a data set's card, whose front matter may list the files of its subsets and splits."""
 _KEYWORDS = {
-    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation")}
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 """Words in the names of a split's files and folders; of another split, its name."""
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 """Names that `datasets` gives the files of a split when it uploads a data set."""
@@ -65,11 +67,15 @@ def _named_after(names: Sequence[str], split: str) -> set[str]:
             raise SplitError(f"has the splits {', '.join(sharded)}; name one of them")
         return sharded[split]
     for places in (_folders, _file_name):
-        by_split = {each: {name for name in names if _mentions(places(name), words)} for each, words in _words(split).items()}
+        by_split = {
+            each: {name for name in names if _mentions(places(name), words)} for each, words in _words(split).items()
+        }
         if by_split[split]:
             return by_split[split]
         if any(by_split.values()):
-            raise SplitError(f"has the splits {', '.join(each for each, found in by_split.items() if found)}; name one of them")
+            raise SplitError(
+                f"has the splits {', '.join(each for each, found in by_split.items() if found)}; name one of them"
+            )
     if split == "train":
         return set(names)
     raise SplitError("no file or folder is named after a split; leave split out")
@@ -79,10 +85,14 @@ def _subsets(card: str) -> list[Mapping[str, Any]]:
     """The subsets in the front matter of a dataset card, without those that list no files."""
     try:
         front = yaml.safe_load(card.removeprefix("---").partition("\n---")[0]) if card.startswith("---") else None
-    except (yaml.YAMLError, ValueError, RecursionError):     # ValueError: a date that does not exist
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that does not exist
         return []
     entries = front.get("configs") if isinstance(front, dict) else None
-    return [each for each in entries if isinstance(each, dict) and "data_files" in each] if isinstance(entries, list) else []
+    return (
+        [each for each in entries if isinstance(each, dict) and "data_files" in each]
+        if isinstance(entries, list)
+        else []
+    )
 
 
 def _patterns(subsets: Sequence[Mapping[str, Any]], split: str, subset: str | None) -> list[str]:
@@ -90,7 +100,9 @@ def _patterns(subsets: Sequence[Mapping[str, Any]], split: str, subset: str | No
     if subset is not None:
         chosen = [each for each, name in zip(subsets, names, strict=True) if name == subset]
     else:
-        default = [each for each, name in zip(subsets, names, strict=True) if each.get("default") is True or name == "default"]
+        default = [
+            each for each, name in zip(subsets, names, strict=True) if each.get("default") is True or name == "default"
+        ]
         chosen = default or list(subsets if len(subsets) == 1 else [])
     if not chosen:
         raise SplitError(f"has the subsets {', '.join(names)}; name one of them in subset")

@@ -21,9 +21,13 @@ def run(context: Context, draft: Draft) -> None:
     figures = context.backend.build_corpus(context.config, draft.path, context.emit)
     owners = {name: _of_owner(context, name, draft.path / "tokenizer") for name in context.config.owners}
     if owners:
-        figures |= {"owners": owners, "left": [
-            {"owner": name, "what": "numbers of documents, tokens and bytes", "bytes": len(json.dumps(found))}
-            for name, found in owners.items()]}
+        figures |= {
+            "owners": owners,
+            "left": [
+                {"owner": name, "what": "numbers of documents, tokens and bytes", "bytes": len(json.dumps(found))}
+                for name, found in owners.items()
+            ],
+        }
     summary = CorpusSummary.model_validate(figures)
     draft.summary.update(summary.to_json())
     warn(context, "corpus", summary.warnings)
@@ -37,13 +41,25 @@ def repair_owners(context: Context) -> Iterator[Part]:
     """
     for name in context.config.owners:
         damaged = context.call_with_tasks(
-            context.config.pools.owner(name), Files(), repair_owned, store=context.owner_store(name),
-            location=context.owner_location(name))
+            context.config.pools.owner(name),
+            Files(),
+            repair_owned,
+            store=context.owner_store(name),
+            location=context.owner_location(name),
+        )
         if damaged:
             yield Part("corpus", tuple(damaged), CORPUS, owner=name)
 
 
 def _of_owner(context: Context, name: str, tokenizer: Path) -> dict[str, Any]:
     return context.call_with_tasks(
-        context.config.pools.owner(name), Files([tokenizer]), build_owned, context.config, name, store=context.owner_store(name),
-        location=context.owner_location(name), tokenizer=tokenizer, fingerprint=context.fingerprint)
+        context.config.pools.owner(name),
+        Files([tokenizer]),
+        build_owned,
+        context.config,
+        name,
+        store=context.owner_store(name),
+        location=context.owner_location(name),
+        tokenizer=tokenizer,
+        fingerprint=context.fingerprint,
+    )

@@ -1,7 +1,7 @@
 """Read every text once and stage its documents on disk, divided by ranges of ids; see `shuffle`.
 
-A task reads one unit: some files, or part of a file. Its memory does not depend on the size of the unit: it holds the documents of
-at most two files of the shuffle.
+A task reads one unit: some files, or part of a file. Its memory does not depend on the size of the unit: it holds the
+documents of at most two files of the shuffle.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from moedisco_ray.stages.text.cutting import Document
 from moedisco_ray.stages.text.unseen import Skipped
 
 _SMALL_BUCKET_BYTES = 1 << 20
-"""Minimum bytes of text per bucket. A small corpus is divided down to this size, so that several cores can work on it."""
+"""Minimum bytes of text per bucket. A small corpus is divided down to this size, so that several cores can work on
+it."""
 _FEW_BUCKETS = 8
 """Maximum number of buckets smaller than `BUCKET_BYTES`."""
 _CHUNK_CHARACTERS = 8 << 20
@@ -47,7 +48,8 @@ class Staged(Scattered):
         order: Position of the unit's input (see `Input`) among all inputs.
         documents: Number of documents read, with duplicates.
         dropped: Number of rows that the source's `map` dropped.
-        skipped: Files that could not be read, if the source says `on_error: skip`; the unit must be read again without them.
+        skipped: Files that could not be read, if the source says `on_error: skip`; the unit must be read again without
+            them.
     """
 
     order: int
@@ -99,11 +101,21 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, file_bytes: int = FILE
             yield table
 
     files = scatter(
-        tables(), directory / "units" / f"unit-{unit.index:06d}", STAGED, _by_id(buckets), Digits.of(buckets),
-        file_bytes=file_bytes)
+        tables(),
+        directory / "units" / f"unit-{unit.index:06d}",
+        STAGED,
+        _by_id(buckets),
+        Digits.of(buckets),
+        file_bytes=file_bytes,
+    )
     return Staged(
-        index=unit.index, order=unit.source.order, files=files, documents=documents, skipped=tuple(skipped),
-        dropped=0 if row_map is None else row_map.dropped)
+        index=unit.index,
+        order=unit.source.order,
+        files=files,
+        documents=documents,
+        skipped=tuple(skipped),
+        dropped=0 if row_map is None else row_map.dropped,
+    )
 
 
 def shuffle_documents(staged: Iterable[Staged], directory: Path, count: int, map_tasks: MapTasks) -> list[Bucket]:

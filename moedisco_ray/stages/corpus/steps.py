@@ -25,9 +25,18 @@ from moedisco_ray.stages.text.packing import part_path
 from moedisco_ray.stages.text.tokenizer import Encoder
 
 _KEYS = ("id", "group", "order", "side")
-SURVEYED = pa.schema([
-    ("order", pa.int32()), ("documents", pa.int64()), ("distinct", pa.int64()), ("kept", pa.int64()), ("smallest", pa.float64()),
-    ("largest", pa.float64()), ("file", pa.int32()), ("note", pa.string())])
+SURVEYED = pa.schema(
+    [
+        ("order", pa.int32()),
+        ("documents", pa.int64()),
+        ("distinct", pa.int64()),
+        ("kept", pa.int64()),
+        ("smallest", pa.float64()),
+        ("largest", pa.float64()),
+        ("file", pa.int32()),
+        ("note", pa.string()),
+    ]
+)
 """Schema of surveys: a row per input, or a note about a file (see `reading.READ`).
 
 - `documents`: number of documents, with duplicates
@@ -55,12 +64,21 @@ class Survey:
         found_S2 = extremes(kept, self.rules)
         counts = [np.bincount(table["order"].to_numpy(), minlength=count) for table in (documents, distinct, kept)]
         yield pa.table(
-            [np.arange(count, dtype=np.int32), *counts, found_S2[:, 0], found_S2[:, 1], *_nulls(count, ("file", "note"))],
-            schema=SURVEYED)
+            [
+                np.arange(count, dtype=np.int32),
+                *counts,
+                found_S2[:, 0],
+                found_S2[:, 1],
+                *_nulls(count, ("file", "note")),
+            ],
+            schema=SURVEYED,
+        )
         notes = read.filter(read["note"].is_valid())
         zeros = np.zeros(len(notes), dtype=np.int64)
         yield pa.table(
-            [notes["order"], zeros, zeros, zeros, zeros + np.inf, zeros - np.inf, notes["file"], notes["note"]], schema=SURVEYED)
+            [notes["order"], zeros, zeros, zeros, zeros + np.inf, zeros - np.inf, notes["file"], notes["note"]],
+            schema=SURVEYED,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +97,7 @@ class ListDocuments:
     def __call__(self, read: pa.Table) -> Iterator[pa.Table]:
         """Yield lists with the schema `near_duplicates.LISTED` and the column `range`."""
         documents = documents_in(read, self.selection)
-        yield _LISTED.empty_table()     # gives the result its schema if nothing is listed
+        yield _LISTED.empty_table()  # gives the result its schema if nothing is listed
         for found in listed(documents.filter(pa.array(times(documents, self.rules) > 0)), self.banding):
             yield found.append_column(RANGE, pa.array(ranges_of_keys(found, self.ranges)))
 
@@ -179,7 +197,8 @@ class WriteParts:
         train, validation, pieces = write_part(documents, number, self.directory, encoder)
         self.store.publish(
             *(part_path(self.directory / side, number) for side in ("train", "validation")),
-            *(self.directory / "shards" / name for piece in pieces for name in piece.files))
+            *(self.directory / "shards" / name for piece in pieces for name in piece.files),
+        )
         self.events(Event("stage_progress", "corpus", data={"done": len(documents), "unit": "documents tokenized"}))
         return Written(figures(train, self.rules), figures(validation, self.rules), pieces)
 

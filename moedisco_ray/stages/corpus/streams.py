@@ -15,7 +15,10 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class NotTextError(ValueError):
-    """A file is not UTF-8 text. The message continues a sentence that begins with the file's name: "is binary, not text ..."."""
+    """A file is not UTF-8 text.
+
+    The message continues a sentence that begins with the file's name: "is binary, not text ...".
+    """
 
 
 class LinePart(NamedTuple):
@@ -49,7 +52,9 @@ def read_chunks(file: File) -> Iterator[tuple[int, bytes]]:
 
 
 def read_lines(file: File, start: int = 0, stop: int | None = None) -> Iterator[LinePart]:
-    """Yield the lines that begin in bytes [start, stop) of a file; the last may end later. A byte order mark is left out.
+    """Yield the lines that begin in bytes [start, stop) of a file; the last may end later.
+
+    A byte order mark is left out.
 
     Raises:
         NotTextError: The file begins with a UTF-16 byte order mark.
@@ -88,7 +93,7 @@ def decode(data: bytes, at: int) -> str:
     """
     zero = data.find(b"\0")
     if zero >= 0:
-        window = data[max(0, zero - 32):zero + 32]
+        window = data[max(0, zero - 32) : zero + 32]
         # In UTF-16, about every second byte of most scripts is zero.
         if len(window) >= 16 and 1 / 3 < window.count(b"\0") / len(window) < 2 / 3:
             raise NotTextError(f"looks like UTF-16 (byte {at + zero} is zero); {_convert('UTF-16')}")
@@ -98,7 +103,8 @@ def decode(data: bytes, at: int) -> str:
     except UnicodeDecodeError as error:
         place = at + error.start
         raise NotTextError(
-            f"is not UTF-8 text (byte {place} is 0x{data[error.start]:02X}, as in Latin-1); {_convert('LATIN1')}") from error
+            f"is not UTF-8 text (byte {place} is 0x{data[error.start]:02X}, as in Latin-1); {_convert('LATIN1')}"
+        ) from error
     return text.replace("\r\n", "\n")
 
 

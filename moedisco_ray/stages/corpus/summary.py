@@ -19,7 +19,10 @@ LISTED_FILES = 20
 
 
 def check_inputs(
-    inputs: Sequence[Input], documents_S: NDArray[np.int64], dropped_S: NDArray[np.int64], skipped: Sequence[Sequence[Skipped]],
+    inputs: Sequence[Input],
+    documents_S: NDArray[np.int64],
+    dropped_S: NDArray[np.int64],
+    skipped: Sequence[Sequence[Skipped]],
 ) -> None:
     """Check that every input holds documents.
 
@@ -34,11 +37,16 @@ def check_inputs(
     """
     for source, left_out in zip(inputs, skipped, strict=True):
         if not documents_S[source.order]:
-            also = f", and {len(left_out)} files were left out, the first since it {left_out[0].reason}" if left_out else ""
+            also = (
+                f", and {len(left_out)} files were left out, the first since it {left_out[0].reason}"
+                if left_out
+                else ""
+            )
             dropped = dropped_S[source.order]
             also += f", and {source.settings.map} dropped {dropped} rows" if dropped else ""
             raise CorpusError(
-                f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text")
+                f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text"
+            )
 
 
 def check_split(config: RunConfig, train_S3: NDArray[np.int64], validation_S3: NDArray[np.int64]) -> None:
@@ -50,22 +58,31 @@ def check_split(config: RunConfig, train_S3: NDArray[np.int64], validation_S3: N
     train, held_out = int(train_S3[:, 0].sum()), int(validation_S3[:, 0].sum())
     if train < config.shared_clusters:
         raise CorpusError(
-            "clusters.count", config.cluster_count,
+            "clusters.count",
+            config.cluster_count,
             f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter documents "
-            "(corpus.sources.*.documents)")
+            "(corpus.sources.*.documents)",
+        )
     if held_out == 0:
-        # From a source with two or more groups of documents, at least one group is always held out. Nothing is held out here, so
-        # every source has a single group.
+        # From a source with two or more groups of documents, at least one group is always held out. Nothing is held out
+        # here, so every source has a single group.
         sources = tuple(config.corpus.of_owner(None).values())
         raise CorpusError(
-            "corpus.sources", sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
+            "corpus.sources",
+            sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
             f"{'all text is' if len(sources) == 1 else 'the text of each is'} one document or one short passage, whose {train} "
             "parts stay together, so that nothing can be held out for validation; add documents, or cut the text differently "
-            "(corpus.sources.*.documents, corpus.max_document_tokens)")
+            "(corpus.sources.*.documents, corpus.max_document_tokens)",
+        )
 
 
 def summary_of(
-    names: Sequence[str], train_S3: NDArray[np.int64], validation_S3: NDArray[np.int64], *, duplicates: int, near_duplicates: int,
+    names: Sequence[str],
+    train_S3: NDArray[np.int64],
+    validation_S3: NDArray[np.int64],
+    *,
+    duplicates: int,
+    near_duplicates: int,
     vocab_size: int,
 ) -> dict[str, Any]:
     """Figures of the corpus; `build.build` lists the keys.
@@ -90,17 +107,24 @@ def summary_of(
         "bytes": size,
         "vocab_size": vocab_size,
         "sources": {
-            name: dict(zip(("documents", "tokens", "bytes"), row, strict=True)) | {"validation_documents": held_out_row[0]}
+            name: dict(zip(("documents", "tokens", "bytes"), row, strict=True))
+            | {"validation_documents": held_out_row[0]}
             for name, row, held_out_row in zip(names, train_S3.tolist(), validation_S3.tolist(), strict=True)
         },
     }
 
 
-def left_out(inputs: Sequence[Input], skipped: Sequence[Sequence[Skipped]], listings: Sequence[Listing]) -> dict[str, Any]:
+def left_out(
+    inputs: Sequence[Input], skipped: Sequence[Sequence[Skipped]], listings: Sequence[Listing]
+) -> dict[str, Any]:
     """Figures of the files that were not read."""
     listed = [
         {"source": source.name, "path": each.path, "reason": each.reason}
-        for source, found, listing in zip(inputs, skipped, listings, strict=True) for each in (*found, *listing.passed_over)]
+        for source, found, listing in zip(inputs, skipped, listings, strict=True)
+        for each in (*found, *listing.passed_over)
+    ]
     return {
-        "skipped_files": sum(map(len, skipped)), "passed_over_files": sum(len(listing.passed_over) for listing in listings),
-        "skipped": listed[:LISTED_FILES]}
+        "skipped_files": sum(map(len, skipped)),
+        "passed_over_files": sum(len(listing.passed_over) for listing in listings),
+        "skipped": listed[:LISTED_FILES],
+    }

@@ -1,7 +1,7 @@
 """Tables of documents that an engine reads, maps and brings together: in this process, or on Ray Data in `execution.ray.documents`.
 
-All functions are pure functions of tables, and what they return must not depend on how rows are divided into tables. Where a
-function needs all rows with a key at once, the rows are grouped first.
+All functions are pure functions of tables, and what they return must not depend on how rows are divided into tables.
+Where a function needs all rows with a key at once, the rows are grouped first.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Engine(Protocol):
     """Reads documents into tables."""
 
     def __call__(
-        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table],
+        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
     ) -> Tables:
         """The tables that a picklable function yields for each unit, and those that this process has read already."""
 
@@ -108,7 +108,10 @@ def in_process(scratch: Path) -> Engine:
     Args:
         scratch: Directory for files of rows.
     """
-    def read_all(units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]) -> InProcess:
+
+    def read_all(
+        units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
+    ) -> InProcess:
         return InProcess(lambda: itertools.chain(here, itertools.chain.from_iterable(map(read, units))), scratch)
 
     return read_all

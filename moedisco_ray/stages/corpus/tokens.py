@@ -23,17 +23,20 @@ def tokenize(documents: pa.Table, encoder: Encoder, rules: Rules) -> pa.Table:
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat = np.concatenate([np.empty(0, dtype=np.int32), *tokens])
-    return pa.table([
-        table["id"],
-        pa.array(rules.names).take(table["order"].combine_chunks()),
-        table["text"].cast(pa.string()),
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
-        pa.array(lengths + encoder.added, pa.int32()),
-        table["copies"],
-        table["group"],
-        table["held_out"],
-        table["loss_mask"],
-    ], schema=DOCUMENTS)
+    return pa.table(
+        [
+            table["id"],
+            pa.array(rules.names).take(table["order"].combine_chunks()),
+            table["text"].cast(pa.string()),
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+            pa.array(lengths + encoder.added, pa.int32()),
+            table["copies"],
+            table["group"],
+            table["held_out"],
+            table["loss_mask"],
+        ],
+        schema=DOCUMENTS,
+    )
 
 
 def figures(documents: pa.Table, rules: Rules) -> NDArray[np.int64]:
@@ -46,8 +49,9 @@ def figures(documents: pa.Table, rules: Rules) -> NDArray[np.int64]:
     order = pc.index_in(documents["source"], value_set=pa.array(rules.names)).to_numpy()
     tokens = documents["packed"].to_numpy().astype(np.int64) * documents["copies"].to_numpy()
     counted = [np.ones(len(order)), tokens, pc.binary_length(documents["text"]).to_numpy()]
-    return np.stack(
-        [np.bincount(order, values, minlength=len(rules.names)) for values in counted], axis=1).astype(np.int64)
+    return np.stack([np.bincount(order, values, minlength=len(rules.names)) for values in counted], axis=1).astype(
+        np.int64
+    )
 
 
 def cut_to_limit(text: str, tokens: Tokens, encoder: Encoder, limit: int) -> list[tuple[str, Tokens]]:
@@ -59,8 +63,10 @@ def cut_to_limit(text: str, tokens: Tokens, encoder: Encoder, limit: int) -> lis
     pieces = [piece.decode() for piece in (*cutter.feed(data), *cutter.finish())]
     texts = [piece.strip("\n") for piece in pieces if not piece.isspace()]
     return [
-        part for text, tokens in zip(texts, encoder.encode(texts), strict=True)
-        for part in cut_to_limit(text, tokens, encoder, limit)]
+        part
+        for text, tokens in zip(texts, encoder.encode(texts), strict=True)
+        for part in cut_to_limit(text, tokens, encoder, limit)
+    ]
 
 
 def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Table, list[Tokens]]:
@@ -75,7 +81,9 @@ def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Ta
     cut = table.take(pa.array(rows))
     ids = id_column(following_ids(id_matrix(cut), numbers).tobytes())
     short = pa.array([text for each in parts for text, _ in each], pa.large_string())
-    cut = cut.set_column(cut.schema.get_field_index("id"), "id", ids).set_column(cut.schema.get_field_index("text"), "text", short)
+    cut = cut.set_column(cut.schema.get_field_index("id"), "id", ids).set_column(
+        cut.schema.get_field_index("text"), "text", short
+    )
     return cut, [tokens for each in parts for _, tokens in each]
 
 

@@ -27,21 +27,26 @@ _CHUNK = 64
 
 
 def read_unseen(
-    sources: Sequence[Source], encoder: Encoder, max_tokens: int, limits: Limits, trained_on: Sequence[Path] = (),
-    *, tokenizer: Path | None = None,
+    sources: Sequence[Source],
+    encoder: Encoder,
+    max_tokens: int,
+    limits: Limits,
+    trained_on: Sequence[Path] = (),
+    *,
+    tokenizer: Path | None = None,
 ) -> Unseen:
     """Read whole documents of each source, in the order of its files, up to the source's equal share of `max_tokens`.
 
-    If even the first document of a source exceeds the share, only its beginning is taken. The first documents are not a uniform
-    sample, but nothing after them is read, so a source may have any size. A document that occurs twice counts once, in the first
-    source that has it. With `on_error: skip`, a file that cannot be read contributes nothing.
+    If even the first document of a source exceeds the share, only its beginning is taken. The first documents are not a
+    uniform sample, but nothing after them is read, so a source may have any size. A document that occurs twice counts
+    once, in the first source that has it. With `on_error: skip`, a file that cannot be read contributes nothing.
 
     Args:
         sources: The sources in `evaluation.sources`.
         encoder: The model's tokenizer.
         max_tokens: Maximum tokens to read from all sources together.
-        limits: Limits on the length of documents. With `trained_on` they must be the corpus' limits, because the ids of a cut
-            document's parts depend on them.
+        limits: Limits on the length of documents. With `trained_on` they must be the corpus' limits, because the ids of
+            a cut document's parts depend on them.
         trained_on: Parquet files of the training documents, with the column id; these documents are left out.
         tokenizer: Directory of the tokenizer, for the sources that need it (`Source.has_given_tokens`).
 
@@ -64,7 +69,8 @@ def read_unseen(
     for source in inputs:
         if not any(sample.source == source.name for sample in samples):
             raise CorpusError(
-                f"{source.field}.path", source.settings.path, "holds no text that was not trained on; name other text")
+                f"{source.field}.path", source.settings.path, "holds no text that was not trained on; name other text"
+            )
     return Unseen(samples, len(known), skipped)
 
 
@@ -98,8 +104,11 @@ def _read_file(source: Input, file: File, encoder: Encoder, room: int, *, first:
         if len(sample.tokens) > room:
             if first and not found:
                 tokens, mask = sample.tokens[:room], sample.loss_mask
-                found.append(sample._replace(
-                    text=encoder.decode([tokens])[0], tokens=tokens, loss_mask=None if mask is None else mask[:room]))
+                found.append(
+                    sample._replace(
+                        text=encoder.decode([tokens])[0], tokens=tokens, loss_mask=None if mask is None else mask[:room]
+                    )
+                )
             return found, True
         found.append(sample)
         room -= len(sample.tokens)

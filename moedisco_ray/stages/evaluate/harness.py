@@ -1,9 +1,9 @@
 """Evaluate a model on multiple-choice and completion tasks, with EleutherAI's lm-eval.
 
-The harness (Gao et al., the Language Model Evaluation Harness) builds the prompts, picks the answers and computes the accuracy.
-`scoring` computes the log-likelihoods, as in training: each question begins a document, after BOS if the tokenizer adds it. Chat
-templates are not applied. Nothing is downloaded. This module needs the extra `lm-eval`, and is imported only when tasks are
-evaluated.
+The harness (Gao et al., the Language Model Evaluation Harness) builds the prompts, picks the answers and computes the
+accuracy. `scoring` computes the log-likelihoods, as in training: each question begins a document, after BOS if the
+tokenizer adds it. Chat templates are not applied. Nothing is downloaded. This module needs the extra `lm-eval`, and is
+imported only when tasks are evaluated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 class ScoredLM(TemplateLM):
     """Adapter through which lm-eval requests log-likelihoods from a model.
 
-    lm-eval splits each text into context and continuation by its own rules. A text longer than a window loses its beginning.
+    lm-eval splits each text into context and continuation by its own rules. A text longer than a window loses its
+    beginning.
 
     Args:
         model: The model, on its device.
@@ -66,17 +67,19 @@ class ScoredLM(TemplateLM):
         return found
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any,
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        # For an empty context the harness passes the prefix itself; `predict_tokens` puts it before every window anyway.
+        # For an empty context the harness passes the prefix itself; `predict_tokens` puts it before every window
+        # anyway.
         contexts = [context[1:] if context[:1] == [self._prefix] else context for _, context, _ in requests]
         joined = [context + request[2] for context, request in zip(contexts, requests, strict=True)]
-        windows = [np.array(ids[-self._length:], dtype=np.int32) for ids in joined]
+        windows = [np.array(ids[-self._length :], dtype=np.int32) for ids in joined]
         predicted = predict_tokens(self._model, windows, prefix=self._prefix, sequence_length=self._length)
         starts = [max(0, len(window) - len(request[2])) for window, request in zip(windows, requests, strict=True)]
         return [
             (-float(nats_T[start:].sum()), bool(likeliest_T[start:].all()))
-            for (nats_T, likeliest_T), start in zip(predicted, starts, strict=True)]
+            for (nats_T, likeliest_T), start in zip(predicted, starts, strict=True)
+        ]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Not supported: multiple-choice and completion tasks do not call it."""
@@ -104,16 +107,35 @@ def pose(name: str, rows: Rows) -> RowsTask:
     """Create the lm-eval task for a file's examples, in the form that `read_task_file` describes."""
     common = {"task": name, "test_split": "test", "num_fewshot": 0, "dataset_kwargs": {"rows": rows}}
     if "choices" in rows[0]:
-        return RowsTask(config={
-            **common, "output_type": "multiple_choice", "doc_to_text": _question, "doc_to_choice": "choices",
-            "doc_to_target": "gold", "metric_list": [_mean("acc"), _mean("acc_norm")]})
-    return RowsTask(config={
-        **common, "output_type": "loglikelihood", "doc_to_text": "context", "doc_to_target": _continuation,
-        "metric_list": [_mean("acc")]})
+        return RowsTask(
+            config={
+                **common,
+                "output_type": "multiple_choice",
+                "doc_to_text": _question,
+                "doc_to_choice": "choices",
+                "doc_to_target": "gold",
+                "metric_list": [_mean("acc"), _mean("acc_norm")],
+            }
+        )
+    return RowsTask(
+        config={
+            **common,
+            "output_type": "loglikelihood",
+            "doc_to_text": "context",
+            "doc_to_target": _continuation,
+            "metric_list": [_mean("acc")],
+        }
+    )
 
 
 def evaluate_tasks(
-    model: PreTrainedModel, paths: Sequence[Path], encode: Encode, *, prefix: int, sequence_length: int, limit: int | None = None,
+    model: PreTrainedModel,
+    paths: Sequence[Path],
+    encode: Encode,
+    *,
+    prefix: int,
+    sequence_length: int,
+    limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a model on task files.
 
@@ -126,11 +148,11 @@ def evaluate_tasks(
         limit: Maximum number of examples per file, taken from its beginning. None means all.
 
     Returns:
-        One dictionary per file, of JSON values: `task` (the file's name without its ending), `examples` (their number), `acc`
-        (share of right answers) and its standard error `acc_stderr`. Multiple-choice tasks also have `acc_norm` and
-        `acc_norm_stderr`, with each choice's log-likelihood divided by its number of characters, and `chance`, the share of right
-        answers to expect from random guessing. A figure is None if it does not apply to the task, and a standard error also if
-        there is only one example.
+        One dictionary per file, of JSON values: `task` (the file's name without its ending), `examples` (their number),
+        `acc` (share of right answers) and its standard error `acc_stderr`. Multiple-choice tasks also have `acc_norm`
+        and `acc_norm_stderr`, with each choice's log-likelihood divided by its number of characters, and `chance`, the
+        share of right answers to expect from random guessing. A figure is None if it does not apply to the task, and a
+        standard error also if there is only one example.
 
     Raises:
         ConfigError: A file holds no multiple-choice or completion tasks.
@@ -159,6 +181,7 @@ def _continuation(row: Mapping[str, Any]) -> str:
 def _figures(name: str, rows: Rows, results: Mapping[str, Any]) -> dict[str, Any]:
     figures = {
         key: float(value) if isinstance(value := results.get(f"{key},none"), float) else None
-        for key in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")}
+        for key in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+    }
     chance = float(np.mean([1 / len(row["choices"]) for row in rows])) if "choices" in rows[0] else None
     return {"task": name, "examples": len(rows), **figures, "chance": chance}

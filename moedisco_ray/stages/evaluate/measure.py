@@ -35,8 +35,15 @@ from moedisco_ray.stages.text.validation import Documents
 
 
 def evaluate(
-    model_dir: Path, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, prefix: int,
-    sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = BATCH_TOKENS,
+    model_dir: Path,
+    documents: Documents,
+    labels_N: NDArray[np.integer[Any]] | None = None,
+    *,
+    prefix: int,
+    sequence_length: int,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure one model.
@@ -55,16 +62,17 @@ def evaluate(
     Returns:
         A dictionary of JSON values: the figures of `Score.to_dict`, and
 
-        * `clusters`: the same figures per cluster, with `cluster`; `sources`: the same figures per source, with `source`
-          (empty if there is only one source and it has no name);
+        * `clusters`: the same figures per cluster, with `cluster`; `sources`: the same figures per source, with
+          `source` (empty if there is only one source and it has no name);
         * `routers`: per MoE layer `layer`, `load` [E] (share of the top-k selections), `dead` (number of experts that
-          get almost no tokens, see `dead_experts`), `token_entropy` (mean over tokens, in nats), `load_entropy` (of `load`, in
-          nats), `nmi_cluster` and `nmi_source` (normalised mutual information of each token's top-1 expert and its document's
-          label);
+          get almost no tokens, see `dead_experts`), `token_entropy` (mean over tokens, in nats), `load_entropy` (of
+          `load`, in nats), `nmi_cluster` and `nmi_source` (normalised mutual information of each token's top-1 expert
+          and its document's label);
         * `load_by_cluster` [clusters][E] and `load_by_source` {source: [E]}, means over layers;
         * `specialisation`: `cluster` and `source`, the normalised mutual information between that label of a document
-          and the expert that is most often top-1 in it. It is computed per layer and averaged over layers, because expert 3 of one
-          layer and expert 3 of another are related only if experts come from sub-models. None without such a label.
+          and the expert that is most often top-1 in it. It is computed per layer and averaged over layers, because
+          expert 3 of one layer and expert 3 of another are related only if experts come from sub-models. None without
+          such a label.
     """
     source_N, sources = _source_codes(documents)
     cluster_N, clusters = _cluster_codes(documents, labels_N)
@@ -74,8 +82,15 @@ def evaluate(
     model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
     with reused_memory(device), RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
-            model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
-            observe=meter.observe, advance=advance, loss_masks=documents.loss_masks)
+            model,
+            documents.tokens,
+            prefix=prefix,
+            sequence_length=sequence_length,
+            batch_tokens=batch_tokens,
+            observe=meter.observe,
+            advance=advance,
+            loss_masks=documents.loss_masks,
+        )
     return {
         **_by_group(document_scores(documents, nats_N), cluster_N, clusters, source_N, sources),
         **_routers(meter.statistics(), cluster_N, clusters, source_N, sources),
@@ -83,15 +98,25 @@ def evaluate(
 
 
 def evaluate_stages(
-    models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]] | None, *,
-    prefix: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = BATCH_TOKENS,
+    models: Mapping[str, Path],
+    submodels: Sequence[Path],
+    documents: Documents,
+    labels_N: NDArray[np.integer[Any]] | None,
+    *,
+    prefix: int,
+    sequence_length: int,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the model of every training stage; one decoder layer is in memory at a time.
 
     Args:
-        models: Model directory of each stage with a model of its own (`seed`, `merge`, `finetune`); `finetune` is required.
-        submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone; may be none.
+        models: Model directory of each stage with a model of its own (`seed`, `merge`, `finetune`); `finetune` is
+            required.
+        submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone; may be
+            none.
         documents: Documents to measure on.
         labels_N: Cluster of each document; None without clusters.
         prefix: The token before each document.
@@ -104,13 +129,17 @@ def evaluate_stages(
     Returns:
         The result of `evaluate` for the fine-tuned model, and
 
-        * `stages`: the figures of `Score.to_dict` for each stage. For `submodels` they are totals over the sub-models, and `units`
-          has the figures of each;
+        * `stages`: the figures of `Score.to_dict` for each stage. For `submodels` they are totals over the sub-models,
+          and `units` has the figures of each;
         * `extra_seconds`: time spent on models other than the fine-tuned one.
     """
     started = time.monotonic()
     settings: dict[str, Any] = {
-        "prefix": prefix, "sequence_length": sequence_length, "batch_tokens": batch_tokens, "advance": advance}
+        "prefix": prefix,
+        "sequence_length": sequence_length,
+        "batch_tokens": batch_tokens,
+        "advance": advance,
+    }
 
     def score(directory: Path, chosen: Documents) -> Score:
         if not len(chosen):
@@ -119,7 +148,8 @@ def evaluate_stages(
         return perplexity(specialise(model), chosen, **settings)
 
     stages: dict[str, Any] = {
-        stage: score(directory, documents).to_dict() for stage, directory in models.items() if stage != "finetune"}
+        stage: score(directory, documents).to_dict() for stage, directory in models.items() if stage != "finetune"
+    }
     if labels_N is not None and submodels:
         units = [score(directory, documents.where(labels_N == k)) for k, directory in enumerate(submodels)]
         stages["submodels"] = {**sum(units, Score()).to_dict(), "units": [unit.to_dict() for unit in units]}
@@ -130,8 +160,14 @@ def evaluate_stages(
 
 
 def evaluate_start(
-    start: Start, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, prefix: int, sequence_length: int,
-    device: str = "cpu", advance: Advance = no_advance,
+    start: Start,
+    documents: Documents,
+    labels_N: NDArray[np.integer[Any]] | None = None,
+    *,
+    prefix: int,
+    sequence_length: int,
+    device: str = "cpu",
+    advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the trained model that a run starts from; one decoder layer is in memory at a time.
 
@@ -145,14 +181,20 @@ def evaluate_start(
         advance: Receives the number of tokens measured.
 
     Returns:
-        The figures of `Score.to_dict`, and `clusters` and `sources`: the same figures per cluster and source, as in `evaluate`.
+        The figures of `Score.to_dict`, and `clusters` and `sources`: the same figures per cluster and source, as in
+        `evaluate`.
 
     Raises:
         CheckpointError: The model cannot be read.
     """
     nats_N = document_nats(
-        open_start(start, device), documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance,
-        loss_masks=documents.loss_masks)
+        open_start(start, device),
+        documents.tokens,
+        prefix=prefix,
+        sequence_length=sequence_length,
+        advance=advance,
+        loss_masks=documents.loss_masks,
+    )
     source_N, sources = _source_codes(documents)
     cluster_N, clusters = _cluster_codes(documents, labels_N)
     return _by_group(document_scores(documents, nats_N), cluster_N, clusters, source_N, sources)
@@ -168,7 +210,9 @@ def open_start(start: Start, device: str) -> PreTrainedModel:
     return specialise(streamed_model(tensors, config, dtype=default_dtype(device), device=device))
 
 
-def evaluate_unseen(model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int) -> dict[str, Any]:
+def evaluate_unseen(
+    model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int
+) -> dict[str, Any]:
     """Measure one model on text that it was never trained on.
 
     Args:
@@ -178,22 +222,32 @@ def evaluate_unseen(model: PreTrainedModel, documents: Documents, *, prefix: int
         sequence_length: Maximum positions of a window.
 
     Returns:
-        The figures of `Score.to_dict`, and `sources`: the same figures per source, with `source`, in the documents' order.
+        The figures of `Score.to_dict`, and `sources`: the same figures per source, with `source`, in the documents'
+        order.
     """
     nats_N = document_nats(
-        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, loss_masks=documents.loss_masks)
+        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, loss_masks=documents.loss_masks
+    )
     scores = document_scores(documents, nats_N)
     source_N = np.array(documents.sources)
     return {
         **sum(scores, Score()).to_dict(),
         "sources": [
-            {"source": source, **_total(scores, source_N == source).to_dict()} for source in dict.fromkeys(documents.sources)],
+            {"source": source, **_total(scores, source_N == source).to_dict()}
+            for source in dict.fromkeys(documents.sources)
+        ],
     }
 
 
 def evaluate_ensemble(
-    submodels: Sequence[Path], documents: Documents, distances: Distances, *, prefix: int, sequence_length: int,
-    device: str = "cpu", advance: Advance = no_advance,
+    submodels: Sequence[Path],
+    documents: Documents,
+    distances: Distances,
+    *,
+    prefix: int,
+    sequence_length: int,
+    device: str = "cpu",
+    advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the sub-models as an ensemble; one decoder layer is in memory at a time.
 
@@ -209,6 +263,7 @@ def evaluate_ensemble(
     Returns:
         The figures of `Score.to_dict`.
     """
+
     def nats() -> Iterator[list[NDArray[np.float64]]]:
         for directory in submodels:
             model = specialise(open_streamed(directory, dtype=default_dtype(device), device=device))
@@ -219,18 +274,23 @@ def evaluate_ensemble(
 
 
 def _by_group(
-    scores: Sequence[Score], cluster_N: NDArray[np.int64], clusters: list[int], source_N: NDArray[np.int64], sources: list[str],
+    scores: Sequence[Score],
+    cluster_N: NDArray[np.int64],
+    clusters: list[int],
+    source_N: NDArray[np.int64],
+    sources: list[str],
 ) -> dict[str, Any]:
     return {
         **sum(scores, Score()).to_dict(),
         "clusters": [
-            {"cluster": cluster, **_total(scores, cluster_N == i).to_dict()} for i, cluster in enumerate(clusters)],
+            {"cluster": cluster, **_total(scores, cluster_N == i).to_dict()} for i, cluster in enumerate(clusters)
+        ],
         "sources": [{"source": source, **_total(scores, source_N == i).to_dict()} for i, source in enumerate(sources)],
     }
 
 
 def _cluster_codes(
-    documents: Documents, labels_N: NDArray[np.integer[Any]] | None,
+    documents: Documents, labels_N: NDArray[np.integer[Any]] | None
 ) -> tuple[NDArray[np.int64], list[int]]:
     if labels_N is None:
         return np.zeros(len(documents), dtype=np.int64), []
@@ -251,7 +311,10 @@ def _total(scores: Sequence[Score], mask_N: NDArray[np.bool_]) -> Score:
 
 
 def _routers(
-    statistics: RouterStatistics, cluster_N: NDArray[np.int64], clusters: list[int], source_N: NDArray[np.int64],
+    statistics: RouterStatistics,
+    cluster_N: NDArray[np.int64],
+    clusters: list[int],
+    source_N: NDArray[np.int64],
     sources: list[str],
 ) -> dict[str, Any]:
     # A group is a (source, cluster) pair: split the axis in two, then sum over one of them.

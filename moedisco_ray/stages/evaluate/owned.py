@@ -16,7 +16,13 @@ from moedisco_ray.stages.text.validation import load_documents, validation_parts
 
 
 def evaluate_owned(
-    models: Mapping[str, Path], *, owner_store: RunStore, tokenizer: Path, max_tokens: int, sequence_length: int, device: str,
+    models: Mapping[str, Path],
+    *,
+    owner_store: RunStore,
+    tokenizer: Path,
+    max_tokens: int,
+    sequence_length: int,
+    device: str,
 ) -> dict[str, Any]:
     """Measure models on the held-out text of a data owner; one decoder layer is in memory at a time.
 
@@ -37,7 +43,11 @@ def evaluate_owned(
     prefix = Encoder(tokenizer).prefix
     stages = {
         stage: perplexity(
-            specialise(open_streamed(model, dtype=default_dtype(device), device=device)), documents, prefix=prefix,
-            sequence_length=sequence_length).to_dict()
-        for stage, model in models.items()}
+            specialise(open_streamed(model, dtype=default_dtype(device), device=device)),
+            documents,
+            prefix=prefix,
+            sequence_length=sequence_length,
+        ).to_dict()
+        for stage, model in models.items()
+    }
     return {**stages.pop("finetune"), "stages": stages}

@@ -73,12 +73,15 @@ class RouterMeter:
 
     def __enter__(self) -> Self:
         for number, module in enumerate(self._routers.values()):
-            self._handles.append(module.register_forward_hook(
-                lambda _module, _inputs, output, number=number: self._count(number, output)))
+            self._handles.append(
+                module.register_forward_hook(
+                    lambda _module, _inputs, output, number=number: self._count(number, output)
+                )
+            )
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
@@ -130,8 +133,8 @@ def entropy(shares_E: NDArray[np.float64]) -> float:
 def normalized_mutual_information(counts_GE: NDArray[np.int64]) -> float:
     """Normalised mutual information of two labelings, from the table of their counts: between 0 and 1.
 
-    Mutual information divided by the arithmetic mean of the two entropies (Vinh et al., JMLR 2010, NMI_sum), the default of
-    scikit-learn; 1 if both labelings have one class, as in scikit-learn.
+    Mutual information divided by the arithmetic mean of the two entropies (Vinh et al., JMLR 2010, NMI_sum), the
+    default of scikit-learn; 1 if both labelings have one class, as in scikit-learn.
     """
     total = counts_GE.sum()
     if not total:

@@ -20,7 +20,13 @@ from moedisco_ray.core.records import CorpusSummary, Departure, EvaluateSummary,
 from moedisco_ray.core.run_work import Files
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.context import Context, device_of
-from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_start, evaluate_unseen, open_start
+from moedisco_ray.stages.evaluate.measure import (
+    evaluate_ensemble,
+    evaluate_stages,
+    evaluate_start,
+    evaluate_unseen,
+    open_start,
+)
 from moedisco_ray.stages.evaluate.owned import evaluate_owned
 from moedisco_ray.stages.scoring import default_dtype
 from moedisco_ray.stages.start import Start
@@ -60,19 +66,34 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
     """Measure every model of the run, and the model that it started from, on the validation text."""
     config, pool, models = context.config, context.config.finetune_pool, _models(context)
     result = context.call_with_events(
-        pool, Files(files_read(context)), evaluate, models, submodels=context.submodels, corpus=context.of("corpus"),
+        pool,
+        Files(files_read(context)),
+        evaluate,
+        models,
+        submodels=context.submodels,
+        corpus=context.of("corpus"),
         cluster_model=_cluster_model(context),
         limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
-        settings=_with_absolute_paths(config.evaluation), start=context.start if config.measures_start else None,
-        device=device_of(pool), readers=readers)
+        settings=_with_absolute_paths(config.evaluation),
+        start=context.start if config.measures_start else None,
+        device=device_of(pool),
+        readers=readers,
+    )
     extra_seconds = round(result.pop("extra_seconds"), 3)
     owners = _on_owned_text(context, models)
     measured = EvaluationRecord.model_validate({**result, "owners": owners} if owners else result)
     write_json(draft.path / "evaluation.json", measured.to_json())
     summary = EvaluateSummary(
-        perplexity=measured.perplexity, bits_per_byte=measured.bits_per_byte, documents=measured.documents, tokens=measured.tokens,
-        extra_seconds=extra_seconds, left=[
-            Departure(owner=name, what="losses on held-out text", bytes=len(json.dumps(each))) for name, each in owners.items()])
+        perplexity=measured.perplexity,
+        bits_per_byte=measured.bits_per_byte,
+        documents=measured.documents,
+        tokens=measured.tokens,
+        extra_seconds=extra_seconds,
+        left=[
+            Departure(owner=name, what="losses on held-out text", bytes=len(json.dumps(each)))
+            for name, each in owners.items()
+        ],
+    )
     draft.summary.update(summary.to_json())
 
 
@@ -80,8 +101,13 @@ def files_read(context: Context) -> list[Path]:
     """Files and directories of earlier stages that the evaluation reads."""
     corpus = context.of("corpus")
     return [
-        *_models(context).values(), *context.submodels, corpus / "validation", corpus / "tokenizer",
-        *filter(None, [_cluster_model(context)]), *([corpus / "train"] if context.config.evaluation.sources else [])]
+        *_models(context).values(),
+        *context.submodels,
+        corpus / "validation",
+        corpus / "tokenizer",
+        *filter(None, [_cluster_model(context)]),
+        *([corpus / "train"] if context.config.evaluation.sources else []),
+    ]
 
 
 def _models(context: Context) -> dict[str, Path]:
@@ -98,25 +124,45 @@ def _cluster_model(context: Context) -> Path | None:
 def _on_owned_text(context: Context, models: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """The fields of `OwnerFigures` of each data owner who holds text out, computed on the owner's nodes."""
     config, tokenizer = context.config, context.of("corpus") / "tokenizer"
-    held_out = {name: text.validation_documents for name, text in context.summary("corpus", CorpusSummary).owners.items()}
+    held_out = {
+        name: text.validation_documents for name, text in context.summary("corpus", CorpusSummary).owners.items()
+    }
     found = {}
     for cluster, name in enumerate(config.owners, start=config.shared_clusters):
         if not held_out[name]:
             continue
-        pool, shown = config.pools.owner(name), dict(models) if config.evaluation.stages else {"finetune": models["finetune"]}
+        pool, shown = (
+            config.pools.owner(name),
+            dict(models) if config.evaluation.stages else {"finetune": models["finetune"]},
+        )
         if config.evaluation.stages:
             shown["submodels"] = context.submodels[cluster]
         found[name] = context.call(
-            pool, Files([*shown.values(), tokenizer]), evaluate_owned, shown, owner_store=context.owner_store(name),
-            tokenizer=tokenizer, max_tokens=config.evaluation.max_tokens,
+            pool,
+            Files([*shown.values(), tokenizer]),
+            evaluate_owned,
+            shown,
+            owner_store=context.owner_store(name),
+            tokenizer=tokenizer,
+            max_tokens=config.evaluation.max_tokens,
             sequence_length=Limits(config.corpus.sequence_length, config.corpus.document_tokens).sequence_tokens,
-            device=device_of(pool))
+            device=device_of(pool),
+        )
     return found
 
 
 def evaluate(
-    models: Mapping[str, Path], *, submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, limits: Limits,
-    settings: Evaluation, start: Start | None, device: str, readers: Readers, events: Emit = discard,
+    models: Mapping[str, Path],
+    *,
+    submodels: Sequence[Path],
+    corpus: Path,
+    cluster_model: Path | None,
+    limits: Limits,
+    settings: Evaluation,
+    start: Start | None,
+    device: str,
+    readers: Readers,
+    events: Emit = discard,
 ) -> dict[str, Any]:
     """Measure every model of the run by perplexity and bits per byte, and the finished one also on unseen text and tasks.
 
@@ -139,44 +185,77 @@ def evaluate(
     encoder = Encoder(corpus / "tokenizer")
     began = time.monotonic()
     # The cluster model may hold a large one, so that it is opened anew when it is needed again.
-    labels_N = None if cluster_model is None else readers.clusters(cluster_model, device).assign(
-        list(documents.texts), list(documents.tokens))
+    labels_N = (
+        None
+        if cluster_model is None
+        else readers.clusters(cluster_model, device).assign(list(documents.texts), list(documents.tokens))
+    )
     labelling = time.monotonic() - began
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
     ensemble = settings.ensemble and cluster_model is not None
     passes = len(shown[0]) + (len(submodels) > 0 and settings.stages) + len(submodels) * ensemble + (start is not None)
     progress = StageProgress(events, "evaluate", "tokens evaluated", passes * sum(map(len, documents.tokens)))
     result = evaluate_stages(
-        *shown, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device, advance=progress.add)
+        *shown,
+        documents,
+        labels_N,
+        prefix=encoder.prefix,
+        sequence_length=sequence_length,
+        device=device,
+        advance=progress.add,
+    )
     result["extra_seconds"] += labelling
     began = time.monotonic()
     if start is not None:
         result["start"] = evaluate_start(
-            start, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device,
-            advance=progress.add)
+            start,
+            documents,
+            labels_N,
+            prefix=encoder.prefix,
+            sequence_length=sequence_length,
+            device=device,
+            advance=progress.add,
+        )
     if settings.ensemble and cluster_model is not None:
-        known = cluster_model   # a name that mypy knows is not None in the function below
+        known = cluster_model  # a name that mypy knows is not None in the function below
 
         def distances(contexts: Tokens) -> NDArray[np.float64]:
             return readers.clusters(known, device).costs(encoder.decode(contexts), contexts)
 
         result["ensemble"] = evaluate_ensemble(
-            submodels, documents, distances, prefix=encoder.prefix, sequence_length=sequence_length, device=device,
-            advance=progress.add)
+            submodels,
+            documents,
+            distances,
+            prefix=encoder.prefix,
+            sequence_length=sequence_length,
+            device=device,
+            advance=progress.add,
+        )
     result["extra_seconds"] += time.monotonic() - began
     if not settings.sources and not settings.lm_eval:
         return result
     judged = judge(
-        open_streamed(models["finetune"], dtype=default_dtype(device), device=device), corpus / "tokenizer", settings,
-        limits=limits, read_unseen=readers.unseen, trained_on=sorted((corpus / "train").glob("*.parquet")),
-        start=None if start is None else open_start(start, device))
+        open_streamed(models["finetune"], dtype=default_dtype(device), device=device),
+        corpus / "tokenizer",
+        settings,
+        limits=limits,
+        read_unseen=readers.unseen,
+        trained_on=sorted((corpus / "train").glob("*.parquet")),
+        start=None if start is None else open_start(start, device),
+    )
     result["extra_seconds"] += judged.pop("extra_seconds", 0.0)
     return result | judged
 
 
 def judge(
-    model: PreTrainedModel, tokenizer: Path, settings: Evaluation, *, read_unseen: Callable[..., Unseen],
-    limits: Limits | None = None, trained_on: Sequence[Path] = (), start: PreTrainedModel | None = None,
+    model: PreTrainedModel,
+    tokenizer: Path,
+    settings: Evaluation,
+    *,
+    read_unseen: Callable[..., Unseen],
+    limits: Limits | None = None,
+    trained_on: Sequence[Path] = (),
+    start: PreTrainedModel | None = None,
 ) -> dict[str, Any]:
     """Measure a model on the unseen text and the task files that the settings name, if any.
 
@@ -185,16 +264,16 @@ def judge(
         tokenizer: The directory of its tokenizer.
         settings: Names the sources and task files.
         read_unseen: Samples the sources' text.
-        limits: Limits on the length of sequences and documents. By default a sequence has at most as many tokens as the model has
-            positions, and a document 8 times as many.
+        limits: Limits on the length of sequences and documents. By default a sequence has at most as many tokens as the
+            model has positions, and a document 8 times as many.
         trained_on: Files of the training documents.
         start: The model that the run started from, to measure it on the unseen text too.
 
     Returns:
-        `unseen`, if the settings name sources: the figures of `evaluate_unseen`; `trained_on`, the number of documents left out
-        because the corpus has them; `skipped`, the files that were not read; and `start`, the figures of the start model, if there
-        is one. `extra_seconds`: the seconds spent on the start model. `lm_eval`, if the settings name task files: the
-        figures of `evaluate_tasks`.
+        `unseen`, if the settings name sources: the figures of `evaluate_unseen`; `trained_on`, the number of documents
+        left out because the corpus has them; `skipped`, the files that were not read; and `start`, the figures of the
+        start model, if there is one. `extra_seconds`: the seconds spent on the start model. `lm_eval`, if the settings
+        name task files: the figures of `evaluate_tasks`.
 
     Raises:
         ConfigError: A task file holds no tasks.
@@ -218,13 +297,24 @@ def judge(
         from moedisco_ray.stages.evaluate.harness import evaluate_tasks  # noqa: PLC0415  # optional, and seconds to import
 
         result["lm_eval"] = evaluate_tasks(
-            model, settings.lm_eval, encoder.encode, prefix=encoder.prefix, sequence_length=length, limit=settings.lm_eval_limit)
+            model,
+            settings.lm_eval,
+            encoder.encode,
+            prefix=encoder.prefix,
+            sequence_length=length,
+            limit=settings.lm_eval_limit,
+        )
     return result
 
 
 def _with_absolute_paths(evaluation: Evaluation) -> Evaluation:
     """The settings with absolute paths, for a worker that runs in another directory."""
     sources = tuple(
-        source if "://" in source.path or source.path == "embedded"
-        else source.model_copy(update={"path": str(Path(source.path).absolute())}) for source in evaluation.sources)
-    return evaluation.model_copy(update={"sources": sources, "lm_eval": tuple(path.absolute() for path in evaluation.lm_eval)})
+        source
+        if "://" in source.path or source.path == "embedded"
+        else source.model_copy(update={"path": str(Path(source.path).absolute())})
+        for source in evaluation.sources
+    )
+    return evaluation.model_copy(
+        update={"sources": sources, "lm_eval": tuple(path.absolute() for path in evaluation.lm_eval)}
+    )

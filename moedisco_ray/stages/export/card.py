@@ -22,11 +22,23 @@ from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.stages.export.front_matter import front_matter
 
 _MOST_TERMS = 8
-_NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster", *TASK_COLUMNS[1:]}
+_NUMBERS = {
+    "workers",
+    "tokens",
+    "time",
+    "cost",
+    "loss",
+    "perplexity",
+    "bits per byte",
+    "documents",
+    "cluster",
+    *TASK_COLUMNS[1:],
+}
 
 _TASKS_LEGEND = (
     "Shares of right answers, with their standard errors, by lm-eval: of the likeliest choice, and of the likeliest for its "
-    "length; of a text to complete, where the model would have written just that. Chance is what guessing gets.")
+    "length; of a text to complete, where the model would have written just that. Chance is what guessing gets."
+)
 
 _USAGE = """\
 ```python
@@ -42,24 +54,30 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
     """A model card in Markdown with YAML front matter; missing parts of the report are left out."""
     about = (
         f"A Mixture-of-Experts language model of the `{report.family}` family with {figures.parameters:,} "
-        f"parameters, of which a token uses {figures.active_parameters:,}. {_recipe(report)}{_start(report)}")
+        f"parameters, of which a token uses {figures.active_parameters:,}. {_recipe(report)}{_start(report)}"
+    )
     legend = (
         "Loss is in nats per token, on training text, at the end of the stage; perplexity is on validation documents, "
-        "a sub-model's on those of its own cluster. Costs are all slots that the run held, at the configured prices.")
+        "a sub-model's on those of its own cluster. Costs are all slots that the run held, at the configured prices."
+    )
     verdict = report_verdict(report)
     sections = [
         front_matter(report, figures.facts),
         f"# {report.name}",
         *_warning(report.evaluation, report.evaluation),
         about,
-        "## Use", _USAGE.format(option="", needed=_needed(report.family)),
-        "## Training", _table(TABLE_COLUMNS, report_table(report)), legend + _rounding(figures),
+        "## Use",
+        _USAGE.format(option="", needed=_needed(report.family)),
+        "## Training",
+        _table(TABLE_COLUMNS, report_table(report)),
+        legend + _rounding(figures),
         *([] if verdict is None else [verdict]),
         *(f"{note[0].upper()}{note[1:]}." for note in (*report_notes(report), *report_speeds(report))),
         *_clusters(report.clusters.clusters),
         *_evaluation(report.evaluation),
         *_samples(figures.samples),
-        "## Made with", _made_with(report),
+        "## Made with",
+        _made_with(report),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -78,17 +96,20 @@ def ensemble_card(report: RunReport, facts: ModelFacts, code: str) -> str:
         f"An ensemble of language models of the `{report.family}` family, one per cluster of the text, which were never merged "
         "(c-BTM, [arXiv 2303.14177](https://arxiv.org/abs/2303.14177)). A router, which reads the text so far, mixes their "
         "next-token probabilities: the nearer the text is to a cluster, the more the model of that cluster counts. All models run "
-        f"for every token. Each folder with a number is one of them.{_start(report)}")
+        f"for every token. Each folder with a number is one of them.{_start(report)}"
+    )
     sections = [
         front_matter(report.model_copy(update={"evaluation": own}), facts, ("ensemble", "custom_code")),
         f"# {report.name}",
         *_warning(own, report.evaluation),
         about,
-        "## Use", f"`{code}` has the code. It needs transformers 5, and no package of ours.",
+        "## Use",
+        f"`{code}` has the code. It needs transformers 5, and no package of ours.",
         _USAGE.format(option=", trust_remote_code=True", needed=""),
         *_clusters(report.clusters.clusters),
         *_evaluation(own),
-        "## Made with", _made_with(report),
+        "## Made with",
+        _made_with(report),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -121,11 +142,13 @@ def _recipe(report: RunReport) -> str:
         return (
             "It was trained as MoE-DisCo ([arXiv 2601.06857](https://arxiv.org/abs/2601.06857)) describes: the text was clustered, "
             "a sub-model was trained on each cluster on a low-memory worker of its own, their experts were put side by side, with "
-            f"one backbone and a router{end}.")
+            f"one backbone and a router{end}."
+        )
     if "seed" in trained:
         return (
             "It was upcycled: a dense model was trained on a low-memory worker, its experts were copied to all places, and the "
-            f"whole was trained on {workers}.")
+            f"whole was trained on {workers}."
+        )
     return f"The whole of it was trained jointly, on {workers}."
 
 
@@ -158,14 +181,21 @@ def _evaluation(evaluation: EvaluationRecord) -> list[str]:
     if evaluation.is_empty:
         return []
     rows = [
-        (name, _number(entry.loss, 4), _number(entry.perplexity, 2), _number(entry.bits_per_byte, 3), f"{entry.documents:,}",
-         f"{entry.tokens:,}")
+        (
+            name,
+            _number(entry.loss, 4),
+            _number(entry.perplexity, 2),
+            _number(entry.bits_per_byte, 3),
+            f"{entry.documents:,}",
+            f"{entry.tokens:,}",
+        )
         for name, entry in (*evaluation_rows(evaluation), *cluster_rows(evaluation))
     ]
     notes = [note for note in (start_note(evaluation), expert_note(evaluation)) if note is not None]
     tasks = task_table(evaluation)
     return [
-        "## Validation", _table(("text", "loss", "perplexity", "bits per byte", "documents", "tokens"), rows),
+        "## Validation",
+        _table(("text", "loss", "perplexity", "bits per byte", "documents", "tokens"), rows),
         *(f"{note[0].upper()}{note[1:]}." for note in notes),
         *(["## Tasks", _table(TASK_COLUMNS, tasks), _TASKS_LEGEND] if tasks else []),
     ]

@@ -47,18 +47,30 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export(
-    model_dir: Path, tokenizer_dir: Path, directory: Path, report: RunReport, *, prompts: Sequence[str] = (),
-    sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
-    facts: ModelFacts | None = None, dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", device: str = "cpu",
-    turn_end: int | None = None, advance: Advance = no_advance,
+    model_dir: Path,
+    tokenizer_dir: Path,
+    directory: Path,
+    report: RunReport,
+    *,
+    prompts: Sequence[str] = (),
+    sample_tokens: int = 48,
+    seed: int = 0,
+    prefix: int | None = None,
+    origin: Origin | None = None,
+    facts: ModelFacts | None = None,
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    device: str = "cpu",
+    turn_end: int | None = None,
+    advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Write the exported directory, read it again, and compare it with the trained model: every tensor, and logits.
 
-    The export keeps these parts of the model that the run started from: configuration fields, tokenizer, chat template, end-of-text
-    tokens, generation settings, dtype and licence. Weight files that already have the right dtype and one tensor per expert, under
-    the family's usual names, are hard-linked, or copied where hard links are not possible. Other weights are rewritten tensor by
-    tensor. The logits are those of a few tokens: with the tensors, they show that the configuration is right. For them and for the
-    samples, one decoder layer is in memory at a time, with the experts that are selected, unless the whole model is small.
+    The export keeps these parts of the model that the run started from: configuration fields, tokenizer, chat template,
+    end-of-text tokens, generation settings, dtype and licence. Weight files that already have the right dtype and one
+    tensor per expert, under the family's usual names, are hard-linked, or copied where hard links are not possible.
+    Other weights are rewritten tensor by tensor. The logits are those of a few tokens: with the tensors, they show that
+    the configuration is right. For them and for the samples, one decoder layer is in memory at a time, with the experts
+    that are selected, unless the whole model is small.
 
     Args:
         model_dir: The trained model.
@@ -71,18 +83,21 @@ def export(
         prefix: Token before a document, for the samples. By default it is the token that ends a document.
         origin: The model that the run started from; None if it started from random weights.
         facts: Base model, licence, languages and data sets, for the model card.
-        dtype: Dtype of the weights; `auto` means the dtype of `origin`, or, if that is None, the dtype of the trained model.
-        device: Device that the samples are computed on. The comparison runs on the CPU, where results do not depend on timing.
+        dtype: Dtype of the weights; `auto` means the dtype of `origin`, or, if that is None, the dtype of the trained
+            model.
+        device: Device that the samples are computed on. The comparison runs on the CPU, where results do not depend on
+            timing.
         turn_end: Token after which an answer ends, if the run trained on conversations; generation ends there too.
         advance: Receives the number of files written.
 
     Returns:
-        `parameters`, `active_parameters` (used by one token), `rounded_to` (the dtype that the trained weights were rounded to, or
-        None if they were not), `bytes` of the weights, the `facts`, and `samples` [{prompt, text}].
+        `parameters`, `active_parameters` (used by one token), `rounded_to` (the dtype that the trained weights were
+        rounded to, or None if they were not), `bytes` of the weights, the `facts`, and `samples` [{prompt, text}].
 
     Raises:
         CheckpointError: The trained model's tensors are not exactly those of its family.
-        RunError: The written model's logits are not bit-identical to the trained model's, or the tokenizers give different tokens.
+        RunError: The written model's logits are not bit-identical to the trained model's, or the tokenizers give
+            different tokens.
     """
     directory.mkdir(parents=True, exist_ok=True)
     trained = open_checkpoint(model_dir)
@@ -107,7 +122,8 @@ def export(
         "facts": (facts or ModelFacts()).to_json(),
         "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         "samples": continue_prompts(
-            model, tokenizer, prompts, sample_tokens, seed, prefix=prefix, ends=end_tokens(directory)),
+            model, tokenizer, prompts, sample_tokens, seed, prefix=prefix, ends=end_tokens(directory)
+        ),
     }
     if origin is not None:
         origin.copy_licences(directory)
@@ -160,8 +176,9 @@ def _belongs(path: Path) -> bool:
 def write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | None) -> None:
     """Write a trained model's weights, one tensor per expert, in another dtype or, with None, as they are.
 
-    Files that need no change are hard-linked, or copied where hard links are not possible. Other files are read again and compared
-    with the trained model while the next one is written. One tensor is in memory at a time, and one that is compared.
+    Files that need no change are hard-linked, or copied where hard links are not possible. Other files are read again
+    and compared with the trained model while the next one is written. One tensor is in memory at a time, and one that
+    is compared.
 
     Raises:
         RunError: A file does not hold a tensor that was written to it.
@@ -176,8 +193,12 @@ def write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | Non
             layout = trained.layout(dtype)
             tensors = ((key, tensor.to(layout[key].dtype)) for key, tensor in stored)
             write_checkpoint(
-                directory, tensors, trained.config, layout=layout,
-                written=lambda path, keys: checks.append(thread.submit(_compare, open_file(path), keys, same, layout)))
+                directory,
+                tensors,
+                trained.config,
+                layout=layout,
+                written=lambda path, keys: checks.append(thread.submit(_compare, open_file(path), keys, same, layout)),
+            )
         for check in checks:
             check.result()
     check_classic(stored_names(directory), trained.model_map)
@@ -201,7 +222,7 @@ def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
-    except OSError:     # the target is on another file system, or its file system has no hard links
+    except OSError:  # the target is on another file system, or its file system has no hard links
         shutil.copyfile(source, target)
 
 
@@ -218,7 +239,9 @@ def write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | 
     return load_pretrained(directory)
 
 
-def write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path, origin: Origin | None) -> None:
+def write_configs(
+    tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path, origin: Origin | None
+) -> None:
     """Complete the `config.json` of a directory with weights, and write its `generation_config.json`."""
     values = config_values(AutoConfig.from_pretrained(directory, local_files_only=True)) | tokens_of(tokenizer)
     if origin is not None:
@@ -227,14 +250,20 @@ def write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, direct
     else:
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         GenerationConfig(
-            bos_token_id=values["bos_token_id"], eos_token_id=values["eos_token_id"], pad_token_id=pad, do_sample=True,
-            temperature=0.8, top_p=0.95,
+            bos_token_id=values["bos_token_id"],
+            eos_token_id=values["eos_token_id"],
+            pad_token_id=pad,
+            do_sample=True,
+            temperature=0.8,
+            top_p=0.95,
         ).save_pretrained(directory)
     write_config(directory, for_all_readers(values, dtype))
 
 
 def _verify(model_dir: Path, directory: Path, dtype: torch.dtype) -> None:
-    expected, found = (_probe_logits(open_streamed(each, dtype=dtype, few_tokens=True)) for each in (model_dir, directory))
+    expected, found = (
+        _probe_logits(open_streamed(each, dtype=dtype, few_tokens=True)) for each in (model_dir, directory)
+    )
     if not torch.equal(found, expected):
         raise RunError(f"the exported model in {directory} does not give the trained model's logits")
 

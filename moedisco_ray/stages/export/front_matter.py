@@ -35,24 +35,41 @@ def facts_of(start: Model, datasets: list[str]) -> ModelFacts:
         return ModelFacts(datasets=datasets)
     card, place = _front_matter(start.init.directory), start.init.place
     return ModelFacts(
-        base_model=hub_parts(str(place))[0] if is_hub(place) else _text(card, "base_model"), license=_text(card, "license"),
-        license_name=_text(card, "license_name"), license_link=_text(card, "license_link"), language=_texts(card, "language"),
-        datasets=datasets)
+        base_model=hub_parts(str(place))[0] if is_hub(place) else _text(card, "base_model"),
+        license=_text(card, "license"),
+        license_name=_text(card, "license_name"),
+        license_link=_text(card, "license_link"),
+        language=_texts(card, "language"),
+        datasets=datasets,
+    )
 
 
 def front_matter(report: RunReport, facts: ModelFacts, tags: Sequence[str] = ("mixture-of-experts",)) -> str:
     """The YAML at the beginning of a model card, between its lines of dashes."""
     results = list(_results(report.evaluation))
     data = ModelCardData(
-        library_name="transformers", pipeline_tag=_TASK, tags=[*tags, "moe-disco", report.family],
-        base_model=facts.base_model, license=facts.license, license_name=facts.license_name, license_link=facts.license_link,
-        language=facts.language or None, datasets=facts.datasets or None, eval_results=results or None,
-        model_name=report.name if results else None)
+        library_name="transformers",
+        pipeline_tag=_TASK,
+        tags=[*tags, "moe-disco", report.family],
+        base_model=facts.base_model,
+        license=facts.license,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
+        language=facts.language or None,
+        datasets=facts.datasets or None,
+        eval_results=results or None,
+        model_name=report.name if results else None,
+    )
     return f"---\n{data.to_yaml()}\n---"
 
 
 def combined_front_matter(
-    name: str, family: str, facts: Sequence[ModelFacts], texts: Sequence[Location], losses: Sequence[float], *,
+    name: str,
+    family: str,
+    facts: Sequence[ModelFacts],
+    texts: Sequence[Location],
+    losses: Sequence[float],
+    *,
     tags: Sequence[str] = (),
 ) -> str:
     """The YAML of a model that is made of other models; its licence is left out unless all of them have the same one.
@@ -68,13 +85,22 @@ def combined_front_matter(
     first, bases = facts[0], dict.fromkeys(each.base_model for each in facts if each.base_model is not None)
     alike = all((each.license, each.license_name) == (first.license, first.license_name) for each in facts)
     results = [
-        each for text, loss in zip(texts, losses, strict=True)
-        for each in _figures(f"text: {parent(text)[1]}", Figures(loss=loss, perplexity=math.exp(loss)))]
+        each
+        for text, loss in zip(texts, losses, strict=True)
+        for each in _figures(f"text: {parent(text)[1]}", Figures(loss=loss, perplexity=math.exp(loss)))
+    ]
     data = ModelCardData(
-        library_name="transformers", pipeline_tag=_TASK, tags=["mixture-of-experts", "moe-disco", *tags, family],
-        base_model=list(bases) or None, language=first.language or None, license=first.license if alike else None,
-        license_name=first.license_name if alike else None, license_link=first.license_link if alike else None,
-        eval_results=results or None, model_name=name if results else None)
+        library_name="transformers",
+        pipeline_tag=_TASK,
+        tags=["mixture-of-experts", "moe-disco", *tags, family],
+        base_model=list(bases) or None,
+        language=first.language or None,
+        license=first.license if alike else None,
+        license_name=first.license_name if alike else None,
+        license_link=first.license_link if alike else None,
+        eval_results=results or None,
+        model_name=name if results else None,
+    )
     return f"---\n{data.to_yaml()}\n---"
 
 
@@ -89,7 +115,8 @@ def _results(evaluation: EvaluationRecord) -> Iterator[EvalResult]:
 
 def _figures(text: str, figures: Figures) -> Iterator[EvalResult]:
     for metric, title, value in (
-        ("loss", "Loss (nats per token)", figures.loss), ("perplexity", "Perplexity", figures.perplexity),
+        ("loss", "Loss (nats per token)", figures.loss),
+        ("perplexity", "Perplexity", figures.perplexity),
         ("bits_per_byte", "Bits per byte", figures.bits_per_byte),
     ):
         if value is not None:
@@ -99,8 +126,14 @@ def _figures(text: str, figures: Figures) -> Iterator[EvalResult]:
 def _result(text: str, metric: str, title: str, value: float) -> EvalResult:
     # Results of one type and configuration are grouped under one name, so each text is a configuration.
     return EvalResult(
-        task_type=_TASK, dataset_type="custom", dataset_config=text, dataset_name=text, metric_type=metric, metric_name=title,
-        metric_value=round(value, 6))
+        task_type=_TASK,
+        dataset_type="custom",
+        dataset_config=text,
+        dataset_name=text,
+        metric_type=metric,
+        metric_name=title,
+        metric_value=round(value, 6),
+    )
 
 
 def _front_matter(directory: Path) -> Mapping[str, Any]:

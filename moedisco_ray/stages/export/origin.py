@@ -51,9 +51,9 @@ class Origin:
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The `config.json` of the finished model: the trained model's values, completed from the origin's file.
 
-        If the origin is of the same family, its fields that `values` lacks are added. (If it is a dense model, `values` has its
-        fields already.) The BOS, EOS and padding tokens come from the origin's file if the run kept its tokenizer, else from the
-        tokenizer, and never from the defaults of the model's class.
+        If the origin is of the same family, its fields that `values` lacks are added. (If it is a dense model, `values`
+        has its fields already.) The BOS, EOS and padding tokens come from the origin's file if the run kept its
+        tokenizer, else from the tokenizer, and never from the defaults of the model's class.
 
         Args:
             values: The `config.json` of the trained model, with the tokens of its tokenizer.
@@ -67,8 +67,8 @@ class Origin:
     def write_generation_config(self, config: Mapping[str, Any], directory: Path) -> None:
         """Write `generation_config.json`: a copy of the origin's file, or a new file if the origin has none.
 
-        In a copy, the special tokens are replaced by those in `config` if the tokenizer was replaced. If the origin's file names no
-        end-of-text token, the special tokens that it lacks are added.
+        In a copy, the special tokens are replaced by those in `config` if the tokenizer was replaced. If the origin's
+        file names no end-of-text token, the special tokens that it lacks are added.
 
         Raises:
             CheckpointError: The origin's file is broken.

@@ -19,13 +19,20 @@ _TOP_K = 40
 
 
 def continue_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int, seed: int, *,
-    prefix: int | None = None, ends: Collection[int] = (),
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    tokens: int,
+    seed: int,
+    *,
+    prefix: int | None = None,
+    ends: Collection[int] = (),
 ) -> list[dict[str, str]]:
     """Let a model continue each prompt, as if the prompt began a document. Chat templates are not applied.
 
     The next token is drawn from the 40 likeliest at temperature 0.7: greedy decoding of a small model soon repeats
-    itself. The random generator is keyed by the seed and the prompt's number, so the same model generates the same text.
+    itself. The random generator is keyed by the seed and the prompt's number, so the same model generates the same
+    text.
 
     Args:
         model: The model, on its device.
@@ -45,19 +52,28 @@ def continue_prompts(
     samples = []
     for number, prompt in enumerate(prompts):
         draws = np.random.Generator(np.random.Philox(key=[seed, number]))
-        ids = [tokenizer.eos_token_id if prefix is None else prefix, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        ids = [
+            tokenizer.eos_token_id if prefix is None else prefix,
+            *tokenizer(prompt, add_special_tokens=False)["input_ids"],
+        ]
         last = {*ends, tokenizer.eos_token_id}
-        written = _continue(model, ids[added - most:], draws, tokens=added, vocabulary=len(tokenizer), ends=last)
+        written = _continue(model, ids[added - most :], draws, tokens=added, vocabulary=len(tokenizer), ends=last)
         samples.append({"prompt": prompt, "text": tokenizer.decode(written)})
     return samples
 
 
 @torch.inference_mode()
 def _continue(
-    model: PreTrainedModel, ids: list[int], draws: np.random.Generator, *, tokens: int, vocabulary: int, ends: Collection[int],
+    model: PreTrainedModel,
+    ids: list[int],
+    draws: np.random.Generator,
+    *,
+    tokens: int,
+    vocabulary: int,
+    ends: Collection[int],
 ) -> list[int]:
     inputs = torch.tensor([ids], device=device_of_model(model))
-    cache = DynamicCache(config=model.config)   # updated in place by the model
+    cache = DynamicCache(config=model.config)  # updated in place by the model
     written: list[int] = []
     while len(written) < tokens:
         # Pass the cache by position: supported versions of transformers name this argument differently.

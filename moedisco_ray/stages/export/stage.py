@@ -27,11 +27,23 @@ def run(context: Context, draft: Draft) -> None:
     config, tokenizer = context.config, context.of("corpus") / "tokenizer"
     report = report_of(context.store.read_newest, config)
     figures = context.call_with_events(
-        config.finetune_pool, Files([context.of("finetune"), tokenizer], [draft.path]), export_model, context.of("finetune"),
-        tokenizer=tokenizer, directory=draft.path, report=report, prompts=config.evaluation.prompts,
-        sample_tokens=config.evaluation.sample_tokens, seed=config.seed, start=config.model,
-        own_tokens=not config.tokenizer.replace, dtype=config.export.dtype,
-        device=device_of(config.finetune_pool), datasets=datasets_of(config), has_turns=has_turns(config))
+        config.finetune_pool,
+        Files([context.of("finetune"), tokenizer], [draft.path]),
+        export_model,
+        context.of("finetune"),
+        tokenizer=tokenizer,
+        directory=draft.path,
+        report=report,
+        prompts=config.evaluation.prompts,
+        sample_tokens=config.evaluation.sample_tokens,
+        seed=config.seed,
+        start=config.model,
+        own_tokens=not config.tokenizer.replace,
+        dtype=config.export.dtype,
+        device=device_of(config.finetune_pool),
+        datasets=datasets_of(config),
+        has_turns=has_turns(config),
+    )
     draft.summary.update(ExportSummary.model_validate(figures).to_json())
 
 
@@ -46,9 +58,21 @@ def has_turns(config: RunConfig) -> bool:
 
 
 def export_model(
-    model: Path, *, tokenizer: Path, directory: Path, report: RunReport, prompts: Sequence[str], sample_tokens: int,
-    seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"], device: str,
-    datasets: Sequence[str] = (), has_turns: bool = False, events: Emit = discard,
+    model: Path,
+    *,
+    tokenizer: Path,
+    directory: Path,
+    report: RunReport,
+    prompts: Sequence[str],
+    sample_tokens: int,
+    seed: int,
+    start: Model,
+    own_tokens: bool,
+    dtype: Literal["auto", "fp32", "bf16", "fp16"],
+    device: str,
+    datasets: Sequence[str] = (),
+    has_turns: bool = False,
+    events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the Hugging Face directory and let the model continue a few prompts.
 
@@ -73,7 +97,18 @@ def export_model(
     """
     origin = Origin(start.init.directory, own_tokens) if isinstance(start.init, LocalInit) else None
     return export(
-        model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed,
-        prefix=Encoder(tokenizer).prefix, origin=origin, facts=facts_of(start, list(datasets)), dtype=dtype, device=device,
+        model,
+        tokenizer,
+        directory,
+        report,
+        prompts=prompts,
+        sample_tokens=sample_tokens,
+        seed=seed,
+        prefix=Encoder(tokenizer).prefix,
+        origin=origin,
+        facts=facts_of(start, list(datasets)),
+        dtype=dtype,
+        device=device,
         turn_end=GivenTokens(tokenizer).turn_end() if has_turns else None,
-        advance=StageProgress(events, "export", "files written").add)
+        advance=StageProgress(events, "export", "files written").add,
+    )

@@ -1,7 +1,7 @@
 """Combine the sub-models' copies of a backbone tensor into one tensor: their weighted mean (MoE-DisCo section 3; WP-SGD).
 
-A rule combines deltas from `start`, the tensor that all sub-models had at their last sync point. Without sync points, it is the
-tensor with which their training began. The mean is
+A rule combines deltas from `start`, the tensor that all sub-models had at their last sync point. Without sync points,
+it is the tensor with which their training began. The mean is
 
     theta = start + sum_k gamma_k (theta_k - start)
 
@@ -21,8 +21,8 @@ from moedisco_ray.core.registry import BACKBONE_RULES, load
 from moedisco_ray.models import same_bits
 
 _CHUNK = 1 << 18
-"""Number of elements that are combined at a time, counting the copies of all sub-models. In float64 they take 2 MB, which fits into
-a processor's cache."""
+"""Number of elements that are combined at a time, counting the copies of all sub-models. In float64 they take 2 MB,
+which fits into a processor's cache."""
 
 
 Change = Callable[[Tensor, Sequence[float]], Tensor]
@@ -42,7 +42,8 @@ class BackboneRule:
     """How the sub-models' backbones become one.
 
     Attributes:
-        parts: Parts of the sub-models, from the number of tokens that each was trained on; weights are parts divided by their sum.
+        parts: Parts of the sub-models, from the number of tokens that each was trained on; weights are parts divided by
+            their sum.
         change: How deltas are combined.
     """
 
@@ -77,7 +78,7 @@ def merge_weights(rule: str, tokens: Sequence[int]) -> tuple[float, ...]:
 
 
 def combine(
-    key: str, copies: Sequence[Tensor], start: Tensor, weights: Sequence[float], change: Change = weighted_mean,
+    key: str, copies: Sequence[Tensor], start: Tensor, weights: Sequence[float], change: Change = weighted_mean
 ) -> tuple[Tensor, float | None]:
     """Combine the sub-models' copies of one tensor, and measure their largest relative distance from the result.
 
@@ -104,12 +105,13 @@ def combine(
     start_N, flat_CN = start.reshape(-1), [copy.reshape(-1) for copy in copies]
     merged_N = torch.empty_like(flat_CN[0])
     size = max(1, _CHUNK // len(copies))
-    delta_CN = torch.empty(len(copies), min(size, len(merged_N)), dtype=torch.float64)    # reused, because new memory costs time
+    # reused, because new memory costs time
+    delta_CN = torch.empty(len(copies), min(size, len(merged_N)), dtype=torch.float64)
     norm, distance_C = 0.0, torch.zeros(len(copies), dtype=torch.float64)
     for at in range(0, len(merged_N), size):
         chunk = slice(at, at + size)
         start_M = start_N[chunk].double()
-        delta_CM = delta_CN[:, :len(start_M)]
+        delta_CM = delta_CN[:, : len(start_M)]
         for delta_M, flat_N in zip(delta_CM, flat_CN, strict=True):
             delta_M.copy_(flat_N[chunk]).sub_(start_M)
         moved_M = change(delta_CM, weights)

@@ -51,8 +51,17 @@ SubModel = Checkpoint | OpenModel
 
 
 def build_merged(
-    submodels: Sequence[Path], start: Path, config: Mapping[str, Any], weights: Sequence[float], batches: Sequence[Batch], *,
-    directory: Path, router: RouterSettings, change: Change = weighted_mean, device: str = "cpu", advance: Advance = no_advance,
+    submodels: Sequence[Path],
+    start: Path,
+    config: Mapping[str, Any],
+    weights: Sequence[float],
+    batches: Sequence[Batch],
+    *,
+    directory: Path,
+    router: RouterSettings,
+    change: Change = weighted_mean,
+    device: str = "cpu",
+    advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
@@ -80,16 +89,36 @@ def build_merged(
     opened = [_open(path, model_map) for path in submodels]
     with reused_memory(device):
         return write_merged(
-            opened, _open(start, model_map), config, weights, batches, directory=directory, router=router, change=change,
-            device=device, advance=advance)
+            opened,
+            _open(start, model_map),
+            config,
+            weights,
+            batches,
+            directory=directory,
+            router=router,
+            change=change,
+            device=device,
+            advance=advance,
+        )
 
 
 def write_merged(
-    submodels: Sequence[SubModel], start: SubModel, config: Mapping[str, Any], weights: Sequence[float],
-    batches: Sequence[Batch], *, directory: Path, router: RouterSettings | None, change: Change = weighted_mean,
-    device: str = "cpu", advance: Advance = no_advance,
+    submodels: Sequence[SubModel],
+    start: SubModel,
+    config: Mapping[str, Any],
+    weights: Sequence[float],
+    batches: Sequence[Batch],
+    *,
+    directory: Path,
+    router: RouterSettings | None,
+    change: Change = weighted_mean,
+    device: str = "cpu",
+    advance: Advance = no_advance,
 ) -> dict[str, Any]:
-    """Like `build_merged`, for sub-models that are open. With `router=None` the routers keep the rows of the sub-models."""
+    """Like `build_merged`, for sub-models that are open.
+
+    With `router=None` the routers keep the rows of the sub-models.
+    """
     model_map = ModelMap(str(config.get("model_type")))
     layout = merged_layout(submodels, config)
     reports: list[TensorReport] = []
@@ -106,11 +135,19 @@ def write_merged(
     with reading_thread() as reader:
         if router is None:
             finished: Iterator[tuple[str, Tensor]] = (
-                item for _, layer in by_layer(joined(reader), model_map) for item in layer.items())
+                item for _, layer in by_layer(joined(reader), model_map) for item in layer.items()
+            )
         else:
             finished = calibrated(
-                joined(reader), config, len(submodels), batches, settings=router, report=layers, device=device,
-                dtype=default_dtype(device))
+                joined(reader),
+                config,
+                len(submodels),
+                batches,
+                settings=router,
+                report=layers,
+                device=device,
+                dtype=default_dtype(device),
+            )
         write_checkpoint(directory, finished, config, layout=layout)
 
     result = {"weights": list(weights), "tensors": [entry.to_dict() for entry in reports], "layers": layers}
@@ -121,8 +158,9 @@ def write_merged(
 def _open(directory: Path, model_map: ModelMap) -> Checkpoint:
     opened = open_checkpoint(directory)
     if opened.model_map.family != model_map.family:
-        raise CheckpointError("submodels", str(directory), f"is of family {opened.model_map.family.name}, not "
-                              f"{model_map.family.name}")
+        raise CheckpointError(
+            "submodels", str(directory), f"is of family {opened.model_map.family.name}, not {model_map.family.name}"
+        )
     return opened
 
 
@@ -151,7 +189,7 @@ class _ReadAhead:
         self._checkpoints, self._reader = checkpoints, reader
         self._announced = -1
         self._keys: dict[int | None, list[str]] = {}
-        for key in checkpoints[0]:      # all sub-models have the same names
+        for key in checkpoints[0]:  # all sub-models have the same names
             self._keys.setdefault(checkpoints[0].model_map.classify(key).layer, []).append(key)
 
     def at(self, layer: int | None) -> None:

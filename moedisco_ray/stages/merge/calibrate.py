@@ -1,12 +1,13 @@
 """Calibrate the merged model's routers layer by layer, on its own hidden states, while its tensors are streamed.
 
-The router's input at layer l depends on the routers of all layers before it. So the layers are calibrated in order: compute the
-inputs of the router of layer l, set its rows, and run the whole layer for the inputs of layer l + 1. One layer is on the device at
-a time. The hidden states are in host memory, in the dtype of the model; sums over them are float64 on the device.
+The router's input at layer l depends on the routers of all layers before it. So the layers are calibrated in order:
+compute the inputs of the router of layer l, set its rows, and run the whole layer for the inputs of layer l + 1. One
+layer is on the device at a time. The hidden states are in host memory, in the dtype of the model; sums over them are
+float64 on the device.
 
-If the weights of the selected experts are not normalised to sum to one, experts that were trained at a weight of 1 get a smaller
-weight after the merge. To keep the output's scale, `match_scale` multiplies a layer's `down_proj` by the mean weight before the
-merge, divided by the mean weight after it.
+If the weights of the selected experts are not normalised to sum to one, experts that were trained at a weight of 1 get
+a smaller weight after the merge. To keep the output's scale, `match_scale` multiplies a layer's `down_proj` by the mean
+weight before the merge, divided by the mean weight after it.
 
 Shapes: B documents, L sequence length, T tokens, D hidden, E experts, C clusters, g = E / C, K top-k.
 """
@@ -66,13 +67,14 @@ class RouterSettings:
 
     Attributes:
         method: How each cluster's direction, which is added to the router rows of its experts, is computed: a name in
-            `merge.router`; `concat`, which keeps the rows that the model has; or `principal`, for a seed that is copied into
-            every group: no cluster's text is that of a group, so the inputs themselves are divided.
-        match_load: Whether to shift the rows until each group of experts gets its cluster's share of the tokens; not for `concat`.
+            `merge.router`; `concat`, which keeps the rows that the model has; or `principal`, for a seed that is copied
+            into every group: no cluster's text is that of a group, so the inputs themselves are divided.
+        match_load: Whether to shift the rows until each group of experts gets its cluster's share of the tokens; not
+            for `concat`.
         match_scale: Whether to rescale the experts' output if the top-k weights are not normalised.
         seed: Seed of the method `random`.
-        shift_RCD: Vector to add to the inputs of each of R routers for the tokens of each cluster; None: no vectors. See
-            `router_shift`.
+        shift_RCD: Vector to add to the inputs of each of R routers for the tokens of each cluster; None: no vectors.
+            See `router_shift`.
     """
 
     method: str
@@ -87,15 +89,22 @@ class _RouterReachedError(Exception):
 
 
 def calibrated(
-    tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], clusters: int, batches: Sequence[Batch], *,
-    settings: RouterSettings, report: list[dict[str, Any]], device: str = "cpu", dtype: torch.dtype = torch.float32,
+    tensors: Iterable[tuple[str, Tensor]],
+    config: Mapping[str, Any],
+    clusters: int,
+    batches: Sequence[Batch],
+    *,
+    settings: RouterSettings,
+    report: list[dict[str, Any]],
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a merged model, with calibrated router rows in place of the concatenated ones.
 
-    The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction of cluster k
-    (see `router_init`), which is the same for the whole group. In a group of one expert, the row in the sub-model is untrained and
-    counts as zero, as do the router's biases of that expert, and a first layer of the router is computed too. The method `concat`
-    leaves all rows as they are.
+    The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction
+    of cluster k (see `router_init`), which is the same for the whole group. In a group of one expert, the row in the
+    sub-model is untrained and counts as zero, as do the router's biases of that expert, and a first layer of the router
+    is computed too. The method `concat` leaves all rows as they are.
 
     Args:
         tensors: Canonical tensors of the merged model: the embedding, each layer in turn, norm and head.
@@ -103,15 +112,16 @@ def calibrated(
         clusters: Number of groups of experts.
         batches: Calibration data.
         settings: How routers are calibrated.
-        report: Receives one entry per MoE layer: `layer`, `scale` (factor on `down_proj`), `accuracy` (share of tokens whose top-1
-            expert is in the group of their own cluster), `top1_load_C` (share of tokens whose top-1 expert is in each group),
-            `group_load_C` (share of top-k selections per group), `load_E` (share of top-k selections per expert), `weight_sum`
-            (mean sum of the selected weights).
+        report: Receives one entry per MoE layer: `layer`, `scale` (factor on `down_proj`), `accuracy` (share of tokens
+            whose top-1 expert is in the group of their own cluster), `top1_load_C` (share of tokens whose top-1 expert
+            is in each group), `group_load_C` (share of top-k selections per group), `load_E` (share of top-k selections
+            per expert), `weight_sum` (mean sum of the selected weights).
         device: Device that one layer at a time runs on.
         dtype: Dtype of the layer and its hidden states.
 
     Yields:
-        Every tensor in its stored dtype, sorted by name within a layer, with calibrated router rows and rescaled `down_proj`.
+        Every tensor in its stored dtype, sorted by name within a layer, with calibrated router rows and rescaled
+        `down_proj`.
 
     Raises:
         CheckpointError: There is no calibration data, or a cluster index is out of range.
@@ -148,25 +158,35 @@ class Layers:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], clusters: int, batches: Sequence[Batch], *, settings: RouterSettings, device: str,
+        self,
+        config: Mapping[str, Any],
+        clusters: int,
+        batches: Sequence[Batch],
+        *,
+        settings: RouterSettings,
+        device: str,
         dtype: torch.dtype,
     ) -> None:
         _check(batches, clusters)
-        self._window: dict[str, Tensor] = {}    # tensors of the current layer, from which the model reads its weights
+        self._window: dict[str, Tensor] = {}  # tensors of the current layer, from which the model reads its weights
         model = specialise(streamed_model(self._window, config, dtype=dtype, device=device, resident=False))
         self._model, self._settings, self._batches = model, settings, batches
-        self.names, self.clusters, self.device = ModelMap(str(config.get("model_type"))), clusters, device_of_model(model)
+        self.names, self.clusters, self.device = (
+            ModelMap(str(config.get("model_type"))),
+            clusters,
+            device_of_model(model),
+        )
         self.blocks, self.routers = moe_blocks(model), routers(model)
         fields, self.kind = model.config.to_dict(), family_of(model).router
         self.whole, self.part = (Selection.of(self.kind, each) for each in (fields, self.part_fields(fields)))
-        self._states: list[Tensor] = []     # hidden states [B, L, D] of each batch, in host memory
+        self._states: list[Tensor] = []  # hidden states [B, L, D] of each batch, in host memory
 
     def part_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """`config.json` of a model that experts were trained in, from that of the whole model."""
         return {**fields, **submodel_config(fields, expert_count(fields) // self.clusters)}
 
     def through(
-        self, tensors: Iterable[tuple[str, Tensor]], report: list[dict[str, Any]],
+        self, tensors: Iterable[tuple[str, Tensor]], report: list[dict[str, Any]]
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of the model with those that are calibrated, and add an entry to the report for each MoE layer."""
         for layer, found in by_layer(tensors, self.names):
@@ -219,7 +239,9 @@ class Layers:
         fits = self.kind.hidden is not None and stored_ED.shape[1] >= len(stored_ED)
         computes_both = fits and group == 1 and settings.method != "concat"
         inputs = self.labelled_inputs(layer, step) if computes_both else self.row_inputs(layer, step)
-        for name in filter(None, (self.kind.bias, self.kind.correction)) if group == 1 and settings.method != "concat" else ():
+        for name in (
+            filter(None, (self.kind.bias, self.kind.correction)) if group == 1 and settings.method != "concat" else ()
+        ):
             tensors[self.names.router_key(layer, name)].zero_()
             router.state_dict()[name].zero_()
         measured = Measured(self.kind, self.whole, self.part, router, self.clusters)
@@ -235,7 +257,9 @@ class Layers:
             if settings.match_load:
                 bias_E = 0.0 if self.kind.bias is None else getattr(router, self.kind.bias).double()
                 count_C = torch.ones_like(total.count_C) if settings.method == "principal" else total.count_C
-                direction_CD = load_matched(direction_CD, carried_ED, bias_E, inputs, dataclasses.replace(total, count_C=count_C))
+                direction_CD = load_matched(
+                    direction_CD, carried_ED, bias_E, inputs, dataclasses.replace(total, count_C=count_C)
+                )
             rows_ED = (carried_ED + direction_CD.repeat_interleave(group, dim=0)).to("cpu", stored_ED.dtype)
             self.set_rows(layer, rows_ED, tensors, both=computes_both)
         entry = measured.on(inputs, rows_ED.to(self.device, torch.float64), own_ED)
@@ -270,7 +294,10 @@ class Layers:
         """Inputs x_TD of a layer's router for each batch, and the cluster of each token."""
         return [
             (self._shifted(x_TD, layer, cluster_T), cluster_T.to(self.device))
-            for x_TD, cluster_T in zip(self._router_inputs(self.blocks[layer], step), map(_labels, self._batches), strict=True)]
+            for x_TD, cluster_T in zip(
+                self._router_inputs(self.blocks[layer], step), map(_labels, self._batches), strict=True
+            )
+        ]
 
     def _shifted(self, x_TD: Tensor, layer: int, cluster_T: Tensor) -> Tensor:
         if self._settings.shift_RCD is None:
@@ -309,17 +336,22 @@ def _normalises(model: PreTrainedModel) -> bool:
 def total_of(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics:
     """Statistics of all batches."""
     each = (statistics(x_TD.to(cluster_T.device), cluster_T, clusters) for x_TD, cluster_T in inputs)
-    return functools.reduce(operator.add, each)     # holds the sums of few batches at a time
+    return functools.reduce(operator.add, each)  # holds the sums of few batches at a time
 
 
 def load_matched(
-    direction_CD: Tensor, carried_ED: Tensor, bias_E: Tensor | float, inputs: Sequence[tuple[Tensor, Tensor]], total: Statistics,
+    direction_CD: Tensor,
+    carried_ED: Tensor,
+    bias_E: Tensor | float,
+    inputs: Sequence[tuple[Tensor, Tensor]],
+    total: Statistics,
 ) -> Tensor:
     """Add a multiple of one vector v to each cluster's router row, so that top-1 loads equal the clusters' shares.
 
-    v is chosen so that v . x > 0 for most inputs x of the router. Adding b_c v to row c adds b_c (v . x) to a token's logit c.
-    Dividing all its logits by v . x > 0 keeps their order and leaves b_c as a bias, which `load_offsets` finds. The few tokens with
-    v . x <= 0 are left out. The router's bias of the logits counts; its correction of the scores does not.
+    v is chosen so that v . x > 0 for most inputs x of the router. Adding b_c v to row c adds b_c (v . x) to a token's
+    logit c. Dividing all its logits by v . x > 0 keeps their order and leaves b_c as a bias, which `load_offsets`
+    finds. The few tokens with v . x <= 0 are left out. The router's bias of the logits counts; its correction of the
+    scores does not.
     """
     clusters = len(direction_CD)
     constant_D = constant_direction(total)

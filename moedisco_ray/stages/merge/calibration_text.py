@@ -23,7 +23,11 @@ def calibration(context: Context) -> list[Batch]:
     shards += [context.of("corpus") / "shards"] * len(owners)
     streams = [TokenStream([path], length, context.store) for path in shards]
     counts = calibration_windows(context.config.merge, length, sizes, list(map(len, streams)))
-    return [batch for k, (stream, wanted) in enumerate(zip(streams, counts, strict=True)) for batch in spread(stream, wanted, k)]
+    return [
+        batch
+        for k, (stream, wanted) in enumerate(zip(streams, counts, strict=True))
+        for batch in spread(stream, wanted, k)
+    ]
 
 
 def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], available: Sequence[int]) -> list[int]:
@@ -37,7 +41,8 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], ava
     """
     return [
         min(windows, max(1, round(settings.calibration_tokens * (size / sum(tokens) / length))))
-        for size, windows in zip(tokens, available, strict=True)]
+        for size, windows in zip(tokens, available, strict=True)
+    ]
 
 
 def sample(context: Context) -> list[Batch]:
@@ -57,4 +62,5 @@ def spread(stream: TokenStream, wanted: int, cluster: int) -> list[Batch]:
     size = min(CALIBRATION_WINDOWS, max(1, BATCH_TOKENS // stream.sequence_length))
     return [
         (np.stack([stream.window(int(i))[:-1] for i in some]), np.full(len(some), cluster, dtype=np.int64))
-        for some in np.array_split(chosen, -(-wanted // size))]
+        for some in np.array_split(chosen, -(-wanted // size))
+    ]

@@ -1,9 +1,9 @@
 """The merged model's optimizer state, computed from the sub-models' states (`moedisco_ray.models.optimizer_state`).
 
-Experts keep their state. The backbone gets the weighted mean: a gradient over all clusters is the mean of the clusters' gradients,
-weighted by their tokens, and its mean square is at most the mean of theirs. In the merged model the router gives an expert other
-tokens, with other weights, so its state is only approximate. But Adam's updates do not depend on the scale of the gradients, and
-its second moments adapt within dozens of steps.
+Experts keep their state. The backbone gets the weighted mean: a gradient over all clusters is the mean of the clusters'
+gradients, weighted by their tokens, and its mean square is at most the mean of theirs. In the merged model the router
+gives an expert other tokens, with other weights, so its state is only approximate. But Adam's updates do not depend on
+the scale of the gradients, and its second moments adapt within dozens of steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from moedisco_ray.models import ModelMap
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 
 
-def merge_optimizer_states(submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float], directory: Path) -> bool:
+def merge_optimizer_states(
+    submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float], directory: Path
+) -> bool:
     """Write the merged model's optimizer state.
 
     Args:
@@ -29,8 +31,8 @@ def merge_optimizer_states(submodels: Sequence[Path], config: Mapping[str, Any],
         directory: Directory of the merged model.
 
     Returns:
-        Whether the state was written. It is not written if a sub-model has no optimizer state, for example because its training is
-        unfinished.
+        Whether the state was written. It is not written if a sub-model has no optimizer state, for example because its
+        training is unfinished.
 
     Raises:
         CheckpointError: A sub-model's optimizer state cannot be read.
@@ -41,13 +43,16 @@ def merge_optimizer_states(submodels: Sequence[Path], config: Mapping[str, Any],
         return False
     names = ModelMap(str(config.get("model_type")))
     write_optimizer_state(
-        directory / OPTIMIZER_FOLDER, lambda kind: _joined([state.tensors[kind] for state in states], weights, names),
-        min((state.steps for state in states if state.steps), default=0), config)
+        directory / OPTIMIZER_FOLDER,
+        lambda kind: _joined([state.tensors[kind] for state in states], weights, names),
+        min((state.steps for state in states if state.steps), default=0),
+        config,
+    )
     return True
 
 
 def _joined(
-    parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float], names: ModelMap,
+    parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float], names: ModelMap
 ) -> Iterator[tuple[str, Tensor]]:
     groups = names.experts(parts[0])
     for key in parts[0]:
@@ -58,7 +63,7 @@ def _joined(
         elif role.expert_axis is not None:
             yield key, torch.cat([part[key] for part in parts], dim=role.expert_axis)
         else:
-            # Add up weighted values. Differences from a common tensor, with which the weights are merged, could make a mean of
-            # squares negative by rounding.
+            # Add up weighted values. Differences from a common tensor, with which the weights are merged, could make a
+            # mean of squares negative by rounding.
             mean = sum(weight * part[key].double() for weight, part in zip(weights, parts, strict=True))
             yield key, torch.as_tensor(mean).to(parts[0][key].dtype)

@@ -1,11 +1,11 @@
 """Compute router rows from data: one direction per cluster, from sums over the router's inputs that blocks and workers add up.
 
 A router has no bias, so its logits are x_TD w_CD^T. Every solution is shifted so that the directions sum to zero, which
-changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1. At this scale the softmax
-is not saturated, so gradients reach the router in the fine-tune, whichever method gave the directions.
+changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1. At this scale
+the softmax is not saturated, so gradients reach the router in the fine-tune, whichever method gave the directions.
 
-A direction v_D with v . x close to 1 for all inputs x replaces the bias; it is the least-squares solution of X v = 1. Adding
-b_c v to row c adds b_c (v . x) to its logit, so that offsets b_C can give every cluster its share of the tokens.
+A direction v_D with v . x close to 1 for all inputs x replaces the bias; it is the least-squares solution of X v = 1.
+Adding b_c v to row c adds b_c (v . x) to its logit, so that offsets b_C can give every cluster its share of the tokens.
 
 Shapes: T tokens, D hidden, C clusters. Everything inside is float64, on the device of the router's inputs.
 """
@@ -26,9 +26,9 @@ _SWEEPS = 100
 _SLOPE = 1 / 8
 """Scale s of a router's first layer: with logits of root mean square 1, tanh is off by 0.5 % there."""
 _STRENGTHS = torch.logspace(-2, 2, 5, dtype=torch.float64)
-"""Ridge strengths to try, as multiples of the mean eigenvalue. Weaker ridges give huge rows along directions in which inputs hardly
-differ. The fine-tune moves those inputs quickly, and the rows cannot follow. GCV would choose such a ridge, because it takes tokens
-as independent although a document's tokens share one label."""
+"""Ridge strengths to try, as multiples of the mean eigenvalue. Weaker ridges give huge rows along directions in which
+inputs hardly differ. The fine-tune moves those inputs quickly, and the rows cannot follow. GCV would choose such a
+ridge, because it takes tokens as independent although a document's tokens share one label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,8 @@ def statistics(x_TD: Tensor, cluster_T: Tensor, clusters: int) -> Statistics:
 def ridge_directions(total: Statistics, _seed: int = 0) -> Tensor:
     """Directions w_CD by ridge regression of the one-hot cluster label on the router's input, as in DUME.
 
-    W = (X^T X + lambda I)^-1 X^T Y, a least-squares estimate of each cluster's probability. Generalised cross-validation chooses
-    lambda; see `ridge_strength`.
+    W = (X^T X + lambda I)^-1 X^T Y, a least-squares estimate of each cluster's probability. Generalised
+    cross-validation chooses lambda; see `ridge_strength`.
 
     Returns:
         w_CD, normalised.
@@ -71,8 +71,8 @@ def ridge_directions(total: Statistics, _seed: int = 0) -> Tensor:
 def principal_directions(total: Statistics, clusters: int) -> Tensor:
     """Directions w_CD that divide the inputs themselves, without labels, along their principal components.
 
-    The directions are the corners of a regular simplex in the first C - 1 components, each scaled to variance 1. So two clusters
-    are the two sides of the first component. The inputs' mean has the same logit for all clusters.
+    The directions are the corners of a regular simplex in the first C - 1 components, each scaled to variance 1. So two
+    clusters are the two sides of the first component. The inputs' mean has the same logit for all clusters.
 
     Returns:
         w_CD, normalised.
@@ -81,9 +81,13 @@ def principal_directions(total: Statistics, clusters: int) -> Tensor:
     mean_D = total.xy_DC.sum(1) / tokens
     value_D, vector_DD = torch.linalg.eigh(total.xx_DD / tokens - torch.outer(mean_D, mean_D))
     used = min(clusters - 1, len(value_D))
-    scaled_DU = vector_DD[:, -used:].flip(1) / value_D[-used:].flip(0).clamp(min=_TINY).sqrt() if used else vector_DD[:, :0]
+    scaled_DU = (
+        vector_DD[:, -used:].flip(1) / value_D[-used:].flip(0).clamp(min=_TINY).sqrt() if used else vector_DD[:, :0]
+    )
     corner_CC = torch.eye(clusters, dtype=torch.float64, device=mean_D.device) - 1 / clusters
-    w_CD = torch.linalg.eigh(corner_CC).eigenvectors[:, -used:] @ scaled_DU.T if used else torch.zeros_like(total.xy_DC.T)
+    w_CD = (
+        torch.linalg.eigh(corner_CC).eigenvectors[:, -used:] @ scaled_DU.T if used else torch.zeros_like(total.xy_DC.T)
+    )
     return normalised(w_CD - torch.outer(w_CD @ mean_D, constant_direction(total)), total)
 
 
@@ -119,9 +123,9 @@ def constant_direction(total: Statistics) -> Tensor:
 def load_offsets(logits_TC: Tensor, share_C: Tensor) -> Tensor:
     """Offsets b_C such that cluster c has the largest of logits_TC + b_C for a share `share_C`[c] of the tokens.
 
-    They minimise the convex function sum_t max_c (logits_tc + b_c) - T sum_c share_c b_c, whose gradient is load minus target load.
-    A sweep sets each offset in turn to its minimiser, the value at which share_c T tokens prefer c (a quantile). Sweeps end when
-    every load is within one token of its target, or after `_SWEEPS` sweeps.
+    They minimise the convex function sum_t max_c (logits_tc + b_c) - T sum_c share_c b_c, whose gradient is load minus
+    target load. A sweep sets each offset in turn to its minimiser, the value at which share_c T tokens prefer c (a
+    quantile). Sweeps end when every load is within one token of its target, or after `_SWEEPS` sweeps.
 
     Args:
         logits_TC: Logits of the calibration data.
@@ -143,7 +147,7 @@ def load_offsets(logits_TC: Tensor, share_C: Tensor) -> Tensor:
             others_TC[:, c] = -torch.inf
             need_T = (others_TC.amax(1) - logits_TC[:, c]).sort().values
             edges = torch.cat([need_T[:1] - 1, need_T, need_T[-1:] + 1])
-            offset_C[c] = edges[wanted[c]:wanted[c] + 2].mean()
+            offset_C[c] = edges[wanted[c] : wanted[c] + 2].mean()
     return offset_C - offset_C.mean()
 
 
@@ -178,8 +182,8 @@ def normalised(w_CD: Tensor, total: Statistics) -> Tensor:
 def two_layers(rows_ED: Tensor, units: int) -> tuple[Tensor, Tensor]:
     """The two layers of a router with a tanh between them that selects experts as rows do.
 
-    Each row r has a hidden unit of its own, and the logit is tanh(s r . x) / s, which increases with r . x. With a small s, it is
-    close to r . x as long as that is below 1 / s.
+    Each row r has a hidden unit of its own, and the logit is tanh(s r . x) / s, which increases with r . x. With a
+    small s, it is close to r . x as long as that is below 1 / s.
 
     Args:
         rows_ED: Rows of a router of one layer.
@@ -189,5 +193,5 @@ def two_layers(rows_ED: Tensor, units: int) -> tuple[Tensor, Tensor]:
         The layers' weights, [H, D] and [E, H].
     """
     first_HD = torch.zeros(units, rows_ED.shape[1], dtype=rows_ED.dtype)
-    first_HD[:len(rows_ED)] = rows_ED * _SLOPE
+    first_HD[: len(rows_ED)] = rows_ED * _SLOPE
     return first_HD, torch.eye(len(rows_ED), units, dtype=rows_ED.dtype) / _SLOPE

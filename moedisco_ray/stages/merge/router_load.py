@@ -22,7 +22,8 @@ class Measured:
         self._kind, self._whole, self._part, self._clusters = kind, whole, part, clusters
         stored = router.state_dict()
         self._bias_E, self.correction_E = (
-            None if name is None else stored[name].double().flatten() for name in (kind.bias, kind.correction))
+            None if name is None else stored[name].double().flatten() for name in (kind.bias, kind.correction)
+        )
 
     @property
     def top_k(self) -> int:
@@ -39,7 +40,9 @@ class Measured:
         """
         experts, clusters = len(rows_ED), self._clusters
         group = experts // clusters
-        load_E, first_C = (torch.zeros(size, dtype=torch.float64, device=rows_ED.device) for size in (experts, clusters))
+        load_E, first_C = (
+            torch.zeros(size, dtype=torch.float64, device=rows_ED.device) for size in (experts, clusters)
+        )
         tokens, hits, weight_sum, branch_sum = 0, 0, 0.0, 0.0
         for input_TD, cluster_T in inputs:
             x_TD = input_TD.to(rows_ED.device, torch.float64)

@@ -1,9 +1,9 @@
 """What the routers must know of text that stays with its data owner.
 
-The owner's node runs the owner's sub-model on its own text and on text without an owner. The difference of the mean inputs of each
-router leaves: one vector per router. For the owner's cluster, the merge runs text without an owner through the merged model, and
-adds the vector to the router's inputs. So these have the owner's mean and the covariance of other text, and no layer of the merged
-model has to visit the owner.
+The owner's node runs the owner's sub-model on its own text and on text without an owner. The difference of the mean
+inputs of each router leaves: one vector per router. For the owner's cluster, the merge runs text without an owner
+through the merged model, and adds the vector to the router's inputs. So these have the owner's mean and the covariance
+of other text, and no layer of the merged model has to visit the owner.
 
 Shapes: R routers, B sequences, L positions, D hidden, C clusters.
 """
@@ -34,7 +34,7 @@ Array = NDArray[np.float32]
 
 
 def router_shift(
-    submodel: Path, *, owner_store: RunStore, shards: Path, windows: int, sequence_length: int, device: str,
+    submodel: Path, *, owner_store: RunStore, shards: Path, windows: int, sequence_length: int, device: str
 ) -> Array:
     """Mean input of each router on a data owner's text, minus that on text without an owner, float32 [R, D].
 
@@ -78,11 +78,14 @@ def _mean_inputs(model: PreTrainedModel, batches: Sequence[Batch], device: str) 
     def add(number: int) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             sum_RD[number] += inputs[0].flatten(0, -2).double().sum(0)
+
         return hook
 
     handles = [block.register_forward_pre_hook(add(number)) for number, block in enumerate(blocks)]
     for group in grouped(batches, lambda batch: batch[0].size, model):
-        for _ in final_states(model, (torch.as_tensor(tokens_BL, dtype=torch.long, device=device) for tokens_BL, _ in group)):
+        for _ in final_states(
+            model, (torch.as_tensor(tokens_BL, dtype=torch.long, device=device) for tokens_BL, _ in group)
+        ):
             pass
     for handle in handles:
         handle.remove()

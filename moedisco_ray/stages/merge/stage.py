@@ -15,13 +15,7 @@ from moedisco_ray.core.config import Merge
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import MergeSummary, TrainingSummary
 from moedisco_ray.core.run_work import Files
-from moedisco_ray.models import (
-    BACKBONE,
-    ModelMap,
-    canonical_shapes,
-    expert_count,
-    write_checkpoint,
-)
+from moedisco_ray.models import BACKBONE, ModelMap, canonical_shapes, expert_count, write_checkpoint
 from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 from moedisco_ray.stages.context import COMMON, Context, device_of
@@ -38,16 +32,25 @@ from moedisco_ray.stages.start import Start, untrained_moe, whole_moe
 def run(context: Context, draft: Draft) -> None:
     """Merge the trained sub-models.
 
-    In a run without sub-models the result is the initial MoE, with the trained seed in it if there is one (sparse upcycling).
+    In a run without sub-models the result is the initial MoE, with the trained seed in it if there is one (sparse
+    upcycling).
     """
     config = context.config
     pool = config.finetune_pool
     if not config.tokens.decoupled:
         result = context.call(
-            pool, Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]), write_whole,
-            context.start, clusters=config.cluster_count, trained_seed=context.trained_seed, batches=sample(context),
-            settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
-            directory=draft.path)
+            pool,
+            Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]),
+            write_whole,
+            context.start,
+            clusters=config.cluster_count,
+            trained_seed=context.trained_seed,
+            batches=sample(context),
+            settings=config.merge,
+            keep_optimizer_state=config.finetune.keep_optimizer_state,
+            device=device_of(pool),
+            directory=draft.path,
+        )
         draft.summary.update(MergeSummary.model_validate(result).to_json())
         return
     common = context.of("submodels") / COMMON
@@ -56,15 +59,25 @@ def run(context: Context, draft: Draft) -> None:
     batches = calibration(context)
     shifts = _shifts(context, batches)
     result = context.call_with_events(
-        pool, Files([context.start.tokenizer, *context.submodels, common], [draft.path]), merge_submodels, context.start,
-        submodels=context.submodels, common=common,
-        tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=batches,
-        settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
-        directory=draft.path, shift_RCD=shifts_of_clusters(shifts, config.cluster_count))
+        pool,
+        Files([context.start.tokenizer, *context.submodels, common], [draft.path]),
+        merge_submodels,
+        context.start,
+        submodels=context.submodels,
+        common=common,
+        tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units],
+        batches=batches,
+        settings=config.merge,
+        keep_optimizer_state=config.finetune.keep_optimizer_state,
+        device=device_of(pool),
+        directory=draft.path,
+        shift_RCD=shifts_of_clusters(shifts, config.cluster_count),
+    )
     if shifts:
         result["left"] = [
             {"owner": config.owner_of(k), "what": f"mean inputs of {len(shift_RD)} routers", "bytes": shift_RD.nbytes}
-            for k, shift_RD in shifts.items()]
+            for k, shift_RD in shifts.items()
+        ]
     draft.summary.update(MergeSummary.model_validate(result).to_json())
 
 
@@ -75,15 +88,31 @@ def _shifts(context: Context, batches: Sequence[Batch]) -> dict[int, NDArray[np.
         owner, submodel = config.owners[k - config.shared_clusters], context.submodels[k]
         seats = config.pools.owner(owner)
         shifts[k] = context.call(
-            seats, Files([submodel, shards]), router_shift, submodel, owner_store=context.owner_store(owner), shards=shards,
+            seats,
+            Files([submodel, shards]),
+            router_shift,
+            submodel,
+            owner_store=context.owner_store(owner),
+            shards=shards,
             windows=sum(len(cluster_B) for _, cluster_B in batches if cluster_B[0] == k),
-            sequence_length=config.corpus.sequence_length, device=device_of(seats))
+            sequence_length=config.corpus.sequence_length,
+            device=device_of(seats),
+        )
     return shifts
 
 
 def merge_submodels(
-    start: Start, *, submodels: Sequence[Path], common: Path, tokens: Sequence[int], batches: Sequence[Batch],
-    settings: Merge, keep_optimizer_state: bool, device: str, directory: Path, shift_RCD: NDArray[np.float32] | None = None,
+    start: Start,
+    *,
+    submodels: Sequence[Path],
+    common: Path,
+    tokens: Sequence[int],
+    batches: Sequence[Batch],
+    settings: Merge,
+    keep_optimizer_state: bool,
+    device: str,
+    directory: Path,
+    shift_RCD: NDArray[np.float32] | None = None,
     events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
@@ -98,7 +127,8 @@ def merge_submodels(
         keep_optimizer_state: Whether the sub-models' optimizer states are merged too.
         device: Device that the merged model runs on.
         directory: Directory of the merged model.
-        shift_RCD: Vectors from which the router rows of data owners are computed, in place of their text; see `RouterSettings`.
+        shift_RCD: Vectors from which the router rows of data owners are computed, in place of their text; see
+            `RouterSettings`.
         events: Takes `stage_progress` events.
 
     Returns:
@@ -107,24 +137,39 @@ def merge_submodels(
     _, config = untrained_moe(start)
     router = RouterSettings(settings.router, settings.from_data, settings.from_data, start.seed, shift_RCD)
     result = build_merged(
-        submodels, common, config, merge_weights(settings.backbone, tokens), batches, directory=directory, router=router,
-        change=backbone_rule(settings.backbone).change, device=device,
-        advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add)
+        submodels,
+        common,
+        config,
+        merge_weights(settings.backbone, tokens),
+        batches,
+        directory=directory,
+        router=router,
+        change=backbone_rule(settings.backbone).change,
+        device=device,
+        advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add,
+    )
     if keep_optimizer_state:
         merge_optimizer_states(submodels, config, merge_weights("token_weighted", tokens), directory)
     return {**result, "tensors": len(result["tensors"])}
 
 
 def write_whole(
-    start: Start, *, clusters: int, trained_seed: Path | None, batches: Sequence[Batch], settings: Merge,
-    keep_optimizer_state: bool, device: str, directory: Path,
+    start: Start,
+    *,
+    clusters: int,
+    trained_seed: Path | None,
+    batches: Sequence[Batch],
+    settings: Merge,
+    keep_optimizer_state: bool,
+    device: str,
+    directory: Path,
 ) -> dict[str, Any]:
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
-    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts into every group. Router rows are random if
-    the seed has one expert, and else copied: with a direction per group that divides the router's inputs, so that a token selects
-    experts of one group, or, if `settings.router` is `random`, with noise (Expert Upcycling, arXiv 2604.19835). Unless it is,
-    experts are also rescaled as in a merge; see the module `calibrate`.
+    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts into every group. Router rows are
+    random if the seed has one expert, and else copied: with a direction per group that divides the router's inputs, so
+    that a token selects experts of one group, or, if `settings.router` is `random`, with noise (Expert Upcycling, arXiv
+    2604.19835). Unless it is, experts are also rescaled as in a merge; see the module `calibrate`.
 
     Args:
         start: Settings and files of the untrained MoE.
@@ -147,14 +192,28 @@ def write_whole(
     layers: list[dict[str, Any]] = []
     divides = settings.from_data and expert_count(config) > clusters
     router = RouterSettings("principal" if divides else "concat", match_scale=settings.from_data, seed=start.seed)
-    write_checkpoint(directory, calibrated(
-        whole.items(), config, clusters, batches, settings=router, report=layers, device=device, dtype=default_dtype(device),
-    ), config)
+    write_checkpoint(
+        directory,
+        calibrated(
+            whole.items(),
+            config,
+            clusters,
+            batches,
+            settings=router,
+            report=layers,
+            device=device,
+            dtype=default_dtype(device),
+        ),
+        config,
+    )
     optimizer_state = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_optimizer_state else None
     if optimizer_state is not None:
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
         tensors = optimizer_state.tensors
         write_optimizer_state(
-            directory / OPTIMIZER_FOLDER, lambda kind: with_seed(tensors[kind], zeros, names, distinct_rows=True).items(),
-            optimizer_state.steps, config)
+            directory / OPTIMIZER_FOLDER,
+            lambda kind: with_seed(tensors[kind], zeros, names, distinct_rows=True).items(),
+            optimizer_state.steps,
+            config,
+        )
     return {"layers": layers}

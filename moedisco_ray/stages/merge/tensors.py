@@ -46,7 +46,10 @@ class TensorReport:
 
 
 def merge(
-    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, weights: Sequence[float],
+    submodels: Sequence[Mapping[str, Tensor]],
+    start: Mapping[str, Tensor],
+    model_map: ModelMap,
+    weights: Sequence[float],
     change: Change = weighted_mean,
 ) -> Iterator[tuple[Tensor, TensorReport]]:
     """The merged model, one tensor at a time, each with a report of its sources.
@@ -56,8 +59,8 @@ def merge(
 
     Args:
         submodels: Canonical tensors of each sub-model; all have the same number of experts.
-        start: Holds the backbone that all sub-models had at their last sync point, or started from if they had no sync point. Its
-            other tensors are not read.
+        start: Holds the backbone that all sub-models had at their last sync point, or started from if they had no sync
+            point. Its other tensors are not read.
         model_map: Tensor names of the family.
         weights: Weight of each sub-model in the backbone; they sum to 1.
         change: How the deltas of a backbone tensor are combined.
@@ -72,7 +75,9 @@ def merge(
     source = _Once(submodels)
     written: set[str] = set()
     for key in submodels[0]:
-        for tensor, report in _joined(key, source, start=start, model_map=model_map, groups=groups, weights=weights, change=change):
+        for tensor, report in _joined(
+            key, source, start=start, model_map=model_map, groups=groups, weights=weights, change=change
+        ):
             if report.key in written:
                 raise CheckpointError("tensor", report.key, "is written twice")
             written.add(report.key)
@@ -101,8 +106,14 @@ class _Once:
 
 
 def _joined(
-    key: str, source: _Once, *, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int],
-    weights: Sequence[float], change: Change,
+    key: str,
+    source: _Once,
+    *,
+    start: Mapping[str, Tensor],
+    model_map: ModelMap,
+    groups: Mapping[int, int],
+    weights: Sequence[float],
+    change: Change,
 ) -> Iterator[tuple[Tensor, TensorReport]]:
     """Merge the sub-models' tensors named `key`: into one tensor, or, for an expert, one tensor per sub-model."""
     role = model_map.classify(key)
@@ -114,7 +125,8 @@ def _joined(
     copies = [source.take(index, key) for index in source.everyone]
     axis = role.expert_axis
     if axis is not None:
-        rows = groups.get(role.layer or 0) or copies[0].shape[axis]     # a stack has as many rows as in the first sub-model
+        # a stack has as many rows as in the first sub-model
+        rows = groups.get(role.layer or 0) or copies[0].shape[axis]
         if any(copy.shape[axis] != rows for copy in copies):
             raise CheckpointError("tensor", key, "has not one row per expert of its sub-model")
         yield torch.cat(copies, dim=axis), TensorReport(key, role.role, "concatenated", source.everyone)

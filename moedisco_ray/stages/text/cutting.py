@@ -1,7 +1,8 @@
 """Cut text into documents of bounded length, at natural boundaries and in bounded memory.
 
-Lengths are bytes of UTF-8. The tokenizer may not exist yet, since it may be trained on this text. So the number of tokens is
-estimated from a constant number of bytes per token, and where text is cut depends only on the text and the configuration.
+Lengths are bytes of UTF-8. The tokenizer may not exist yet, since it may be trained on this text. So the number of
+tokens is estimated from a constant number of bytes per token, and where text is cut depends only on the text and the
+configuration.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 _USUAL_BYTES = 3
-"""Bytes per token assumed when documents are cut to about one sequence. Byte-level BPE of 2,000 to 16,000 entries has 2 to 4.3
-(measured on prose, code and Japanese)."""
+"""Bytes per token assumed when documents are cut to about one sequence. Byte-level BPE of 2,000 to 16,000 entries has 2
+to 4.3 (measured on prose, code and Japanese)."""
 _MOST_BYTES = 6
-"""Bytes per token that hardly any tokenizer exceeds. Only a document with more bytes than this times its maximum tokens is cut by
-bytes; all others are cut later, when their tokens are known."""
+"""Bytes per token that hardly any tokenizer exceeds. Only a document with more bytes than this times its maximum tokens
+is cut by bytes; all others are cut later, when their tokens are known."""
 
 _LEAST_GROUPS = 40
-"""Minimum number of groups in a source of running text, so that a small source has groups in both training and validation text."""
+"""Minimum number of groups in a source of running text, so that a small source has groups in both training and
+validation text."""
 
 _PLACES = (
-    re.compile(rb"\n(?:[ \t\r]*\n)+"),                                                             # blank lines
-    re.compile(rb"\n"),                                                                            # line ends
-    re.compile(rb"[.!?][\"')\]]*[ \t]|\xe3\x80\x82|\xef\xbc\x81|\xef\xbc\x9f"),                    # sentence ends, CJK included
-    re.compile(rb"[ \t]"),                                                                         # between words
+    re.compile(rb"\n(?:[ \t\r]*\n)+"),  # blank lines
+    re.compile(rb"\n"),  # line ends
+    re.compile(rb"[.!?][\"')\]]*[ \t]|\xe3\x80\x82|\xef\xbc\x81|\xef\xbc\x9f"),  # sentence ends, CJK included
+    re.compile(rb"[ \t]"),  # between words
 )
 """Patterns after which text is cut, best first."""
 
@@ -55,10 +57,11 @@ class Document(NamedTuple):
 
     Attributes:
         text: Text of the document.
-        begins: Whether the document begins a new group. The documents of a group (parts of one long document, or neighbours in a
-            running text) are always on the same side of the validation split.
+        begins: Whether the document begins a new group. The documents of a group (parts of one long document, or
+            neighbours in a running text) are always on the same side of the validation split.
         kept: Group and split in an earlier run's corpus; None if the document does not come from one.
-        tokens: Token ids, without special tokens that training adds; None if they are the tokenizer's encoding of the text.
+        tokens: Token ids, without special tokens that training adds; None if they are the tokenizer's encoding of the
+            text.
         loss_mask: Whether the loss counts each token; None if it counts all.
     """
 
@@ -76,7 +79,8 @@ class Limits:
     Attributes:
         sequence_tokens: Tokens of a training sequence.
         document_tokens: Maximum tokens of a document.
-        source_bytes: Size of the source's text (bytes); None if unknown. A group of documents has at most a share of it.
+        source_bytes: Size of the source's text (bytes); None if unknown. A group of documents has at most a share of
+            it.
     """
 
     sequence_tokens: int
@@ -90,15 +94,18 @@ class Limits:
 
     @property
     def part(self) -> int:
-        """Target size of a part of a long document (bytes). A document of up to one and a half times this size stays whole."""
+        """Target size of a part of a long document (bytes).
+
+        A document of up to one and a half times this size stays whole.
+        """
         return _MOST_BYTES * self.document_tokens * 2 // 3
 
     @property
     def neighbours(self) -> int:
         """Number of consecutive documents of running text that form a group.
 
-        A group is about as long as the longest allowed document. In a small source it is shorter, so that the source has several
-        groups.
+        A group is about as long as the longest allowed document. In a small source it is shorter, so that the source
+        has several groups.
         """
         most = self.document_tokens // self.sequence_tokens
         if self.source_bytes is not None:
@@ -126,7 +133,10 @@ class Cutter:
         self._held = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add data to the stream and yield the pieces that later data cannot change. Exhaust the iterator before the next call."""
+        """Add data to the stream and yield the pieces that later data cannot change.
+
+        Exhaust the iterator before the next call.
+        """
         self._held += data
         while len(self._held) >= 2 * self._about:
             yield self._take(self._longest)
@@ -145,9 +155,9 @@ class Cutter:
         return self._about + self._about // 2
 
     def _take(self, high: int) -> bytes:
-        window = bytes(self._held[:high + 1])
-        piece = window[:_best_place(window, self._about // 2, min(self._about, high), high)]
-        del self._held[:len(piece)]
+        window = bytes(self._held[: high + 1])
+        piece = window[: _best_place(window, self._about // 2, min(self._about, high), high)]
+        del self._held[: len(piece)]
         return piece
 
 
@@ -201,6 +211,6 @@ def _best_place(window: bytes, low: int, aim: int, high: int) -> int:
         if ends:
             return min(ends, key=lambda end: (abs(end - aim), end))
     at = aim
-    while at > max(1, aim - 3) and window[at] & 0xC0 == 0x80:     # the cut would split a UTF-8 character
+    while at > max(1, aim - 3) and window[at] & 0xC0 == 0x80:  # the cut would split a UTF-8 character
         at -= 1
     return at

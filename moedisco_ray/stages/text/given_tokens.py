@@ -1,9 +1,9 @@
 """Turn conversations, completions and lists of token ids into documents with given tokens, with the tokens that the loss counts.
 
-The tokenizer's chat template renders a conversation, and the loss counts what the assistant writes. If the template marks it with
-`{% generation %}`, the marks decide, as in transformers. In any other template, an assistant's turn begins where the template ends
-a prompt for it, and ends where the template ends the conversation up to this turn. Of a completion, the loss counts all that
-follows the prompt.
+The tokenizer's chat template renders a conversation, and the loss counts what the assistant writes. If the template
+marks it with `{% generation %}`, the marks decide, as in transformers. In any other template, an assistant's turn
+begins where the template ends a prompt for it, and ends where the template ends the conversation up to this turn. Of a
+completion, the loss counts all that follows the prompt.
 
 This module imports transformers, which is slow.
 """
@@ -75,7 +75,8 @@ class GivenTokens:
             tools: Tools that the template gets: a list of JSON schemas, the same as JSON text, or None.
 
         Raises:
-            GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in it.
+            GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in
+                it.
         """
         if found := messages_of(messages):
             yield from self._parts(self.render(found, tools_of(tools)), limit)
@@ -90,7 +91,8 @@ class GivenTokens:
             tools: As in `conversation`, for messages.
 
         Raises:
-            GivenTokensError: One is text and the other is not, or the template renders the prompt differently before a completion.
+            GivenTokensError: One is text and the other is not, or the template renders the prompt differently before a
+                completion.
         """
         if isinstance(prompt, str) and isinstance(completion, str):
             asked = without_surrogates(prompt)
@@ -101,7 +103,10 @@ class GivenTokens:
             text, start = self._answered(messages_of(prompt), messages_of(completion), tools_of(tools))
         ids, offsets = self._encode(text)
         if isinstance(completion, str) and ids[-1:].tolist() != [self._encoder.eos]:
-            ids, offsets = np.append(ids, np.int32(self._encoder.eos)), np.append(offsets, [[len(text), len(text) + 1]], axis=0)
+            ids, offsets = (
+                np.append(ids, np.int32(self._encoder.eos)),
+                np.append(offsets, [[len(text), len(text) + 1]], axis=0),
+            )
         if start < len(text):
             yield from self._parts(Rendered(text, ids, offsets, offsets[:, 1] > start), limit)
 
@@ -115,19 +120,23 @@ class GivenTokens:
         # A template may end a prompt with more than it writes before an answer, such as an opening tag for reasoning.
         start = _common(asked, text)
         if start < _common(asked, self._apply(prompt, tools)):
-            raise GivenTokensError("the chat template renders a prompt differently before its completion, which cannot be found")
+            raise GivenTokensError(
+                "the chat template renders a prompt differently before its completion, which cannot be found"
+            )
         return text, start
 
     def _parts(self, rendered: Rendered, limit: int) -> Iterator[Document]:
         """Cut a rendered text into documents of one group; leave out those without a token that the loss counts."""
         text, ids, offsets, loss_mask = rendered
-        first = int(len(ids) > 0 and ids[0] == self._encoder.bos)   # packing adds it
+        first = int(len(ids) > 0 and ids[0] == self._encoder.bos)  # packing adds it
         starts = [*range(first, len(ids), limit)]
         if len(starts) > 1 and offsets[starts[-1], 0] == len(text):
-            starts[-1] -= 1     # EOS alone has no text, so it takes the token before it along
+            starts[-1] -= 1  # EOS alone has no text, so it takes the token before it along
         begins = True
         for start, stop in itertools.pairwise([*starts, len(ids)]):
-            part = text[0 if start == first else offsets[start, 0]:len(text) if stop == len(ids) else offsets[stop, 0]]
+            part = text[
+                0 if start == first else offsets[start, 0] : len(text) if stop == len(ids) else offsets[stop, 0]
+            ]
             if part and loss_mask[start:stop].any():
                 yield Document(part, begins, tokens=ids[start:stop], loss_mask=loss_mask[start:stop])
                 begins = False
@@ -138,14 +147,18 @@ class GivenTokens:
         Raises:
             GivenTokensError: The value is not a list of ids of the tokenizer.
         """
-        if not isinstance(ids, list) or not all(isinstance(each, int) and 0 <= each < self._encoder.vocab_size for each in ids):
-            raise GivenTokensError(f"a row holds no list of ids below {self._encoder.vocab_size}, the size of the vocabulary")
+        if not isinstance(ids, list) or not all(
+            isinstance(each, int) and 0 <= each < self._encoder.vocab_size for each in ids
+        ):
+            raise GivenTokensError(
+                f"a row holds no list of ids below {self._encoder.vocab_size}, the size of the vocabulary"
+            )
         found = np.array(ids, dtype=np.int32)
         if len(found) and found[0] == self._encoder.bos:
             found = found[1:]
-        if len(found) and found[-1] == self._encoder.eos:     # packing adds it
+        if len(found) and found[-1] == self._encoder.eos:  # packing adds it
             found = found[:-1]
-        parts = [found[start:start + limit] for start in range(0, len(found), limit)]
+        parts = [found[start : start + limit] for start in range(0, len(found), limit)]
         for number, (part, text) in enumerate(zip(parts, self._encoder.decode(parts), strict=True)):
             yield Document(text, begins=number == 0, tokens=part)
 
@@ -153,18 +166,26 @@ class GivenTokens:
         """Render a conversation and find the tokens that the loss counts.
 
         Raises:
-            GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in it.
+            GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in
+                it.
         """
         has_marks = _MARKED.search(template_of(self._tokenizer, tools) or "") is not None
-        turns = [] if has_marks else [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        parts = [Part(len(messages)), *(Part(number, prompt=True) for number in turns), *(Part(number + 1) for number in turns)]
+        turns = (
+            [] if has_marks else [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        )
+        parts = [
+            Part(len(messages)),
+            *(Part(number, prompt=True) for number in turns),
+            *(Part(number + 1) for number in turns),
+        ]
         (text, spans), *rest = self._rendered(messages, parts, tools, marks=has_marks)
         ids, offsets = self._encode(text)
         loss_mask = np.zeros(len(ids), dtype=np.bool_)
-        around = zip(turns, rest[:len(turns)], rest[len(turns):], strict=True)
+        around = zip(turns, rest[: len(turns)], rest[len(turns) :], strict=True)
         found = (
             self._turn(messages, number, text, prompt=prompt, whole=whole, tools=tools)
-            for number, (prompt, _), (whole, _) in around)
+            for number, (prompt, _), (whole, _) in around
+        )
         for start, stop in spans if has_marks else found:
             loss_mask |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
         return Rendered(text, ids, offsets, loss_mask)
@@ -172,7 +193,9 @@ class GivenTokens:
     def turn_end(self) -> int | None:
         """The special token that the chat template writes after an answer; None if it writes none, or there is no template."""
         try:
-            text, ids, offsets, loss_mask = self.render([{"role": role, "content": _PLACE} for role in ("user", "assistant")])
+            text, ids, offsets, loss_mask = self.render(
+                [{"role": role, "content": _PLACE} for role in ("user", "assistant")]
+            )
         except GivenTokensError:
             return None
         added = self._tokenizer.added_tokens_decoder
@@ -180,7 +203,7 @@ class GivenTokens:
         return next((token for token in after if token in added and added[token].special), None)
 
     def _turn(
-        self, messages: Sequence[Message], number: int, text: str, prompt: str, whole: str, tools: Tools,
+        self, messages: Sequence[Message], number: int, text: str, prompt: str, whole: str, tools: Tools
     ) -> tuple[int, int]:
         """First and last character (exclusive) of a turn of the assistant in a rendered conversation.
 
@@ -197,22 +220,23 @@ class GivenTokens:
         return self._turn_around(messages, number, prompt, text, tools)
 
     def _turn_around(
-        self, messages: Sequence[Message], number: int, prompt: str, text: str, tools: Tools,
+        self, messages: Sequence[Message], number: int, prompt: str, text: str, tools: Tools
     ) -> tuple[int, int]:
         """Find a turn by its content, for templates that render the last turn differently, for example with its reasoning.
 
         The content may occur elsewhere in the conversation, so it is replaced by a text that does not.
         """
         content = str(messages[number].get("content") or "").strip()
-        marked = [*messages[:number], {**messages[number], "content": _PLACE}, *messages[number + 1:]]
+        marked = [*messages[:number], {**messages[number], "content": _PLACE}, *messages[number + 1 :]]
         before, _, rest = self._apply(marked, tools).partition(_PLACE)
-        _, found, tail = self._apply(marked[:number + 1], tools).partition(_PLACE)
+        _, found, tail = self._apply(marked[: number + 1], tools).partition(_PLACE)
         if not content or not found or text != before + content + rest:
             raise GivenTokensError(
                 "the chat template renders a turn differently when the conversation continues, so the assistant's turns cannot be "
-                "found; mark them in the template with {% generation %} and {% endgeneration %}")
+                "found; mark them in the template with {% generation %} and {% endgeneration %}"
+            )
         ids, offsets = self._encode(tail)
-        following, _ = self._encode(rest[:len(tail)])
+        following, _ = self._encode(rest[: len(tail)])
         same = _common(ids.tolist(), following.tolist())
         start, end = len(before), len(before) + len(content)
         return len(prompt) if text.startswith(prompt) else start, end + (int(offsets[same - 1, 1]) if same else 0)
@@ -225,7 +249,7 @@ class GivenTokens:
         return self._rendered(messages, [Part(len(messages), prompt)], tools)[0].text
 
     def _rendered(
-        self, messages: Sequence[Message], parts: Sequence[Part], tools: Tools, *, marks: bool = False,
+        self, messages: Sequence[Message], parts: Sequence[Part], tools: Tools, *, marks: bool = False
     ) -> list[RenderedText]:
         try:
             return render(self._tokenizer, messages, parts, tools, marks=marks)
@@ -243,8 +267,9 @@ def check_sources(config: RunConfig) -> None:
     """Check that the run's tokenizer can read the sources that need it (`Source.has_given_tokens`), if there are any.
 
     Raises:
-        ConfigError: The run trains its own tokenizer, or the tokenizer has no chat template, or its chat template writes the token
-            between documents inside conversations (which token ids may hold too), and tokens are to attend within documents.
+        ConfigError: The run trains its own tokenizer, or the tokenizer has no chat template, or its chat template
+            writes the token between documents inside conversations (which token ids may hold too), and tokens are to
+            attend within documents.
     """
     sources = [source for source in (*config.corpus.sources, *config.evaluation.sources) if source.has_given_tokens]
     if not sources:
@@ -252,19 +277,28 @@ def check_sources(config: RunConfig) -> None:
     directory = tokenizer_directory(config)
     if directory is None:
         raise ConfigError(
-            "tokenizer.path", None, f"is not set, but {sources[0].path!r} holds conversations, completions or token ids; name the "
-            "directory of their tokenizer")
+            "tokenizer.path",
+            None,
+            f"is not set, but {sources[0].path!r} holds conversations, completions or token ids; name the "
+            "directory of their tokenizer",
+        )
     if template_of(load_pretrained(directory)) is None:
         if not any(source.messages_column for source in sources):
-            return      # token ids and completions of text need none
+            return  # token ids and completions of text need none
         raise ConfigError(
-            "tokenizer.path", str(directory), "has no chat template, which sources with messages_column need; name the tokenizer "
-            "of a chat model, or add chat_template.jinja to the directory")
+            "tokenizer.path",
+            str(directory),
+            "has no chat template, which sources with messages_column need; name the tokenizer "
+            "of a chat model, or add chat_template.jinja to the directory",
+        )
     for name, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
         if optimizer.within_documents and _separates_turns(directory):
             raise ConfigError(
-                f"{name}.optimizer.within_documents", "true", "the chat template ends each turn with the token that separates "
-                "documents, so tokens would attend to their own turn only; set it to false")
+                f"{name}.optimizer.within_documents",
+                "true",
+                "the chat template ends each turn with the token that separates "
+                "documents, so tokens would attend to their own turn only; set it to false",
+            )
 
 
 def _separates_turns(directory: Path) -> bool:

@@ -21,12 +21,12 @@ def part_path(directory: Path, index: int) -> Path:
 
 
 def pack_part(
-    documents: pa.Table, part: int, directory: Path, encoder: Encoder, keep: NDArray[np.bool_] | None = None,
+    documents: pa.Table, part: int, directory: Path, encoder: Encoder, keep: NDArray[np.bool_] | None = None
 ) -> list[Piece]:
     """Pack each document of a part as often as its column `copies` says.
 
-    Pass c (0, 1, ...) packs the documents with more than c copies into one file, a piece. Names of pieces sort by pass, then by
-    part. So the stream of all pieces contains a whole pass over all parts before a document is repeated.
+    Pass c (0, 1, ...) packs the documents with more than c copies into one file, a piece. Names of pieces sort by pass,
+    then by part. So the stream of all pieces contains a whole pass over all parts before a document is repeated.
 
     Args:
         documents: The part's documents, with the columns `PACKED_COLUMNS`.
@@ -47,9 +47,17 @@ def pack_part(
         packed = documents if chosen.all() else documents.filter(pa.array(chosen))
         ids, lengths = token_lists(packed["tokens"])
         name = f"pass-{above:05d}-part-{part:05d}.npy" if above else f"part-{part:05d}.npy"
-        pieces.append(write_piece(
-            directory / name, ids, lengths, eos=encoder.eos, bos=encoder.bos, vocab_size=encoder.vocab_size,
-            mask=loss_mask(packed["loss_mask"], lengths)))
+        pieces.append(
+            write_piece(
+                directory / name,
+                ids,
+                lengths,
+                eos=encoder.eos,
+                bos=encoder.bos,
+                vocab_size=encoder.vocab_size,
+                mask=loss_mask(packed["loss_mask"], lengths),
+            )
+        )
     return pieces
 
 
@@ -59,10 +67,10 @@ def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.
     lengths: list[NDArray[np.int64]] = []
     for chunk in column.chunks:
         offsets = chunk.offsets.to_numpy()
-        flat.append(chunk.values.to_numpy()[offsets[0]:offsets[-1]])
+        flat.append(chunk.values.to_numpy()[offsets[0] : offsets[-1]])
         lengths.append(np.diff(offsets).astype(np.int64))
     if len(flat) == 1:
-        return flat[0], lengths[0]      # a single chunk need not be copied
+        return flat[0], lengths[0]  # a single chunk need not be copied
     return np.concatenate([np.empty(0, dtype=np.int32), *flat]), np.concatenate([np.empty(0, dtype=np.int64), *lengths])
 
 
@@ -80,5 +88,6 @@ def loss_mask(column: pa.ChunkedArray, lengths: NDArray[np.int64]) -> LossMask |
     masked = column.is_valid().to_numpy()
     ids = np.ones(int(lengths.sum()), dtype=np.bool_)
     ids[np.repeat(masked, lengths)] = np.concatenate(
-        [chunk.drop_null().flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
+        [chunk.drop_null().flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    )
     return LossMask(ids, ~masked)

@@ -15,7 +15,13 @@ from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.families import DECLARATIONS, language_model
-from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained, reads_as, save_tokenizer
+from moedisco_ray.models.tokenizer_directories import (
+    copy_tokenizer,
+    difference,
+    load_pretrained,
+    reads_as,
+    save_tokenizer,
+)
 from moedisco_ray.stages.text.tokenizer import (
     ENCODING,
     END_OF_TEXT,
@@ -33,8 +39,8 @@ _COMMON_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 def prepare_tokenizer(source: Path, directory: Path, field: str = "tokenizer.path") -> None:
     """Copy a tokenizer's files unchanged, with its chat template, and write the encoding that workers use.
 
-    A tokenizer without an end-of-sequence token gets a common one from its vocabulary, or `<|endoftext|>` is added. Its files are
-    then saved again instead of copied.
+    A tokenizer without an end-of-sequence token gets a common one from its vocabulary, or `<|endoftext|>` is added. Its
+    files are then saved again instead of copied.
 
     Args:
         source: Directory that `load_pretrained` can read.
@@ -62,7 +68,9 @@ def encoding_of(tokenizer: PreTrainedTokenizerBase) -> Encoding:
     bos = tokenizer.bos_token_id
     first, bare = (tokenizer("a", add_special_tokens=special)["input_ids"][:1] for special in (True, False))
     adds_bos = bos is not None and first == [bos] != bare
-    return Encoding(plain.to_str(), int(tokenizer.eos_token_id), bos if adds_bos else None, vocabulary_size(tokenizer.get_vocab()))
+    return Encoding(
+        plain.to_str(), int(tokenizer.eos_token_id), bos if adds_bos else None, vocabulary_size(tokenizer.get_vocab())
+    )
 
 
 def open_encoder(directory: Path, field: str = "tokenizer.path") -> Encoder:
@@ -95,8 +103,11 @@ def check_tokenizer(config: RunConfig) -> None:
     family = DECLARATIONS[config.model.family_name]
     if family.own_tokenizer and (directory is None or not _reads_as_of(family.name, load_pretrained(directory))):
         raise ConfigError(
-            "tokenizer.path", directory and str(directory), f"transformers reads every tokenizer of {family.name} as that of its "
-            "published models, so that the finished model would get other tokens; name the tokenizer of one of these")
+            "tokenizer.path",
+            directory and str(directory),
+            f"transformers reads every tokenizer of {family.name} as that of its "
+            "published models, so that the finished model would get other tokens; name the tokenizer of one of these",
+        )
     if directory is None:
         check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
         return
@@ -107,9 +118,11 @@ def check_tokenizer(config: RunConfig) -> None:
         own = load_pretrained(start.directory, start.setting)
         if (found := difference(tokenizer, own)) is not None:
             raise ConfigError(
-                "tokenizer.path", str(directory),
+                "tokenizer.path",
+                str(directory),
                 f"is not the tokenizer of {start.setting} {str(start.directory)!r} ({found}), whose embedding would be given "
-                "wrong token ids; leave tokenizer.path out to use the model's own, or set tokenizer.replace to true")
+                "wrong token ids; leave tokenizer.path out to use the model's own, or set tokenizer.replace to true",
+            )
     _ensure_eos(tokenizer, directory)
     check_vocabulary(encoding_of(tokenizer).vocab_size, config.model, "set tokenizer.path to a tokenizer with fewer")
 
@@ -127,7 +140,9 @@ def _ensure_eos(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
         return
     known = tokenizer.get_vocab()
     named = next((token for token in _eos_of_model(tokenizer, directory) if token in known), None)
-    tokenizer.add_special_tokens({"eos_token": named or next((end for end in _COMMON_EOS if end in known), END_OF_TEXT)})
+    tokenizer.add_special_tokens(
+        {"eos_token": named or next((end for end in _COMMON_EOS if end in known), END_OF_TEXT)}
+    )
 
 
 def _eos_of_model(tokenizer: PreTrainedTokenizerBase, directory: Path) -> list[str]:

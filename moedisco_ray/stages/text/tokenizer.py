@@ -86,9 +86,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=2, show_progress=False))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            min_frequency=2,
+            show_progress=False,
+        ),
+    )
     return tokenizer
 
 
@@ -131,14 +138,18 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
         return
     if isinstance(model.init, LocalInit):
         raise CheckpointError(
-            model.init.setting, str(model.init.directory),
-            f"its embedding has {rows} rows, but the tokenizer has {entries} entries; {otherwise}")
+            model.init.setting,
+            str(model.init.directory),
+            f"its embedding has {rows} rows, but the tokenizer has {entries} entries; {otherwise}",
+        )
     raise ConfigError(
-        "model.config.vocab_size", rows, f"the tokenizer has {entries} entries; set at least {entries}, or {otherwise}")
+        "model.config.vocab_size", rows, f"the tokenizer has {entries} entries; set at least {entries}, or {otherwise}"
+    )
 
 
-# Each tokenizer object leaks megabytes in the library when it is freed (measured, tokenizers 0.23), so a worker keeps one for all
-# its buckets. The cache's key is the tokenizer's contents, since another tokenizer may later be stored at the same path.
+# Each tokenizer object leaks megabytes in the library when it is freed (measured, tokenizers 0.23), so a worker keeps
+# one for all its buckets. The cache's key is the tokenizer's contents, since another tokenizer may later be stored at
+# the same path.
 @functools.lru_cache(maxsize=1)
 def _shared_tokenizer(serialised: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(serialised)
@@ -152,7 +163,7 @@ def _chunks(texts: Sequence[str]) -> Iterable[Sequence[str]]:
     for i, text in enumerate(texts):
         held += len(text)
         if held >= _CHUNK_CHARACTERS:
-            yield texts[start:i + 1]
+            yield texts[start : i + 1]
             start, held = i + 1, 0
     if start < len(texts):
         yield texts[start:]

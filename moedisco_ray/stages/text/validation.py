@@ -39,15 +39,19 @@ class Documents:
         """Select the documents for which `mask_N` is true, in order."""
         kept = [int(i) for i in np.flatnonzero(mask_N)]
         return Documents(
-            tuple(self.ids[i] for i in kept), tuple(self.sources[i] for i in kept),
-            tuple(self.texts[i] for i in kept), tuple(self.tokens[i] for i in kept), tuple(self.loss_masks[i] for i in kept))
+            tuple(self.ids[i] for i in kept),
+            tuple(self.sources[i] for i in kept),
+            tuple(self.texts[i] for i in kept),
+            tuple(self.tokens[i] for i in kept),
+            tuple(self.loss_masks[i] for i in kept),
+        )
 
 
 def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
     """Read whole documents in ascending order of id until the next one would exceed `max_tokens`.
 
-    An id is the hash of a text, so the first documents are a uniform sample, the same on every machine. If even the first document
-    is longer, only its first `max_tokens` tokens are taken, with the same share of its text.
+    An id is the hash of a text, so the first documents are a uniform sample, the same on every machine. If even the
+    first document is longer, only its first `max_tokens` tokens are taken, with the same share of its text.
 
     Args:
         parts: Parquet files, sorted by id across files, with the columns id, source, text, tokens and loss_mask.
@@ -79,13 +83,14 @@ def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
                 room -= min(length, room)
     if not ids:
         raise CorpusError(
-            "corpus.validation_fraction", None, "no document was held out for validation; raise it, or add documents")
+            "corpus.validation_fraction", None, "no document was held out for validation; raise it, or add documents"
+        )
     return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens), tuple(loss_masks))
 
 
 def _share(text: str, tokens: int, length: int) -> str:
     data = text.encode()
-    return data[:len(data) * tokens // length].decode(errors="ignore")
+    return data[: len(data) * tokens // length].decode(errors="ignore")
 
 
 def validation_parts(corpus: Path) -> tuple[Path, ...]:

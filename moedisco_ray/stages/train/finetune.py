@@ -28,12 +28,24 @@ def run(context: Context, draft: Draft) -> None:
     blocks = bool(config.finetune.optimizer.block_steps)
     [steps] = unit_steps(config.tokens.finetune, config.finetune.optimizer)
     job = make_job(
-        context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards", steps=steps,
-        seed=finetune_seed(config))
+        context,
+        "finetune",
+        "finetune",
+        model=context.of("merge"),
+        shards=context.of("corpus") / "shards",
+        steps=steps,
+        seed=finetune_seed(config),
+    )
     state = None if blocks else restored_optimizer_state(context, "merge")
     job = dataclasses.replace(_distributed(job, config), optimizer_state=state)
     trained = context.backend.train_gang(
-        job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, stop=context.stop)
+        job,
+        pool,
+        config.checkpoint.max_failures,
+        context.checkpoints("finetune") / "ray",
+        context.emit,
+        stop=context.stop,
+    )
     context.store.link(job.output, draft.path)
     draft.summary.update(TrainingSummary(units=unit_records([job], [trained])).to_json())
 
@@ -43,12 +55,23 @@ def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
     pool, chosen = config.finetune_pool, config.finetune
     pool_gb = min(kind.memory_gb for kind in pool.node_types)
     measure = functools.partial(
-        model_memory, job.model, config.model.family_name, job.optimizer, sequence_length=job.sequence_length, gpu=pool.gpu)
+        model_memory,
+        job.model,
+        config.model.family_name,
+        job.optimizer,
+        sequence_length=job.sequence_length,
+        gpu=pool.gpu,
+    )
     layout = planned_layout(config, job.optimizer, pool.fewest_workers)
     exchange = exchange_of(
-        chosen.exchange, lambda each: measure(workers=pool.fewest_workers, exchange=each, layout=layout), pool_gb)
+        chosen.exchange, lambda each: measure(workers=pool.fewest_workers, exchange=each, layout=layout), pool_gb
+    )
     fitting = (n for n in range(1, pool.most_workers) if measure(workers=n, exchange=exchange).total <= pool_gb * GIB)
     sharing = Sharing(
-        config.model.architecture.num_experts, chosen.parallel.expert, chosen.parallel.replicate,
-        fewest_shards=next(fitting, pool.most_workers), whole_experts=job.optimizer.name == "muon")
+        config.model.architecture.num_experts,
+        chosen.parallel.expert,
+        chosen.parallel.replicate,
+        fewest_shards=next(fitting, pool.most_workers),
+        whole_experts=job.optimizer.name == "muon",
+    )
     return dataclasses.replace(job, exchange=exchange, sharing=sharing)

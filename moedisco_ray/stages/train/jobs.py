@@ -22,7 +22,14 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def make_job(
-    context: Context, stage: TrainingStage, name: str, *, model: Path, shards: Path, steps: int, seed: int,
+    context: Context,
+    stage: TrainingStage,
+    name: str,
+    *,
+    model: Path,
+    shards: Path,
+    steps: int,
+    seed: int,
     owner: str | None = None,
 ) -> TrainJob:
     """Job of one training of a stage, from the run's configuration; `owner` is the data owner of the packed tokens."""
@@ -31,19 +38,29 @@ def make_job(
     routes = tuning is not None or config.model.architecture.num_experts > config.cluster_count
     section = tuning or config.submodels
     text_store = context.store if owner is None else context.owner_store(owner)
-    context.store.fetch(model / "config.json")      # it is read when a node type is chosen
+    context.store.fetch(model / "config.json")  # it is read when a node type is chosen
     job = TrainJob(
-        stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
-        output=training_home(context, stage, name) / TRAINED, checkpoints=checkpoint_location(context, stage, name, owner),
+        stage=stage,
+        name=name,
+        model=model.absolute(),
+        packed_dirs=(shards.absolute(),),
+        output=training_home(context, stage, name) / TRAINED,
+        checkpoints=checkpoint_location(context, stage, name, owner),
         steps=steps,
-        sequence_length=config.corpus.sequence_length, optimizer=_recipe(config, stage),
+        sequence_length=config.corpus.sequence_length,
+        optimizer=_recipe(config, stage),
         lora=config.submodels.lora if stage == "submodels" and config.submodels.lora.rank else None,
-        span=config.tokens.span(stage), checkpoint_every=config.checkpoint.steps,
+        span=config.tokens.span(stage),
+        checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
         z_loss=config.finetune.z_loss if routes else 0.0,
-        seed=seed, log_every=max(1, steps // 100), logs=text_store.directory.absolute() / LOGS,
-        held_out=_held_out(context, stage), store=context.store,
-        owner=owner, owner_store=SHARED if owner is None else text_store,
+        seed=seed,
+        log_every=max(1, steps // 100),
+        logs=text_store.directory.absolute() / LOGS,
+        held_out=_held_out(context, stage),
+        store=context.store,
+        owner=owner,
+        owner_store=SHARED if owner is None else text_store,
         document_start=_encoder(context).prefix if section.optimizer.within_documents else None,
     )
     checkpoint.share_key(job)
@@ -53,7 +70,8 @@ def make_job(
 def _recipe(config: RunConfig, stage: str) -> Optimizer:
     """Optimizer settings of a stage.
 
-    Frozen weights of a training of adapters get the dtype of the pool's arithmetic, on whatever machine they are written.
+    Frozen weights of a training of adapters get the dtype of the pool's arithmetic, on whatever machine they are
+    written.
     """
     recipe = config.finetune.optimizer if stage == "finetune" else config.submodels.optimizer
     if stage != "submodels" or not config.submodels.lora.rank or recipe.precision != "auto":
@@ -85,7 +103,8 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
     every = max(1, config.evaluation.every_tokens // (members * section.optimizer.batch_tokens))
     parts = tuple(context.store.files(context.of("corpus").absolute() / "validation", ".parquet"))
     return ValidationSlice(
-        every, parts, config.evaluation.slice_tokens, _encoder(context).prefix, config.corpus.sequence_length)
+        every, parts, config.evaluation.slice_tokens, _encoder(context).prefix, config.corpus.sequence_length
+    )
 
 
 def _encoder(context: Context) -> Encoder:
@@ -100,7 +119,9 @@ def restored_optimizer_state(context: Context, stage: str) -> Path | None:
     return folder if context.store.has(folder) else None
 
 
-def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path, store: RunStore = SHARED) -> list[SyncPlan | None]:
+def sync_plans(
+    steps: Sequence[int], settings: Submodels, directory: Path, store: RunStore = SHARED
+) -> list[SyncPlan | None]:
     """Sync plan of each sub-model, from its number of steps; None if the phase is too short for a sync point."""
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
@@ -109,14 +130,15 @@ def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path, store
 
 
 def seed_sync_plans(
-    steps: Sequence[int], settings: Submodels, directory: Path, store: RunStore = SHARED,
+    steps: Sequence[int], settings: Submodels, directory: Path, store: RunStore = SHARED
 ) -> list[SyncPlan | None]:
     """Sync plan of each member that trains the seed, from its number of steps; None if there is one member."""
     if len(steps) == 1 or settings.sync_every is None:
         return [None] * len(steps)
     return [
         SyncPlan(directory.absolute(), at, settings.outer, settings.sync_patience, scope="all", store=store)
-        for at in common_sync_steps(steps, settings.sync_every)]
+        for at in common_sync_steps(steps, settings.sync_every)
+    ]
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

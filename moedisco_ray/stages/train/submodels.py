@@ -30,20 +30,37 @@ def run(context: Context, draft: Draft) -> None:
     steps = unit_steps(config.tokens.submodels, config.submodels.optimizer, cluster_tokens(context))
     jobs = [
         make_job(
-            context, "submodels", f"submodel-{k}", model=context.of("decompose") / str(k),
-            shards=context.of("cluster") / "shards" / str(k) if (owner := config.owner_of(k)) is None else _shards(context, owner),
-            steps=own, seed=submodel_seed(config, k), owner=owner)
+            context,
+            "submodels",
+            f"submodel-{k}",
+            model=context.of("decompose") / str(k),
+            shards=context.of("cluster") / "shards" / str(k)
+            if (owner := config.owner_of(k)) is None
+            else _shards(context, owner),
+            steps=own,
+            seed=submodel_seed(config, k),
+            owner=owner,
+        )
         for k, own in enumerate(steps)
     ]
     sync_directory = context.checkpoints("submodels") / SYNC
-    in_parts = bool(config.submodels.optimizer.block_steps or config.submodels.lora.rank)    # no state of all weights exists
-    seed_state = restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state and not in_parts else None
+    # no state of all weights exists
+    in_parts = bool(config.submodels.optimizer.block_steps or config.submodels.lora.rank)
+    seed_state = (
+        restored_optimizer_state(context, "seed") if config.submodels.keep_optimizer_state and not in_parts else None
+    )
     plans = sync_plans(steps, config.submodels, sync_directory, context.store)
     # Only the weights of a data owner's sub-model come to the run.
-    jobs = [dataclasses.replace(
-                job, sync=plan, optimizer_state=seed_state, with_optimizer_state=job.owner is None and not in_parts,
-                drop_checkpoints=True)
-            for job, plan in zip(jobs, plans, strict=True)]
+    jobs = [
+        dataclasses.replace(
+            job,
+            sync=plan,
+            optimizer_state=seed_state,
+            with_optimizer_state=job.owner is None and not in_parts,
+            drop_checkpoints=True,
+        )
+        for job, plan in zip(jobs, plans, strict=True)
+    ]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum)
     done = train(context, order, Placement(config.pools.submodels, 1, config.checkpoint.max_failures), quorum)
@@ -55,8 +72,9 @@ def run(context: Context, draft: Draft) -> None:
     units = unit_records(jobs, [trained[job.name] for job in jobs])
     synced = history(sync_directory, context.store, "submodels")
     left = [each for job in jobs if job.owner is not None for each in _left(context, job, job.owner, synced)]
-    draft.summary.update(TrainingSummary.model_validate(
-        {"units": units, "syncs": synced, **({"left": left} if left else {})}).to_json())
+    draft.summary.update(
+        TrainingSummary.model_validate({"units": units, "syncs": synced, **({"left": left} if left else {})}).to_json()
+    )
     if synced:
         common = common_directory(sync_directory, len(synced))
         if not context.store.is_remote:
@@ -71,10 +89,17 @@ def _shards(context: Context, owner: str) -> Path:
 def _left(context: Context, job: TrainJob, owner: str, synced: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """What the training of a data owner's sub-model has brought to the run; see `Departure`."""
     manifest = context.store.manifest(str(context.store.name_of(job.output))) if context.store.is_remote else None
-    sizes = {path.name: path.stat().st_size for path in files_in(job.output)} if manifest is None else {
-        name: entry.size for name, entry in manifest.items()}
-    for name in sorted(sizes.keys() - {MANIFEST}):      # it only marks the directory as complete
+    sizes = (
+        {path.name: path.stat().st_size for path in files_in(job.output)}
+        if manifest is None
+        else {name: entry.size for name, entry in manifest.items()}
+    )
+    for name in sorted(sizes.keys() - {MANIFEST}):  # it only marks the directory as complete
         yield {"owner": owner, "what": f"{job.name}/{name}", "bytes": sizes[name]}
     for number, sync in enumerate(synced, start=1):
         if job.name in sync.get("bytes", {}):
-            yield {"owner": owner, "what": f"{job.name}: backbone at sync point {number}", "bytes": sync["bytes"][job.name]}
+            yield {
+                "owner": owner,
+                "what": f"{job.name}: backbone at sync point {number}",
+                "bytes": sync["bytes"][job.name],
+            }

@@ -1,4 +1,7 @@
-"""Distributed checkpoints: any number of workers writes them, and any other number reads them. `storage` describes the files."""
+"""Distributed checkpoints: any number of workers writes them, and any other number reads them.
+
+`storage` describes the files.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,12 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 
 def write(
-    storage: Storage, state: dict[str, Any], progress: Progress, keep: int, world: World, group: dist.ProcessGroup | None = None,
+    storage: Storage,
+    state: dict[str, Any],
+    progress: Progress,
+    keep: int,
+    world: World,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
     """Write a checkpoint and delete the oldest ones. Every worker must call it; an error on one is raised on all.
 
@@ -126,6 +134,7 @@ def write(
         world: Rank and device of this worker, and the number of workers.
         group: Process group for coordination; None: the default group.
     """
+
     def delete_oldest() -> None:
         for step in storage.steps()[:-keep]:
             storage.discard(step)
@@ -142,7 +151,11 @@ def write(
 
 
 def load(
-    storage: Storage, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, world: World,
+    storage: Storage,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    world: World,
     group: dist.ProcessGroup | None = None,
 ) -> Progress:
     """Load a checkpoint into model and optimizer. Every worker must call it; an error on one is raised on all.
@@ -156,12 +169,18 @@ def load(
         group: Process group for coordination; None: the default group.
 
     Raises:
-        StorageError: The checkpoint is damaged, was changed, or cannot be reached. Model and optimizer are then unusable.
+        StorageError: The checkpoint is damaged, was changed, or cannot be reached. Model and optimizer are then
+            unusable.
         ValueError: The signature is valid but the format is not: another version of this package wrote the checkpoint.
     """
+
     def read_small_files() -> tuple[dict[str, Checksum], bytes, bytes]:
         files = storage.manifest(step)
-        return files, storage.read(step, layout.NAME, files[layout.NAME]), storage.read(step, _PROGRESS, files[_PROGRESS])
+        return (
+            files,
+            storage.read(step, layout.NAME, files[layout.NAME]),
+            storage.read(step, _PROGRESS, files[_PROGRESS]),
+        )
 
     checksums, metadata, progress = from_rank_zero(read_small_files, world, group)
     weights, optimizer_state = get_state_dict(model, optimizer)
@@ -171,14 +190,18 @@ def load(
     with _original_error():
         dcp.load(state, storage_reader=reader, process_group=group, no_dist=world.size == 1)
     set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict={**optimizer_state, "state": state["optimizer"]})
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict={**optimizer_state, "state": state["optimizer"]},
+    )
     return Progress(**json.loads(progress))
 
 
 def ignore_single_process_warning() -> None:
     """Ignore torch's warning about checkpoints of a single process."""
-    # torch warns that it assumes a single process, although `no_dist` asks for that. `catch_warnings` would not do: at its end it
-    # also undoes changes that other threads, or interleaved trainings, made to the warning filters.
+    # torch warns that it assumes a single process, although `no_dist` asks for that. `catch_warnings` would not do: at
+    # its end it also undoes changes that other threads, or interleaved trainings, made to the warning filters.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 

@@ -1,8 +1,8 @@
 """Adapters that let `torch.distributed.checkpoint` write to and read from a `Storage`.
 
-torch plans a checkpoint over all workers and reports errors of any worker to all. It writes tensors with `torch.save`, and reads
-them with `torch.load(weights_only=True)` from files that are verified block by block as they are read: a worker that needs a part
-of a file reads only that part. torch would pickle its metadata; `layout` replaces that.
+torch plans a checkpoint over all workers and reports errors of any worker to all. It writes tensors with `torch.save`,
+and reads them with `torch.load(weights_only=True)` from files that are verified block by block as they are read: a
+worker that needs a part of a file reads only that part. torch would pickle its metadata; `layout` replaces that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The file `metadata.json` of a checkpoint: the file and position of each chunk of each tensor.
 
-`torch.distributed.checkpoint` needs it to reshard a checkpoint over another number of workers. torch would pickle it, and
-unpickling can run code; JSON with a strict schema cannot.
+`torch.distributed.checkpoint` needs it to reshard a checkpoint over another number of workers. torch would pickle it,
+and unpickling can run code; JSON with a strict schema cannot.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class _Tensor(Strict):
         for chunk in self.chunks:
             if not len(chunk.offsets) == len(chunk.shape) == len(self.shape):
                 raise ValueError("a chunk and its tensor have different numbers of axes")
-            if any(offset + size > whole for offset, size, whole in zip(chunk.offsets, chunk.shape, self.shape, strict=True)):
+            if any(
+                offset + size > whole
+                for offset, size, whole in zip(chunk.offsets, chunk.shape, self.shape, strict=True)
+            ):
                 raise ValueError("a chunk exceeds its tensor")
         return self
 
@@ -76,15 +79,23 @@ def layout_bytes(metadata: Metadata, written: Iterable[Any]) -> bytes:
 
     def chunk(name: str, stored: ChunkStorageMetadata) -> dict[str, Any]:
         place = places[MetadataIndex(name, stored.offsets)]
-        return {"offsets": list(stored.offsets), "shape": list(stored.sizes), "file": place.relative_path,
-                "start": place.offset, "length": place.length}
+        return {
+            "offsets": list(stored.offsets),
+            "shape": list(stored.sizes),
+            "file": place.relative_path,
+            "start": place.offset,
+            "length": place.length,
+        }
 
     tensors = {}
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             raise TypeError(f"{name} is no tensor; store it in progress.json instead")
-        tensors[name] = {"dtype": str(entry.properties.dtype).removeprefix("torch."), "shape": list(entry.size),
-                         "chunks": [chunk(name, stored) for stored in entry.chunks]}
+        tensors[name] = {
+            "dtype": str(entry.properties.dtype).removeprefix("torch."),
+            "shape": list(entry.size),
+            "chunks": [chunk(name, stored) for stored in entry.chunks],
+        }
     return json.dumps({"version": 1, "tensors": tensors}).encode()
 
 
@@ -107,6 +118,8 @@ def read_layout(data: bytes, files: Mapping[str, Checksum]) -> Metadata:
                 raise ValueError(f"a chunk of {name} is outside the checkpoint's files")
             places[MetadataIndex(name, chunk.offsets)] = _StorageInfo(chunk.file, chunk.start, chunk.length)
         tensors[name] = TensorStorageMetadata(
-            TensorProperties(dtype=_DTYPES[tensor.dtype]), torch.Size(tensor.shape),
-            [ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape)) for chunk in tensor.chunks])
+            TensorProperties(dtype=_DTYPES[tensor.dtype]),
+            torch.Size(tensor.shape),
+            [ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.shape)) for chunk in tensor.chunks],
+        )
     return Metadata(tensors, storage_data=places)

@@ -2,9 +2,9 @@
 
 Each block of a file has a checksum of its own, so that a worker can verify and read a part of a file without the rest.
 
-An attacker with write access to the storage can change a file and its checksum, but cannot sign the change. The signature covers
-the step, so an older checkpoint cannot replace a newer one. Each training has its own key, so checkpoints of other trainings are
-refused.
+An attacker with write access to the storage can change a file and its checksum, but cannot sign the change. The
+signature covers the step, so an older checkpoint cannot replace a newer one. Each training has its own key, so
+checkpoints of other trainings are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.secret_file import kept_secret
 
 BLOCK_BYTES = 16 * 2**20
-"""Size of the blocks of a file that have checksums (bytes): small in memory, and large for requests to an object store."""
+"""Size of the blocks of a file that have checksums (bytes): small in memory, and large for requests to an object
+store."""
 KEY_BYTES = 32
 """Length of a signing key: that of a SHA-256 digest, the least that RFC 2104 recommends for HMAC."""
 
@@ -94,7 +95,7 @@ class HashingStream:
         self._block_bytes = block_bytes
         self._size = 0
         self._digests: list[str] = []
-        self._hash = hashlib.sha256()       # of the block that is not full yet
+        self._hash = hashlib.sha256()  # of the block that is not full yet
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -139,10 +140,15 @@ def signing_key(path: Path) -> bytes:
         remedy = f"is the key of this training's checkpoints and cannot be read or written ({error.strerror}); make it accessible"
         raise RunDirError("output", str(path), remedy) from error
     if len(key) != KEY_BYTES:
-        raise RunDirError("output", str(path), f"is no key of {KEY_BYTES} bytes; delete it together with its checkpoints")
+        raise RunDirError(
+            "output", str(path), f"is no key of {KEY_BYTES} bytes; delete it together with its checkpoints"
+        )
     return key
 
 
 def _signature(step: int, files: Mapping[str, Checksum], key: bytes) -> str:
-    signed = {"step": step, "files": {name: [file.size, file.block_bytes, *file.blocks] for name, file in files.items()}}
+    signed = {
+        "step": step,
+        "files": {name: [file.size, file.block_bytes, *file.blocks] for name, file in files.items()},
+    }
     return hmac.new(key, json.dumps(signed, sort_keys=True).encode(), hashlib.sha256).hexdigest()

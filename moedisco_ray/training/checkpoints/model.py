@@ -49,15 +49,21 @@ def write_model_of(storage: Storage, config: Mapping[str, Any], directory: Path)
         for name, parts in _parts(metadata).items():
             storage.copy(step, name, checksums[name], Path(copy) / name, parts)
         weights = {
-            key.removeprefix(_MODEL): entry for key, entry in metadata.state_dict_metadata.items()
-            if key.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)}
+            key.removeprefix(_MODEL): entry
+            for key, entry in metadata.state_dict_metadata.items()
+            if key.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)
+        }
         if config.get("tie_word_embeddings"):
             weights.pop("lm_head.weight", None)
         names = ModelMap(str(config.get("model_type")))
         stored = {
-            name: Stored(tuple(stop - start for start, stop in place.bounds(tuple(entry.size)))[place.expert is not None:],
-                         entry.properties.dtype)
-            for key, entry in weights.items() for name, place in names.stored_tensors(key, tuple(entry.size)).items()}
+            name: Stored(
+                tuple(stop - start for start, stop in place.bounds(tuple(entry.size)))[place.expert is not None :],
+                entry.properties.dtype,
+            )
+            for key, entry in weights.items()
+            for name, place in names.stored_tensors(key, tuple(entry.size)).items()
+        }
         tensors = _tensors(weights, names, LocalCheckpointReader(copy, metadata))
         write_checkpoint(directory, tensors, config, layout=stored)
     return step
@@ -73,7 +79,7 @@ def _parts(metadata: Metadata) -> dict[str, list[range]]:
 
 
 def _tensors(
-    weights: Mapping[str, TensorStorageMetadata], names: ModelMap, reader: LocalCheckpointReader,
+    weights: Mapping[str, TensorStorageMetadata], names: ModelMap, reader: LocalCheckpointReader
 ) -> Iterator[tuple[str, Tensor]]:
     """The canonical tensors, in the order of the weights."""
     ignore_single_process_warning()

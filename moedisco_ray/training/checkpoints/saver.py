@@ -1,8 +1,8 @@
 """Asynchronous checkpoints: training stops only while weights and optimizer state are copied to CPU memory.
 
-A thread writes the copy. The next save waits for the previous one, and so does the end of the `with` block: if the block ends
-without an error, the last checkpoint is safe. An error in the thread is raised in the training's thread, at the next save at the
-latest.
+A thread writes the copy. The next save waits for the previous one, and so does the end of the `with` block: if the
+block ends without an error, the last checkpoint is safe. An error in the thread is raised in the training's thread, at
+the next save at the latest.
 """
 
 from __future__ import annotations
@@ -58,15 +58,20 @@ class Saver:
         optimizer: Optimizer to save and restore.
         world: Rank and device of this worker, and the number of workers.
         emit: Receives a `checkpoint` event for each checkpoint, on rank 0.
-        losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is the job's
-            estimate.
+        losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is
+            the job's estimate.
 
     Raises:
         ConfigError: The checkpoint storage does not exist.
     """
 
     def __init__(
-        self, job: TrainJob, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, emit: Emit,
+        self,
+        job: TrainJob,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        world: World,
+        emit: Emit,
         losses_per_hour: Callable[[], float] | None = None,
     ) -> None:
         self._job = job
@@ -79,8 +84,11 @@ class Saver:
         # Uploads use their own process group: the collectives of training must not wait for those of an upload.
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.size > 1 else None
         on_gpu = torch.device(world.device).type == "cuda"
-        self._stager = DefaultStager(StagingOptions(
-            use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu))
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+            )
+        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._upload: _Upload | None = None
         self._saved = 0
@@ -90,7 +98,9 @@ class Saver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Wait for the last save, unless the block failed.
 
         Raises:
@@ -123,7 +133,9 @@ class Saver:
         self._saved = self.newest
         if not self.newest:
             return Progress()
-        return checkpoint.load(self._storage, self.newest, self._model, self._optimizer, world=self._world, group=self._group)
+        return checkpoint.load(
+            self._storage, self.newest, self._model, self._optimizer, world=self._world, group=self._group
+        )
 
     def is_scheduled(self, done: int) -> bool:
         """Whether the fixed interval `checkpoint_every`, if set, asks for a checkpoint after `done` steps; equal on all workers."""
@@ -184,5 +196,11 @@ class Saver:
         latency = max(safe_at - upload.started, stall)
         self._cost = SaveCost(stall, latency)
         if self._world.rank == 0:
-            self._emit(Event("checkpoint", self._job.stage, self._job.name, {
-                "step": upload.step, "stall": round(stall, 6), "latency": round(latency, 6)}))
+            self._emit(
+                Event(
+                    "checkpoint",
+                    self._job.stage,
+                    self._job.name,
+                    {"step": upload.step, "stall": round(stall, 6), "latency": round(latency, 6)},
+                )
+            )

@@ -5,11 +5,12 @@
                           progress.json      a `checkpoint.Progress`
                           manifest.json      written last: size and checksums of every other file, signed; see `manifest`
 
-A checkpoint is complete when its manifest exists and every file has the size in it. It is read only if the manifest's signature is
-valid, since others may be able to write to the storage. On a disk, a checkpoint is renamed to its final name when it is complete.
-An object store cannot rename, but an object appears there only after its last byte has arrived. (The parts of an interrupted upload
-stay there unseen; a lifecycle rule of the bucket, AbortIncompleteMultipartUpload, removes them.) On Azure, pyarrow creates
-the object empty first; an empty manifest is no valid one.
+A checkpoint is complete when its manifest exists and every file has the size in it. It is read only if the manifest's
+signature is valid, since others may be able to write to the storage. On a disk, a checkpoint is renamed to its final
+name when it is complete. An object store cannot rename, but an object appears there only after its last byte has
+arrived. (The parts of an interrupted upload stay there unseen; a lifecycle rule of the bucket,
+AbortIncompleteMultipartUpload, removes them.) On Azure, pyarrow creates the object empty first; an empty manifest is no
+valid one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from moedisco_ray.core.checksums import sync
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.remote import BUFFER, Remote
-from moedisco_ray.training.checkpoints.manifest import Checksum, HashingStream, Manifest, is_of_another_version, signing_key
+from moedisco_ray.training.checkpoints.manifest import (
+    Checksum,
+    HashingStream,
+    Manifest,
+    is_of_another_version,
+    signing_key,
+)
 from moedisco_ray.training.checkpoints.verified_file import VerifiedFile
 
 T = TypeVar("T")
@@ -47,8 +54,8 @@ class Storage:
 
     Args:
         location: Folder of these checkpoints alone; every worker must see it.
-        key_file: File of the key that signs manifests. It is in the run directory, never in the storage, and is created when first
-            needed. With None, checkpoints can be listed and deleted, but not written or read.
+        key_file: File of the key that signs manifests. It is in the run directory, never in the storage, and is created
+            when first needed. With None, checkpoints can be listed and deleted, but not written or read.
 
     Raises:
         ConfigError: The file system or bucket does not exist, or denies access.
@@ -70,11 +77,12 @@ class Storage:
         """Checksums of the files of a complete checkpoint, by name.
 
         Raises:
-            StorageError: The signature was invalid for this training and step in two reads; the checkpoint is deleted, so that the
-                next attempt resumes from the previous checkpoint. Or the key is missing; then the checkpoint is kept.
+            StorageError: The signature was invalid for this training and step in two reads; the checkpoint is deleted,
+                so that the next attempt resumes from the previous checkpoint. Or the key is missing; then the
+                checkpoint is kept.
         """
         key = self._key(existing=True)
-        for _ in range(2):   # the file may be intact and only its transfer damaged
+        for _ in range(2):  # the file may be intact and only its transfer damaged
             with contextlib.suppress(ValueError):
                 manifest = self.retrying(lambda: self._manifest(folder_name(step)))
                 if manifest.is_signed(step, key):
@@ -82,19 +90,22 @@ class Storage:
         self.discard(step)
         raise StorageError(
             f"{MANIFEST} of checkpoint {folder_name(step)} in {self.location} was not written by this training for this step: it "
-            "was changed, or copied from elsewhere; the checkpoint is deleted")
+            "was changed, or copied from elsewhere; the checkpoint is deleted"
+        )
 
     def draft_path(self, step: int) -> str:
         return self._path(f".{folder_name(step)}.draft" if self._on_disk else folder_name(step))
 
     def begin(self, step: int) -> None:
         """Prepare for a new checkpoint: delete what interrupted saves have left."""
+
         def clear() -> None:
             for name in self._names():
                 if self._path(name) == self.draft_path(step) or self._step(name) is None:
                     self._delete(name)
             if self._on_disk:
                 self._system.create_dir(self.draft_path(step))
+
         self.retrying(clear)
 
     def commit(self, step: int, checksums: Mapping[str, Checksum]) -> None:
@@ -123,10 +134,12 @@ class Storage:
 
     def write(self, path: str, data: bytes) -> Checksum:
         """Write a small file at a path; returns its checksum."""
+
         def put() -> Checksum:
             with self.writing(path) as stream:
                 stream.write(data)
                 return stream.checksum
+
         return self.retrying(put)
 
     @contextlib.contextmanager
@@ -140,17 +153,20 @@ class Storage:
         """Open a file of a complete checkpoint. Each block is verified before a byte of it can be read.
 
         Raises:
-            StorageError: While reading: the checksum of a block was wrong in two reads. The checkpoint is deleted, so that the next
-                attempt resumes from the previous checkpoint.
+            StorageError: While reading: the checksum of a block was wrong in two reads. The checkpoint is deleted, so
+                that the next attempt resumes from the previous checkpoint.
         """
+
         def block(index: int) -> bytes:
-            for _ in range(2):      # the file may be intact and only its transfer damaged
+            for _ in range(2):  # the file may be intact and only its transfer damaged
                 data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}", checksum.block(index)))
                 if checksum.matches(index, data):
                     return data
                 _log.warning("%s: %s of %s has a wrong checksum", self.location, name, folder_name(step))
             self.discard(step)
-            raise StorageError(f"{name} of checkpoint {folder_name(step)} in {self.location} is damaged; the checkpoint is deleted")
+            raise StorageError(
+                f"{name} of checkpoint {folder_name(step)} in {self.location} is damaged; the checkpoint is deleted"
+            )
 
         verified = VerifiedFile(checksum, block)
         with io.BufferedReader(verified, BUFFER) as file:
@@ -199,15 +215,17 @@ class Storage:
     def _names(self) -> list[str]:
         # Google Cloud Storage has no folders: pyarrow lists only files there.
         selector = fs.FileSelector(self._root, allow_not_found=True, recursive=not self._on_disk)
-        found = [(info, info.path[len(self._root):].strip("/").split("/")) for info in self._system.get_file_info(selector)]
+        found = [
+            (info, info.path[len(self._root) :].strip("/").split("/")) for info in self._system.get_file_info(selector)
+        ]
         return sorted({parts[0] for info, parts in found if info.type == fs.FileType.Directory or parts[1:]})
 
     def _step(self, name: str) -> int | None:
         """Step of the complete checkpoint with this folder name; None for any other name.
 
         Raises:
-            StorageError: The manifest is damaged, and the checkpoint is deleted, so that the next attempt resumes from the previous
-                one. Or another version wrote the checkpoint, so it must not be deleted.
+            StorageError: The manifest is damaged, and the checkpoint is deleted, so that the next attempt resumes from
+                the previous one. Or another version wrote the checkpoint, so it must not be deleted.
         """
         match = _NAME.fullmatch(name)
         if match is None:
@@ -218,15 +236,17 @@ class Storage:
             return None
         except ValueError as error:
             content = self._get(f"{name}/{MANIFEST}")
-            if not content.rstrip().endswith(b"}"):     # its end was never written: no checkpoint yet
+            if not content.rstrip().endswith(b"}"):  # its end was never written: no checkpoint yet
                 return None
             if is_of_another_version(content):
                 raise StorageError(
                     f"checkpoint {name} in {self.location} was written by another version of moedisco-ray; continue it with that "
-                    "version, or delete it to train from the beginning") from error
+                    "version, or delete it to train from the beginning"
+                ) from error
             self._delete(name)
             raise StorageError(
-                f"{MANIFEST} of checkpoint {name} in {self.location} is damaged; the checkpoint is deleted") from error
+                f"{MANIFEST} of checkpoint {name} in {self.location} is damaged; the checkpoint is deleted"
+            ) from error
         try:
             infos = self._system.get_file_info(fs.FileSelector(self._path(name)))
         except FileNotFoundError:
@@ -237,7 +257,8 @@ class Storage:
     def _manifest_read_twice(self, name: str) -> Manifest:
         try:
             return self._manifest(name)
-        except ValueError:   # `begin` deletes checkpoints without a valid manifest, but perhaps only this transfer was damaged
+        # `begin` deletes checkpoints without a valid manifest, but perhaps only this transfer was damaged
+        except ValueError:
             return self._manifest(name)
 
     def _manifest(self, name: str) -> Manifest:
@@ -249,7 +270,8 @@ class Storage:
         if existing and not self._key_file.exists():
             raise StorageError(
                 f"{self._key_file}, the key that signed the checkpoints in {self.location}, is missing: restore it, or delete the "
-                "checkpoints to start from the beginning")
+                "checkpoints to start from the beginning"
+            )
         return signing_key(self._key_file)
 
     def _get(self, name: str, positions: range | None = None) -> bytes:

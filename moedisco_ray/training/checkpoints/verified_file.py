@@ -13,8 +13,8 @@ from moedisco_ray.training.checkpoints.manifest import Checksum
 class VerifiedFile(io.RawIOBase):
     """A readable file without buffer, which keeps two verified blocks in memory.
 
-    torch reads a tensor at its begin, then at its end, then from its begin on. So of the blocks in memory, the first one in the
-    file makes room for the next.
+    torch reads a tensor at its begin, then at its end, then from its begin on. So of the blocks in memory, the first
+    one in the file makes room for the next.
 
     Args:
         checksum: Checksum of the file.
@@ -53,8 +53,8 @@ class VerifiedFile(io.RawIOBase):
             return 0
         index, start = divmod(self._position, self._checksum.block_bytes)
         view = memoryview(buffer).cast("B")
-        part = memoryview(self._block(index))[start:start + len(view)]
-        view[:len(part)] = part
+        part = memoryview(self._block(index))[start : start + len(view)]
+        view[: len(part)] = part
         self._position += len(part)
         return len(part)
 

@@ -11,8 +11,8 @@ from moedisco_ray.training.job import TrainJob
 from moedisco_ray.training.sync import exchange
 
 _LOOK_SECONDS = 3.0
-"""Minimum seconds between two checks whether a member has published its weights. Only used for runs at a URI, where each check is
-a request."""
+"""Minimum seconds between two checks whether a member has published its weights. Only used for runs at a URI, where
+each check is a request."""
 
 
 class SyncCoordinator:
@@ -72,10 +72,26 @@ class SyncCoordinator:
         assert self._plan is not None  # noqa: S101  # without a plan no members are ready
         started, number = self._clock(), self._completed + 1
         exchange.combine(
-            self._plan.directory, number, self._first.model, members, self._plan.outer, store=self._plan.store,
-            stage=self._first.stage)
+            self._plan.directory,
+            number,
+            self._first.model,
+            members,
+            self._plan.outer,
+            store=self._plan.store,
+            stage=self._first.stage,
+        )
         self._completed = number
         self._arrived = {}
-        self._emit(Event("sync", self._first.stage, data={
-            "sync": number, "syncs": len(self._plan.steps), "members": list(members.members), "late": list(members.late),
-            "seconds": round(self._clock() - started, 3)}))
+        self._emit(
+            Event(
+                "sync",
+                self._first.stage,
+                data={
+                    "sync": number,
+                    "syncs": len(self._plan.steps),
+                    "members": list(members.members),
+                    "late": list(members.late),
+                    "seconds": round(self._clock() - started, 3),
+                },
+            )
+        )

@@ -7,11 +7,12 @@ DIRECTORY/sync-0007/
 ├── momentum/           momentum of the outer step, float32; the last two are kept
 └── sync.json           tokens of each member that took part, and the late members; its existence completes the sync point
 
-The folders are committed like artifacts: their manifests have a checksum per file, which is verified before the file is read.
+The folders are committed like artifacts: their manifests have a checksum per file, which is verified before the file is
+read.
 
-The weights are the backbone or the whole model, as `SyncPlan.scope` says. Sync point 0 is the start model of all members. Every
-process may die at any time: a restarted member publishes bit-identical weights, and a restarted coordinator computes the result
-again unless `sync.json` exists.
+The weights are the backbone or the whole model, as `SyncPlan.scope` says. Sync point 0 is the start model of all
+members. Every process may die at any time: a restarted member publishes bit-identical weights, and a restarted
+coordinator computes the result again unless `sync.json` exists.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from moedisco_ray.training.sync.outer_step import next_common, next_momentum
 
 _MEMBER = "member.json"
 _KEPT = 2
-"""Number of sync points whose tensors are kept. The latest is not enough, because a late member may still read the one before."""
+"""Number of sync points whose tensors are kept. The latest is not enough, because a late member may still read the one
+before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +67,14 @@ def is_complete(directory: Path, number: int, store: RunStore = SHARED) -> bool:
 
 
 def publish(
-    directory: Path, number: int, name: str, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
-    record: MemberRecord, store: RunStore = SHARED, stage: str = "",
+    directory: Path,
+    number: int,
+    name: str,
+    tensors: Iterable[tuple[str, Tensor]],
+    config: Mapping[str, Any],
+    record: MemberRecord,
+    store: RunStore = SHARED,
+    stage: str = "",
 ) -> None:
     """Publish a member's weights for a sync point, unless they are published already.
 
@@ -114,7 +122,14 @@ def common_directory(directory: Path, number: int) -> Path:
 
 
 def combine(
-    directory: Path, number: int, start: Path, ready: SyncMembers, outer: Outer, *, store: RunStore = SHARED, stage: str = "",
+    directory: Path,
+    number: int,
+    start: Path,
+    ready: SyncMembers,
+    outer: Outer,
+    *,
+    store: RunStore = SHARED,
+    stage: str = "",
 ) -> None:
     """Combine the members' weights by an outer optimizer step, and complete the sync point.
 
@@ -148,9 +163,16 @@ def combine(
         write_checkpoint(draft.path, next_common(before, momentum, after, outer), config)
     sizes = [sum(path.stat().st_size for path in files_in(home) if path.name != MANIFEST) for home in homes]
     with reporting_full_disk(folder):
-        write_json(folder / SYNCED, with_checksum({
-            "members": dict(zip(ready.members, tokens, strict=True)), "late": list(ready.late),
-            "bytes": dict(zip(ready.members, sizes, strict=True))}))
+        write_json(
+            folder / SYNCED,
+            with_checksum(
+                {
+                    "members": dict(zip(ready.members, tokens, strict=True)),
+                    "late": list(ready.late),
+                    "bytes": dict(zip(ready.members, sizes, strict=True)),
+                }
+            ),
+        )
     store.publish(folder / SYNCED)
     # Late members keep their folders: they may be writing them now.
     for home in homes:

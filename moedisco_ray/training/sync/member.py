@@ -24,9 +24,9 @@ from moedisco_ray.training.sync import exchange
 class SyncMember:
     """Takes part in a training's sync points; without a sync plan it does nothing.
 
-    Each member keeps its own optimizer state (DiLoCo, arXiv 2311.08105, section 2). A member saves a checkpoint before it
-    publishes; the checkpoint records the last sync point whose weights were loaded. So a member that died has missed at most the
-    sync point that it was waiting for, and its results are bit-identical after a restart.
+    Each member keeps its own optimizer state (DiLoCo, arXiv 2311.08105, section 2). A member saves a checkpoint before
+    it publishes; the checkpoint records the last sync point whose weights were loaded. So a member that died has missed
+    at most the sync point that it was waiting for, and its results are bit-identical after a restart.
 
     Raises:
         ValueError: The member is trained by several workers.
@@ -43,7 +43,11 @@ class SyncMember:
     def is_over(self) -> bool:
         """Whether the common model is complete: its last sync point was loaded, if the training ends with one."""
         plan = self._job.sync
-        return plan is not None and plan.steps[-1] == self._job.steps and self._metrics.progress.sync_point == len(plan.steps)
+        return (
+            plan is not None
+            and plan.steps[-1] == self._job.steps
+            and self._metrics.progress.sync_point == len(plan.steps)
+        )
 
     def sync_before(self, step: int, stop: Callable[[], bool], save: Callable[[], None]) -> Generator[None, None, bool]:
         """If a sync point is due before a step, publish the member's weights, wait for the common ones and load them.
@@ -85,15 +89,22 @@ class SyncMember:
         tensors = canonical_state(_synced(plan, self._model), ModelMap(config["model_type"]))
         record = exchange.MemberRecord(progress.step, (progress.step - progress.synced_step) * self._job.step_tokens)
         exchange.publish(
-            plan.directory, number, self._job.name, tensors=tensors.items(), config=config, record=record, store=plan.store,
-            stage=self._job.stage)
+            plan.directory,
+            number,
+            self._job.name,
+            tensors=tensors.items(),
+            config=config,
+            record=record,
+            store=plan.store,
+            stage=self._job.stage,
+        )
 
 
 def discard_ahead(job: TrainJob) -> None:
     """Discard checkpoints with the weights of a sync point that does not exist any more, if there are sync points.
 
-    Sync points are deleted to make a stage again whose sync points were damaged. The stage's checkpoints may be where only the
-    member can delete them, such as in the storage of a data owner.
+    Sync points are deleted to make a stage again whose sync points were damaged. The stage's checkpoints may be where
+    only the member can delete them, such as in the storage of a data owner.
 
     Raises:
         StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.

@@ -44,7 +44,10 @@ _DAY = 24 * 3600.0
 
 @sign_ins.post("", status_code=204, responses=problems(body=True))
 def sign_in(body: SessionRequest, request: Request, response: Response, context: InContext) -> None:
-    """Start a browser session with a token or a sign-in code. Its cookie is hidden from scripts and unusable by other sites."""
+    """Start a browser session with a token or a sign-in code.
+
+    Its cookie is hidden from scripts and unusable by other sites.
+    """
     if "sec-fetch-site" in request.headers or "origin" in request.headers:
         check_same_origin(request, context.settings)
     address = client_address(request)
@@ -53,16 +56,25 @@ def sign_in(body: SessionRequest, request: Request, response: Response, context:
     if token is None:
         context.sign_in_limits.take(f"address {address}")
         raise Unauthorised(
-            "the token is unknown, expired or revoked" if body.token is not None
-            else "the sign-in code is unknown, used or expired; `moedisco sign-in` makes another")
+            "the token is unknown, expired or revoked"
+            if body.token is not None
+            else "the sign-in code is unknown, used or expired; `moedisco sign-in` makes another"
+        )
     now, before = context.now(), session_of(request, context.settings)
     with context.database.write() as session:
-        if before is not None:      # a browser has one session, so the previous one ends
+        if before is not None:  # a browser has one session, so the previous one ends
             sessions.end(session, before)
         plain, row = sessions.create(session, token, longest=3600 * context.settings.session_max_hours, now=now)
         audit.note(
-            session, owner=token.owner, token_id=token.id, action="session.create", target=row.id, address=address, now=now,
-            detail={"by": "token" if body.token is not None else "code"})
+            session,
+            owner=token.owner,
+            token_id=token.id,
+            action="session.create",
+            target=row.id,
+            address=address,
+            now=now,
+            detail={"by": "token" if body.token is not None else "code"},
+        )
     set_session(request, response, context.settings, plain, row.ends - now)
 
 
@@ -82,10 +94,16 @@ def list_sessions(caller: Reader, context: InContext) -> SessionPage:
     """List the browser sessions of the caller's token."""
     with context.database.read() as session:
         found = sessions.of_token(
-            session, caller.token_id, idle=context.settings.session_idle_seconds, now=context.now())
-    return SessionPage(items=[
-        SessionInfo(id=row.id, created=row.created, used=row.used, ends=row.ends, current=row.id == caller.session_id)
-        for row in found])
+            session, caller.token_id, idle=context.settings.session_idle_seconds, now=context.now()
+        )
+    return SessionPage(
+        items=[
+            SessionInfo(
+                id=row.id, created=row.created, used=row.used, ends=row.ends, current=row.id == caller.session_id
+            )
+            for row in found
+        ]
+    )
 
 
 @router.delete("/sessions", status_code=204, responses=problems())
@@ -111,8 +129,11 @@ def create_sign_in_code(caller: Reader, context: InContext) -> NewSignInCode:
 def get_identity(caller: Reader) -> Identity:
     """Describe the caller."""
     return Identity(
-        owner=caller.owner, scopes=[scope for scope in SCOPES if scope in caller.scopes], version=version("moedisco-ray"),
-        dashboard_url="/ray/" if caller.admin else None)
+        owner=caller.owner,
+        scopes=[scope for scope in SCOPES if scope in caller.scopes],
+        version=version("moedisco-ray"),
+        dashboard_url="/ray/" if caller.admin else None,
+    )
 
 
 @router.get("/tokens", responses=problems())
@@ -132,7 +153,14 @@ def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewTo
     scopes = [scope for scope in SCOPES if scope in body.scopes]
     with context.database.write() as session:
         plain, row = tokens.create(session, name=body.name, owner=body.owner, scopes=scopes, expires=expires, now=now)
-        note(session, caller, "token.create", row.id, now=now, detail={"name": body.name, "owner": body.owner, "scopes": scopes})
+        note(
+            session,
+            caller,
+            "token.create",
+            row.id,
+            now=now,
+            detail={"name": body.name, "owner": body.owner, "scopes": scopes},
+        )
     return NewToken.model_validate({**TokenInfo.of(row).model_dump(), "token": plain})
 
 

@@ -34,7 +34,9 @@ def list_artifacts(run: VisibleRun) -> ArtifactPage:
     return ArtifactPage(items=storage_of(run.location).files())
 
 
-@router.get("/artifacts/{path:path}", response_class=Response, dependencies=[STREAM_SLOT], responses=_FILE | problems(404, 416))
+@router.get(
+    "/artifacts/{path:path}", response_class=Response, dependencies=[STREAM_SLOT], responses=_FILE | problems(404, 416)
+)
 def get_artifact(run: VisibleRun, path: str, request: Request) -> Response:
     """Download a file or a range of it (`Range`)."""
     return send_content(request, open_file(storage_of(run.location), path))
@@ -48,7 +50,10 @@ def head_artifact(run: VisibleRun, path: str, request: Request) -> Response:
 
 @router.get("/model.tar", response_class=Response, dependencies=[STREAM_SLOT], responses=_ARCHIVE | problems(404, 416))
 def get_model_archive(run: VisibleRun, request: Request) -> Response:
-    """Download the finished model (a Hugging Face directory) as one archive, or a range of it (`Range`). It never changes."""
+    """Download the finished model (a Hugging Face directory) as one archive, or a range of it (`Range`).
+
+    It never changes.
+    """
     return send_content(request, _archive(run))
 
 

@@ -35,8 +35,8 @@ def healthz() -> Health:
 def readyz(context: InContext, response: Response) -> Health:
     """Whether the service can work: Ray answers, and the database answers and has this version's tables.
 
-    If the service works, but some runs, policies or a background loop fail, the status is 200 with `degraded`: a load balancer must
-    keep the service, because the other runs need it.
+    If the service works, but some runs, policies or a background loop fail, the status is 200 with `degraded`: a load
+    balancer must keep the service, because the other runs need it.
     """
     parts = {"database": _database(context), "ray": "ok" if context.pools.read().connected else "does not answer"}
     if any(word != "ok" for word in parts.values()):
@@ -47,8 +47,11 @@ def readyz(context: InContext, response: Response) -> Health:
     return Health(status="ok" if healthy else "degraded", checks=parts | checks)
 
 
-@router.get("/metrics", response_class=Response, responses={
-    200: content("text/plain", "Metrics in the format of Prometheus.", {"type": "string"})})
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: content("text/plain", "Metrics in the format of Prometheus.", {"type": "string"})},
+)
 def get_figures(context: InContext) -> Response:
     """Metrics of the service for Prometheus."""
     with context.database.read() as session:
@@ -72,7 +75,9 @@ def _policies(context: ServiceContext) -> str:
         unreadable = len(policies.load(session).unreadable)
     if not unreadable:
         return "ok"
-    found = "1 policy cannot be read, and allows" if unreadable == 1 else f"{unreadable} policies cannot be read, and allow"
+    found = (
+        "1 policy cannot be read, and allows" if unreadable == 1 else f"{unreadable} policies cannot be read, and allow"
+    )
     return f"{found} nothing; the service's log says which: set it again with `moedisco policies`"
 
 

@@ -1,15 +1,16 @@
 """Pages for browsers: the service's own, and the Ray dashboard under `/ray/` for administrators.
 
-The dashboard's scripts run on the origin of the service, to which the administrator's session belongs. They cannot use it, because:
+The dashboard's scripts run on the origin of the service, to which the administrator's session belongs. They cannot use
+it, because:
 
 * Only GET and HEAD, and only paths that the dashboard's pages read, are forwarded; no job can be submitted or stopped.
-* A content security policy restricts the dashboard's HTML page to `/ray/`: no requests to the service's API, no forms, frames or
-  workers, and (by the sandbox) no new windows, to which the policy would not apply.
+* A content security policy restricts the dashboard's HTML page to `/ray/`: no requests to the service's API, no forms,
+  frames or workers, and (by the sandbox) no new windows, to which the policy would not apply.
 * Everything else from Ray, such as a log of a run, is sandboxed and cannot run scripts when opened as a page.
 * Cookies and tokens are not forwarded in either direction.
 
-Remaining risk: scripts of the dashboard can read all that it shows, send it elsewhere by navigating away, and set cookies and local
-storage of the service's origin. The service's page stores no secret that scripts can read.
+Remaining risk: scripts of the dashboard can read all that it shows, send it elsewhere by navigating away, and set
+cookies and local storage of the service's origin. The service's page stores no secret that scripts can read.
 """
 
 from __future__ import annotations
@@ -48,13 +49,16 @@ def reference() -> FileResponse:
     # The style sheet of Swagger UI embeds its icons.
     policy = f"{SECURITY_HEADERS['Content-Security-Policy']}; img-src 'self' data:"
     return FileResponse(
-        REFERENCE, media_type="text/html; charset=utf-8", headers={"Cache-Control": "no-cache", "Content-Security-Policy": policy})
+        REFERENCE,
+        media_type="text/html; charset=utf-8",
+        headers={"Cache-Control": "no-cache", "Content-Security-Policy": policy},
+    )
 
 
 @router.api_route(PREFIX[:-1], methods=["GET", "HEAD"])
 def ray_root() -> RedirectResponse:
     """Redirect to the path at which the dashboard's relative URLs work."""
-    return RedirectResponse(PREFIX[1:])     # relative, because a proxy may serve this below a path of its own
+    return RedirectResponse(PREFIX[1:])  # relative, because a proxy may serve this below a path of its own
 
 
 @router.api_route(PREFIX + "{path:path}", methods=["GET", "HEAD"])
@@ -63,7 +67,10 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
     del caller
     async with AsyncExitStack() as stack:
         page = await stack.enter_async_context(
-            context.ray_pages.open(request.method, path, request.scope["query_string"].decode("latin-1"), request.headers))
+            context.ray_pages.open(
+                request.method, path, request.scope["query_string"].decode("latin-1"), request.headers
+            )
+        )
         headers = dict(page.headers)
         document = page.kind == "frame"
         headers["Content-Security-Policy"] = _document_policy(request, context.settings) if document else _DATA_POLICY
@@ -78,7 +85,7 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
                 yield block
 
     blocks = body()
-    await anext(blocks)     # starts `body`: otherwise closing it would not close the dashboard's response
+    await anext(blocks)  # starts `body`: otherwise closing it would not close the dashboard's response
     return ClosedStream(blocks, page.status, headers)
 
 
@@ -92,4 +99,5 @@ def _document_policy(request: Request, settings: Settings) -> str:
     return (
         f"default-src 'none'; script-src {places}; style-src {places} 'unsafe-inline'; img-src {places} data:; "
         f"font-src {places} data:; connect-src {places}; worker-src 'none'; frame-src 'none'; object-src 'none'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts allow-same-origin allow-downloads")
+        "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts allow-same-origin allow-downloads"
+    )

@@ -27,7 +27,9 @@ class YamlResponse(PlainTextResponse):
     media_type = "text/yaml"
 
 
-@router.post("/estimates", response_model=Estimate, responses=problems(body=True), openapi_extra=body_of("EstimateRequest"))
+@router.post(
+    "/estimates", response_model=Estimate, responses=problems(body=True), openapi_extra=body_of("EstimateRequest")
+)
 async def estimate(body: RawBody, caller: Reader, context: InContext) -> Response:
     """Estimate parameters, memory, time and cost of a run at the operator's prices, with remedies if the run does not fit.
 
@@ -47,8 +49,12 @@ def list_pools(caller: Reader, context: InContext) -> PoolList:
     return found.model_copy(update={"items": priced})
 
 
-@router.get("/presets/{name}", response_class=YamlResponse, responses=problems() | {
-    200: content("text/yaml", "A configuration with a comment on every setting.", {"type": "object"})})
+@router.get(
+    "/presets/{name}",
+    response_class=YamlResponse,
+    responses=problems()
+    | {200: content("text/yaml", "A configuration with a comment on every setting.", {"type": "object"})},
+)
 def get_preset(name: PresetName, caller: Reader) -> YamlResponse:
     """A preset: a commented configuration to start from."""
     del caller

@@ -25,7 +25,9 @@ _OwnerName = Annotated[Owner, Path(description="Owner of the policy.", examples=
 
 @router.get("/policies", responses=problems(), response_model_exclude_unset=True)
 def get_policies(caller: Admin, context: InContext) -> Policies:
-    """Get all policies, each with only the fields that were set. Other fields take their values from the default policy.
+    """Get all policies, each with only the fields that were set.
+
+    Other fields take their values from the default policy.
 
     Fields that the default policy does not set have the documented defaults.
     """
@@ -42,14 +44,24 @@ def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
     with context.database.write() as session:
         _check_unlocked(context)
         policies.replace(session, body, now)
-        note(session, caller, "policies.set", "policies", now=now, detail=body.model_dump(mode="json", exclude_unset=True))
+        note(
+            session,
+            caller,
+            "policies.set",
+            "policies",
+            now=now,
+            detail=body.model_dump(mode="json", exclude_unset=True),
+        )
     context.wake_reconciler()
     return body
 
 
 @router.put("/policies/owners/{owner}", responses=problems(409, body=True), response_model_exclude_unset=True)
 def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContext) -> Policy:
-    """Replace one owner's policy; omitted fields take their values from the default policy. Not allowed in a browser session."""
+    """Replace one owner's policy; omitted fields take their values from the default policy.
+
+    Not allowed in a browser session.
+    """
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -75,8 +87,11 @@ def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
 
 @router.get("/quota", responses=problems())
 def get_quota(
-    caller: Reader, context: InContext,
-    owner: Annotated[str | None, Query(max_length=64, description="Owner (for administrators); by default the caller.")] = None,
+    caller: Reader,
+    context: InContext,
+    owner: Annotated[
+        str | None, Query(max_length=64, description="Owner (for administrators); by default the caller.")
+    ] = None,
 ) -> Quota:
     """Get an owner's limits and current usage."""
     if owner is not None and owner != caller.owner and not caller.admin:
@@ -89,16 +104,23 @@ def _quota(session: Session, caller: Caller, owner: str, now: float) -> Quota:
     policy, use = policies.of(session, owner), quotas.use_of(session, owner, now)
     own = caller.admin and owner == caller.owner
     return Quota(
-        owner=owner, resources=policy.resources, prices=policy.prices,
+        owner=owner,
+        resources=policy.resources,
+        prices=policy.prices,
         highest_priority=HIGHEST_PRIORITY if own else policy.highest_priority,
         queued_runs=Share(used=use.queued, limit=policy.queued_runs),
         active_runs=Share(used=use.active, limit=policy.active_runs),
-        dollars=Share(used=use.dollars, limit=policy.dollars_per_month), month=month_of(now), month_ends=next_month(now),
-        disk_bytes=Share(used=use.disk_bytes, limit=policy.disk_bytes), retention=policy.retention)
+        dollars=Share(used=use.dollars, limit=policy.dollars_per_month),
+        month=month_of(now),
+        month_ends=next_month(now),
+        disk_bytes=Share(used=use.disk_bytes, limit=policy.disk_bytes),
+        retention=policy.retention,
+    )
 
 
 def _check_unlocked(context: ServiceContext) -> None:
     if context.settings.policies is not None:
         raise Conflict(
             f"the policies come from {context.settings.policies} (`moedisco serve --policies`); change that file and restart the "
-            "service")
+            "service"
+        )

@@ -32,18 +32,36 @@ _log = logger(__name__)
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute, dependencies=SIGNED_IN)
 
 _ABOUT_RUN = (
-    "get_run", "change_run", "cancel_run", "resume_run", "retry_run", "delete_run", "get_metrics", "list_submodels", "get_report",
-    "list_logs", "list_artifacts")
-_MADE: Responses = {201: {
-    "description": "The run, queued.", "links": links(*_ABOUT_RUN),
-    "headers": ETAG | {"Location": {"description": "Path of the run.", "schema": {"type": "string"}}}}}
+    "get_run",
+    "change_run",
+    "cancel_run",
+    "resume_run",
+    "retry_run",
+    "delete_run",
+    "get_metrics",
+    "list_submodels",
+    "get_report",
+    "list_logs",
+    "list_artifacts",
+)
+_MADE: Responses = {
+    201: {
+        "description": "The run, queued.",
+        "links": links(*_ABOUT_RUN),
+        "headers": ETAG | {"Location": {"description": "Path of the run.", "schema": {"type": "string"}}},
+    }
+}
 _READ, _ACCEPTED = versioned(200, "The run."), versioned(202, "The run, in its new state.")
 _TagFilter = Annotated[str, Query(max_length=321, pattern=r"^[^:]{1,64}:.*$")]
 
 
 @router.post("", status_code=201, responses=_MADE | problems(409, body=True), openapi_extra=body_of("RunRequest"))
 async def submit_run(
-    body: RawBody, request: Request, response: Response, caller: Submitter, context: InContext,
+    body: RawBody,
+    request: Request,
+    response: Response,
+    caller: Submitter,
+    context: InContext,
     idempotency_key: IdempotencyKey = None,
 ) -> RunDetail:
     """Queue a run. With an Idempotency-Key the request can be repeated and returns the same run."""
@@ -53,11 +71,14 @@ async def submit_run(
 
 @router.get("", responses=problems())
 def list_runs(
-    caller: Reader, context: InContext,
+    caller: Reader,
+    context: InContext,
     state: Annotated[list[RunState], Query(max_length=7, description="States of the runs; by default all.")] = [],  # noqa: B006 - FastAPI copies it
     owner: Annotated[str | None, Query(max_length=64, description="Owner of the runs.")] = None,
     name: Annotated[str | None, Query(max_length=128, description="Part of the run's name.")] = None,
-    tag: Annotated[list[_TagFilter], Query(max_length=32, description="Tags as `key:value`; a run must have all.")] = [],  # noqa: B006
+    tag: Annotated[
+        list[_TagFilter], Query(max_length=32, description="Tags as `key:value`; a run must have all.")
+    ] = [],  # noqa: B006
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> RunPage:
@@ -68,7 +89,14 @@ def list_runs(
     tags = dict(part.split(":", 1) for part in tag)
     with context.database.read() as session:
         rows, following = runs.page(
-            session, owner=owner if mine is None else mine, states=state, name=name, tags=tags, cursor=cursor, limit=limit)
+            session,
+            owner=owner if mine is None else mine,
+            states=state,
+            name=name,
+            tags=tags,
+            cursor=cursor,
+            limit=limit,
+        )
         return RunPage(items=run_answers(context, caller, session, rows), next_cursor=following)
 
 
@@ -81,9 +109,11 @@ def get_run(run_id: RunId, response: Response, caller: Reader, context: InContex
 
 @router.patch("/{run_id}", responses=_READ | problems(404, 409, 412, body=True))
 def change_run(
-    run_id: RunId, body: RunChange, response: Response, caller: Submitter, context: InContext, if_match: IfMatch = None,
+    run_id: RunId, body: RunChange, response: Response, caller: Submitter, context: InContext, if_match: IfMatch = None
 ) -> RunDetail:
-    """Change a run. The priority only matters while the run is queued; a new budget applies at once, and null removes it.
+    """Change a run.
+
+    The priority only matters while the run is queued; a new budget applies at once, and null removes it.
 
     `kept: true` exempts a run from retention.
     """
@@ -109,7 +139,10 @@ def change_run(
 
 @router.delete("/{run_id}", status_code=204, responses=problems(404, 409, 412))
 def delete_run(
-    run_id: RunId, caller: Submitter, context: InContext, if_match: IfMatch = None,
+    run_id: RunId,
+    caller: Submitter,
+    context: InContext,
+    if_match: IfMatch = None,
     keep_artifacts: Annotated[Flag, Query(description="Whether to keep the run's files.")] = False,
 ) -> None:
     """Delete a run with its history and files.
@@ -127,8 +160,14 @@ def delete_run(
         if keep_artifacts and policies.of(session, run.owner).disk_bytes is not None and not caller.admin:
             raise AgainstPolicy("keep_artifacts", "true", "is not allowed while your disk is limited; leave it out")
         runs.delete(session, run)
-        note(session, caller, "run.delete", run_id, now=now, detail={
-            "name": run.name, "keep_artifacts": keep_artifacts, **audit.storage_detail(run.storage)})
+        note(
+            session,
+            caller,
+            "run.delete",
+            run_id,
+            now=now,
+            detail={"name": run.name, "keep_artifacts": keep_artifacts, **audit.storage_detail(run.storage)},
+        )
     context.notify(run_id)
     # Errors below are ignored: the run is already deleted, and the rest can be cleaned up by hand.
     with contextlib.suppress(RayUnavailable):
@@ -136,7 +175,7 @@ def delete_run(
             context.jobs.delete(submission_id(run.id, attempt))
     if not keep_artifacts:
         _delete_files(context, run)
-    if run.storage is not None:     # without the run, checkpoints are of no use
+    if run.storage is not None:  # without the run, checkpoints are of no use
         try:
             run_homes.remove_storage(run.storage, run.id, context.roots.storage)
         except OSError as error:
@@ -145,7 +184,11 @@ def delete_run(
 
 @router.post("/{run_id}/cancel", status_code=202, responses=_ACCEPTED | problems(404, 409, 412, body=True))
 def cancel_run(
-    run_id: RunId, response: Response, caller: Submitter, context: InContext, body: CancelRequest | None = None,
+    run_id: RunId,
+    response: Response,
+    caller: Submitter,
+    context: InContext,
+    body: CancelRequest | None = None,
     if_match: IfMatch = None,
 ) -> RunDetail:
     """Stop a run after a checkpoint; with `force`, within a minute and without one. The request can be repeated."""
@@ -173,7 +216,7 @@ def cancel_run(
 
 @router.post("/{run_id}/resume", status_code=202, responses=_ACCEPTED | problems(404, 409, 412))
 def resume_run(
-    run_id: RunId, response: Response, caller: Submitter, context: InContext, if_match: IfMatch = None,
+    run_id: RunId, response: Response, caller: Submitter, context: InContext, if_match: IfMatch = None
 ) -> RunDetail:
     """Queue a failed or cancelled run again; it continues from what it has stored."""
     now = context.now()
@@ -184,7 +227,8 @@ def resume_run(
         if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
             raise Conflict(
                 f"the run has spent its budget of ${run.budget_dollars:g}; raise budget_dollars first "
-                "(`moedisco change RUN --budget DOLLARS`)")
+                "(`moedisco change RUN --budget DOLLARS`)"
+            )
         check_queue(policies.of(session, run.owner), quotas.use_to_change(session, run.owner, now))
         runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
         note(session, caller, "run.resume", run_id, now=now, detail={})
@@ -194,19 +238,31 @@ def resume_run(
 
 
 @router.post(
-    "/{run_id}/retry", status_code=201, responses=_MADE | problems(404, 409, 412, body=True),
-    openapi_extra=body_of("RetryRequest", required=False))
+    "/{run_id}/retry",
+    status_code=201,
+    responses=_MADE | problems(404, 409, 412, body=True),
+    openapi_extra=body_of("RetryRequest", required=False),
+)
 async def retry_run(
-    run_id: RunId, body: RawBody, request: Request, response: Response, caller: Submitter, context: InContext,
-    idempotency_key: IdempotencyKey = None, if_match: IfMatch = None,
+    run_id: RunId,
+    body: RawBody,
+    request: Request,
+    response: Response,
+    caller: Submitter,
+    context: InContext,
+    idempotency_key: IdempotencyKey = None,
+    if_match: IfMatch = None,
 ) -> RunDetail:
-    """Queue a new run with the configuration of an existing one and the requested changes. `If-Match` names the existing one."""
+    """Queue a new run with the configuration of an existing one and the requested changes.
+
+    `If-Match` names the existing one.
+    """
     row, new = await submit(context, caller, body, retry_of=run_id, key=idempotency_key, if_match=if_match)
     return await _made(context, caller, row, new=new, request=request, response=response)
 
 
 async def _made(
-    context: ServiceContext, caller: Caller, row: tables.RunRow, *, new: bool, request: Request, response: Response,
+    context: ServiceContext, caller: Caller, row: tables.RunRow, *, new: bool, request: Request, response: Response
 ) -> RunDetail:
     response.headers["Location"] = context.settings.path + str(request.app.url_path_for("get_run", run_id=row.id))
     if not new:
@@ -219,7 +275,9 @@ def _stored(context: ServiceContext, caller: Caller, row: tables.RunRow, respons
         return _answer(context, caller, session, row, response)
 
 
-def _answer(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow, response: Response) -> RunDetail:
+def _answer(
+    context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow, response: Response
+) -> RunDetail:
     response.headers["ETag"] = etag(row.version)
     return run_detail(context, caller, session, row)
 

@@ -41,11 +41,14 @@ _MOST_LINES = 100_000
 _MOST_BYTES = 64 * 2**20
 """Maximum size of a run's JSON file that a response may contain (bytes)."""
 _MESSAGE = {
-    "type": "object", "required": ["event", "data"], "properties": {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
         "id": {"type": "string", "description": "Position in the stream; absent in the last message."},
         "event": {"type": "string", "description": "Type of the event, or `end`."},
         "data": {"type": "string", "description": "The event as JSON."},
-    }}
+    },
+}
 """Schema of a server-sent message."""
 
 
@@ -58,10 +61,19 @@ def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.RunRow
 VisibleRun = Annotated[tables.RunRow, Depends(find_run)]
 
 
-@router.get("/events", response_class=EventStream, dependencies=[STREAM_SLOT], responses=problems(404) | {
-    200: content("text/event-stream", "Messages of this form; the last one has the event `end`.", _MESSAGE)})
+@router.get(
+    "/events",
+    response_class=EventStream,
+    dependencies=[STREAM_SLOT],
+    responses=problems(404)
+    | {200: content("text/event-stream", "Messages of this form; the last one has the event `end`.", _MESSAGE)},
+)
 async def stream_events(
-    run: VisibleRun, caller: Reader, context: InContext, after: After = None, last_event_id: LastEventId = None,
+    run: VisibleRun,
+    caller: Reader,
+    context: InContext,
+    after: After = None,
+    last_event_id: LastEventId = None,
     follow: Annotated[Flag, Query(description="Whether to wait for new events until the run has ended.")] = True,
 ) -> EventStream:
     """Stream a run's events live from any position. A reader that reconnects with its last id misses nothing."""
@@ -72,9 +84,16 @@ async def stream_events(
 
 
 @reports.post(
-    "/report", response_model=ReportAnswer, responses=problems(400, 404, 410, body=True), openapi_extra=body_of("Report"))
+    "/report",
+    response_model=ReportAnswer,
+    responses=problems(400, 404, 410, body=True),
+    openapi_extra=body_of("Report"),
+)
 def report_events(run_id: RunId, body: RawBody, request: Request, context: InContext) -> Response:
-    """Store lines of the driver's `events.jsonl`. Only drivers of the run may call this; both sides sign what they send."""
+    """Store lines of the driver's `events.jsonl`.
+
+    Only drivers of the run may call this; both sides sign what they send.
+    """
     driver = check_driver(request, context, run_id, body)
     report = _report(body)
     events = [Event(event.type, event.stage, event.unit, event.data, event.time) for event in report.events]  # type: ignore[arg-type]
@@ -100,7 +119,8 @@ def report_events(run_id: RunId, body: RawBody, request: Request, context: InCon
 
 @router.get("/metrics", responses=problems(404))
 def get_metrics(
-    run: VisibleRun, context: InContext,
+    run: VisibleRun,
+    context: InContext,
     figure: Annotated[Figure, Query(description="Figure (training metric) of the curves.")] = "loss",
     unit: Annotated[list[str], Query(max_length=256, description="Units to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
     points: Annotated[int, Query(ge=2, le=10_000, description="Maximum number of points per curve.")] = 1000,
@@ -128,7 +148,8 @@ def get_clusters(run: VisibleRun) -> dict[str, Any]:
 def get_report(run: VisibleRun, context: InContext) -> RunReport:
     """Get the cost and results of a run by stage; while the run is active, only of the stages that have finished.
 
-    If this version cannot read the run or its report, only its name, cost and state are given, and `state_reason` says why.
+    If this version cannot read the run or its report, only its name, cost and state are given, and `state_reason` says
+    why.
     """
     try:
         if RunState(run.state) is RunState.SUCCEEDED:
@@ -148,10 +169,18 @@ def list_logs(run: VisibleRun) -> LogPage:
     return LogPage(items=logs_in(storage_of(run.location)))
 
 
-@router.get("/logs/{name}", response_class=ClosedStream, dependencies=[STREAM_SLOT], responses=problems(404) | {
-    200: content("text/plain", "The last lines, and new lines with `follow`.", {"type": "string"})})
+@router.get(
+    "/logs/{name}",
+    response_class=ClosedStream,
+    dependencies=[STREAM_SLOT],
+    responses=problems(404)
+    | {200: content("text/plain", "The last lines, and new lines with `follow`.", {"type": "string"})},
+)
 async def get_log(
-    run: VisibleRun, name: str, caller: Reader, context: InContext,
+    run: VisibleRun,
+    name: str,
+    caller: Reader,
+    context: InContext,
     tail: Annotated[int, Query(ge=0, le=_MOST_LINES, description="Number of last lines to start with.")] = 200,
     follow: Annotated[Flag, Query(description="Whether to wait for new lines until the run has ended.")] = False,
 ) -> Response:
@@ -175,22 +204,28 @@ async def get_log(
         return not context.streams.closing
 
     return ClosedStream(
-        follow_file(found.file, start, ended, pause), media_type="text/plain; charset=utf-8",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        follow_file(found.file, start, ended, pause),
+        media_type="text/plain; charset=utf-8",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 def _checked(document: dict[str, Any]) -> dict[str, Any]:
     try:
         return checked(document)
     except ValueError as error:
-        raise NotFound("the run's report is damaged: it is not what the run wrote; run it again to make it again") from error
+        raise NotFound(
+            "the run's report is damaged: it is not what the run wrote; run it again to make it again"
+        ) from error
 
 
 def _report(body: bytes) -> Report:
     try:
         return Report.model_validate(from_json(body))
     except ValidationError as error:
-        raise RequestValidationError([{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors()]) from error
+        raise RequestValidationError(
+            [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors()]
+        ) from error
     except ValueError as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
 

@@ -8,8 +8,12 @@ from service.database.tables import Table
 
 connection = context.config.attributes["connection"]
 context.configure(
-    connection=connection, target_metadata=Table.metadata, compare_type=True, compare_server_default=True,
+    connection=connection,
+    target_metadata=Table.metadata,
+    compare_type=True,
+    compare_server_default=True,
     # SQLite can make most changes to a table only by copying it.
-    render_as_batch=connection.dialect.name == "sqlite")
+    render_as_batch=connection.dialect.name == "sqlite",
+)
 with context.begin_transaction():
     context.run_migrations()

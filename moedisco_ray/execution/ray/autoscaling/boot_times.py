@@ -35,7 +35,10 @@ class BootTimes:
         return [] if kept is None else list(json.loads(kept))
 
     def request(self, slots: int) -> None:
-        """Set the number of slots that are requested now. Slots that were already requested keep the time of their request."""
+        """Set the number of slots that are requested now.
+
+        Slots that were already requested keep the time of their request.
+        """
         if not self._requested_at:
             self._known = self._nodes()
         waiting = self._requested_at[-slots:] if slots else []

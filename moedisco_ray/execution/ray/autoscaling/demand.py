@@ -1,9 +1,9 @@
 """Requests an autoscaler's slots for waiting trainings: one slot for each training that could start.
 
-Ray Train requests a training's slots once the training has begun. If all trainings began at once, an autoscaler would see them, but
-each would be a process on the head node, and Ray instead of the queue would decide which of them gets the first slot. So trainings
-begin only while slots are free, and slots for the others are requested here, by placement groups of one slot each. When a group
-gets its slot, it is removed, and the queue begins a training in that slot.
+Ray Train requests a training's slots once the training has begun. If all trainings began at once, an autoscaler would
+see them, but each would be a process on the head node, and Ray instead of the queue would decide which of them gets the
+first slot. So trainings begin only while slots are free, and slots for the others are requested here, by placement
+groups of one slot each. When a group gets its slot, it is removed, and the queue begins a training in that slot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from moedisco_ray.policies.arrival import boot_seconds, gives_way
 from moedisco_ray.policies.placement import Need, ask_for
 
 _ABSENT_SECONDS = 600.0
-"""Seconds for which a node type is not requested again after its nodes did not arrive. Ray itself remembers this for as long."""
+"""Seconds for which a node type is not requested again after its nodes did not arrive. Ray itself remembers this for as
+long."""
 
 
 class Demand:
@@ -49,7 +50,9 @@ class Demand:
         return max(requests.boot_seconds for requests in self._requests.values())
 
     def request_for(self, order: Sequence[Need], placement: Placement, taken: Counter[str]) -> None:
-        """Request slots for waiting trainings. If nodes of a type do not arrive, slots of the next type that fits are requested.
+        """Request slots for waiting trainings.
+
+        If nodes of a type do not arrive, slots of the next type that fits are requested.
 
         Args:
             order: Needs of the waiting trainings, in the order in which they start.
@@ -73,7 +76,6 @@ class Demand:
 
 
 class _Requests:
-
     def __init__(self, node_type: Pool, name: str, clock: Callable[[], float]) -> None:
         self._node_type = node_type
         self._name = name
@@ -105,7 +107,9 @@ class _Requests:
             remove_placement_group(self._groups.pop())
         while len(self._groups) < count:
             # Names are unique in a Ray cluster, even while a group is being removed.
-            self._groups.append(placement_group([{self._node_type.resource: 1}], name=f"{self._name}-{uuid.uuid4().hex[:8]}"))
+            self._groups.append(
+                placement_group([{self._node_type.resource: 1}], name=f"{self._name}-{uuid.uuid4().hex[:8]}")
+            )
 
     def hand_over(self) -> None:
         if fulfilled := self._fulfilled():

@@ -38,7 +38,9 @@ def drain(gcs_address: str, node_id: str, deadline_ms: int, reason: str) -> bool
     known = {_hex(node): deadline for node, deadline in client.get_draining_nodes(timeout=_TIMEOUT_S).items()}
     if 0 < known.get(node_id, 0) <= deadline_ms:
         return False
-    accepted, refusal = client.drain_node(node_id, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms, timeout=_TIMEOUT_S)
+    accepted, refusal = client.drain_node(
+        node_id, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms, timeout=_TIMEOUT_S
+    )
     if not accepted:
         raise ValueError(f"refuses to drain node {node_id}: {refusal}")
     return True

@@ -1,9 +1,9 @@
 """Slots that are requested before their work begins, so that an autoscaler brings their nodes in time.
 
-An autoscaler sees a pending placement group; Ray's `request_resources` would overwrite what Ray Train requests. A group holds
-nothing until all of it can be held at once, so that runs that request slots at the same time never block each other. It requests
-only the pool's tag, which suffices to bring a node: a CPU or GPU in the request would block sub-models on a machine that belongs to
-both pools.
+An autoscaler sees a pending placement group; Ray's `request_resources` would overwrite what Ray Train requests. A group
+holds nothing until all of it can be held at once, so that runs that request slots at the same time never block each
+other. It requests only the pool's tag, which suffices to bring a node: a CPU or GPU in the request would block
+sub-models on a machine that belongs to both pools.
 """
 
 from __future__ import annotations
@@ -66,11 +66,13 @@ class Reservation:
             self.workers = workers
 
     def hand_over(self) -> None:
-        """Release the requested slots just before the work requests its own slots. Call `record` once the work has begun.
+        """Release the requested slots just before the work requests its own slots.
 
-        The slots are released first, and requested by the work only when the autoscaler knows that they are free: it counts what is
-        held as taken, so a request next to a held reservation would be for as many nodes again. Nodes stay without a request until
-        their idle timeout, which is longer than a start.
+        Call `record` once the work has begun.
+
+        The slots are released first, and requested by the work only when the autoscaler knows that they are free: it
+        counts what is held as taken, so a request next to a held reservation would be for as many nodes again. Nodes
+        stay without a request until their idle timeout, which is longer than a start.
         """
         if self._group is None:
             return
@@ -86,7 +88,7 @@ class Reservation:
             self._boots.request(0)
 
     def prepare(
-        self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int, stretch: float = 1.0,
+        self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int, stretch: float = 1.0
     ) -> Advice:
         """Request or release slots, as `policies.arrival` advises from the time left until the slots are needed.
 

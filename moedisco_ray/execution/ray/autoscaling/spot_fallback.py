@@ -1,12 +1,14 @@
 """Ray's cloud launchers, extended so that the autoscaler tries the next node type when the cloud has no machine of one.
 
-Ray 2.60 lowers the score of a node type whose machines were promised and never came. But if a cloud lacks spot capacity, it refuses
-the request, and a refusal does not lower the score: Ray would request the same type forever. Here a refusal for lack of capacity
-lowers the score too. Other refusals, such as for a missing permission or a wrong image, do not: otherwise Ray would fall back to
-on-demand machines, which cost a multiple. These refusals are logged, and published for the runs that wait.
+Ray 2.60 lowers the score of a node type whose machines were promised and never came. But if a cloud lacks spot
+capacity, it refuses the request, and a refusal does not lower the score: Ray would request the same type forever. Here
+a refusal for lack of capacity lowers the score too. Other refusals, such as for a missing permission or a wrong image,
+do not: otherwise Ray would fall back to on-demand machines, which cost a multiple. These refusals are logged, and
+published for the runs that wait.
 
-A cluster file names one of the launchers as `provider: {type: external, module: MODULE.LAUNCHER}`, where MODULE is this module and
-LAUNCHER that of a page of `execution.clouds`, such as `AWS`. The other fields of `provider` are those of Ray's own launcher.
+A cluster file names one of the launchers as `provider: {type: external, module: MODULE.LAUNCHER}`, where MODULE is this
+module and LAUNCHER that of a page of `execution.clouds`, such as `AWS`. The other fields of `provider` are those of
+Ray's own launcher.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 _LAUNCHERS = {cloud.launcher: cloud for cloud in CLOUDS.values()}
 _LOG_SECONDS = 300.0
-"""Interval at which the log repeats that a node type fails to start, in seconds; the autoscaler tries it every few seconds."""
+"""Interval at which the log repeats that a node type fails to start, in seconds; the autoscaler tries it every few
+seconds."""
 _MAX_ERRORS = 1000
 """Number of the newest errors that are kept until the autoscaler handles them."""
 
@@ -60,12 +63,18 @@ class _WithErrors:
         super().__init__(provider_config, cluster_name)  # type: ignore[call-arg]  # the node provider is the next base class
 
     def create_node_with_resources_and_labels(
-        self, node_config: dict[str, Any], tags: dict[str, str], count: int, resources: dict[str, float], labels: dict[str, str],
+        self,
+        node_config: dict[str, Any],
+        tags: dict[str, str],
+        count: int,
+        resources: dict[str, float],
+        labels: dict[str, str],
     ) -> Any:
         """See Ray's `NodeProvider`."""
         try:
             return super().create_node_with_resources_and_labels(  # type: ignore[misc]
-                node_config, tags, count, resources, labels)
+                node_config, tags, count, resources, labels
+            )
         except Exception as error:
             self._errors[tags.get(TAG_RAY_LAUNCH_REQUEST, ""), tags[TAG_RAY_USER_NODE_TYPE]] = str(error)
             for oldest in list(self._errors)[:-_MAX_ERRORS]:
@@ -76,8 +85,9 @@ class _WithErrors:
 class _ZoneByZone:
     """Mixin for AWS: requests nodes from one zone at a time, and keeps the nodes of the high-memory pool in one zone.
 
-    Ray's own launcher reports only the error of the last zone, which may not offer the machine at all while another zone only lacks
-    capacity. It may also spread the nodes of a gang over several zones, and AWS bills the traffic between zones.
+    Ray's own launcher reports only the error of the last zone, which may not offer the machine at all while another
+    zone only lacks capacity. It may also spread the nodes of a gang over several zones, and AWS bills the traffic
+    between zones.
     """
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
@@ -85,14 +95,19 @@ class _ZoneByZone:
         self._one_gang = threading.Lock()
 
     def create_node_with_resources_and_labels(
-        self, node_config: dict[str, Any], tags: dict[str, str], count: int, _resources: dict[str, float], labels: dict[str, str],
+        self,
+        node_config: dict[str, Any],
+        tags: dict[str, str],
+        count: int,
+        _resources: dict[str, float],
+        labels: dict[str, str],
     ) -> Any:
         """See Ray's `NodeProvider`."""
         pool = labels.get("moedisco/pool")
         if pool != "high_memory":
             return self._start(node_config["SubnetIds"], node_config, tags, count)
         marked = {"moedisco-pool": pool}
-        with self._one_gang:    # the launcher starts large gangs in several calls at once
+        with self._one_gang:  # the launcher starts large gangs in several calls at once
             present = self.non_terminated_nodes(marked)  # type: ignore[attr-defined]
             subnets = [self._get_cached_node(present[0]).subnet_id] if present else node_config["SubnetIds"]  # type: ignore[attr-defined]
             return self._start(subnets, node_config, tags | marked, count)
@@ -108,7 +123,9 @@ class _ZoneByZone:
 
 
 class RefusalMonitor(CloudResourceMonitor):
-    """Lowers the score of a node type that the cloud lacks, and reports other failures. The score recovers over ten minutes.
+    """Lowers the score of a node type that the cloud lacks, and reports other failures.
+
+    The score recovers over ten minutes.
 
     Args:
         errors: Where the node provider stores errors.
@@ -130,7 +147,10 @@ class RefusalMonitor(CloudResourceMonitor):
                 self._requested[event.instance_id] = event.launch_request_id, event.instance_type
             elif event.new_instance_status == Instance.ALLOCATION_FAILED and event.instance_id in self._requested:
                 self._failed(event, self._requested.pop(event.instance_id))
-            elif event.new_instance_status in (Instance.ALLOCATED, Instance.TERMINATED) and event.instance_id in self._requested:
+            elif (
+                event.new_instance_status in (Instance.ALLOCATED, Instance.TERMINATED)
+                and event.instance_id in self._requested
+            ):
                 _, node_type = self._requested.pop(event.instance_id)
                 self._forget(node_type)
 

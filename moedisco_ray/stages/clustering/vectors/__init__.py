@@ -22,17 +22,20 @@ def kind(name: str) -> type[Vectoriser]:
     Raises:
         CheckpointError: No kind of document vectors has this name.
     """
-    # These imports are local because torch, transformers and scikit-learn take seconds to import. Workers that only hold vectors do
-    # not need them.
+    # These imports are local because torch, transformers and scikit-learn take seconds to import. Workers that only
+    # hold vectors do not need them.
     match name:
         case "mean_token":
             from moedisco_ray.stages.clustering.vectors.mean_token import MeanToken
+
             return MeanToken
         case "tfidf_svd":
             from moedisco_ray.stages.clustering.vectors.tfidf import TfidfSvd
+
             return TfidfSvd
         case "hidden_state":
             from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
+
             return HiddenState
         case "random":
             return RandomCosts

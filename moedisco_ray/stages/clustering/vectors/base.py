@@ -26,7 +26,8 @@ class FitInputs:
         texts: Texts of sampled documents, in ascending order of id.
         tokens: Token ids of the same documents.
         model_dir: Directory of the seed model.
-        max_tokens: Maximum number of tokens that a vectoriser reads from a document's beginning: those of one training sequence.
+        max_tokens: Maximum number of tokens that a vectoriser reads from a document's beginning: those of one training
+            sequence.
         settings: The `clusters` section of the configuration.
         seed: Seed of the run.
     """
@@ -42,8 +43,8 @@ class FitInputs:
 class Vectoriser(abc.ABC):
     """Turns documents into vectors.
 
-    A vector is `adjust(embed(document), centre_D)`. `embed` is expensive and runs once per document, on any number of workers.
-    The centre, which only some kinds have, is computed from the embedded sample.
+    A vector is `adjust(embed(document), centre_D)`. `embed` is expensive and runs once per document, on any number of
+    workers. The centre, which only some kinds have, is computed from the embedded sample.
     """
 
     kind: ClassVar[str]

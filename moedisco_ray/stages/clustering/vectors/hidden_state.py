@@ -29,11 +29,12 @@ _MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 class HiddenState(Vectoriser):
     """Mean last hidden state over the first tokens of a document; zero for a document without tokens.
 
-    Unless the model is small, one decoder layer is in memory at a time. On a GPU the model runs in bf16; means are always fp32.
+    Unless the model is small, one decoder layer is in memory at a time. On a GPU the model runs in bf16; means are
+    always fp32.
 
-    On a CPU each document is computed separately, so its vector does not depend on other documents, to the last bit. On a GPU,
-    documents of similar length share a batch. Padding on the right does not affect a causal model's earlier tokens, so only
-    rounding differs.
+    On a CPU each document is computed separately, so its vector does not depend on other documents, to the last bit. On
+    a GPU, documents of similar length share a batch. Padding on the right does not affect a causal model's earlier
+    tokens, so only rounding differs.
 
     Args:
         model_dir: Directory of a Hugging Face causal language model.
@@ -44,7 +45,9 @@ class HiddenState(Vectoriser):
 
     kind = "hidden_state"
 
-    def __init__(self, model_dir: Path, max_tokens: int, device: str = "cpu", batch_tokens: int = VECTOR_TOKENS) -> None:
+    def __init__(
+        self, model_dir: Path, max_tokens: int, device: str = "cpu", batch_tokens: int = VECTOR_TOKENS
+    ) -> None:
         self._model_dir, self._max_tokens = model_dir, max_tokens
         self._batch_tokens = 0 if torch.device(device).type == "cpu" else batch_tokens
         self._model = open_streamed(model_dir, dtype=default_dtype(device), device=device)
@@ -64,7 +67,8 @@ class HiddenState(Vectoriser):
         for group in grouped(batches, lambda rows: len(rows) * int(lengths_N[rows].max()), self._model):
             filled = [self._fill(tokens, rows, lengths_N[rows]) for rows in group]
             states = final_states(
-                self._model, (tokens_BL for tokens_BL, _ in filled), masks=[mask_BL.long() for _, mask_BL in filled])
+                self._model, (tokens_BL for tokens_BL, _ in filled), masks=[mask_BL.long() for _, mask_BL in filled]
+            )
             for rows, (_, mask_BL), hidden_BLD in zip(group, filled, states, strict=True):
                 x_ND[rows] = _mean(hidden_BLD.float(), mask_BL).cpu().numpy()
         return x_ND

@@ -20,7 +20,18 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("deliveries", "webhooks", "idempotency_keys", "tokens", "audit", "prices", "points", "units", "events", "runs"):
+    for table in (
+        "deliveries",
+        "webhooks",
+        "idempotency_keys",
+        "tokens",
+        "audit",
+        "prices",
+        "points",
+        "units",
+        "events",
+        "runs",
+    ):
         op.drop_table(table)
 
 
@@ -181,7 +192,9 @@ def _webhooks() -> None:
         sa.Column("delivered", sa.Float()),
         sa.Column("answer", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="deliveries_key"),
-        sa.ForeignKeyConstraint(["webhook_id"], ["webhooks.id"], name="deliveries_webhook_id_known", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["webhook_id"], ["webhooks.id"], name="deliveries_webhook_id_known", ondelete="CASCADE"
+        ),
     )
     op.create_index("deliveries_by_due", "deliveries", ["due"])
     op.create_index("deliveries_by_webhook", "deliveries", ["webhook_id", "id"])

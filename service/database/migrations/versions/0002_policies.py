@@ -57,8 +57,11 @@ def _keep_spending() -> None:
     now = datetime.now(UTC)
     runs = sa.table("runs", sa.column("owner"), sa.column("dollars"), sa.column("created"))
     begin = datetime(now.year, now.month, 1, tzinfo=UTC).timestamp()
-    spent = sa.select(runs.c.owner, sa.literal(now.strftime("%Y-%m")), sa.func.sum(runs.c.dollars)).where(
-        runs.c.created >= begin, runs.c.dollars > 0).group_by(runs.c.owner)
+    spent = (
+        sa.select(runs.c.owner, sa.literal(now.strftime("%Y-%m")), sa.func.sum(runs.c.dollars))
+        .where(runs.c.created >= begin, runs.c.dollars > 0)
+        .group_by(runs.c.owner)
+    )
     spending = sa.table("spending", sa.column("owner"), sa.column("month"), sa.column("dollars"))
     op.execute(sa.insert(spending).from_select(["owner", "month", "dollars"], spent))
 

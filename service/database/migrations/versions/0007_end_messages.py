@@ -46,7 +46,9 @@ def downgrade() -> None:
         sa.Column("delivered", sa.Float()),
         sa.Column("answer", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="deliveries_key"),
-        sa.ForeignKeyConstraint(["webhook_id"], ["webhooks.id"], name="deliveries_webhook_id_known", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["webhook_id"], ["webhooks.id"], name="deliveries_webhook_id_known", ondelete="CASCADE"
+        ),
     )
     op.create_index("deliveries_by_due", "deliveries", ["due"])
     op.create_index("deliveries_by_webhook", "deliveries", ["webhook_id", "id"])
