@@ -142,7 +142,8 @@ def divided(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """The rows of each value of the column `range`, in their order."""
     values = table[RANGE].to_numpy()
     order = np.argsort(values, kind="stable")
-    ordered = table.take(pa.array(order))
+    is_ordered = bool(np.all(values[:-1] <= values[1:]))  # then no copy of the text is needed
+    ordered = table if is_ordered else table.take(pa.array(order))
     numbers, starts = np.unique(values[order], return_index=True)
     for number, (start, stop) in zip(numbers.tolist(), itertools.pairwise([*starts, len(values)]), strict=True):
         yield number, ordered.slice(start, stop - start)
