@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from api_client import Service, demo, service
+from corpus_sources import documents_of
 from hostile_places import SECRET, put
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.read_roots import reading_within
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Limits
 from service.background.reconciler import Reconciler
@@ -241,6 +242,6 @@ def texts(api: Service, who: str, place: str, form: str = "text") -> set[str]:
         try:
             inputs = expand_sources(sources, Path("unused"), Limits(1024, 8192))
             units = plan_units([(each, list_files(each.field, each.settings).files) for each in inputs])
-            return {document.text.strip() for unit in units for document in read_unit(unit, [])}
+            return {document.text.strip() for unit in units for document in documents_of(unit)}
         except UserError:
             return set()

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from api_client import Service, demo
+from corpus_sources import documents_of
 from fake_jobs import FakeJobs
 
 from moedisco_ray.core.config import Source, check_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.read_roots import reading_within
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.text.cutting import Limits
 from service.background.reconciler import Reconciler
@@ -188,7 +189,7 @@ def test_the_driver_gets_paths_and_may_read_no_other_run(api: Service, tmp_path:
 def texts(source: Source) -> list[str]:
     (item,) = expand_sources([source], Path("unused"), Limits(1024, 8192))
     units = plan_units([(item, list_files(item.field, item.settings).files)])
-    return sorted(document.text for unit in units for document in read_unit(unit, []))
+    return sorted(document.text for unit in units for document in documents_of(unit))
 
 
 def test_a_run_that_is_gone_when_the_driver_starts_is_said_to_be(api: Service) -> None:
