@@ -5,9 +5,9 @@ the output of a training) are stored as objects with other names. The directory'
 these objects.
 
     LOCATION/config.json, events.jsonl, ...      loose files, replaced as a whole
-    LOCATION/corpus/manifest.json                {"files": {NAME: [SIZE, SHA256, OBJECT]}}; its existence commits the directory
+    LOCATION/corpus/manifest.json                {"files": {NAME: [SIZE, SHA256, OBJECT]}}; commits the directory
     LOCATION/objects/corpus-4f1c.../train/...    objects of one attempt to write a directory; never changed
-    LOCATION/receipts/corpus-4f1c.../*.json      objects that one worker has uploaded for a directory that is not committed yet
+    LOCATION/receipts/corpus-4f1c.../*.json      objects that one worker has uploaded for an uncommitted directory
 
 So a half-written directory is never visible, and writing one object (the manifest) replaces a directory. Objects are
 never renamed. They are deleted once no manifest lists them. A working copy holds only the files that were written or
@@ -170,7 +170,7 @@ class RunStore:
             note_uploaded(self.home, draft, (entry.object for entry in entries.values()))
 
     def files(self, directory: Path, suffix: str = "") -> list[Path]:
-        """Sorted paths of a directory's files whose names end in `suffix`, including files that the working copy lacks."""
+        """Sorted paths of a directory's files whose names end in `suffix`, including those not in the working copy."""
         found = {path for path in directory.glob(f"*{suffix}") if path.is_file() and path.name != MANIFEST}
         name = self.name_of(directory) if self.is_remote else None
         owner = None if name is None else owner_of(name)
@@ -198,7 +198,7 @@ class RunStore:
         return owner == name or any(f"{owner}/{each}".startswith((f"{name}/", name)) for each in entries)
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file, by its name relative to the run directory, without a working copy; None if the file does not exist."""
+        """Content of a file, by its name relative to the run directory, read without a working copy; None if absent."""
         if not self.is_remote:
             with contextlib.suppress(OSError):
                 self.fetch(self.directory / name)
@@ -225,7 +225,7 @@ class RunStore:
         return self.remote.read_in_place(found, read)
 
     def object_of(self, name: str) -> str | None:
-        """Name of the object that stores a file; None if the file's committed directory does not exist or lacks the file."""
+        """Name of the object that stores a file; None if the file's committed directory does not exist or lacks it."""
         owner = owner_of(name)
         if owner is None or name in (owner, f"{owner}/{MANIFEST}"):  # a file in `checkpoints` is its own owner
             return name
@@ -233,7 +233,7 @@ class RunStore:
         return None if entry is None else entry.object
 
     def read_newest(self, name: str) -> bytes | None:
-        """Like `read`, for the driver: files outside of committed directories are read from its working copy, which is newer."""
+        """Like `read`, for the driver: files outside of committed directories come from its newer working copy."""
         path = self.directory / name
         return path.read_bytes() if owner_of(name) is None and path.exists() else self.read(name)
 
@@ -275,7 +275,7 @@ class RunStore:
         record(self.home, owner, content)
 
     def dumps(self, value: Any, *others: RunStore) -> bytes:
-        """Pickle a value for another machine; paths in this store and in `others` become paths in that machine's copies."""
+        """Pickle a value for another machine; paths in this store and `others` become paths in its copies."""
         file = io.BytesIO()
         RunPickler(file, self, *others).dump(value)
         return file.getvalue()
@@ -287,7 +287,7 @@ class RunStore:
         return [self.directory / name for name in pickler.names]
 
     def link(self, source: Path, target: Path) -> None:
-        """Copy a finished directory into a draft without copying data: by hard links, and at a URI by references to its objects."""
+        """Copy a finished directory into a draft without its data: by hard links, at a URI by references to objects."""
         if self.is_remote:
             name = str(self.name_of(source))
             owner = owner_of(name) or name

@@ -50,9 +50,9 @@ from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 
 _ASSUMPTIONS = (
-    "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints; GPUs of a gang "
-    f"exchange {LINK_BYTES_PER_SECOND / 1e9:.0f} GB/s, and workers that train the seed together {NETWORK_BYTES_PER_SECOND / 1e9} "
-    "GB/s"
+    "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints; GPUs "
+    f"of a gang exchange {LINK_BYTES_PER_SECOND / 1e9:.0f} GB/s, and workers that train the seed together "
+    f"{NETWORK_BYTES_PER_SECOND / 1e9} GB/s"
 )
 
 FULL = Lora()
@@ -440,7 +440,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
 def _remedy(
     config: RunConfig, training: _Training, remedy_for: Callable[..., Remedy], measure: Callable[..., Memory]
 ) -> Remedy:
-    """What makes a training fit, or takes least; where settings of this optimizer do not, those that another one allows."""
+    """Settings with which a training fits, or takes least memory, even with another optimizer or with 4-bit weights."""
     remedy = remedy_for(measure, adapters=training.lora.rank > 0)
     if not remedy.fits and training.stage == "submodels" and (lora := _in_four_bits(config)) is not None:
         found = remedy_for(functools.partial(measure, lora=lora), adapters=True)

@@ -353,7 +353,7 @@ def activation_bytes_per_token(
     frozen: bool = False,
     masked: bool = False,
 ) -> int:
-    """Bytes of activations per token of the micro-batch, without logits, by the formula in the docstring of this module.
+    """Bytes of activations per token of the micro-batch, without logits, by the formula in this module's docstring.
 
     Args:
         family: The model's family.

@@ -1,4 +1,4 @@
-"""Memory of a device that runs text through a model without training it: to calibrate routers, to evaluate, to embed documents.
+"""Memory of a device that runs a model without training it: to calibrate routers, to evaluate, to embed documents.
 
 `models.streamed` keeps a model loaded if all of its weights take at most 40 % of a GPU. Else one part is loaded at a
 time: a decoder layer, or the head. The embedding stays in the machine's memory. Calibration always loads one layer at a
@@ -88,7 +88,7 @@ class WorkerPlan(BaseModel, frozen=True):
 
 
 class InferencePlan(WorkerPlan, frozen=True):
-    """The plan of a stage that runs text through a model without training it; the hidden states of the text are activations."""
+    """The plan of a stage that runs a model without training it; activations are the hidden states of the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ def vectors_memory(model: StreamedModel, *, tokens: int, sequence_length: int) -
 
 
 def _passes(model: StreamedModel, tokens: int, batch: int, *, layer: int, head: int, logits: int) -> Memory:
-    """Peak memory of forward passes: a layer holds some bytes of activations, and the head has some of weights and of logits."""
+    """Peak memory of forward passes, from the bytes of a layer's activations and of the head's weights and logits."""
     if model.stays:
         parts = model.parameters
         others = model.width * (parts.total - parts.embedding - parts.head)

@@ -100,7 +100,8 @@ class Architecture(Section):
             )
         if self.num_attention_heads % self.key_value_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.key_value_heads}"
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
+                f"{self.key_value_heads}"
             )
         if self.head_size % 2:
             raise ValueError(f"a head of {self.head_size} is odd; rotary positions need an even one")
@@ -129,7 +130,8 @@ class Model(Section):
     def _one_source_of_sizes(self) -> Self:
         if isinstance(self.init, LocalInit) and self.config is not None:
             raise ValueError(
-                f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove model.config"
+                f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove "
+                "model.config"
             )
         if self.config is not None:
             family = DECLARATIONS[self.family or _RANDOM_FAMILY]
@@ -169,7 +171,7 @@ class Model(Section):
 
     @property
     def experts_together(self) -> int:
-        """Number of neighbouring experts that a sub-model must not separate, because they hold the start's MLP together."""
+        """Number of neighbouring experts that a sub-model keeps together: they are parts of one MLP of the start."""
         return self.init.split if isinstance(self.init, UpcycleInit) else 1
 
 
@@ -199,8 +201,8 @@ def _check_sizes(sizes: Architecture, family: Family) -> None:
         and family.router.normalised(sizes.norm_topk_prob) != sizes.norm_topk_prob
     ):
         raise ValueError(
-            f"norm_topk_prob {str(sizes.norm_topk_prob).lower()}: {name} {family.router.normalises} normalises its router "
-            "weights; remove the setting"
+            f"norm_topk_prob {str(sizes.norm_topk_prob).lower()}: {name} {family.router.normalises} normalises its "
+            "router weights; remove the setting"
         )
     if unknown := sorted(sizes.fields.keys() - family.fields.keys()):
         own = f"it has {', '.join(family.fields)}" if family.fields else "it has none of its own; remove it"
@@ -298,8 +300,8 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
         raise CheckpointError(
             start.setting,
             str(start.upcycle),
-            f"cannot be upcycled: the weights of a token's experts in {family} do not sum to 1, so that copies of an expert would "
-            "not compute what it does; start from a checkpoint with all experts",
+            f"cannot be upcycled: the weights of a token's experts in {family} do not sum to 1, so that copies of an "
+            "expert would not compute what it does; start from a checkpoint with all experts",
         )
     if kind != family and raw.get("use_sliding_window"):
         raise CheckpointError(
@@ -321,15 +323,16 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
             f"{start.setting.rpartition('.')[0]}.num_experts_per_tok",
             sizes.num_experts_per_tok,
             f"changes what the model computes, because {family} never normalises router weights, and those of "
-            f"{sizes.num_experts_per_tok} of {sizes.num_experts} equal experts sum to less than 1; set it to num_experts",
+            f"{sizes.num_experts_per_tok} of {sizes.num_experts} equal experts sum to less than 1; set it to "
+            "num_experts",
         )
     heads = sizes.head_size * sizes.num_attention_heads
     if kind != family and not declaration.attention.own_head_dim and heads != sizes.hidden_size:
         raise CheckpointError(
             start.setting,
             str(start.upcycle),
-            f"has head_dim {sizes.head_dim}, but {family} has heads of hidden_size / num_attention_heads; use a family with "
-            "head_dim",
+            f"has head_dim {sizes.head_dim}, but {family} has heads of hidden_size / num_attention_heads; use a family "
+            "with head_dim",
         )
     return sizes if start.split == 1 else _divided(sizes, start, declaration)
 
@@ -341,7 +344,8 @@ def _divided(sizes: Architecture, start: UpcycleInit, family: Family) -> Archite
         raise CheckpointError(
             f"{start.setting.rpartition('.')[0]}.split",
             split,
-            f"does not divide the MLP's {hidden} hidden units into experts of {_LEAST_EXPERT} or more; use a divisor of {hidden}",
+            f"does not divide the MLP's {hidden} hidden units into experts of {_LEAST_EXPERT} or more; use a divisor "
+            f"of {hidden}",
         )
     update: dict[str, Any] = {"moe_intermediate_size": hidden // split}
     if shared is not None and shared.count_field is not None:
