@@ -87,6 +87,12 @@ def entries_of(document: bytes | Mapping[str, Any]) -> Entries:
     return {name: Entry(*entry) for name, entry in values.get(FILES, {}).items()}
 
 
+def committed_entries(remote: Remote, owner: str) -> Entries | None:
+    """Entries of the files of a committed directory at a URI; None if the directory is not committed."""
+    content = remote.read(f"{owner}/{MANIFEST}")
+    return None if content is None else entries_of(content)
+
+
 def check_entries(directory: Path, wanted: Mapping[Path, Entry]) -> None:
     """Refuse a manifest with files outside its directory or objects outside its run, since other drivers write some.
 

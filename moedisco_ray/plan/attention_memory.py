@@ -1,4 +1,4 @@
-"""Bytes per token that a layer's attention and norms save for the backward pass, by the formulas in `plan.memory`."""
+"""Bytes per token that a layer's attention and norms save for the backward pass, see `plan.activation_memory`."""
 
 from __future__ import annotations
 

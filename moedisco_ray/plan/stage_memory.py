@@ -32,8 +32,8 @@ bytes, and its scores 40E per token. Four matrices of 8D^2 bytes exist at a time
 eigenvectors, and a workspace of two. Loads of clusters are matched on four matrices of 8C bytes per token of all
 batches.
 
-Letters: as in `plan.memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden size of a
-dense layer's MLP, L the length of a sequence, C the number of clusters.
+Letters: as in `plan.activation_memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden
+size of a dense layer's MLP, L the length of a sequence, C the number of clusters.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from moedisco_ray.core.limits import (
     RESIDENT_SHARE,
     VECTOR_TOKENS,
 )
-from moedisco_ray.plan.memory import GIB, SELECTION_BYTES, Memory, overhead
+from moedisco_ray.plan.activation_memory import SELECTION_BYTES
+from moedisco_ray.plan.memory import GIB, Memory, overhead
 from moedisco_ray.plan.parameters import (
     CHUNK,
     Parameters,

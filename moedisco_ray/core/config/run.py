@@ -7,11 +7,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from moedisco_ray.core.config.architecture import Architecture
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
 from moedisco_ray.core.config.extent import check_extent
 from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
-from moedisco_ray.core.config.model import Architecture, Model
+from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.owners import check_owners
 from moedisco_ray.core.config.places import WritesTo, as_location
