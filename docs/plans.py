@@ -7,8 +7,8 @@ from typing import Any
 
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_config
 from moedisco_ray.plan import Plan, StagePlan, build_plan
+from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.memory import GIB
-from moedisco_ray.plan.storage import StageStorage
 
 _LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 """Sizes of DeepSeek's latent attention."""

@@ -41,6 +41,10 @@ CALIBRATION_WINDOWS = 16
 # Text and files.
 BUCKET_BYTES = 32 * 2**20
 """Bytes of text per bucket of the corpus, which one task holds in memory."""
+CLUSTERED = 1.25
+"""Ratio of the tokens that are clustered to the tokens that the sub-models train on, if the corpus is large enough.
+Thanks to the additional text, no sub-model has to repeat text, and routers are also calibrated on text that no
+sub-model has trained on."""
 CENTROID_DOCUMENTS = 256
 """Minimum number of documents per centroid on which k-means is fitted, unless the corpus has fewer; as by default in
 faiss (`Clustering`). Compared with fits on all of 200,000 documents, the inertia was 0.94 times as large with 8

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel
 
 from moedisco_ray.core.bill import Bill
-from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, LowMemoryPool, RunConfig
-from moedisco_ray.plan.cluster_count import low_memory_slots, with_cluster_count
-from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, left_out, planned_bill
+from moedisco_ray.core.config import Architecture, FamilyName, RunConfig
+from moedisco_ray.core.stages import STAGES, training_stage
+from moedisco_ray.plan.cluster_count import with_cluster_count
+from moedisco_ray.plan.estimate import Training, estimate_stages, left_out, planned_bill
+from moedisco_ray.plan.files import StageStorage, Trained
 from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND
+from moedisco_ray.plan.inference import plan_inference
 from moedisco_ray.plan.parameters import Parameters, count_parameters
-from moedisco_ray.plan.remedy import Spread
-from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND, seed_workers
+from moedisco_ray.plan.reading import StageEstimate
+from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
-from moedisco_ray.plan.stage_memory import InferencePlan, plan_inference
-from moedisco_ray.plan.stage_plan import StagePlan, StageTraining, plan_stage
-from moedisco_ray.plan.storage import StageStorage, Trained, joint_storage, plan_storage
+from moedisco_ray.plan.stage_cost import cost_of
+from moedisco_ray.plan.stage_plan import StagePlan, StageTraining, gang_training, plan_stage
+from moedisco_ray.plan.storage import joint_storage, plan_storage
 from moedisco_ray.plan.vocabulary import planned_vocab_size
+from moedisco_ray.plan.worker_plan import InferencePlan
 
 _ASSUMPTIONS = (
     "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints; GPUs "
@@ -84,15 +89,13 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     given, config = config, with_cluster_count(config)
     whole = config.model.architecture
     vocab_size = planned_vocab_size(config)
-    stages = tuple(
-        plan_stage(config, training, whole, vocab_size) for training in _trainings(config, whole, vocab_size)
-    )
+    stages = tuple(plan_stage(config, training, whole, vocab_size) for training in _trainings(config, vocab_size))
     inference = plan_inference(config, vocab_size)
     trainings = _by_stage(config, stages)
     estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family_name, whole, vocab_size)
     tokens = sum(stage.cost.tokens for stage in stages)
-    joint_training = plan_stage(config, _gang(config, config.pools.high_memory, tokens), whole, vocab_size)
+    joint_training = plan_stage(config, gang_training(config, config.pools.high_memory, tokens), whole, vocab_size)
     return Plan(
         name=config.name,
         family=config.model.family_name,
@@ -133,7 +136,7 @@ def fitted(config: RunConfig) -> RunConfig:
         return config
     for stage in build_plan(config).stages:
         if stage.choice is not None:
-            name = "finetune" if stage.stage == "finetune" else "submodels"
+            name = training_stage(stage.stage).recipe
             section = getattr(config, name).model_copy(update={"optimizer": stage.choice.optimizer})
             config = config.model_copy(update={name: section})
     return config
@@ -146,7 +149,7 @@ def _finetune_elsewhere(config: RunConfig, whole: Architecture, vocab_size: int)
     moved = config.model_copy(update={"finetune": config.finetune.model_copy(update={"pool": other})})
     if not config.tokens.finetune or moved.finetune_pool.mixed:
         return None
-    return plan_stage(moved, _gang(moved, moved.finetune_pool, config.tokens.finetune), whole, vocab_size)
+    return plan_stage(moved, gang_training(moved, moved.finetune_pool, config.tokens.finetune), whole, vocab_size)
 
 
 def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Training]:
@@ -157,7 +160,8 @@ def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Tra
             at_once=stage.at_once,
             workers_per_unit=stage.workers // stage.at_once,
             types=stage.types,
-            experts=config.model.architecture.num_experts // (1 if stage.stage == "finetune" else config.cluster_count),
+            experts=config.model.architecture.num_experts
+            // (1 if training_stage(stage.stage).trains_whole else config.cluster_count),
             sync_seconds=0.0 if stage.sync is None else stage.sync.wait_seconds,
         )
         for stage in stages
@@ -186,56 +190,8 @@ def _trained(stage: StagePlan) -> Trained:
     )
 
 
-def _trainings(config: RunConfig, whole: Architecture, vocab_size: int) -> list[StageTraining]:
-    low, clusters = config.pools.low_memory, config.cluster_count
-    recipe = config.submodels.optimizer
-    more_clusters = tuple(n for n in range(clusters + 1, whole.num_experts + 1) if whole.num_experts % n == 0)
-    split = Spread("clusters.count", clusters, more_clusters)
-    slots = low_memory_slots(config)
-    at_once = min(clusters, slots)
-    members = config.seed_members
-    together = seed_workers(config, vocab_size)[1]
-    trainings = [
-        StageTraining(
-            "seed",
-            pool=low,
-            optimizer=recipe,
-            units=members,
-            workers=together if together > 1 else min(members, slots - len(config.owners)),
-            tokens=config.tokens.seed,
-            sharded=False,
-            spread=split,
-        ),
-        StageTraining(
-            "submodels",
-            pool=low,
-            optimizer=recipe,
-            units=clusters,
-            workers=at_once,
-            tokens=config.tokens.submodels,
-            sharded=False,
-            spread=split,
-            lora=config.submodels.lora,
-            owned=tuple(config.pools.owner(name).price_per_hour for name in config.owners),
-        ),
-        _gang(config, config.finetune_pool, config.tokens.finetune),
-    ]
-    return [training for training in trainings if training.tokens]
-
-
-def _gang(config: RunConfig, pool: AnyPool, tokens: int) -> StageTraining:
-    """Training of the whole model on a pool."""
-    optimizer, workers = config.finetune.optimizer, pool.fewest_workers
-    sequences = optimizer.batch_tokens // config.corpus.sequence_length
-    more_workers = tuple(n for n in range(workers + 1, sequences + 1) if sequences % n == 0)
-    size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
-    return StageTraining(
-        "finetune",
-        pool=pool,
-        optimizer=optimizer,
-        units=1,
-        workers=workers,
-        tokens=tokens,
-        sharded=True,
-        spread=Spread(f"pools.{pool.name}.{size}", workers, more_workers),
-    )
+def _trainings(config: RunConfig, vocab_size: int) -> Iterator[StageTraining]:
+    for stage in STAGES:
+        plan = cost_of(stage).training
+        if plan is not None and (training := plan(config, vocab_size)).tokens:
+            yield training

@@ -14,8 +14,8 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.build import Plan
 from moedisco_ray.plan.cluster_checks import Disagreement
 from moedisco_ray.plan.cluster_file import Cluster, NodeType
+from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.memory import GIB
-from moedisco_ray.plan.storage import StageStorage
 
 HEAD_PROCESSES_MB = 2000
 """Memory of Ray's GCS, raylet, dashboard, agents and autoscaler on the head (MB): 520 when idle, and they grow."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.config import AnyPool, Architecture, Lora, LowMemoryPool, Optimizer, RunConfig, TrainingStage
+from moedisco_ray.core.config import AnyPool, Architecture, Lora, LowMemoryPool, Optimizer, RunConfig, TrainingStageName
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
@@ -18,9 +18,9 @@ from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.seed_workers import exchange_flops, member_memory, seed_traffic, seed_workers
-from moedisco_ray.plan.stage_memory import WorkerPlan
 from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
+from moedisco_ray.plan.worker_plan import WorkerPlan
 
 _FULL = Lora()
 """A training of all weights."""
@@ -32,7 +32,7 @@ USUAL_RANK = 16
 class StagePlan(WorkerPlan, frozen=True):
     """The plan of one training stage."""
 
-    stage: TrainingStage
+    stage: TrainingStageName
     units: int
     """Number of trainings: one per sub-model, and one per member of the seed."""
     workers: int
@@ -84,7 +84,7 @@ class StageTraining:
         owned: Price of each data owner's seat ($/h).
     """
 
-    stage: TrainingStage
+    stage: TrainingStageName
     pool: AnyPool
     optimizer: Optimizer
     units: int
@@ -94,6 +94,30 @@ class StageTraining:
     spread: Spread
     lora: Lora = _FULL
     owned: tuple[float, ...] = ()
+
+
+def more_clusters(config: RunConfig) -> Spread:
+    """The numbers of clusters, into which a model can be divided, that are larger than that of the configuration."""
+    now, experts = config.cluster_count, config.model.architecture.num_experts
+    return Spread("clusters.count", now, tuple(n for n in range(now + 1, experts + 1) if experts % n == 0))
+
+
+def gang_training(config: RunConfig, pool: AnyPool, tokens: int) -> StageTraining:
+    """Training of the whole model on a pool."""
+    optimizer, workers = config.finetune.optimizer, pool.fewest_workers
+    sequences = optimizer.batch_tokens // config.corpus.sequence_length
+    more_workers = tuple(n for n in range(workers + 1, sequences + 1) if sequences % n == 0)
+    size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
+    return StageTraining(
+        "finetune",
+        pool=pool,
+        optimizer=optimizer,
+        units=1,
+        workers=workers,
+        tokens=tokens,
+        sharded=True,
+        spread=Spread(f"pools.{pool.name}.{size}", workers, more_workers),
+    )
 
 
 def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, vocab_size: int) -> StagePlan:

@@ -66,7 +66,11 @@ def test_a_plan_has_time_and_money_of_every_stage_with_start_ups():
 
 @pytest.mark.parametrize("planned", [estimate, storage], ids=["time", "storage"])
 def test_a_stage_whose_cost_nobody_planned_is_an_error_and_not_0_dollars(planned, monkeypatch):
-    monkeypatch.setattr(planned, "STAGES", (*STAGES, dataclasses.replace(STAGES[-1], name="distil")))
+    monkeypatch.setattr(
+        planned,
+        "STAGES",
+        (*STAGES, dataclasses.replace(STAGES[-1], name="distil", cost="moedisco_ray.plan.stages.distil:COST")),
+    )
     with pytest.raises(LookupError, match="planned for stage distil"):
         build_plan(DEMO, HERE)
 

@@ -12,8 +12,8 @@ from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
 from moedisco_ray.plan.capacity import ClusterNeeds
 from moedisco_ray.plan.cluster_file import Cluster
+from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.gang_traffic import GangTraffic
-from moedisco_ray.plan.storage import StageStorage
 
 
 def plan_view(plan: Plan) -> RenderableType:

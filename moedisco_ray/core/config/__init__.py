@@ -31,7 +31,7 @@ from moedisco_ray.core.config.sections import (
     Tokenizer,
     Tokens,
     Tracking,
-    TrainingStage,
+    TrainingStageName,
 )
 from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.config.start_sizes import EXPERT_COUNTS, read_architecture
@@ -73,7 +73,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "Tracking",
-    "TrainingStage",
+    "TrainingStageName",
     "UpcycleInit",
     "check_config",
     "check_evaluation",

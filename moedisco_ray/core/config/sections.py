@@ -18,7 +18,7 @@ from moedisco_ray.core.registry import BACKBONE_RULES, ROUTER_METHODS, TRACKERS
 from moedisco_ray.core.run_models import local_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-TrainingStage = Literal["seed", "submodels", "finetune"]
+TrainingStageName = Literal["seed", "submodels", "finetune"]
 """A stage that trains, in their order."""
 
 _SLICE_TOKENS = 65_536
@@ -121,7 +121,7 @@ class Tokens(Section):
         """Number of tokens of all sub-models together."""
         return self.total - self.seed - self.finetune
 
-    def span(self, stage: TrainingStage) -> tuple[float, float]:
+    def span(self, stage: TrainingStageName) -> tuple[float, float]:
         """Shares of the run's tokens at which a stage of training begins and ends."""
         split, merged = self.seed / self.total, (self.total - self.finetune) / self.total
         return {"seed": (0.0, split), "submodels": (split, merged), "finetune": (merged, 1.0)}[stage]

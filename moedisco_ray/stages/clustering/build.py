@@ -27,11 +27,10 @@ from moedisco_ray.core.config import Clusters, RunConfig
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import cluster_warnings
-from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS
+from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS, CLUSTERED
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import on_each
 from moedisco_ray.packed_tokens import write_index
-from moedisco_ray.plan.estimate import CLUSTERED
 from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans

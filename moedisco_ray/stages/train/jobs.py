@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.config import Optimizer, RunConfig, Submodels, TrainingStage
+from moedisco_ray.core.config import Optimizer, RunConfig, Submodels, TrainingStageName
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import CHECKPOINTS, LOGS, TRAINED
 from moedisco_ray.core.records import UnitRecord
@@ -23,7 +23,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 def make_job(
     context: Context,
-    stage: TrainingStage,
+    stage: TrainingStageName,
     name: str,
     *,
     model: Path,
