@@ -74,7 +74,7 @@ def open_model(
 
 
 def sampling(temperature: float | None) -> dict[str, Any]:
-    """Arguments of `generate` for a temperature: 0 takes the likeliest token, None is what the model's own configuration says."""
+    """Arguments of `generate` for a temperature; 0 takes the likeliest token, None uses the model's own settings."""
     if temperature is None:
         return {}
     if temperature == 0:

@@ -59,7 +59,7 @@ def bill_points(bill: Bill) -> Points:
 
 
 def report_points(report: RunReport) -> Iterator[Points]:
-    """Yield what a finished run's report has measured: perplexities, expert balance, accuracies, speed and cost of the stages."""
+    """Yield the figures of a finished run: perplexities, expert balance, accuracies, speed and cost of the stages."""
     measured, trained = report.evaluation, 0
     if measured.start is not None:
         yield Points(

@@ -224,7 +224,7 @@ def _made(store: RunStore, digests: dict[str, str]) -> list[Stage]:
 
 
 def _inputs(stage: Stage, manifests: Mapping[str, Manifest | None]) -> dict[str, str]:
-    """Checksum of each artifact from which a stage is made: if a repaired one is not the same, the stage is made again, too."""
+    """Checksum of each artifact that a stage is made from; if a repaired one differs, the stage is made again."""
     return {name: manifest.content for name in stage.earlier if (manifest := manifests[name]) is not None}
 
 

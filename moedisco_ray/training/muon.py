@@ -134,7 +134,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal_shard(update: Tensor, parameter: DTensor) -> Tensor:
-    """This worker's rows of the orthogonalised update of a sharded matrix; the rows of all workers are gathered for it."""
+    """This worker's rows of the orthogonalised update of a sharded matrix, for which all workers' rows are gathered."""
     placed = parameter.device_mesh, parameter.placements
     whole = DTensor.from_local(update, *placed, shape=parameter.shape, stride=parameter.stride()).full_tensor()
     own: DTensor = distribute_tensor(_orthogonal(whole, 1), *placed, src_data_rank=None)

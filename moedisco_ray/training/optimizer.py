@@ -1,4 +1,4 @@
-"""The learning rate schedule, and the optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2), alone or next to Muon."""
+"""The learning rate schedule and the optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2), alone or with Muon."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
 
 
 def learning_rate(step: int, steps: int, optimizer: Optimizer, span: tuple[float, float] = (0.0, 1.0)) -> float:
-    """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth, over the training or the run.
+    """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth.
+
+    The schedule spans the training, or the run.
 
     With w = warmup * steps rounded up: lr (step + 1) / w while step < w. The cosine starts at step s, and the rate is
     lr until then. For `cosine`, s = w. For `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM, arXiv 2404.06395), s

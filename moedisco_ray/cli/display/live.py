@@ -1,4 +1,4 @@
-"""The live view on a terminal: time, dollars, the list of stages, a progress bar per training unit, and cluster sizes."""
+"""The live view on a terminal: time, dollars, stages, a progress bar per training unit, and cluster sizes."""
 
 from __future__ import annotations
 

@@ -31,7 +31,9 @@ def ray_train_run(job: TrainJob) -> tuple[Location, str]:
 
 
 def forget_earlier_run(storage_path: Location, name: str) -> None:
-    """Delete Ray Train's list of an earlier attempt's checkpoints, because Ray Train does not start if a listed one is missing.
+    """Delete Ray Train's list of an earlier attempt's checkpoints.
+
+    Ray Train does not start if a listed one is missing.
 
     The workers do not need the list: they resume from the newest checkpoint with valid checksums.
 

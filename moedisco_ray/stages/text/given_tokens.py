@@ -1,4 +1,4 @@
-"""Turn conversations, completions and lists of token ids into documents with given tokens, with the tokens that the loss counts.
+"""Turn conversations, completions and lists of token ids into documents, and mark the tokens that the loss counts.
 
 The tokenizer's chat template renders a conversation, and the loss counts what the assistant writes. If the template
 marks it with `{% generation %}`, the marks decide, as in transformers. In any other template, an assistant's turn
@@ -65,7 +65,7 @@ class GivenTokens:
         self._encoder = open_encoder(directory)
 
     def conversation(self, messages: Any, limit: int, tools: Any = None) -> Iterator[Document]:
-        """Render a conversation and yield it as one document, or as the parts of one group if it is longer than `limit` tokens.
+        """Yield a rendered conversation as one document, or as parts of one group if it is longer than `limit` tokens.
 
         Parts without a token that the loss counts are left out.
 
@@ -191,7 +191,7 @@ class GivenTokens:
         return Rendered(text, ids, offsets, loss_mask)
 
     def turn_end(self) -> int | None:
-        """The special token that the chat template writes after an answer; None if it writes none, or there is no template."""
+        """The special token that the chat template writes after an answer; None without one or without a template."""
         try:
             text, ids, offsets, loss_mask = self.render(
                 [{"role": role, "content": _PLACE} for role in ("user", "assistant")]
@@ -222,7 +222,7 @@ class GivenTokens:
     def _turn_around(
         self, messages: Sequence[Message], number: int, prompt: str, text: str, tools: Tools
     ) -> tuple[int, int]:
-        """Find a turn by its content, for templates that render the last turn differently, for example with its reasoning.
+        """Find a turn by its content, for templates that render the last turn differently, such as with its reasoning.
 
         The content may occur elsewhere in the conversation, so it is replaced by a text that does not.
         """
@@ -232,8 +232,8 @@ class GivenTokens:
         _, found, tail = self._apply(marked[: number + 1], tools).partition(_PLACE)
         if not content or not found or text != before + content + rest:
             raise GivenTokensError(
-                "the chat template renders a turn differently when the conversation continues, so the assistant's turns cannot be "
-                "found; mark them in the template with {% generation %} and {% endgeneration %}"
+                "the chat template renders a turn differently when the conversation continues, so the assistant's "
+                "turns cannot be found; mark them in the template with {% generation %} and {% endgeneration %}"
             )
         ids, offsets = self._encode(tail)
         following, _ = self._encode(rest[: len(tail)])

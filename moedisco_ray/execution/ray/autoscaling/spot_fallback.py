@@ -55,7 +55,7 @@ def __getattr__(name: str) -> type:
 
 
 class _WithErrors:
-    """Mixin for a node provider: installs a `RefusalMonitor`, and keeps the cloud's errors for it, because Ray drops them."""
+    """Mixin for a node provider: installs a `RefusalMonitor`, and keeps for it the cloud's errors, which Ray drops."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         self._errors: Errors = {}
