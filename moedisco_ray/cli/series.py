@@ -154,9 +154,10 @@ def parameters(config: RunConfig) -> dict[str, str]:
 
 
 def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if children is None:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
         yield plain(path), str(value)
         return
-    for key, child in children:
+    for key, child in value.items():
         yield from _flatten(child, f"{path}.{key}" if path else str(key))

@@ -207,8 +207,8 @@ class ModelMap:
 
     def sort_key(self, key: str) -> tuple[object, ...]:
         """Sort key of canonical names: embedding, layers by number, experts by number, head."""
-        layer = _LAYER.fullmatch(key)
-        group = 1 if layer else 0 if "embed" in key else 2
+        outside = 0 if "embed" in key else 2
+        group = 1 if _LAYER.fullmatch(key) else outside
         return (group, *(int(piece) if piece.isdigit() else piece for piece in _NUMBER.split(key)))
 
     def experts(self, keys: Iterable[str]) -> dict[int, int]:

@@ -206,7 +206,8 @@ def check_pools(config: RunConfig) -> list[str]:
                 f"{limit:g} at most; lower it, or raise max_workers in the cluster file",
             )
         if now < needed and not autoscales():
-            found = f"has {now}" if now else f"has no node with it{' and a GPU' if pool.gpu else ''}"
+            missing = "it and a GPU" if pool.gpu else "it"
+            found = f"has {now}" if now else f"has no node with {missing}"
             messages.append(
                 f"{_size_of(pool, config) if now else field}: the run needs {needed} "
                 f"{tags}{' at once' if needed > 1 else ''}, and this Ray cluster {found}: it will wait for a node "

@@ -113,8 +113,8 @@ def files_read(context: Context) -> list[Path]:
 def _models(context: Context) -> dict[str, Path]:
     """The model that each stage made, by the stage."""
     tokens = context.config.tokens
-    evaluated = [*(["seed"] if tokens.seed else []), *(["merge"] if tokens.decoupled else []), "finetune"]
-    return {stage: context.of(stage) for stage in evaluated}
+    makes_model = {"seed": tokens.seed, "merge": tokens.decoupled, "finetune": True}
+    return {stage: context.of(stage) for stage, made in makes_model.items() if made}
 
 
 def _cluster_model(context: Context) -> Path | None:

@@ -123,4 +123,6 @@ def add_end_token(directory: Path, token: int) -> None:
 
 
 def _as_list(tokens: list[int] | int | None) -> list[int]:
-    return tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]
+    if tokens is None:
+        return []
+    return tokens if isinstance(tokens, list) else [tokens]

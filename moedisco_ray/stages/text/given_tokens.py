@@ -134,9 +134,9 @@ class GivenTokens:
             starts[-1] -= 1  # EOS alone has no text, so it takes the token before it along
         begins = True
         for start, stop in itertools.pairwise([*starts, len(ids)]):
-            part = text[
-                0 if start == first else offsets[start, 0] : len(text) if stop == len(ids) else offsets[stop, 0]
-            ]
+            begin = 0 if start == first else offsets[start, 0]
+            end = len(text) if stop == len(ids) else offsets[stop, 0]
+            part = text[begin:end]
             if part and loss_mask[start:stop].any():
                 yield Document(part, begins, tokens=ids[start:stop], loss_mask=loss_mask[start:stop])
                 begins = False
@@ -238,8 +238,9 @@ class GivenTokens:
         ids, offsets = self._encode(tail)
         following, _ = self._encode(rest[: len(tail)])
         same = _common(ids.tolist(), following.tolist())
-        start, end = len(before), len(before) + len(content)
-        return len(prompt) if text.startswith(prompt) else start, end + (int(offsets[same - 1, 1]) if same else 0)
+        start = len(prompt) if text.startswith(prompt) else len(before)
+        after = int(offsets[same - 1, 1]) if same else 0
+        return start, len(before) + len(content) + after
 
     def _encode(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
