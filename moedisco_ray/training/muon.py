@@ -83,9 +83,8 @@ class Muon(torch.optim.Optimizer):
         # `load_state_dict` replaces the state and the groups of this optimizer, so they are passed to AdamW in each
         # step.
         self._adamw.state = self.state
-        for own, group in zip(
-            self._adamw.param_groups, (g for g in self.param_groups if g["halves"] is None), strict=True
-        ):
+        given = (group for group in self.param_groups if group["halves"] is None)
+        for own, group in zip(self._adamw.param_groups, given, strict=True):
             own.update(params=group["params"], lr=group["lr"])
         self._adamw.step()
 

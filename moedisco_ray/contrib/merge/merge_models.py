@@ -183,9 +183,8 @@ def _configs(starts: Sequence[Model], paths: Sequence[Path], experts: int, per_t
         upcycled_config(path, model.family_name, experts, per_token) for model, path in zip(starts, paths, strict=True)
     ]
     for values, path in zip(found[:-1], paths, strict=False):
-        for field in sorted(
-            (values.keys() | found[-1].keys()) - FREE_FIELDS, key=lambda field: (field != "model_type", field)
-        ):
+        compared = (values.keys() | found[-1].keys()) - FREE_FIELDS
+        for field in sorted(compared, key=lambda field: (field != "model_type", field)):
             own, other = values.get(field), found[-1].get(field)
             if own != other:
                 raise CheckpointError(

@@ -76,10 +76,11 @@ class TrainReports:
 
     def send_if_due(self) -> None:
         """Report if rank 0 has new metrics and made its last report at least `_REPORT_SECONDS` ago."""
-        if from_rank_zero(
-            lambda: bool(self._metrics) and time.monotonic() - self._sent_at >= _REPORT_SECONDS, self._world
-        ):
+        if from_rank_zero(self._is_due, self._world):
             self.send()
+
+    def _is_due(self) -> bool:
+        return bool(self._metrics) and time.monotonic() - self._sent_at >= _REPORT_SECONDS
 
     def send(self) -> None:
         """Report the newest metrics, and the newest checkpoint if one was saved since the last report."""

@@ -292,11 +292,10 @@ class Layers:
 
     def labelled_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
         """Inputs x_TD of a layer's router for each batch, and the cluster of each token."""
+        inputs = self._router_inputs(self.blocks[layer], step)
         return [
             (self._shifted(x_TD, layer, cluster_T), cluster_T.to(self.device))
-            for x_TD, cluster_T in zip(
-                self._router_inputs(self.blocks[layer], step), map(_labels, self._batches), strict=True
-            )
+            for x_TD, cluster_T in zip(inputs, map(_labels, self._batches), strict=True)
         ]
 
     def _shifted(self, x_TD: Tensor, layer: int, cluster_T: Tensor) -> Tensor:

@@ -147,12 +147,9 @@ class GivenTokens:
         Raises:
             GivenTokensError: The value is not a list of ids of the tokenizer.
         """
-        if not isinstance(ids, list) or not all(
-            isinstance(each, int) and 0 <= each < self._encoder.vocab_size for each in ids
-        ):
-            raise GivenTokensError(
-                f"a row holds no list of ids below {self._encoder.vocab_size}, the size of the vocabulary"
-            )
+        vocab_size = self._encoder.vocab_size
+        if not (isinstance(ids, list) and all(isinstance(each, int) and 0 <= each < vocab_size for each in ids)):
+            raise GivenTokensError(f"a row holds no list of ids below {vocab_size}, the size of the vocabulary")
         found = np.array(ids, dtype=np.int32)
         if len(found) and found[0] == self._encoder.bos:
             found = found[1:]

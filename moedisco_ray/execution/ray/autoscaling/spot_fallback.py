@@ -143,14 +143,12 @@ class RefusalMonitor(CloudResourceMonitor):
         """Update the scores from changes of requested instances."""
         super().notify(events)
         for event in events:
-            if event.new_instance_status == Instance.REQUESTED:
+            status, is_requested = event.new_instance_status, event.instance_id in self._requested
+            if status == Instance.REQUESTED:
                 self._requested[event.instance_id] = event.launch_request_id, event.instance_type
-            elif event.new_instance_status == Instance.ALLOCATION_FAILED and event.instance_id in self._requested:
+            elif status == Instance.ALLOCATION_FAILED and is_requested:
                 self._failed(event, self._requested.pop(event.instance_id))
-            elif (
-                event.new_instance_status in (Instance.ALLOCATED, Instance.TERMINATED)
-                and event.instance_id in self._requested
-            ):
+            elif status in (Instance.ALLOCATED, Instance.TERMINATED) and is_requested:
                 _, node_type = self._requested.pop(event.instance_id)
                 self._forget(node_type)
 
