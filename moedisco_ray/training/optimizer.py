@@ -49,9 +49,10 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
             groups[halves if by_muon else None, decays, is_divided(parameter)].append(parameter)
     decay = job.optimizer.weight_decay
     made = list[dict[str, Any]]()
-    for halves, decays, divided in sorted(groups, key=lambda key: (key[0] or 0, not key[1], key[2])):
-        group: dict[str, Any] = {"params": groups[halves, decays, divided], "weight_decay": decay if decays else 0.0}
-        made.append(group | {"halves": halves} if halves else group)
+    for key in sorted(groups, key=lambda key: (key[0] or 0, not key[1], key[2])):
+        muon_halves, decays, _ = key
+        group: dict[str, Any] = {"params": groups[key], "weight_decay": decay if decays else 0.0}
+        made.append(group | {"halves": muon_halves} if muon_halves else group)
     rank = world.shard + job.share.member  # members of one worker each have the same seed, but round independently
     make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=rank)
     return Muon(made, job.optimizer, make_adamw, job.seed, rank) if job.optimizer.name == "muon" else make_adamw(made)
