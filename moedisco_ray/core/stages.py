@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from moedisco_ray.core.config import AnyPool, Finetune, Optimizer, Pool, RunConfig, Submodels, TrainingStageName
+from moedisco_ray.core.config import AnyPool, Finetune, Lora, Optimizer, Pool, RunConfig, Submodels, TrainingStageName
 from moedisco_ray.core.config.effects import leaves
 from moedisco_ray.core.config.optimizer import precision_on
 
@@ -71,6 +71,14 @@ def _evaluation(config: RunConfig) -> Mapping[str, Any]:
 
 def _one(_config: RunConfig) -> int:
     return 1
+
+
+def _no_adapters(_config: RunConfig) -> Lora | None:
+    return None
+
+
+def _adapters(config: RunConfig) -> Lora | None:
+    return config.submodels.lora if config.submodels.lora.rank else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +155,14 @@ class TrainingStage(Stage):
         members: Number of trainings of one model, whose steps are made at the same time.
         measures_held_out: Whether its models are measured on held-out text while they train.
         has_owners: Whether data owners train models of it.
+        lora: Adapters that train instead of the weights; None if the weights train.
     """
 
     recipe: Literal["submodels", "finetune"] = "submodels"
     members: Callable[[RunConfig], int] = _one
     measures_held_out: bool = True
     has_owners: bool = False
+    lora: Callable[[RunConfig], Lora | None] = _no_adapters
 
     @property
     def trains_whole(self) -> bool:
@@ -219,6 +229,7 @@ STAGES: tuple[Stage, ...] = (
         derived=_submodel_training,
         measures_held_out=False,
         has_owners=True,
+        lora=_adapters,
     ),
     Stage(
         "merge",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import pkgutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -22,31 +22,9 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.verification import Verifier
 from moedisco_ray.execution.checkpoint_folder import made_storage, remove
 from moedisco_ray.execution.run_directory import repaired
-from moedisco_ray.stages import decompose
-from moedisco_ray.stages.clustering import stage as clustering
-from moedisco_ray.stages.clustering.model import ClusterModel
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.corpus import stage as corpus
-from moedisco_ray.stages.corpus.unseen import read_unseen
 from moedisco_ray.stages.evaluate import stage as evaluate
-from moedisco_ray.stages.export import stage as export
-from moedisco_ray.stages.merge import stage as merge
-from moedisco_ray.stages.train import finetune, seed, submodels
-
-RUN: Mapping[str, Callable[[Context, Draft], None]] = {
-    "corpus": corpus.run,
-    "seed": functools.partial(seed.run, write_common_start=decompose.write_common_start),
-    "cluster": clustering.run,
-    "decompose": decompose.run,
-    "submodels": submodels.run,
-    "merge": merge.run,
-    "finetune": finetune.run,
-    "evaluate": functools.partial(evaluate.run, readers=evaluate.Readers(ClusterModel.load, read_unseen)),
-    "export": export.run,
-}
-"""The function of each stage, by name. Stages do not import each other: a function that one stage needs from another is
-passed to it here."""
-
 
 def is_made(store: RunStore, digests: dict[str, str]) -> bool:
     """Whether the artifacts of all stages exist, with these fingerprints by stage."""
@@ -167,8 +145,9 @@ def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
         context.emit(Event("stage_skipped", stage.name))
         return
     context.emit(Event("stage_started", stage.name))
+    make: Callable[[Context, Draft], None] = pkgutil.resolve_name(stage.work)
     with commit(artifact, context.fingerprint, _CheckedStore(context.store, check), stage.name, inputs) as draft:
-        RUN[stage.name](context, draft)
+        make(context, draft)
     check()
     # Trainers' checkpoints are kept until the artifact made from them is committed.
     context.store.remove(context.checkpoints(stage.name))

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count, gigabytes
 from moedisco_ray.core.bill import format_dollars, format_seconds
+from moedisco_ray.core.stages import training_stage
 from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
 from moedisco_ray.plan.capacity import ClusterNeeds
 from moedisco_ray.plan.cluster_file import Cluster
@@ -128,7 +129,7 @@ def _parts(plan: Plan) -> str:
 
 def _parameters(plan: Plan) -> Table:
     models: dict[str, Parameters] = {
-        "mixture" if stage.stage == "finetune" else "sub-model": stage.parameters for stage in plan.stages
+        "mixture" if training_stage(stage.stage).trains_whole else "sub-model": stage.parameters for stage in plan.stages
     }
     models["mixture"] = plan.parameters
     roles = [
