@@ -451,7 +451,10 @@ def test_a_report_that_is_recorded_and_sent_again_changes_nothing(shared, data):
         (b'{"first": -1, "events": []}', 422),
         (b'{"first": 0, "events": [{"type": "x"}]}', 422),
         (
-            b'{"first": 0, "events": [{"type": "progress", "unit": "u\\u0000", "time": 1, "data": {"step": 1e400, "loss": NaN}}]}',
+            (
+                b'{"first": 0, "events": [{"type": "progress", "unit": "u\\u0000", "time": 1, '
+                b'"data": {"step": 1e400, "loss": NaN}}]}'
+            ),
             200,
         ),
         (b"\xff", 400),

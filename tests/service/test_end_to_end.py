@@ -1,4 +1,4 @@
-"""A run over REST on a local Ray: watched while the service restarts at another port, its driver killed, its model downloaded."""
+"""A run over REST on a local Ray: the service restarts at another port, the driver is killed, the model downloaded."""
 
 from __future__ import annotations
 

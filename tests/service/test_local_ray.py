@@ -324,7 +324,7 @@ def test_a_machine_offers_a_slot_per_gpu_or_per_core():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray's dashboard imports
 def test_the_paths_of_rays_sockets_fit_below_the_longest_directory():
-    """Before (af276e38): below /home/ubuntu, a socket's path had 110 characters, and `moedisco serve` could not start Ray."""
+    """Before (af276e38): a socket's path in /home/ubuntu had 110 characters: `moedisco serve` could not start Ray."""
     names = [module.__name__ for module in get_all_modules(SubprocessModule)]
     session = "session_2026-11-30_21-31-48_025731_4194304"  # the number is a pid
     assert max(names, key=len) == "TaskEventsHead"

@@ -72,7 +72,7 @@ def test_a_task_beyond_a_limit_is_ended_with_an_answer_that_names_the_limit(tmp_
 
 
 def test_an_answer_does_not_wait_for_a_task_that_began_later(tmp_path):
-    """Before: a later task's process inherited the socket of the earlier one, whose answer came when that process had ended."""
+    """Before: a later task's process inherited the earlier one's socket, whose answer came when that process ended."""
 
     async def both(planning):
         began = time.monotonic()

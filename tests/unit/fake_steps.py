@@ -318,7 +318,7 @@ def make_real(model: nn.Module) -> None:
 
 
 def deep_step(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer) -> int:
-    """A step in which the larger one of embedding and first layer trains, if blocks do: its backward pass uses all layers."""
+    """A step that trains the larger of embedding and first layer (if blocks train); backward uses all layers."""
     blocks = architecture.num_hidden_layers + 2
     parameters = count_parameters(family, architecture, vocabulary)
     head = parameters.embedding + architecture.hidden_size  # as large as the embedding, and the last norm

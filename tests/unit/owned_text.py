@@ -63,7 +63,7 @@ def texts_of(config: RunConfig, owner: str | None) -> list[str]:
 
 
 def traces(texts: Sequence[str], encoder: Encoder) -> Iterator[tuple[bytes, ...]]:
-    """Per document, what a file would hold if it held the document: pieces of its text, and of its tokens as integers."""
+    """Per document, what shows that a file holds it: pieces of its text, and of its tokens as integers."""
     for text, ids in zip(texts, encoder.encode(texts), strict=True):
         starts = (0, max(0, (len(ids) - RUN_TOKENS) // 2))
         tokens = [ids[start : start + RUN_TOKENS].astype(kind).tobytes() for start in starts for kind in ("<u2", "<u4")]

@@ -29,7 +29,7 @@ from moedisco_ray.stages.clustering.vectors.random import RandomCosts
 
 
 class Files:
-    """Vector files of documents with random ids, in ascending order, and the answers that the driver gets about them."""
+    """Vector files of documents with random ids in ascending order, and the answers about them that the driver gets."""
 
     def __init__(self, directory, x_ND, weights_N, files):
         ids = [hashlib.blake2b(f"{i}".encode(), digest_size=16).digest() for i in range(len(x_ND))]

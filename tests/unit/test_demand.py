@@ -1,4 +1,4 @@
-"""What an autoscaler is asked for on behalf of what waits, on a cluster whose placement groups and nodes are made up."""
+"""What an autoscaler is asked to start for waiting work, on a cluster with invented placement groups and nodes."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ FAMILY = "qwen3_moe"
 
 
 class Sent(TorchDispatchMode):
-    """Counts the bytes that this worker sends: gathers, reductions, sums over replicas, and tokens that travel to experts."""
+    """Counts the bytes that this worker sends: gathers, reductions, sums over replicas, and tokens sent to experts."""
 
     def __init__(self) -> None:
         super().__init__()

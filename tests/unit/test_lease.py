@@ -1,4 +1,4 @@
-"""The lease of a run at a URI: one driver at a time works on the run, and one that lost its lease changes nothing more."""
+"""The lease of a run at a URI: one driver at a time works on it, and one that lost its lease changes nothing more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sub-models whose adapters train instead of their weights (`submodels.lora`), with Hugging Face PEFT as the reference."""
+"""Sub-models that train adapters instead of weights (`submodels.lora`), with Hugging Face PEFT as the reference."""
 
 from __future__ import annotations
 

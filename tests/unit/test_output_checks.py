@@ -1,4 +1,4 @@
-"""`validate` and `run` refuse an output that cannot be written, or a disk with too little room, before anything starts."""
+"""`validate` and `run` refuse an unwritable output, or a disk with too little room, before anything starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BEFORE = "the pipeline started"
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
-    """Function that runs a command with settings, and returns what it says on standard error; a pipeline that starts says so."""
+    """Runs a command with settings and returns its standard error, which also shows whether a pipeline started."""
     module = types.ModuleType("moedisco_ray.execution.pipeline")
 
     def pipeline(*_, **__):

@@ -804,7 +804,7 @@ def test_a_mixed_pool_by_hand():
 
 
 def one_by_one(pool, hours, units, need_gb):
-    """Begin every unit by itself, on the cheapest free type that holds it: units by type, and when the last one ends."""
+    """Begin each unit alone on the cheapest free type that holds it; return units by type, and when the last ends."""
     running, taken, begun, now, last = [], Counter(), Counter(), 0.0, 0.0
     for unit in range(units):
         need = Need(str(unit), need_gb)

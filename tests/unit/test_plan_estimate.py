@@ -309,7 +309,10 @@ def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
 
 
 def check_stored(directory, plan):
-    """Models and optimizer states are stored in the sizes that a plan names; JSON files and a tokenizer are small next to them."""
+    """Models and optimizer states have the stored sizes that a plan names; next to them, other files are small.
+
+    The other files are JSON and a tokenizer.
+    """
     folders = {stage.name: stage.directory for stage in STAGES}
     for stage in plan.storage:
         if stage.stage in ("seed", "decompose", "submodels", "merge", "finetune", "export"):

@@ -1,4 +1,4 @@
-"""Experts refitted to the routing of a smaller model: the solution is that of NumPy, and transformers computes what is reported."""
+"""Experts refitted to a smaller model's routing: NumPy's solution, and transformers computes what is reported."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_only_down_projections_change_and_outputs_come_closer(family: str, tmp_p
 
 @torch.no_grad()
 def errors(smaller: Path, whole: Path, tokens_BL: torch.Tensor) -> list[float]:
-    """Mean square of the difference of the experts' outputs of two models of transformers, as a share of those of the second."""
+    """Mean squared difference between the experts' outputs of two models, as a share of the second's mean square."""
     model, other = (AutoModelForCausalLM.from_pretrained(each).eval() for each in (smaller, whole))
     seen: dict[torch.nn.Module, Any] = {}
     blocks = [name.removesuffix(".experts") for name, _ in model.named_modules() if name.endswith(".experts")]

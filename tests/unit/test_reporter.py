@@ -1,4 +1,4 @@
-"""Events reach a service that is unreachable at times, in order and once each; what others answer in its place has no effect."""
+"""Events reach a service that is sometimes unreachable, once each and in order; answers of others have no effect."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_events_of_an_earlier_driver_are_sent_first(service: Service, tmp_pa
 
 
 def test_many_large_events_arrive_in_reports_that_are_not_too_large(service: Service, tmp_path: Path) -> None:
-    """Before (af276e38): all events were sent in one report of 10 MB, which the service refused (413) again and again."""
+    """Before (af276e38): all events were in one report of 10 MB, which the service refused (413) again and again."""
     path, reporter = tmp_path / "events.jsonl", started(service, tmp_path)
     log = EventLog(path)
     for i in range(12):

@@ -1,4 +1,4 @@
-"""Functions that change or drop the rows of a source, against Hugging Face datasets and text that is cleaned beforehand."""
+"""Functions that change or drop rows of a source, against Hugging Face datasets and text cleaned beforehand."""
 
 from __future__ import annotations
 

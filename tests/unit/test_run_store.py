@@ -155,7 +155,7 @@ def test_a_directory_is_linked_by_its_objects_and_outlives_its_source(machines: 
 
 
 def test_an_artifact_that_is_linked_whole_has_the_files_of_its_source_alone(machines: list[Machine]) -> None:
-    """A run without a fine-tune links its merged model; notes for the commit of a local run became a file of the artifact."""
+    """A run without a fine-tune links its merged model; a local run's commit notes became a file of the artifact."""
     driver, _, reader = machines
     store = driver.store
     with commit(store.directory / "merged", "1", store) as draft:

@@ -1,4 +1,4 @@
-"""A Ray cluster that does not answer is reported at once, in one line; a local one that does not start is started again."""
+"""An unresponsive Ray cluster is reported at once, in one line; a local one that does not start is started again."""
 
 from __future__ import annotations
 

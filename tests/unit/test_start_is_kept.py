@@ -1,4 +1,4 @@
-"""What a pretrained model brings goes through a run: its tokens, loss, chat template, end tokens, dtype and positions."""
+"""A run keeps what a pretrained model brings: tokens, loss, chat template, end tokens, dtype and positions."""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ LAYER = {
 """Most operations that a layer with attention may add to a step, by family: with one expert, with grouped experts as on
 GPUs, and each further expert of the loop over experts that CPUs run."""
 NAMED = {
-    "masking_utils.py: find_packed_sequence_indices": "transformers asks in each forward pass whether positions are consecutive",
+    "masking_utils.py: find_packed_sequence_indices": (
+        "transformers asks in each forward pass whether positions are consecutive"
+    ),
     "optimizer.py: step": "the number of the step is in the machine's memory",
 }
 """Places that read a tensor's value in every step, and why."""

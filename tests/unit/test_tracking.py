@@ -45,7 +45,10 @@ def config(tmp_path, *, log_model=False, **trackers):
         (
             {"tensorboard": True},
             "tensorboard",
-            "tracking.trackers.tensorboard: True: needs the package tensorboard; pip install 'moedisco-ray[tensorboard]'",
+            (
+                "tracking.trackers.tensorboard: True: needs the package tensorboard; "
+                "pip install 'moedisco-ray[tensorboard]'"
+            ),
         ),
         (
             {"wandb": "p"},

@@ -197,7 +197,10 @@ def test_the_decided_number_of_sub_models_cuts_no_group(tmp_path: Path, experts:
         (
             {"split": 5, "num_experts": 5},
             1,
-            r"model\.init\.split: 5: does not divide the MLP's 24 hidden units into experts of 8 or more; use a divisor of 24",
+            (
+                r"model\.init\.split: 5: does not divide the MLP's 24 hidden units into experts of 8 or more; "
+                "use a divisor of 24"
+            ),
         ),
         (
             {"split": 4, "num_experts": 4},

@@ -1,4 +1,4 @@
-"""The workers of a gang on gloo, forked from a process of their own: they run jobs one after the other and write their results."""
+"""The workers of a gang on gloo, forked from one process: they run jobs one after the other and write the results."""
 
 from __future__ import annotations
 
