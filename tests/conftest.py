@@ -70,5 +70,5 @@ def _known_speed(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOEDISCO_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        write_text(machine._path(), probe.model_dump_json())
+        write_text(machine.probe_path(), probe.model_dump_json())
         yield

@@ -226,7 +226,7 @@ def test_a_run_outlasts_what_answers_on_the_port_of_its_service(
     Before (af276e38): "superseded" (another service, proxy); the echo had the token "mdr_..."; no event reached the new
     port.
     """
-    monkeypatch.setattr(reporter, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(reporter, "LONGEST_PAUSE", 0.05)
     with service(tmp_path, PlanningHere()) as made, contextlib.ExitStack() as stack:
         ray, first, second = Ray(monkeypatch), Running(made), Running(made)
         asked = made.ann.post("/v1/runs", json={"config": demo(), "budget_dollars": 5.0})

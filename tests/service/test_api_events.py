@@ -180,7 +180,7 @@ def test_a_reader_that_leaves_leaves_nothing_behind(api):
             next(chunks)
             until(lambda: context.streams._feeds)
         until(lambda: not context.streams._feeds)
-        assert context.prometheus.streams._value.get() == 0
+        assert context.prometheus.registry.get_sample_value("moedisco_event_streams") == 0
 
 
 def test_a_thousand_readers_share_what_is_read(tmp_path, database_url, monkeypatch):

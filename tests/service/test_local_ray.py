@@ -204,23 +204,23 @@ def test_a_process_whose_environment_is_not_there_yet_is_waited_for(monkeypatch:
             return psutil.STATUS_RUNNING
 
     monkeypatch.setattr(local.psutil, "Process", Spawned)
-    local._await_environment(1)
+    local.await_environment(1)
     assert environments == []
 
 
 def test_a_process_that_ended_at_once_is_not_waited_for() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    local._await_environment(ended.pid)  # a zombie
+    local.await_environment(ended.pid)  # a zombie
     ended.wait()
-    local._await_environment(ended.pid)  # nobody
+    local.await_environment(ended.pid)  # nobody
 
 
 def test_the_services_client_follows_a_cluster_that_starts_again_with_another_token(tmp_path, monkeypatch):
     alive: list[int] = []
     monkeypatch.setattr(LocalRay, "_spawn", lambda *_: alive.append(-1 - len(alive)) or alive[-1])
     monkeypatch.setattr(LocalRay, "_answers", lambda *_: True)
-    monkeypatch.setattr(local, "_await_environment", lambda _pid: None)
+    monkeypatch.setattr(local, "await_environment", lambda _pid: None)
     monkeypatch.setattr(local, "_bears", lambda pid, _mark: pid == alive[-1])
     cluster = LocalRay(tmp_path, user=DriverUser("driver", os.getuid(), os.getgid(), tmp_path, "setpriv"))
 

@@ -275,12 +275,12 @@ def test_frozen_weights_have_the_dtype_of_the_pools_arithmetic(home: Path, tmp_p
     gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
     on_gpus, on_cpus = lora_config(tmp_path, home / "start", pools=gpu), lora_config(tmp_path, home / "start")
     without = lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 0}})
-    assert [jobs._recipe(each, "submodels").precision for each in (on_gpus, on_cpus, without)] == [
+    assert [jobs.recipe_of(each, "submodels").precision for each in (on_gpus, on_cpus, without)] == [
         "bf16",
         "fp32",
         "auto",
     ]
-    assert jobs._recipe(on_gpus, "finetune").precision == "auto"
+    assert jobs.recipe_of(on_gpus, "finetune").precision == "auto"
 
 
 def test_several_workers_are_refused(job: TrainJob) -> None:

@@ -41,7 +41,7 @@ def test_the_mean_weighs_deltas_from_the_start_and_is_rounded_once(seed, count, 
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch):
     start, copies = copies_of(3, size=101)
     whole, deviation = combine("x", copies, start, (0.2, 0.3, 0.5))
-    monkeypatch.setattr(backbone, "_CHUNK", 7)
+    monkeypatch.setattr(backbone, "CHUNK", 7)
     pieces, same = combine("x", copies, start, (0.2, 0.3, 0.5))
     assert torch.equal(whole, pieces)
     assert deviation == pytest.approx(same, rel=1e-12)

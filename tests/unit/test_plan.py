@@ -390,7 +390,7 @@ def test_the_room_of_muons_step_is_an_upper_bound_of_what_it_takes(monkeypatch):
     optimizer.step()
     with LiveBytes([weight, weight.grad, *optimizer.state[weight].values()]) as live:
         optimizer.step()
-    assert 12 << 16 < live.peak <= memory_module._MUON_BYTES << 16
+    assert 12 << 16 < live.peak <= memory_module.MUON_BYTES << 16
 
 
 def test_copies_for_low_precision_arithmetic():

@@ -106,7 +106,7 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr(reporting, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(reporting, "LONGEST_PAUSE", 0.05)
     running = Service()
     yield running
     running.close()
@@ -256,7 +256,7 @@ def large_cookie(handler: BaseHTTPRequestHandler, body: bytes) -> None:
 def test_what_another_program_answers_has_no_effect(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imposter: Any
 ) -> None:
-    monkeypatch.setattr(reporting, "_REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(reporting, "REQUEST_SECONDS", 0.3)
     service.instead = imposter
     stop = StopFile(tmp_path / "stop")
     reporter = started(service, tmp_path, stop)
@@ -298,7 +298,7 @@ def test_an_old_answer_of_the_service_is_no_answer(service: Service, tmp_path: P
 def test_events_go_only_to_a_service_that_has_just_proved_itself(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporting, "_PROOF_SECONDS", 0.2)
+    monkeypatch.setattr(reporting, "PROOF_SECONDS", 0.2)
     reporter = started(service, tmp_path)
     log = EventLog(tmp_path / "events.jsonl", (reporter,))
     log(Event("progress", "seed", "seed", {"step": 0}))

@@ -299,7 +299,7 @@ def test_a_job_of_a_run_at_a_path_is_sent_as_it_is(tmp_path: Path) -> None:
 def test_what_was_not_used_for_longest_is_dropped_and_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_RECENT_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "RECENT_SECONDS", 0.0)
     monkeypatch.setenv(CACHE, str(tmp_path / "driver"))
     monkeypatch.setenv(cache.LIMIT, "0.0004")  # 400 kB
     store = RunStore.of(f"file://{tmp_path}/bucket/run")
@@ -326,7 +326,7 @@ def test_what_was_not_used_for_longest_is_dropped_and_fetched_again(
 
 
 def test_files_of_a_draft_are_dropped_once_they_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_RECENT_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "RECENT_SECONDS", 0.0)
     monkeypatch.setenv(CACHE, str(tmp_path / "worker"))
     monkeypatch.setenv(cache.LIMIT, "0")
     store = RunStore.of(f"file://{tmp_path}/bucket/run")
