@@ -80,13 +80,14 @@ def watch(client, run_id, timeline, seconds=900):
 def launches(hosts):
     """The autoscaler's decisions in its log: the time, the node type, and how many nodes more or fewer."""
     logs = sorted((hosts.base / "lab" / "tmp" / "ray").glob("session_2*/logs/monitor.log"))
+    text = "".join(log.read_text() for log in logs)
     return [
         (
             time.mktime(time.strptime(moment, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1000,
             node_type,
             int(count) if verb == "Adding" else -int(count),
         )
-        for moment, milliseconds, verb, count, node_type in LAUNCH.findall("".join(log.read_text() for log in logs))
+        for moment, milliseconds, verb, count, node_type in LAUNCH.findall(text)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -87,10 +88,8 @@ def test_a_disk_with_less_room_than_planned_is_refused_with_both_numbers(refused
 
 CONFIG = check_config(parse_yaml(preset_text("demo")))
 PLAN = build_plan(CONFIG)
-STORED = max(
-    sum(each.stored for each in PLAN.storage[:number]) + stage.checkpoints
-    for number, stage in enumerate(PLAN.storage, start=1)
-)
+_MODELS = itertools.accumulate(stage.stored for stage in PLAN.storage)
+STORED = max(models + stage.checkpoints for models, stage in zip(_MODELS, PLAN.storage, strict=True))
 """Checkpoints of a stage are deleted before later stages store their models."""
 
 

@@ -710,13 +710,11 @@ def test_the_default_uses_two_cards_throughout_where_batches_are_large(batch_tok
 
 
 def test_a_parallel_seed_stores_one_model_and_every_member_reads_its_text():
-    alone, together = (
-        build_plan(
-            config(submodels={"sync_every": 100, "seed_members": members, "optimizer": {"batch_tokens": 16_384}})
-        )
-        for members in (1, 4)
-    )
-    one, four = (next(each for each in plan.storage if each.stage == "seed") for plan in (alone, together))
+    def storage(members):
+        submodels = {"sync_every": 100, "seed_members": members, "optimizer": {"batch_tokens": 16_384}}
+        return next(each for each in build_plan(config(submodels=submodels)).storage if each.stage == "seed")
+
+    one, four = storage(1), storage(4)
     assert four.stored == one.stored
     assert four.checkpoints == 4 * one.checkpoints
     assert four.worker_disk == one.worker_disk
