@@ -341,7 +341,7 @@ def _make_all(
     repairs: bool,
 ) -> None:
     directory = store.directory
-    storage, verifier = made_storage(config, store), Verifier(uuid.uuid4().hex, trusts=not verifies)
+    storage, verifier = _made_storage(config, store), Verifier(uuid.uuid4().hex, trusts=not verifies)
     contexts = {
         stage.name: Context(
             config=config,
@@ -404,7 +404,7 @@ def own_storage(config: RunConfig, store: RunStore) -> Location | None:
     return joined(str(config.checkpoint.storage), folder)
 
 
-def made_storage(config: RunConfig, store: RunStore) -> Location | None:
+def _made_storage(config: RunConfig, store: RunStore) -> Location | None:
     """Like `own_storage`, but name a folder first.
 
     A random part makes its name unique: other runs may have the same name.
