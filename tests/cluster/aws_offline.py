@@ -171,14 +171,16 @@ class Role:
     def _allows(self, action, resource, prefix):
         return any(
             action in listed(each["Action"])
-            and fits(resource, listed(each["Resource"]))
-            and ("Condition" not in each or fits(prefix, each["Condition"]["StringLike"]["s3:prefix"]))
+            and any(fnmatchcase(resource, pattern) for pattern in listed(each["Resource"]))
+            and (
+                "Condition" not in each
+                or (
+                    prefix is not None
+                    and any(fnmatchcase(prefix, pattern) for pattern in each["Condition"]["StringLike"]["s3:prefix"])
+                )
+            )
             for each in self._statements
         )
-
-
-def fits(text, patterns):
-    return text is not None and any(fnmatchcase(text, pattern) for pattern in patterns)
 
 
 def listed(value):
