@@ -26,6 +26,7 @@ from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.corpus import stage as corpus
 from moedisco_ray.stages.evaluate import stage as evaluate
 
+
 def is_made(store: RunStore, digests: dict[str, str]) -> bool:
     """Whether the artifacts of all stages exist, with these fingerprints by stage."""
     return len(_made(store, digests)) == len(STAGES)

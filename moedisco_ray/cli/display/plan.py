@@ -129,7 +129,8 @@ def _parts(plan: Plan) -> str:
 
 def _parameters(plan: Plan) -> Table:
     models: dict[str, Parameters] = {
-        "mixture" if training_stage(stage.stage).trains_whole else "sub-model": stage.parameters for stage in plan.stages
+        "mixture" if training_stage(stage.stage).trains_whole else "sub-model": stage.parameters
+        for stage in plan.stages
     }
     models["mixture"] = plan.parameters
     roles = [

@@ -47,7 +47,7 @@ def make_job(
         checkpoints=checkpoint_location(context, stage, name, owner),
         steps=steps,
         sequence_length=config.corpus.sequence_length,
-        optimizer=_recipe(config, kind),
+        optimizer=recipe_of(config, kind),
         lora=kind.lora(config),
         span=config.tokens.span(stage),
         checkpoint_every=config.checkpoint.steps,
@@ -66,7 +66,7 @@ def make_job(
     return job
 
 
-def _recipe(config: RunConfig, stage: TrainingStage) -> Optimizer:
+def recipe_of(config: RunConfig, stage: TrainingStage) -> Optimizer:
     """Optimizer settings of a stage.
 
     Frozen weights of a training of adapters get the dtype of the pool's arithmetic, on whatever machine they are
