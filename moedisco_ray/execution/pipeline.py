@@ -218,7 +218,7 @@ def _complete(
     last = Event("run_finished", data={"seconds": round(time.time() - started, 3)})
     report = report_of(store.read_newest, config, last)
     write_json(directory / "report.json", with_checksum(report.to_json()))
-    model = directory / STAGES[-1].directory
+    model = directory / stages.stage_named("export").directory
     write_card(model, report)
     check()
     store.amend(model / "README.md")

@@ -21,6 +21,7 @@ from torch import Tensor
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.stages import training_stage
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, hf_config, load_model, save_model, skeleton, stored_tensors
@@ -276,12 +277,12 @@ def test_frozen_weights_have_the_dtype_of_the_pools_arithmetic(home: Path, tmp_p
     gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
     on_gpus, on_cpus = lora_config(tmp_path, home / "start", pools=gpu), lora_config(tmp_path, home / "start")
     without = lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 0}})
-    assert [jobs.recipe_of(each, "submodels").precision for each in (on_gpus, on_cpus, without)] == [
+    assert [jobs.recipe_of(each, training_stage("submodels")).precision for each in (on_gpus, on_cpus, without)] == [
         "bf16",
         "fp32",
         "auto",
     ]
-    assert jobs.recipe_of(on_gpus, "finetune").precision == "auto"
+    assert jobs.recipe_of(on_gpus, training_stage("finetune")).precision == "auto"
 
 
 def test_several_workers_are_refused(job: TrainJob) -> None:
