@@ -1,7 +1,8 @@
 """The share of its time for which training stops to save, and how much saving slows it down:
 
-none            no checkpoint
-disk, s3        the product: a copy in memory, written by a thread, to a local disk and to an S3 server (moto) on loopback
+none                    no checkpoint
+disk, s3                the product: a copy in memory, which a thread writes to a local disk, or to an S3 server (moto)
+                        on loopback
 disk-waits, s3-waits    the same, but training waits until each checkpoint is safe
 
 The last save is left out: no training continues during it.

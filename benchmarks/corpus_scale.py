@@ -1,8 +1,10 @@
 """How the corpus and cluster stages grow with the text.
 
-assignment   cluster synthetic documents whose vectors are in files of 100,000, balance the clusters, and write every document's
-             cluster; the driver and the tasks are processes of their own, and the peak memory of each is measured
-corpus       the whole corpus stage on one core, with a tokenizer that exists already, against `tokenizers` alone on the same texts
+assignment   cluster synthetic documents whose vectors are in files of 100,000, balance the clusters, and write every
+             document's cluster; the driver and the tasks are processes of their own, and the peak memory of each is
+             measured
+corpus       the whole corpus stage on one core, with a tokenizer that exists already, against `tokenizers` alone on the
+             same texts
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every benchmark shares: whole processes run in turn, medians and ratios, and a result file that says how it was made."""
+"""What all benchmarks share: arms as processes that take turns, medians and ratios, and a file with their results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def environment(command: str, package: str = "moedisco_ray") -> dict[str, Any]:
 
 
 def run_arm(module: str, arm: str, *arguments: str) -> dict[str, Any]:
-    """Run `python -m MODULE --arm ARM` as a process of its own with one thread; its last line of output is a JSON object."""
+    """Run `python -m MODULE --arm ARM` as a process with one thread; its last line of output is a JSON object."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-m", module, "--arm", arm, *arguments],

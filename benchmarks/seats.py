@@ -1,6 +1,7 @@
 """What it costs to train many small sub-models on a few slots, in three forms of one-worker training on Ray:
 
-seats          the product: one long-lived actor per slot, which runs Ray Train in local mode, one sub-model after the other
+seats          the product: one long-lived actor per slot, which runs Ray Train in local mode, one sub-model after the
+               other
 trainer        a new Ray Train run with one worker for each sub-model
 long-trainer   one Ray Train run with one worker per slot, which trains a fixed list of sub-models, one after the other
 
@@ -148,7 +149,7 @@ def gaps(events: Sequence[Event], slots: int) -> list[float]:
 
 @contextlib.contextmanager
 def watching_memory(samples: list[tuple[int, float]], interval: float = 0.5) -> Iterator[None]:
-    """Record, several times a second, how many workers exist and what all other processes of this Ray session hold (MB)."""
+    """Record regularly how many workers exist, and the memory of this Ray session's other processes (MB)."""
     ended = threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""The service under load: `moedisco serve` in one process over SQLite, 10,000 runs in its database, clients in another process.
+"""The service under load: `moedisco serve` over SQLite with 10,000 runs, and clients in another process.
 
 requests      GET of a page of 50 runs and of one run, over 1, 8 and 32 kept connections
 readers       1,000 event streams, half of them on one run that a driver reports to; the same requests meanwhile
@@ -233,7 +233,10 @@ def one_round(seeded: Path) -> dict[str, Any]:
 
 
 def machine_and_own() -> tuple[float, float, float]:
-    """Processor seconds that the machine had, that were used or stolen, and that this process and its ended children used."""
+    """Processor seconds that the machine had, that were used or stolen, and that this process and its children used.
+
+    Seconds that a hypervisor took count as used.
+    """
     machine = psutil.cpu_times()
     own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return (

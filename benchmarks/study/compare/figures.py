@@ -83,7 +83,7 @@ def draw_losses(compared: Comparison, axis: Axis) -> Figure:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Label each curve to the right of the panel at the height of its end; labels that would overlap are moved apart."""
+    """Label each curve at its end, to the right of the panel; labels that would overlap are moved apart."""
     low, high = axes.get_ylim()
     ordered = sorted(ends, key=lambda end: end[1])
     heights = [(loss - low) / (high - low) for _, loss, _, _ in ordered]

@@ -110,7 +110,7 @@ class _Measured:
         return _between(self._medians(arm, lambda each, joint: each.loss - joint.loss), tokens)
 
     def slope(self, tokens: int) -> float:
-        """How much joint training's loss falls per e-fold of tokens, between the measured budgets next to `tokens` (nats)."""
+        """Fall of joint training's loss per e-fold of tokens, between the measured budgets next to `tokens` (nats)."""
         few, many = _neighbours(self.budgets(), tokens)
         return (self.loss(few) - self.loss(many)) / math.log(many / few)
 
@@ -241,9 +241,9 @@ def _check_tokens(own: _Measured, tokens: int) -> None:
             "tokens.total",
             tokens,
             (
-                f"needs the slope of joint training's loss, and {own.cell.experts} experts, top-{own.cell.top_k}, are measured at "
-                f"{', '.join(f'{each:,}' for each in budgets) or 'no'} tokens only; measure a second budget with "
-                "`python -m benchmarks.study grid --budgets 1,4`"
+                f"needs the slope of joint training's loss, and {own.cell.experts} experts, top-{own.cell.top_k}, are "
+                f"measured at {', '.join(f'{each:,}' for each in budgets) or 'no'} tokens only; measure a second "
+                "budget with `python -m benchmarks.study grid --budgets 1,4`"
             ),
         )
     if not budgets[0] <= tokens <= budgets[-1]:

@@ -1,4 +1,4 @@
-"""Arms of the grid that change one lever of the recipe, to be named in `--arms`; a grid does not measure them by itself."""
+"""Arms of the grid that change one lever of the recipe; a grid measures only those that `--arms` names."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
 
 
 def headline() -> tuple[str, list[list[str]]]:
-    """The README's table: four arms at the largest multiple of tokens of ours, in the cell in which most of them were measured.
+    """The README's table: four arms at our largest multiple of tokens, in the cell where most of them were measured.
 
     Returns:
         The title, and the rows under `HEADLINE`; arms without a result have a row that says so.
@@ -105,7 +105,10 @@ def title(table: Sequence[Figures]) -> str:
 
 
 def slope_of_gap(every: Iterable[Figures], figures: Figures) -> str:
-    """Change of an arm's gap from the cell's smallest to its largest budget, for four times the tokens, over common seeds."""
+    """Change of an arm's gap for four times the tokens, over common seeds.
+
+    It is measured between the cell's smallest and largest budget.
+    """
     own = sorted(
         (each for each in every if (each.arm, _cell(each)) == (figures.arm, _cell(figures))),
         key=lambda each: each.budget_tokens,
@@ -187,7 +190,10 @@ def _row(figures: Figures, slope: str, joint: Figures) -> list[str]:
 
 
 def _to_joint_loss(figures: Figures) -> list[str]:
-    """Dollars to joint training's loss; bounds for an arm that needs more than `FURTHEST` times its tokens, or less than a part."""
+    """Dollars to joint training's loss.
+
+    For an arm that needs more than `FURTHEST` times its tokens, or less than 1 / `FURTHEST` of them, they are bounds.
+    """
     if None not in figures.dollars_to_joint_loss.model_dump().values():
         return _figures(figures.dollars_to_joint_loss)
     sign, factor = (">", FURTHEST) if figures.loss_gap > 0 else ("<", 1 / FURTHEST)

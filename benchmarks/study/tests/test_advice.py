@@ -58,7 +58,7 @@ def measured(arm: str, loss: float, *, low: float = 0.0, budget: int = 1, **chan
 
 
 def grid(gap: float = 0.1, growth: float = 0.0, **changes: Any) -> list[PieceResult]:
-    """Two budgets of joint training, whose loss falls by 0.5 per e-fold, of ours and of a rival that is worse by 0.1."""
+    """Two budgets of joint training (0.5 less loss per e-fold), of ours, and of a rival that is worse by 0.1."""
     return [
         each
         for budget in (1, 4)

@@ -254,7 +254,8 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert joint.dollars_to_target == pytest.approx(joint.curve[-1].dollars)
     assert {entry.stage for entry in upcycle.curve} == {"seed", "finetune"}
     assert ensemble.loss == ensemble.curve[-1].loss != joint.loss
-    measured = f"held-out perplexity: {upcycle.perplexity:.2f} against {joint.perplexity:.2f} of joint training, at equal tokens ("
+    compared = f"{upcycle.perplexity:.2f} against {joint.perplexity:.2f} of joint training"
+    measured = f"held-out perplexity: {compared}, at equal tokens ("
     assert measured in read_json(output / "upcycle-tokens" / "report.json")["bill"]["verdict"]
     # One corpus: the other runs have hard links to the first run's files.
     inodes = {(output / row.run / "corpus" / "shards" / "part-00000.npy").stat().st_ino for row in result.rows}

@@ -1,4 +1,4 @@
-"""Tokens read outside training: computed by hand, checked by laws, and compared with the tokens that models really get."""
+"""Tokens read outside training: computed by hand, checked by laws, and compared with what models really get."""
 
 from __future__ import annotations
 
