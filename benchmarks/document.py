@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.speed_sections import (
     checkpoint_stall,
@@ -31,19 +34,15 @@ def simulator() -> str:
     setting, rates = result["setting"], result["loss_rates"]
     prior, bounds = result["defaults"]["prior"], result["defaults"]["bounds"]
     arms = list(result["interval"]["no losses"])
-    over = "dollars_over_bound"
     intervals = [
-        [f"{name}: {rates[name]:g}", *(f"{cells[arm][over]['median']:.3f}" for arm in arms)]
-        for name, cells in result["interval"].items()
+        [f"{name}: {rates[name]:g}", *_dollars_over_bound(cells, arms, 3)] for name, cells in result["interval"].items()
     ]
+    over = "makespan_over_bound"
     orders = [
-        [f"{int(machines):,}", *(span(cells[name]["makespan_over_bound"]) for name in ("longest_first", "as_given"))]
+        [f"{int(machines):,}", span(cells["longest_first"][over]), span(cells["as_given"][over])]
         for machines, cells in result["order"].items()
     ]
-    priors = [
-        [name, *(f"{cell[over]['median']:.4f}" for cell in cells.values())]
-        for name, cells in result["assumption"].items()
-    ]
+    priors = [[name, *_dollars_over_bound(cells, cells, 4)] for name, cells in result["assumption"].items()]
     arrivals = [
         [name, ask.replace("_", " "), span(cell["idle_dollars"]), span(cell["late_seconds"])]
         for name, cells in result["arrival"].items()
@@ -73,6 +72,10 @@ def simulator() -> str:
         table(["node types", "dollars, a fifth of the sub-models being large", "hours"], mixed),
         made_with(result),
     )
+
+
+def _dollars_over_bound(cells: dict[str, Any], names: Iterable[str], digits: int) -> list[str]:
+    return [f"{cells[name]['dollars_over_bound']['median']:.{digits}f}" for name in names]
 
 
 def makespan() -> str:

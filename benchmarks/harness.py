@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,34 @@ def interleave(
     return results
 
 
+def figures(results: Iterable[Mapping[str, Any]], name: str) -> list[Any]:
+    """The figure `name` of each result."""
+    return [result[name] for result in results]
+
+
+def by_arm(rounds: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> dict[str, list[Any]]:
+    """The figure `name` of each arm's results."""
+    return {arm: figures(results, name) for arm, results in rounds.items()}
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Smallest, median and largest."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
+def spreads(results: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The spread of each figure over the results."""
+    return {name: spread(figures(results, name)) for name in names}
+
+
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     """Round by round, ours over theirs."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def differences(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Round by round, ours minus theirs."""
+    return spread([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from benchmarks.harness import environment, interleave, spread, write_result
+from benchmarks.harness import environment, interleave, spreads, write_result
 from benchmarks.pace import Pace
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
@@ -256,10 +256,7 @@ def main() -> None:
             "rounds": arguments.rounds,
         },
         "targets": {"next_step": 1.0, "head_mb_per_slot": 20, "head_mb": 4000, "idle_share": 0.05},
-        "arms": {
-            arm: {name: spread([result[name] for result in results]) for name in results[0]}
-            for arm, results in rounds.items()
-        },
+        "arms": {arm: spreads(results, results[0]) for arm, results in rounds.items()},
     }
     if arguments.slope:
         more = interleave(__spec__.name, arms, 1, "--jobs", str(3 * jobs), "--slots", str(3 * slots), *sizes[4:])

@@ -22,6 +22,15 @@ def span(values: dict[str, float]) -> str:
     return f"{number(values['median'])} ({number(values['min'])} to {number(values['max'])})"
 
 
+def spans(cell: dict[str, Any], *names: str) -> list[str]:
+    return [span(cell[name]) for name in names]
+
+
+def span_of(cells: dict[str, Any], arm: str) -> str:
+    """The span of an arm; empty for an arm without this figure."""
+    return span(cells[arm]) if arm in cells else ""
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -117,7 +126,7 @@ def seats() -> str:
     rows = [
         [
             arm,
-            *(span(cell[name]) for name in ("first_step", "next_step", "slowest_next_step")),
+            *spans(cell, "first_step", "next_step", "slowest_next_step"),
             number(result["head_mb_per_slot"][arm]),
             span(cell["seconds"]),
         ]
@@ -213,8 +222,7 @@ def checkpoint_stall() -> str:
         "s3-waits": "S3, waiting",
     }
     rows = [
-        [names[arm], *(span(cell[name]) for name in ("stalled", "slower", "stall", "latency", "interval"))]
-        for arm, cell in arms.items()
+        [names[arm], *spans(cell, "stalled", "slower", "stall", "latency", "interval")] for arm, cell in arms.items()
     ]
     verdicts = [at_most(f"share of stalls, {names[arm]}", arms[arm]["stalled"], target) for arm in ("disk", "s3")]
     return section(
@@ -258,16 +266,20 @@ def corpus_scale() -> str:
     assignment = [
         [
             f"{cell['documents']:,}",
-            *(number(cell[name]) for name in ("driver_peak_mb", "task_peak_mb", "load_passes")),
+            number(cell["driver_peak_mb"]),
+            number(cell["task_peak_mb"]),
+            number(cell["load_passes"]),
             f"{cell['largest_over_mean']:.4f}",
-            *(number(cell[name]) for name in ("kmeans_seconds", "fit_seconds", "assign_seconds")),
+            number(cell["kmeans_seconds"]),
+            number(cell["fit_seconds"]),
+            number(cell["assign_seconds"]),
         ]
         for cell in result["assignment"]
     ]
     corpus = [
         [
             f"{int(size):,}",
-            *(span(cell["mb_per_core_second"][arm]) for arm in ("stage", "bare")),
+            *spans(cell["mb_per_core_second"], "stage", "bare"),
             span(cell["stage_over_bare"]),
             number(cell["peak_mb"]),
         ]
@@ -323,7 +335,8 @@ def true_sizes() -> str:
             arm,
             span(result["seconds"][arm]),
             span(result["own_mb"][arm]),
-            *(span(result[key][arm]) if arm in result[key] else "" for key in ("mb_per_second", "of_copy")),
+            span_of(result["mb_per_second"], arm),
+            span_of(result["of_copy"], arm),
         ]
         for arm in result["seconds"]
     ]
@@ -365,14 +378,7 @@ def expert_offload() -> str:
         "own_mb",
         *(("gpu_mb",) if on_gpu else ()),
     )
-    rows = [
-        [
-            arm,
-            *(span(cell[name]) for name in names),
-            span(result["of_device"][arm]) if arm in result["of_device"] else "",
-        ]
-        for arm, cell in result["arms"].items()
-    ]
+    rows = [[arm, *spans(cell, *names), span_of(result["of_device"], arm)] for arm, cell in result["arms"].items()]
     return section(
         "Experts in memory or on disk until a token selects them",
         f"""A model of {setting["bytes"] / 1e9:.2f} GB in bf16, {setting["expert_bytes"] / 1e9:.2f} GB of them experts:
@@ -409,7 +415,8 @@ def within_documents() -> str:
         [
             f"{result['setting']['documents_per_sequence']:g}",
             title,
-            *(span(result["arms"][arm][name]) for arm in ("across", "within")),
+            span(result["arms"]["across"][name]),
+            span(result["arms"]["within"][name]),
             span(result["within_over_across"][name]),
         ]
         for result in runs
@@ -438,44 +445,56 @@ def within_documents() -> str:
     )
 
 
+def _error(cell: dict[str, Any], way: str) -> float:
+    """Relative error of a memory that was found in one way, against that of all layers."""
+    return float(cell[way] / cell["all_layers"] - 1)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
 def fake_memory() -> str:
     result = read("fake_memory")
     targets, plans = result["targets"], result["plans"]
     steps = [(model, name, cell) for model, cells in result["steps"].items() for name, cell in cells.items()]
     measured = [(model, name, cell) for model, name, cell in steps if "refused" not in cell]
-    errors = {
-        way: [cell[way] / cell["all_layers"] - 1 for _, _, cell in measured]
-        for way in ("formulas", "scaled", "scaled_peak")
-    }
     seconds = spread([cell["seconds_of_few_layers"] for _, _, cell in measured])
     rows = [
         [
             model,
             name,
             number(cell["all_layers"] / 2**30),
-            *(f"{100 * errors[way][row]:+.1f}" for way in errors),
+            _percent(_error(cell, "formulas")),
+            _percent(_error(cell, "scaled")),
+            _percent(_error(cell, "scaled_peak")),
             number(cell["seconds_of_few_layers"]),
             number(cell["seconds_of_all_layers"]),
         ]
-        for row, (model, name, cell) in enumerate(measured)
+        for model, name, cell in measured
     ]
     needed = [
         [
             name,
-            *(f"{cell[part]:,}" for part in ("asked", "settings", "activations")),
+            f"{cell['asked']:,}",
+            f"{cell['settings']:,}",
+            f"{cell['activations']:,}",
             number(cell["processor_seconds"]),
             number(cell["activations"] * seconds["median"]),
         ]
         for name, cell in plans.items()
     ]
 
-    def largest(way: str) -> str:
-        row = max(range(len(measured)), key=lambda row: abs(errors[way][row]))
-        return f"{100 * errors[way][row]:+.1f} % ({measured[row][0]})"
+    def largest(way: str) -> tuple[str, float]:
+        return max([(model, _error(cell, way)) for model, _, cell in measured], key=lambda each: abs(each[1]))
+
+    def in_words(way: str) -> str:
+        model, error = largest(way)
+        return f"{_percent(error)} % ({model})"
 
     first = [cell["activations"] * seconds["median"] for cell in plans.values()]
     verdicts = [
-        at_most(f"largest error of {what}", spread([max(map(abs, errors[way]))]), targets["error"])
+        at_most(f"largest error of {what}", spread([abs(largest(way)[1])]), targets["error"])
         for way, what in (
             ("formulas", "the formulas"),
             ("scaled", "scaled steps, each part of a step by itself"),
@@ -525,9 +544,9 @@ def fake_memory() -> str:
             needed,
         ),
         prose(
-            f"""The formulas stay. Their largest error is {largest("formulas")}, that of scaled steps
-            {largest("scaled")}. A cached measurement is quick, but the first plan of a model takes {number(min(first))}
-            to {number(max(first))} s of a processor, where a request to the service may take
+            f"""The formulas stay. Their largest error is {in_words("formulas")}, that of scaled steps
+            {in_words("scaled")}. A cached measurement is quick, but the first plan of a model takes
+            {number(min(first))} to {number(max(first))} s of a processor, where a request to the service may take
             {Limits().processor_seconds}; and other clusters, sequence lengths or precisions are other keys of the
             cache. Of {result["lines"]["of formulas"]:,} lines of formulas, those for weights, moments and gangs would
             stay; GPUs' ways of experts and attention, which {result["lines"]["of fake steps"]:,} lines of tests patch

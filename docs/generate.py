@@ -302,8 +302,11 @@ def _page(title: str, *parts: str) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_prose(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(map(_row, [head, ["---"] * len(head), *rows]))
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(_prose(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def _prose(text: str) -> str:

@@ -183,8 +183,12 @@ class UriRun:
             return [
                 Artifact(path=path, bytes=info.size, updated=float(int(info.modified)))
                 for path, info in sorted(shown.items())
-                if path.isprintable() and not any(part.startswith(".") for part in path.split("/"))
+                if path.isprintable() and not _is_hidden(path)
             ]
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 class _RemoteFile:

@@ -298,7 +298,7 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
         )
     if {"..", "."} & set(plain.split("/")) or re.search(r"[#\\\0\r\n]", plain):
         raise ConfigError(field, uri, "must not contain '.' or '..' as a part, '#', '\\' or control characters")
-    if not all(any(_under(f"{scheme}://{form}", root) for root in buckets) for form in (location, plain)):
+    if not all(_under_any(f"{scheme}://{form}", buckets) for form in (location, plain)):
         raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; {_remedy(place, roots)}")
     if isinstance(place.marker, ReadsFrom) and uri_is_within(uri, _denied_uris(roots)):
         raise ConfigError(
@@ -380,6 +380,10 @@ def _denied_uris(roots: Roots) -> list[str]:
 
 def _buckets(roots: Sequence[str]) -> list[str]:
     return [root for root in roots if "://" in root]
+
+
+def _under_any(uri: str, roots: Sequence[str]) -> bool:
+    return any(_under(uri, root) for root in roots)
 
 
 def _under(uri: str, root: str) -> bool:

@@ -49,7 +49,8 @@ def draw_losses(compared: Comparison, axis: Axis) -> Figure:
     budget, label = _AXES[axis]
     joint, *others = compared.rows
     drawn = [row for row in others if row.budget in _BUDGETS]
-    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(row.arm for row in drawn))}
+    arms = dict.fromkeys(row.arm for row in drawn)
+    numbers = {arm: number for number, arm in enumerate(arms)}
     rows = [joint, *(row for row in drawn if row.budget == budget)]
     figure = blank_figure(6.4, 4.2)
     axes = figure.subplots()

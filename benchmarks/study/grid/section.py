@@ -50,15 +50,16 @@ def entries() -> list[Figures]:
 def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
     """The rows of the tables by their titles, one table per cell and budget, the cell's largest budget first."""
     every = list(found)
-    return {
-        title(table): [
-            _row(each, slope_of_gap(every, each), _joint(table))
-            for arm in ROWS
-            for each in table
-            if arm == each.arm != REFERENCE
-        ]
-        for table in _tables(every)
-    }
+    return {title(table): _rows(every, table) for table in _tables(every)}
+
+
+def _rows(every: Sequence[Figures], table: Sequence[Figures]) -> list[list[str]]:
+    return [
+        _row(each, slope_of_gap(every, each), _joint(table))
+        for arm in ROWS
+        for each in table
+        if arm == each.arm != REFERENCE
+    ]
 
 
 def headline() -> tuple[str, list[list[str]]]:
@@ -69,10 +70,10 @@ def headline() -> tuple[str, list[list[str]]]:
     """
     every = entries()
     table = max(
-        (table for table in _tables(every) if any(each.arm == OURS for each in table)),
+        (table for table in _tables(every) if OURS in _arms(table)),
         key=lambda table: (
             table[0].budget_tokens // SCALES[table[0].scale].tokens,
-            len({each.arm for each in table} & set(FOUR)),
+            len(_arms(table) & set(FOUR)),
             -_importance(table[0]),
             len(_joint(table).seeds),
         ),
@@ -90,6 +91,10 @@ def headline() -> tuple[str, list[list[str]]]:
     meant = "to reach joint training's loss" if to_loss else "for the same tokens"
     about = f"Dollars are those {meant}, hours those for the same tokens; joint training on one large card is 1."
     return f"{title(table)}. {about}", rows
+
+
+def _arms(table: Sequence[Figures]) -> set[str]:
+    return {each.arm for each in table}
 
 
 def title(table: Sequence[Figures]) -> str:
@@ -158,7 +163,7 @@ def made_with() -> str:
         "": [f"`{each.command}`" for each in made],
         "commit": [each.commit for each in made],
         "on": [f"{each.date}, {each.processor}, {each.cores} cores" for each in made],
-        "with": [", ".join(f"{name} {version}" for name, version in each.versions.items()) for each in made],
+        "with": [", ".join(map(" ".join, each.versions.items())) for each in made],
     }
     return "; ".join(f"{name} {', '.join(dict.fromkeys(values))}".strip() for name, values in parts.items())
 

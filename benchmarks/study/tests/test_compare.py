@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from small_run import DOMAINS, small_config
 from benchmarks.study.compare.accounting import Reads, account, curve, dollars_of, first_reach, wall_hours
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, predicted, tokens_for
 from benchmarks.study.compare.figures import label_ends, plot_comparison
-from benchmarks.study.compare.records import Comparison, Point
+from benchmarks.study.compare.records import Comparison, PhaseCost, Point
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
 from moedisco_ray.cli.figures import blank_figure
@@ -163,6 +164,10 @@ def test_arms_that_there_are_not() -> None:
         chosen(["dense"])
 
 
+def by_stage(phases: Iterable[PhaseCost]) -> dict[str, PhaseCost]:
+    return {phase.stage: phase for phase in phases}
+
+
 def point(tokens: int, loss: float, stage: str = "finetune") -> Point:
     return Point(
         stage=stage,
@@ -267,7 +272,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert "At equal tokens" in text
     assert "At equal planned dollars" not in text
     assert len(plot_comparison(result, tmp_path / "figures")) == 3
-    phases = {row.arm: {phase.stage: phase for phase in row.phases} for row in result.rows}
+    phases = {row.arm: by_stage(row.phases) for row in result.rows}
     assert phases["joint"].keys() == {"finetune", "evaluate"}
     assert phases["upcycle"].keys() == {"seed", "merge", "finetune", "evaluate"}
     assert phases["ensemble"].keys() == {"seed", "cluster", "submodels", "evaluate"}  # nothing is merged
