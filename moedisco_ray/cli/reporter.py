@@ -240,7 +240,9 @@ class Spool:
         self._end = 0
 
     def read(self, first: int, most: int) -> list[dict[str, Any]]:
-        """Read events as portable JSON, after an fsync of the file: at least one, unless there are no more, and few large ones.
+        """Read events as portable JSON, after an fsync of the file.
+
+        At least one event is returned, unless there are no more, and few if they are large.
 
         Args:
             first: Number of the first event to read.

@@ -28,7 +28,7 @@ def has_finished_model(location: Location) -> bool:
 
 
 def finished_model(location: Location) -> Path:
-    """Directory on this machine of the model of a finished run, or of a model that was exported, with its verified weights.
+    """Local directory, with verified weights, of the model of a finished run or of an exported model.
 
     Args:
         location: Directory or URI of the run, or the directory of an exported model.

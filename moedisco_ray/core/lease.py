@@ -173,7 +173,7 @@ def leased(store: RunStore, seconds: float) -> Iterator[Lease]:
 
 
 def is_leased(store: RunStore) -> bool:
-    """Whether a driver probably works on a run at a URI: its lease was renewed recently, if this machine's clock is right."""
+    """Whether a driver probably works on a run at a URI: its lease was renewed recently, by this machine's clock."""
     held, renewed = _read(store), store.remote.modified(LEASE)
     return (
         held is not None and not held["released"] and renewed is not None and time.time() - renewed < 2 * _STALE_SECONDS

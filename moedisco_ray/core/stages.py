@@ -102,9 +102,10 @@ class Stage:
     @property
     def settings(self) -> tuple[str, ...]:
         """Dotted paths of all settings that the stage's fingerprint includes."""
-        return tuple(
-            leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads)
-        )
+        return tuple(leaf.path for leaf in _LEAVES if leaf.marker is None and self._is_read(leaf.path))
+
+    def _is_read(self, setting: str) -> bool:
+        return any(_is_in(setting, path) for path in self.reads)
 
     def fingerprint(self, config: RunConfig, needs: Mapping[str, str], inputs: str = "") -> str:
         """Digest of everything that the stage's result depends on.

@@ -16,9 +16,9 @@ from moedisco_ray.core.outdated import check_up_to_date
 from moedisco_ray.core.run_report import current_report, stored_run_config
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import stage_named
+from moedisco_ray.execution.checkpoint_folder import own_storage
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.output_checks import check_new
-from moedisco_ray.execution.pipeline import own_storage
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.export.stage import datasets_of, export_model, has_turns

@@ -65,7 +65,7 @@ def runnable(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Compute the weighted sum of the selected experts' outputs for each token; each expert runs once, on all its tokens.
+    """For each token, sum the weighted outputs of its selected experts; each expert runs once, on all its tokens.
 
     The result is deterministic. On a GPU, `grouped_experts` is called instead: the loop over experts would wait for the
     GPU.
@@ -102,7 +102,7 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
 
 
 def grouped_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Compute the same as `sorted_experts` with transformers' grouped matrix product, which needs two kernels for all experts.
+    """Compute the same as `sorted_experts` with transformers' grouped matrix product: two kernels for all experts.
 
     The CPU does not wait for the GPU. The grouped product ignores autocast and computes in the dtype of the weights, so
     the weights are cast to autocast's dtype here.

@@ -233,7 +233,7 @@ class _Reading:
         raise LookupError(f"no time is planned for stage {name}")
 
     def evaluate(self, *, finished_only: bool = False) -> float | None:
-        """Seconds that one worker needs for the evaluation; with `finished_only`, only the finished model is evaluated."""
+        """Seconds that the evaluation takes one worker; with `finished_only`, only the finished model is evaluated."""
         config, evaluation = self._config, self._config.evaluation
         tokens = evaluation.max_tokens
         passes = [self._read(tokens, whole=True)]
@@ -266,7 +266,7 @@ class _Reading:
         return _total([samples, self._starting(self._config.finetune_pool)])
 
     def held_out_loss(self, stage: str, tokens: int) -> float | None:
-        """Seconds per worker to measure the held-out loss during a training stage and at the stage's end; 0 for the sub-models."""
+        """Seconds per worker to measure the held-out loss during a training stage and at its end; 0 for sub-models."""
         evaluation = self._config.evaluation
         if evaluation.every_tokens is None or stage == "submodels":
             return 0.0
@@ -307,7 +307,7 @@ class _Reading:
         return None if probe is None or size is None else probe.start_up_seconds + size / probe.text_bytes_per_second
 
     def _read(self, tokens: int, *, whole: bool, pool: Pool | None = None) -> float | None:
-        """Seconds that one worker needs for a forward pass over tokens, which has a third of a training step's operations."""
+        """Seconds that a forward pass over tokens takes one worker: a third of a training step's operations."""
         shape = self._whole if whole else self._part
         each = self._flops(shape)
         experts = shape.num_experts
@@ -323,7 +323,7 @@ class _Reading:
         return start_up(pool, self._machine)
 
     def _divided(self, stage: str, pool: Pool, one: float | None, workers: int) -> StageEstimate:
-        """Estimate of a stage whose workers share its work; `one` is the number of seconds that the work takes a single worker."""
+        """Estimate of a stage whose workers share its work, which would take a single worker `one` seconds."""
         starting = self._starting(pool)
         if one is None or starting is None:
             return _unknown(stage, pool)

@@ -1,4 +1,4 @@
-"""Memory of a device that runs text through a model without training it: to calibrate routers, to evaluate, to embed documents.
+"""Memory of a device that runs a model without training it: to calibrate routers, to evaluate, to embed documents.
 
 `models.streamed` keeps a model loaded if all of its weights take at most 40 % of a GPU. Else one part is loaded at a
 time: a decoder layer, or the head. The embedding stays in the machine's memory. Calibration always loads one layer at a
@@ -32,8 +32,8 @@ bytes, and its scores 40E per token. Four matrices of 8D^2 bytes exist at a time
 eigenvectors, and a workspace of two. Loads of clusters are matched on four matrices of 8C bytes per token of all
 batches.
 
-Letters: as in `plan.memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden size of a
-dense layer's MLP, L the length of a sequence, C the number of clusters.
+Letters: as in `plan.activation_memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden
+size of a dense layer's MLP, L the length of a sequence, C the number of clusters.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from moedisco_ray.core.limits import (
     RESIDENT_SHARE,
     VECTOR_TOKENS,
 )
-from moedisco_ray.plan.memory import GIB, SELECTION_BYTES, Memory, overhead
+from moedisco_ray.plan.activation_memory import SELECTION_BYTES
+from moedisco_ray.plan.memory import GIB, Memory, overhead
 from moedisco_ray.plan.parameters import (
     CHUNK,
     Parameters,
@@ -88,7 +89,7 @@ class WorkerPlan(BaseModel, frozen=True):
 
 
 class InferencePlan(WorkerPlan, frozen=True):
-    """The plan of a stage that runs text through a model without training it; the hidden states of the text are activations."""
+    """The plan of a stage that runs a model without training it; activations are the hidden states of the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +193,7 @@ def vectors_memory(model: StreamedModel, *, tokens: int, sequence_length: int) -
 
 
 def _passes(model: StreamedModel, tokens: int, batch: int, *, layer: int, head: int, logits: int) -> Memory:
-    """Peak memory of forward passes: a layer holds some bytes of activations, and the head has some of weights and of logits."""
+    """Peak memory of forward passes, from the bytes of a layer's activations and of the head's weights and logits."""
     if model.stays:
         parts = model.parameters
         others = model.width * (parts.total - parts.embedding - parts.head)

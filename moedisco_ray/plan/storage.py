@@ -1,4 +1,4 @@
-"""Bytes that each stage keeps in the run directory, holds on a card, in memory and on a node's disk, and moves over the network.
+"""Bytes that each stage keeps in the run directory, on a card, in memory and on a node's disk, and that it moves.
 
 If the run directory is in object storage, no node's disk holds it. A worker's disk then holds the stage's inputs, its
 results until they are uploaded, and one checkpoint until it is uploaded. The figures follow from the sizes of models
@@ -185,9 +185,8 @@ class _Planner:
         self._corpus_tokens = config.tokens.total if text_bytes is None else text_bytes // TEXT_BYTES_PER_TOKEN
         finetune = trained.get("finetune")
         earlier = trained.get("submodels", trained.get("seed"))
-        self._whole = (
-            (0 if earlier is None else earlier.weights * earlier.units) if finetune is None else finetune.weights
-        )
+        parts = 0 if earlier is None else earlier.weights * earlier.units
+        self._whole = parts if finetune is None else finetune.weights
         is_kept = (
             finetune is not None
             and config.finetune.keep_optimizer_state
@@ -208,7 +207,7 @@ class _Planner:
         return None if sizes is None else self._models(name, read=sizes[0], stored=sizes[1])
 
     def _sizes(self, name: str) -> tuple[int, int] | None:
-        """Bytes of models that a stage without training reads, and of those that it stores; None if it has no models."""
+        """Bytes of the models that a stage without training reads, and of those that it stores; None without models."""
         parts, earlier = self._trained.get("submodels"), self._trained.get("submodels", self._trained.get("seed"))
         match name:
             case "submodels" | "finetune":
@@ -216,8 +215,10 @@ class _Planner:
             case "seed" | "decompose":
                 return None if parts is None else self._divided(name, parts)
             case "merge":
-                each = 0 if earlier is None else earlier.weights + (earlier.handed_over if self._kept else 0)
-                return (0 if earlier is None else earlier.units * each), self._whole + self._kept
+                read = 0
+                if earlier is not None:
+                    read = earlier.units * (earlier.weights + (earlier.handed_over if self._kept else 0))
+                return read, self._whole + self._kept
             case "evaluate":
                 return self._evaluated(), 0
             case "export":
@@ -225,7 +226,7 @@ class _Planner:
         raise LookupError(f"no storage is planned for stage {name}")
 
     def _divided(self, name: str, parts: Trained) -> tuple[int, int]:
-        """Bytes that an untrained seed or the decomposition reads and stores: models from which the sub-models start."""
+        """Bytes that an untrained seed or the decomposition reads and stores: models that the sub-models start from."""
         if name == "seed":
             return 0, parts.weights
         # The backbone is stored once, so all sub-models together take the space of the whole model.

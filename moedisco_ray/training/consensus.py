@@ -1,4 +1,7 @@
-"""Lets the workers of a training agree, such as on the step at which all save and stop; they poll each other every few seconds."""
+"""Lets the workers of a training agree, such as on the step at which all save and stop.
+
+They poll each other every few seconds.
+"""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class _TwoPasses(torch.autograd.Function):
 def _tiles(
     hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype, bias_V: Tensor | None
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
-    """Yield each tile's tokens and words, its logits [t, v] in fp32, and the factors of the product, ordered by words."""
+    """Yield each tile's tokens and words, logits [t, v] in fp32, and the factors of the product, by words."""
     count, vocabulary = len(hidden_TD), len(head_VD)
     rows, columns = _tile_shape(count, vocabulary)
     for first_word in range(0, vocabulary, columns):

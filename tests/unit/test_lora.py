@@ -24,7 +24,7 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, hf_config, load_model, save_model, skeleton, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
-from moedisco_ray.plan import build, build_plan
+from moedisco_ray.plan import build_plan, stage_plan
 from moedisco_ray.plan.adapter_memory import NF4_BYTES
 from moedisco_ray.plan.memory import worker_memory
 from moedisco_ray.plan.parameters import adapter_parameters, count_parameters
@@ -393,14 +393,14 @@ def test_a_plan_proposes_4_bits_where_nothing_else_fits(
         config = lora_config(tmp_path, home / "start", pools=pools, submodels={"lora": {"rank": rank}})
         return next(stage for stage in build_plan(config).stages if stage.stage == "submodels").remedy
 
-    monkeypatch.setattr(build, "USUAL_RANK", 2)  # the model is tiny
+    monkeypatch.setattr(stage_plan, "USUAL_RANK", 2)  # the model is tiny
     in_4_bits = remedy(0.5)
     added = ("submodels.lora.base=nf4", *([] if rank else ["submodels.lora.rank=2"]))
     assert not in_4_bits.fits
     assert in_4_bits.settings[-len(added) :] == added
     assert not any("block_steps" in setting or "offload" in setting for setting in in_4_bits.settings)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_in_four_bits", lambda _: None)
+        patch.setattr(stage_plan, "_in_four_bits", lambda _: None)
         in_full = remedy(0.5)
     assert in_4_bits.memory_gb < in_full.memory_gb
     found = remedy((in_4_bits.memory_gb + in_full.memory_gb) / 2)

@@ -33,16 +33,16 @@ from moedisco_ray.plan import (
     worker_memory,
 )
 from moedisco_ray.plan import memory as memory_module
+from moedisco_ray.plan.activation_memory import (
+    activation_bytes_per_token,
+    frozen_bytes_per_token,
+    layer_bytes_per_token,
+)
 from moedisco_ray.plan.attention_memory import needs_mask
 from moedisco_ray.plan.build import _trained
 from moedisco_ray.plan.cost import flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.fitting import by_cost, choose, combinations
-from moedisco_ray.plan.memory import (
-    activation_bytes_per_token,
-    frozen_bytes_per_token,
-    largest_block,
-    layer_bytes_per_token,
-)
+from moedisco_ray.plan.memory import largest_block
 from moedisco_ray.policies.placement import Need, NodeType, place
 from moedisco_ray.training import muon as muon_module
 from moedisco_ray.training import optimizer as optimizer_module

@@ -70,9 +70,8 @@ _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("finetune.optimizer.state", "bf16"): ("finetune.optimizer.precision", "pure_bf16"),
 }
 """Values that a setting no longer accepts, each with the setting and value that replace it."""
-_SECTIONS = frozenset(
-    path.rpartition(".")[0] for path in (*_REMOVED, *_REMOVED_UNLESS_USED, *_RENAMED, *(path for path, _ in _VALUES))
-)
+_FORMER = {path for path, _ in _VALUES}.union(_REMOVED, _REMOVED_UNLESS_USED, _RENAMED)
+_SECTIONS = frozenset(path.rpartition(".")[0] for path in _FORMER)
 
 
 def stored_config(raw: Any) -> RunConfig:

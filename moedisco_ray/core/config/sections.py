@@ -96,7 +96,8 @@ class Tokens(Section):
     def _no_more_than_all(self) -> Self:
         if self.seed_share + self.finetune_share > 1 + _ROUNDING:
             raise ValueError(
-                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} are more than 1 together; lower one"
+                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} are more than 1 together; "
+                "lower one"
             )
         return self
 
@@ -170,8 +171,8 @@ class Outer(Section):
 
 
 _MAY_DO_WITH_LESS = NoEffect(
-    "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
-    "summary says what each sub-model contributed"
+    "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and "
+    "the stage's summary says what each sub-model contributed"
 )
 _SYNC_PATIENCE = 600.0
 """Maximum time that a sync waits for late sub-models, in seconds: one that lost its machine takes minutes to continue
@@ -208,7 +209,7 @@ class Submodels(Section):
 
     @property
     def sync_patience(self) -> float | None:
-        """Maximum time that a sync waits after half of the sub-models have arrived, in seconds; None if it waits for all."""
+        """Maximum wait of a sync after half of the sub-models have arrived (s); None if it waits for all."""
         return None if self.quorum is None else _SYNC_PATIENCE
 
 

@@ -40,8 +40,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers (`errno`) of a full disk and of an exceeded disk quota."""
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
 _RAY_DISK = (
-    "the disk that Ray keeps its files on is full; free some space there, or name another directory with this variable, and run "
-    "the command again"
+    "the disk that Ray keeps its files on is full; free some space there, or name another directory with this "
+    "variable, and run the command again"
 )
 
 

@@ -59,7 +59,9 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, 
 
 @dataclasses.dataclass(frozen=True)
 class TaggedTasks:
-    """Runs tasks on the nodes with a tag, next to their slots: a few tasks per slot, without CPUs, which such nodes need not offer.
+    """Runs tasks on the nodes with a tag, next to their slots, a few per slot.
+
+    The tasks take no CPUs, which such nodes need not offer.
 
     Attributes:
         tag: Custom resource of the nodes.
@@ -98,7 +100,10 @@ def _outcome(row: dict[str, bytes]) -> Any:
 
 
 def _run_owned_task(row: dict[str, bytes]) -> dict[str, bytes]:
-    """Like `_run_task`, but return any error: it may quote a data owner's text, and Ray's head records what a task raises."""
+    """Like `_run_task`, but return any error.
+
+    An error may quote a data owner's text, and Ray's head records what a task raises.
+    """
     try:
         return _run_task(row)
     except Exception as error:  # noqa: BLE001 - the libraries that read text may raise anything

@@ -1,4 +1,4 @@
-"""The corpus stage's tables of documents on Ray Data: it reads, maps, shuffles and writes blocks, on all nodes with CPUs.
+"""The corpus stage's tables of documents on Ray Data, which processes their blocks on all nodes with CPUs.
 
 What Ray Data 2.60 does with these operators:
 

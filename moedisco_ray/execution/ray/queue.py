@@ -143,7 +143,7 @@ class Queue:
         return self._forecast(self._waiting.values()).stretch(self._context.mailbox.losses_per_hour(), boot)
 
     def start(self) -> None:
-        """Begin all trainings that fit, those with most work first, each on the cheapest node type that has enough memory."""
+        """Begin all trainings that fit, most work first, each on the cheapest node type with enough memory."""
         room = session.room(self._context.placement.pool)
         order = self._order(room)
         slot_for_each = self._slot_for_each(room)
@@ -192,7 +192,7 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=bool(done))
 
     def wait_for_ends(self) -> None:
-        """Wait until trainings that were asked to end have saved a checkpoint; kill those that wait for slots, or hang."""
+        """Wait until trainings asked to end have saved a checkpoint; kill those that wait for slots or hang."""
         if self._demand is not None:
             self._demand.request({})
         if self._gang is not None:
@@ -205,7 +205,7 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=True)
 
     def leave_unfinished(self) -> None:
-        """Wait until the running trainings, which were asked to end, have saved a checkpoint; then report the unfinished ones."""
+        """Wait until the running trainings, asked to end, have saved a checkpoint; then report the unfinished ones."""
         self.wait_for_ends()
         for future, ended in self._running.items():
             outcome = future.result()

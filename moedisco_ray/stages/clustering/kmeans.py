@@ -85,7 +85,9 @@ def seed_centroids(sample_SD: Array, k: int, generator: np.random.Generator) -> 
 
 
 def update(statistics: Statistics, centroids_RKD: Array, grid: Grid, sample_SD: Array) -> Array:
-    """Compute the next centroids: cluster means; an empty cluster moves to the sample point farthest from all centroids.
+    """Compute the next centroids: cluster means.
+
+    An empty cluster moves to the sample point farthest from all centroids.
 
     Args:
         statistics: Statistics of all vectors for the current centroids.

@@ -1,4 +1,4 @@
-"""Files of document vectors, which are written and read in blocks, so that memory does not depend on the size of a file.
+"""Files of document vectors, written and read in blocks, so that memory does not depend on the size of a file.
 
 A vector file is Parquet with three columns:
 
@@ -34,7 +34,7 @@ _EMBEDDED = ["id", "text", "tokens", "packed", "copies"]
 
 
 def embed_parts(parts: Sequence[Path], vectoriser: Path, directory: Path, events: Emit, device: str = "cpu") -> None:
-    """Write a vector file for each part of the corpus, under the part's name; one block of documents is in memory at a time.
+    """Write a vector file for each part of the corpus, under the part's name, with one block of documents in memory.
 
     Args:
         parts: Files of documents.

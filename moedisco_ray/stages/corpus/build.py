@@ -111,7 +111,7 @@ def build(
     if any(source.tokenizer is not None for source in inputs):
         store.publish(directory / "tokenizer")  # tasks that read conversations need it
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
-    sizes = [sum(file.text_bytes for file in listing.files) for listing in listings]
+    sizes = [listing.text_bytes for listing in listings]
     count = bucket_count(sum(sizes))
     stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count)
     listed = [
@@ -269,7 +269,7 @@ def use_tokenizer(config: RunConfig, directory: Path) -> None:
 
 
 def _carrying_files(map_tasks: MapTasks, store: RunStore) -> MapTasks:
-    """Extend `map_tasks`: each task fetches the files that its item names, and publishes the files that its result names."""
+    """Extend `map_tasks`: each task fetches the files that its item names, and publishes those of its result."""
 
     def mapped(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
         # Text that the run itself has written exists on this machine only, so it is read here.

@@ -1,4 +1,4 @@
-"""The corpus stage as a pipeline of functions of tables, which an `Engine` runs: read, shuffle by id, survey, tokenize, write.
+"""The corpus stage as a pipeline of table functions for an `Engine`: read, shuffle by id, survey, tokenize, write.
 
 Rows are brought together once, by ranges of ids: duplicates are then in one table, and each range becomes one part of
 the corpus. To find near duplicates, rows are also brought together by keys; see `near_duplicates`. The number of ranges
@@ -182,7 +182,7 @@ def _listed(config: RunConfig, directory: Path, owned: Owned | None) -> _Sources
         tokenizer=directory / "tokenizer",
     )
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
-    return _Sources(inputs, listings, [sum(file.text_bytes for file in listing.files) for listing in listings])
+    return _Sources(inputs, listings, [listing.text_bytes for listing in listings])
 
 
 def _read(sources: _Sources, engine: Engine, *, ranges: int, unit_bytes: int, store: RunStore, events: Emit) -> Tables:
@@ -256,18 +256,14 @@ def _added_up(table: pa.Table, inputs: int) -> _Surveyed:
 def _skipped(sources: _Sources, found: _Surveyed) -> list[list[Skipped]]:
     """Files of each input that were not read, in the order of their paths."""
     return [
-        sorted(
-            [
-                *listing.skipped,
-                *(
-                    Skipped(listing.files[file].path, reason)
-                    for file, reason in found.reasons.get(source.order, {}).items()
-                ),
-            ],
-            key=lambda each: each.path,
-        )
+        _skipped_files(listing, found.reasons.get(source.order, {}))
         for source, listing in zip(sources.inputs, sources.listings, strict=True)
     ]
+
+
+def _skipped_files(listing: Listing, reasons: Mapping[int, str]) -> list[Skipped]:
+    damaged = [Skipped(listing.files[file].path, reason) for file, reason in reasons.items()]
+    return sorted([*listing.skipped, *damaged], key=lambda each: each.path)
 
 
 def _repeated(read: Tables, rules: Rules, selection: Selection, banding: Banding, documents: int) -> NDArray[np.void]:

@@ -1,4 +1,4 @@
-"""Find documents that nearly repeat another one, by MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998).
+"""Find near duplicates by MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998).
 
 A document counts as the set of its runs of five words. Its *sketch* holds 128 minimal hashes of this set. The share of
 equal hashes in two sketches estimates the Jaccard similarity of the two documents. A sketch is divided into *bands* of
@@ -106,7 +106,7 @@ def sketches(texts: list[str]) -> NDArray[np.uint32]:
 
 
 def by_key(buckets: int) -> Buckets:
-    """Return a function that numbers each document's bucket; each bucket has an equally wide range of the bands' keys."""
+    """Return a function that numbers each document's bucket, one of equally wide ranges of the bands' keys."""
     return functools.partial(ranges_of_keys, count=buckets)
 
 
@@ -135,7 +135,7 @@ def list_documents(index: int, documents: pa.Table, banding: Banding, buckets: i
 
 
 def compare_listed(pieces: Pieces, banding: Banding, buckets: int, directory: Path) -> Scattered:
-    """Compare the documents under each key in a range; write the ids of near duplicates below `directory`, by bucket."""
+    """Compare the documents under each key in a range; write near duplicates' ids below `directory`, by bucket."""
     found = repeated(read_pieces(pieces, LISTED), banding)
     path = directory / "keys" / f"keys-{pieces.index:06d}"
     return Scattered(pieces.index, scatter([found], path, DROPPED, by_id(buckets), Digits.of(buckets)))

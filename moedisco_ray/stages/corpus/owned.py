@@ -73,7 +73,9 @@ def build_owned(
 
 
 def repair_owned(*, location: Location, map_tasks: MapTasks = in_this_process) -> list[str]:
-    """Verify the corpus of a data owner, on one of its nodes; if it is damaged, `build_owned` makes it again from then on.
+    """Verify the corpus of a data owner, on one of its nodes.
+
+    If it is damaged, `build_owned` makes it again from then on.
 
     Args:
         location: The run's folder in the owner's storage.
@@ -91,7 +93,7 @@ def repair_owned(*, location: Location, map_tasks: MapTasks = in_this_process) -
 
 
 def _explained(failure: Exception, store: RunStore, name: str) -> CorpusError | RunError:
-    """Write to an owner's storage what has failed, and return the error to raise in its place, without words of the text."""
+    """Log an owner's failure in its storage, and return the error to raise instead, without words of the text."""
     log = store.directory / LOGS / "corpus.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     write_text(log, f"{failure}\n" if isinstance(failure, UserError) else "".join(traceback.format_exception(failure)))

@@ -173,7 +173,7 @@ def arrow(file: File, column: str) -> Iterator[Text]:
 
 
 def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, bytes | Iterator[LinePart]]]:
-    """Yield the offset of each line that is not blank, and its bytes, or its parts if it is longer than `_LONG` bytes."""
+    """Yield the offset and bytes of each line that is not blank, or its parts if it has more than `_LONG` bytes."""
     held: list[LinePart] = []
     parts = read_lines(file, start, stop)
     for part in parts:
@@ -223,7 +223,7 @@ def _clean(value: Any) -> Any:
 
 
 def _batches(file: File, columns: Collection[str] | None, start: int, stop: int | None) -> Iterator[Any]:
-    """Batches of CSV, of a Parquet file's row groups [start, stop), or of a saved data set, with the columns; None means all."""
+    """Batches of CSV, of Parquet row groups [start, stop) or of a saved data set, with the columns; None means all."""
     if file.format in ("csv", "tsv"):
         yield from _csv_batches(file, columns)
         return

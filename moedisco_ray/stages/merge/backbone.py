@@ -1,4 +1,4 @@
-"""Combine the sub-models' copies of a backbone tensor into one tensor: their weighted mean (MoE-DisCo section 3; WP-SGD).
+"""Combine the sub-models' copies of a backbone tensor: their weighted mean (MoE-DisCo section 3; WP-SGD).
 
 A rule combines deltas from `start`, the tensor that all sub-models had at their last sync point. Without sync points,
 it is the tensor with which their training began. The mean is

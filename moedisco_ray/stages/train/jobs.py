@@ -85,7 +85,7 @@ def training_home(context: Context, stage: str, name: str) -> Path:
 
 
 def checkpoint_location(context: Context, stage: str, name: str, owner: str | None = None) -> Location:
-    """Location of a training's checkpoints: in the storage of the data owner whose text it trains on, if there is one."""
+    """Location of a training's checkpoints: in the storage of the data owner whose text it uses, if there is one."""
     place = context.storage(stage)
     if owner is not None:
         place = joined(context.owner_store(owner).location, CHECKPOINTS, context.checkpoints(stage).name)
@@ -149,18 +149,19 @@ def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quor
 
 def unit_records(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[UnitRecord]:
     """One record per training of a stage, for the stage's summary."""
-    return [
-        UnitRecord(
-            name=job.name,
-            steps=done.result.steps,
-            planned_steps=job.steps,
-            tokens=done.result.tokens,
-            loss=done.result.loss if done.result.steps else None,
-            seconds=round(done.result.seconds, 3),
-            workers=round(done.workers, 3),
-            held={key: round(seconds, 3) for key, seconds in done.held.items()},
-            contribution=done.contribution,
-            reason=done.reason,
-        )
-        for job, done in zip(jobs, trained, strict=True)
-    ]
+    return [_unit_record(job, done) for job, done in zip(jobs, trained, strict=True)]
+
+
+def _unit_record(job: TrainJob, done: Trained) -> UnitRecord:
+    return UnitRecord(
+        name=job.name,
+        steps=done.result.steps,
+        planned_steps=job.steps,
+        tokens=done.result.tokens,
+        loss=done.result.loss if done.result.steps else None,
+        seconds=round(done.result.seconds, 3),
+        workers=round(done.workers, 3),
+        held={key: round(seconds, 3) for key, seconds in done.held.items()},
+        contribution=done.contribution,
+        reason=done.reason,
+    )
