@@ -16,10 +16,17 @@ from small_run import OneCorpus, small_config
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from benchmarks.study.compare.accounting import Reads, account, dollars_of, forward_flops, overheads, trained_tokens
+from benchmarks.study.compare.accounting import (
+    Reader,
+    Reads,
+    account,
+    dollars_of,
+    forward_flops,
+    overheads,
+    trained_tokens,
+)
 from benchmarks.study.compare.arms import ARMS, Arm, arm_config
 from benchmarks.study.compare.reading import actual_reads, expected_reads
-from benchmarks.study.compare.records import Reader
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
