@@ -27,7 +27,7 @@ from moedisco_ray.core.manifests import MANIFEST, OBJECTS
 LIMIT = "MOEDISCO_CACHE_GB"
 """Environment variable: maximum total size of a machine's working copies (GB); if it is not set, half of the disk."""
 
-_RECENT_SECONDS = 600.0
+RECENT_SECONDS = 600.0
 """Time after its last use for which a unit is kept, even if no process has pinned it (s): a driver may still read its
 files."""
 
@@ -81,7 +81,7 @@ def make_room(folder: Path) -> None:
         return
     used = sorted((file for home in homes for file in (home / "used").glob("*")), key=_age, reverse=True)
     for file in used:
-        if over <= 0 or _age(file) < _RECENT_SECONDS:
+        if over <= 0 or _age(file) < RECENT_SECONDS:
             return
         over -= _delete(file.parent.parent, unquote(file.name))
 

@@ -52,7 +52,7 @@ _STEP_BYTES = {"fp32": 0, "bf16": 20}
 none."""
 _FP8_STEP_BYTES = {"fp32": 16, "bf16": 20}
 """Temporary memory of an optimizer step with moments in 8 bits, by precision (bytes per element processed at once)."""
-_MUON_BYTES = 32
+MUON_BYTES = 32
 """Temporary memory of Muon's step (bytes per element of the matrices that it handles at once): eight fp32 copies."""
 FIXED_OVERHEAD = 1 * GIB
 """Assumed memory of the CUDA context and of library workspaces (bytes)."""
@@ -251,7 +251,7 @@ def _step_bytes(optimizer: Optimizer, widest: int, elements: int) -> int:
         by_adamw += round((_FP8_BYTES if fp8 else _STATE_BYTES[optimizer.state][2]) * elements)
     if optimizer.name == "adamw":
         return by_adamw
-    return max(by_adamw, _MUON_BYTES * max(elements, widest))
+    return max(by_adamw, MUON_BYTES * max(elements, widest))
 
 
 def model_memory(

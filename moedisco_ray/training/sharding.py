@@ -70,7 +70,7 @@ def trainable(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if optimizer.within_documents:
         attend_within_documents(model, world.device, compute_dtype(optimizer, world.device))
-    _configured(with_parameters_in(model, dtype), optimizer)
+    configured(with_parameters_in(model, dtype), optimizer)
     if world.size > 1:
         _shard(model, compute_dtype(optimizer, world.device), world, exchange)
     if lora is not None:
@@ -137,7 +137,7 @@ def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextMa
     return contextlib.nullcontext()
 
 
-def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
+def configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
     # `specialise` also freezes the routers of one-expert layers: they get no gradient, but would get weight decay.
     specialise(model).train()
     kind = type(model)

@@ -26,7 +26,7 @@ NULL = object()
 """The value of a field that a request sends as null."""
 _CONNECT_SECONDS = 10.0
 """Timeout for opening a connection, in seconds."""
-_STABLE_SECONDS = 1.0
+STABLE_SECONDS = 1.0
 """Age in seconds at which a connection counts as working even without an item: a stream without events has only
 pings."""
 
@@ -181,7 +181,7 @@ class Connection:
                     works_from = float("inf")  # time at which the connection counts as working
                     try:
                         async with self._open(request()) as response, contextlib.aclosing(read(response)) as items:
-                            works_from = time.monotonic() + _STABLE_SECONDS
+                            works_from = time.monotonic() + STABLE_SECONDS
                             async for item in items:
                                 works_from = 0.0
                                 yield item

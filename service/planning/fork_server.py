@@ -111,13 +111,13 @@ def _run(task: socket.socket, limits: Limits) -> None:
         # Only now: a service that is still writing when the child ends would lose what the server adds.
         signal.setitimer(signal.ITIMER_REAL, limits.seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limits.processor_seconds, limits.processor_seconds + 1))
-        _send(task, _answer(bytes(request), limits))
+        _send(task, answer_to(bytes(request), limits))
         status = 0
     finally:
         os._exit(status)
 
 
-def _answer(request: bytes, limits: Limits) -> bytes:
+def answer_to(request: bytes, limits: Limits) -> bytes:
     try:
         return outcome_to_json(done(task_from_json(request)))
     except (UserError, ServiceError) as error:

@@ -1,4 +1,4 @@
-"""The corpus stage as functions of tables: the result depends on the texts alone, and is that of the engine of files."""
+"""The corpus stage as functions of tables: its result depends on the texts alone, and equals the file engine's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS = 3
 
 
 class Scattered(InProcess):
-    """Tables that are cut into pieces of a few rows and change their order, before and after they are brought together."""
+    """Tables that are cut into pieces of a few rows and reordered, before and after they are combined."""
 
     def grouped(self, count):
         pieces = [table.slice(start, ROWS) for table in self.tables() for start in range(0, len(table), ROWS)]

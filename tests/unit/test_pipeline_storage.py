@@ -78,12 +78,12 @@ def test_a_run_at_a_uri_finds_its_checkpoints_from_another_machine(
         assert str(mine).startswith(str(tmp_path / "storage"))  # not at the run's URI
         begin(following, (), fresh=True)
         assert made_storage(config, following) == mine
-        assert export_run._context(config, another).own_storage == mine
+        assert export_run.context_of(config, another).own_storage == mine
 
 
 def test_an_export_changes_nothing_in_the_run(tmp_path: Path) -> None:
     config = small_config(tmp_path, checkpoint={"storage": str(tmp_path / "storage")})
     pipeline.claim(config, redo=False)
     before = sorted(config.directory.rglob("*"))
-    export_run._context(config, RunStore.of(config.location))
+    export_run.context_of(config, RunStore.of(config.location))
     assert sorted(config.directory.rglob("*")) == before

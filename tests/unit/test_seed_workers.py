@@ -1,4 +1,4 @@
-"""The workers that train the seed together: how many `auto` means, what the plan says of them, and which settings exclude them."""
+"""The workers that train the seed together: the number for `auto`, what the plan says, and excluded settings."""
 
 from __future__ import annotations
 

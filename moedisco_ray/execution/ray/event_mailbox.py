@@ -76,7 +76,7 @@ class UnitStatus:
         )
 
 
-class _MailboxActor:
+class MailboxActor:
     """Stores events until the driver takes them, and each unit's status, outcome and held worker-seconds.
 
     A worker that lost its connection may outlive its attempt: only the newest attempt changes the status and outcome of
@@ -264,7 +264,7 @@ def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
     """
     # On the driver's node: an actor on a spot machine would end the run when the machine is lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_MailboxActor).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(MailboxActor).remote()
     try:
         with forwarding(lambda: ray.get(actor.take.remote()), emit, interval) as check:
             yield EventMailbox(actor, check)

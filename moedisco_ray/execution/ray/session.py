@@ -26,14 +26,14 @@ from moedisco_ray.core.events import Emit, Event, discard
 from moedisco_ray.core.user_code import offered_folders
 from moedisco_ray.execution.ray import ray_internals
 
-_START_PAUSES = (2.0, 10.0)
+START_PAUSES = (2.0, 10.0)
 """Pauses before a local Ray is started again (s): Ray gives up when a busy machine takes over 15 s for one of its
 processes."""
 _CONNECT_SECONDS = 10.0
 """Seconds in which a Ray cluster must accept a connection."""
 VIEW_SECONDS = 2.0
 """Maximum age of the autoscaler's view of free slots, in seconds: Ray updates the view every second."""
-_FREE_SECONDS = 10.0
+FREE_SECONDS = 10.0
 """Maximum time to wait for freed slots, in seconds; it is limited because other work may take them first."""
 _REASON_WORDS = 30
 _FREE_POLL_SECONDS = 0.1
@@ -131,7 +131,7 @@ def freeing(tag: str, slots: int) -> Iterator[None]:
     yield
     if not slots:
         return
-    deadline = time.monotonic() + _FREE_SECONDS
+    deadline = time.monotonic() + FREE_SECONDS
     while free_workers({tag: 1}) < wanted and time.monotonic() < deadline:
         time.sleep(_FREE_POLL_SECONDS)
     time.sleep(VIEW_SECONDS)
@@ -265,7 +265,7 @@ def _join(address: str) -> None:
 
 
 def _start_local(config: RunConfig, emit: Emit) -> None:
-    for pause in (*_START_PAUSES, None):
+    for pause in (*START_PAUSES, None):
         emit(Event("ray_starting"))
         try:
             _init_local(config)
@@ -274,7 +274,7 @@ def _start_local(config: RunConfig, emit: Emit) -> None:
             reason = " ".join(str(error).split()[:_REASON_WORDS])
             if pause is None:
                 raise RunError(
-                    f"Ray did not start on this machine, {len(_START_PAUSES) + 1} times in a row ({reason}); end "
+                    f"Ray did not start on this machine, {len(START_PAUSES) + 1} times in a row ({reason}); end "
                     f"programs that keep it busy. Ray's output is in {config.directory / 'ray.log'}"
                 ) from error
             emit(

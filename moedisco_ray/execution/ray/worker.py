@@ -96,7 +96,7 @@ def train_on_worker(
             reports.send_if_due()
         return asked_to_end() | preempted()
 
-    with _reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
+    with reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
         try:
             with _logging(job, world, emit) as logged:
                 outcome: TrainResult | MoeDiscoError = train(
@@ -172,7 +172,7 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
 
 
 @contextlib.contextmanager
-def _reporting_exit_step(unit: str, mailbox: ActorHandle, attempt_id: str) -> Iterator[Callable[[int], None]]:
+def reporting_exit_step(unit: str, mailbox: ActorHandle, attempt_id: str) -> Iterator[Callable[[int], None]]:
     """Report the current step to the driver when the block ends, even after an error.
 
     The last progress event may be old.

@@ -28,7 +28,7 @@ from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
 ID = pa.binary(16)
-_ROWS = 8192
+ROWS = 8192
 """Maximum number of rows in a block: 8 MB of vectors of 256 dimensions."""
 _EMBEDDED = ["id", "text", "tokens", "packed", "copies"]
 
@@ -157,7 +157,7 @@ def _blocks(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
         if not file.metadata.num_rows:
             yield schema.empty_table()
-        for batch in file.iter_batches(_ROWS, columns=columns):
+        for batch in file.iter_batches(ROWS, columns=columns):
             yield pa.Table.from_batches([batch]).select(columns)
 
 

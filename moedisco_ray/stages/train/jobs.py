@@ -48,7 +48,7 @@ def make_job(
         checkpoints=checkpoint_location(context, stage, name, owner),
         steps=steps,
         sequence_length=config.corpus.sequence_length,
-        optimizer=_recipe(config, stage),
+        optimizer=recipe_of(config, stage),
         lora=config.submodels.lora if stage == "submodels" and config.submodels.lora.rank else None,
         span=config.tokens.span(stage),
         checkpoint_every=config.checkpoint.steps,
@@ -67,7 +67,7 @@ def make_job(
     return job
 
 
-def _recipe(config: RunConfig, stage: str) -> Optimizer:
+def recipe_of(config: RunConfig, stage: str) -> Optimizer:
     """Optimizer settings of a stage.
 
     Frozen weights of a training of adapters get the dtype of the pool's arithmetic, on whatever machine they are

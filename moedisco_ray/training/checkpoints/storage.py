@@ -159,7 +159,7 @@ class Storage:
 
         def block(index: int) -> bytes:
             for _ in range(2):  # the file may be intact and only its transfer damaged
-                data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}", checksum.block(index)))
+                data = self.retrying(lambda: self.get(f"{folder_name(step)}/{name}", checksum.block(index)))
                 if checksum.matches(index, data):
                     return data
                 _log.warning("%s: %s of %s has a wrong checksum", self.location, name, folder_name(step))
@@ -235,7 +235,7 @@ class Storage:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            content = self._get(f"{name}/{MANIFEST}")
+            content = self.get(f"{name}/{MANIFEST}")
             if not content.rstrip().endswith(b"}"):  # its end was never written: no checkpoint yet
                 return None
             if is_of_another_version(content):
@@ -262,7 +262,7 @@ class Storage:
             return self._manifest(name)
 
     def _manifest(self, name: str) -> Manifest:
-        return Manifest.model_validate_json(self._get(f"{name}/{MANIFEST}"))
+        return Manifest.model_validate_json(self.get(f"{name}/{MANIFEST}"))
 
     def _key(self, *, existing: bool = False) -> bytes:
         if self._key_file is None:
@@ -274,7 +274,7 @@ class Storage:
             )
         return signing_key(self._key_file)
 
-    def _get(self, name: str, positions: range | None = None) -> bytes:
+    def get(self, name: str, positions: range | None = None) -> bytes:
         """Content of a file, or of a part of it."""
         if positions is not None:
             with self._system.open_input_file(self._path(name)) as file:
