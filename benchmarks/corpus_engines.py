@@ -20,7 +20,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from benchmarks.corpus_scale import VOCABULARY, peak_mb, sentences, write_corpus
-from benchmarks.harness import environment, interleave, ratios, spread, write_result
+from benchmarks.harness import environment, figures, interleave, ratios, spreads, write_result
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.run_store import SHARED
 from moedisco_ray.execution.ray.corpus import build_corpus
@@ -158,15 +158,11 @@ def cell(kind: str, size: int, blocks: int, rounds: int, folder: Path) -> dict[s
         "blocks": blocks,
         "equal_bytes": len(digests) == 1,
         "tables_over_files": {
-            each: ratios([result[each] for result in found["tables"]], [result[each] for result in found["files"]])
+            each: ratios(figures(found["tables"], each), figures(found["files"], each))
             for each in ("mb_per_second", "mb_per_cpu_second")
         },
-        **{arm: _spreads(results) for arm, results in found.items()},
+        **{arm: spreads(results, _MEASURED) for arm, results in found.items()},
     }
-
-
-def _spreads(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    return {each: spread([result[each] for result in results]) for each in _MEASURED}
 
 
 def main() -> None:

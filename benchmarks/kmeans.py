@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from benchmarks.harness import environment, interleave, ratios, spread, write_result
+from benchmarks.harness import by_arm, environment, interleave, ratios, spread, write_result
 from moedisco_ray.stages.clustering.blocks import squared_distances
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans
 
@@ -72,8 +72,8 @@ def main() -> None:
         rounds = interleave(
             __spec__.name, ["ours", "lloyd", "minibatch"], arguments.rounds, "--setting", setting, seeded=True
         )
-        seconds = {arm: [result["seconds"] for result in results] for arm, results in rounds.items()}
-        inertia = {arm: statistics.median(result["inertia"] for result in results) for arm, results in rounds.items()}
+        seconds = by_arm(rounds, "seconds")
+        inertia = {arm: statistics.median(values) for arm, values in by_arm(rounds, "inertia").items()}
         best = min(inertia.values())
         cells[setting] = {
             "seconds": {arm: spread(values) for arm, values in seconds.items()},

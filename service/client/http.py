@@ -120,8 +120,8 @@ class Connection:
                     type="about:blank",
                     title="Unreadable answer",
                     status=200,
-                    detail=f"the answer to {request.method} {request.path} is not understood; is MOEDISCO_URL that of a MoeDisco "
-                    "service, and as new as this client?",
+                    detail=f"the answer to {request.method} {request.path} is not understood; is MOEDISCO_URL that of "
+                    "a MoeDisco service, and as new as this client?",
                 )
             ) from error
 
@@ -211,7 +211,7 @@ class Connection:
             raise ServiceAway(self._url, str(error) or type(error).__name__) from error
 
     def _may_pass(self, passing: frozenset[int]) -> Callable[[Exception], bool | float]:
-        """A retry hook for stamina: returns whether to repeat a failed request, or the seconds to wait before repeating it."""
+        """A retry hook for stamina: returns whether to repeat a failed request, or the seconds to wait before that."""
 
         def hook(error: Exception) -> bool | float:
             if isinstance(error, ServiceProblem) and error.status in passing:

@@ -82,7 +82,9 @@ class Database:
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Migrate the tables to a revision (`head`, `base` or an id); if several processes start at once, only one migrates.
+        """Migrate the tables to a revision (`head`, `base` or an id).
+
+        If several processes start at once, only one migrates.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
@@ -131,7 +133,10 @@ class Database:
 
 
 def lock_until_commit(session: Session, *names: str) -> None:
-    """Take the lock that the names identify, until this transaction ends; SQLite needs none, because it allows only one writer."""
+    """Take the lock that the names identify, until this transaction ends.
+
+    SQLite needs none, because it allows only one writer.
+    """
     if session.get_bind().dialect.name == "postgresql":
         number = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big", signed=True)
         session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})

@@ -125,8 +125,8 @@ def answer_to(request: bytes, limits: Limits) -> bytes:
     except (MemoryError, RecursionError):
         return error_to_json(
             TooCostly(
-                f"planning this configuration takes more than {limits.memory >> 20} MiB of memory, the limit for a request; "
-                "shorten its lists and texts, or name smaller files"
+                f"planning this configuration takes more than {limits.memory >> 20} MiB of memory, the limit for a "
+                "request; shorten its lists and texts, or name smaller files"
             )
         )
     except Exception:  # noqa: BLE001 - the service logs it and answers with status 500

@@ -333,7 +333,7 @@ def _bears(pid: int, mark: str) -> bool:
 
 
 def await_environment(pid: int) -> None:
-    """Wait until the environment of a new process can be read; at first it is empty, and the mark would not be found."""
+    """Wait until the environment of a new process can be read; while it is empty, the mark would not be found."""
     with contextlib.suppress(psutil.Error):
         while not (process := psutil.Process(pid)).environ() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.001)
