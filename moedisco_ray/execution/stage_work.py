@@ -1,4 +1,4 @@
-"""Work of the stages that need a function of another stage, which is passed to it here: stages do not import each other.
+"""Work of the stages that need a function of another stage; stages do not import each other, so it is passed in here.
 
 `core.stages` names these functions, and directly those of the other stages.
 """

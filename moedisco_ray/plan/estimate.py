@@ -57,7 +57,7 @@ def estimate_stages(
 
 
 def held_out_loss(stage: TrainingStage, tokens: int, reading: Reading) -> float | None:
-    """Seconds per worker to measure the held-out loss during a training stage and at its end; 0 if it is not measured."""
+    """Seconds per worker to measure the held-out loss during a stage and at its end; 0 if it is not measured."""
     config, every = reading.config, reading.config.evaluation.every_tokens
     if every is None or not stage.measures_held_out:
         return 0.0

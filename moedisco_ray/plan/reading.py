@@ -1,4 +1,4 @@
-"""What the planned time of a stage is made of: forward passes over text, the start of workers, and the division of work."""
+"""What the planned time of a stage is made of: forward passes over text, starts of workers, and shares of work."""
 
 from __future__ import annotations
 
