@@ -97,7 +97,7 @@ def priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> Sta
 
 
 def unknown(stage: str, pool: Pool) -> StageEstimate:
-    """Estimate of a stage of which nothing is known but the pool."""
+    """Estimate of a stage whose time and cost are unknown."""
     return StageEstimate(
         stage=stage,
         pool=pool.name,
