@@ -40,7 +40,7 @@ from moedisco_ray.stages.clustering.store import clusters_in, first_costs, first
 from moedisco_ray.stages.corpus import build
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
-CLUSTERS, DIMENSIONS, FILE_DOCUMENTS, SAMPLE, CAPACITY = 64, 64, 100_000, 10_000, 1.05
+CLUSTERS, DIMENSIONS, FILE_DOCUMENTS, CAPACITY = 64, 64, 100_000, 1.05
 VOCABULARY, SEQUENCE = 4096, 1024
 ARM_MEGABYTES = 600
 """Text that an arm reads of each size, in as many rounds as that takes (MB)."""
@@ -114,7 +114,7 @@ def measure_assignment(documents: int, workers: int) -> dict[str, Any]:
 
         started = time.perf_counter()
         sample = min(BALANCE_DOCUMENTS, documents)
-        fit = fit_kmeans(first_vectors(paths, CENTROID_DOCUMENTS * CLUSTERS), first_vectors(paths, SAMPLE), CLUSTERS)
+        fit = fit_kmeans(first_vectors(paths, CENTROID_DOCUMENTS * CLUSTERS), CLUSTERS)
         clustered = time.perf_counter()
         costs = first_costs(paths, sample, None, fit.centroids_KD)
         rule, _ = fit_assignment(costs, loads, None, fit.centroids_KD, documents=documents, capacity=CAPACITY)

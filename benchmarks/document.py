@@ -11,7 +11,6 @@ from benchmarks.speed_sections import (
     corpus_scale,
     expert_offload,
     fake_memory,
-    kmeans,
     made_with,
     number,
     ray_overhead,
@@ -184,7 +183,6 @@ def page() -> str:
     """The text of RESULTS.md."""
     measured = {
         "training_step": training_step,
-        "kmeans": kmeans,
         "ray_overhead": ray_overhead,
         "seats_256": seats,
         "service_load": service_load,

@@ -8,7 +8,6 @@ import sys
 
 COMMANDS = (
     "training_step",
-    "kmeans",
     "ray_overhead",
     "seats",
     "seats --jobs 256 --slots 64 --steps 100 --pace 2 --rounds 1 --arms seats --no-slope --result seats_256",

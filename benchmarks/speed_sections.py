@@ -86,24 +86,6 @@ def training_step() -> str:
     )
 
 
-def kmeans() -> str:
-    result = read("kmeans")
-    rows = []
-    for setting, cell in result["cells"].items():
-        for arm, seconds in cell["seconds"].items():
-            ratio = "" if arm == "ours" else span(cell[f"ours_over_{arm}"])
-            counts = "yes" if cell["at_equal_inertia"][arm] else "no"
-            rows.append([setting, arm, span(seconds), f"{cell['inertia_over_best'][arm]:.4f}", counts, ratio])
-    return section(
-        "K-means",
-        f"""Seconds to cluster the same vectors on one core, all arms with the same number of restarts. Inertia is the
-        median over the seeds of the rounds, relative to the best arm's. A time counts where the inertia is within
-        {result["setting"]["inertia_tolerance"]:.1%} of the best. A ratio below 1 means that ours is faster.""",
-        table(["setting", "arm", "seconds", "inertia / best", "counts", "ours / arm"], rows),
-        made_with(result),
-    )
-
-
 def ray_overhead() -> str:
     result = read("ray_overhead")
     seconds = result["seconds"]

@@ -19,8 +19,8 @@ from moedisco_ray.core.config import Pools, Tokens, check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.stages.clustering import ClusterModel
-from moedisco_ray.stages.clustering.blocks import squared_distances
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters, documents_needed, first_documents
+from moedisco_ray.stages.clustering.distances import squared_distances
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans
 from moedisco_ray.stages.clustering.report import Sample, cluster_report, silhouette
 from moedisco_ray.stages.clustering.store import weights
@@ -211,7 +211,7 @@ def test_domains_of_real_text_are_found():
         texts += chunks
         sources += [name.stem] * len(chunks)
     x_ND = TfidfSvd.of_texts(texts, 32, 0).transform(texts, [])
-    fit = fit_kmeans(x_ND, x_ND, 8)
+    fit = fit_kmeans(x_ND, 8)
     assert normalized_mutual_info_score(sources, squared_distances(x_ND, fit.centroids_KD).argmin(axis=1)) > 0.8
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import optimize
 
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array
 
 _TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
 """Falling temperatures of the soft minimum, as shares of the mean spread of a document's distances to the centroids."""

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moedisco_ray.stages.clustering.assign import assign_balanced, balancing_prices, corrected_prices
-from moedisco_ray.stages.clustering.blocks import cluster_costs
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array, cluster_costs
 from moedisco_ray.stages.clustering.vectors import adjust
 
 TOLERANCE = 0.005

@@ -32,8 +32,8 @@ from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import on_each
 from moedisco_ray.packed_tokens import Piece, write_index
 from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
-from moedisco_ray.stages.clustering.grid import Array
-from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans
+from moedisco_ray.stages.clustering.distances import Array
+from moedisco_ray.stages.clustering.kmeans import Fit, fit_kmeans
 from moedisco_ray.stages.clustering.model import ClusterModel
 from moedisco_ray.stages.clustering.packing import Packed, Part, Plan, finish_part
 from moedisco_ray.stages.clustering.report import Sample, cluster_report
@@ -217,7 +217,7 @@ class _Stage:
                 raw_SD = first_vectors(self._fetched(vectors, parts, wanted), wanted)
                 vectoriser.centre(raw_SD[: len(sampled)])
                 x_SD = adjust(raw_SD, vectoriser.centre_D)
-                fit = self._fit_kmeans(x_SD, x_SD[: len(sampled)])
+                fit = self._fit_kmeans(x_SD)
                 x_SD = x_SD[: len(sampled)]
             else:
                 x_SD, fit = kind("mean_token").fit(inputs).embed(inputs.texts, inputs.tokens), None
@@ -280,16 +280,11 @@ class _Stage:
         self.store.fetch(*first)
         return first
 
-    def _fit_kmeans(self, x_ND: Array, sample_SD: Array) -> Fit:
-        settings, progress = self.config.clusters, StageProgress(self.emit, "cluster", "k-means iterations")
+    def _fit_kmeans(self, x_ND: Array) -> Fit:
+        settings = self.config.clusters
+        progress = StageProgress(self.emit, "cluster", "k-means restarts", settings.restarts)
         return fit_kmeans(
-            x_ND,
-            sample_SD,
-            settings.number,
-            restarts=settings.restarts,
-            iterations=ITERATIONS,
-            seed=self.config.seed,
-            on_step=lambda: progress.add(1),
+            x_ND, settings.number, restarts=settings.restarts, seed=self.config.seed, on_restart=lambda: progress.add(1)
         )
 
     def _write_report(

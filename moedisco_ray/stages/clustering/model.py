@@ -12,8 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from moedisco_ray.stages.clustering.blocks import cluster_costs
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array, cluster_costs
 from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
 
@@ -33,7 +32,7 @@ class ClusterModel:
     prices_E: Array
 
     def costs(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:
-        """Cost of each document in each cluster, float64 [N, E]; see `blocks.cluster_costs`.
+        """Cost of each document in each cluster, float64 [N, E]; see `distances.cluster_costs`.
 
         Args:
             texts: Texts of N documents.

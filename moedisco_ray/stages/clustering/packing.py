@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from moedisco_ray.packed_tokens import Piece
 from moedisco_ray.stages.clustering.balance import Assignment
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.store import ID, clusters_in, tokens_of, weights
 from moedisco_ray.stages.text.packing import PACKED_COLUMNS, pack_part
 from moedisco_ray.stages.text.tokenizer import Encoder

@@ -14,8 +14,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import mutual_info_score, silhouette_score
 
-from moedisco_ray.stages.clustering.blocks import squared_distances
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array, squared_distances
 from moedisco_ray.stages.clustering.vectors.tfidf import vectorizer
 
 _SILHOUETTE_SAMPLE = 3_000

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.stages.clustering.balance import Assignment, Costs, Loads, document_costs
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
 ID = pa.binary(16)

@@ -51,7 +51,7 @@ class Finished:
 
 
 def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
-    """Smallest and largest validation hash of each of S inputs in a bucket, [S, 2]; infinite for an input without documents."""
+    """Smallest and largest validation hash of each of S inputs, [S, 2]; infinite for an input without documents."""
     return extremes(distinct_documents(bucket, ("id", "group", "order", "side")), rules)
 
 
@@ -69,7 +69,7 @@ class Split(NamedTuple):
 
 
 def list_bucket(bucket: Bucket, rules: Rules, banding: Banding, key_buckets: int, directory: Path) -> Scattered:
-    """Write the lists in which near duplicates of a bucket's documents are searched; see `near_duplicates.list_documents`."""
+    """Write the lists in which near duplicates of documents are searched; see `near_duplicates.list_documents`."""
     table = distinct_documents(bucket)
     path = directory / "buckets" / f"bucket-{bucket.index:06d}"
     return list_documents(bucket.index, table.filter(pa.array(times(table, rules) > 0)), banding, key_buckets, path)
@@ -106,7 +106,7 @@ def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path
 
 
 class Part(NamedTuple):
-    """What was written of the documents in one range of ids: training and validation documents, and packed training tokens."""
+    """What was written of one range of ids: training and validation documents, and packed training tokens."""
 
     train: pa.Table
     validation: pa.Table

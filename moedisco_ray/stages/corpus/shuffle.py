@@ -64,7 +64,7 @@ class Digits:
 
     @classmethod
     def of(cls, buckets: int) -> Digits:
-        """The fewest passes that suffice for a number of buckets, and the smallest base that suffices for these passes."""
+        """The fewest passes that suffice for a number of buckets, and the smallest base for these passes."""
         passes = 1
         while _FAN_OUT**passes < buckets:
             passes += 1

@@ -74,7 +74,7 @@ class Bucket:
 
 
 def bucket_count(text_bytes: int) -> int:
-    """Number of buckets: one per 32 MB of text, or up to eight smaller ones, so that a small corpus uses several cores."""
+    """Number of buckets: one per 32 MB of text, or up to eight smaller ones, to use several cores."""
     return max(1, -(-text_bytes // BUCKET_BYTES), min(_FEW_BUCKETS, text_bytes // _SMALL_BUCKET_BYTES))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import Clusters
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from moedisco_ray.core.limits import VECTOR_TOKENS
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import open_streamed
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
 from moedisco_ray.stages.scoring import default_dtype
 

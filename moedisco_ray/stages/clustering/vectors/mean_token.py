@@ -18,7 +18,7 @@ from scipy import sparse
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import open_checkpoint
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, write_settings
 
 _EMBEDDING = "model.embed_tokens.weight"

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
 
 _WORD = 4
