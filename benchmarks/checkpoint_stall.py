@@ -1,7 +1,8 @@
 """The share of its time for which training stops to save, and how much saving slows it down:
 
-none            no checkpoint
-disk, s3        the product: a copy in memory, written by a thread, to a local disk and to an S3 server (moto) on loopback
+none                    no checkpoint
+disk, s3                the product: a copy in memory, which a thread writes to a local disk, or to an S3 server (moto)
+                        on loopback
 disk-waits, s3-waits    the same, but training waits until each checkpoint is safe
 
 The last save is left out: no training continues during it.
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.harness import environment, interleave, spread, write_result
+from benchmarks.harness import environment, figures, interleave, spread, spreads, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location, joined
@@ -137,6 +138,11 @@ def s3_server() -> Iterator[str]:
         server.wait()
 
 
+def _cell(results: Sequence[Mapping[str, Any]], undisturbed: Sequence[float]) -> dict[str, dict[str, float]]:
+    slower = [seconds / alone - 1 for seconds, alone in zip(figures(results, "seconds"), undisturbed, strict=True)]
+    return {**spreads(results, ("stalled", "stall", "latency", "interval")), "slower": spread(slower)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=ARMS)
@@ -154,7 +160,7 @@ def main() -> None:
         return
     with s3_server() as storage:
         rounds = interleave(__spec__.name, ARMS, arguments.rounds, "--storage", storage)
-    undisturbed = [result["seconds"] for result in rounds["none"]]
+    undisturbed = figures(rounds["none"], "seconds")
     write_result(
         "checkpoint_stall",
         {
@@ -171,19 +177,7 @@ def main() -> None:
                 "rounds": arguments.rounds,
                 "seed": 0,
             },
-            "arms": {
-                arm: {
-                    **{
-                        name: spread([result[name] for result in results])
-                        for name in ("stalled", "stall", "latency", "interval")
-                    },
-                    "slower": spread(
-                        [result["seconds"] / alone - 1 for result, alone in zip(results, undisturbed, strict=True)]
-                    ),
-                }
-                for arm, results in rounds.items()
-                if arm != "none"
-            },
+            "arms": {arm: _cell(results, undisturbed) for arm, results in rounds.items() if arm != "none"},
             "targets": {"stalled": 0.05},
         },
     )

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ def cell(kind: str, size: int, blocks: int, rounds: int, roots: dict[str, Path],
             each: ratios([result[each] for result in found["new"]], [result[each] for result in found["old"]])
             for each in ("mb_per_second", "mb_per_cpu_second")
         },
-        **{arm: _spreads(results) for arm, results in found.items()},
+        **{arm: spreads(results, _MEASURED) for arm, results in found.items()},
     }
 
 

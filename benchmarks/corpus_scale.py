@@ -1,8 +1,10 @@
 """How the corpus and cluster stages grow with the text.
 
-assignment   cluster synthetic documents whose vectors are in files of 100,000, balance the clusters, and write every document's
-             cluster; the driver and the tasks are processes of their own, and the peak memory of each is measured
-corpus       the whole corpus stage on one core, with a tokenizer that exists already, against `tokenizers` alone on the same texts
+assignment   cluster synthetic documents whose vectors are in files of 100,000, balance the clusters, and write every
+             document's cluster; the driver and the tasks are processes of their own, and the peak memory of each is
+             measured
+corpus       the whole corpus stage on one core, with a tokenizer that exists already, against `tokenizers` alone on the
+             same texts
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from benchmarks.harness import environment, interleave, ratios, spread, write_result
+from benchmarks.harness import by_arm, environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS
 from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
@@ -204,7 +206,7 @@ def corpus_cell(megabytes: int, rounds: int) -> dict[str, Any]:
         write_corpus(text, megabytes * 1_000_000)
         save_trained(train_bpe(itertools.islice(sentences(1), 2000), VOCABULARY), text.parent / "tokenizer")
         found = interleave(__spec__.name, ["stage", "bare"], rounds, "--size", str(megabytes), "--text", str(text))
-    speeds = {arm: [result["mb_per_core_second"] for result in results] for arm, results in found.items()}
+    speeds = by_arm(found, "mb_per_core_second")
     return {
         "mb_per_core_second": {arm: spread(values) for arm, values in speeds.items()},
         "stage_over_bare": ratios(speeds["stage"], speeds["bare"]),

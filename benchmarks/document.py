@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.speed_sections import (
     checkpoint_stall,
@@ -30,19 +33,15 @@ def simulator() -> str:
     setting, rates = result["setting"], result["loss_rates"]
     prior, bounds = result["defaults"]["prior"], result["defaults"]["bounds"]
     arms = list(result["interval"]["no losses"])
-    over = "dollars_over_bound"
     intervals = [
-        [f"{name}: {rates[name]:g}", *(f"{cells[arm][over]['median']:.3f}" for arm in arms)]
-        for name, cells in result["interval"].items()
+        [f"{name}: {rates[name]:g}", *_dollars_over_bound(cells, arms, 3)] for name, cells in result["interval"].items()
     ]
+    over = "makespan_over_bound"
     orders = [
-        [f"{int(machines):,}", *(span(cells[name]["makespan_over_bound"]) for name in ("longest_first", "as_given"))]
+        [f"{int(machines):,}", span(cells["longest_first"][over]), span(cells["as_given"][over])]
         for machines, cells in result["order"].items()
     ]
-    priors = [
-        [name, *(f"{cell[over]['median']:.4f}" for cell in cells.values())]
-        for name, cells in result["assumption"].items()
-    ]
+    priors = [[name, *_dollars_over_bound(cells, cells, 4)] for name, cells in result["assumption"].items()]
     arrivals = [
         [name, ask.replace("_", " "), span(cell["idle_dollars"]), span(cell["late_seconds"])]
         for name, cells in result["arrival"].items()
@@ -51,17 +50,17 @@ def simulator() -> str:
     mixed = [[name, span(cell["dollars"]), span(cell["hours"])] for name, cell in result["mixed"].items()]
     return section(
         "Spot machines, simulated",
-        f"""{setting["submodels"]} sub-models of unequal size, {setting["mean_hours"]:g} hours in the mean, on a market of
-        {setting["gpus"]:,} spot GPUs. The simulator calls the product's own policy functions.
-        `benchmarks/study/simulation/setting.py`
-        names the sources of loss rates and boot times: 7e-5 and 3.1e-4 losses per machine-hour are bands of the AWS Spot Instance
-        Advisor, 0.06 to 0.74 come from published traces of V100 machines. The bounds know the future: max(longest, sum / machines)
-        for time, and all work on machines that never boot, save or are lost for dollars. Median (min to max) over
-        {setting["seeds"]} seeds. *Ours* sets the checkpoint interval from the losses seen so far. *Notices heard* has
-        `moedisco node-agent` on every machine. *Zones at once* loses half a zone at a time. The defaults that follow: a pool is
-        assumed to lose {prior["per_hour"]:g} machines per machine-hour, with the weight of {prior["hours"]:g} hours of observation;
-        intervals are {bounds["shortest"]:g} to {bounds["longest"]:,g} s, with stalls under {bounds["stall"]:.0%}; the longest
-        sub-model starts first; nodes of the fine-tune are requested one boot time before the predicted end.""",
+        f"""{setting["submodels"]} sub-models of unequal size, {setting["mean_hours"]:g} hours in the mean, on a market
+        of {setting["gpus"]:,} spot GPUs. The simulator calls the product's own policy functions.
+        `benchmarks/study/simulation/setting.py` names the sources of loss rates and boot times: 7e-5 and 3.1e-4 losses
+        per machine-hour are bands of the AWS Spot Instance Advisor, 0.06 to 0.74 come from published traces of V100
+        machines. The bounds know the future: max(longest, sum / machines) for time, and all work on machines that never
+        boot, save or are lost for dollars. Median (min to max) over {setting["seeds"]} seeds. *Ours* sets the
+        checkpoint interval from the losses seen so far. *Notices heard* has `moedisco node-agent` on every machine.
+        *Zones at once* loses half a zone at a time. The defaults that follow: a pool is assumed to lose
+        {prior["per_hour"]:g} machines per machine-hour, with the weight of {prior["hours"]:g} hours of observation;
+        intervals are {bounds["shortest"]:g} to {bounds["longest"]:,g} s, with stalls under {bounds["stall"]:.0%}; the
+        longest sub-model starts first; nodes of the fine-tune are requested one boot time before the predicted end.""",
         "![Order, checkpoint interval, arrival](results/simulator.png)",
         table(["dollars / bound, at losses per machine-hour", *arms], intervals),
         table(["machines held at once", "makespan / bound, longest first", "as given"], orders),
@@ -72,6 +71,10 @@ def simulator() -> str:
         table(["node types", "dollars, a fifth of the sub-models being large", "hours"], mixed),
         made_with(result),
     )
+
+
+def _dollars_over_bound(cells: dict[str, Any], names: Iterable[str], digits: int) -> list[str]:
+    return [f"{cells[name]['dollars_over_bound']['median']:.{digits}f}" for name in names]
 
 
 def makespan() -> str:
@@ -108,15 +111,15 @@ def makespan() -> str:
     ]
     return section(
         "Makespan on machines that come and go",
-        f"""{len(shares)} sub-models of {min(shares):g} to {max(shares):g} times their mean length, which is {mean:g} s per node of
-        the
-        cluster. Each node has room for one sub-model; every node is a raylet on one machine, with one or two clusters at once, as
-        the command says. A step waits {setting["pace"]:g} s, as for a GPU, so that nodes that share the machine's cores do not
-        slow each other. Everything else is real: Ray Train's starts, checkpoints every {setting["interval_steps"]} steps, SIGKILL
-        to raylets. With losses, a node lives {setting["intervals_per_loss"]} checkpoint intervals on average, and its replacement
-        starts at once. The bound is max(longest, sum / nodes) of the steps alone; targets are compared with it. Sub-models that
-        last hours hide the start of their trainer. These do not, so the second ratio counts one undisturbed start (the measured
-        median) as part of each sub-model. Starts after losses count in full in both.""",
+        f"""{len(shares)} sub-models of {min(shares):g} to {max(shares):g} times their mean length, which is {mean:g} s
+        per node of the cluster. Each node has room for one sub-model; every node is a raylet on one machine, with one
+        or two clusters at once, as the command says. A step waits {setting["pace"]:g} s, as for a GPU, so that nodes
+        that share the machine's cores do not slow each other. Everything else is real: Ray Train's starts, checkpoints
+        every {setting["interval_steps"]} steps, SIGKILL to raylets. With losses, a node lives
+        {setting["intervals_per_loss"]} checkpoint intervals on average, and its replacement starts at once. The bound
+        is max(longest, sum / nodes) of the steps alone; targets are compared with it. Sub-models that last hours hide
+        the start of their trainer. These do not, so the second ratio counts one undisturbed start (the measured median)
+        as part of each sub-model. Starts after losses count in full in both.""",
         table(
             [
                 "nodes",
@@ -137,16 +140,18 @@ def makespan() -> str:
 
 
 _COLUMNS = (
-    """*gap*: the loss at equal tokens minus joint training's, in nats per token; below 0 is better. *Its slope*: the change of the
-    gap for four times the tokens, over the seeds that both budgets share.""",
-    """*dollars*: what an arm pays until its loss is joint training's, at three price books; joint training on the large card is 1.
-    They are the dollars for *equal tokens* times exp(gap / slope), where the slope is that of joint training's loss over the log
-    of the tokens. A dash: one budget was measured, which has no slope, or more than four times the tokens would be needed.""",
-    """*hours, paper*: for the same tokens, at the paper's speeds, with one cheap card per sub-model against one large card. With
-    Muon all cheap cards train a seed together and exchange gradients in every step, which takes no time here; this favours these
-    arms, and joint training on the cheap pool. With AdamW, which is older, one card trains the seed.""",
-    """*perplexity on other text*: on a corpus that is not trained on, relative to joint training's. A dash: not measured with every
+    """*gap*: the loss at equal tokens minus joint training's, in nats per token; below 0 is better. *Its slope*: the
+    change of the gap for four times the tokens, over the seeds that both budgets share.""",
+    """*dollars*: what an arm pays until its loss is joint training's, at three price books; joint training on the large
+    card is 1. They are the dollars for *equal tokens* times exp(gap / slope), where the slope is that of joint
+    training's loss over the log of the tokens. A dash: one budget was measured, which has no slope, or more than four
+    times the tokens would be needed.""",
+    """*hours, paper*: for the same tokens, at the paper's speeds, with one cheap card per sub-model against one large
+    card. With Muon all cheap cards train a seed together and exchange gradients in every step, which takes no time
+    here; this favours these arms, and joint training on the cheap pool. With AdamW, which is older, one card trains the
     seed.""",
+    """*perplexity on other text*: on a corpus that is not trained on, relative to joint training's. A dash: not
+    measured with every seed.""",
 )
 
 
@@ -158,9 +163,10 @@ def grid() -> str:
     ]
     return section(
         "Where MoEs are sparse",
-        """Held-out figures of each arm, in cells of one corpus, model family, start, number of experts and budget of tokens. Rows
-        are explained in docs/results.md; those that change one setting are levers (`benchmarks/study/grid/levers.py`). Where arms
-        are tuned, it is on another corpus and seed than they are reported on; else the title or the row says so.""",
+        """Held-out figures of each arm, in cells of one corpus, model family, start, number of experts and budget of
+        tokens. Rows are explained in docs/results.md; those that change one setting are levers
+        (`benchmarks/study/grid/levers.py`). Where arms are tuned, it is on another corpus and seed than they are
+        reported on; else the title or the row says so.""",
         "\n".join(f"* {' '.join(text.split())}" for text in _COLUMNS),
         *tables,
         f"Prices: {grid_section.prices()}.",
@@ -168,10 +174,9 @@ def grid() -> str:
     )
 
 
-_INTRODUCTION = """The machines that measured these are noisy: read ratios and medians, not single figures. Arms take turns, and
-        each
-is a whole process. `python -m benchmarks.document` writes this page from `benchmarks/results/`, which `make bench` measures
-again, and its last section from the grid's results (`python -m benchmarks.study grid`)."""
+_INTRODUCTION = """The machines that measured these are noisy: read ratios and medians, not single figures. Arms take
+turns, and each is a whole process. `python -m benchmarks.document` writes this page from `benchmarks/results/`, which
+`make bench` measures again, and its last section from the grid's results (`python -m benchmarks.study grid`)."""
 
 
 def page() -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from benchmarks.harness import environment, interleave, ratios, spread, write_result
+from benchmarks.harness import by_arm, environment, interleave, ratios, spreads, write_result
 from benchmarks.true_sizes import Noise, own_memory, settle
 from moedisco_ray.core.config import Architecture
 from moedisco_ray.models import Stored, canonical_shapes, config_values, hf_config, moe_blocks, write_checkpoint
@@ -119,7 +119,7 @@ def main() -> None:
         options = "--home", scratch, "--device", arguments.device
         (written,) = interleave(__spec__.name, ["prepare"], 1, *options)["prepare"]
         arms = interleave(__spec__.name, ARMS, arguments.rounds, *options)
-    speeds = {arm: [each["second_per_second"] for each in found] for arm, found in arms.items()}
+    speeds = by_arm(arms, "second_per_second")
     write_result(
         "expert_offload",
         {
@@ -135,9 +135,7 @@ def main() -> None:
                 **written,
                 "rounds": arguments.rounds,
             },
-            "arms": {
-                arm: {name: spread([each[name] for each in found]) for name in found[0]} for arm, found in arms.items()
-            },
+            "arms": {arm: spreads(found, found[0]) for arm, found in arms.items()},
             "of_device": {arm: ratios(found, speeds["device"]) for arm, found in speeds.items() if arm != "device"},
         },
     )

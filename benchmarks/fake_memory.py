@@ -179,7 +179,7 @@ def main() -> None:
                 "of formulas": lines(
                     *(
                         f"moedisco_ray/plan/{name}_memory.py"
-                        for name in ("attention", "recurrent", "adapter", "gang", "stage")
+                        for name in ("activation", "attention", "recurrent", "adapter", "gang", "stage")
                     ),
                     "moedisco_ray/plan/memory.py",
                 ),

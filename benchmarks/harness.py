@@ -1,4 +1,4 @@
-"""What every benchmark shares: whole processes run in turn, medians and ratios, and a result file that says how it was made."""
+"""What all benchmarks share: arms as processes that take turns, medians and ratios, and a file with their results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def environment(command: str, package: str = "moedisco_ray") -> dict[str, Any]:
 
 
 def run_arm(module: str, arm: str, *arguments: str) -> dict[str, Any]:
-    """Run `python -m MODULE --arm ARM` as a process of its own with one thread; its last line of output is a JSON object."""
+    """Run `python -m MODULE --arm ARM` as a process with one thread; its last line of output is a JSON object."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-m", module, "--arm", arm, *arguments],
@@ -67,14 +67,34 @@ def interleave(
     return results
 
 
+def figures(results: Iterable[Mapping[str, Any]], name: str) -> list[Any]:
+    """The figure `name` of each result."""
+    return [result[name] for result in results]
+
+
+def by_arm(rounds: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> dict[str, list[Any]]:
+    """The figure `name` of each arm's results."""
+    return {arm: figures(results, name) for arm, results in rounds.items()}
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Smallest, median and largest."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
+def spreads(results: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The spread of each figure over the results."""
+    return {name: spread(figures(results, name)) for name in names}
+
+
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     """Round by round, ours over theirs."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def differences(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Round by round, ours minus theirs."""
+    return spread([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Eight sub-models of unequal length on few spot machines: how long all of them take, against the shortest possible time.
+"""Time to train eight sub-models of unequal length on few spot machines, against the shortest possible time.
 
 The cluster is real: Ray's processes, a raylet per node with room for one trainer, Ray Train runs, checkpoints, SIGKILL
 to raylets. Only the accelerator is not: after a step of a tiny model its trainer waits for as long as a GPU would
@@ -78,7 +78,10 @@ MEMORY = 80_000_000
 
 
 class Machines:
-    """The nodes of a pool, always as many, each for as long as it lives; a listener that knows when each began to train."""
+    """The nodes of a pool: their number is constant, and each is lost after its lifetime.
+
+    As a listener of events, it records when each node began to train.
+    """
 
     def __init__(self, cluster: Cluster, count: int, mean_life: float | None, seed: int) -> None:
         self.losses = 0
@@ -154,7 +157,7 @@ def jobs(scratch: Path, mean_seconds: float, interval: int) -> list[TrainJob]:
 
 
 def starts(events: list[Event], seconds_of_work: dict[str, float]) -> list[float]:
-    """Seconds from a slot's being held to its being free, less those of work; of sub-models that nothing happened to."""
+    """Seconds for which each undisturbed sub-model held a slot, without those of its work."""
     disturbed = {event.unit for event in events if event.type == "worker_restarted"}
     return [
         event.data["seconds"] - seconds_of_work[event.unit]
@@ -171,7 +174,7 @@ def measure(losses: str, nodes: int, mean_seconds: float, interval: int, seed: i
             "num_cpus": 0,
             "include_dashboard": False,
             "object_store_memory": MEMORY,
-            # A refused connection is no hiccup of a network on one machine: a node is given up after 1.5 s, not after 15.
+            # On one machine a refused connection is no network hiccup: a node is given up after 1.5 s, not after 15.
             "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 3},
         },
     )

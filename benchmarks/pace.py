@@ -1,4 +1,4 @@
-"""Steps that take as long as those of a large model on a GPU, although a tiny model trains on this machine's few cores."""
+"""Steps of a tiny model on few cores that take as long as those of a large model on a GPU."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.harness import environment, interleave, spread, write_result
+from benchmarks.harness import differences, environment, figures, interleave, spreads, write_result
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
@@ -63,13 +63,9 @@ def main() -> None:
         {
             **environment("python -m benchmarks.ray_overhead"),
             "setting": {"preset": "demo", "tokens": arguments.tokens, "rounds": arguments.rounds, "seed": 0},
-            "seconds": {
-                arm: {name: spread([result[name] for result in results]) for name in names}
-                for arm, results in rounds.items()
-            },
+            "seconds": {arm: spreads(results, names) for arm, results in rounds.items()},
             "ray_adds": {
-                name: spread([a[name] - b[name] for a, b in zip(rounds["ray"], rounds["plain"], strict=True)])
-                for name in names
+                name: differences(figures(rounds["ray"], name), figures(rounds["plain"], name)) for name in names
             },
         },
     )

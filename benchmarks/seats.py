@@ -1,6 +1,7 @@
 """What it costs to train many small sub-models on a few slots, in three forms of one-worker training on Ray:
 
-seats          the product: one long-lived actor per slot, which runs Ray Train in local mode, one sub-model after the other
+seats          the product: one long-lived actor per slot, which runs Ray Train in local mode, one sub-model after the
+               other
 trainer        a new Ray Train run with one worker for each sub-model
 long-trainer   one Ray Train run with one worker per slot, which trains a fixed list of sub-models, one after the other
 
@@ -38,7 +39,7 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from benchmarks.harness import environment, interleave, spread, write_result
+from benchmarks.harness import environment, interleave, spreads, write_result
 from benchmarks.pace import Pace
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
@@ -148,7 +149,7 @@ def gaps(events: Sequence[Event], slots: int) -> list[float]:
 
 @contextlib.contextmanager
 def watching_memory(samples: list[tuple[int, float]], interval: float = 0.5) -> Iterator[None]:
-    """Record, several times a second, how many workers exist and what all other processes of this Ray session hold (MB)."""
+    """Record regularly how many workers exist, and the memory of this Ray session's other processes (MB)."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -255,10 +256,7 @@ def main() -> None:
             "rounds": arguments.rounds,
         },
         "targets": {"next_step": 1.0, "head_mb_per_slot": 20, "head_mb": 4000, "idle_share": 0.05},
-        "arms": {
-            arm: {name: spread([result[name] for result in results]) for name in results[0]}
-            for arm, results in rounds.items()
-        },
+        "arms": {arm: spreads(results, results[0]) for arm, results in rounds.items()},
     }
     if arguments.slope:
         more = interleave(__spec__.name, arms, 1, "--jobs", str(3 * jobs), "--slots", str(3 * slots), *sizes[4:])

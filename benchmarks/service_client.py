@@ -1,4 +1,4 @@
-"""The client's side of `service_load.py`: many kept connections and event streams from one loop, at little cost of its own."""
+"""The client's side of `service_load.py`: many kept connections and event streams in one cheap loop."""
 
 from __future__ import annotations
 

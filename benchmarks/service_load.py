@@ -1,4 +1,4 @@
-"""The service under load: `moedisco serve` in one process over SQLite, 10,000 runs in its database, clients in another process.
+"""The service under load: `moedisco serve` over SQLite with 10,000 runs, and clients in another process.
 
 requests      GET of a page of 50 runs and of one run, over 1, 8 and 32 kept connections
 readers       1,000 event streams, half of them on one run that a driver reports to; the same requests meanwhile
@@ -34,7 +34,7 @@ import httpx
 import psutil
 
 from benchmarks import service_seed
-from benchmarks.harness import environment, run_arm, spread, write_result
+from benchmarks.harness import environment, figures, run_arm, spread, write_result
 from benchmarks.service_client import Connection, Driver, Reader, follow, get, quantiles, requests
 from benchmarks.service_seed import Seed
 from service.database import ingest, runs
@@ -61,10 +61,11 @@ async def measure_requests(port: int, seed: Seed) -> dict[str, Any]:
         "page": [get(f"/v1/runs?limit={PAGE}", seed.token)],
         "run": [get(f"/v1/runs/{run_id}", seed.token) for run_id in seed.ended],
     }
-    return {
-        kind: {concurrency: await requests(port, wanted, concurrency, SECONDS) for concurrency in CONCURRENCIES}
-        for kind, wanted in kinds.items()
-    }
+    return {kind: await _at_every_concurrency(port, wanted) for kind, wanted in kinds.items()}
+
+
+async def _at_every_concurrency(port: int, wanted: list[bytes]) -> dict[int, dict[str, float]]:
+    return {concurrency: await requests(port, wanted, concurrency, SECONDS) for concurrency in CONCURRENCIES}
 
 
 async def measure_readers(port: int, seed: Seed) -> dict[str, Any]:
@@ -135,7 +136,7 @@ async def measure_report(port: int, seed: Seed) -> dict[str, float]:
 
 
 async def _flood(drivers: list[Driver], batches: int) -> float:
-    events = {driver: [_wire(driver.sent + i * BATCH, BATCH) for i in range(batches)] for driver in drivers}
+    events = {driver: _batches(driver.sent, batches) for driver in drivers}
     began = time.perf_counter()
 
     async def one(driver: Driver) -> None:
@@ -160,6 +161,10 @@ def measure_direct(state_dir: Path, seed: Seed) -> dict[str, float]:
                     raise RuntimeError("the database is not the seeded one")
                 ingest.take(session, run, number * BATCH, batch, time.time())
         return {"direct": FIGURES * BATCH * len(batches) / (time.perf_counter() - began)}
+
+
+def _batches(first: int, count: int) -> list[list[dict[str, Any]]]:
+    return [_wire(first + i * BATCH, BATCH) for i in range(count)]
 
 
 def _wire(first: int, count: int) -> list[dict[str, Any]]:
@@ -233,7 +238,10 @@ def one_round(seeded: Path) -> dict[str, Any]:
 
 
 def machine_and_own() -> tuple[float, float, float]:
-    """Processor seconds that the machine had, that were used or stolen, and that this process and its ended children used."""
+    """Processor seconds that the machine had, that were used or stolen, and that this process and its children used.
+
+    Seconds that a hypervisor took count as used.
+    """
     machine = psutil.cpu_times()
     own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return (
@@ -252,7 +260,7 @@ def others_share(before: tuple[float, float, float], after: tuple[float, float, 
 def combined(rounds: list[Any]) -> Any:
     """The same tree with the spread over the rounds in place of numbers."""
     if isinstance(rounds[0], dict):
-        return {key: combined([each[key] for each in rounds]) for key in rounds[0]}
+        return {key: combined(figures(rounds, key)) for key in rounds[0]}
     return spread(rounds)
 
 

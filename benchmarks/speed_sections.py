@@ -22,6 +22,15 @@ def span(values: dict[str, float]) -> str:
     return f"{number(values['median'])} ({number(values['min'])} to {number(values['max'])})"
 
 
+def spans(cell: dict[str, Any], *names: str) -> list[str]:
+    return [span(cell[name]) for name in names]
+
+
+def span_of(cells: dict[str, Any], arm: str) -> str:
+    """The span of an arm; empty for an arm without this figure."""
+    return span(cells[arm]) if arm in cells else ""
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -43,30 +52,34 @@ def made_with(result: dict[str, Any]) -> str:
 
 
 def at_least(what: str, measured: dict[str, float], target: float) -> str:
-    return f"* {what}: {span(measured)}, target {number(target)}: {'met' if measured['median'] >= target else '**missed**'}"
+    return f"* {what}: {span(measured)}, target {number(target)}: {_verdict(met=measured['median'] >= target)}"
 
 
 def at_most(what: str, measured: dict[str, float], target: float) -> str:
-    return f"* {what}: {span(measured)}, at most {number(target)}: {'met' if measured['median'] <= target else '**missed**'}"
+    return f"* {what}: {span(measured)}, at most {number(target)}: {_verdict(met=measured['median'] <= target)}"
+
+
+def _verdict(*, met: bool) -> str:
+    return "met" if met else "**missed**"
 
 
 def training_step() -> str:
     result = read("training_step")
     rows = [[arm, span(speed)] for arm, speed in result["tokens_per_second"].items()]
-    verdicts = []
-    for name, target in result["targets"].items():
-        verdict = "met" if result[name]["median"] >= target else "**missed**"
-        verdicts.append(f"* `{name}`: {span(result[name])}, target {target}: {verdict}")
+    verdicts = [
+        f"* `{name}`: {span(result[name])}, target {target}: {_verdict(met=result[name]['median'] >= target)}"
+        for name, target in result["targets"].items()
+    ]
     return section(
         "A training step",
-        """Steady-state tokens per second of one thread, with the same sizes, data and optimizer. *ours*: the product's loop on a
-        one-expert sub-model, with its progress events. *bare*: the shortest PyTorch loop on the dense Hugging Face model of the
-        same sizes. *trainer*: the Hugging Face Trainer on that model. *ours-moe* and *trainer-moe*: the product's loop and the
-        Trainer on an MoE of 16 experts, with the load-balance loss. *compiled-moe*: the product's loop with `optimizer.compile`.
-        Seven tenths of an MoE step are matrix products at the processor's peak, the same in every arm. A stack of experts that
-        writes its gradients in place, backward passes that only gather, and a fused gate were tried and gained nothing that could
-        be measured; memory that stays in the process from step to step changed the speed by -3 to +18 % in four pairs of runs
-        (scripts that are not kept).""",
+        """Steady-state tokens per second of one thread, with the same sizes, data and optimizer. *ours*: the product's
+        loop on a one-expert sub-model, with its progress events. *bare*: the shortest PyTorch loop on the dense Hugging
+        Face model of the same sizes. *trainer*: the Hugging Face Trainer on that model. *ours-moe* and *trainer-moe*:
+        the product's loop and the Trainer on an MoE of 16 experts, with the load-balance loss. *compiled-moe*: the
+        product's loop with `optimizer.compile`. Seven tenths of an MoE step are matrix products at the processor's
+        peak, the same in every arm. A stack of experts that writes its gradients in place, backward passes that only
+        gather, and a fused gate were tried and gained nothing that could be measured; memory that stays in the process
+        from step to step changed the speed by -3 to +18 % in four pairs of runs (scripts that are not kept).""",
         table(["arm", "tokens/s, median (min to max)"], rows),
         "\n".join(verdicts),
         made_with(result),
@@ -82,8 +95,8 @@ def ray_overhead() -> str:
     ]
     return section(
         "What Ray adds to the demo",
-        """Seconds per stage of `moedisco run` with the demo preset and fewer tokens: on a local Ray, and in one plain process that
-        trains one sub-model after the other. *Outside stages* is the start and stop of Ray.""",
+        """Seconds per stage of `moedisco run` with the demo preset and fewer tokens: on a local Ray, and in one plain
+        process that trains one sub-model after the other. *Outside stages* is the start and stop of Ray.""",
         table(["stage", "on Ray", "plain", "Ray adds"], rows),
         made_with(result),
     )
@@ -95,7 +108,7 @@ def seats() -> str:
     rows = [
         [
             arm,
-            *(span(cell[name]) for name in ("first_step", "next_step", "slowest_next_step")),
+            *spans(cell, "first_step", "next_step", "slowest_next_step"),
             number(result["head_mb_per_slot"][arm]),
             span(cell["seconds"]),
         ]
@@ -113,12 +126,13 @@ def seats() -> str:
     ]
     return section(
         "One-worker training of many sub-models",
-        f"""Tiny sub-models on a few slots of one machine. *seats*: the product, one actor per slot that trains one sub-model after
-        the other. *trainer*: a Ray Train run with one worker for each sub-model. *long-trainer*: one Ray Train run per slot with a
-        fixed list. Seconds from the end of a sub-model's last step to the first step of the next one on that slot, and memory of
-        Ray's processes and the driver for each additional slot; workers do not count, because they are on other machines.
-        {setting["jobs"]} sub-models on {setting["slots"]} slots of this machine took {number(many["seconds"]["median"])} s, the
-        start of {setting["slots"]} processes included; Ray and the driver held {number(many["head_mb"]["median"])} MB.""",
+        f"""Tiny sub-models on a few slots of one machine. *seats*: the product, one actor per slot that trains one
+        sub-model after the other. *trainer*: a Ray Train run with one worker for each sub-model. *long-trainer*: one
+        Ray Train run per slot with a fixed list. Seconds from the end of a sub-model's last step to the first step of
+        the next one on that slot, and memory of Ray's processes and the driver for each additional slot; workers do not
+        count, because they are on other machines. {setting["jobs"]} sub-models on {setting["slots"]} slots of this
+        machine took {number(many["seconds"]["median"])} s, the start of {setting["slots"]} processes included; Ray and
+        the driver held {number(many["head_mb"]["median"])} MB.""",
         table(["arm", "first step, s", "next step, s", "slowest next step, s", "MB per slot", "whole, s"], rows),
         "\n".join(verdicts),
         made_with(result),
@@ -163,13 +177,14 @@ def service_load() -> str:
     ]
     return section(
         "The service under load",
-        f"""`moedisco serve`, one process on SQLite, with {setting["runs"]:,} runs in its database. The clients are another process
-        on the same machine. Half of the {setting["readers"]:,} event streams follow one run, whose driver makes
-        {setting["reports_per_second"]} reports of {setting["events_per_report"]} events per second. The delivery time of an event
-        is measured from the beginning of its report until a reader has it; every reader receives every event. Metric points come
-        in reports of {setting["events_per_batch"]:,} progress events with {setting["points_per_event"]} points each. Median (min
-        to max) over {setting["rounds"]} rounds, each with a fresh service. Other work used {share["median"]:.0%}
-        ({share["min"]:.0%} to {share["max"]:.0%}) of the machine.""",
+        f"""`moedisco serve`, one process on SQLite, with {setting["runs"]:,} runs in its database. The clients are
+        another process on the same machine. Half of the {setting["readers"]:,} event streams follow one run, whose
+        driver makes {setting["reports_per_second"]} reports of {setting["events_per_report"]} events per second. The
+        delivery time of an event is measured from the beginning of its report until a reader has it; every reader
+        receives every event. Metric points come in reports of {setting["events_per_batch"]:,} progress events with
+        {setting["points_per_event"]} points each. Median (min to max) over {setting["rounds"]} rounds, each with a
+        fresh service. Other work used {share["median"]:.0%} ({share["min"]:.0%} to {share["max"]:.0%}) of the
+        machine.""",
         table(["GET", "event streams", "connections", "requests/s", "p50, ms", "p99, ms"], requests),
         table(["events to readers, at the same time", "p50, ms", "p99, ms"], delivery),
         table(["ingest", "metric points/s"], [[how, span(report[cell])] for how, cell in points.items()]),
@@ -189,17 +204,16 @@ def checkpoint_stall() -> str:
         "s3-waits": "S3, waiting",
     }
     rows = [
-        [names[arm], *(span(cell[name]) for name in ("stalled", "slower", "stall", "latency", "interval"))]
-        for arm, cell in arms.items()
+        [names[arm], *spans(cell, "stalled", "slower", "stall", "latency", "interval")] for arm, cell in arms.items()
     ]
     verdicts = [at_most(f"share of stalls, {names[arm]}", arms[arm]["stalled"], target) for arm in ("disk", "s3")]
     return section(
         "Checkpoints",
-        """The share of the time for which training stops to save weights and optimizer state, and how much longer its steps take
-        than without checkpoints. *In the background*: the product, which copies them in memory while a thread writes. *Waiting*:
-        training continues when the checkpoint is safe. S3 is a server on the same machine and shares its cores. Stalls are
-        measured within one training. *Slower by* compares two trainings; other work on the machine can give it either sign.
-        The policy's intervals are at least 15 s.""",
+        """The share of the time for which training stops to save weights and optimizer state, and how much longer its
+        steps take than without checkpoints. *In the background*: the product, which copies them in memory while a
+        thread writes. *Waiting*: training continues when the checkpoint is safe. S3 is a server on the same machine and
+        shares its cores. Stalls are measured within one training. *Slower by* compares two trainings; other work on the
+        machine can give it either sign. The policy's intervals are at least 15 s.""",
         table(["arm", "share of stalls", "slower by", "stall, s", "safe after, s", "interval, s"], rows),
         "\n".join(verdicts),
         made_with(result),
@@ -213,10 +227,10 @@ def verification() -> str:
     rows = [[name, span(result["seconds"][arm])] for arm, name in names.items()]
     return section(
         "Checksums",
-        f"""{setting["gigabytes"]:g} GB of weights in {setting["files"]} files. A commit computes the checksum of each file, and
-        waits until the files are on the disk. It takes {span(result["commit_per_gb"])} s per GB more than a rename alone, which
-        returns before the disk has the files. The training stage makes {setting["steps"]} steps, about a thousandth of the
-        tokens per weight of usual trainings, so its share is an upper bound.""",
+        f"""{setting["gigabytes"]:g} GB of weights in {setting["files"]} files. A commit computes the checksum of each
+        file, and waits until the files are on the disk. It takes {span(result["commit_per_gb"])} s per GB more than a
+        rename alone, which returns before the disk has the files. The training stage makes {setting["steps"]} steps,
+        about a thousandth of the tokens per weight of usual trainings, so its share is an upper bound.""",
         table(["arm", "seconds"], rows),
         "\n".join(
             [
@@ -234,16 +248,20 @@ def corpus_scale() -> str:
     assignment = [
         [
             f"{cell['documents']:,}",
-            *(number(cell[name]) for name in ("driver_peak_mb", "task_peak_mb", "load_passes")),
+            number(cell["driver_peak_mb"]),
+            number(cell["task_peak_mb"]),
+            number(cell["load_passes"]),
             f"{cell['largest_over_mean']:.4f}",
-            *(number(cell[name]) for name in ("kmeans_seconds", "fit_seconds", "assign_seconds")),
+            number(cell["kmeans_seconds"]),
+            number(cell["fit_seconds"]),
+            number(cell["assign_seconds"]),
         ]
         for cell in result["assignment"]
     ]
     corpus = [
         [
             f"{int(size):,}",
-            *(span(cell["mb_per_core_second"][arm]) for arm in ("stage", "bare")),
+            *spans(cell["mb_per_core_second"], "stage", "bare"),
             span(cell["stage_over_bare"]),
             number(cell["peak_mb"]),
         ]
@@ -267,11 +285,11 @@ def corpus_scale() -> str:
     ]
     return section(
         "Corpus and clusters as the text grows",
-        f"""Synthetic documents with vectors of {setting["dimensions"]} dimensions in files, in {setting["clusters"]} clusters with
-        a capacity of {setting["capacity"]} times the mean: the driver fits k-means and prices on samples, and tasks in
-        {setting["workers"]} processes add up the loads and assign the documents. Peaks include about 400 MB of libraries.
-        The corpus stage, from JSON Lines to packed tokens in one process, is compared with `tokenizers` alone in MB of text per
-        second of processor time.""",
+        f"""Synthetic documents with vectors of {setting["dimensions"]} dimensions in files, in {setting["clusters"]}
+        clusters with a capacity of {setting["capacity"]} times the mean: the driver fits k-means and prices on samples,
+        and tasks in {setting["workers"]} processes add up the loads and assign the documents. Peaks include about 400
+        MB of libraries. The corpus stage, from JSON Lines to packed tokens in one process, is compared with
+        `tokenizers` alone in MB of text per second of processor time.""",
         table(
             [
                 "documents",
@@ -299,7 +317,8 @@ def true_sizes() -> str:
             arm,
             span(result["seconds"][arm]),
             span(result["own_mb"][arm]),
-            *(span(result[key][arm]) if arm in result[key] else "" for key in ("mb_per_second", "of_copy")),
+            span_of(result["mb_per_second"], arm),
+            span_of(result["of_copy"], arm),
         ]
         for arm in result["seconds"]
     ]
@@ -315,13 +334,13 @@ def true_sizes() -> str:
     ]
     return section(
         "Merge, evaluation and export of a model that is larger than their memory",
-        f"""An MoE of {setting["gigabytes"]:g} GB in bf16, merged from {setting["submodels"]} sub-models with backbones that differ,
-        on one core without a GPU. Memory is the process's own, about 350 MB of libraries included, without pages of mapped files.
-        Inputs come from the disk, and outputs are on the disk when the clock stops. *copy*: copies the merged model's files.
-        *join*: joins the sub-models and writes the MoE. *merge*: the same with routers calibrated on
-        {setting["calibration_tokens"]} tokens. *evaluate*: {setting["evaluated_tokens"]} tokens in fp32. *export*: writes the model
-        in another dtype of the same size and compares it with the trained one, tensor by tensor and by the logits of 4 tokens.
-        *published*: links the files and compares the logits.""",
+        f"""An MoE of {setting["gigabytes"]:g} GB in bf16, merged from {setting["submodels"]} sub-models with backbones
+        that differ, on one core without a GPU. Memory is the process's own, about 350 MB of libraries included, without
+        pages of mapped files. Inputs come from the disk, and outputs are on the disk when the clock stops. *copy*:
+        copies the merged model's files. *join*: joins the sub-models and writes the MoE. *merge*: the same with routers
+        calibrated on {setting["calibration_tokens"]} tokens. *evaluate*: {setting["evaluated_tokens"]} tokens in fp32.
+        *export*: writes the model in another dtype of the same size and compares it with the trained one, tensor by
+        tensor and by the logits of 4 tokens. *published*: links the files and compares the logits.""",
         table(["arm", "seconds", "memory, MB", "MB/s written", "/ copy"], rows),
         "\n".join(verdicts),
         made_with(result),
@@ -341,22 +360,16 @@ def expert_offload() -> str:
         "own_mb",
         *(("gpu_mb",) if on_gpu else ()),
     )
-    rows = [
-        [
-            arm,
-            *(span(cell[name]) for name in names),
-            span(result["of_device"][arm]) if arm in result["of_device"] else "",
-        ]
-        for arm, cell in result["arms"].items()
-    ]
+    rows = [[arm, *spans(cell, *names), span_of(result["of_device"], arm)] for arm, cell in result["arms"].items()]
     return section(
         "Experts in memory or on disk until a token selects them",
-        f"""A model of {setting["bytes"] / 1e9:.2f} GB in bf16, {setting["expert_bytes"] / 1e9:.2f} GB of them experts: each token
-        selects {setting["num_experts_per_tok"]} of {setting["num_experts"]} in each layer. *device*: transformers' model, all on
-        the device ({setting["device"]}). *cpu-N* and *disk-N*: `--experts-on` with `--resident-experts N`. The first answer begins
-        with files that are on the disk only, the second may find them in the page cache. *Loaded*: the share of the tokens'
-        selections for which an expert was loaded. The weights are noise and select experts almost evenly, which is the hardest case
-        for a cache. Memory is the process's own, libraries included, without pages of mapped files.""",
+        f"""A model of {setting["bytes"] / 1e9:.2f} GB in bf16, {setting["expert_bytes"] / 1e9:.2f} GB of them experts:
+        each token selects {setting["num_experts_per_tok"]} of {setting["num_experts"]} in each layer. *device*:
+        transformers' model, all on the device ({setting["device"]}). *cpu-N* and *disk-N*: `--experts-on` with
+        `--resident-experts N`. The first answer begins with files that are on the disk only, the second may find them
+        in the page cache. *Loaded*: the share of the tokens' selections for which an expert was loaded. The weights are
+        noise and select experts almost evenly, which is the hardest case for a cache. Memory is the process's own,
+        libraries included, without pages of mapped files.""",
         table(
             [
                 "arm",
@@ -384,7 +397,8 @@ def within_documents() -> str:
         [
             f"{result['setting']['documents_per_sequence']:g}",
             title,
-            *(span(result["arms"][arm][name]) for arm in ("across", "within")),
+            span(result["arms"]["across"][name]),
+            span(result["arms"]["within"][name]),
             span(result["within_over_across"][name]),
         ]
         for result in runs
@@ -398,19 +412,28 @@ def within_documents() -> str:
         parts.append(
             prose(
                 f"""Processor seconds of a step of a sub-model, both arms in turn, with the mask that CPUs need:
-            {span(steps["seconds"]["across"])} across documents, {span(steps["seconds"]["within"])} within; within / across
-            {span(steps["within_over_across"])}. A step has {setting["sequences"]} sequences of {setting["sequence_length"]} tokens
-            with {setting["documents_per_sequence"]} documents each."""
+                {span(steps["seconds"]["across"])} across documents, {span(steps["seconds"]["within"])} within; within /
+                across {span(steps["within_over_across"])}. A step has {setting["sequences"]} sequences of
+                {setting["sequence_length"]} tokens with {setting["documents_per_sequence"]} documents each."""
             )
         )
     return section(
         "Attention within documents",
-        """Runs of the demo with `within_documents` in all trainings, and without, on the same text, batches and seeds. Held-out
-        documents are measured by themselves in both arms.""",
+        """Runs of the demo with `within_documents` in all trainings, and without, on the same text, batches and seeds.
+        Held-out documents are measured by themselves in both arms.""",
         *parts,
         *map(made_with, runs),
         *([] if steps is None else [made_with(steps)]),
     )
+
+
+def _error(cell: dict[str, Any], way: str) -> float:
+    """Relative error of a memory that was found in one way, against that of all layers."""
+    return float(cell[way] / cell["all_layers"] - 1)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f}"
 
 
 def fake_memory() -> str:
@@ -418,39 +441,42 @@ def fake_memory() -> str:
     targets, plans = result["targets"], result["plans"]
     steps = [(model, name, cell) for model, cells in result["steps"].items() for name, cell in cells.items()]
     measured = [(model, name, cell) for model, name, cell in steps if "refused" not in cell]
-    errors = {
-        way: [cell[way] / cell["all_layers"] - 1 for _, _, cell in measured]
-        for way in ("formulas", "scaled", "scaled_peak")
-    }
     seconds = spread([cell["seconds_of_few_layers"] for _, _, cell in measured])
     rows = [
         [
             model,
             name,
             number(cell["all_layers"] / 2**30),
-            *(f"{100 * errors[way][row]:+.1f}" for way in errors),
+            _percent(_error(cell, "formulas")),
+            _percent(_error(cell, "scaled")),
+            _percent(_error(cell, "scaled_peak")),
             number(cell["seconds_of_few_layers"]),
             number(cell["seconds_of_all_layers"]),
         ]
-        for row, (model, name, cell) in enumerate(measured)
+        for model, name, cell in measured
     ]
     needed = [
         [
             name,
-            *(f"{cell[part]:,}" for part in ("asked", "settings", "activations")),
+            f"{cell['asked']:,}",
+            f"{cell['settings']:,}",
+            f"{cell['activations']:,}",
             number(cell["processor_seconds"]),
             number(cell["activations"] * seconds["median"]),
         ]
         for name, cell in plans.items()
     ]
 
-    def largest(way: str) -> str:
-        row = max(range(len(measured)), key=lambda row: abs(errors[way][row]))
-        return f"{100 * errors[way][row]:+.1f} % ({measured[row][0]})"
+    def largest(way: str) -> tuple[str, float]:
+        return max([(model, _error(cell, way)) for model, _, cell in measured], key=lambda each: abs(each[1]))
+
+    def in_words(way: str) -> str:
+        model, error = largest(way)
+        return f"{_percent(error)} % ({model})"
 
     first = [cell["activations"] * seconds["median"] for cell in plans.values()]
     verdicts = [
-        at_most(f"largest error of {what}", spread([max(map(abs, errors[way]))]), targets["error"])
+        at_most(f"largest error of {what}", spread([abs(largest(way)[1])]), targets["error"])
         for way, what in (
             ("formulas", "the formulas"),
             ("scaled", "scaled steps, each part of a step by itself"),
@@ -460,14 +486,14 @@ def fake_memory() -> str:
     refused = [f"* {model}, {name}: refused, {cell['refused']}" for model, name, cell in steps if "refused" in cell]
     return section(
         "Memory of a plan: formulas or steps on FakeTensors",
-        f"""Two training steps of sub-models of published checkpoints on FakeTensors, with GPUs' experts and attention patched in:
-        torch without CUDA ends the process when autograd meets a fake CUDA tensor. *Scaled*: a model with a first, a last and each
-        kind of layer, and one with a layer more, scaled to all layers. Errors compare with steps of all layers. A process that
-        measures one setting takes
-        {span(spread([cell["seconds"] for cell in result["cold"].values()]))} s, imports included, on a busy machine, and
-        {span(spread([cell["processor_seconds"] for cell in result["cold"].values()]))} s of a processor; a measurement in a process
-        that runs already {span(seconds)} s of a processor. A result that is cached by architecture and settings is read in
-        {number(1000 * result["cached_seconds"])} ms.""",
+        f"""Two training steps of sub-models of published checkpoints on FakeTensors, with GPUs' experts and attention
+        patched in: torch without CUDA ends the process when autograd meets a fake CUDA tensor. *Scaled*: a model with a
+        first, a last and each kind of layer, and one with a layer more, scaled to all layers. Errors compare with steps
+        of all layers. A process that measures one setting takes
+        {span(spread([cell["seconds"] for cell in result["cold"].values()]))} s, imports included, on a busy machine,
+        and {span(spread([cell["processor_seconds"] for cell in result["cold"].values()]))} s of a processor; a
+        measurement in a process that runs already {span(seconds)} s of a processor. A result that is cached by
+        architecture and settings is read in {number(1000 * result["cached_seconds"])} ms.""",
         table(
             [
                 "sub-model",
@@ -483,9 +509,10 @@ def fake_memory() -> str:
         ),
         "\n".join([*verdicts, *refused]),
         prose(
-            """A plan tries settings until one fits. The table counts how often one plan asks for the memory of settings, how many
-            of them differ, and with how many of these autograd saves something else: numbers of sequences, weights, moments and
-            what workers exchange may stay formulas. The last column is the time of that many measurements."""
+            """A plan tries settings until one fits. The table counts how often one plan asks for the memory of
+            settings, how many of them differ, and with how many of these autograd saves something else: numbers of
+            sequences, weights, moments and what workers exchange may stay formulas. The last column is the time of that
+            many measurements."""
         ),
         table(
             [
@@ -499,13 +526,13 @@ def fake_memory() -> str:
             needed,
         ),
         prose(
-            f"""The formulas stay. Their largest error is {largest("formulas")}, that of scaled steps {largest("scaled")}. A cached
-            measurement is quick, but the first plan of a model takes {number(min(first))} to {number(max(first))} s of a processor,
-            where a request to the service may take {Limits().processor_seconds}; and other clusters, sequence lengths or precisions
-            are other keys of the cache. Of
-            {result["lines"]["of formulas"]:,} lines of formulas, those for weights, moments and gangs would stay; GPUs' ways of
-            experts and attention, which {result["lines"]["of fake steps"]:,} lines of tests patch in, would move into the product;
-            and processes that plan, which import no torch today, would import it."""
+            f"""The formulas stay. Their largest error is {in_words("formulas")}, that of scaled steps
+            {in_words("scaled")}. A cached measurement is quick, but the first plan of a model takes
+            {number(min(first))} to {number(max(first))} s of a processor, where a request to the service may take
+            {Limits().processor_seconds}; and other clusters, sequence lengths or precisions are other keys of the
+            cache. Of {result["lines"]["of formulas"]:,} lines of formulas, those for weights, moments and gangs would
+            stay; GPUs' ways of experts and attention, which {result["lines"]["of fake steps"]:,} lines of tests patch
+            in, would move into the product; and processes that plan, which import no torch today, would import it."""
         ),
         made_with(result),
         made_with(result["plans_made"]),

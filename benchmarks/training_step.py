@@ -41,7 +41,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.harness import environment, interleave, ratios, spread, write_result
+from benchmarks.harness import by_arm, environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint
@@ -231,7 +231,7 @@ def main() -> None:
             print(json.dumps({"tokens_per_second": measure(arguments.arm, Path(scratch))}))
         return
     rounds = interleave(__spec__.name, ARMS, arguments.rounds)
-    speed = {arm: [result["tokens_per_second"] for result in results] for arm, results in rounds.items()}
+    speed = by_arm(rounds, "tokens_per_second")
     write_result(
         "training_step",
         {

@@ -21,7 +21,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.corpus_scale import sentences
-from benchmarks.harness import environment, interleave, ratios, spread, write_result
+from benchmarks.harness import by_arm, environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import Architecture, check_config
 from moedisco_ray.core.report import build_report
 from moedisco_ray.models import (
@@ -219,6 +219,10 @@ def own_memory() -> Iterator[list[float]]:
         thread.join()
 
 
+def _megabytes_per_second(results: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [each["bytes"] / each["seconds"] / 1e6 for each in results]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=["prepare", *ARMS])
@@ -235,10 +239,7 @@ def main() -> None:
         # the first merge makes the model that the other arms read
         interleave(__spec__.name, ["prepare", "merge"], 1, *home)
         arms = interleave(__spec__.name, ARMS, arguments.rounds, *home)
-    speed = {
-        arm: [each["bytes"] / each["seconds"] / 1e6 for each in arms[arm]]
-        for arm in ("copy", "join", "merge", "export")
-    }
+    speed = {arm: _megabytes_per_second(arms[arm]) for arm in ("copy", "join", "merge", "export")}
     write_result(
         "true_sizes",
         {
@@ -254,8 +255,8 @@ def main() -> None:
                 "rounds": arguments.rounds,
             },
             "targets": TARGETS,
-            "own_mb": {arm: spread([each["own_mb"] for each in found]) for arm, found in arms.items()},
-            "seconds": {arm: spread([each["seconds"] for each in found]) for arm, found in arms.items()},
+            "own_mb": {arm: spread(values) for arm, values in by_arm(arms, "own_mb").items()},
+            "seconds": {arm: spread(values) for arm, values in by_arm(arms, "seconds").items()},
             "mb_per_second": {name: spread(values) for name, values in speed.items()},
             "of_copy": {name: ratios(values, speed["copy"]) for name, values in speed.items() if name != "copy"},
         },

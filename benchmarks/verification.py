@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from benchmarks import checkpoint_stall
-from benchmarks.harness import environment, interleave, spread, write_result
+from benchmarks.harness import by_arm, environment, figures, interleave, spread, write_result
 from moedisco_ray.core.artifacts import OnDisk, replace_directory, versions
 from moedisco_ray.core.verification import Verifier
 
@@ -82,7 +82,7 @@ def main() -> None:
             print(json.dumps(measured(arguments.arm, Path(folder))))
         return
     rounds = interleave(__spec__.name, ARMS, arguments.rounds)
-    seconds = {arm: [result["seconds"] for result in rounds[arm]] for arm in ARMS}
+    seconds = by_arm(rounds, "seconds")
     gigabytes = FILES * FILE_BYTES / 1e9
     write_result(
         "verification",
@@ -99,7 +99,7 @@ def main() -> None:
                 [(ours - plain) / gigabytes for ours, plain in zip(seconds["commit"], seconds["rename"], strict=True)]
             ),
             "verify_per_gb": spread([found / gigabytes for found in seconds["verify"]]),
-            "stage_share": spread([result["share"] for result in rounds["stage"]]),
+            "stage_share": spread(figures(rounds["stage"], "share")),
             "targets": TARGETS,
         },
     )

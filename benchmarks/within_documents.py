@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.harness import environment, interleave, ratios, spread, write_result
+from benchmarks.harness import environment, figures, interleave, ratios, spread, spreads, write_result
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Architecture, Optimizer, check_config
 from moedisco_ray.core.config.presets import preset_text
@@ -160,11 +160,9 @@ def main() -> None:
                 "rounds": arguments.rounds,
                 "seeds": list(range(arguments.rounds)),
             },
-            "arms": {
-                arm: {name: spread([each[name] for each in found]) for name in names} for arm, found in rounds.items()
-            },
+            "arms": {arm: spreads(found, names) for arm, found in rounds.items()},
             "within_over_across": {
-                name: ratios(*([each[name] for each in rounds[arm]] for arm in ("within", "across"))) for name in names
+                name: ratios(figures(rounds["within"], name), figures(rounds["across"], name)) for name in names
             },
         },
     )

@@ -45,8 +45,8 @@ ABSENT: Mapping[str, Mapping[str, str]] = {
 }
 """Families that a program does not compute, with the reason, as the end of a sentence with the program as subject."""
 _LATENTS = (
-    "on a CPU only with `kv_lora_rank` 512 and `qk_rope_head_dim` 64, without `--enforce-eager`, and in fp32 on one with AMX only "
-    "with `--attention-backend CPU_MLA`"
+    "on a CPU only with `kv_lora_rank` 512 and `qk_rope_head_dim` 64, without `--enforce-eager`, and in fp32 on one "
+    "with AMX only with `--attention-backend CPU_MLA`"
 )
 _RECURRENT = "on a CPU only with `--dtype bfloat16` and heads of the recurrent layers from 64"
 ONLY: Mapping[str, Mapping[str, str]] = {
@@ -63,17 +63,18 @@ ONLY: Mapping[str, Mapping[str, str]] = {
 }
 """Under which condition a program computes a family, where there is one."""
 NOTES = """\
-* *yes*: the likeliest tokens after a text are those of this package's model, for small models with random weights. transformers 5
-  also gives the same logits, bit by bit, and llama.cpp the same logarithms of probabilities, within 0.0002. vLLM was tested on a
-  CPU.
-* `gpt_oss` in vLLM: published models have such positions. In a new model, `model.config.rope_scaling` with `rope_type: yarn`,
-  `factor: 1.0`, `beta_fast: 32.0`, `beta_slow: 1.0` and `original_max_position_embeddings` scales nothing, and vLLM reads it.
-* `ernie4_5_moe` in vLLM: the bias is zero in new models and in those from a dense start, because it is not trained. Published MoEs
-  may have another one, which vLLM leaves out on a CPU.
+* *yes*: the likeliest tokens after a text are those of this package's model, for small models with random weights.
+  transformers 5 also gives the same logits, bit by bit, and llama.cpp the same logarithms of probabilities, within
+  0.0002. vLLM was tested on a CPU.
+* `gpt_oss` in vLLM: published models have such positions. In a new model, `model.config.rope_scaling` with
+  `rope_type: yarn`, `factor: 1.0`, `beta_fast: 32.0`, `beta_slow: 1.0` and `original_max_position_embeddings` scales
+  nothing, and vLLM reads it.
+* `ernie4_5_moe` in vLLM: the bias is zero in new models and in those from a dense start, because it is not trained.
+  Published MoEs may have another one, which vLLM leaves out on a CPU.
 * `phimoe` in vLLM: it leaves out the bias of the output head, which Phi-3.5-MoE and new models have. Set
   `lm_head_bias: false` in `model.config.fields` of a new model.
-* `deepseek_v2` and `deepseek_v3` in vLLM: the sizes are those of published models; new models have smaller ones by default. With
-  `--enforce-eager` on a CPU, vLLM rotates positions wrongly.
+* `deepseek_v2` and `deepseek_v3` in vLLM: the sizes are those of published models; new models have smaller ones by
+  default. With `--enforce-eager` on a CPU, vLLM rotates positions wrongly.
 * llama.cpp needs the values in the table; `moedisco export --to gguf` refuses other models."""
 
 
@@ -100,7 +101,7 @@ def programs(record: Path = RECORD) -> str:
 
 
 def families(record: Path = RECORD) -> Iterator[list[str]]:
-    """A row per family: which programs compute it, as the last complete run of the tests left it, and why others do not."""
+    """A row per family: which programs compute it, by the last complete run of the tests, and why others do not."""
     found = json.loads(record.read_text(encoding="utf-8"))
     for family in DECLARATIONS.values():
         yield [

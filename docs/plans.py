@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from moedisco_ray.core.bill import Line
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_config
 from moedisco_ray.plan import Plan, StagePlan, build_plan
+from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.memory import GIB
-from moedisco_ray.plan.storage import StageStorage
 
 _LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 """Sizes of DeepSeek's latent attention."""
@@ -342,19 +343,16 @@ def storage_rows() -> Iterator[list[str]]:
     for name in CHECKPOINTS:
         plan = _plan_on(name, _CARDS[-1])
         baseline = plan.bill.baseline
-        held = {pool: sum(each.worker_seconds or 0 for each in plan.bill.lines if each.pool == pool) for pool in _POOLS}
         peak = max(each.checkpoints for each in plan.storage)
         yield [
             name,
             "run",
             _hours(sum(each.seconds or 0 for each in plan.estimates)),
-            *map(_hours, held.values()),
+            *(_hours(_worker_seconds(plan.bill.lines, pool)) for pool in _POOLS),
             _gb(sum(each.stored for each in plan.storage)),
             _gb(peak),
-            *(
-                _gb(max(figures))
-                for figures in zip(*((_disk(each), each.worker_memory) for each in plan.storage), strict=True)
-            ),
+            _gb(max(map(_disk, plan.storage))),
+            _gb(max(each.worker_memory for each in plan.storage)),
             _gb(sum(each.moved for each in plan.storage)),
             _gb(sum(each.exchanged for each in plan.storage) / 1024),
         ]
@@ -362,6 +360,10 @@ def storage_rows() -> Iterator[list[str]]:
         hours = "" if baseline is None else _hours(baseline.seconds)
         large = "" if baseline is None else _hours(sum(each.worker_seconds or 0 for each in baseline.lines))
         yield [name, "joint", hours, "0.0", large, *_figures(joint)]
+
+
+def _worker_seconds(lines: Iterable[Line], pool: str) -> float:
+    return sum(each.worker_seconds or 0 for each in lines if each.pool == pool)
 
 
 def stage_rows() -> Iterator[list[str]]:

@@ -58,7 +58,7 @@ class Placement:
         *,
         lora: Lora | None = None,
     ) -> Need:
-        """Peak memory that one worker needs to train a model; 0 if the pool has one node type, so that there is no choice."""
+        """Peak memory that one worker needs to train a model; 0 in a pool of one node type, which leaves no choice."""
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
@@ -99,8 +99,8 @@ class Placement:
                 raise PoolError(
                     f"pools.{self.pool.name}.types",
                     max(kind.memory_gb for kind in types),
-                    f"{need.name} needs {need.memory_gb:.1f} GB, more than any node type has; add a larger one, or lower "
-                    "submodels.optimizer.micro_batch",
+                    f"{need.name} needs {need.memory_gb:.1f} GB, more than any node type has; add a larger one, or "
+                    "lower submodels.optimizer.micro_batch",
                 )
 
     @property
@@ -159,7 +159,10 @@ class Backend(Protocol):
         stop: StopFile,
         store: RunStore,
     ) -> dict[str, Any]:
-        """Build the cluster artifact in `directory`, and return its summary; meter a pool's workers that compute vectors."""
+        """Build the cluster artifact in `directory`, and return its summary.
+
+        A pool's workers that compute vectors are metered.
+        """
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -203,7 +206,7 @@ class Backend(Protocol):
     def train_gang(
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = ...
     ) -> Trained:
-        """Train one job on all workers of a pool that are free, within the pool's minimum and maximum number of workers.
+        """Train one job on all free workers of a pool, within the pool's minimum and maximum number of workers.
 
         Raises:
             RunStopped: The stop file appeared.
@@ -233,7 +236,7 @@ def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Po
 
 @contextlib.contextmanager
 def held_workers(emit: Emit, pool: Pool | None, workers: int, stage: str | None = None) -> Iterator[None]:
-    """Emit events that meter a number of a pool's workers as held until the block ends; if `pool` is None, emit nothing."""
+    """Emit events that meter workers of a pool as held until the block ends; without a pool, emit nothing."""
     if pool is None:
         yield
         return

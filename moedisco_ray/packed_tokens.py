@@ -180,7 +180,7 @@ def check_windows(tokens: int, sequence_length: int) -> None:
 
 
 class TokenStream:
-    """Packed directories as one stream of tokens divided into windows; files are memory-mapped, or read at the run's URI.
+    """Packed directories as one stream of tokens in windows; files are memory-mapped, or read at the run's URI.
 
     Window i holds tokens i L to (i + 1) L inclusive. Neighbours share one token: the last target of one is the first
     input of the next. So every token but the stream's first is a target exactly once, except for a rest shorter than L
@@ -268,7 +268,7 @@ class TokenStream:
         return i * self.sequence_length, self.sequence_length + 1
 
     def _spans(self, start: int, count: int) -> Iterator[tuple[slice, int, slice]]:
-        """Divide a range of the stream by files: the places in the range, the number of the file, and the places in the file."""
+        """Divide a range of the stream by files: places in the range, number of the file, and places in the file."""
         part = int(np.searchsorted(self._starts, start, side="right")) - 1
         done = 0
         while done < count:

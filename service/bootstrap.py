@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def first_token(database: Database, path: Path) -> str | None:
-    """Read the first administrator's token from a file; creates the token and the file (mode 0600) if no token is valid.
+    """Read the first administrator's token from a file; creates both (mode 0600) if no token is valid.
 
     The same file gives the same token at every start. A replaced file adds another token; earlier tokens stay valid
     until they are revoked. A revoked token does not become valid again.

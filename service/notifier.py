@@ -20,7 +20,10 @@ class Subscription:
         self._notified = asyncio.Event()
 
     async def wait(self, timeout: float) -> bool:  # noqa: ASYNC109 - a quiet run is no error
-        """Wait at most `timeout` seconds for a notification; returns whether one came since the last wait or the subscription."""
+        """Wait at most `timeout` seconds for a notification.
+
+        Returns whether one came since the last wait, or since the subscription.
+        """
         try:
             await asyncio.wait_for(self._notified.wait(), timeout)
         except TimeoutError:

@@ -142,7 +142,14 @@ class Repeated(logging.Filter):
 
 @dataclasses.dataclass(frozen=True)
 class _Repetition:
-    """When an exception came last, when its next line is due, the pause after that line, and how often it came since the last."""
+    """History of equal exceptions.
+
+    Attributes:
+        last: Time at which the exception came last.
+        due: Time from which the next line may be written.
+        pause: Seconds between that line and the one after it.
+        count: Number of exceptions since the last line.
+    """
 
     last: float
     due: float

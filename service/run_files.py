@@ -18,7 +18,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.E
 
 
 def open_folder(directory: Path, path: str = "") -> int:
-    """Open a directory, or the folder `path` below it, without following symbolic links; the caller closes the descriptor.
+    """Open a directory, or the folder `path` below it, without following symbolic links; the caller closes it.
 
     Raises:
         FileNotFoundError: The folder does not exist, or the path leads through a symbolic link.
@@ -59,7 +59,10 @@ def open_regular(directory: Path, path: str) -> BinaryIO:
 
 
 def walk(directory: Path, path: str = "") -> Iterator[tuple[str, list[str], list[str], int]]:
-    """Walk a directory, or the folder `path` below it, like `os.fwalk`, with relative paths; yields nothing if it is absent."""
+    """Walk a directory, or the folder `path` below it, like `os.fwalk` with relative paths.
+
+    Yields nothing if the directory does not exist.
+    """
     try:
         start = open_folder(directory, path)
     except FileNotFoundError:

@@ -214,7 +214,7 @@ def remove_storage(storage: Location, run_id: str, roots: Sequence[str]) -> None
 
 
 def _asked_output(home: Path) -> str | None:
-    """Setting `output` in the `request.json` of a home; None if the file is missing, is not valid or does not set it."""
+    """Setting `output` in the `request.json` of a home; None if the file is missing, invalid or does not set it."""
     try:
         output = json.loads(read(DirectoryRun(home), "request.json") or b"{}").get("output")
     except (ValueError, AttributeError):

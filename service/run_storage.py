@@ -57,7 +57,7 @@ class StoredFile(Protocol):
         """Interval at which to poll the file for new content, in seconds."""
 
     def read_at(self, start: int, count: int) -> bytes:
-        """Up to `count` bytes from `start` on, also those written after the file was opened; empty at the end of the file."""
+        """Up to `count` bytes from `start` on, also those written since the file was opened; empty at its end."""
 
     def close(self) -> None:
         """Close the file."""
@@ -183,8 +183,12 @@ class UriRun:
             return [
                 Artifact(path=path, bytes=info.size, updated=float(int(info.modified)))
                 for path, info in sorted(shown.items())
-                if path.isprintable() and not any(part.startswith(".") for part in path.split("/"))
+                if path.isprintable() and not _is_hidden(path)
             ]
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 class _RemoteFile:
@@ -264,7 +268,10 @@ def run_folders(root: Location) -> dict[str, float]:
 
 
 def _files_at(root: Location) -> Iterator[tuple[str, float]]:
-    """Path and time of each file and folder below a directory, or of each object below a URI; a folder's path ends with a slash."""
+    """Path and time of each file and folder below a directory, or of each object below a URI.
+
+    A folder's path ends with a slash.
+    """
     if is_uri(root):
         with _reaching(root):
             yield from [
@@ -339,7 +346,7 @@ def _is_object(name: str) -> bool:
 
 
 def _own_entries(content: bytes | None) -> Entries:
-    """Files that a manifest lists; entries outside of the run's objects are left out, because a driver could have forged them."""
+    """Files that a manifest lists in the run's own objects; a driver could have forged other entries."""
     try:
         entries = entries_of(content or b"{}")
     except (ValueError, TypeError, AttributeError):

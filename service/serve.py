@@ -225,7 +225,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard, Dashboard]:
-    """The local Ray (None if the settings name another cluster), the client for jobs, and the client for all other requests."""
+    """The local Ray (None if the settings name another cluster), the client for jobs, and the client for the rest."""
     address = settings.ray_address or settings.dashboard_url
     user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
     if address is None:

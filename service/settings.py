@@ -96,7 +96,8 @@ class Settings(BaseModel):
         first = () if self.home_dir is None else (self.home_dir,)
         homes = (*first, *(Path(root) for root in self.output_roots if not is_uri(root)), self.state_dir / "runs")
         own = (settings_directory().resolve(), cache_directory().resolve())
-        hub = (place.resolve() for place in private_places(Path(root) for root in self.input_roots if not is_uri(root)))
+        inputs = [Path(root) for root in self.input_roots if not is_uri(root)]
+        hub = (place.resolve() for place in private_places(inputs))
         private = (self.state_dir, self.admin_token_path, *own, *hub, *self._database_files)
         return Roots(
             self.input_roots,

@@ -184,7 +184,10 @@ def _module(file: str) -> str:
 
 
 def distances(imports: Mapping[str, set[str]], test: str) -> dict[str, int]:
-    """Number of imports from a test to each module; helpers of tests and faces of packages count as the file that imports them."""
+    """Number of imports from a test to each module.
+
+    Helpers of tests and faces of packages count as the file that imports them.
+    """
     found, waiting = {test: 0}, collections.deque([test])
     while waiting:
         file = waiting.popleft()
@@ -202,7 +205,10 @@ def reaches(imports: Mapping[str, set[str]]) -> dict[str, dict[str, int]]:
 
 
 def tests_of(reached: Mapping[str, Mapping[str, int]], file: str) -> list[str]:
-    """Test files that reach a module, nearest first, and of those the ones that reach little else; if none does, all unit tests."""
+    """Test files that reach a module, nearest first, then those that reach the fewest modules.
+
+    If none does, all unit tests.
+    """
     tests = [test for test, found in reached.items() if file in found]
     return sorted(tests, key=lambda test: ("/ray/" in test, reached[test][file], len(reached[test]), test)) or [
         "tests/unit"

@@ -1,5 +1,7 @@
-"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG`, `... grid`, `... advise CONFIG` and
-`... quick`."""
+"""The command line of the study, from a clone.
+
+`python -m benchmarks.study compare CONFIG`, `... grid`, `... advise CONFIG` and `... quick`.
+"""
 
 from __future__ import annotations
 

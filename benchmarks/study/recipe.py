@@ -1,4 +1,4 @@
-"""Extracts from a configuration the recipe: the settings that decide quality, without machines and without the size of the run."""
+"""Extracts the recipe from a configuration: the settings that decide quality, without machines and the run's size."""
 
 from __future__ import annotations
 

@@ -242,7 +242,8 @@ def init(
         raise ConfigError("PATH", str(path), f"cannot be written ({error.strerror})") from error
     if preset is None and chosen == "demo":
         say(
-            "no GPU found here: the `demo` preset runs on CPU cores; `--preset default` is for GPUs, here or on a cluster"
+            "no GPU found here: the `demo` preset runs on CPU cores; "
+            "`--preset default` is for GPUs, here or on a cluster"
         )
     if chosen == "default" and local_gpus() == 1:
         say("one GPU found here: to run all stages on it, set pools.high_memory.workers to 1")
@@ -260,8 +261,9 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         remark(str(problem))
     if not findings.problems:
         say(
-            f"ok: {checked.name}, {checked.model.family_name} with {checked.model.architecture.num_experts} experts and "
-            f"{findings.vocab_size:,} tokens of vocabulary, {checked.cluster_count} clusters, {checked.tokens.total:,} tokens"
+            f"ok: {checked.name}, {checked.model.family_name} with {checked.model.architecture.num_experts} experts "
+            f"and {findings.vocab_size:,} tokens of vocabulary, {checked.cluster_count} clusters, "
+            f"{checked.tokens.total:,} tokens"
         )
     for warning in findings.warnings:
         say(f"warning: {warning}")
@@ -291,7 +293,7 @@ def verify(
         str, typer.Argument(metavar="RUN_DIR", help="Directory or URI of a run, or the directory of an exported model.")
     ],
 ) -> None:
-    """Read all files of a run, finished or not, and list what a disk or a copy has damaged; exit code 1 if anything is."""
+    """Read all files of a run, finished or not, and list those that are damaged; exit code 1 if any is."""
     is_damaged = False
     for part in itertools.chain(damage_of(run_dir), owned_damage_of(run_dir)):
         say(str(part))

@@ -73,7 +73,8 @@ Place = Literal["device", "cpu", "disk"]
 ExpertsOn = Annotated[
     Place,
     typer.Option(
-        help="Where experts are while no token selects them: on the device, in the memory of this machine, or in the model's files."
+        help="Where experts are while no token selects them: on the device, in the memory of this machine, or in the "
+        "model's files."
     ),
 ]
 ResidentExperts = Annotated[

@@ -58,16 +58,19 @@ class ExpertUse:
         """The shares of all recorded tokens [T, E]; each row sums to 1."""
         computed = min(map(len, self._layers))  # Ctrl-C can end a forward pass between two layers
         count = max(int(experts.num_experts) for experts in self._experts.values())  # type: ignore[arg-type]
-        shares = [
-            torch.cat([_shares(*each, count) for each in passes[:computed]]) for passes in self._layers if computed
-        ]
-        return torch.stack(shares).mean(0) if shares else torch.empty(0, 0)
+        if not computed:
+            return torch.empty(0, 0)
+        return torch.stack([_shares_of_passes(passes[:computed], count) for passes in self._layers]).mean(0)
 
     def _record(self, passes: list[tuple[Tensor, Tensor]]) -> Any:
         def hook(_experts: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             passes.append((inputs[1], inputs[2]))
 
         return hook
+
+
+def _shares_of_passes(passes: Sequence[tuple[Tensor, Tensor]], count: int) -> Tensor:
+    return torch.cat([_shares(expert_TK, weight_TK, count) for expert_TK, weight_TK in passes])
 
 
 def _shares(expert_TK: Tensor, weight_TK: Tensor, count: int) -> Tensor:

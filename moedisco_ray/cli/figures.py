@@ -259,8 +259,11 @@ def _by_main_cluster(labels: Sequence[str], clusters: Sequence[int]) -> dict[str
     documents: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         documents.setdefault(label, []).append(i)
-    main = {label: Counter(clusters[i] for i in chosen).most_common(1)[0][0] for label, chosen in documents.items()}
-    return {label: documents[label] for label in sorted(documents, key=lambda label: (main[label], label))}
+
+    def main_cluster(label: str) -> int:
+        return Counter(clusters[i] for i in documents[label]).most_common(1)[0][0]
+
+    return {label: documents[label] for label in sorted(documents, key=lambda label: (main_cluster(label), label))}
 
 
 def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], documents: Mapping[str, Sequence[int]]) -> None:

@@ -30,8 +30,10 @@ def checked_device(device: str) -> str:
         return "cuda" if gpus else "cpu"
     if device in ("cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))):
         return device
-    found = f"{gpus} GPU{'s are' if gpus > 1 else ' is'} visible here" if gpus else "no GPU is visible here"
-    raise ConfigError("--device", device, f"{found}; use --device cpu{', cuda or cuda:N' if gpus else ''}")
+    if not gpus:
+        raise ConfigError("--device", device, "no GPU is visible here; use --device cpu")
+    visible = "1 GPU is" if gpus == 1 else f"{gpus} GPUs are"
+    raise ConfigError("--device", device, f"{visible} visible here; use --device cpu, cuda or cuda:N")
 
 
 def open_model(
@@ -74,7 +76,7 @@ def open_model(
 
 
 def sampling(temperature: float | None) -> dict[str, Any]:
-    """Arguments of `generate` for a temperature: 0 takes the likeliest token, None is what the model's own configuration says."""
+    """Arguments of `generate` for a temperature; 0 takes the likeliest token, None uses the model's own settings."""
     if temperature is None:
         return {}
     if temperature == 0:

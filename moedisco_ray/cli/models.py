@@ -30,8 +30,8 @@ AnyModel = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Directory or URI of a model that a run exported, OUTPUT/NAME/model; or any MoE of a "
-        "supported family or dense relative of one: a directory, a GGUF file, or a model of the Hugging Face hub (ORG/NAME).",
+        help="Directory or URI of a model that a run exported, OUTPUT/NAME/model; or any MoE of a supported family or "
+        "dense relative of one: a directory, a GGUF file, or a model of the Hugging Face hub (ORG/NAME).",
     ),
 ]
 _FORMATS = "; ".join(f"{name}: {each.title}" for name, each in EXPORT_FORMATS.items())

@@ -48,14 +48,14 @@ _LONGEST_VALUE = 1000
 """Maximum length of a value, as JSON, of an event whose line is too long (characters)."""
 _MOST_VALUES = 100
 """Maximum number of values of an event whose line is too long."""
-_LONGEST_PAUSE = 10.0
+LONGEST_PAUSE = 10.0
 """Maximum pause between two attempts to reach the service, in seconds."""
 _CLOSE_SECONDS = 20.0
 """Maximum time that `close` spends on delivery, in seconds; the service later reads undelivered events from the
 file."""
-_REQUEST_SECONDS = 30.0
+REQUEST_SECONDS = 30.0
 """Maximum time of one request, in seconds, also if the other side keeps sending: another program may do so for ever."""
-_PROOF_SECONDS = 1.0
+PROOF_SECONDS = 1.0
 """Time after the service's last proof until it must prove itself again before it gets events, in seconds."""
 _LARGEST_ANSWER = 2**16
 """Maximum size of an answer (bytes); those of the service are smaller."""
@@ -130,7 +130,7 @@ class Reporter:
                 wanted = loop.run(self._deliver(begin, wanted))
                 pause = 0.0
             except _AwayError:
-                pause = min(_LONGEST_PAUSE, max(0.2, 2 * pause))
+                pause = min(LONGEST_PAUSE, max(0.2, 2 * pause))
             if ending and (not pause or time.monotonic() >= deadline):
                 return
             if ending:
@@ -169,7 +169,7 @@ class _Service:
     @property
     def connected(self) -> bool:
         """Whether the service has proved since the last failure, and a moment ago, that it knows the key."""
-        return self._address is not None and time.monotonic() - self._proved < _PROOF_SECONDS
+        return self._address is not None and time.monotonic() - self._proved < PROOF_SECONDS
 
     async def connect(self, report: dict[str, Any]) -> int:
         """Look the address up and send a report without events; the other arguments and errors are those of `send`."""
@@ -201,7 +201,7 @@ class _Service:
 
     async def _ask(self, address: ReportAddress, report: dict[str, Any]) -> int:
         try:
-            async with asyncio.timeout(_REQUEST_SECONDS):
+            async with asyncio.timeout(REQUEST_SECONDS):
                 status, answer = await self._exchange(address, json.dumps(report, separators=(",", ":")).encode())
             self._proved = time.monotonic()
             found = _content(status, answer)
@@ -214,7 +214,7 @@ class _Service:
     async def _exchange(self, address: ReportAddress, body: bytes) -> tuple[int, bytes]:
         """Send a body; returns the status and the content of the answer, which the service has signed."""
         if self._client is None:
-            self._client = httpx.AsyncClient(verify=self._tls, timeout=_REQUEST_SECONDS)
+            self._client = httpx.AsyncClient(verify=self._tls, timeout=REQUEST_SECONDS)
         nonce, content = secrets.token_hex(NONCE_BYTES), b""
         headers = {
             "Content-Type": "application/json",
@@ -240,7 +240,9 @@ class Spool:
         self._end = 0
 
     def read(self, first: int, most: int) -> list[dict[str, Any]]:
-        """Read events as portable JSON, after an fsync of the file: at least one, unless there are no more, and few large ones.
+        """Read events as portable JSON, after an fsync of the file.
+
+        At least one event is returned, unless there are no more, and few if they are large.
 
         Args:
             first: Number of the first event to read.

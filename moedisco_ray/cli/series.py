@@ -59,7 +59,7 @@ def bill_points(bill: Bill) -> Points:
 
 
 def report_points(report: RunReport) -> Iterator[Points]:
-    """Yield what a finished run's report has measured: perplexities, expert balance, accuracies, speed and cost of the stages."""
+    """Yield the figures of a finished run: perplexities, expert balance, accuracies, speed and cost of the stages."""
     measured, trained = report.evaluation, 0
     if measured.start is not None:
         yield Points(
@@ -154,9 +154,10 @@ def parameters(config: RunConfig) -> dict[str, str]:
 
 
 def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if children is None:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
         yield plain(path), str(value)
         return
-    for key, child in children:
+    for key, child in value.items():
         yield from _flatten(child, f"{path}.{key}" if path else str(key))

@@ -32,7 +32,7 @@ _ENDS: dict[str, End] = {"run_finished": "FINISHED", "run_failed": "FAILED", "ru
 
 
 class Tracker(Protocol):
-    """A tracker: its name in the registry, whether it stores models, and what its library raises if it cannot be reached."""
+    """A tracker: its name, whether it stores models, and what its library raises if it cannot be reached."""
 
     name: ClassVar[str]
     stores_models: ClassVar[bool]

@@ -225,7 +225,7 @@ def commit(
     stage: str = "",
     inputs: Mapping[str, str] | None = None,
 ) -> Iterator[Draft]:
-    """Create a directory atomically: the block writes into `draft.path`, which replaces `directory` when the block succeeds.
+    """Create a directory atomically: the block fills `draft.path`, which replaces `directory` if the block succeeds.
 
     After an error the draft is deleted, and the old directory stays.
 

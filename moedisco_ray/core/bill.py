@@ -51,7 +51,7 @@ class Line(BaseModel, frozen=True):
 
 
 class Baseline(BaseModel, frozen=True):
-    """Estimated cost of joint training: the same model, trained as a whole on as many tokens, on the high-memory pool."""
+    """Estimated cost of joint training: the whole model, on the same number of tokens, on the high-memory pool."""
 
     lines: tuple[Line, ...]
     dollars: float
@@ -288,7 +288,7 @@ def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
 
 
 def _with_measurements(evaluation: Evaluation) -> float:
-    """Factor by which measurements of the held-out loss lengthen a training: reading a token takes a third of training it."""
+    """Factor by which measuring the held-out loss lengthens a training; reading a token takes 1/3 of training it."""
     return 1.0 if evaluation.every_tokens is None else 1 + evaluation.slice_tokens / (3 * evaluation.every_tokens)
 
 

@@ -1,7 +1,7 @@
-"""Limit the size of a machine's working copies: delete the least recently used files that are also stored at their run's URI.
+"""Limit the size of a machine's working copies by deleting files that are also stored at their run's URI.
 
-Files are deleted in units. A unit is a committed directory, or the files of one attempt to write a directory. The
-folder `CACHE/runs/NAME-DIGEST` of a run has these parts:
+The least recently used unit is deleted first. A unit is a committed directory, or the files of one attempt to write a
+directory. The folder `CACHE/runs/NAME-DIGEST` of a run has these parts:
 
     run/               the working copy
     used/UNIT          an empty file; its modification time is the time of the unit's last use
@@ -27,7 +27,7 @@ from moedisco_ray.core.manifests import MANIFEST, OBJECTS
 LIMIT = "MOEDISCO_CACHE_GB"
 """Environment variable: maximum total size of a machine's working copies (GB); if it is not set, half of the disk."""
 
-_RECENT_SECONDS = 600.0
+RECENT_SECONDS = 600.0
 """Time after its last use for which a unit is kept, even if no process has pinned it (s): a driver may still read its
 files."""
 
@@ -74,21 +74,20 @@ def locked(home: Path, name: str) -> Iterator[None]:
 
 
 def make_room(folder: Path) -> None:
-    """Delete the least recently used parts of all working copies in a folder until their total size is within the limit."""
+    """Delete the least recently used units of a folder's working copies until their total size is within the limit."""
     homes = [home for home in folder.iterdir() if home.is_dir()]
-    sizes = {home: sum(_size(path) for path in (home / "run").rglob("*")) for home in homes}
-    over = sum(sizes.values()) - _limit(folder)
+    over = sum(_size(path) for home in homes for path in (home / "run").rglob("*")) - _limit(folder)
     if over <= 0:
         return
     used = sorted((file for home in homes for file in (home / "used").glob("*")), key=_age, reverse=True)
     for file in used:
-        if over <= 0 or _age(file) < _RECENT_SECONDS:
+        if over <= 0 or _age(file) < RECENT_SECONDS:
             return
         over -= _delete(file.parent.parent, unquote(file.name))
 
 
 def _delete(home: Path, unit: str) -> int:
-    """Delete the local copies of a unit's uploaded files, unless a process uses the unit; return the number of freed bytes."""
+    """Delete the local copies of a unit's uploaded files unless a process uses the unit; return the bytes freed."""
     with _file(home, "pins", unit).open("a") as pin:
         try:
             fcntl.flock(pin, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 class Entry(NamedTuple):
-    """A file of a committed directory: its size (bytes), its SHA-256 and, for a run at a URI, the object that stores it."""
+    """A file of a committed directory: size (bytes), SHA-256 and, for a run at a URI, the object that stores it."""
 
     size: int
     sha256: str
@@ -61,7 +61,7 @@ def is_intact(path: Path, entry: Entry) -> bool:
 
 
 def note_entries(directory: Path, entries: Mapping[str, Entry]) -> None:
-    """Note the entries of files in a draft that were computed when the files were first written; see `stored_entries`."""
+    """Note entries of a draft's files that were computed when the files were first written; see `stored_entries`."""
     (directory / _NOTES).write_text(json.dumps(entries), encoding="utf-8")
 
 

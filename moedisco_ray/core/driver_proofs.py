@@ -123,7 +123,7 @@ def answer_proof(key: bytes, nonce: str, status: int, body: bytes) -> str:
 
 
 def is_proven(proof: str, key: bytes, nonce: str, status: int, body: bytes) -> bool:
-    """Whether an answer is that of a service which knows the key, to the request that had a nonce; compared in constant time."""
+    """Whether a service that knows the key sent the answer to the request with the nonce; compared in constant time."""
     return _equal(proof, answer_proof(key, nonce, status, body))
 
 

@@ -109,7 +109,7 @@ class DamagedLineError(ValueError):
 
 
 def events_in(lines: Iterable[bytes]) -> Iterator[Event]:
-    """The events in complete lines of `events.jsonl`, `LOST` for damaged ones; what killed processes left is skipped."""
+    """The events in complete lines of `events.jsonl`: `LOST` for damaged ones, none for what killed processes left."""
     for line in lines:
         try:
             yield Event.from_line(line)
@@ -120,7 +120,7 @@ def events_in(lines: Iterable[bytes]) -> Iterator[Event]:
 
 
 def without_damage(content: bytes) -> bytes:
-    """The content of `events.jsonl` with damaged lines replaced by `LOST`; length and numbers of lines stay as they are."""
+    """The content of `events.jsonl` with `LOST` in place of damaged lines, which keep their length and line number."""
     lost = LOST.line.encode()
     return b"".join(line if _is_intact(line) else lost.ljust(len(line) - 1) + b"\n" for line in io.BytesIO(content))
 
@@ -227,5 +227,5 @@ class EventLog:
 
     @staticmethod
     def parse(content: bytes) -> Iterator[Event]:
-        """All complete events in a file's content, oldest first and one at a time: a long run's take a gigabyte together."""
+        """All complete events in a file's content, oldest first, one at a time: those of a long run take a gigabyte."""
         return (event for event in events_in(io.BytesIO(content)) if event != LOST)  # shares the memory of `content`

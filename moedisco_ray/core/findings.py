@@ -130,15 +130,15 @@ def worse_than_start(figures: Figures, start: Figures | None) -> str | None:
 
 
 def start_note(evaluation: EvaluationRecord) -> str | None:
-    """A sentence on whether the run helped: the held-out loss of its model and of the model that it started from; None without."""
+    """A sentence that compares the held-out losses of the run's model and of its start; None without the two losses."""
     start = evaluation.start
     if start is None or start.loss is None or evaluation.loss is None:
         return None
     change = evaluation.loss - start.loss
     worse = f"; {listed} got worse" if (listed := _listed(_worse(evaluation))) else ""
     return (
-        f"the held-out loss is {evaluation.loss:.4f} nats per token, {abs(change):.4f} {'above' if change > 0 else 'below'} the "
-        f"{start.loss:.4f} of the model that the run started from{worse}"
+        f"the held-out loss is {evaluation.loss:.4f} nats per token, {abs(change):.4f} "
+        f"{'above' if change > 0 else 'below'} the {start.loss:.4f} of the model that the run started from{worse}"
     )
 
 
@@ -174,30 +174,31 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
     warnings = []
     if untrained:
         warnings.append(
-            f"nothing is left to train on from {_listed(untrained)}: other sources have the same text, or `weight` is too small; "
-            "add text, or remove the source"
+            f"nothing is left to train on from {_listed(untrained)}: other sources have the same text, or `weight` is "
+            "too small; add text, or remove the source"
         )
     if unmeasured:
         warnings.append(
-            f"there are no validation documents from {_listed(unmeasured)}: all of its text is one document or one short passage; "
-            "add text, or lower corpus.max_document_tokens"
+            f"there are no validation documents from {_listed(unmeasured)}: all of its text is one document or one "
+            "short passage; add text, or lower corpus.max_document_tokens"
         )
     if few:
         warnings.append(
-            f"there are fewer than {FEW_DOCUMENTS} validation documents from {_listed(few)}, so that their figures are uncertain; "
-            "raise corpus.validation_fraction, or add text"
+            f"there are fewer than {FEW_DOCUMENTS} validation documents from {_listed(few)}, so that their figures are "
+            "uncertain; raise corpus.validation_fraction, or add text"
         )
     if summary["validation_documents"] < FEW_DOCUMENTS and len(sources) > 1:
         warnings.append(
-            f"all sources together have only {summary['validation_documents']} validation documents, so that all figures are "
-            "uncertain; raise corpus.validation_fraction, or add text"
+            f"all sources together have only {summary['validation_documents']} validation documents, so that all "
+            "figures are uncertain; raise corpus.validation_fraction, or add text"
         )
     if summary["skipped_files"]:
         warnings.append(f"{summary['skipped_files']:,} files could not be read and were left out (on_error: skip)")
     if summary["passed_over_files"]:
         warnings.append(
-            f"{summary['passed_over_files']:,} files were passed over, since their source holds tables, JSON Lines or a saved data "
-            "set, which are read instead; name them by a source of their own, or leave them out by `exclude`"
+            f"{summary['passed_over_files']:,} files were passed over, since their source holds tables, JSON Lines or "
+            "a saved data set, which are read instead; name them by a source of their own, or leave them out by "
+            "`exclude`"
         )
     return warnings
 
@@ -230,4 +231,6 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _share(value: float | None, error: float | None = None) -> str:
-    return "-" if value is None else f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"

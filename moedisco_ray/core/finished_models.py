@@ -10,9 +10,9 @@ from moedisco_ray.core.manifests import MANIFEST
 from moedisco_ray.core.outdated import check_model_up_to_date
 from moedisco_ray.core.run_models import WEIGHTS, verify_model, whole_model
 from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stages import stage_named
 
-_MODEL = STAGES[-1].directory
+_MODEL = stage_named("export").directory
 ENSEMBLE_CODE = "modeling_ensemble.py"
 """File of code in the directory of an ensemble, and in no other directory of a model."""
 
@@ -28,7 +28,7 @@ def has_finished_model(location: Location) -> bool:
 
 
 def finished_model(location: Location) -> Path:
-    """Directory on this machine of the model of a finished run, or of a model that was exported, with its verified weights.
+    """Local directory, with verified weights, of the model of a finished run or of an exported model.
 
     Args:
         location: Directory or URI of the run, or the directory of an exported model.

@@ -68,13 +68,15 @@ def private_places(roots: Iterable[Path]) -> list[Path]:
     home, cache = Path(os.path.realpath(_hub_home())), Path(os.path.realpath(hub_cache()))
     token = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").absolute()
     allowed = [Path(os.path.realpath(root)) for root in roots]
-    folders = [folder for folder in (home, cache) if not any(_opens(root, folder, home) for root in allowed)]
+    folders = [folder for folder in (home, cache) if not _is_opened(folder, home, allowed)]
     return [token, token.with_name("stored_tokens"), *folders]
 
 
-def _opens(root: Path, folder: Path, home: Path) -> bool:
+def _is_opened(folder: Path, home: Path, roots: Iterable[Path]) -> bool:
     """Whether an operator's root opens a folder of the hub; the home itself opens the cache in it too."""
-    return root.is_relative_to(folder) or (root.is_relative_to(home) and folder.is_relative_to(root))
+    return any(
+        root.is_relative_to(folder) or (root.is_relative_to(home) and folder.is_relative_to(root)) for root in roots
+    )
 
 
 def _hub_home() -> Path:

@@ -81,7 +81,7 @@ def hub_directory(setting: str, place: str, *, weights: bool) -> Path:
 
 
 class HubFiles(HfFileSystem):
-    """Files of all repositories of the hub, such as `datasets/ORG/NAME/FILE` or `datasets/ORG/NAME@REVISION/FILE`, read-only."""
+    """Read-only files of the hub's repositories: `datasets/ORG/NAME/FILE` or `datasets/ORG/NAME@REVISION/FILE`."""
 
     def resolve_path(self, path: str, revision: str | None = None) -> Any:
         """The repository, the revision and the path in it.
@@ -148,7 +148,7 @@ def _one_line(setting: str, name: str, revision: str | None) -> Iterator[None]:
         raise CheckpointError(setting, HUB + name, remedy) from error
     except RuntimeError as error:  # of the library for Xet storage, whatever the cause
         remedy = (
-            "cannot be downloaded from the hub's Xet storage; check the network, its proxies and the free disk space, or set "
-            "HF_HUB_DISABLE_XET=1 to download over HTTP"
+            "cannot be downloaded from the hub's Xet storage; check the network, its proxies and the free disk space, "
+            "or set HF_HUB_DISABLE_XET=1 to download over HTTP"
         )
         raise CheckpointError(setting, HUB + name, remedy) from error

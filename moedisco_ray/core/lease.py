@@ -1,17 +1,17 @@
 """The lease of a run at a URI, with which only one driver at a time works on the run.
 
 The driver renews `lease.json` every few seconds. Another driver takes over the lease only if it has seen no renewal for
-`_STALE_SECONDS`. It writes its own id to the file and reads the file again: if two drivers start at the same time, the
+`STALE_SECONDS`. It writes its own id to the file and reads the file again: if two drivers start at the same time, the
 one that wrote last keeps the lease.
 
 pyarrow offers no atomic test-and-set on object stores, so a driver may replace the lease of another one that is still
-alive: if its own first write arrives late, or if the other one could not renew the lease for `_STALE_SECONDS`. Two
+alive: if its own first write arrives late, or if the other one could not renew the lease for `STALE_SECONDS`. Two
 rules keep the run intact:
 
 - A driver reads the lease right before it commits or deletes anything (`Lease.check`), and ends if the lease names
   another driver. So it never deletes objects of its successor, and never commits objects that its successor has
   deleted.
-- A driver whose first write arrived late waits for `_NOTICE_SECONDS` before it begins, so that a commit that the other
+- A driver whose first write arrived late waits for `NOTICE_SECONDS` before it begins, so that a commit that the other
   driver had checked before is complete.
 
 Until the check, both drivers may upload objects. Their names differ, and no manifest lists those of the driver that
@@ -36,16 +36,16 @@ from moedisco_ray.core.errors import RunDirError, RunError, StorageError
 from moedisco_ray.core.manifests import LEASE
 from moedisco_ray.core.run_store import RunStore
 
-_RENEW_SECONDS = 10.0
+RENEW_SECONDS = 10.0
 """Interval between two renewals of the lease, in seconds."""
-_STALE_SECONDS = 45.0
+STALE_SECONDS = 45.0
 """Seconds without a renewal after which a driver counts as dead: four intervals, and some time for a slow renewal."""
-_SETTLE_SECONDS = 1.0
+SETTLE_SECONDS = 1.0
 """Seconds between writing a lease and reading it again; a write that took longer may have replaced another driver's
 lease."""
-_NOTICE_SECONDS = 2 * _RENEW_SECONDS
+NOTICE_SECONDS = 2 * RENEW_SECONDS
 """Seconds in which a driver notices that its lease was replaced: a renewal interval, and some time for a slow read."""
-_POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0
 _REMEDY = "another process works on this run; wait for it, or end it"
 
 
@@ -81,9 +81,9 @@ class Lease:
         # A lease with the same working copy is from a driver that has ended: this process holds the copy's lock now.
         while held is not None and not held["released"] and held["copy"] != self._copy:
             now = time.monotonic()
-            if now - changed >= _STALE_SECONDS:
+            if now - changed >= STALE_SECONDS:
                 break
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
             seen = time.monotonic()
             latest = _read(self._store)
             if latest != held:
@@ -93,8 +93,8 @@ class Lease:
         self.fresh = held is None or held["copy"] != self._copy
         self._write(self._store, released=False)
         # Another driver may have taken the lease after `seen`, and have read it again before a late write replaced it.
-        late = time.monotonic() - seen > _SETTLE_SECONDS
-        time.sleep(_NOTICE_SECONDS if late else _SETTLE_SECONDS)
+        late = time.monotonic() - seen > SETTLE_SECONDS
+        time.sleep(NOTICE_SECONDS if late else SETTLE_SECONDS)
         if self._is_replaced(self._store):
             raise RunDirError("output", str(self._store.location), _REMEDY)
 
@@ -114,7 +114,7 @@ class Lease:
         # Without retries, so that a renewal is never late: it would replace the lease of a driver that took over
         # meanwhile.
         store = dataclasses.replace(self._store, pauses=())
-        while not self._ended.wait(_RENEW_SECONDS):
+        while not self._ended.wait(RENEW_SECONDS):
             with contextlib.suppress(StorageError):  # the next renewal tries again
                 if self._is_replaced(store):
                     self._lost = True
@@ -173,10 +173,10 @@ def leased(store: RunStore, seconds: float) -> Iterator[Lease]:
 
 
 def is_leased(store: RunStore) -> bool:
-    """Whether a driver probably works on a run at a URI: its lease was renewed recently, if this machine's clock is right."""
+    """Whether a driver probably works on a run at a URI: its lease was renewed recently, by this machine's clock."""
     held, renewed = _read(store), store.remote.modified(LEASE)
     return (
-        held is not None and not held["released"] and renewed is not None and time.time() - renewed < 2 * _STALE_SECONDS
+        held is not None and not held["released"] and renewed is not None and time.time() - renewed < 2 * STALE_SECONDS
     )
 
 
@@ -188,7 +188,7 @@ def _flock(lock: Any, seconds: float, store: RunStore) -> None:
         except BlockingIOError as error:
             if time.monotonic() >= deadline:
                 raise RunDirError("output", str(store.location), _REMEDY) from error
-            time.sleep(_POLL_SECONDS / 5)
+            time.sleep(POLL_SECONDS / 5)
         else:
             return
 

@@ -1,4 +1,4 @@
-"""Upload growing files of a run, such as its events, so that they can be read at the run's URI while the run continues."""
+"""Upload growing files of a run, such as its events, so that they can be read at its URI while the run continues."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def owned_location(storage: Location, name: str, run_id: str) -> Location:
 
 
 def parent(location: Location) -> tuple[Location, str]:
-    """The folder that contains a location, and the location's name in that folder; a URI's options stay at the folder's end."""
+    """The folder that contains a location, and the location's name in it; a URI's options stay at the folder's end."""
     if not is_uri(location):
         path = Path(location).absolute()
         return path.parent, path.name
@@ -55,20 +55,20 @@ def is_uri(location: Location) -> bool:
 
 
 def cache_directory() -> Path:
-    """Folder for this package's files on this machine: MOEDISCO_CACHE_DIR, or `moedisco` in the user's cache folder if unset."""
+    """Folder of this package's files on a machine: MOEDISCO_CACHE_DIR, else `moedisco` in the user's cache folder."""
     named = os.environ.get(CACHE)
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named).absolute() if named else Path(user) / "moedisco"
 
 
 def settings_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Folder of the user's own settings of this package, such as the address and token of the service that commands use."""
+    """Folder of the user's own settings, such as the address and token of the service that commands use."""
     home = environment.get("XDG_CONFIG_HOME")
     return (Path(home) if home else Path.home() / ".config") / "moedisco"
 
 
 def working_directory(location: Location) -> Path:
-    """Directory of a run's files on this machine: the location itself if it is a path, or the working copy of a run at a URI.
+    """Local directory of a run's files: the location itself if it is a path, or the working copy of a run at a URI.
 
     URIs that differ only in their options have the same working copy.
     """

@@ -64,7 +64,7 @@ def download(remote: Remote, wanted: Mapping[Path, Entry]) -> None:
 
 
 def owner_of(name: str) -> str | None:
-    """Name of the committed directory that contains a file, judged by the file's name; None for other files and for drafts."""
+    """Name of the committed directory that contains a file, judged by its name; None for other files and for drafts."""
     top, _, rest = name.partition("/")
     if top in (OBJECTS, RECEIPTS, LOGS) or (not rest and "." in top):
         return None
@@ -82,13 +82,19 @@ def attempt_of(name: str) -> str:
 
 
 def entries_of(document: bytes | Mapping[str, Any]) -> Entries:
-    """The file entries of a manifest or of a receipt (a list of one worker's uploads), from its JSON or from its values."""
+    """The file entries of a manifest or of a receipt (a list of one worker's uploads), from its JSON or its values."""
     values = document if isinstance(document, Mapping) else json.loads(document)
     return {name: Entry(*entry) for name, entry in values.get(FILES, {}).items()}
 
 
+def committed_entries(remote: Remote, owner: str) -> Entries | None:
+    """Entries of the files of a committed directory at a URI; None if the directory is not committed."""
+    content = remote.read(f"{owner}/{MANIFEST}")
+    return None if content is None else entries_of(content)
+
+
 def check_entries(directory: Path, wanted: Mapping[Path, Entry]) -> None:
-    """Refuse a manifest that lists files outside of its directory, or objects outside of its run: other drivers write some.
+    """Refuse a manifest with files outside its directory or objects outside its run, since other drivers write some.
 
     Raises:
         StorageError: An entry is outside.

@@ -1,4 +1,4 @@
-"""The usage of a run, computed from its events: worker-seconds per stage and pool, over all attempts, also while it runs.
+"""Usage of a run, computed from its events: worker-seconds per stage and pool, over all attempts, even while it runs.
 
 A mixed pool is metered per node type, because prices differ.
 
@@ -185,7 +185,7 @@ class Meter:
     @property
     def usage(self) -> dict[str, dict[str, float]]:
         """Worker-seconds per stage and pool, up to the newest event."""
-        return {stage: {pool: used.seconds for pool, used in pools.items()} for stage, pools in self.charges.items()}
+        return {stage: _seconds(pools) for stage, pools in self.charges.items()}
 
     @property
     def worker_seconds(self) -> dict[str, float]:
@@ -265,6 +265,10 @@ def _usage(slots: int, since: float, end: float, price_per_hour: float | None) -
     if price_per_hour is None:
         return Usage(seconds, unpriced=seconds)
     return Usage(seconds, dollars_of(seconds, price_per_hour))
+
+
+def _seconds(pools: Mapping[str, Usage]) -> dict[str, float]:
+    return {pool: used.seconds for pool, used in pools.items()}
 
 
 def _price(event: Event) -> float | None:

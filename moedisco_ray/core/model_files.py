@@ -1,7 +1,8 @@
-"""Files that hold a whole model, as starts: each machine writes such a file as a Hugging Face directory, once, into its cache.
+"""Starts from files that hold a whole model: each machine converts one to a Hugging Face directory, in its cache.
 
-`core.registry` lists their kinds. The program that reads a file runs in a process of its own, so that the memory of the
-whole model is free again before the run begins, and so that a caller needs no torch.
+Each machine does this once per file. `core.registry` lists the kinds of files. The program that reads a file runs in a
+process of its own, so that the memory of the whole model is free again before the run begins, and so that a caller
+needs no torch.
 """
 
 from __future__ import annotations

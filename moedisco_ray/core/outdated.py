@@ -27,7 +27,7 @@ _READ_TEXT = ("corpus", "evaluate")
 
 
 def outdated_stages(config: RunConfig, manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
-    """Stages whose artifacts belong to other settings or to other earlier artifacts than a run has, and those after them.
+    """Stages whose artifacts belong to other settings or earlier artifacts than the run's, and the stages after them.
 
     Args:
         config: The stored configuration of the run.
@@ -92,7 +92,7 @@ def check_up_to_date(argument: str, location: Location, *stages: str) -> None:
 
 
 def check_model_up_to_date(argument: str, place: Location) -> None:
-    """Check that the directory or URI of a model is not an artifact of a run that is out of date; see `check_up_to_date`."""
+    """Check that the directory or URI of a model is not an outdated artifact of a run; see `check_up_to_date`."""
     if is_hub(place):
         return
     home, name = parent(place if is_uri(place) else Path(place).absolute())

@@ -23,7 +23,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""The text with control characters as escapes, newlines as `\n`: a name must not look like another line of the output."""
+    r"""The text with control characters and newlines escaped: a name must not look like another line of the output."""
     return printable(text).replace("\n", "\\n")
 
 
@@ -91,7 +91,7 @@ def escape_output() -> None:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[None]:
-    """Let libraries draw progress bars on the standard error in the block; names of files and other texts are escaped."""
+    """Let libraries draw progress bars on standard error in the block; names of files and other texts are escaped."""
     stream = PrintableStream(getattr(sys.stderr, "rich_proxied_file", sys.stderr), _BAR)
     with contextlib.redirect_stderr(stream):
         yield

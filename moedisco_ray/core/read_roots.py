@@ -55,9 +55,8 @@ class ReadRoots:
 
     def to_json(self) -> str:
         """The roots as the text of `ENVIRONMENT`."""
-        return json.dumps(
-            {field.name: [str(place) for place in getattr(self, field.name)] for field in dataclasses.fields(self)}
-        )
+        names = [field.name for field in dataclasses.fields(self)]
+        return json.dumps({name: list(map(str, getattr(self, name))) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ def confinement() -> Confinement | None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """Open a file inside the read roots, and yield a path to exactly this file, even if it is renamed or replaced meanwhile.
+    """Open a file inside the read roots, and yield a path to this very file, even if it is renamed or replaced later.
 
     The path is valid until the block ends; a file that was opened through it stays readable.
 
@@ -172,7 +171,7 @@ def check_inside(path: Path) -> None:
 
 
 def check_folder(directory: Path) -> None:
-    """Refuse a folder that may not be read, or a symbolic link or special file in it, or in a folder in it, that may not be read.
+    """Refuse a folder if it, or a symbolic link or special file anywhere below it, may not be read.
 
     Use it before a library opens the files itself, without the checks of `opened`. Entries of `is_passed_over` are not
     looked at.
@@ -190,7 +189,7 @@ def check_folder(directory: Path) -> None:
 
 
 def is_passed_over(path: Path, folder: Path, confined: Confinement) -> bool:
-    """Whether a listing leaves out an entry of a folder: it is hidden, or it is a denied place itself, not a link to one.
+    """Whether a listing leaves out a folder's entry: it is hidden, or it is itself a denied place, not a link to one.
 
     Args:
         path: The entry.
@@ -203,7 +202,7 @@ def is_passed_over(path: Path, folder: Path, confined: Confinement) -> bool:
 
 
 def hidden_part(path: Path, root: Path) -> str | None:
-    """The part of a path below a root that hides it: its name begins with a dot, or it holds devices and mounted secrets."""
+    """The part of a path below a root that hides it: a name with a leading dot, or a mount of devices or secrets."""
     for mounted in _MOUNTED_SECRETS:
         if path.is_relative_to(mounted) and root != mounted and mounted.is_relative_to(root):
             return str(mounted)

@@ -1,4 +1,4 @@
-"""What can be added with one new file and one line here: commands, export formats, model files, trackers, rules of the merge.
+"""What one new file and one line here can add: commands, export formats, model files, trackers, rules of the merge.
 
 The tables name functions and do not import them: configurations are checked against the names without torch, an
 optional package is needed only by those who use what needs it, and no room imports `contrib`. CONTRIBUTING.md says what

@@ -60,13 +60,13 @@ def resolve(location: Location) -> tuple[Any, str]:
         scheme, _, rest = str(location).partition("://")
         if scheme in ("abfs", "abfss"):
             return _at_azure(str(location))
-        option = _OPTIONS.get(scheme, "")
-        return fs.FileSystem.from_uri(f"{location}{'&' if '?' in rest else '?'}{option}" if option else str(location))
+        option, separator = _OPTIONS.get(scheme, ""), "&" if "?" in rest else "?"
+        return fs.FileSystem.from_uri(f"{location}{separator}{option}" if option else str(location))
     return fs.LocalFileSystem(), str(Path(location).absolute())
 
 
 def _at_azure(uri: str) -> tuple[Any, str]:
-    """Like `resolve`; checks that there is a credential, since pyarrow ends the process if it opens an object without one."""
+    """Like `resolve`, but check that there is a credential: without one, pyarrow ends the process at an object."""
     system, path = fs.FileSystem.from_uri(uri)
     try:
         system.get_file_info(path)
@@ -211,8 +211,8 @@ class Remote:
         finally:
             draft.unlink(missing_ok=True)
         raise StorageError(
-            f"{name} in {self.location} is damaged: it has {found.size} bytes or another checksum; the command of the run that "
-            "wrote it makes it again with --repair"
+            f"{name} in {self.location} is damaged: it has {found.size} bytes or another checksum; the command of the "
+            "run that wrote it makes it again with --repair"
         )
 
     def checksum(self, name: str) -> Stored:
@@ -232,7 +232,7 @@ class Remote:
             return Stored(0, "")
 
     def list(self, name: str = "") -> dict[str, int]:
-        """Size (bytes) of each object below a folder, or of one object, by name relative to `location`; empty if none exists."""
+        """Size (bytes) of each object below a folder, or of one object, by name relative to `location`; or none."""
         return {found: info.size for found, info in self.details(name).items()}
 
     def details(self, name: str = "") -> dict[str, Info]:
@@ -252,7 +252,7 @@ class Remote:
         return self.retrying(found)
 
     def modified(self, name: str) -> float | None:
-        """Time at which an object was written (s since the epoch, by the store's clock); None if the object does not exist."""
+        """Time at which an object was written (s since the epoch, by the store's clock); None if it does not exist."""
         info = self.info(name)
         return None if info is None else info.modified
 

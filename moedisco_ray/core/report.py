@@ -1,4 +1,4 @@
-"""Builds `report.json` (`run_record.RunReport`), which the table, the model card and the figures show, from the stages' outputs.
+"""Build `report.json` (`run_record.RunReport`) from the stages' outputs, for the table, model card and figures.
 
 The outputs are the manifests with summaries (`records`), `clusters/report.json`, `evaluation/evaluation.json`, the
 event log, and `comparison.json`, in which a comparison with other ways to train states what is known of quality.
@@ -201,35 +201,27 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
 
 
 def report_verdict(report: RunReport) -> str | None:
-    """A sentence with the saving, a note that the baseline is an estimate, and what is known of quality; None without a saving."""
+    """The saving, a note that the baseline is an estimate, and the known quality; None without a saving."""
     return report.bill.verdict
 
 
 def report_notes(report: RunReport) -> list[str]:
-    """Notes below the table: stages that are out of date, sub-models that the merge did not wait for, and problems of the text."""
-    outdated = [stage.name for stage in report.stages if stage.outdated]
-    return [
-        *(
-            [
-                f"{', '.join(outdated)}: out of date, made with other settings or from other artifacts than the run has now; {REMEDY}"
-            ]
-            if outdated
-            else []
-        ),
-        *report.corpus.warnings,
-        *report.clusters.warnings,
-        *(
-            f"{unit.name} is not finished: the merge took "
-            + (
-                f"its checkpoint of step {unit.steps} of {unit.planned_steps}"
-                if unit.contribution == "checkpoint"
-                else "its seed, untrained"
-            )
-            + f" ({unit.reason})"
-            for stage in report.stages
-            for unit in stage.unfinished
-        ),
-    ]
+    """Notes below the table: outdated stages, sub-models that the merge did not wait for, and problems of the text."""
+    notes: list[str] = []
+    if outdated := ", ".join(stage.name for stage in report.stages if stage.outdated):
+        notes.append(
+            f"{outdated}: out of date, made with other settings or from other artifacts than the run has now; {REMEDY}"
+        )
+    notes += [*report.corpus.warnings, *report.clusters.warnings]
+    notes += [_unfinished_note(unit) for stage in report.stages for unit in stage.unfinished]
+    return notes
+
+
+def _unfinished_note(unit: UnfinishedUnit) -> str:
+    taken = "its seed, untrained"
+    if unit.contribution == "checkpoint":
+        taken = f"its checkpoint of step {unit.steps} of {unit.planned_steps}"
+    return f"{unit.name} is not finished: the merge took {taken} ({unit.reason})"
 
 
 def report_speeds(report: RunReport) -> list[str]:

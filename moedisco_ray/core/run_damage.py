@@ -51,15 +51,18 @@ class Part:
     is_sync: bool = False
 
     def __str__(self) -> str:
-        of = (
-            f" of {self.training}"
-            if self.training
-            else f" of owner {self.owner}"
-            if self.owner
-            else (", sync points" if self.is_sync else "")
-        )
-        away = "not verified: the storage cannot be read here; `moedisco run` with --repair verifies it on the owner's nodes"
-        found = f"damaged: {', '.join(self.damaged)}" if self.damaged else "ok" if self.is_verified else away
+        of = ", sync points" if self.is_sync else ""
+        if self.training:
+            of = f" of {self.training}"
+        elif self.owner:
+            of = f" of owner {self.owner}"
+        if self.damaged:
+            found = f"damaged: {', '.join(self.damaged)}"
+        elif self.is_verified:
+            found = "ok"
+        else:
+            remedy = "`moedisco run` with --repair verifies it on the owner's nodes"
+            found = f"not verified: the storage cannot be read here; {remedy}"
         return f"{self.stage}{of}: {found}"
 
 
@@ -148,7 +151,7 @@ def damage_in_folder(store: RunStore, folder: str) -> list[str] | None:
 
 
 def finished_trainings(store: RunStore) -> list[str]:
-    """Folders of the finished trainings whose stage is not finished: `checkpoints/STAGE-FINGERPRINT/TRAINING`, sorted."""
+    """Folders of finished trainings whose stage is not finished: `checkpoints/STAGE-FINGERPRINT/TRAINING`, sorted."""
     ends = (f"/{TRAINED}/{MANIFEST}", f"/{RESULT}")
     folders = {name.removesuffix(end) for name in _in_checkpoints(store) for end in ends if name.endswith(end)}
     # Ray Train's own files

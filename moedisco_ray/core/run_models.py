@@ -85,7 +85,7 @@ def verify_model(directory: Path, remedy: str = _AGAIN, verifier: Verifier | Non
 
 
 def whole_model(setting: str, directory: Path) -> Path:
-    """The directory of a model, after a check that its weights are all of the model; every command opens its models through this.
+    """A model's directory, after a check that its weights are the whole model; all commands open models through this.
 
     transformers applies an adapter in the directory when it loads the model, and other programs ignore it. It also
     fetches and runs a kernel that `config.json` names, if the package `kernels` is installed, even without
@@ -144,7 +144,7 @@ def model_identity(setting: str, place: Location) -> str:
 
 
 def model_name(place: Location) -> str:
-    """Name of a model for people: its name at the hub, the name of the run that made it, or that of its directory or file."""
+    """Name of a model for people: its name at the hub, or that of the run that made it, or of its directory or file."""
     if is_hub(place):
         return hub_parts(str(place))[0]
     folder, name = parent(place)

@@ -5,9 +5,9 @@ the output of a training) are stored as objects with other names. The directory'
 these objects.
 
     LOCATION/config.json, events.jsonl, ...      loose files, replaced as a whole
-    LOCATION/corpus/manifest.json                {"files": {NAME: [SIZE, SHA256, OBJECT]}}; its existence commits the directory
+    LOCATION/corpus/manifest.json                {"files": {NAME: [SIZE, SHA256, OBJECT]}}; commits the directory
     LOCATION/objects/corpus-4f1c.../train/...    objects of one attempt to write a directory; never changed
-    LOCATION/receipts/corpus-4f1c.../*.json      objects that one worker has uploaded for a directory that is not committed yet
+    LOCATION/receipts/corpus-4f1c.../*.json      objects that one worker has uploaded for an uncommitted directory
 
 So a half-written directory is never visible, and writing one object (the manifest) replaces a directory. Objects are
 never renamed. They are deleted once no manifest lists them. A working copy holds only the files that were written or
@@ -20,35 +20,32 @@ import contextlib
 import dataclasses
 import functools
 import io
-import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moedisco_ray.core.artifacts import OnDisk, amend_manifest, link_directory, replace_directory, write_text
+from moedisco_ray.core.artifacts import OnDisk, amend_manifest, link_directory, write_text
 from moedisco_ray.core.cache import locked, make_room, note_uploaded, pinned, record, recorded
-from moedisco_ray.core.checksums import Entries, Entry, with_checksum
+from moedisco_ray.core.checksums import Entries, Entry
 from moedisco_ray.core.locations import Location, is_uri, joined, working_directory
 from moedisco_ray.core.manifests import (
-    FILES,
     MANIFEST,
     OBJECTS,
-    RECEIPTS,
-    as_json,
     attempt_of,
     cached_unit,
     check_entries,
+    committed_entries,
     download,
     entries_of,
     files_in,
-    gather,
     has_size,
     owner_of,
     upload,
     write_receipt,
 )
+from moedisco_ray.core.remote_commits import RemoteCommits
 from moedisco_ray.core.run_pickler import RunPickler
 from moedisco_ray.core.verification import Verifier
 
@@ -97,6 +94,10 @@ class RunStore:
         from moedisco_ray.core.remote import Remote  # noqa: PLC0415  # pyarrow takes a while to import
 
         return Remote(self.location, "output", self.pauses)
+
+    @property
+    def _commits(self) -> RemoteCommits:
+        return RemoteCommits(self.remote, self.directory)
 
     @functools.cached_property
     def _verifier(self) -> Verifier:
@@ -161,7 +162,7 @@ class RunStore:
             if name.startswith(f"{OBJECTS}/"):
                 drafts.setdefault(attempt_of(name), []).extend(files_in(path))
             elif path.is_dir():
-                self._commit_directory(name, path)
+                self._commits.commit(name, path)
             else:
                 self.remote.upload(path, name)
         for draft, files in drafts.items():
@@ -170,7 +171,7 @@ class RunStore:
             note_uploaded(self.home, draft, (entry.object for entry in entries.values()))
 
     def files(self, directory: Path, suffix: str = "") -> list[Path]:
-        """Sorted paths of a directory's files whose names end in `suffix`, including files that the working copy lacks."""
+        """Sorted paths of a directory's files whose names end in `suffix`, including those not in the working copy."""
         found = {path for path in directory.glob(f"*{suffix}") if path.is_file() and path.name != MANIFEST}
         name = self.name_of(directory) if self.is_remote else None
         owner = None if name is None else owner_of(name)
@@ -198,7 +199,7 @@ class RunStore:
         return owner == name or any(f"{owner}/{each}".startswith((f"{name}/", name)) for each in entries)
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file, by its name relative to the run directory, without a working copy; None if the file does not exist."""
+        """Content of a file, by its name relative to the run directory, read without a working copy; None if absent."""
         if not self.is_remote:
             with contextlib.suppress(OSError):
                 self.fetch(self.directory / name)
@@ -225,7 +226,7 @@ class RunStore:
         return self.remote.read_in_place(found, read)
 
     def object_of(self, name: str) -> str | None:
-        """Name of the object that stores a file; None if the file's committed directory does not exist or lacks the file."""
+        """Name of the object that stores a file; None if the file's committed directory does not exist or lacks it."""
         owner = owner_of(name)
         if owner is None or name in (owner, f"{owner}/{MANIFEST}"):  # a file in `checkpoints` is its own owner
             return name
@@ -233,7 +234,7 @@ class RunStore:
         return None if entry is None else entry.object
 
     def read_newest(self, name: str) -> bytes | None:
-        """Like `read`, for the driver: files outside of committed directories are read from its working copy, which is newer."""
+        """Like `read`, for the driver: files outside of committed directories come from its newer working copy."""
         path = self.directory / name
         return path.read_bytes() if owner_of(name) is None and path.exists() else self.read(name)
 
@@ -261,21 +262,14 @@ class RunStore:
 
     def amend(self, path: Path) -> None:
         """Replace one file of a committed artifact with the changed file in the working copy."""
-        owner = str(self.name_of(path)).partition("/")[0]
-        directory = self.directory / owner
-        if not self.is_remote:
-            amend_manifest(directory, path)
-            return
-        manifest = json.loads(self.remote.read(f"{owner}/{MANIFEST}") or b"{}")
-        attempt = f"{OBJECTS}/{owner}-{uuid.uuid4().hex[:12]}"
-        manifest[FILES] |= upload(self.remote, [path], directory, attempt)
-        content = as_json(with_checksum(manifest))
-        self.remote.write(f"{owner}/{MANIFEST}", content)
-        write_text(directory / MANIFEST, content.decode())
-        record(self.home, owner, content)
+        name = str(self.name_of(path))
+        if self.is_remote:
+            self._commits.amend(name)
+        else:
+            amend_manifest(self.directory / name.partition("/")[0], path)
 
     def dumps(self, value: Any, *others: RunStore) -> bytes:
-        """Pickle a value for another machine; paths in this store and in `others` become paths in that machine's copies."""
+        """Pickle a value for another machine; paths in this store and `others` become paths in its copies."""
         file = io.BytesIO()
         RunPickler(file, self, *others).dump(value)
         return file.getvalue()
@@ -287,22 +281,9 @@ class RunStore:
         return [self.directory / name for name in pickler.names]
 
     def link(self, source: Path, target: Path) -> None:
-        """Copy a finished directory into a draft without copying data: by hard links, and at a URI by references to its objects."""
+        """Copy a finished directory into a draft without its data: by hard links, at a URI by references to objects."""
         if self.is_remote:
-            name = str(self.name_of(source))
-            owner = owner_of(name) or name
-            below = f"{name}/"[len(owner) + 1 :]
-            draft, _, inside = str(self.name_of(target))[len(OBJECTS) + 1 :].partition("/")
-            entries = {
-                each[len(below) :]: entry
-                for each, entry in (self.manifest(owner) or {}).items()
-                if each.startswith(below)
-            }
-            write_receipt(
-                self.remote,
-                f"{OBJECTS}/{draft}",
-                {f"{inside}/{each}".lstrip("/"): entry for each, entry in entries.items()},
-            )
+            self._commits.link(str(self.name_of(source)), str(self.name_of(target)))
         if source.is_dir():
             link_directory(source, target, notes=not self.is_remote)  # at a URI, the receipt has the entries
 
@@ -329,17 +310,10 @@ class RunStore:
             check: Called right before the manifest is written to a URI; the directory stays as it is if it raises an
                 error.
         """
-        if not self.is_remote:
+        if self.is_remote:
+            self._commits.replace(str(self.name_of(draft)), str(self.name_of(directory)), manifest, check)
+        else:
             OnDisk().replace(draft, directory, manifest)
-            return
-        name, attempt = str(self.name_of(directory)), str(self.name_of(draft))
-        content = as_json(with_checksum({**manifest, FILES: gather(self.remote, attempt, draft)}))
-        check()
-        self.remote.write(f"{name}/{MANIFEST}", content)
-        write_text(draft / MANIFEST, content.decode())
-        replace_directory(draft, directory)
-        record(self.home, name, content)
-        self.remote.delete_folder(attempt.replace(OBJECTS, RECEIPTS, 1))
 
     def _fetch(self, name: str) -> bool:
         """Fetch a file, or all files below a directory; return whether any was missing."""
@@ -395,16 +369,9 @@ class RunStore:
             write_text(directory / MANIFEST, content.decode())
         record(self.home, owner, content)
 
-    def _commit_directory(self, name: str, path: Path) -> None:
-        attempt = f"{OBJECTS}/{path.name}-{uuid.uuid4().hex[:12]}"
-        content = as_json(with_checksum({FILES: upload(self.remote, files_in(path), path, attempt)}))
-        self.remote.write(f"{name}/{MANIFEST}", content)
-        record(self.home, name, content)
-
     def manifest(self, owner: str) -> Entries | None:
         """Entries of the files of a committed directory; None if the directory is not committed."""
-        content = self.remote.read(f"{owner}/{MANIFEST}")
-        return None if content is None else entries_of(content)
+        return committed_entries(self.remote, owner)
 
 
 def _store_at(location: Location, verifies: bool, attempt: str) -> RunStore:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from moedisco_ray.core.config import Optimizer, Pool, RunConfig
+from moedisco_ray.core.config import AnyPool, Finetune, Lora, Optimizer, Pool, RunConfig, Submodels, TrainingStageName
 from moedisco_ray.core.config.effects import leaves
 from moedisco_ray.core.config.optimizer import precision_on
 
@@ -69,9 +69,23 @@ def _evaluation(config: RunConfig) -> Mapping[str, Any]:
     return {"precision": precision_on(gpu=config.finetune_pool.gpu > 0)}
 
 
+def _one(_config: RunConfig) -> int:
+    return 1
+
+
+def _no_adapters(_config: RunConfig) -> Lora | None:
+    return None
+
+
+def _adapters(config: RunConfig) -> Lora | None:
+    return config.submodels.lora if config.submodels.lora.rank else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One step of the pipeline and one artifact of the run directory.
+
+    `work` and `cost` are names of values, as in `core.registry`: what plans and serves imports no torch.
 
     Attributes:
         name: Name of the stage in events, reports and on the command line.
@@ -80,9 +94,9 @@ class Stage:
         reads: Sections and settings, as dotted paths, that the stage's result depends on. The stage's fingerprint
             leaves out those that are marked `NoEffect` or `Resolved`.
         place: Where the stage's work is done, by the configuration.
+        work: `MODULE:FUNCTION` that makes the artifact, from a `stages.context.Context` and a `core.artifacts.Draft`.
+        cost: `MODULE:VALUE` of its `plan.stage_cost.StageCost`: time, dollars, files and memory.
         derived: Values that follow from several settings, such as the precision that the pool computes in.
-        trains: Whether the stage trains models: its summary is a `TrainingSummary`, and it has tokens, a speed and a
-            loss.
     """
 
     name: str
@@ -90,8 +104,14 @@ class Stage:
     needs: tuple[str, ...]
     reads: tuple[str, ...]
     place: Callable[[RunConfig], Place]
+    work: str
+    cost: str
     derived: Derived = _nothing
-    trains: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether the stage trains models; then its summary is a `TrainingSummary`."""
+        return isinstance(self, TrainingStage)
 
     @property
     def earlier(self) -> tuple[str, ...]:
@@ -102,9 +122,10 @@ class Stage:
     @property
     def settings(self) -> tuple[str, ...]:
         """Dotted paths of all settings that the stage's fingerprint includes."""
-        return tuple(
-            leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads)
-        )
+        return tuple(leaf.path for leaf in _LEAVES if leaf.marker is None and self._is_read(leaf.path))
+
+    def _is_read(self, setting: str) -> bool:
+        return any(_is_in(setting, path) for path in self.reads)
 
     def fingerprint(self, config: RunConfig, needs: Mapping[str, str], inputs: str = "") -> str:
         """Digest of everything that the stage's result depends on.
@@ -125,43 +146,116 @@ class Stage:
         return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingStage(Stage):
+    """A stage that trains models: it has tokens, a speed and a loss.
+
+    Attributes:
+        recipe: Section of the configuration with the settings of its trainings.
+        members: Number of trainings of one model, whose steps are made at the same time.
+        measures_held_out: Whether its models are measured on held-out text while they train.
+        has_owners: Whether data owners train models of it.
+        lora: Adapters that train instead of the weights; None if the weights train.
+    """
+
+    recipe: Literal["submodels", "finetune"] = "submodels"
+    members: Callable[[RunConfig], int] = _one
+    measures_held_out: bool = True
+    has_owners: bool = False
+    lora: Callable[[RunConfig], Lora | None] = _no_adapters
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether it trains the whole MoE on a gang, and not models of a sub-model's size."""
+        return self.recipe == "finetune"
+
+    def section(self, config: RunConfig) -> Submodels | Finetune:
+        """Settings of its trainings."""
+        return config.finetune if self.trains_whole else config.submodels
+
+    def pool(self, config: RunConfig) -> AnyPool:
+        """The pool that trains it."""
+        return config.finetune_pool if self.trains_whole else config.pools.low_memory
+
+
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer"), place=_head, derived=_owners),
     Stage(
-        "seed",
-        "seed",
-        ("corpus",),
-        ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
-        place=_low_memory,
-        derived=_seed,
-        trains=True,
+        "corpus",
+        "corpus",
+        needs=(),
+        reads=("seed", "corpus", "tokenizer"),
+        place=_head,
+        work="moedisco_ray.stages.corpus.stage:run",
+        cost="moedisco_ray.plan.stages.corpus:COST",
+        derived=_owners,
     ),
-    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens"), place=_where_vectors_are_made),
-    Stage("decompose", "decomposed", ("seed", "cluster"), (), place=_head),
-    Stage(
-        "submodels",
-        "submodels",
-        ("decompose", "cluster"),
-        ("tokens", "submodels"),
+    TrainingStage(
+        "seed",
+        "seed",
+        needs=("corpus",),
+        reads=("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
         place=_low_memory,
+        work="moedisco_ray.execution.stage_work:seed",
+        cost="moedisco_ray.plan.stages.seed:COST",
+        derived=_seed,
+        members=lambda config: config.seed_members,
+    ),
+    Stage(
+        "cluster",
+        "clusters",
+        needs=("corpus", "seed"),
+        reads=("clusters", "tokens"),
+        place=_where_vectors_are_made,
+        work="moedisco_ray.stages.clustering.stage:run",
+        cost="moedisco_ray.plan.stages.cluster:COST",
+    ),
+    Stage(
+        "decompose",
+        "decomposed",
+        needs=("seed", "cluster"),
+        reads=(),
+        place=_head,
+        work="moedisco_ray.stages.decompose:run",
+        cost="moedisco_ray.plan.stages.decompose:COST",
+    ),
+    TrainingStage(
+        "submodels",
+        "submodels",
+        needs=("decompose", "cluster"),
+        reads=("tokens", "submodels"),
+        place=_low_memory,
+        work="moedisco_ray.stages.train.submodels:run",
+        cost="moedisco_ray.plan.stages.submodels:COST",
         derived=_submodel_training,
-        trains=True,
+        measures_held_out=False,
+        has_owners=True,
+        lora=_adapters,
     ),
     Stage(
         "merge",
         "merged",
-        ("decompose", "cluster", "submodels"),
-        ("merge", "finetune.keep_optimizer_state"),
+        needs=("decompose", "cluster", "submodels"),
+        reads=("merge", "finetune.keep_optimizer_state"),
         place=_with_the_gang,
+        work="moedisco_ray.stages.merge.stage:run",
+        cost="moedisco_ray.plan.stages.merge:COST",
     ),
-    Stage(
-        "finetune", "finetuned", ("merge",), ("finetune",), place=_with_the_gang, derived=_whole_training, trains=True
+    TrainingStage(
+        "finetune",
+        "finetuned",
+        needs=("merge",),
+        reads=("finetune",),
+        place=_with_the_gang,
+        work="moedisco_ray.stages.train.finetune:run",
+        cost="moedisco_ray.plan.stages.finetune:COST",
+        derived=_whole_training,
+        recipe="finetune",
     ),
     Stage(
         "evaluate",
         "evaluation",
-        ("finetune",),
-        (
+        needs=("finetune",),
+        reads=(
             "evaluation.max_tokens",
             "evaluation.stages",
             "evaluation.ensemble",
@@ -170,14 +264,18 @@ STAGES: tuple[Stage, ...] = (
             "evaluation.lm_eval_limit",
         ),
         place=_with_the_gang,
+        work="moedisco_ray.execution.stage_work:evaluate",
+        cost="moedisco_ray.plan.stages.evaluate:COST",
         derived=_evaluation,
     ),
     Stage(
         "export",
         "model",
-        ("finetune", "evaluate"),
-        ("evaluation.prompts", "evaluation.sample_tokens", "export"),
+        needs=("finetune", "evaluate"),
+        reads=("evaluation.prompts", "evaluation.sample_tokens", "export"),
         place=_with_the_gang,
+        work="moedisco_ray.stages.export.stage:run",
+        cost="moedisco_ray.plan.stages.export:COST",
     ),
 )
 TRAINING = tuple(stage.name for stage in STAGES if stage.trains)
@@ -193,6 +291,14 @@ def stage_named(name: str) -> Stage:
         KeyError: No stage has the name.
     """
     return _BY_NAME[name]
+
+
+def training_stage(name: TrainingStageName) -> TrainingStage:
+    """The stage with a name, which trains models."""
+    stage = _BY_NAME[name]
+    if not isinstance(stage, TrainingStage):
+        raise TypeError(name)
+    return stage
 
 
 def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -131,7 +131,7 @@ class _SourceLoader(SourceFileLoader):
 
 
 def _source_finder(folder: str) -> Callable[[str], Any]:
-    """A path hook for a folder and its packages, but not for other folders of the search path below it, such as site-packages."""
+    """A path hook for a folder and its packages, but not for search path entries below it, such as site-packages."""
     found = FileFinder.path_hook((ExtensionFileLoader, EXTENSION_SUFFIXES), (_SourceLoader, SOURCE_SUFFIXES))
 
     def hook(path: str) -> Any:

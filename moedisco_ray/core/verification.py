@@ -50,7 +50,7 @@ class Verifier:
         remedy: str = REPAIR,
         name: str = "",
     ) -> None:
-        """Verify the files of a committed directory; do nothing for a directory without a manifest, or if the disk is trusted.
+        """Verify the files of a committed directory; do nothing without a manifest, or if the disk is trusted.
 
         Args:
             directory: The directory.
@@ -111,7 +111,7 @@ class Verifier:
 
     @contextlib.contextmanager
     def _recorded(self, key: str) -> Iterator[IO[bytes] | None]:
-        """Lock and open the machine's record of a file, which is empty until the file is verified; None without records."""
+        """Lock and open the machine's record of a file, empty until the file is verified; None without records."""
         if not self.attempt:
             yield None
             return
@@ -136,7 +136,7 @@ class Verifier:
 
 
 def damage_in(directory: Path) -> list[str]:
-    """Names of the damaged files of a committed directory, which may be its manifest; empty if it has none or no manifest."""
+    """Names of the damaged files of a committed directory, manifest included; empty if none is damaged or committed."""
     try:
         manifest: Manifest | None = read_manifest(directory)
     except DamagedError:

@@ -1,4 +1,4 @@
-"""Export the sub-models of a run as an ensemble that is never merged (c-BTM, arXiv 2303.14177), which transformers loads."""
+"""Export the sub-models of a run as an ensemble that is never merged, for transformers (c-BTM, arXiv 2303.14177)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ _COPIED = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_i
 
 
 def export_ensemble(location: Location, target: Path, *, from_checkpoint: bool = False) -> dict[str, Any]:
-    """Write the trained sub-models, the clusters' centres, and the code that mixes their predictions, as the evaluation does.
+    """Write the trained sub-models, the clusters' centres, and the code that mixes their predictions.
+
+    The predictions are mixed as in the evaluation.
 
     Args:
         location: Directory or URI of a run whose sub-models are trained.
@@ -123,7 +125,8 @@ def _check(config: RunConfig, store: RunStore, location: Location) -> str:
     experts = config.model.architecture.num_experts // config.cluster_count
     if experts < DECLARATIONS[config.model.family_name].router.least_in_group:
         raise refused(
-            f"has sub-models with {experts} expert, with which transformers cannot run {config.model.family_name}; use `--to hf`"
+            f"has sub-models with {experts} expert, with which transformers cannot run {config.model.family_name}; "
+            "use `--to hf`"
         )
     if DECLARATIONS[config.model.family_name].module is not None:
         raise refused(f"has sub-models of {config.model.family_name}, which transformers does not have; use `--to hf`")

@@ -16,9 +16,9 @@ from moedisco_ray.core.outdated import check_up_to_date
 from moedisco_ray.core.run_report import current_report, stored_run_config
 from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stages import stage_named
+from moedisco_ray.execution.checkpoint_folder import own_storage
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.output_checks import check_new
-from moedisco_ray.execution.pipeline import own_storage
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.export.stage import datasets_of, export_model, has_turns
@@ -48,7 +48,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
     report = current_report(location)
     store = RunStore.of(location)
     config = stored_run_config(location)
-    context = _context(config, store)
+    context = context_of(config, store)
     needed = context.of("merge" if from_checkpoint else "finetune")
     if not store.has(needed):
         remedy = "has no merged MoE yet" if from_checkpoint else "has no finished fine-tune; pass --from-checkpoint"
@@ -84,7 +84,7 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
     return {name: value for name, value in figures.items() if name != "samples"} | {"step": step}
 
 
-def _context(config: RunConfig, store: RunStore) -> Context:
+def context_of(config: RunConfig, store: RunStore) -> Context:
     # The text of the run may have changed or be gone, so the fingerprint follows from that of the merged MoE.
     folder = stage_named("merge").directory
     merged = parse_manifest(store.read(f"{folder}/{MANIFEST}"), folder, str(store.location))

@@ -1,4 +1,4 @@
-"""Sub-models as one causal language model of transformers, whose next-token probabilities are mixed (c-BTM, arXiv 2303.14177).
+"""Sub-models as one causal language model, which mixes next-token probabilities (c-BTM, arXiv 2303.14177).
 
     p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / tau)
 
@@ -122,7 +122,7 @@ VECTORS: dict[str, type[MeanToken | TfidfSvd | HiddenState]] = {
 
 
 class Router(nn.Module):
-    """Weights of the sub-models for a context: the softmax of its negative squared distances from the clusters' centres.
+    """Weights of the sub-models for a context: softmax of its negative squared distances from the clusters' centres.
 
     Args:
         directory: Folder of the run's cluster model.
@@ -153,7 +153,10 @@ class Router(nn.Module):
 
 
 class EnsembleCache(Cache):
-    """The caches of all sub-models; their layers together are those of this cache, so that it is reordered and cropped as one."""
+    """The caches of all sub-models as one cache.
+
+    Its layers are those of all of them together, so that it is reordered and cropped as one.
+    """
 
     def __init__(self, models: Iterable[PreTrainedModel]) -> None:
         self.parts = [DynamicCache(config=model.config) for model in models]

@@ -68,7 +68,7 @@ def check_new(output: Path) -> None:
 
 
 def unwritable_places(config: RunConfig) -> Iterator[UserError]:
-    """An error for each directory that the run cannot write to; URIs and the storages of data owners are not checked."""
+    """An error for each directory that the run cannot write to; URIs and data owners' storages are not checked."""
     for field, directory in _places(config):
         try:
             check_output(directory, field)
@@ -89,8 +89,8 @@ def tight_disks(config: RunConfig, plan: Plan) -> Iterator[str]:
     for field, directory, needed, free in _rooms(config, plan):
         if needed <= free < _TIGHT * needed:
             yield (
-                f"{field}: the disk of {directory} has {_gigabytes(free)} GB free, and the run needs {_gigabytes(needed)} GB of "
-                "them; free some space"
+                f"{field}: the disk of {directory} has {_gigabytes(free)} GB free, and the run needs "
+                f"{_gigabytes(needed)} GB of them; free some space"
             )
 
 
@@ -102,7 +102,7 @@ def _places(config: RunConfig) -> list[tuple[str, Path]]:
 
 
 def _rooms(config: RunConfig, plan: Plan) -> Iterator[tuple[str, Path, int, int]]:
-    """Setting and path of the first directory on each disk, with the bytes that the run needs there and the bytes that are free.
+    """Setting and path of the first directory on each disk, the bytes that the run needs there, and the free bytes.
 
     What an earlier attempt has stored in the run directory needs no room again. A run at a URI needs room for a working
     copy, whose size depends on which stages run here: it is not counted.

@@ -1,4 +1,4 @@
-"""The directory of a run before anything is made in it: its configuration, whether other settings may use it, and its repair."""
+"""The directory of a run before a stage runs: its configuration, whether other settings may use it, and its repair."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def write_config(config: RunConfig) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Adoption:
-    """A listener that writes a changed configuration once something is made with it: a stage, or a checkpoint of a training.
+    """A listener that writes a changed configuration once a stage or a checkpoint is made with it.
 
     Until then the old configuration is that of the run, and continues it.
     """

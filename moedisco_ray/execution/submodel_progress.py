@@ -1,4 +1,4 @@
-"""Progress of the sub-models towards the quorum: which have finished or given up, when, and what each contributes to the merge.
+"""Progress of the sub-models towards the quorum: which finished or gave up, when, and what each adds to the merge.
 
 A run that is interrupted continues with another driver. Times count the seconds in which any driver of the run was
 running. Each driver stores the progress in `submodel_progress.json`, next to the checkpoints, and the next driver

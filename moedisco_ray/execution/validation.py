@@ -105,6 +105,7 @@ def _waits(config: RunConfig) -> Iterator[str]:
             size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
             fewer = f", lower pools.{pool.name}.{size}" if gpus > 1 else ""
             yield (
-                f"pools.{pool.name}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for {gpus}; run it on "
-                f"a Ray cluster (RAY_ADDRESS, or `moedisco submit`){fewer}, or set pools.{pool.name}.gpu=0"
+                f"pools.{pool.name}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for "
+                f"{gpus}; run it on a Ray cluster (RAY_ADDRESS, or `moedisco submit`){fewer}, or set "
+                f"pools.{pool.name}.gpu=0"
             )

@@ -1,4 +1,4 @@
-"""Model families: the roles of their tensors, checkpoints in one canonical form, and functions that build and load models."""
+"""Model families: roles of tensors, checkpoints in one canonical form, and functions that build and load models."""
 
 from moedisco_ray.models.checkpoint import (
     BACKBONE,

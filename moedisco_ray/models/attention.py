@@ -54,7 +54,8 @@ def attend_within_documents(model: PreTrainedModel, device: str, dtype: torch.dt
             "optimizer.within_documents",
             value=True,
             remedy=(
-                f"does not hold in layers of kind {others[0]}, which carry a state from one document to the next; set it to false"
+                f"does not hold in layers of kind {others[0]}, which carry a state from one document to the next; "
+                "set it to false"
             ),
         )
     if model.config._attn_implementation == "sdpa":  # noqa: SLF001 - transformers has no other name for it
@@ -128,7 +129,10 @@ def _has_kernel(model: PreTrainedModel, device: str, dtype: torch.dtype) -> bool
 
 @functools.cache
 def _kernel_works(device: str) -> bool:
-    """Whether the kernel computes on this device what a mask does: the interface is young, and builds of torch may lack it."""
+    """Whether the kernel computes on this device what a mask does.
+
+    The interface is young, and builds of torch may lack it.
+    """
     B, L, H, G, d = 2, 24, 4, 2, 64
     random = torch.Generator(device).manual_seed(0)
     q_BHLd, k_BGLd, v_BGLd = (
@@ -200,7 +204,7 @@ def _window(*_: Any, local_size: int | None = None, **__: Any) -> tuple[int, int
 
 
 def _shared_mask(*args: Any, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> Tensor | None:
-    """The mask of transformers [B, 1, L, L] as numbers that are added to scores, in the dtype that attention computes in."""
+    """The mask of transformers [B, 1, L, L] as numbers that are added to scores, in the dtype of attention."""
     mask_B1LL = sdpa_mask(*args, device=device, **kwargs)
     if mask_B1LL is None:
         return None

@@ -23,7 +23,7 @@ from moedisco_ray.models.checkpoint import BACKBONE, CONFIG, INDEX, SINGLE, open
 from moedisco_ray.models.shard_file import ShardFile, Stored
 
 _OS_ERROR = re.compile(r"os error (\d+)")
-_MOST_WAITING = 32 * 1024**2
+MOST_WAITING = 32 * 1024**2
 """Maximum size of the tensors that wait to be written (bytes). To compute tensors can take as long as to write them, so
 both happen at the same time."""
 
@@ -189,11 +189,11 @@ class _WritingThread:
 
     def put(self, key: str, tensor: Tensor) -> None:
         """Write a tensor later; wait while too many tensors do. Raises what an earlier write has raised."""
-        while self._waiting and self._bytes + tensor.nbytes > _MOST_WAITING:
+        while self._waiting and self._bytes + tensor.nbytes > MOST_WAITING:
             self._finish_one()
         self._waiting.append((tensor.nbytes, self._executor.submit(self._file.put, key, tensor)))
         self._bytes += tensor.nbytes
-        if self._bytes > _MOST_WAITING:  # a single large tensor
+        if self._bytes > MOST_WAITING:  # a single large tensor
             self.finish()
 
     def finish(self) -> None:

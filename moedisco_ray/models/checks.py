@@ -82,7 +82,7 @@ def check_complete(keys: Iterable[str], expected: Iterable[str]) -> None:
 
 
 def open_complete(directory: Path) -> tuple[Checkpoint, PretrainedConfig]:
-    """Open a model directory that has, by name, exactly the tensors of its `config.json`; also returns the configuration.
+    """Open a model directory with exactly the tensors of its `config.json`, by name; also returns the configuration.
 
     Raises:
         CheckpointError: The directory cannot be read, or its tensors are not those of its `config.json`.
@@ -156,7 +156,7 @@ def check_start_tensors(model: Model) -> None:
 
 
 def _shapes(start: LocalInit, model: Model) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Two mappings from canonical names to shapes: those of the stored tensors, and those that the configuration requires."""
+    """Shapes by canonical name: those of the stored tensors, and those that the configuration requires."""
     directory = start.directory
     if isinstance(start, UpcycleInit):
         stored: Any = open_dense(directory, model.family_name, start.num_experts)

@@ -31,7 +31,9 @@ about 100 times the rounding error of fp32."""
 
 
 class DenseMap(ModelMap):
-    """Tensor names of the dense models related to an MoE family: each layer's MLP maps to expert 0, and biases keep their names.
+    """Tensor names of the dense models related to an MoE family.
+
+    Each layer's MLP maps to expert 0, and biases keep their names.
 
     In families that store experts in stacks, the MLP keeps its names too, since a stack holds two of its matrices.
     """

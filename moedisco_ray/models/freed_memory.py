@@ -1,4 +1,4 @@
-"""Memory that a computation on a CPU frees and allocates again: activations in each training step, a layer's weights in fp32.
+"""Memory that a computation on a CPU frees and allocates again: activations of each step, a layer's weights in fp32.
 
 The C library returns large blocks to the operating system when they are freed. When they are allocated anew, the
 operating system clears each page at the first write. That takes up to a tenth of a training step

@@ -267,7 +267,7 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def head_inputs(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The last hidden states as the output head needs them, so that its products are the logits, which some families divide."""
+    """The last hidden states, scaled so that the output head's products are logits, which some families divide."""
     field = family_of(model).logits_divisor
     return hidden if field is None else hidden / getattr(model.config, field)
 

@@ -109,7 +109,10 @@ class ModelMap:
         raise CheckpointError("tensor", key, f"is no tensor of family {self.family.name}; use a model of this family")
 
     def keeps_dtype(self, key: str) -> bool:
-        """Whether a canonical tensor is not rounded with the weights: with a rounded correction, a router selects other experts."""
+        """Whether a canonical tensor is not rounded with the weights.
+
+        With a rounded correction, a router selects other experts.
+        """
         correction = self.family.router.correction
         return correction is not None and key.endswith(f".{correction}")
 
@@ -204,12 +207,14 @@ class ModelMap:
 
     def sort_key(self, key: str) -> tuple[object, ...]:
         """Sort key of canonical names: embedding, layers by number, experts by number, head."""
-        layer = _LAYER.fullmatch(key)
-        group = 1 if layer else 0 if "embed" in key else 2
+        outside = 0 if "embed" in key else 2
+        group = 1 if _LAYER.fullmatch(key) else outside
         return (group, *(int(piece) if piece.isdigit() else piece for piece in _NUMBER.split(key)))
 
     def experts(self, keys: Iterable[str]) -> dict[int, int]:
-        """Number of experts per MoE layer, 0 for a stack; checks that each layer has its router and all projections of its experts.
+        """Number of experts per MoE layer, 0 for a stack.
+
+        Checks that each layer has its router and all projections of its experts.
 
         Raises:
             CheckpointError: A name is unknown, or a layer is incomplete.

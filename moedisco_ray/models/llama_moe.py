@@ -109,7 +109,10 @@ class LlamaMoERouter(MixtralTopKRouter):
 
 @use_experts_implementation
 class LlamaMoEExperts(Qwen3MoeExperts):
-    """The experts, stacked as those of other families; transformers looks for the decorator in the module of the model."""
+    """The experts, stacked as those of other families.
+
+    The module of the model has them, because transformers looks for the decorator there.
+    """
 
 
 class LlamaMoEBlock(nn.Module):

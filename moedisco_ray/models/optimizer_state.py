@@ -1,4 +1,4 @@
-"""The optimizer state in a model directory, for the next training: Adam's moments (Kingma and Ba, arXiv 1412.6980, algorithm 1).
+"""The optimizer state in a model directory: Adam's moments for the next training (arXiv 1412.6980, algorithm 1).
 
 For matrices that Muon trained, the first moment is Muon's momentum, and the second moment is zero.
 

@@ -34,7 +34,7 @@ def scores(logits_TE: Tensor, router: Router) -> Tensor:
 
 
 def probabilities(logits_TE: Tensor, router: Router) -> Tensor:
-    """The scores of all experts, scaled to sum to one, or a softmax; load balance and entropy are computed from them."""
+    """The scores of all experts, scaled to sum to one, or a softmax; used for load balance and entropy."""
     if router.scores == "sigmoid":
         found_TE = scores(logits_TE, router)
         return found_TE / found_TE.sum(dim=-1, keepdim=True)

@@ -22,7 +22,7 @@ from moedisco_ray.core.families import Family
 from moedisco_ray.models.expert_parallel import divided_experts, group_of
 from moedisco_ray.models.hf import family_of, moe_blocks, routers
 
-_IMPLEMENTATION = "moedisco_sorted"
+IMPLEMENTATION = "moedisco_sorted"
 _NOISE = ("attention_dropout", "jitter_noise", "input_jitter_noise")
 """Attributes of transformers' modules that draw random numbers in training, from torch's global generator."""
 
@@ -39,7 +39,7 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
         for name in _NOISE:
             if hasattr(module, name):
                 setattr(module, name, 0.0)
-    model.set_experts_implementation(_IMPLEMENTATION)
+    model.set_experts_implementation(IMPLEMENTATION)
     family, fields = family_of(model), model.config.to_dict()
     # one object, so that one compiled graph fits all layers
     forward = _OnlyExpert(family, family.router.scaling(fields)).forward
@@ -65,7 +65,7 @@ def runnable(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Compute the weighted sum of the selected experts' outputs for each token; each expert runs once, on all its tokens.
+    """For each token, sum the weighted outputs of its selected experts; each expert runs once, on all its tokens.
 
     The result is deterministic. On a GPU, `grouped_experts` is called instead: the loop over experts would wait for the
     GPU.
@@ -102,7 +102,7 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
 
 
 def grouped_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Compute the same as `sorted_experts` with transformers' grouped matrix product, which needs two kernels for all experts.
+    """Compute the same as `sorted_experts` with transformers' grouped matrix product: two kernels for all experts.
 
     The CPU does not wait for the GPU. The grouped product ignores autocast and computes in the dtype of the weights, so
     the weights are cast to autocast's dtype here.
@@ -195,4 +195,4 @@ class _OnlyExpert:
         return (y, None) if self.family.returns_scores else y
 
 
-ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, sorted_experts)
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, sorted_experts)

@@ -161,7 +161,7 @@ def device_of_model(model: PreTrainedModel) -> torch.device:
 
 @contextlib.contextmanager
 def loaded(module: nn.Module) -> Iterator[nn.Module]:
-    """Keep the weights of a part of a streamed model loaded until the block ends; does nothing for a model in memory."""
+    """Keep the weights of a part of a streamed model loaded until the block ends; no effect on a model in memory."""
     part: _LoadedPart | None = getattr(module, "streamed_part", None)
     if part is None or part.is_loaded:
         yield module

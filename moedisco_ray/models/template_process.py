@@ -29,7 +29,7 @@ OUT_OF_MEMORY = 3
 
 
 def render(asked: dict[str, Any]) -> dict[str, Any]:
-    """A text and the spans of its `{% generation %}` blocks per part of a conversation; or the reason why there are none."""
+    """Text and `{% generation %}` spans of each part of a conversation, or the reason why there are none."""
     try:
         return {"parts": [_render(asked, count, prompt) for count, prompt in asked["parts"]]}
     except MemoryError:

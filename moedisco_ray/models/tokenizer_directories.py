@@ -68,7 +68,9 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
 
 
 def _check_named_files(settings: Path) -> None:
-    """Refuse a tokenizer whose settings name a file that may not be read: transformers passes them to the tokenizer's class.
+    """Refuse a tokenizer whose settings name a file that may not be read.
+
+    The library transformers passes such names to the tokenizer's class.
 
     Raises:
         OSError: A file may not be read.
@@ -125,7 +127,7 @@ def reads_as(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
-    """The first difference between two tokenizers that matters to a model, in words; None if there is no such difference."""
+    """The first difference between two tokenizers that matters to a model, in words; None if there is none."""
     ids, others = one.get_vocab(), other.get_vocab()
     if ids != others:
         token = min(token for token in ids.keys() | others.keys() if ids.get(token) != others.get(token))

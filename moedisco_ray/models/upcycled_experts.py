@@ -47,7 +47,7 @@ class ChangedTensors(Mapping[str, Tensor]):
 def split_experts(
     tensors: Mapping[str, Tensor], model_map: ModelMap, parts: int, *, whole_groups: bool
 ) -> ChangedTensors:
-    """Divide experts that are copies of an MLP: each keeps 1 / `parts` of the hidden units (LLaMA-MoE, arXiv 2406.16554).
+    """Divide copies of an MLP: each expert keeps 1 / `parts` of the hidden units (LLaMA-MoE, arXiv 2406.16554).
 
     Expert e keeps part e mod `parts`, so every group of `parts` neighbours holds the whole MLP. Down projections are
     multiplied by `parts`: at a weight of 1 / `parts` each, the experts of a group add up to the MLP. Parts are
@@ -87,7 +87,9 @@ def split_experts(
 
 
 def with_new_units(tensors: Mapping[str, Tensor], model_map: ModelMap, share: float, seed: int) -> ChangedTensors:
-    """Draw a share of each expert's hidden units anew (Drop-Upcycling, arXiv 2502.19261); all other weights keep their bits.
+    """Draw a share of each expert's hidden units anew (Drop-Upcycling, arXiv 2502.19261).
+
+    All other weights keep their bits.
 
     New weights have a normal distribution with the mean and the standard deviation of those that they replace, per
     matrix.
@@ -121,7 +123,10 @@ def with_new_units(tensors: Mapping[str, Tensor], model_map: ModelMap, share: fl
 
 
 def _matrices(family: Family, part: str, w: Tensor) -> Iterator[Tensor]:
-    """Views of the matrices in an expert's tensor, hidden units first; none for the output's bias, which belongs to no unit."""
+    """Views of the matrices in an expert's tensor, hidden units first.
+
+    The output's bias has none, because it belongs to no unit.
+    """
     found = _unit_axis(family, part)
     if found is not None:
         axis, before, after = found
@@ -132,7 +137,9 @@ def _matrices(family: Family, part: str, w: Tensor) -> Iterator[Tensor]:
 
 
 def _unit_axis(family: Family, part: str) -> tuple[int, int, int] | None:
-    """The axis of an expert's tensor that counts hidden units, and the number of matrices whose units follow or alternate on it.
+    """The axis of an expert's tensor that counts hidden units, and the number of matrices whose units it counts.
+
+    The units of several matrices follow each other on the axis, or alternate.
 
     Returns:
         The axis, and two factors of the number of matrices: of those one after the other, and of those that alternate.

@@ -1,14 +1,15 @@
 """Plan of a run before it starts: parameters, memory, hours and dollars. No torch, no Ray."""
 
-from moedisco_ray.plan.build import Plan, StagePlan, build_plan, fitted
+from moedisco_ray.plan.build import Plan, build_plan, fitted
 from moedisco_ray.plan.cluster_count import with_cluster_count
 from moedisco_ray.plan.cost import Cost
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, find_remedy
-from moedisco_ray.plan.stage_memory import InferencePlan
+from moedisco_ray.plan.stage_plan import StagePlan
 from moedisco_ray.plan.sync_traffic import Sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size, tokenizer_vocab_size
+from moedisco_ray.plan.worker_plan import InferencePlan
 
 __all__ = [
     "GIB",

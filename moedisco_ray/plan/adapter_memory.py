@@ -58,5 +58,6 @@ def router_bytes(family: FamilyName, sizes: Architecture, width: int, layers: in
     declaration = DECLARATIONS[family]
     if sizes.num_experts == 1:
         return 0
-    each = (0 if declaration.shared else width) + (4 if declaration.router.in_fp32 and width < 4 else 0)
+    each = 0 if declaration.shared else width
+    each += 4 if declaration.router.in_fp32 and width < 4 else 0
     return min(layers, sizes.num_hidden_layers - declaration.dense_layers(sizes.fields)) * each * sizes.hidden_size

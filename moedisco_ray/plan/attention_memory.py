@@ -1,4 +1,4 @@
-"""Bytes per token that a layer's attention and norms save for the backward pass; see `plan.memory` for formulas and letters."""
+"""Bytes per token that a layer's attention and norms save for the backward pass, see `plan.activation_memory`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _grouped_bytes(family: Family, sizes: Architecture, width: int) -> int:
 
 
 def _gate_bytes(queries: int, width: int) -> int:
-    """Bytes of the gate and of the output times the gate; in fp32 also of the gate's part of what the norm of queries keeps."""
+    """Bytes of the gate and of the gated output; in fp32 also of the gate's part of what the norm of queries keeps."""
     return (2 * width + (4 if width == 4 else 0)) * queries
 
 
@@ -114,11 +114,13 @@ def norm_bytes(family: Family, hidden: int, residual: int, *, frozen: bool = Fal
     """Bytes of what a norm keeps besides its output."""
     if family.layer_norms:
         return residual * hidden + _LAYER_NORM_BYTES
-    return (4 if frozen else 4 + (4 if family.norms_in_fp32 else residual)) * hidden
+    if frozen:
+        return 4 * hidden
+    return (8 if family.norms_in_fp32 else 4 + residual) * hidden
 
 
 def normalised_bytes(family: FamilyName, sizes: Architecture, width: int, layers: int) -> int:
-    """Bytes per token of the vectors that trained norms keep and frozen norms do not, in some layers and the last norm."""
+    """Bytes per token of the vectors that norms keep only if they are trained, in some layers and the last norm."""
     declaration = DECLARATIONS[family]
     if declaration.layer_norms:
         return 0

@@ -1,4 +1,4 @@
-"""Check that the machines of a cluster file have enough memory and disk for a run, and compute the price of its traffic.
+"""Check that the machines of a cluster file have the memory and disk for a run, and compute the price of its traffic.
 
 If the file does not state the memory or disk of a machine, it is not checked.
 """
@@ -14,6 +14,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.build import Plan
 from moedisco_ray.plan.cluster_checks import Disagreement
 from moedisco_ray.plan.cluster_file import Cluster, NodeType
+from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.memory import GIB
 
 HEAD_PROCESSES_MB = 2000
@@ -54,20 +55,21 @@ class ClusterNeeds(BaseModel, frozen=True):
 
 
 def cluster_needs(cluster: Cluster, config: RunConfig, plan: Plan) -> ClusterNeeds:
-    """Compute the head's memory and disk, and the traffic with its price, for a run on the machines of a cluster file."""
+    """Compute the head's memory and disk, and the traffic with its price, for a run on the machines of a cluster."""
     submodels = _submodels(cluster, config)
     return ClusterNeeds(
         head_memory_gb=head_memory_mb(submodels, gang=_has_gang(config)) / _MB_PER_GB,
         head_disk_gb=SYSTEM_DISK_GB + STATE_DISK_GB,
         submodels=submodels,
         moved_bytes=sum(stage.moved for stage in plan.storage),
-        transfer_dollars=sum(
-            stage.moved
-            / GIB
-            * max((node.transfer_price_per_gb for node in _nodes_of(cluster, config, stage.pool)), default=0)
-            for stage in plan.storage
-        ),
+        transfer_dollars=sum(_transfer_dollars(cluster, config, stage) for stage in plan.storage),
     )
+
+
+def _transfer_dollars(cluster: Cluster, config: RunConfig, stage: StageStorage) -> float:
+    """Price of a stage's traffic on the nodes of its pool where traffic is most expensive."""
+    prices = (node.transfer_price_per_gb for node in _nodes_of(cluster, config, stage.pool))
+    return stage.moved / GIB * max(prices, default=0)
 
 
 def head_memory_mb(submodels: int, *, gang: bool) -> int:
@@ -86,7 +88,7 @@ def usable_mb(memory_gb: float) -> int:
 
 
 def lacking(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
-    """A `Disagreement` for each machine of a cluster file with too little memory or disk for the workers that may run on it."""
+    """A `Disagreement` for each machine of a cluster file that lacks memory or disk for workers that may run on it."""
     nodes = (node for node in cluster.types if node.most)
     return (*_of_head(cluster, config), *(each for node in nodes for each in _of_node(cluster, node, config, plan)))
 
@@ -100,8 +102,8 @@ def _of_head(cluster: Cluster, config: RunConfig) -> Iterator[Disagreement]:
         yield Disagreement(
             f"{head.name}.memory_gb",
             head.memory_gb,
-            f"the head needs {need / _MB_PER_GB:.1f} GB, and 5 % free, for the {submodels} sub-models that may train at once"
-            f"; {lower} it more memory",
+            f"the head needs {need / _MB_PER_GB:.1f} GB, and 5 % free, for the {submodels} sub-models that may train "
+            f"at once; {lower} it more memory",
         )
     disk = SYSTEM_DISK_GB + STATE_DISK_GB
     if head.disk_gb is not None and disk > head.disk_gb:
@@ -123,16 +125,16 @@ def _of_node(cluster: Cluster, node: NodeType, config: RunConfig, plan: Plan) ->
         yield Disagreement(
             f"{node.name}.memory_gb",
             node.memory_gb,
-            f"a node needs {memory:.1f} GB, and 5 % free, because checkpoints wait there until they are stored; choose a larger "
-            "machine, or set the maximum number of nodes to 0",
+            f"a node needs {memory:.1f} GB, and 5 % free, because checkpoints wait there until they are stored; choose "
+            "a larger machine, or set the maximum number of nodes to 0",
         )
     disk += SYSTEM_DISK_GB
     if node.disk_gb is not None and disk > node.disk_gb:
         yield Disagreement(
             f"{node.name}.disk_gb",
             node.disk_gb,
-            f"a node needs {disk:.0f} GB for system, inputs, results and a checkpoint; give it a larger disk, or set the maximum "
-            "number of nodes to 0",
+            f"a node needs {disk:.0f} GB for system, inputs, results and a checkpoint; give it a larger disk, or set "
+            "the maximum number of nodes to 0",
         )
 
 

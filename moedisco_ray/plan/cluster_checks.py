@@ -1,4 +1,4 @@
-"""Check a configuration's pools against the nodes of a cluster file: resources, GPUs, memory, number of workers and prices."""
+"""Check a configuration's pools against a cluster file's nodes: resources, GPUs, memory, worker counts and prices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Disagreement:
 
 
 def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
-    """All contradictions between a cluster file and a configuration's pools; `plan` says how much memory their workers need."""
+    """All contradictions between a cluster file and a configuration's pools; `plan` has the memory of their workers."""
     low, high = config.pools.low_memory, config.pools.high_memory
     # In a mixed pool, no sub-model runs on a node type that is too small for it. So a node type in the cluster file
     # only needs the memory that the configuration says.

@@ -33,7 +33,7 @@ from moedisco_ray.plan.vocabulary import planned_vocab_size
 
 
 def low_memory_slots(config: RunConfig) -> int:
-    """Number of sub-models that can train at the same time: the slots of the low-memory pool, and one per data owner."""
+    """Number of sub-models that can train at the same time: slots of the low-memory pool, and one per data owner."""
     low = config.pools.low_memory
     return min(low.max_workers, sum(kind.max_workers for kind in low.node_types)) + len(config.owners)
 
@@ -53,8 +53,8 @@ def with_cluster_count(config: RunConfig) -> RunConfig:
         raise ConfigError(
             "clusters.count",
             "auto",
-            f"finds no number: each of the {len(config.owners)} data owners needs a cluster, text without an owner needs one, and "
-            f"the number must divide the model's {config.model.architecture.num_experts} experts",
+            f"finds no number: each of the {len(config.owners)} data owners needs a cluster, text without an owner "
+            f"needs one, and the number must divide the model's {config.model.architecture.num_experts} experts",
         )
     vocab_size = planned_vocab_size(config)
     count = next((each for each in candidates if _fits(config, each, vocab_size)), candidates[-1])
@@ -87,7 +87,7 @@ def _is_allowed(config: RunConfig, count: int) -> bool:
 
 
 def _fits(config: RunConfig, count: int, vocab_size: int) -> bool:
-    """Whether a sub-model fits the largest node type, with the settings as they are or with those that a plan would choose."""
+    """Whether a sub-model fits the largest node type, with its own settings or with those that a plan would choose."""
     family, pool, optimizer, lora = (
         config.model.family_name,
         config.pools.low_memory,

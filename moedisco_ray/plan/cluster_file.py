@@ -106,7 +106,7 @@ class NodeType:
 
     @property
     def slots(self) -> Mapping[str, int]:
-        """Maps each custom resource to its amount on a node, which is the number of workers of that pool that fit there."""
+        """Amount of each custom resource on a node, which is the number of workers of that pool that fit there."""
         return {
             name: amount for name, amount in self.resources.items() if amount and name not in ("CPU", "GPU", "memory")
         }

@@ -75,16 +75,15 @@ def training_cost(
     flops = flops_each_token * tokens
     worker_hours = flops / (PEAK_FLOPS * UTILISATION * pool.speed) / 3600
     waves = -(-units // at_once)
+    unit_seconds = 3600 * worker_hours / units
+    pool_dollars = dollars_of(unit_seconds * (units - len(owned)), pool.price_per_hour)
     return Cost(
         tokens=tokens,
         flops=flops,
         waves=waves,
         hours=waves * worker_hours / units / workers_per_unit,
         worker_hours=worker_hours,
-        dollars=sum(
-            dollars_of(3600 * worker_hours / units * count, price)
-            for price, count in ((pool.price_per_hour, units - len(owned)), *((each, 1) for each in owned))
-        ),
+        dollars=sum([pool_dollars, *(dollars_of(unit_seconds, price) for price in owned)]),
     )
 
 

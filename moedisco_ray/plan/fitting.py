@@ -7,10 +7,10 @@ chosen. If the settings fit as they are, nothing changes.
 | change | factor | reason |
 |---|---|---|
 | smaller `micro_batch` | 1 | the same operations, in smaller parts |
-| `moments: fp8` | 1.1 | assumed: moments of 4 significant bits; 8-bit Adam reaches the loss of fp32 (arXiv 2110.02861) |
+| `moments: fp8` | 1.1 | assumed: 4 significant bits; 8-bit Adam reaches the loss of fp32 (arXiv 2110.02861) |
 | `gradient_checkpointing` | 4/3 | the forward pass runs twice: four passes instead of three |
 | `precision: pure_bf16` | 1.4 | assumed: weights of 8 significant bits, rounded at random |
-| `offload_moments` | computed | in each step all moments go to the card and back, at 25 GB/s, and nothing is computed meanwhile |
+| `offload_moments` | computed | a step moves all moments to the card and back at 25 GB/s, computing nothing meanwhile |
 | `block_steps` | 3 | assumed: a step trains a fraction of the weights, but takes less time (arXiv 2404.02827) |
 """
 

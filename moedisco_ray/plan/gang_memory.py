@@ -1,4 +1,4 @@
-"""Temporary memory of a worker of a sharded training (FSDP2), next to its shares of weights, gradients and optimizer state.
+"""Temporary memory of a worker of an FSDP2 training, next to its shares of weights, gradients and optimizer state.
 
 FSDP gathers the weights of one layer at a time, and those of embedding and head for the whole step. While the backward
 pass is at a layer, a worker holds, with s bytes per element of a matrix product:

@@ -1,4 +1,4 @@
-"""Bytes that each worker of a sharded training sends to the others in one step, and the layout of the workers that a plan assumes.
+"""Bytes that each worker of a sharded training sends in one step, and the layout of the workers that a plan assumes.
 
 With w bytes per element in matrix products, gradients reduced in fp32, and M micro-batches per step:
 

@@ -55,7 +55,7 @@ def corpus_memory(text_bytes: int) -> int:
 
 
 def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> int:
-    """Memory of the driver and of one task while documents are clustered, without the model whose hidden states are the vectors.
+    """Memory of the driver and of one task while documents are clustered, without the model that gives the vectors.
 
     Args:
         config: The run's configuration.
@@ -80,7 +80,7 @@ def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> in
 
 
 def decompose_memory(part: Parameters) -> int:
-    """Memory of the process that writes the untrained sub-models; random ones are in fp32, and those of a checkpoint need less.
+    """Memory of the process that writes the untrained sub-models: random ones are in fp32, others need less.
 
     Args:
         part: Parameters of one sub-model.

@@ -71,7 +71,7 @@ def measure() -> Probe | None:
             env=environment,
         )
         probe = Probe.model_validate_json(done.stdout)
-        path = _path()
+        path = probe_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, probe.model_dump_json(indent=2) + "\n")
     except (OSError, subprocess.SubprocessError, ValidationError):
@@ -93,12 +93,12 @@ def library_versions() -> dict[str, str]:
 
 def _cached() -> Probe | None:
     try:
-        return Probe.model_validate_json(_path().read_text(encoding="utf-8"))
+        return Probe.model_validate_json(probe_path().read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
 
 
-def _path() -> Path:
+def probe_path() -> Path:
     key = json.dumps([library_versions(), len(os.sched_getaffinity(0)), os.uname().machine], sort_keys=True)
     return cache_directory() / f"probe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 

@@ -124,7 +124,7 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
 
 
 def _grouped(family: Family, sizes: Architecture) -> tuple[int, int]:
-    """Parameters of grouped-query attention and of its norms: 2DHd + 2DGd, with biases Hd + 2Gd (+ D), sinks H, and norms.
+    """Parameters of grouped-query attention and its norms: 2DHd + 2DGd, biases Hd + 2Gd (+ D), sinks H, and the norms.
 
     A gate of the output doubles the rows of the query projection.
     """
@@ -172,7 +172,7 @@ def _above_mean(*kinds: tuple[int, int]) -> int:
 
 
 def _recurrence_flops(family: Family, sizes: Architecture) -> int:
-    """Operations of the gated delta rule per token in a forward pass, in chunks of 64 tokens (arXiv 2412.06464, section 3.3).
+    """Operations per token of a forward pass of the gated delta rule, in chunks of 64 tokens (arXiv 2412.06464, 3.3).
 
     Per value head: products with the state 6cv, and within the chunk 64 (4c + 2v), and the solution of a triangular
     system with c + v right-hand sides 64 (c + v).

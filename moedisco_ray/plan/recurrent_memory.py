@@ -5,7 +5,7 @@ the path that the plan covers. With the kernels of `flash-linear-attention` and 
 where they are installed, a layer keeps less.
 
 With the sizes of `plan.parameters`, expanded keys E = Uc and values V = Uv, M = 2Kc + V channels of the convolution, L
-tokens padded to whole chunks by a factor p, and s and r bytes as in `plan.memory`, one token takes:
+tokens padded to whole chunks by a factor p, and s and r bytes as in `plan.activation_memory`, one token takes:
 
 * the convolution: its input sM, and its output with w - 1 further positions sM(L + w - 1) / L;
 * the factors of the update and the decays: sU and 8U; queries and keys before they are normalised, and their norms, 8E

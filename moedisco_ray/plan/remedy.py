@@ -35,7 +35,7 @@ class Remedy(BaseModel, frozen=True):
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A setting that divides a model among more workers, with its current value `now` and larger values to try, ascending."""
+    """A setting that divides a model among more workers: its current value `now` and larger ones to try, ascending."""
 
     setting: str
     now: int
@@ -55,7 +55,7 @@ def find_remedy(
     adapters: bool = False,
     alone: bool = True,
 ) -> Remedy:
-    """Try all settings, also those with a value of the user's, by their cost (`plan.fitting`), and return the first that fit.
+    """Try every combination of memory settings by cost (`plan.fitting`), and return the first that fits.
 
     If none fit, try them with more workers, or with more and smaller sub-models.
 

@@ -1,4 +1,4 @@
-"""The workers that train the seed together: how many `pools.low_memory.seed_workers: auto` means, and what they hold and exchange.
+"""What `pools.low_memory.seed_workers: auto` means, and what workers that train the seed together hold and exchange.
 
 Each worker has a whole replica of the seed model, and its share of every batch; they add up their gradients once per
 step. So the seed is the one that a single card would train, up to rounding, in fewer hours. The price is the exchange,
@@ -58,7 +58,7 @@ def seed_workers(config: RunConfig, vocab_size: int) -> tuple[int, int]:
 
 
 def _fits(config: RunConfig, shape: Architecture, vocab_size: int, workers: int, step_flops: float) -> bool:
-    """Whether the seed fits with the settings as they are, or with those that a plan would choose for several workers."""
+    """Whether the seed fits with its own settings, or with those that a plan would choose for several workers."""
     low, optimizer = config.pools.low_memory, config.submodels.optimizer
 
     def measure(trial: Optimizer) -> Memory:
@@ -131,7 +131,7 @@ def exchange_seconds(traffic: GangTraffic) -> float:
 
 
 def exchange_flops(config: RunConfig, traffic: GangTraffic, workers: int) -> float:
-    """Operations per token that the workers could compute while they exchange gradients; 0 without GPUs, whose speed is known."""
+    """Operations per token that the workers could do while they exchange gradients; 0 without GPUs of known speed."""
     low = config.pools.low_memory
     seconds = exchange_seconds(traffic) if low.gpu else 0.0
     return seconds * workers * PEAK_FLOPS * UTILISATION * low.speed / config.submodels.optimizer.batch_tokens

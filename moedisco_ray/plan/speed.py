@@ -46,7 +46,7 @@ class Probe(BaseModel, frozen=True):
     """Bytes of text that one core tokenizes per second."""
 
     def rate(self, flops_per_token: float, experts: int) -> float:
-        """FLOP/s of one core, interpolated on logarithmic scales between the measured model sizes; constant beyond them.
+        """FLOP/s of one core, interpolated on logarithmic scales between measured model sizes; constant beyond them.
 
         Args:
             flops_per_token: Operations of a training step per token.
@@ -96,7 +96,8 @@ def speed_of(pool: Pool, machine: Machine) -> Speed:
             pool=pool.key,
             known=True,
             source=(
-                f"measured in {machine.measured_in[pool.key]}: {PEAK_FLOPS * UTILISATION * pool.speed / 1e12:.3g} TFLOP/s per worker"
+                f"measured in {machine.measured_in[pool.key]}: {PEAK_FLOPS * UTILISATION * pool.speed / 1e12:.3g} "
+                "TFLOP/s per worker"
             ),
         )
     if pool.gpu:

@@ -1,4 +1,4 @@
-"""Memory of a device that runs text through a model without training it: to calibrate routers, to evaluate, to embed documents.
+"""Memory of a device that runs a model without training it: to calibrate routers, to evaluate, to embed documents.
 
 `models.streamed` keeps a model loaded if all of its weights take at most 40 % of a GPU. Else one part is loaded at a
 time: a decoder layer, or the head. The embedding stays in the machine's memory. Calibration always loads one layer at a
@@ -32,18 +32,15 @@ bytes, and its scores 40E per token. Four matrices of 8D^2 bytes exist at a time
 eigenvectors, and a workspace of two. Loads of clusters are matched on four matrices of 8C bytes per token of all
 batches.
 
-Letters: as in `plan.memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden size of a
-dense layer's MLP, L the length of a sequence, C the number of clusters.
+Letters: as in `plan.activation_memory`; n, p and v are the sizes of latent attention (`plan.parameters`), I the hidden
+size of a dense layer's MLP, L the length of a sequence, C the number of clusters.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
 
-from pydantic import BaseModel
-
-from moedisco_ray.core.config import AnyPool, Architecture, CheckpointInit, FamilyName, PoolName, RunConfig
+from moedisco_ray.core.config import AnyPool, Architecture, CheckpointInit, FamilyName, RunConfig
 from moedisco_ray.core.families import DECLARATIONS, Family
 from moedisco_ray.core.limits import (
     BATCH_TOKENS,
@@ -55,7 +52,8 @@ from moedisco_ray.core.limits import (
     RESIDENT_SHARE,
     VECTOR_TOKENS,
 )
-from moedisco_ray.plan.memory import GIB, SELECTION_BYTES, Memory, overhead
+from moedisco_ray.plan.activation_memory import SELECTION_BYTES
+from moedisco_ray.plan.memory import GIB, Memory, overhead
 from moedisco_ray.plan.parameters import (
     CHUNK,
     Parameters,
@@ -66,29 +64,6 @@ from moedisco_ray.plan.parameters import (
     shared_hidden_size,
     submodel_architecture,
 )
-from moedisco_ray.plan.remedy import Remedy
-
-
-class WorkerPlan(BaseModel, frozen=True):
-    """Memory of one worker of a stage, and whether it fits the stage's pool."""
-
-    stage: str
-    pool: PoolName
-    memory: Memory
-    """Peak memory of one worker."""
-    pool_gb: float
-    """Memory of one worker of the pool (GB); in a mixed pool, that of the largest node type."""
-    fits: bool
-    """Whether `memory`, an upper bound, is at most `pool_gb`."""
-    fits_known: bool
-    """Whether `fits` is reliable; false without GPUs, because CPU workers share the host's memory with other
-    processes."""
-    remedy: Remedy | None
-    """Settings to change if the stage does not fit; null if it fits."""
-
-
-class InferencePlan(WorkerPlan, frozen=True):
-    """The plan of a stage that runs text through a model without training it; the hidden states of the text are activations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +167,7 @@ def vectors_memory(model: StreamedModel, *, tokens: int, sequence_length: int) -
 
 
 def _passes(model: StreamedModel, tokens: int, batch: int, *, layer: int, head: int, logits: int) -> Memory:
-    """Peak memory of forward passes: a layer holds some bytes of activations, and the head has some of weights and of logits."""
+    """Peak memory of forward passes, from the bytes of a layer's activations and of the head's weights and logits."""
     if model.stays:
         parts = model.parameters
         others = model.width * (parts.total - parts.embedding - parts.head)
@@ -273,102 +248,58 @@ def _experts(family: Family, sizes: Architecture, width: int, shared: bool) -> i
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
-    """Work of a stage; `setting` is the number of tokens, and `measure` the memory that these take."""
+class Streams:
+    """Memory of the models of a run as workers of its pools run text through them.
 
-    stage: str
-    pool: AnyPool
-    setting: str
-    tokens: int
-    measure: Callable[[int], Memory]
-
-
-def plan_inference(config: RunConfig, vocab_size: int) -> tuple[InferencePlan, ...]:
-    """The stages that run text through a model without training it, in pipeline order.
-
-    Args:
+    Attributes:
         config: The run's configuration.
         vocab_size: Entries of the vocabulary.
     """
-    return tuple(map(_planned, _works(config, vocab_size)))
 
+    config: RunConfig
+    vocab_size: int
 
-def _planned(work: _Work) -> InferencePlan:
-    memory, pool_gb = work.measure(work.tokens), max(kind.memory_gb for kind in work.pool.node_types)
-    fits = memory.total <= pool_gb * GIB
-    return InferencePlan(
-        stage=work.stage,
-        pool=work.pool.name,
-        memory=memory,
-        pool_gb=pool_gb,
-        fits=fits,
-        fits_known=work.pool.gpu > 0,
-        remedy=None if fits else _remedy(work, pool_gb),
-    )
+    @property
+    def embedding_pool(self) -> AnyPool | None:
+        """The pool on which documents' vectors are computed; None if no model computes them."""
+        return self.config.vectors_pool if self.config.tokens.decoupled else None
 
+    @property
+    def _length(self) -> int:
+        return self.config.corpus.sequence_length
 
-def _remedy(work: _Work, pool_gb: float) -> Remedy:
-    """The most tokens, of those halved again and again, with which the work fits."""
-    if work.stage == "cluster":
-        return Remedy(fits=True, settings=("clusters.vectors=tfidf_svd",), memory_gb=0)
-    fewer = [work.tokens >> times for times in range(1, work.tokens.bit_length())]
-    totals = [work.measure(tokens).total for tokens in fewer]
-    found = next((index for index, total in enumerate(totals) if total <= pool_gb * GIB), None)
-    if found is None:
-        return Remedy(fits=False, settings=(), memory_gb=work.measure(work.tokens).total / GIB)
-    return Remedy(fits=True, settings=(f"{work.setting}={fewer[found]}",), memory_gb=totals[found] / GIB)
+    @property
+    def _part(self) -> Architecture:
+        return submodel_architecture(self.config.model.family_name, self._whole, self.config.cluster_count)
 
+    @property
+    def _whole(self) -> Architecture:
+        return self.config.model.architecture
 
-def _works(config: RunConfig, vocab_size: int) -> Iterator[_Work]:
-    tokens, length, pool = config.tokens, config.corpus.sequence_length, config.finetune_pool
-    whole = config.model.architecture
-    part = submodel_architecture(config.model.family_name, whole, config.cluster_count)
-    embeds = config.vectors_pool if tokens.decoupled else None
+    def calibration(self, pool: AnyPool, tokens: int) -> Memory:
+        """Peak memory of calibrating the merged model's routers on tokens."""
+        return calibration_memory(
+            self._on(pool, self._whole), tokens=tokens, sequence_length=self._length, clusters=self.config.cluster_count
+        )
 
-    def on(place: AnyPool, sizes: Architecture) -> StreamedModel:
-        memory_gb = max(kind.memory_gb for kind in place.node_types)
-        return StreamedModel(config.model.family_name, sizes, vocab_size, place.gpu, memory_gb)
+    def generation(self, pool: AnyPool, tokens: int) -> Memory:
+        """Peak memory of generating tokens of one sample."""
+        return scoring_memory(self._on(pool, self._whole), tokens=tokens, sequence_length=tokens)
 
-    def vectors(place: AnyPool, count: int) -> Memory:
-        sizes = whole if isinstance(config.model.init, CheckpointInit) else part
-        return vectors_memory(on(place, sizes), tokens=count, sequence_length=length)
-
-    def evaluation(place: AnyPool, count: int) -> Memory:
-        shapes = (whole, part) if tokens.decoupled or tokens.seed else (whole,)
-        found = [scoring_memory(on(place, shape), tokens=count, sequence_length=length) for shape in shapes]
-        found += [vectors(place, count)] if embeds is not None and place is pool else []
+    def evaluation(self, pool: AnyPool, tokens: int) -> Memory:
+        """Peak memory of evaluating all models of the run on tokens."""
+        phases = self.config.tokens
+        shapes = (self._whole, self._part) if phases.decoupled or phases.seed else (self._whole,)
+        found = [scoring_memory(self._on(pool, shape), tokens=tokens, sequence_length=self._length) for shape in shapes]
+        if self.embedding_pool is not None and pool is self.config.finetune_pool:
+            found.append(self.vectors(pool, tokens))
         return max(found, key=lambda memory: memory.total)
 
-    if embeds is not None:
-        low = embeds
-        yield _Work("cluster", low, "clusters.vectors", tokens.total, lambda count: vectors(low, count))
-    if tokens.decoupled or tokens.seed:
-        yield _Work(
-            "merge",
-            pool,
-            "merge.calibration_tokens",
-            config.merge.calibration_tokens,
-            lambda count: calibration_memory(
-                on(pool, whole), tokens=count, sequence_length=length, clusters=config.cluster_count
-            ),
-        )
-    yield _Work(
-        "evaluate", pool, "evaluation.max_tokens", config.evaluation.max_tokens, lambda count: evaluation(pool, count)
-    )
-    if config.evaluation.prompts:
-        yield _Work(
-            "export",
-            pool,
-            "evaluation.sample_tokens",
-            config.evaluation.sample_tokens,
-            lambda count: scoring_memory(on(pool, whole), tokens=count, sequence_length=count),
-        )
-    if config.owners:
-        owned = config.pools.owner(config.owners[0])  # all owners' seats have the same memory
-        yield _Work(
-            "evaluate by owners",
-            owned,
-            "evaluation.max_tokens",
-            config.evaluation.max_tokens,
-            lambda count: evaluation(owned, count),
-        )
+    def vectors(self, pool: AnyPool, tokens: int) -> Memory:
+        """Peak memory of computing documents' vectors."""
+        sizes = self._whole if isinstance(self.config.model.init, CheckpointInit) else self._part
+        return vectors_memory(self._on(pool, sizes), tokens=tokens, sequence_length=self._length)
+
+    def _on(self, pool: AnyPool, sizes: Architecture) -> StreamedModel:
+        memory_gb = max(kind.memory_gb for kind in pool.node_types)
+        return StreamedModel(self.config.model.family_name, sizes, self.vocab_size, pool.gpu, memory_gb)

@@ -51,7 +51,8 @@ def tokenizer_vocab_size(directory: Path) -> int:
     raise ConfigError(
         "tokenizer.path",
         str(directory),
-        "holds neither tokenizer.json nor vocab.json, so its size is not known before it is loaded; set model.config.vocab_size",
+        "holds neither tokenizer.json nor vocab.json, so its size is not known before it is loaded; set "
+        "model.config.vocab_size",
     )
 
 

@@ -20,7 +20,7 @@ ASSUMED_BOOT = 300.0
 
 
 def boot_seconds(measured: Sequence[float], nodes: int = 1, assumed: float = ASSUMED_BOOT) -> float:
-    """Expected seconds from the request for a gang of nodes until its last node has arrived, so that the gang can start to work.
+    """Expected seconds from the request for a gang of nodes until its last node has arrived and the gang can start.
 
     Args:
         measured: Boot times of single nodes in seconds, oldest first; only the newest 50 are used.

@@ -1,4 +1,4 @@
-"""How the workers of a gang share a model: replicas of it, shards of a replica, and experts within a group of workers."""
+"""How the workers of a gang share a model: replicas, shards of a replica, and experts within a group of workers."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class NodeType:
 
     @property
     def price_of_work(self) -> float:
-        """Dollars for the work that takes an hour at speed 1; a fast machine with a high hourly price may be cheaper."""
+        """Dollars for an hour of work at speed 1; a fast machine with a high hourly price may be cheaper."""
         return self.price_per_hour / self.speed
 
 
@@ -51,7 +51,7 @@ class Need:
 
 
 def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
-    """The free node type with enough memory that does the work most cheaply (if equal, the fastest); None if none is free."""
+    """The free node type with enough memory that does the work at least cost, the fastest of equals; None if none."""
     return next((kind for kind in ranked(need, types) if kind.free > 0), None)
 
 

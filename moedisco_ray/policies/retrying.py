@@ -5,7 +5,7 @@
 | preempted | restart, without limit |
 | died, for an unknown reason | restart, a limited number of times |
 | failed, or the checkpoint storage did not respond | restart, a limited number of times |
-| failed again at the same step, or a loss that is not finite | once: go back to an earlier checkpoint and skip some batches |
+| failed again at the same step, or the loss is not finite | once: go back to an earlier checkpoint and skip batches |
 | out of memory | restart with half of the micro-batch, down to 1; the global batch stays |
 
 Going back and skipping batches follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1). They restarted about
@@ -103,7 +103,7 @@ class Again:
 
 @dataclasses.dataclass(frozen=True)
 class GoBack:
-    """Delete the checkpoints after step `checkpoint` (all if it is 0), then restart and skip the batches of `history.skip`."""
+    """Delete the checkpoints after step `checkpoint` (0: all), then restart and skip the batches of `history.skip`."""
 
     history: History
     checkpoint: int
@@ -126,7 +126,7 @@ Decision = Again | GoBack | GiveUp
 
 
 def window_of(steps: int) -> int:
-    """The value of `Limits.window` for a training of `steps` steps: 100 as in PaLM, but at most a twentieth of the steps."""
+    """The value of `Limits.window` for a training of `steps` steps: a twentieth of them, at most 100 as in PaLM."""
     return max(1, min(100, steps // 20))
 
 

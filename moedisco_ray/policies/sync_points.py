@@ -44,7 +44,11 @@ def sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
     longest = max(steps)
     every = max(every, -(-longest // min(steps)))
     number = sync_count(longest, every)
-    return [tuple(own * point * every // longest for point in range(1, number + 1)) for own in steps]
+
+    def points(own: int) -> tuple[int, ...]:
+        return tuple(own * point * every // longest for point in range(1, number + 1))
+
+    return [points(own) for own in steps]
 
 
 def common_sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:

@@ -61,7 +61,7 @@ class Context:
         return RunStore.of(self.config.location, verifies=self.verifies, attempt=self.attempt)
 
     def call(self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call a pure function on one worker of a pool and meter its time; without a pool, on any node and without metering.
+        """Call a pure function on one worker of a pool and meter its time; without a pool, on any node, unmetered.
 
         Args:
             pool: The pool; None means any node.
@@ -99,7 +99,7 @@ class Context:
         return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
 
     def storage(self, stage: str) -> Location:
-        """Folder of the checkpoints that a stage's trainers write: in `checkpoint.storage` if that is set, else in the run."""
+        """Folder of the checkpoints of a stage's trainers: in `checkpoint.storage` if that is set, else in the run."""
         local = self.checkpoints(stage)
         if self.own_storage is not None:
             return joined(self.own_storage, local.name)

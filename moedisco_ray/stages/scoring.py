@@ -218,9 +218,8 @@ def predict_tokens(
             filled = [fill(tokens, windows, prefix) for windows in group]
             predicted = _predict_group(model, group, filled, observe, advance)
             for windows, (nats_BL, likeliest_BL) in zip(group, predicted, strict=True):
-                for (document, start, length), nats_L, likeliest_L in zip(
-                    windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True
-                ):
+                scored = zip(windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True)
+                for (document, start, length), nats_L, likeliest_L in scored:
                     nats_NT[document][start : start + length] = nats_L[:length]
                     likeliest_NT[document][start : start + length] = likeliest_L[:length]
     for number, nats_T in enumerate(nats_NT):

@@ -90,7 +90,7 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
 def whole_moe(
     start: Start, trained_seed: Path | None, *, distinct_rows: bool = False
 ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """The whole MoE before its experts are trained apart: the untrained one, or the one that is grown from a trained seed.
+    """The whole MoE before its experts are trained apart: untrained, or grown from a trained seed.
 
     Hidden units that `model.init.reinitialise` draws anew are new in this model only: a seed trains the dense model as
     it is.

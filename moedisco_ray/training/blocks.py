@@ -33,10 +33,7 @@ class Blocks:
         found: dict[str, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                layer = _LAYER.search(name)
-                found.setdefault(layer[1] if layer else "embedding" if _EMBEDDING in name else "head", []).append(
-                    parameter
-                )
+                found.setdefault(_block_of(name), []).append(parameter)
         self._blocks = [*found.values()]
         self._steps = job.optimizer.block_steps or 1
         self._seed = job.seed
@@ -64,3 +61,10 @@ class Blocks:
             for parameter in block:
                 parameter.requires_grad = index == chosen
         return True
+
+
+def _block_of(name: str) -> str:
+    layer = _LAYER.search(name)
+    if layer is not None:
+        return layer[1]
+    return "embedding" if _EMBEDDING in name else "head"

@@ -1,4 +1,7 @@
-"""Lets the workers of a training agree, such as on the step at which all save and stop; they poll each other every few seconds."""
+"""Lets the workers of a training agree, such as on the step at which all save and stop.
+
+They poll each other every few seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from moedisco_ray.training.job import World
 
 T = TypeVar("T")
 
-_POLL_SECONDS = 2.0
+POLL_SECONDS = 2.0
 """Seconds between two polls. Polls are frequent, because a spot notice may leave only 30 s, and the checkpoint needs
 most of this time."""
 _MAX_STEPS = 64
@@ -64,7 +67,7 @@ class Consensus:
 
 def steps_between(step_seconds: float) -> int:
     """Number of steps from one poll to the next, at least one, if the slowest worker needs `step_seconds` per step."""
-    return max(1, int(min(_MAX_STEPS, _POLL_SECONDS / max(step_seconds, 1e-9))))
+    return max(1, int(min(_MAX_STEPS, POLL_SECONDS / max(step_seconds, 1e-9))))
 
 
 def from_rank_zero(read: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> T:

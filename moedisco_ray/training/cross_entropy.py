@@ -24,9 +24,9 @@ from moedisco_ray.core.limits import LOGITS_BYTES
 _BYTES_PER_LOGIT = 16
 """Memory per logit (bytes): in fp32, in the matrix product's dtype, a temporary copy, and the gradient in the product's
 dtype."""
-_TILE_TOKENS = 2_048
+TILE_TOKENS = 2_048
 """Maximum tokens of a tile. With more tokens, a tile has too few words for a fast matrix product."""
-_LEAST_TOKENS = 256
+LEAST_TOKENS = 256
 """Minimum tokens of a tile with all words. With fewer, adding up the head's gradient takes longer than a product."""
 _IGNORED = -100
 
@@ -136,7 +136,7 @@ class _TwoPasses(torch.autograd.Function):
 def _tiles(
     hidden_TD: Tensor, head_VD: Tensor, dtype: torch.dtype, bias_V: Tensor | None
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
-    """Yield each tile's tokens and words, its logits [t, v] in fp32, and the factors of the product, ordered by words."""
+    """Yield each tile's tokens and words, logits [t, v] in fp32, and the factors of the product, by words."""
     count, vocabulary = len(hidden_TD), len(head_VD)
     rows, columns = _tile_shape(count, vocabulary)
     for first_word in range(0, vocabulary, columns):
@@ -153,9 +153,9 @@ def _tiles(
 def _tile_shape(count: int, vocabulary: int) -> tuple[int, int]:
     """Maximum tokens and words of a tile."""
     logits = LOGITS_BYTES // _BYTES_PER_LOGIT
-    if logits >= vocabulary * _LEAST_TOKENS:
-        return min(count, _TILE_TOKENS, logits // vocabulary), vocabulary
-    rows = min(count, _TILE_TOKENS)
+    if logits >= vocabulary * LEAST_TOKENS:
+        return min(count, TILE_TOKENS, logits // vocabulary), vocabulary
+    rows = min(count, TILE_TOKENS)
     return rows, min(vocabulary, max(1, logits // rows))
 
 

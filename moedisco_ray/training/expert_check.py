@@ -52,6 +52,6 @@ def check_experts(model: PreTrainedModel, selections_NE: Tensor, world: World) -
     if stuck:
         layer, expert = list(blocks)[stuck[0][0]], stuck[0][1]
         raise TrainingError(
-            f"expert {expert} of layer {layer} got tokens but no gradient, with {len(stuck) - 1} more; report this with the "
-            "configuration"
+            f"expert {expert} of layer {layer} got tokens but no gradient, with {len(stuck) - 1} more; report this "
+            "with the configuration"
         )

@@ -45,7 +45,7 @@ class HeldOut(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DataShare:
-    """The part of a data order that one of several trainings with the same order takes; together they take each batch once.
+    """The part of a shared data order that one of several trainings takes; together they take each batch once.
 
     Attributes:
         member: Number of the training, counted from 0.
@@ -62,7 +62,7 @@ class DataShare:
         return number * self.members + self.member
 
     def taken(self, steps: int) -> int:
-        """Number of batches that all members together have taken once each of them has made `steps` steps or its last one."""
+        """Number of batches that all members have taken once each has made `steps` steps or its last one."""
         return min(steps * self.members, steps * self.members if self.batches is None else self.batches)
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): the matrices of the layers are frozen and compute as W + (alpha / rank) B A; only A and B are trained.
+"""Low-rank adapters (LoRA): frozen matrices of the layers compute as W + (alpha / rank) B A; only A and B train.
 
 Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685). Each expert of a stack has its
 own A and B. A starts uniform within 1 / sqrt(inputs) and B at zero, as in Hugging Face PEFT, so training starts with
@@ -43,7 +43,7 @@ Read = Callable[[Mapping[str, Tensor]], None]
 
 
 class Adapter(nn.Module):
-    """The matrices A and B of a weight, as a parametrisation of it (`torch.nn.utils.parametrize`); they have no values at first.
+    """The matrices A and B of a weight, as its parametrisation (`torch.nn.utils.parametrize`); at first without values.
 
     Args:
         weight: A matrix, or a stack of matrices.
@@ -103,7 +103,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, dtype: torch.dtype) -> N
 
 
 def start_adapters(model: nn.Module, read: Read, *, seed: int) -> None:
-    """Give adapters their initial values, which depend on the seed and the weight's name alone, and read weights in 4 bits."""
+    """Give adapters initial values, which depend only on seed and weight's name, and read weights in 4 bits."""
     for name, adapter in adapters(model).items():
         adapter.start(generator(torch.device("cpu"), f"adapter {seed} {name}", 0, 0))
         if adapter.base is not None:
@@ -136,7 +136,7 @@ def unadapted_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def saved_part(model: nn.Module) -> nn.Module:
-    """The part of a model that checkpoints hold: the adapters if it has any, because all other weights stay those of the start."""
+    """The part of a model that checkpoints hold: its adapters, if any, since other weights stay those of the start."""
     found = adapters(model)
     return nn.ModuleDict({name.replace(".", "/"): adapter for name, adapter in found.items()}) if found else model
 

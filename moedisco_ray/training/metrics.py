@@ -1,4 +1,7 @@
-"""The metrics of a training: loss, gradient norm, speed and held-out loss, as events; a loss that is not finite is an error."""
+"""The metrics of a training, as events: loss, gradient norm, speed and held-out loss.
+
+A loss that is not finite is an error.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +147,7 @@ def _peak_flops(world: World) -> float | None:
 
 
 class HeldOutLoss:
-    """Evaluates the loss on `job.held_out`, if any, during training; the evaluation does not change the training's result.
+    """Evaluates the loss on `job.held_out`, if any, during training, without an effect on the training's result.
 
     Its time is no training time. Its events count the tokens of all members that share the data order (`job.share`).
     Every worker evaluates all of the text, because a forward pass of a sharded model needs all workers.
@@ -160,7 +163,7 @@ class HeldOutLoss:
         self._emit = emit
 
     def __call__(self, step: int, *, ended: bool = False) -> None:
-        """Evaluate if an evaluation is due after `step` steps, or if training has ended; after the last step only then."""
+        """Evaluate if this is due after `step` steps, or if training has ended; after the last step only then."""
         held_out = self._job.held_out
         if held_out is None or not (ended or (step % held_out.every == 0 and step < self._job.steps)):
             return

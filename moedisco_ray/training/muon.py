@@ -83,9 +83,8 @@ class Muon(torch.optim.Optimizer):
         # `load_state_dict` replaces the state and the groups of this optimizer, so they are passed to AdamW in each
         # step.
         self._adamw.state = self.state
-        for own, group in zip(
-            self._adamw.param_groups, (g for g in self.param_groups if g["halves"] is None), strict=True
-        ):
+        given = (group for group in self.param_groups if group["halves"] is None)
+        for own, group in zip(self._adamw.param_groups, given, strict=True):
             own.update(params=group["params"], lr=group["lr"])
         self._adamw.step()
 
@@ -134,7 +133,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal_shard(update: Tensor, parameter: DTensor) -> Tensor:
-    """This worker's rows of the orthogonalised update of a sharded matrix; the rows of all workers are gathered for it."""
+    """This worker's rows of the orthogonalised update of a sharded matrix, for which all workers' rows are gathered."""
     placed = parameter.device_mesh, parameter.placements
     whole = DTensor.from_local(update, *placed, shape=parameter.shape, stride=parameter.stride()).full_tensor()
     own: DTensor = distribute_tensor(_orthogonal(whole, 1), *placed, src_data_rank=None)

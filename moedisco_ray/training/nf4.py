@@ -85,9 +85,8 @@ class Nf4(nn.Module):
         levels = torch.tensor(LEVELS, device=weight.device)
         bounds = (levels[:-1] + levels[1:]) / 2
         largest = []
-        for part_N, codes_P in zip(
-            torch.split(flat_N, _ELEMENTS), torch.split(self.codes_P, _ELEMENTS // 2), strict=True
-        ):
+        parts, codes = torch.split(flat_N, _ELEMENTS), torch.split(self.codes_P, _ELEMENTS // 2)
+        for part_N, codes_P in zip(parts, codes, strict=True):
             blocks_SB = part_N.view(-1, NF4_BLOCK).float()
             largest.append(blocks_SB.abs().amax(dim=1))
             scaled_SB = blocks_SB * (1 / largest[-1].clamp_min(_SMALLEST))[:, None]

@@ -134,7 +134,7 @@ def z_loss(log_partition_N: Tensor, tokens: int) -> Tensor:
 
 
 def uniform_fractions(layers: int, experts: int, top_k: int) -> Tensor:
-    """Selections of each expert per token [N, E] if routers are perfectly balanced, as is assumed before the first batch."""
+    """Selections of each expert per token [N, E] with perfectly balanced routers, assumed before the first batch."""
     return torch.full((layers, experts), top_k / experts)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate schedule, and the optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2), alone or next to Muon."""
+"""The learning rate schedule and the optimizer: AdamW (Loshchilov and Hutter 2019, algorithm 2), alone or with Muon."""
 
 from __future__ import annotations
 
@@ -48,19 +48,20 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
             # One operation takes sharded tensors of one mesh only, and experts may have a mesh of their own.
             groups[halves if by_muon else None, decays, is_divided(parameter)].append(parameter)
     decay = job.optimizer.weight_decay
-    made = [
-        {"params": parameters, "weight_decay": decay if decays else 0.0, **({"halves": halves} if halves else {})}
-        for (halves, decays, _), parameters in sorted(
-            groups.items(), key=lambda group: (group[0][0] or 0, not group[0][1], group[0][2])
-        )
-    ]
+    made = list[dict[str, Any]]()
+    for key in sorted(groups, key=lambda key: (key[0] or 0, not key[1], key[2])):
+        muon_halves, decays, _ = key
+        group: dict[str, Any] = {"params": groups[key], "weight_decay": decay if decays else 0.0}
+        made.append(group | {"halves": muon_halves} if muon_halves else group)
     rank = world.shard + job.share.member  # members of one worker each have the same seed, but round independently
     make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=rank)
     return Muon(made, job.optimizer, make_adamw, job.seed, rank) if job.optimizer.name == "muon" else make_adamw(made)
 
 
 def learning_rate(step: int, steps: int, optimizer: Optimizer, span: tuple[float, float] = (0.0, 1.0)) -> float:
-    """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth, over the training or the run.
+    """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth.
+
+    The schedule spans the training, or the run.
 
     With w = warmup * steps rounded up: lr (step + 1) / w while step < w. The cosine starts at step s, and the rate is
     lr until then. For `cosine`, s = w. For `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM, arXiv 2404.06395), s

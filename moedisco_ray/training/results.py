@@ -72,7 +72,7 @@ def write_model(
 
 
 def _merged(model: PreTrainedModel, job: TrainJob) -> tuple[Mapping[str, Tensor], Callable[[str], Tensor] | None]:
-    """The tensors of a model with merged adapters, and a function that makes those that are not in memory; None: all are."""
+    """The tensors of a model with merged adapters, and a function that makes those not in memory; None: all are."""
     if job.lora is not None and job.lora.base == "nf4":
         return merged_tensors(model, reader(open_complete(job.model)[0]))
     merge_adapters(model)
@@ -80,7 +80,7 @@ def _merged(model: PreTrainedModel, job: TrainJob) -> tuple[Mapping[str, Tensor]
 
 
 def _shared_draft(job: TrainJob, world: World, group: dist.ProcessGroup | None) -> Path:
-    """The directory on this machine to which its workers write their part of the model; rank 0 empties its own first."""
+    """The directory on this machine to which its workers write their parts of the model; rank 0 empties it first."""
 
     def begin() -> bytes:
         draft = job.store.draft(job.output)

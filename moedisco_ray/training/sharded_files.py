@@ -1,4 +1,4 @@
-"""Tensors of sharded models in files: each worker reads and writes its own parts, and no worker ever holds a whole model.
+"""Tensors of sharded models in files: each worker reads and writes its own parts; none ever holds a whole model.
 
 A worker that is slow to read or write makes the others wait in a group with a long timeout (`cpu_group`), never in a
 collective operation of the training, whose timeout is short.
@@ -107,7 +107,7 @@ def write_tensors(
     }
     layouts = _first_owners(on_all(lambda: announced, world, group))
     known = set().union(*layouts)
-    sizes = [sum(stored.nbytes for stored in layout.values()) for layout in layouts]
+    sizes = [_bytes_of(layout) for layout in layouts]
     gathered: dict[str, Tensor] = {}
     for key, parameter in parameters.items():
         places = names.stored_tensors(key, tuple(parameter.shape))
@@ -174,6 +174,10 @@ def _first_owners(layouts: list[dict[str, Stored]]) -> list[dict[str, Stored]]:
         found.append({key: stored for key, stored in layout.items() if key not in known})
         known |= layout.keys()
     return found
+
+
+def _bytes_of(layout: Mapping[str, Stored]) -> int:
+    return sum(stored.nbytes for stored in layout.values())
 
 
 def _check_shapes(names: ModelMap, key: str, shape: tuple[int, ...], stored: Mapping[str, Tensor]) -> None:

@@ -43,7 +43,7 @@ def trainable(
     lora: Lora | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Load a model for training, with the precision and gradient checkpointing of the optimizer settings; see `SummedLoss`.
+    """Load a model for training, with the optimizer settings' precision and gradient checkpointing; see `SummedLoss`.
 
     With several workers the model is sharded, and each reads its own part of the weights. Every worker must call it.
 
@@ -70,7 +70,7 @@ def trainable(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if optimizer.within_documents:
         attend_within_documents(model, world.device, compute_dtype(optimizer, world.device))
-    _configured(with_parameters_in(model, dtype), optimizer)
+    configured(with_parameters_in(model, dtype), optimizer)
     if world.size > 1:
         _shard(model, compute_dtype(optimizer, world.device), world, exchange)
     if lora is not None:
@@ -111,7 +111,7 @@ def reshard(model: PreTrainedModel) -> None:
 
 
 class SummedLoss:
-    """Base class that makes a causal language model return its loss instead of logits, which can be larger than the model."""
+    """Base class that makes a causal language model return its loss, not logits, which can be larger than the model."""
 
     def forward(self, input_ids: Tensor, targets_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats, summed over all tokens.
@@ -131,13 +131,13 @@ class SummedLoss:
 
 
 def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:
-    """Context for forward passes with bf16 arithmetic on fp32 weights; sharded models need none, because FSDP casts weights."""
+    """Context for forward passes in bf16 on fp32 weights; sharded models need none, because FSDP casts weights."""
     if world.size == 1 and optimizer.state == "fp32" and compute_dtype(optimizer, world.device) is torch.bfloat16:
         return torch.autocast(torch.device(world.device).type, torch.bfloat16)
     return contextlib.nullcontext()
 
 
-def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
+def configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
     # `specialise` also freezes the routers of one-expert layers: they get no gradient, but would get weight decay.
     specialise(model).train()
     kind = type(model)

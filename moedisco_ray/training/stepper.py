@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,7 @@ class Stepper:
         self._checked = False
 
     def select(self, step: int) -> None:
-        """Select the weights that train in a step; empty the optimizer's state when another block of weights begins to train."""
+        """Select the weights that train in a step; empty the optimizer's state when another block begins to train."""
         if self._blocks is not None and self._blocks.select(step):
             self._parameters = _trained(self._model)
             self.optimizer.state.clear()
@@ -132,16 +132,15 @@ def _marking_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
 def _clip(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Clip the gradients of all parameters together; returns their norm before."""
     # One operation takes sharded tensors of one mesh only.
-    parts = [
-        [each for each in parameters if is_divided(each) == divided and each.grad is not None]
-        for divided in (False, True)
-    ]
-    if not parts[1]:
+    whole, divided = list[Tensor](), list[Tensor]()
+    for each in parameters:
+        if each.grad is not None:
+            (divided if is_divided(each) else whole).append(each.grad)
+    if not divided:
         return _gathered(torch.nn.utils.clip_grad_norm_(parameters, LARGEST_NORM))
-    gradients = [[cast("Tensor", each.grad) for each in part] for part in parts]
-    norm = torch.stack([_gathered(torch.nn.utils.get_total_norm(each)) for each in gradients]).norm()
+    norm = torch.stack([_gathered(torch.nn.utils.get_total_norm(part)) for part in (whole, divided)]).norm()
     factor = (LARGEST_NORM / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([local(each) for part in gradients for each in part], factor)  # as torch's own clipping
+    torch._foreach_mul_([local(each) for each in (*whole, *divided)], factor)  # as torch's own clipping
     return norm
 
 

@@ -24,7 +24,7 @@ size."""
 
 
 class BodyLimit:
-    """Middleware that refuses a request body above the limit, and reads a smaller one completely before it calls the application.
+    """Middleware that refuses a request body above the limit, and reads a smaller one before it calls the application.
 
     A body above `SMALL` is read only from a caller with a valid token or session, so that other clients cannot use up
     the memory that drivers need for their reports. The total size of all large bodies being read is limited too.

@@ -74,7 +74,10 @@ class ServiceContext:
 
 
 async def of(request: Request) -> ServiceContext:
-    """Context of the request's application; async, because FastAPI runs other functions in a thread, which costs more."""
+    """Context of the request's application.
+
+    It is async because FastAPI runs other functions in a thread, which costs more.
+    """
     context: ServiceContext = request.app.state.context
     return context
 

@@ -25,7 +25,7 @@ _UNLIMITED = 2**20
 
 
 class RateLimiter:
-    """Limits the requests per minute of each key, with a token bucket for each key that holds the requests of one minute."""
+    """Limits the requests per minute of each key, with a token bucket that holds one minute's requests for each."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._capacity = float(per_minute)
@@ -66,7 +66,7 @@ class RateLimiter:
 
 
 class StreamSlots:
-    """Slots for long responses (event streams, followed logs, downloads), at most `each` per token and `most` in total."""
+    """Slots for long responses (event streams, followed logs, downloads): `each` per token, `most` in total."""
 
     def __init__(self, most: int, each: int) -> None:
         self._most = most

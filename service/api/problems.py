@@ -114,7 +114,7 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """Methods that any route allows at the request's path; the router reports only those of the first matching route."""
+    """Methods that any route allows at the request's path; the router knows only those of the first matching route."""
     # In a mounted application, `root_path` is the path of the mount; routes match against the `root_path` of the outer
     # application.
     scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}

@@ -66,7 +66,7 @@ class Connections(ServerState):
         self._prometheus = prometheus
 
     def make_room(self) -> None:
-        """Close waiting connections, those with the longest wait first, until the limit holds or only `SPARE` of them remain."""
+        """Close waiting connections, longest wait first, until the limit holds or only `SPARE` of them remain."""
         while len(self.connections) > self._most and len(self.waiting) > SPARE:
             next(iter(self.waiting)).drop("no room")
 
@@ -186,8 +186,8 @@ class Server(uvicorn.Server):
                 http=DeadlineProtocol,
                 ws="none",
                 backlog=ACCEPTED_AT_ONCE,
-                # This limit is higher than that of `Connections`, which closes waiting connections first. Only connections
-                # with a request in progress can reach it, because `Connections` never closes them.
+                # This limit is higher than that of `Connections`, which closes waiting connections first. Only
+                # connections with a request in progress can reach it, because `Connections` never closes them.
                 limit_concurrency=self.capacity.connections + 2 * SPARE,
                 timeout_graceful_shutdown=GRACE_SECONDS,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,

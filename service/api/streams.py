@@ -111,7 +111,7 @@ class Streams:
                     checked = asyncio.get_running_loop().time()
 
     async def replay(self, run_id: str, after: int) -> AsyncIterator[bytes]:
-        """Yield the messages after position `after` (-1: from the first) up to the newest one, without waiting for more."""
+        """Yield the messages after position `after` (-1: from the first) up to the newest one, without waiting."""
         yield _OPENING
         with contextlib.suppress(DatabaseError):
             while (page := await self.read(run_id, after)) is not None and not self.closing:

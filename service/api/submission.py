@@ -207,7 +207,7 @@ def _visible_starts(context: ServiceContext, caller: Caller, named: Sequence[Ref
 
 
 def _hold_starts(session: Session, config: RunConfig) -> None:
-    """Lock the runs that a configuration reads until this transaction ends, so that none is deleted before the run is stored."""
+    """Lock the runs that a configuration reads until this transaction ends, so that none of them is deleted."""
     for run_id, place in sorted({parse(place)[0]: place for place in run_places(config)}.items()):
         if runs.lock(session, run_id) is None:
             raise ConfigError(place.field, words(place.value), "this run was deleted; choose another one")

@@ -162,7 +162,7 @@ class Housekeeping:
                 self._jobs.delete(submission_id(run_id, attempt))
 
     def _sweep(self, root: Location, now: float) -> None:
-        """Delete checkpoints of deleted runs, and record folders that are named like runs but belong to no run of this service."""
+        """Delete checkpoints of deleted runs, and record folders named like runs that this service does not know."""
         for folder, modified in self._folders(root).items():
             run_id = parent(folder)[1]
             if now - modified < ORPHAN_SECONDS or self._known(run_id):
@@ -184,7 +184,10 @@ class Housekeeping:
                 self._note("checkpoints.removed", run_id, now, {"folder": folder})
 
     def _folders(self, root: Location) -> dict[str, float]:
-        """Folders of runs below a storage root, searched with the options of runs' URIs where the plain root does not answer."""
+        """Folders of runs below a storage root, with their modification times.
+
+        Where the plain root does not answer, the options of runs' URIs are tried.
+        """
         with self._database.read() as session:
             storages = [*runs.storages(session), *audit.storages(session)] if is_uri(root) else []
         options = sorted({storage.partition("?")[2] for storage in storages if storage.startswith(f"{root}/")} - {""})

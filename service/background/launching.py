@@ -83,7 +83,9 @@ class Launcher:
         )
 
     def publish_address(self, run: RunRow) -> None:
-        """Write where the current attempt's driver reports, if its file has another address, as after a restart at another port.
+        """Write the address to which the current attempt's driver reports, unless its file has this address.
+
+        The file has another one after a restart at another port.
 
         Every driver can read its run's home, wherever Ray runs: its configuration and its stop file are there too.
 

@@ -39,7 +39,7 @@ def _overdue(run: RunRow, now: float) -> bool:
 
 
 def awaiting(progress: dict[str, object]) -> dict[str, object]:
-    """Mark in a run's progress that the next driver has not reported yet: `AWAITED` replaces the last driver's final event."""
+    """Mark in a run's progress that the next driver has not reported yet: `AWAITED` replaces the final event."""
     return {**progress, "ended": {"type": AWAITED}}
 
 

@@ -41,7 +41,7 @@ def address_file(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def save_address(address: Address, path: Path | None = None) -> Path:
-    """Save an address in a file that only the user can read, by default in `address_file()`; returns the path of the file."""
+    """Save an address in a file that only the user can read (default: `address_file()`); returns its path."""
     path = path or address_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # `mkstemp` creates files of mode 0600

@@ -88,8 +88,8 @@ def _verify(model: Path) -> None:
         Verifier().verify(model)
     except DamagedError as error:
         raise DownloadError(
-            f"{error.file.partition('/')[2]} is not what the run wrote: it is damaged there, or was on its way; download again, or "
-            "run it again with --repair"
+            f"{error.file.partition('/')[2]} is not what the run wrote: it is damaged there, or was on its way; "
+            "download again, or run it again with --repair"
         ) from error
 
 

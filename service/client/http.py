@@ -26,7 +26,7 @@ NULL = object()
 """The value of a field that a request sends as null."""
 _CONNECT_SECONDS = 10.0
 """Timeout for opening a connection, in seconds."""
-_STABLE_SECONDS = 1.0
+STABLE_SECONDS = 1.0
 """Age in seconds at which a connection counts as working even without an item: a stream without events has only
 pings."""
 
@@ -120,8 +120,8 @@ class Connection:
                     type="about:blank",
                     title="Unreadable answer",
                     status=200,
-                    detail=f"the answer to {request.method} {request.path} is not understood; is MOEDISCO_URL that of a MoeDisco "
-                    "service, and as new as this client?",
+                    detail=f"the answer to {request.method} {request.path} is not understood; is MOEDISCO_URL that of "
+                    "a MoeDisco service, and as new as this client?",
                 )
             ) from error
 
@@ -181,7 +181,7 @@ class Connection:
                     works_from = float("inf")  # time at which the connection counts as working
                     try:
                         async with self._open(request()) as response, contextlib.aclosing(read(response)) as items:
-                            works_from = time.monotonic() + _STABLE_SECONDS
+                            works_from = time.monotonic() + STABLE_SECONDS
                             async for item in items:
                                 works_from = 0.0
                                 yield item
@@ -211,7 +211,7 @@ class Connection:
             raise ServiceAway(self._url, str(error) or type(error).__name__) from error
 
     def _may_pass(self, passing: frozenset[int]) -> Callable[[Exception], bool | float]:
-        """A retry hook for stamina: returns whether to repeat a failed request, or the seconds to wait before repeating it."""
+        """A retry hook for stamina: returns whether to repeat a failed request, or the seconds to wait before that."""
 
         def hook(error: Exception) -> bool | float:
             if isinstance(error, ServiceProblem) and error.status in passing:

@@ -54,7 +54,8 @@ def create_token(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Create the token in the database at this URL, such as postgresql+psycopg://...; no service needs to run.",
+            help="Create the token in the database at this URL, such as postgresql+psycopg://...; no service needs to "
+            "run.",
         ),
     ] = None,
     as_json: AsJson = False,

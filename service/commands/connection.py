@@ -45,7 +45,7 @@ _MOST_NAMED = 5
 
 @contextlib.contextmanager
 def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
-    """Connect to the service at the address in the environment or, without one, at the address that `moedisco serve` saved.
+    """Connect to the service at the address in the environment, or else at the one that `moedisco serve` saved.
 
     Several services may run on one machine, so an address that is not the default, or not that of the last command, is
     printed on standard error.

@@ -55,7 +55,8 @@ def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
     address = load_address(state_dir / ADDRESS_FILE)
     if address is None:
         raise RunError(
-            f"the service of {state_dir} has not saved its address; stop it with `moedisco stop --state-dir {state_dir}`"
+            f"the service of {state_dir} has not saved its address; stop it with `moedisco stop --state-dir "
+            f"{state_dir}`"
         )
     save_address(address)
     say_what_is_left(before, address)
@@ -84,8 +85,8 @@ def say_what_is_left(before: Address | None, address: Address) -> None:
         return
     if process.find(Path(before.state_dir)) is not None:
         say(
-            f"Your commands leave {before.url} (state directory {before.state_dir}), which still runs, and use {address.url} "
-            "from now on; MOEDISCO_URL and MOEDISCO_TOKEN choose another service"
+            f"Your commands leave {before.url} (state directory {before.state_dir}), which still runs, and use "
+            f"{address.url} from now on; MOEDISCO_URL and MOEDISCO_TOKEN choose another service"
         )
 
 

@@ -54,7 +54,7 @@ def demo(
 
 
 def with_roots(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """The configuration with absolute paths, and the input roots of a service that may read what it names and nothing else."""
+    """The configuration with absolute paths, and the input roots that let a service read what it names and no more."""
     roots: list[str] = []
 
     def change(place: Place) -> str | Path:

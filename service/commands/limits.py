@@ -38,9 +38,8 @@ def set_policy(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="Settings to change, such as prices.low_mem_gpu=0.35, highest_priority=10, 'resources=\\[low_mem_gpu]', "
-            "dollars_per_month=500, "
-            "retention.days=90; null means no limit.",
+            help="Settings to change, such as prices.low_mem_gpu=0.35, highest_priority=10, "
+            "'resources=\\[low_mem_gpu]', dollars_per_month=500, retention.days=90; null means no limit.",
         ),
     ],
     owner: OwnerOption = None,

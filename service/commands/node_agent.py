@@ -60,7 +60,7 @@ def node_agent(
 
 
 def _find_provider(metadata_url: str | None, interval: float, stop: threading.Event) -> Provider | None:
-    """Wait until a cloud's metadata service answers, and return that cloud; None if the command is stopped before one answers."""
+    """Wait until a cloud's metadata service answers, and return that cloud; None if the command is stopped first."""
     from moedisco_ray.execution.node_agent import find_provider
 
     client = find_provider(metadata_url)

@@ -45,7 +45,8 @@ def serve(
     ray_address: Annotated[
         str | None,
         typer.Option(
-            help="URL at which a running Ray cluster accepts jobs, such as http://HEAD:8265; by default a local one starts."
+            help="URL at which a running Ray cluster accepts jobs, such as http://HEAD:8265; by default a local one "
+            "starts."
         ),
     ] = None,
     dashboard_url: Annotated[
@@ -75,7 +76,8 @@ def serve(
         typer.Option(
             metavar="NAME",
             show_default="this user",
-            help="Unprivileged user that the local Ray and its drivers run as; if it is set, the service must run as root.",
+            help="Unprivileged user that the local Ray and its drivers run as; if it is set, the service must run as "
+            "root.",
         ),
     ] = None,
     input_root: Annotated[

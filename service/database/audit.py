@@ -55,7 +55,7 @@ def mentions(session: Session, target: str) -> bool:
 
 
 def storage_detail(storage: str | None) -> dict[str, str]:
-    """Detail of an entry on a deleted run: its own folder in `checkpoint.storage`, if it had one, with the options of its URI."""
+    """Detail of an entry on a deleted run: its own folder in `checkpoint.storage`, if any, with its URI's options."""
     return {} if storage is None else {"storage": storage}
 
 

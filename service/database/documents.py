@@ -117,7 +117,7 @@ class Stored(TypeDecorator[Any]):
 
 
 def parse(text: str | bytes) -> Any:
-    """Parse stored JSON; text that is no JSON becomes an `Unreadable`, because an error would fail queries of all runs."""
+    """Parse stored JSON; invalid text becomes an `Unreadable`, because an error would fail queries of all runs."""
     try:
         return from_json(text)
     except ValueError:

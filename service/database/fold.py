@@ -47,7 +47,7 @@ class Fold:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """Value of the run's `progress` column: {stages, current, reached, ended}; `ended` exists once the driver has ended."""
+        """Value of the run's `progress` column: {stages, current, reached}, and `ended` once the driver has ended."""
         reached = {"stages": self._finished, "steps": self._furthest}
         ended = {} if self._ended is None else {"ended": self._ended}
         return {"stages": self._stages, "current": self._current, "reached": reached, **ended}

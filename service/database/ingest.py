@@ -75,7 +75,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
 
 
 def rewind(session: Session, run: RunRow, begin: int) -> None:
-    """On the first report of an attempt, continue at the driver's first line, even if an earlier driver has used its number.
+    """On an attempt's first report, continue at the driver's first line, even if its number was used before.
 
     A driver on a new machine continues the log that it finds at the run's URI, which may lack the newest lines that
     were reported.

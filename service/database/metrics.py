@@ -85,7 +85,10 @@ def _curve(
 def _extremes(
     run_id: str, unit: str, column: InstrumentedAttribute[float | None], *, first: int, last: int, width: int
 ) -> CompoundSelect[int | None]:
-    """Query the steps of the minimum and maximum in each bucket of `width` steps; a bucket is a range of the primary key."""
+    """Query the steps of the minimum and maximum in each bucket of `width` steps.
+
+    A bucket is a range of the primary key.
+    """
     bucket = select(literal(first, BigInteger).label("low")).cte("bucket", recursive=True)
     bucket = bucket.union_all(select(bucket.c.low + width).where(bucket.c.low + width <= last))
     walk = select(Point.step).where(
@@ -103,7 +106,7 @@ def _extremes(
 
 
 def downsample(values: Sequence[float], most: int) -> list[int]:
-    """Choose at most `most` points that preserve the shape of a curve: its ends, and the minimum and maximum of equal buckets.
+    """Choose at most `most` points that keep a curve's shape: its ends, and the minimum and maximum of equal buckets.
 
     Returns the indices of the points, ascending. They include the ends, the minimum and the maximum even if `most` is
     below 4.
@@ -120,7 +123,7 @@ def downsample(values: Sequence[float], most: int) -> list[int]:
 
 
 def _spans(last: int, count: int) -> list[tuple[int, int]]:
-    """Divide the numbers from 1 to `last` into at most `count` ranges of nearly equal size; returns the ends of each."""
+    """Divide the numbers from 1 to `last` into at most `count` ranges of nearly equal size, each as (first, last)."""
     count = min(count, last)
     cuts = [1 + last * number // count for number in range(count + 1)] if count > 0 else []
     return [(low, high - 1) for low, high in itertools.pairwise(cuts)]

@@ -26,7 +26,7 @@ from service.database import documents
 from service.errors import DatabaseError, DatabaseUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-_PATIENCE = 15.0
+PATIENCE = 15.0
 """Maximum wait for a lock or a free connection, in seconds."""
 _PAUSE = 0.01
 """Pause between two attempts, in seconds, if SQLite does not wait for a lock itself."""
@@ -82,7 +82,9 @@ class Database:
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Migrate the tables to a revision (`head`, `base` or an id); if several processes start at once, only one migrates.
+        """Migrate the tables to a revision (`head`, `base` or an id).
+
+        If several processes start at once, only one migrates.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
@@ -122,7 +124,7 @@ class Database:
         if self._turn is None:
             yield
             return
-        if not self._turn.acquire(timeout=_PATIENCE):
+        if not self._turn.acquire(timeout=PATIENCE):
             raise DatabaseUnavailable("the database is busy: another transaction has been writing for too long")
         try:
             yield
@@ -131,7 +133,10 @@ class Database:
 
 
 def lock_until_commit(session: Session, *names: str) -> None:
-    """Take the lock that the names identify, until this transaction ends; SQLite needs none, because it allows only one writer."""
+    """Take the lock that the names identify, until this transaction ends.
+
+    SQLite needs none, because it allows only one writer.
+    """
     if session.get_bind().dialect.name == "postgresql":
         number = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big", signed=True)
         session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
@@ -184,13 +189,13 @@ def _sqlite(url: str) -> Engine:
     Path(path).touch(0o600)  # private; SQLite creates its WAL files with the same mode
     engine = create_engine(
         url,
-        connect_args={"timeout": _PATIENCE, "isolation_level": None},
+        connect_args={"timeout": PATIENCE, "isolation_level": None},
         json_serializer=_serialize,
         json_deserializer=documents.parse,
         hide_parameters=True,
         pool_size=10,
         max_overflow=40,
-        pool_timeout=_PATIENCE,
+        pool_timeout=PATIENCE,
     )
 
     @event.listens_for(engine, "connect")
@@ -211,7 +216,7 @@ def _sqlite(url: str) -> Engine:
 
 def _log_ahead(connection: sqlite3.Connection) -> None:
     """Turn on write-ahead logging; the database file keeps this setting."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -227,7 +232,7 @@ def _log_ahead(connection: sqlite3.Connection) -> None:
 def _postgresql(url: str) -> Engine:
     if not url.startswith("postgresql+psycopg:"):
         raise ConfigError("database_url", url, "must start with sqlite:/// or postgresql+psycopg://")
-    milliseconds = int(1000 * _PATIENCE)
+    milliseconds = int(1000 * PATIENCE)
     # jit=off: compilation takes longer than any statement of the service.
     options = f"-c lock_timeout={milliseconds} -c idle_in_transaction_session_timeout={4 * milliseconds} -c jit=off"
     return create_engine(
@@ -239,5 +244,5 @@ def _postgresql(url: str) -> Engine:
         pool_pre_ping=True,
         pool_size=10,
         max_overflow=20,
-        pool_timeout=_PATIENCE,
+        pool_timeout=PATIENCE,
     )

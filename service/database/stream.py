@@ -52,12 +52,8 @@ def append(session: Session, run: tables.RunRow, events: Sequence[Event], now: f
 def put(session: Session, run_id: str, first: int, rows: Sequence[dict[str, Any]]) -> None:
     """Store events at positions that the caller has reserved."""
     if rows:
-        session.execute(
-            insert(tables.EventRow.__table__),
-            [  # type: ignore[arg-type]
-                {"run_id": run_id, "position": position, **row} for position, row in enumerate(rows, first)
-            ],
-        )
+        placed = [{"run_id": run_id, "position": position, **row} for position, row in enumerate(rows, first)]
+        session.execute(insert(tables.EventRow.__table__), placed)  # type: ignore[arg-type]
 
 
 def read(session: Session, run_id: str, after: int, limit: int) -> list[tables.EventRow]:

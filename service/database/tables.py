@@ -167,7 +167,7 @@ class RunRow(Table):
 
     @property
     def document(self) -> dict[str, Any]:
-        """The run's configuration as plain data in the form of this version, or as it was stored if this version refuses it.
+        """The run's configuration in this version's form, or as it was stored if this version refuses it.
 
         `checkpoint.storage` is the folder that the owner asked for, not the run's own folder in it.
         """
@@ -211,8 +211,8 @@ def _readable(document: dict[str, Any]) -> dict[str, Any]:
 
 def _unusable(error: ValidationError) -> UnusableRun:
     return UnusableRun(
-        f"its stored configuration cannot be used by this version: {first_mistake(error.errors())}; submit it again with a "
-        "valid configuration"
+        f"its stored configuration cannot be used by this version: {first_mistake(error.errors())}; submit it again "
+        "with a valid configuration"
     )
 
 

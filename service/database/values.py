@@ -38,7 +38,7 @@ def document(value: Any, depth: int = 0) -> Any:
 
 
 def named_document(values: dict[str, Any]) -> dict[str, Any]:
-    """Sanitise an event's data with `document`; lists NaN and infinite values in a field `not_finite`, as in {"loss": "nan"}."""
+    """Sanitise an event's data with `document`; NaN and infinite values also go to a field `not_finite` as text."""
     lost = {key: str(value) for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     fit: dict[str, Any] = document(values)
     return {**fit, "not_finite": document(lost)} if lost else fit

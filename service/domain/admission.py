@@ -162,14 +162,16 @@ def _room(
             return _missing(need, room)
         # Ray's counts are a few seconds old: they may not include all active runs yet, and never those that start in
         # this round.
-        claimed, new = (
-            sum(not set(resources).isdisjoint(need.resources) for resources in those) for those in (claims, started)
-        )
-        free = min(room.free, room.slots - claimed) - new
+        free = min(room.free, room.slots - _claimed(claims, need)) - _claimed(started, need)
         if free < need.free:
             asked = f"; {room.pending} workers already wait" if room.pending else ""
             return f"waits for {need.free} {need.name}: {max(free, 0):g} of {room.slots:g} are free{asked}"
     return None
+
+
+def _claimed(claims: Sequence[tuple[str, ...]], need: PoolNeed) -> int:
+    """Number of slots in the need's pool that runs claim."""
+    return sum(not set(resources).isdisjoint(need.resources) for resources in claims)
 
 
 def _missing(need: PoolNeed, room: PoolRoom) -> str:

@@ -128,7 +128,7 @@ def check_links(config: RunConfig, roots: Roots) -> None:
 
 
 def check_parts(config: RunConfig, location_of: Callable[[str], Location | None]) -> None:
-    """Check that the models and texts of finished runs that a configuration uses are not symbolic links planted by a driver.
+    """Check that no model or text of a finished run that a configuration uses is a symbolic link planted by a driver.
 
     Raises:
         ConfigError: A model or text is a symbolic link.
@@ -149,7 +149,7 @@ def before_wildcard(path: str) -> str:
 
 
 def check_roots(roots: Roots) -> None:
-    """Refuse an input root below which nothing may be read, and a storage root in which runs keep other files than checkpoints.
+    """Refuse an input root below which nothing may be read, and a storage root with other files than checkpoints.
 
     Raises:
         ConfigError: An input root is inside a denied place, or a storage root is or contains a place of runs.
@@ -177,15 +177,18 @@ def check_roots(roots: Roots) -> None:
 
 
 def _check_functions(config: RunConfig, allowed: Sequence[str]) -> None:
-    """Refuse functions that the operator does not name: one that a module only imports could run commands from a text's rows."""
+    """Refuse functions that the operator does not name.
+
+    Even a function that a named module merely imports could run commands that are in a text's rows.
+    """
     for section, sources in (("corpus", config.corpus.sources), ("evaluation", config.evaluation.sources)):
         for i, source in enumerate(sources):
             if source.map is not None and source.map not in allowed:
                 raise ConfigError(
                     f"{section}.sources.{i}.map",
                     source.map,
-                    f"is not among the functions that this service allows "
-                    f"({', '.join(allowed) or 'none'}); remove it, or ask the operator to add it (`moedisco serve --map-function`)",
+                    f"is not among the functions that this service allows ({', '.join(allowed) or 'none'}); remove it, "
+                    "or ask the operator to add it (`moedisco serve --map-function`)",
                 )
 
 
@@ -241,8 +244,8 @@ def _no_directory(place: Place, roots: Roots) -> str:
     if isinstance(place.marker, ReadsFrom) and not roots.inputs:
         embedded = f"use the built-in text ({EMBEDDED}), or " if place.marker.uris else ""
         return (
-            f"cannot be read: this service reads no files of its machine; {embedded}ask the operator to allow a directory "
-            "(`moedisco serve --input-root DIR`)"
+            f"cannot be read: this service reads no files of its machine; {embedded}ask the operator to allow a "
+            "directory (`moedisco serve --input-root DIR`)"
         )
     return f"cannot be a directory, because this service allows only {_allowed(place, roots)}; {_remedy(place, roots)}"
 
@@ -295,7 +298,7 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
         )
     if {"..", "."} & set(plain.split("/")) or re.search(r"[#\\\0\r\n]", plain):
         raise ConfigError(field, uri, "must not contain '.' or '..' as a part, '#', '\\' or control characters")
-    if not all(any(_under(f"{scheme}://{form}", root) for root in buckets) for form in (location, plain)):
+    if not all(_under_any(f"{scheme}://{form}", buckets) for form in (location, plain)):
         raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; {_remedy(place, roots)}")
     if isinstance(place.marker, ReadsFrom) and uri_is_within(uri, _denied_uris(roots)):
         raise ConfigError(
@@ -310,7 +313,7 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
 
 
 def _checked_home(place: Place, roots: Roots) -> str:
-    """Check the URI of a folder that runs write to: its parts are plain names, and it is outside of other runs' folders."""
+    """Check the URI of a folder that runs write to: plain names as parts, and outside of other runs' folders."""
     buckets = roots.output_buckets if place.marker == WritesTo("runs") else _buckets(roots.storage)
     uri = _checked_uri(place, buckets, roots)
     location, _, options = uri.partition("?")
@@ -377,6 +380,10 @@ def _denied_uris(roots: Roots) -> list[str]:
 
 def _buckets(roots: Sequence[str]) -> list[str]:
     return [root for root in roots if "://" in root]
+
+
+def _under_any(uri: str, roots: Sequence[str]) -> bool:
+    return any(_under(uri, root) for root in roots)
 
 
 def _under(uri: str, root: str) -> bool:

@@ -132,13 +132,15 @@ def check_room(policy: Policy, use: Use) -> None:
         raise AgainstPolicy(
             "dollars_per_month",
             round(use.dollars, 2),
-            f"your {_dollars(policy.dollars_per_month)} for this month are used up; submit again next month, or ask the operator",
+            f"your {_dollars(policy.dollars_per_month)} for this month are used up; submit again next month, or ask "
+            "the operator",
         )
     if disk_full(policy, use):
         raise AgainstPolicy(
             "disk_bytes",
             use.disk_bytes,
-            f"your runs fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete runs that you do not need",
+            f"your runs fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete runs that you do not "
+            "need",
         )
 
 

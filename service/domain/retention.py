@@ -43,7 +43,7 @@ class Due:
 
 
 def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str, Due]:
-    """Removal time of each finished run of one owner, set by the rule that removes it first; runs that no rule removes are absent.
+    """Removal time of each finished run of one owner that a rule removes, set by the rule that removes it first.
 
     Runs marked as kept are never removed, and do not count among the newest runs.
     """
@@ -65,7 +65,7 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
 
 
 def announced(due: float | None, before: float | None, now: float) -> float | None:
-    """Removal time to announce to a run's owner, at least a day after the first announcement; None if no rule removes the run."""
+    """Removal time to announce to a run's owner, a day or more after the first announcement; None without a rule."""
     if due is None:
         return None
     notice = now + NOTICE_SECONDS
@@ -73,7 +73,7 @@ def announced(due: float | None, before: float | None, now: float) -> float | No
 
 
 def named_runs(config: Any) -> set[str]:
-    """Ids of the runs that a stored configuration reads, named by a path or by `run://`; its `output` is not searched."""
+    """Ids of the runs that a stored configuration reads, by a path or by `run://`; its `output` is not searched."""
     places = {name: value for name, value in config.items() if name != "output"} if isinstance(config, dict) else config
     return {run_id for text in _texts(places) for run_id in _RUN_ID.findall(text)}
 

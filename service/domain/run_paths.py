@@ -36,7 +36,7 @@ def is_id(text: str) -> bool:
 
 
 def with_run_directory(config: RunConfig, run_id: str) -> RunConfig:
-    """The configuration with `output` and `checkpoint.storage` set to the run's own folders, OUTPUT/RUN_ID and STORAGE/RUN_ID."""
+    """The configuration with the run's own folders: `output` is OUTPUT/RUN_ID, `checkpoint.storage` STORAGE/RUN_ID."""
     changes: dict[str, object] = {"output": joined(config.output, run_id)}
     if config.checkpoint.storage is not None:
         own = str(joined(config.checkpoint.storage, run_id))
@@ -45,7 +45,7 @@ def with_run_directory(config: RunConfig, run_id: str) -> RunConfig:
 
 
 def own_storage(config: Mapping[str, Any], run_id: str) -> str | None:
-    """The run's own folder in `checkpoint.storage` of a stored configuration; None if its checkpoints are in the run directory."""
+    """A stored run's own folder in `checkpoint.storage`; None if its checkpoints are in the run directory."""
     section = config.get("checkpoint")
     storage = section.get("storage") if isinstance(section, dict) else None
     return storage if isinstance(storage, str) and parent(storage)[1] == run_id else None

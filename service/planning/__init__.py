@@ -1,1 +1,1 @@
-"""Checks and plans requested runs in processes with limits on time and memory, so that no request keeps the service busy."""
+"""Checks and plans requested runs in processes with limits on time and memory, so that the service stays responsive."""

@@ -111,13 +111,13 @@ def _run(task: socket.socket, limits: Limits) -> None:
         # Only now: a service that is still writing when the child ends would lose what the server adds.
         signal.setitimer(signal.ITIMER_REAL, limits.seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limits.processor_seconds, limits.processor_seconds + 1))
-        _send(task, _answer(bytes(request), limits))
+        _send(task, answer_to(bytes(request), limits))
         status = 0
     finally:
         os._exit(status)
 
 
-def _answer(request: bytes, limits: Limits) -> bytes:
+def answer_to(request: bytes, limits: Limits) -> bytes:
     try:
         return outcome_to_json(done(task_from_json(request)))
     except (UserError, ServiceError) as error:
@@ -125,8 +125,8 @@ def _answer(request: bytes, limits: Limits) -> bytes:
     except (MemoryError, RecursionError):
         return error_to_json(
             TooCostly(
-                f"planning this configuration takes more than {limits.memory >> 20} MiB of memory, the limit for a request; "
-                "shorten its lists and texts, or name smaller files"
+                f"planning this configuration takes more than {limits.memory >> 20} MiB of memory, the limit for a "
+                "request; shorten its lists and texts, or name smaller files"
             )
         )
     except Exception:  # noqa: BLE001 - the service logs it and answers with status 500

@@ -1,4 +1,7 @@
-"""Tasks and outcomes as JSON, because a process that has read a stranger's files must not make the service unpickle anything."""
+"""Tasks and outcomes as JSON.
+
+A process that has read a stranger's files must not make the service unpickle anything.
+"""
 
 from __future__ import annotations
 

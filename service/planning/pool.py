@@ -203,15 +203,18 @@ class PlanningPool:
         self._control = self._process = None
 
     def _exceeded(self, ended_by: int) -> TooCostly:
-        """The error for a child without an outcome, by the signal that ended it; without memory, it may also end by itself (0)."""
+        """The error for a child without an outcome, by the signal that ended it.
+
+        Without memory, a child may also exit without a signal (0).
+        """
         limits = {
             signal.SIGALRM: f"{self._limits.seconds:g} s",
             signal.SIGXCPU: f"{self._limits.processor_seconds} s of processor time",
         }
         limit = limits.get(signal.Signals(ended_by)) if ended_by else None
         return TooCostly(
-            f"planning this configuration takes more than {limit or f'{self._limits.memory >> 20} MiB of memory'}, the limit for a "
-            "request; shorten its lists and texts, or name smaller files and storage that answers"
+            f"planning this configuration takes more than {limit or f'{self._limits.memory >> 20} MiB of memory'}, the "
+            "limit for a request; shorten its lists and texts, or name smaller files and storage that answers"
         )
 
 

@@ -162,7 +162,9 @@ def done(task: Task) -> Outcome:
 
 
 def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
-    """Copy a configuration with one setting changed; numbers in the path select list entries: `corpus.sources.0.weight`.
+    """Copy a configuration with one setting changed; numbers in its path select list entries.
+
+    An example of a path is `corpus.sources.0.weight`.
 
     Raises:
         ConfigError: The path selects a list entry that does not exist, or a part of a value that is not a section.

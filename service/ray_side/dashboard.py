@@ -94,7 +94,7 @@ def parsed(answer: httpx.Response) -> Any:
 
 
 def auth_headers(token_path: Path | None = None) -> dict[str, str]:
-    """Authentication headers, with the token from the given file or, without one, from the places where Ray looks for it.
+    """Authentication headers, with the token from the given file or else from where Ray looks for it.
 
     A token in Ray's default file is used even if RAY_AUTH_MODE is unset, because a Ray head with such a file requires
     it.
@@ -109,7 +109,10 @@ def auth_headers(token_path: Path | None = None) -> dict[str, str]:
 
 
 def _read_own(path: Path) -> str:
-    """Read a token without following symbolic links: the drivers' user owns the directory and could link to a service secret."""
+    """Read a token without following symbolic links.
+
+    The drivers' user owns the directory and could link to a service secret.
+    """
     try:
         content = read(DirectoryRun(path.parent), path.name)
     except OSError:

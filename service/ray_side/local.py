@@ -178,7 +178,7 @@ class LocalRay:
         # Write the record before the process starts, so that the processes of a half-started cluster can be identified.
         self._write(record)
         pid = self._spawn(record, token_path)
-        _await_environment(pid)
+        await_environment(pid)
         record = dataclasses.replace(record, pid=pid)
         self._write(record)
         cluster = self._cluster(record)
@@ -332,8 +332,8 @@ def _bears(pid: int, mark: str) -> bool:
         return False
 
 
-def _await_environment(pid: int) -> None:
-    """Wait until the environment of a new process can be read; at first it is empty, and the mark would not be found."""
+def await_environment(pid: int) -> None:
+    """Wait until the environment of a new process can be read; while it is empty, the mark would not be found."""
     with contextlib.suppress(psutil.Error):
         while not (process := psutil.Process(pid)).environ() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.001)

@@ -34,7 +34,7 @@ FieldAndMessage = tuple[str, str]
 
 
 def mistakes_in(error: UserError) -> list[FieldAndMessage]:
-    """The mistakes that a `UserError` reports in a run's configuration; their fields in the request begin with `config`."""
+    """The mistakes that a `UserError` reports in a run's configuration, with their fields below `config`."""
     return [
         (f"config.{each.field}" if each.field else "config", in_words(each.value, each.remedy))
         for each in (error, *error.others)
@@ -55,10 +55,10 @@ def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[FieldAndMessage]:
 
 
 def converted(schema: TypeAdapter[Any], raw: Any) -> tuple[FieldAndMessage, ...]:
-    """Up to 20 values that validation would convert to another type than the published schema has, such as "1" to 1, or 1 to true.
+    """Up to 20 values whose type differs from the published schema, so that validation would convert them.
 
-    A whole number is also a number. Validation itself converts, because people write configurations and policies in
-    YAML.
+    For example, it converts "1" to 1, and 1 to true. A whole number is also a number. Validation itself converts,
+    because people write configurations and policies in YAML.
 
     Args:
         schema: Schema of the document.

@@ -87,7 +87,7 @@ class Target:
 
     @contextlib.contextmanager
     def others_are_served(self, requests=(("GET", "/v1/identity", None, None),)):
-        """Ask on new connections while the block runs, and once behind it; every answer is right and takes less than a second.
+        """Ask on new connections during the block, and once after it; every answer is right and takes less than 1 s.
 
         Args:
             requests: Method, path, body and token of each request, which are sent in turn.

@@ -24,7 +24,10 @@ def planning() -> PlanningPool:
 
 @pytest.fixture
 def api(tmp_path: Path, planning: PlanningPool) -> Iterator[Service]:
-    """A service whose operator allows a directory and a bucket for reading, and for checkpoints; `tmp_path/secret` is outside."""
+    """A service whose operator allows a directory and a bucket, for reading and for checkpoints.
+
+    `tmp_path/secret` is outside of both.
+    """
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "key.txt").write_text("TOP SECRET")

@@ -1,4 +1,4 @@
-"""Estimates that take long to check or to plan, by several owners, against a real service process: others are answered."""
+"""While several owners ask a real service process for slow estimates, it answers others."""
 
 import collections
 import contextlib

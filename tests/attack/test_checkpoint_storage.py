@@ -100,7 +100,9 @@ def test_retention_deletes_the_checkpoints_of_a_run(api: Service, storage: str, 
 def test_checkpoints_that_were_left_are_swept_and_nothing_else(
     api: Service, storage: str, tmp_path: Path, caplog, capfd
 ):
-    """Checkpoints of a deleted run go a day later; what this service did not write is named once, in the log and the audit log.
+    """Checkpoints of a deleted run are removed a day later.
+
+    Files that this service did not write stay; the log and the audit log name them once.
 
     Before (af276e38): nothing looks for them.
     """

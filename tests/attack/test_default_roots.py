@@ -1,4 +1,4 @@
-"""A token that may only submit reads nothing of the host by default, and never what the service or another run keeps there."""
+"""By default, a token that may only submit runs cannot read files of the host, of the service, or of other runs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def home(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def serving(home: Path) -> Iterator[httpx.Client]:
-    """`moedisco serve` without options in a home directory, but a free port and no Ray; yields a client with a submit token."""
+    """A client with a submit token, of a `moedisco serve` in a home directory with default options but port and Ray."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MOEDISCO_", "XDG_"))
     }
@@ -105,7 +105,7 @@ def test_a_submit_token_reads_nothing_of_the_host_of_a_plain_serve(home: Path) -
 
 @contextlib.contextmanager
 def rooted_at(home: Path) -> Iterator[Service]:
-    """A service with a home directory as its input root, in which it also keeps its state, its token, runs and checkpoints."""
+    """A service whose input root is a home directory, which also holds its state, its token, runs and checkpoints."""
     for path in (
         home / STATE / "admin-token",
         home / "token.txt",
@@ -156,7 +156,7 @@ def rooted_at(home: Path) -> Iterator[Service]:
     ],
 )
 def test_below_a_home_directory_nothing_hidden_and_nothing_of_the_service_is_read(home: Path, name: str) -> None:
-    """Before (af276e38): 19 of 29 places were accepted and gave a secret to the driver, such as .ssh/id_rsa and state/*."""
+    """Before (af276e38): 19 of 29 places, such as .ssh/id_rsa and state/*, were accepted and given to the driver."""
     (home / "keys").symlink_to(".ssh")
     (home / "state").symlink_to(STATE)
     (home / "env.txt").symlink_to(".env")
@@ -183,7 +183,7 @@ def two_tenants(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("owner", ["bob", "ann"])
 def test_neither_of_two_tenants_reads_runs_by_paths_or_globs(two_tenants: Service, tmp_path: Path, owner: str) -> None:
-    """Before (af276e38): bob's documents came to ann as her corpus through the first place, runs/*/*/corpus/train/*.parquet."""
+    """Before (af276e38): ann's corpus contained bob's documents by the first place, runs/*/*/corpus/train/*.parquet."""
     api = two_tenants
     run_id = finished(api, owner)
     directory = api.directory(run_id)

@@ -1,4 +1,4 @@
-"""Connections that are held for nothing, against a real service process: others are answered, and the log stays small."""
+"""While clients hold connections open and idle, a real service process answers others, and its log stays small."""
 
 import contextlib
 import json

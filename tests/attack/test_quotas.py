@@ -1,4 +1,4 @@
-"""A tenant cannot set prices, overtake others, take Ray's own resources, flood the queue, or look into another's quota."""
+"""A tenant cannot set prices, overtake others, take Ray's own resources, flood the queue, or read others' quotas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""While the service is down, another program answers on its port: no run ends, no secret leaves, and the budget holds afterwards.
+"""While the service is down, another program answers on its port: runs continue, secrets and the budget are safe.
 
 Ray is a stand-in that starts the command of each job as a thread: the real command line, with a pipeline that only logs
 events.
@@ -221,12 +221,12 @@ def row(made: Service, run_id: str) -> Any:
 def test_a_run_outlasts_what_answers_on_the_port_of_its_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_the_port: Any, requests: int
 ) -> None:
-    """No run ends, no secret appears in what the other program received, all events arrive, and the budget stops the run.
+    """No run ends, the other program receives no secret, all events arrive, and the budget stops the run.
 
     Before (af276e38): "superseded" (another service, proxy); the echo had the token "mdr_..."; no event reached the new
     port.
     """
-    monkeypatch.setattr(reporter, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(reporter, "LONGEST_PAUSE", 0.05)
     with service(tmp_path, PlanningHere()) as made, contextlib.ExitStack() as stack:
         ray, first, second = Ray(monkeypatch), Running(made), Running(made)
         asked = made.ann.post("/v1/runs", json={"config": demo(), "budget_dollars": 5.0})

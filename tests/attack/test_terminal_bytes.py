@@ -62,7 +62,7 @@ def commands() -> list[tuple[str, ...]]:
 
 @pytest.fixture(autouse=True)
 def _one_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the parsers once: typer's runner makes those of all commands anew for each call, which takes most of its time."""
+    """Make the parsers once: typer's runner makes those of all commands for each call, which takes most of its time."""
     monkeypatch.setattr(typer.testing, "_get_command", command_line)
 
 
@@ -380,7 +380,7 @@ def test_no_command_writes_what_a_terminal_obeys(
 def test_no_command_writes_what_a_service_refuses_with(
     fake: HostileService, place: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
-    """Before (af276e38): each of the 25 commands wrote the escape sequences of the problem document, `\\x1b[8m` first."""
+    """Before (af276e38): all 25 commands wrote the escape sequences of the problem document, `\\x1b[8m` first."""
     answers = [
         problem(422, HOSTILE, [(HOSTILE, HOSTILE)]),
         problem(404, HOSTILE),
@@ -398,7 +398,7 @@ def test_no_command_writes_what_a_service_refuses_with(
 def test_the_errors_of_a_run_are_shown_without_their_escape_sequences(
     pipeline: types.ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
-    """Before (af276e38): `moedisco: the worker said \\x1b[2J\\x1b]52;c;...` cleared the screen and wrote the clipboard."""
+    """Before (af276e38): `moedisco: the worker said \\x1b[2J\\x1b]52;c;...` cleared the screen, wrote the clipboard."""
     monkeypatch.setattr(pipeline, "outcome", RunError(f"the worker said {HOSTILE}"))
     result = check(("run",), ["demo.yaml"], live=live)
     assert result.exit_code == 1

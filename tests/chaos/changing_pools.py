@@ -73,7 +73,7 @@ class ChangingPools:
 
     @property
     def hits(self) -> list[Hit]:
-        """What was done to units that were under way; not what came when one had finished, or was let finish by a notice."""
+        """What was done to units that were running, without what happened when a unit had ended or was given notice."""
         return [hit for hit, trainer in self._hits if self._finished.get(hit.unit) is not trainer]
 
     def __call__(self, event: Event) -> None:
@@ -83,7 +83,7 @@ class ChangingPools:
             self._changed.notify_all()
 
     def disturb(self, run: Callable[[], T], stop: StopFile) -> T:
-        """Carry the whole plan out while a run continues in another thread: Ray wants nodes to be started from the main one.
+        """Carry the whole plan out while a run continues in another thread; Ray wants the main thread to start nodes.
 
         Args:
             run: The run.

@@ -40,7 +40,7 @@ def mark(folder: Path) -> Path:
 
 
 def arm() -> None:
-    """Count the calls of the plan's method in this process, and die in the planned one, if no worker has died before."""
+    """Count this process's calls of the plan's method, and die in the planned one if no worker has died before."""
     kind, name = MOMENTS[os.environ[MOMENT]]  # type: ignore[index]  # one of the moments, see `settings`
     planned = int(os.environ[CALLS])
     method: Callable[..., Any] = getattr(kind, name)

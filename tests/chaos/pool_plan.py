@@ -52,7 +52,7 @@ class Change:
 
 
 def draw(seed: int) -> list[Change]:
-    """A plan: no unit loses more processes than the default settings put up with, and no pool is without a node for good."""
+    """A plan in which no unit loses more processes than the default settings allow, and each pool gets a node again."""
     generator = random.Random(seed)
     count = generator.randint(1, MOST_CHANGES)
     stages: list[Stage] = sorted(

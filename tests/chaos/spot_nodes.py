@@ -86,7 +86,7 @@ class SpotNodes:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def kill_head(self) -> None:
-        """SIGKILL to the processes of the head; the nodes that are left have no cluster any more, and end some time later."""
+        """Kill the processes of the head with SIGKILL; the other nodes lose their cluster, and end some time later."""
         ray.shutdown()
         self._cluster.remove_node(self._cluster.head_node, allow_graceful=False)
 
@@ -132,7 +132,7 @@ class SpotNodes:
         )
 
     def check_nothing_is_left(self) -> None:
-        """A run that has ended holds no placement group, no actor, and no process; Ray may take its time to end them."""
+        """A run that has ended holds no placement group, actor or process; Ray may take its time to end them."""
         deadline = time.monotonic() + _PATIENCE
         while (left := self._left_over()) and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Runs whose machines come, go and lose their power at seeded moments; what comes out is the undisturbed run's, bit for bit.
+"""Runs whose machines come, go and lose power at seeded moments give the undisturbed run's result, bit for bit.
 
 CHAOS_SEEDS is the number of seeds.
 """
@@ -100,7 +100,7 @@ def check_restarts(events: list[Event], hits: list[Hit]) -> None:
 
 
 def check_work(events: list[Event], planned: dict[str, int], *, announced: bool) -> None:
-    """Every step is trained, in its order, and none twice but what a loss took, which is nothing if it was announced."""
+    """Every step is trained, in order, and only steps lost without notice are trained twice."""
     trained = attempts(events)
     assert trained.keys() == planned.keys()
     for unit, steps in planned.items():

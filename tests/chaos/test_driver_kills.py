@@ -59,7 +59,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(output: Path | str) -> RunConfig:
-    """The default's phases: a seed, two sub-models with routers that sync, a fine-tune on one worker; every step is reported."""
+    """The default's phases, with every step reported.
+
+    They are a seed, two sub-models with routers that sync, and a fine-tune on one worker.
+    """
     optimizer = {"name": "muon", "batch_tokens": 1024, "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
     return small_config(
         output,

@@ -1,4 +1,4 @@
-"""What happens to trainings when a node is announced to go, when there is none, and when there are fewer than trainings."""
+"""Trainings when a node is announced to leave, when there is no node, and when nodes are fewer than trainings."""
 
 from __future__ import annotations
 

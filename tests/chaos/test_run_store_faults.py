@@ -1,4 +1,6 @@
-"""A run at a URI whose store refuses, throttles, slows and cuts requests at seeded moments: it waits, and gets the same bits.
+"""A run at a URI waits while its store fails at seeded moments, and gets the same bits.
+
+The store refuses, throttles, slows and cuts requests.
 
 CHAOS_SEEDS is the number of seeds.
 """

@@ -1,4 +1,4 @@
-"""Sub-models on one seat whose process is killed at seeded moments, with checkpoints on a disk or a faulty object store.
+"""Sub-models on one seat whose process is killed at seeded moments; checkpoints on a disk or a faulty object store.
 
 What they learn is the same, bit for bit, and no kill costs more than `check_losses` allows. CHAOS_SEEDS is the number
 of seeds.

@@ -1,4 +1,4 @@
-"""One run, twenty kills: of the service and of the run's drivers, at seeded moments; what comes out is the undisturbed run's."""
+"""One run with twenty kills of the service and of its drivers at seeded moments ends like the undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A training whose checkpoints' storage is away, slow, throttled, or cuts uploads: it waits or fails, and resumes correctly."""
+"""A training waits or fails while its checkpoints' storage has faults, and resumes correctly.
+
+The storage is away, slow, throttled, or cuts uploads.
+"""
 
 from __future__ import annotations
 

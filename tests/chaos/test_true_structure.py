@@ -1,4 +1,4 @@
-"""A run of the structure of Qwen1.5-MoE, from sharded bf16 files to the export, outlives the death of a worker of its gang.
+"""A run of Qwen1.5-MoE's structure, from sharded bf16 files to the export, survives the death of a gang's worker.
 
 Weights are tiny, but 60 experts, a shared expert, 15 groups of 4 and a gang of 4 processes are as in a true run.
 """
@@ -99,7 +99,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def on_ray(variables: dict[str, str]) -> Iterator[None]:
-    """A Ray cluster on this machine whose processes have these environment variables, and are armed if there are any."""
+    """A Ray cluster on this machine whose processes have these environment variables, and are armed if any is given."""
     environment: dict[str, Any] = {"env_vars": {**NO_DASHBOARD["env_vars"], **variables}}
     if variables:
         environment["worker_process_setup_hook"] = "dying_worker.arm"

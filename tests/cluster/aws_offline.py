@@ -1,4 +1,4 @@
-"""AWS on loopback: a moto server with the account that aws/account.yaml makes, and what a client of it needs in its environment."""
+"""AWS on loopback: a moto server with the account of aws/account.yaml, and the environment that its clients need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Several hosts on one machine: network, process and mount namespaces, each with its own address, home, /tmp, /dev/shm and sshd."""
+"""Several hosts on one machine: network, process and mount namespaces.
+
+Each host has its own address, home, /tmp, /dev/shm and sshd.
+"""
 
 from __future__ import annotations
 
@@ -206,8 +209,9 @@ class Hosts:
         )
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.address[name]} {name}\n")
         (folder / "sshd_config").write_text(
-            f"ListenAddress {self.address[name]}\nHostKey {self.base}/hostkey\nPidFile none\nStrictModes no\nUsePAM no\n"
-            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\nMaxSessions 100\n"
+            f"ListenAddress {self.address[name]}\nHostKey {self.base}/hostkey\n"
+            "PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+            "MaxStartups 100\nMaxSessions 100\n"
         )
         install_dependencies(folder / "home" / "moedisco" / ".venv")
 

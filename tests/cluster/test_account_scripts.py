@@ -1,4 +1,4 @@
-"""The scripts that prepare an account, with stand-ins for the clouds' programs: who may do what, and that they can run again."""
+"""The scripts that prepare an account, with stand-ins for the clouds' programs: who gets which rights, and reruns."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ words, log = sys.argv[1:], pathlib.Path({log!r})
 calls = [json.loads(line)["words"] for line in log.read_text().splitlines()] if log.exists() else []
 verb = next((i for i, word in enumerate(words) if word in ("create", "describe")), 0)
 group = [word for word in words[:verb] if word[:1] != "-"]
-made = any(call[:len(group)] == group and call[len(group):len(group) + 2] == ["create", words[verb + 1].partition("@")[0]]
-           for call in calls)
+creation = [*group, "create", words[verb + 1].partition("@")[0]]
+made = any(call[:len(creation)] == creation for call in calls)
 if words[verb] == "describe":
     sys.exit(not made)
 if words[verb] == "create" and made and (words[:2] == ["role", "definition"] or {program!r} == "gcloud"):
@@ -30,8 +30,9 @@ if words[:2] == ["identity", "create"]:
     print("principal")
 elif words[:3] == ["storage", "account", "show"]:
     print({account!r})
-elif words[:3] == ["role", "definition", "list"] and any(call[:3] == ["role", "definition", "create"] for call in calls):
-    print("known")
+elif words[:3] == ["role", "definition", "list"]:
+    if any(call[:3] == ["role", "definition", "create"] for call in calls):
+        print("known")
 """
 
 

@@ -1,4 +1,4 @@
-"""What the role of aws/account.yaml lets a node do in storage: all that a run needs in its folder, and nothing elsewhere."""
+"""The role of aws/account.yaml lets a node do all that a run needs in its folder in S3, and nothing elsewhere."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from moedisco_ray.plan import GIB, build_plan
 from moedisco_ray.plan.capacity import cluster_needs, head_memory_mb, lacking, usable_mb
 from moedisco_ray.plan.cluster_checks import disagreements
 from moedisco_ray.plan.cluster_file import load_cluster, read_cluster
-from moedisco_ray.plan.storage import checkpoint_count
+from moedisco_ray.plan.files import checkpoint_count
 
 SHIPPED = (*CLOUDS, "kuberay", "on-prem", "local-fake")
 

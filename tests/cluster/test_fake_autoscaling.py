@@ -1,4 +1,4 @@
-"""local-fake.yaml: a run from no worker at all, for which the low pool comes, then the high one, and after which both go."""
+"""local-fake.yaml: a run without workers makes the low pool start, then the high one, and then both stop."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def configuration(hosts, name, tokens, workers):
 
 
 def watch(client, run_id, timeline, seconds=900):
-    """Write down how many workers each pool has room for, whenever that changes, until the run has ended and all are gone."""
+    """Record how many workers each pool has room for, at each change, until the run has ended and no worker is left."""
     deadline = time.monotonic() + seconds
     while True:
         there = slots(client)
@@ -80,13 +80,14 @@ def watch(client, run_id, timeline, seconds=900):
 def launches(hosts):
     """The autoscaler's decisions in its log: the time, the node type, and how many nodes more or fewer."""
     logs = sorted((hosts.base / "lab" / "tmp" / "ray").glob("session_2*/logs/monitor.log"))
+    text = "".join(log.read_text() for log in logs)
     return [
         (
             time.mktime(time.strptime(moment, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1000,
             node_type,
             int(count) if verb == "Adding" else -int(count),
         )
-        for moment, milliseconds, verb, count, node_type in LAUNCH.findall("".join(log.read_text() for log in logs))
+        for moment, milliseconds, verb, count, node_type in LAUNCH.findall(text)
     ]
 
 

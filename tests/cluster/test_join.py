@@ -1,4 +1,4 @@
-"""`moedisco join` from a machine that can only open connections: it trains, it leaves, and its token can do nothing else."""
+"""`moedisco join` from a machine that can only open connections: it trains and leaves, and its token does no more."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def text(places):
 
 
 def configuration(text, output, name):
-    """A run whose sub-models take 20 s each on a fast machine, so that the joined machine is lost before their last step."""
+    """A run whose sub-models take 20 s each on a fast machine, so that the joined machine is lost before they end."""
     return small_config(
         output,
         name=name,

@@ -1,4 +1,4 @@
-"""What is for kubectl against a schema of ours, that against the operator's where it is at hand, and what neither says."""
+"""The KubeRay files against schemas of ours, and these against the operator's, where they are at hand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def operators(kind):
 
 
 def assert_no_wider(schema, theirs, path):
-    """Hold a schema of ours against theirs: it names no key that they do not, nor another type, and asks for what they ask for."""
+    """Check that a schema of ours has only their keys, with their types, and requires all that they require."""
     if "$ref" in schema:
         schema = SCHEMAS["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
     if "anyOf" in schema:

@@ -73,7 +73,7 @@ def test_the_lock_is_closed_and_has_the_versions_that_the_tests_run_with():
 
 @pytest.fixture
 def node(tmp_path):
-    """A home with the files that the launcher copies, where every program of install.sh writes down what it is asked."""
+    """A home with the files that the launcher copies, where each program of install.sh records its arguments."""
     project = tmp_path / "moedisco"
     shutil.copytree(FOLDER, project / "cluster_yaml", ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("moedisco_ray", "service"):

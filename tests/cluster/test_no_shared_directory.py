@@ -1,4 +1,4 @@
-"""A run on hosts that share no directory, only an S3 server; one is cut off in the middle of training, and another joins."""
+"""A run on hosts that share only an S3 server; one host is cut off during training, and another joins."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def laptop():
 
 
 def configuration(laptop):
-    """A run on text in the folder of (3), here a directory that all hosts see; a sub-model takes 20 s on a fast machine."""
+    """A run on text in the folder of (3), here a directory of all hosts; a sub-model takes 20 s on a fast machine."""
     text = laptop.shared / "data" / "text"
     text.mkdir(parents=True)
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:

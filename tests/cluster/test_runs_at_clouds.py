@@ -1,4 +1,4 @@
-"""Whole runs in buckets of Google Cloud and Azure, with the credentials that machines there have: the same bits as in a directory.
+"""Runs in buckets of Google Cloud and Azure, with the credentials of machines there: the same bits as in a directory.
 
 A run at S3 has `test_run_at_uri.py` and more.
 """

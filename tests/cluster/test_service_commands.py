@@ -1,4 +1,4 @@
-"""The service's command of every cluster file and of the image, started as it stands there, answers where its probe asks."""
+"""The service's command in every cluster file and in the image starts as written, and answers its probe."""
 
 from __future__ import annotations
 

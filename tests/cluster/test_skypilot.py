@@ -1,4 +1,7 @@
-"""The SkyPilot template, for SkyPilot's own parser in an environment of its own: SkyPilot pins older libraries than the service."""
+"""SkyPilot's own parser reads the SkyPilot template.
+
+It runs in an environment of its own, because SkyPilot pins older libraries than the service.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ TEMPLATE = FOLDER / "skypilot" / "rtx4090.yaml"
 _PARSE = """
 import json, sys, sky
 task = sky.Task.from_yaml(sys.argv[1])
-found = [{"cloud": str(each.cloud), "accelerators": each.accelerators, "disk": each.disk_size} for each in task.resources]
+found = [
+    {"cloud": str(each.cloud), "accelerators": each.accelerators, "disk": each.disk_size}
+    for each in task.resources
+]
 print(json.dumps({"name": task.name, "resources": found}))
 """
 

@@ -1,4 +1,4 @@
-"""A stage is one room: few calls lie between the pipeline and the function that computes."""
+"""A stage is one room: few calls lie between the sequence of stages and the function that computes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reached(Exception):  # noqa: N818  # not an error
     """The function that computes was called."""
 
 
-def test_the_merge_is_at_most_eight_frames_away_from_the_pipeline(
+def test_the_merge_is_at_most_eight_frames_away_from_the_sequence_of_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
@@ -31,7 +31,7 @@ def test_the_merge_is_at_most_eight_frames_away_from_the_pipeline(
     with pytest.raises(Reached) as reached:
         pipeline.run(pinned_runs.config_of("qwen3_moe", tmp_path), backend=LocalBackend())
     own = [frame for frame in traceback.extract_tb(reached.tb) if Path(frame.filename).is_relative_to(OWN)]
-    start = max(i for i, frame in enumerate(own) if Path(frame.filename).name == "pipeline.py")
+    start = max(i for i, frame in enumerate(own) if Path(frame.filename).name == "stage_sequence.py")
     called = [frame.name for frame in own[start:]]
     assert called[0] == "_make"
     assert called[-1] == "merge_submodels"

@@ -1,4 +1,4 @@
-"""Words that people read follow the language standard: docstrings, help texts, descriptions, comments of presets, documents."""
+"""Words that people read follow the language standard: in docstrings, help texts, comments of presets, documents."""
 
 import ast
 import re
@@ -47,7 +47,7 @@ _SHOWN = frozenset({"help", "description", "summary", "short_help", "epilog", "t
 
 
 def texts_of_python(source):
-    """Line and text of every docstring, of a module, class, function or attribute, and of every text that users are shown."""
+    """Line and text of every docstring (module, class, function, attribute) and of every text that users are shown."""
     for node in ast.walk(ast.parse(source)):
         shown = isinstance(node, ast.Expr) or (isinstance(node, ast.keyword) and node.arg in _SHOWN)
         if shown and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):

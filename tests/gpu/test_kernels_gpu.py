@@ -27,7 +27,7 @@ from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
-from moedisco_ray.training.sharding import _configured, autocast, compute_dtype
+from moedisco_ray.training.sharding import autocast, compute_dtype, configured
 from moedisco_ray.training.stepper import Stepper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -61,7 +61,7 @@ def model_on(device: str, experts: int, recipe: Optimizer) -> PreTrainedModel:
         )
     if recipe.within_documents:
         attend_within_documents(model, device, compute_dtype(recipe, device))
-    return _configured(model, recipe)
+    return configured(model, recipe)
 
 
 def tokens_on(device: str, sequences: int) -> Tensor:
@@ -204,7 +204,7 @@ def test_packed_documents_run_without_a_mask_on_cards_that_can(device: str, fami
     attend_within_documents(model, device, compute_dtype(recipe, device))
     implementation = BY_DOCUMENT if torch.cuda.get_device_capability() >= (8, 0) else MASKED
     assert model.config._attn_implementation == implementation
-    _configured(model, recipe)
+    configured(model, recipe)
     if family == "mixtral":
         model.config.sliding_window = 200
     tokens, found = tokens_on(device, 2), {}

@@ -19,7 +19,7 @@ def undisturbed() -> Path:
 
 @pytest.fixture(scope="module")
 def ray_cluster(_without_tokens: None) -> None:
-    """A local Ray with four CPUs and slots of both pools, shared by all modules; started again if a test has shut it down."""
+    """A local Ray with four CPUs and slots of both pools for all modules; restarted if a test has stopped it."""
     if not ray.is_initialized():
         ray.init(
             address="local",

@@ -71,7 +71,7 @@ def small_config(output: Path, **changes: Any) -> RunConfig:
 
 
 class OneCorpus(LocalBackend):
-    """Builds each corpus of the standard library once in a process, and gives copies of it to runs that test later stages."""
+    """Builds each corpus of the standard library once per process, and copies it into runs that test later stages."""
 
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
         if tokenizer_directory(config) or not all(

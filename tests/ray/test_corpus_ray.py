@@ -100,7 +100,7 @@ print(json.dumps([before, after]))
 
 
 def test_a_link_that_leads_out_of_the_read_roots_is_refused_where_a_ray_task_opens_it(ray_cluster, tmp_path):
-    """With the environment of a job as the service submits it; the driver would not notice, since it only lists the files."""
+    """With the environment of a job as the service submits it; the driver only lists files, and would not notice."""
     (tmp_path / "data").mkdir()
     (tmp_path / "home").mkdir()
     (tmp_path / "data" / "a.txt").write_text("mine")

@@ -1,4 +1,4 @@
-"""Text of two data owners on a Ray cluster: only nodes with an owner's tag may open its text, and the results are the same bits."""
+"""Text of two data owners on Ray: only nodes with an owner's tag can open its text; the results are the same bits."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def held_up(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Held
     hang = Hang(15)
     events: list[Event] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue, "_STOP_SECONDS", 1.0)
+        patch.setattr(queue, "STOP_SECONDS", 1.0)
         try:
             directory = pipeline.run(config, (hang, events.append))
         finally:

@@ -94,5 +94,5 @@ def test_an_error_has_its_step_though_none_was_told_of_and_two_at_one_step_go_ba
 def test_workers_that_cannot_start_are_failures_unless_their_slots_or_a_node_went(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: str
 ) -> None:
-    monkeypatch.setattr(causes, "_NODE_DEATH_SECONDS", 0.5)
+    monkeypatch.setattr(causes, "NODE_DEATH_SECONDS", 0.5)
     assert causes.end_of(causes.failures_of(ControllerError(failure)), UnitStatus(), causes.dead_nodes()).kind == kind

@@ -1,4 +1,4 @@
-"""A seed that several workers train together on Ray: the model of one worker, up to rounding, also after a worker was killed."""
+"""A seed that several workers train on Ray equals that of one worker up to rounding, also after a worker's death."""
 
 from __future__ import annotations
 

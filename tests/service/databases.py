@@ -1,4 +1,4 @@
-"""Databases for tests: SQLite always, PostgreSQL where MOEDISCO_TEST_POSTGRES names a server on which databases may be made."""
+"""Databases for tests: SQLite, and PostgreSQL where MOEDISCO_TEST_POSTGRES names a server for new databases."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def postgresql_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated_postgresql() -> Iterator[str]:
-    """URL of a database with the tables of this version, for tests one after the other: a migration takes longer than most."""
+    """URL of a migrated database that tests use one after the other: a migration takes longer than most of them."""
     with postgresql_database() as url:
         with contextlib.closing(Database(url)) as database:
             database.migrate()

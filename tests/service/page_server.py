@@ -24,6 +24,7 @@ class Site:
 
     Attributes:
         service: What is behind it.
+        app: The application that is served.
         url: Where it is.
     """
 
@@ -41,7 +42,7 @@ class Site:
         door = socket.create_server(("127.0.0.1", self._port))
         self._port = door.getsockname()[1]
         behind = self.service
-        app = create_app(
+        self.app = create_app(
             behind.settings,
             behind.database,
             behind.jobs,
@@ -52,7 +53,7 @@ class Site:
             secret=SECRET,
             wake_reconciler=lambda: None,
         )
-        self._server = Server(app, behind.settings)
+        self._server = Server(self.app, behind.settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [door]}, name="page server")
         self._thread.start()
         deadline = time.monotonic() + _SECONDS

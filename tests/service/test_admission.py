@@ -148,11 +148,12 @@ def test_a_run_that_waits_for_a_slot_is_not_overtaken(queue, there):
 def test_an_idle_cluster_never_leaves_a_run_waiting_that_it_could_carry(queue, there):
     idle = ClusterCapacity({tag: PoolRoom(room.slots, room.slots) for tag, room in there.rooms.items()}, there.grows)
     decided = admit(queue, [], RunLimits(99, 99), idle)
-    possible = [
-        each.held is None and (idle.grows or all(idle.room(need.resources).slots >= need.slots for need in each.needs))
-        for each in queue
-    ]
-    assert any(each.start for each in decided) == any(possible)
+
+    def could_start(run):
+        fits = idle.grows or all(idle.room(need.resources).slots >= need.slots for need in run.needs)
+        return run.held is None and fits
+
+    assert any(each.start for each in decided) == any(map(could_start, queue))
 
 
 def test_a_mixed_pool_has_the_room_of_all_its_types():

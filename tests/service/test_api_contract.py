@@ -1,4 +1,4 @@
-"""What every client may rely on, whatever the operation: methods, truth values, names in the description, compression."""
+"""What clients may rely on in every operation: methods, truth values, names in the description, compression."""
 
 import gzip
 import json

@@ -180,7 +180,7 @@ def test_a_reader_that_leaves_leaves_nothing_behind(api):
             next(chunks)
             until(lambda: context.streams._feeds)
         until(lambda: not context.streams._feeds)
-        assert context.prometheus.streams._value.get() == 0
+        assert context.prometheus.registry.get_sample_value("moedisco_event_streams") == 0
 
 
 def test_a_thousand_readers_share_what_is_read(tmp_path, database_url, monkeypatch):
@@ -451,7 +451,10 @@ def test_a_report_that_is_recorded_and_sent_again_changes_nothing(shared, data):
         (b'{"first": -1, "events": []}', 422),
         (b'{"first": 0, "events": [{"type": "x"}]}', 422),
         (
-            b'{"first": 0, "events": [{"type": "progress", "unit": "u\\u0000", "time": 1, "data": {"step": 1e400, "loss": NaN}}]}',
+            (
+                b'{"first": 0, "events": [{"type": "progress", "unit": "u\\u0000", "time": 1, '
+                b'"data": {"step": 1e400, "loss": NaN}}]}'
+            ),
             200,
         ),
         (b"\xff", 400),

@@ -73,7 +73,8 @@ with service(Path({home!r})) as made:
     try:
         with httpx.Client(headers={{"Authorization": "Bearer " + {token!r}, "Connection": "close"}}) as client:
             for _ in range(20):
-                with contextlib.suppress(httpx.TransportError):     # the server closes the connection of a failed request
+                # The server closes the connection of a failed request.
+                with contextlib.suppress(httpx.TransportError):
                     client.get(running.url + "/v1/runs")
         time.sleep(0.3)
     finally:

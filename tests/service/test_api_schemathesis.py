@@ -1,4 +1,4 @@
-"""The whole OpenAPI document against the whole application: each operation by itself, and one after the other along its links."""
+"""The whole OpenAPI document against the whole application: single operations, and sequences along its links."""
 
 import collections
 

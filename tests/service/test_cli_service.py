@@ -266,7 +266,8 @@ def test_starting_imports_nothing_heavy_and_is_quick():
     program = (
         "import sys, contextlib, io\n"
         "from service.cli import main\n"
-        "for arguments in (['--help'], ['submit', '--help'], ['serve', '--help'], ['submit', 'missing.yaml'], ['schema']):\n"
+        "helps = (['--help'], ['submit', '--help'], ['serve', '--help'])\n"
+        "for arguments in (*helps, ['submit', 'missing.yaml'], ['schema']):\n"
         "    sys.argv = ['moedisco', *arguments]\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "        main()\n"
@@ -295,18 +296,10 @@ def test_starting_imports_nothing_heavy_and_is_quick():
 def test_submit_sends_absolute_paths_and_leaves_the_output_to_the_service(fake, config, tmp_path):
     (tmp_path / "books").mkdir()
     (tmp_path / "here").symlink_to(tmp_path)
-    line = ran(
-        "submit",
-        config,
-        "--set",
-        f"corpus.sources=[{{path: books}}, {{path: here/../{tmp_path.name}/books}}, {{path: 's3://b/c'}}, {{path: embedded}}]",
-        "--name",
-        "mine",
-        "--priority",
-        "5",
-        "--budget",
-        "2.5",
-    )
+    paths = ("books", f"here/../{tmp_path.name}/books", "'s3://b/c'", "embedded")
+    sources = ", ".join(f"{{path: {path}}}" for path in paths)
+    settings = ("--set", f"corpus.sources=[{sources}]")
+    line = ran("submit", config, *settings, "--name", "mine", "--priority", "5", "--budget", "2.5")
     assert line == f"{ID}  demo: running; next: moedisco watch {ID}\n"
     assert (fake.sent["priority"], fake.sent["budget_dollars"]) == (5, 2.5)
     asked = fake.sent["config"]

@@ -114,7 +114,8 @@ def test_retries_end_with_the_address_and_the_remedy():
         make(service, RetryPolicy(seconds=0.05, first_wait=0.01)).pools()
     assert len(service.requests) > 1
     assert str(caught.value) == (
-        f"no service answers at {URL} (connection refused); start one with `moedisco serve`, or set MOEDISCO_URL to where it runs"
+        f"no service answers at {URL} (connection refused); start one with `moedisco serve`, "
+        "or set MOEDISCO_URL to where it runs"
     )
 
 

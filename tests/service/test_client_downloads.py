@@ -242,7 +242,7 @@ def test_evil_names_of_files_leave_nothing(tmp_path):
 
 
 def test_a_downloaded_model_is_what_the_run_wrote(tmp_path):
-    """Before (af276e38): the damaged model was downloaded without an error (run without `stage`, which `commit` did not have)."""
+    """Before (af276e38): the damaged model was downloaded without an error (run without `commit`'s new `stage`)."""
     with commit(tmp_path / "model", "f", stage="export") as draft:
         (draft.path / "model.safetensors").write_bytes(b"weights")
     files = contents(tmp_path / "model")

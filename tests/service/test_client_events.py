@@ -192,10 +192,10 @@ def test_messages_as_the_standard_has_them():
 
 def test_a_quiet_stream_outlives_the_retry_policy(monkeypatch):
     """A connection that was open for some time works, even if it brought nothing: its loss starts the policy anew."""
-    monkeypatch.setattr("service.client.http._STABLE_SECONDS", 0.0)
+    monkeypatch.setattr("service.client.http.STABLE_SECONDS", 0.0)
     service = Script([event_stream([b": ping\n\n"], broken=True)] * 5 + [event_stream([message(0), END])])
     assert [position for position, _ in make(service, RetryPolicy(seconds=1e-9)).events("x")] == [0]
-    monkeypatch.setattr("service.client.http._STABLE_SECONDS", 60.0)
+    monkeypatch.setattr("service.client.http.STABLE_SECONDS", 60.0)
     with pytest.raises(ServiceAway):
         list(make(Script(service.answers), RetryPolicy(seconds=1e-9)).events("x"))
 

@@ -69,7 +69,8 @@ def trickle(connection, piece=b"x"):
 
 
 def closed(site, reason):
-    return site._server._context.prometheus.closed.labels(reason)._value.get()
+    registry = site.app.state.context.prometheus.registry
+    return registry.get_sample_value("moedisco_connections_closed_total", {"reason": reason}) or 0
 
 
 def test_a_connection_without_a_request_is_closed(site):

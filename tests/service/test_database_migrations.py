@@ -50,9 +50,9 @@ def test_an_upgrade_keeps_the_price_book_and_what_was_spent_this_month(empty_dat
         ):
             session.execute(
                 text(
-                    "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, futile, mark, "
-                    "mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, next_seq, "
-                    "created, queued, updated) VALUES "
+                    "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, "
+                    "futile, mark, mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, "
+                    "next_seq, created, queued, updated) VALUES "
                     "(:i, 'x', :o, '{}', 0, 'failed', 1, '{}', '/x', 0, 0, 0, 0, :d, '{}', '{}', '{}', '{}', 0, 0, "
                     ":c, :c, :c)"
                 ),

@@ -92,7 +92,7 @@ def test_sqlite_without_tables_differs_from_unavailable_sqlite(tmp_path):
 
 
 def test_a_lock_that_another_process_keeps_makes_sqlite_unavailable_for_as_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(session_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(session_module, "PATIENCE", 0.1)
     file = tmp_path / "busy.sqlite3"
     with contextlib.closing(Database(f"sqlite:///{file}")) as database:
         database.migrate()
@@ -106,7 +106,7 @@ def test_a_lock_that_another_process_keeps_makes_sqlite_unavailable_for_as_long(
 
 
 def test_a_thread_that_writes_for_too_long_makes_the_others_give_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(session_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(session_module, "PATIENCE", 0.1)
     refused = threading.Event()
     with contextlib.closing(Database(f"sqlite:///{tmp_path / 'busy.sqlite3'}")) as database:
         database.migrate()

@@ -163,7 +163,7 @@ def is_denied(path: str | Path, root: Path) -> bool:
 @example(value="**/*", inner=False)
 @example(value=f"runs/{RUN}/demo", inner=False)
 def test_nothing_that_is_accepted_leads_into_a_denied_place(tree: Path, field: str, value: str, inner: bool) -> None:
-    """Before (af276e38): falsified for 8 of the 9 settings, such as tokenizer.path with the value .ssh/id; output held."""
+    """Before (af276e38): falsified for 8 of 9 settings, such as tokenizer.path with value .ssh/id_rsa; output held."""
     reads = isinstance(marked(RunConfig)[field][1], ReadsFrom)
     storage = [tree / "checkpoints", *([] if reads else [tree])]
     roots = operator(tree, [tree / "data", tree] if inner else [tree], storage).roots

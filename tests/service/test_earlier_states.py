@@ -1,4 +1,4 @@
-"""The service opens the state of an earlier version: it shows the runs, ends those that it cannot continue, and starts others."""
+"""The service opens the state of an earlier version: shows runs, ends those that cannot continue, starts others."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_earlier_runs_are_found_by_their_tags(old: Service):
 
 @pytest.mark.parametrize("state", [*ACTIVE, "queued"])
 def test_an_earlier_run_is_cancelled_and_its_driver_stops(old: Service, tmp_path: Path, state: str):
-    """Before (af276e38): cancelling the running or stopping run answers 500 (TypeError); the starting one stays in `stopping`."""
+    """Before (af276e38): `cancel` of a running or stopping run answers 500 (TypeError); a starting one stays so."""
     scene = beside(old, tmp_path)
     assert old.admin.post(f"/v1/runs/{RUNS[state]}/cancel").status_code == 202
     scene.now = old.admin.get(f"/v1/runs/{RUNS[state]}").json()["updated"]
@@ -102,7 +102,7 @@ def test_earlier_runs_hold_up_no_new_run(old: Service, tmp_path: Path):
 
 
 def test_a_new_run_starts_after_ray_has_lost_the_drivers_of_earlier_runs(old: Service, tmp_path: Path):
-    """Before (af276e38): each round raises TypeError: Hold.__init__() missing 1 required positional argument: 'stage'."""
+    """Before (af276e38): each round raises TypeError: Hold.__init__() misses the required argument 'stage'."""
     scene = Scene(old.database, tmp_path, old.settings, old.jobs, old.pools)
     scene.leave(RUNS["running"], Event("heartbeat"))
     new = old.submit("ann")["id"]
@@ -124,7 +124,7 @@ def test_an_earlier_run_is_deleted_with_its_files(old: Service, tmp_path: Path):
 
 
 def test_commands_say_what_cannot_be_shown_of_an_earlier_run(old: Service, tmp_path: Path):
-    """Before (af276e38): `status`, and `watch` after the events, print that the service failed, exit 1; `list` says nothing."""
+    """Before (af276e38): `status`, and `watch` at the end, print that the service failed, exit 1; `list` is silent."""
     behind = Running(old)
     behind.start()
     try:

@@ -1,4 +1,4 @@
-"""A run over REST on a local Ray: watched while the service restarts at another port, its driver killed, its model downloaded."""
+"""A run over REST on a local Ray: the service restarts at another port, the driver is killed, the model downloaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from listening import documented, listeners
+from listening import Listener, documented, listeners
 from real_service import RealService, real_service
 from small_run import same_outcome, small_config, undisturbed_run
 from watched_run import Watcher
@@ -59,12 +59,14 @@ def check_sockets(service: RealService) -> None:
     network.
     """
     rows = list(documented())
-    found = {
-        listener: next(
-            (i for i, (programs, _) in enumerate(rows) if any(name in listener.program for name in programs)), None
-        )
-        for listener in listeners(service.home / "state", service.pid)
-    }
+
+    def row_of(listener: Listener) -> int | None:
+        for i, (programs, _) in enumerate(rows):
+            if any(name in listener.program for name in programs):
+                return i
+        return None
+
+    found = {listener: row_of(listener) for listener in listeners(service.home / "state", service.pid)}
     assert {listener: i for listener, i in found.items() if i is None or listener.address != rows[i][1]} == {}
     assert set(found.values()) == set(range(len(rows)))
 

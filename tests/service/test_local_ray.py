@@ -204,23 +204,23 @@ def test_a_process_whose_environment_is_not_there_yet_is_waited_for(monkeypatch:
             return psutil.STATUS_RUNNING
 
     monkeypatch.setattr(local.psutil, "Process", Spawned)
-    local._await_environment(1)
+    local.await_environment(1)
     assert environments == []
 
 
 def test_a_process_that_ended_at_once_is_not_waited_for() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    local._await_environment(ended.pid)  # a zombie
+    local.await_environment(ended.pid)  # a zombie
     ended.wait()
-    local._await_environment(ended.pid)  # nobody
+    local.await_environment(ended.pid)  # nobody
 
 
 def test_the_services_client_follows_a_cluster_that_starts_again_with_another_token(tmp_path, monkeypatch):
     alive: list[int] = []
     monkeypatch.setattr(LocalRay, "_spawn", lambda *_: alive.append(-1 - len(alive)) or alive[-1])
     monkeypatch.setattr(LocalRay, "_answers", lambda *_: True)
-    monkeypatch.setattr(local, "_await_environment", lambda _pid: None)
+    monkeypatch.setattr(local, "await_environment", lambda _pid: None)
     monkeypatch.setattr(local, "_bears", lambda pid, _mark: pid == alive[-1])
     cluster = LocalRay(tmp_path, user=DriverUser("driver", os.getuid(), os.getgid(), tmp_path, "setpriv"))
 
@@ -324,7 +324,7 @@ def test_a_machine_offers_a_slot_per_gpu_or_per_core():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray's dashboard imports
 def test_the_paths_of_rays_sockets_fit_below_the_longest_directory():
-    """Before (af276e38): below /home/ubuntu, a socket's path had 110 characters, and `moedisco serve` could not start Ray."""
+    """Before (af276e38): a socket's path in /home/ubuntu had 110 characters: `moedisco serve` could not start Ray."""
     names = [module.__name__ for module in get_all_modules(SubprocessModule)]
     session = "session_2026-11-30_21-31-48_025731_4194304"  # the number is a pid
     assert max(names, key=len) == "TaskEventsHead"

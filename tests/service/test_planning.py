@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
-import signal
 import time
 
 import psutil
@@ -28,6 +26,14 @@ LONG_PATHS = {"corpus": {"sources": [{"path": "a/" * 390 + f"{i}*"} for i in ran
 def task(tmp_path, **changes):
     roots = Roots((str(tmp_path),), (tmp_path / "runs",))
     return Task("estimate", json.dumps({"config": demo(**changes)}).encode(), Policy(), roots, here=False)
+
+
+def server_of(planning, first):
+    """Let a new pool do its first task; returns the process that it starts to do so."""
+    earlier = psutil.Process().children()
+    asyncio.run(planning.done(first))
+    (server,) = [child for child in psutil.Process().children() if child not in earlier]
+    return server
 
 
 @contextlib.contextmanager
@@ -72,7 +78,7 @@ def test_a_task_beyond_a_limit_is_ended_with_an_answer_that_names_the_limit(tmp_
 
 
 def test_an_answer_does_not_wait_for_a_task_that_began_later(tmp_path):
-    """Before: a later task's process inherited the socket of the earlier one, whose answer came when that process had ended."""
+    """Before: a later task's process inherited the earlier one's socket, whose answer came when that process ended."""
 
     async def both(planning):
         began = time.monotonic()
@@ -92,8 +98,7 @@ def test_an_answer_does_not_wait_for_a_task_that_began_later(tmp_path):
 
 def test_the_processes_are_small_and_end_with_the_pool(tmp_path):
     with pool() as planning:
-        asyncio.run(planning.done(task(tmp_path)))
-        server = psutil.Process(planning._process.pid)
+        server = server_of(planning, task(tmp_path))
         assert server.memory_info().rss < 120 * 2**20
         assert server.children() == []
     assert not server.is_running()
@@ -101,8 +106,7 @@ def test_the_processes_are_small_and_end_with_the_pool(tmp_path):
 
 def test_a_server_that_died_is_started_again(tmp_path):
     with pool() as planning:
-        asyncio.run(planning.done(task(tmp_path)))
-        os.kill(planning._process.pid, signal.SIGKILL)
+        server_of(planning, task(tmp_path)).kill()
         for _ in range(2):
             with contextlib.suppress(Overloaded):
                 answer = asyncio.run(planning.done(task(tmp_path)))
@@ -127,8 +131,7 @@ def test_a_server_that_hangs_keeps_nothing_else_waiting_and_is_replaced(tmp_path
         return {type(answer) for answer in answers}
 
     with pool() as planning:
-        asyncio.run(planning.done(task(tmp_path)))
-        stopped = psutil.Process(planning._process.pid)
+        stopped = server_of(planning, task(tmp_path))
         stopped.suspend()
         assert asyncio.run(hundreds(planning)) == {Overloaded, InvalidRequest}, "of the old and of the new process"
         assert not stopped.is_running()
@@ -136,9 +139,8 @@ def test_a_server_that_hangs_keeps_nothing_else_waiting_and_is_replaced(tmp_path
 
 
 def test_a_task_that_others_end_is_not_said_to_exceed_a_limit(tmp_path):
-    async def killed(planning):
+    async def killed(planning, server):
         asked = asyncio.create_task(planning.done(task(tmp_path, **SLOW)))
-        server = psutil.Process(planning._process.pid)
         for _ in range(1000):
             await asyncio.sleep(0.01)
             for child in server.children():
@@ -149,9 +151,9 @@ def test_a_task_that_others_end_is_not_said_to_exceed_a_limit(tmp_path):
         await asked
 
     with pool() as planning:
-        asyncio.run(planning.done(task(tmp_path)))
+        server = server_of(planning, task(tmp_path))
         with pytest.raises(Overloaded, match="has ended; try again"):
-            asyncio.run(killed(planning))
+            asyncio.run(killed(planning, server))
 
 
 def test_the_newest_estimate_of_an_owner_takes_the_place_of_the_one_that_waits():

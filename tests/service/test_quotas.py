@@ -1,4 +1,4 @@
-"""Dollars of a month, prices and limits of owners, where they decide: the queue, running runs, the meter, the file of `serve`."""
+"""Monthly dollars, prices and limits of owners in the queue, running runs, the meter and the file of `serve`."""
 
 from __future__ import annotations
 
@@ -211,15 +211,17 @@ def test_the_migration_keeps_every_run_and_its_events(empty_database):
     with empty_database.write() as session:
         session.execute(
             text(
-                "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, futile, mark, "
-                "mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, next_seq, created, queued, updated) "
-                "VALUES ('01JABCDEFGHJKMNPQRSTVWXYZ0', 'demo', 'ann', '{}', 0, 'queued', 1, '{}', '/x', 0, 0, 0, 0, 0, '{}', '{}', "
-                "'{}', '{}', 1, 0, 1, 1, 1)"
+                "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, "
+                "futile, mark, mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, "
+                "next_seq, created, queued, updated) "
+                "VALUES ('01JABCDEFGHJKMNPQRSTVWXYZ0', 'demo', 'ann', '{}', 0, 'queued', 1, '{}', '/x', 0, "
+                "0, 0, 0, 0, '{}', '{}', '{}', '{}', 1, 0, 1, 1, 1)"
             )
         )
         session.execute(
             text(
-                "INSERT INTO events (run_id, position, time, type, data) VALUES ('01JABCDEFGHJKMNPQRSTVWXYZ0', 0, 1, 'state', '{}')"
+                "INSERT INTO events (run_id, position, time, type, data) "
+                "VALUES ('01JABCDEFGHJKMNPQRSTVWXYZ0', 0, 1, 'state', '{}')"
             )
         )
     empty_database.migrate()

@@ -572,7 +572,7 @@ HAPPENINGS = st.lists(st.sampled_from(["round"] * 3 + [*TO_A_DRIVER, *TO_RAY, *T
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(happenings=HAPPENINGS)
 def test_whatever_happens_a_run_comes_to_an_end(scene, happenings):
-    """No happening makes a round fail; no attempt has two drivers; once Ray answers and drivers end, so does the run."""
+    """No event makes a round fail; no attempt has two drivers; a run ends once Ray answers and its drivers ended."""
     with scene.database.write() as session:
         for left_over in runs.in_states(session, list(RunState)):
             runs.delete(session, left_over)

@@ -1,4 +1,4 @@
-"""Finished runs leave by retention: announced a day ahead, on record, never one that is kept or that another starts from."""
+"""Retention deletes finished runs a day after it announced it, on record, but not kept runs and starts of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs whose `output` is on an S3 server: submitted, started, read, started from, measured and removed through the service."""
+"""Runs whose `output` is on an S3 server: submitted, started, read, continued, measured and removed by the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service below a path of a host (`--public-url https://HOST/tools/moe`), behind proxies that keep or remove the path."""
+"""A service below a path (`--public-url https://HOST/tools/moe`), behind proxies that keep or remove the path."""
 
 from __future__ import annotations
 

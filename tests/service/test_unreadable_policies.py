@@ -49,7 +49,7 @@ def damage(scene: Scene, owner: str, stored: str) -> None:
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_others_go_on_while_a_policy_cannot_be_read(api: Service, scene: Scene, kind: str):
-    """Before (af276e38): the round ends with ValueError (text that is no JSON) or ValidationError, and bob's run does not start."""
+    """Before (af276e38): the round ends with ValueError (no JSON) or ValidationError, and bob's run does not start."""
     running, waiting = scene.running(), scene.submit()
     damage(scene, "ann", DAMAGED[kind])
     other = scene.submit(owner="bob")

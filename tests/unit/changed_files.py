@@ -16,7 +16,7 @@ def accept_changes(directory: Path) -> None:
 
 
 def accept_as_input(directory: Path) -> None:
-    """Let a run's later stages, whose manifests name what they were made from, fit the present files of an earlier one."""
+    """Let the manifests of a run's later stages, which name their inputs, fit the present files of an earlier stage."""
     before = read_manifest(directory)
     accept_changes(directory)
     after = read_manifest(directory)

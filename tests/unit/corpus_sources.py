@@ -1,4 +1,7 @@
-"""A small corpus in which everything occurs that the corpus stage decides on: formats, groups, weights, damage."""
+"""A small corpus with everything that the corpus stage decides on.
+
+It has all formats, groups and weights, duplicates, and damage.
+"""
 
 from __future__ import annotations
 

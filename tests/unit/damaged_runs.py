@@ -104,7 +104,7 @@ def continued(made: Finished, folder: str, paths: Sequence[Path], harms: Sequenc
 
 
 def resumed(made: Finished, paths: Sequence[Path], harms: Sequence[Callable[[Path], None]]) -> dict[str, list[str]]:
-    """Continue a run whose directory is like the copy until it ends, as `continued` does; return what was said of each file."""
+    """Continue a run whose directory is like the copy to its end, as `continued` does; return findings per file."""
     for path in paths:
         harms[0](made.directory / path)
     said: dict[str, list[str]] = {str(path): [] for path in paths}

@@ -33,7 +33,7 @@ from moedisco_ray.training import TrainJob, World, muon
 from moedisco_ray.training import optimizer as optimizer_module
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.lora import add_adapters
-from moedisco_ray.training.sharding import _configured, compute_dtype
+from moedisco_ray.training.sharding import compute_dtype, configured
 from moedisco_ray.training.stepper import Stepper
 
 aten = torch.ops.aten
@@ -198,7 +198,7 @@ def watching_storages(live: LiveBytes) -> Iterator[None]:
 @contextlib.contextmanager
 def experts_of_gpus() -> Iterator[None]:
     """Run experts as GPUs do."""
-    usual = ALL_EXPERTS_FUNCTIONS[speed._IMPLEMENTATION]
+    usual = ALL_EXPERTS_FUNCTIONS[speed.IMPLEMENTATION]
 
     def on_gpus(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
         group = speed.group_of(self)
@@ -206,9 +206,9 @@ def experts_of_gpus() -> Iterator[None]:
             return speed.grouped_experts(self, x_TD, expert_TK, weight_TK)
         return speed.divided_experts(self, x_TD, expert_TK, weight_TK, group=group, compute=speed.grouped_experts)
 
-    ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, on_gpus)
+    ALL_EXPERTS_FUNCTIONS.register(speed.IMPLEMENTATION, on_gpus)
     yield
-    ALL_EXPERTS_FUNCTIONS.register(speed._IMPLEMENTATION, usual)
+    ALL_EXPERTS_FUNCTIONS.register(speed.IMPLEMENTATION, usual)
 
 
 @contextlib.contextmanager
@@ -261,7 +261,7 @@ def measured(
     model = fake_model(family, architecture, vocabulary, trained if lora is None else compute_dtype(recipe, "cuda"))
     if recipe.within_documents:
         model.set_attn_implementation(MASKED if needs_mask(family, architecture, recipe, gpu=1) else BY_DOCUMENT)
-    model = _configured(model, recipe)
+    model = configured(model, recipe)
     if lora is not None:
         add_adapters(model, lora, dtype=trained)
     routes = architecture.num_experts > 1
@@ -318,7 +318,7 @@ def make_real(model: nn.Module) -> None:
 
 
 def deep_step(family: FamilyName, architecture: Architecture, vocabulary: int, recipe: Optimizer) -> int:
-    """A step in which the larger one of embedding and first layer trains, if blocks do: its backward pass uses all layers."""
+    """A step that trains the larger of embedding and first layer (if blocks train); backward uses all layers."""
     blocks = architecture.num_hidden_layers + 2
     parameters = count_parameters(family, architecture, vocabulary)
     head = parameters.embedding + architecture.hidden_size  # as large as the embedding, and the last norm

@@ -1,4 +1,4 @@
-"""Memory of two training steps of a published checkpoint's sub-model on FakeTensors, with few layers and with all of them.
+"""Memory of two training steps of a published checkpoint's sub-model on FakeTensors, with few layers and with all.
 
 One process of `benchmarks.fake_memory`: its last line of output is a JSON object.
 """
@@ -56,12 +56,12 @@ def measure(checkpoint: str, changes: dict[str, Any], *, whole: bool) -> dict[st
 
 
 def fewest_layers(checkpoint: str, sizes: Architecture) -> int:
-    """Layers of a model whose first and last layer differ, of all kinds; one more layer is of the most frequent kind."""
+    """Layers of the smallest model that has all kinds of layers; one more layer is of the most frequent kind."""
     return max(2, 1 + DECLARATIONS[PUBLISHED[checkpoint][0]].dense_layers(sizes.fields))
 
 
 def scaled(first: dict[str, int], second: dict[str, int], more: int) -> int:
-    """Peak of a model with some more layers than the first, if each takes as much as the one that the second has more."""
+    """Peak of a model with `more` layers than the first, if each takes as much as the second's additional layer."""
     return max(first[moment] + more * (second[moment] - first[moment]) for moment in first if moment != "other layers")
 
 

@@ -1,4 +1,4 @@
-"""Ask llama.cpp about a GGUF file, in a process of its own: `python llama_cpp.py FILE`, with questions on the standard input.
+"""Ask llama.cpp about a GGUF file: `python llama_cpp.py FILE`, with questions on the standard input.
 
 llama.cpp runs on one thread with an fp32 cache, so that its results differ from those of transformers by rounding
 alone.

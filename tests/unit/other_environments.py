@@ -1,4 +1,4 @@
-"""Let another program continue texts with exported models, in an environment of its own: `python other_environments.py PROGRAM`.
+"""Continue texts with exported models in another environment's program: `python other_environments.py PROGRAM`.
 
 `make test-ecosystem` makes these environments. A variable such as MOEDISCO_TEST_VLLM names the interpreter of another
 one.
@@ -59,7 +59,7 @@ class Program:
         return f"{self.folder} is not installed, and {self.variable} names no interpreter"
 
     def continuations(self, models: list[Path], text: str, count: int) -> dict[str, Any]:
-        """The program's `version` and, per model, the `ids` of a text and the likeliest `tokens` after it, or an `error`."""
+        """The program's `version`; per model, the `ids` of a text and the likeliest next `tokens`, or an `error`."""
         asked = {"models": [str(model) for model in models], "text": text, "count": count}
         done = subprocess.run(
             [self.python, __file__, self.package],

@@ -63,7 +63,7 @@ def texts_of(config: RunConfig, owner: str | None) -> list[str]:
 
 
 def traces(texts: Sequence[str], encoder: Encoder) -> Iterator[tuple[bytes, ...]]:
-    """Per document, what a file would hold if it held the document: pieces of its text, and of its tokens as integers."""
+    """Per document, what shows that a file holds it: pieces of its text, and of its tokens as integers."""
     for text, ids in zip(texts, encoder.encode(texts), strict=True):
         starts = (0, max(0, (len(ids) - RUN_TOKENS) // 2))
         tokens = [ids[start : start + RUN_TOKENS].astype(kind).tobytes() for start in starts for kind in ("<u2", "<u4")]
@@ -73,9 +73,11 @@ def traces(texts: Sequence[str], encoder: Encoder) -> Iterator[tuple[bytes, ...]
 def found(traces: Iterable[tuple[bytes, ...]], places: Iterable[Path]) -> list[tuple[bool, bool]]:
     """Whether any file below the places, or in its compressed parts, holds text or tokens of each document."""
     whole = b"\0\0".join(content for place in places for path in _files(place) for content in _contents(path))
-    return [
-        (any(piece in whole for piece in pieces[:2]), any(piece in whole for piece in pieces[2:])) for pieces in traces
-    ]
+
+    def holds(pieces: Iterable[bytes]) -> bool:
+        return any(piece in whole for piece in pieces)
+
+    return [(holds(pieces[:2]), holds(pieces[2:])) for pieces in traces]
 
 
 def _files(place: Path) -> list[Path]:

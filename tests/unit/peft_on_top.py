@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 
 def check_lora_on_top(directory: Path, ids_BL: Tensor, adapter: Path, *, lr: float, steps: int) -> None:
-    """Train adapters on a few tokens: they learn, the weights below stay, and the stored adapters compute the same again."""
+    """Adapters learn from a few tokens, the weights below stay, and the stored adapters compute the same again."""
     base = AutoModelForCausalLM.from_pretrained(directory)
     before = [(parameter, parameter.detach().clone()) for parameter in base.parameters()]
     with torch.no_grad():

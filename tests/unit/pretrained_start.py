@@ -1,4 +1,4 @@
-"""A small dense model as it would be downloaded: trained a little, with tokenizer, chat template and generation settings."""
+"""A small dense model as it would be downloaded, slightly trained, with tokenizer, template and generation settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def texts() -> list[str]:
 
 
 def write_tokenizer(directory: Path, begins: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with a token for the end of a turn and, where a text `begins` with it, a post-processor for BOS."""
+    """A byte-level BPE with an end-of-turn token and, where a text `begins` with BOS, the post-processor for it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""`moedisco experts`: an expert that was trained elsewhere joins a trained model, which stays as good on the text that it knows."""
+"""`moedisco experts`: an expert trained elsewhere joins a trained model, which stays as good on the text it knows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def train(home: Path, name: str, texts: tuple[str, ...], **changes: Any) -> Path
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run on two domains from fine-tunes of a base model, and a run on a third domain from the same base model."""
+    """A trained run on two domains from fine-tunes of a base model, and a run on a third domain from the same base."""
     home = finetunes(tmp_path_factory.mktemp("added"))
     texts = [str(home / f"{name}.txt") for name in OLD]
     merge_models([str(home / name) for name in OLD], str(home / "base"), home / "merged", texts=texts, max_tokens=6_000)
@@ -243,8 +243,12 @@ def test_an_expert_that_does_not_help_on_its_text_gives_a_warning(home: Path, tm
     )
     before, after = (row["perplexity"][1] for row in found["losses"])
     assert after >= before
-    warning = f"on {texts[1]}, the held-out perplexity is {after:.4g} with the new expert, and {before:.4g} without it; train the"
-    assert found["warnings"] == [f"{warning} expert longer, or leave it out"]
+    assert found["warnings"] == [
+        (
+            f"on {texts[1]}, the held-out perplexity is {after:.4g} with the new expert, and {before:.4g} without it; "
+            "train the expert longer, or leave it out"
+        )
+    ]
 
 
 def test_mistakes_are_one_line_and_write_nothing(home: Path, tmp_path: Path) -> None:
@@ -253,7 +257,10 @@ def test_mistakes_are_one_line_and_write_nothing(home: Path, tmp_path: Path) -> 
         (
             [dense],
             {},
-            "--calibration: a dense model has no router; name a text of each new expert, from which its row is computed",
+            (
+                "--calibration: a dense model has no router; name a text of each new expert, "
+                "from which its row is computed"
+            ),
         ),
         (
             [dense],

@@ -28,7 +28,7 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray import attempts, causes, worker
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.causes import end_of, failures_of, last_line
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _MailboxActor
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor, UnitStatus
 from moedisco_ray.execution.ray.ray_train_internals import (
     InsufficientClusterResourcesError,
     WorkerGroupStartupFailedError,
@@ -89,7 +89,7 @@ def of_task(cause: Exception) -> RayTaskError:
 @pytest.fixture(autouse=True)
 def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """A live node and a dead one, with no time to wait for Ray to notice."""
-    monkeypatch.setattr(causes, "_NODE_DEATH_SECONDS", 0.0)
+    monkeypatch.setattr(causes, "NODE_DEATH_SECONDS", 0.0)
     monkeypatch.setattr(
         causes.ray, "nodes", lambda: [{"NodeID": "node", "Alive": True}, {"NodeID": "gone", "Alive": False}]
     )
@@ -226,7 +226,7 @@ def test_who_finds_no_slot_has_lost_no_work() -> None:
 
 
 def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
-    mailbox = _MailboxActor()
+    mailbox = MailboxActor()
     mailbox.set_workers("finetune", mailbox.begin_attempt("finetune"), ("gone",))
     assert (
         end_after(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.statuses(["finetune"])["finetune"]).kind
@@ -238,7 +238,7 @@ def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
 
 
 def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was() -> None:
-    mailbox = _MailboxActor()
+    mailbox = MailboxActor()
     mailbox.push(progress(500), mailbox.begin_attempt("finetune"))
     assert mailbox.statuses(["finetune"])["finetune"] == UnitStatus((), 500, 0.5)
     mailbox.begin_attempt("finetune")
@@ -249,7 +249,7 @@ def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was
 
 
 def test_an_error_s_step_is_the_worker_s_word_and_not_the_last_progress() -> None:
-    mailbox = _MailboxActor()
+    mailbox = MailboxActor()
     this = mailbox.begin_attempt("finetune")
     mailbox.set_exit_step("finetune", this, 0)
     assert (
@@ -270,10 +270,10 @@ def test_a_worker_tells_where_it_was_however_it_ends(monkeypatch: pytest.MonkeyP
     sent: list[tuple[str, str, int]] = []
     mailbox = SimpleNamespace(set_exit_step=SimpleNamespace(remote=lambda *word: word))
     monkeypatch.setattr(worker.ray, "wait", lambda words, **_limit: sent.extend(words))
-    with pytest.raises(ValueError, match="bug"), worker._reporting_exit_step("finetune", mailbox, "this"):
+    with pytest.raises(ValueError, match="bug"), worker.reporting_exit_step("finetune", mailbox, "this"):
         raise ValueError("bug before the first step")
     assert sent == []
-    with pytest.raises(ValueError, match="bug"), worker._reporting_exit_step("finetune", mailbox, "this") as begins:
+    with pytest.raises(ValueError, match="bug"), worker.reporting_exit_step("finetune", mailbox, "this") as begins:
         for step in (3, 4):
             begins(step)
         raise ValueError("bug")

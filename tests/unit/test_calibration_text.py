@@ -49,7 +49,7 @@ def table_of(directory: Path) -> pa.Table:
 
 
 def own_windows(config: RunConfig, cluster: int) -> list[list[int]]:
-    """A cluster's own text in windows, each with the token after it: its documents once, then again those that count twice."""
+    """A cluster's own text in windows, each with its next token: documents once, then again those that count twice."""
     assigned = table_of(config.directory / "clusters" / "assignments")
     documents = table_of(config.directory / "corpus" / "train").slice(0, len(assigned))
     own = documents.filter(pa.array(assigned["cluster"].to_numpy() == cluster)).to_pylist()

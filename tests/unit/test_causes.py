@@ -16,11 +16,12 @@ TRACEBACK = """Traceback (most recent call last):
   File "/srv/node preemption/loop.py", line 7, in after_preemption
     step(job)   # out of memory, or the node has died
 """
-NODE_DIED = "The actor died because its node has died. Node Id: 5d\n\tthe actor's node was terminated unexpectedly: no heartbeat"
-NODE_PREEMPTED = "The actor died because its node has died. Node Id: 5d\n\tthe actor's node was preempted: a notice"
+NODE = "The actor died because its node has died. Node Id: 5d\n\tthe actor's node was"
+NODE_DIED = f"{NODE} terminated unexpectedly: no heartbeat"
+NODE_PREEMPTED = f"{NODE} preempted: a notice"
 NO_NODE = (
-    "Task failed because the node it was running on is dead or unavailable. Node IP: 10.0.0.7, node ID: 5d. This can happen if the "
-    "node was preempted, had a hardware failure, or its raylet crashed unexpectedly."
+    "Task failed because the node it was running on is dead or unavailable. Node IP: 10.0.0.7, node ID: 5d. "
+    "This can happen if the node was preempted, had a hardware failure, or its raylet crashed unexpectedly."
 )
 STARTS = "One of the worker actors failed to initialize due to error:\n"
 

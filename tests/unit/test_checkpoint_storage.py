@@ -292,14 +292,14 @@ def test_a_file_that_reads_badly_once_costs_no_checkpoint(
     file: str,
 ) -> None:
     job = finished(whole, home, place, tmp_path)
-    get, read = Storage._get, list[str]()
+    get, read = Storage.get, list[str]()
 
     def badly_once(self: Storage, name: str, positions: range | None = None) -> bytes:
         data = get(self, name, positions)
         read.append(name)
         return data[: len(data) // 2] if read.count(name) == 1 and name == f"step-{STEPS:07d}/{file}" else data
 
-    monkeypatch.setattr(Storage, "_get", badly_once)
+    monkeypatch.setattr(Storage, "get", badly_once)
     resumed = run(job)
     assert resumed.restored_step == STEPS
     assert read.count(f"step-{STEPS:07d}/{file}") >= 2

@@ -42,7 +42,7 @@ def model_of(family: str, directory: Path, scale: float = 1.0, **changes: Any) -
 
 
 def by_hand(family: str, sources: list[tuple[Path, int]], top_k: int, **changes: Any) -> torch.Tensor:
-    """Logits of transformers' own model of the first source, with the rows of the chosen experts put into its tensors."""
+    """Logits of transformers' own model of the first source, with the chosen experts' rows in its tensors."""
     models = {path: AutoModelForCausalLM.from_pretrained(path).eval() for path, _ in sources}
     first = models[sources[0][0]]
     known = DECLARATIONS[family].fields

@@ -121,7 +121,10 @@ def test_validate_names_family_clusters_and_tokens(demo):
         ("clusters.count=3", "moedisco: clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
         (
             "model.config.vocab_size=100",
-            "moedisco: model.config.vocab_size: 100: is less than the tokenizer's 2048 tokens; raise it, or leave it out",
+            (
+                "moedisco: model.config.vocab_size: 100: is less than the tokenizer's 2048 tokens; "
+                "raise it, or leave it out"
+            ),
         ),
     ],
 )
@@ -241,7 +244,10 @@ def test_show_and_plot_refuse_a_directory_without_a_run(tmp_path, command):
     [
         (
             ("--sources", "README.md"),
-            "moedisco: MODEL: '{0}': holds no model and tokenizer; name a run's export, RUN_DIR/model, or a model with its tokenizer",
+            (
+                "moedisco: MODEL: '{0}': holds no model and tokenizer; "
+                "name a run's export, RUN_DIR/model, or a model with its tokenizer"
+            ),
         ),
         ((), "moedisco: --sources: nothing to evaluate; name text, or task files with --lm-eval"),
     ],
@@ -285,5 +291,6 @@ def test_a_real_process_ends_a_mistake_in_one_line():
     )
     assert result.returncode == 2
     assert one_line(result) == (
-        "moedisco: CONFIG: 'missing.yaml': cannot be read (No such file or directory); `moedisco init missing.yaml` writes one"
+        "moedisco: CONFIG: 'missing.yaml': cannot be read (No such file or directory); "
+        "`moedisco init missing.yaml` writes one"
     )

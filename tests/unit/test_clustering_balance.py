@@ -29,7 +29,7 @@ from moedisco_ray.stages.clustering.vectors.random import RandomCosts
 
 
 class Files:
-    """Vector files of documents with random ids, in ascending order, and the answers that the driver gets about them."""
+    """Vector files of documents with random ids in ascending order, and the answers about them that the driver gets."""
 
     def __init__(self, directory, x_ND, weights_N, files):
         ids = [hashlib.blake2b(f"{i}".encode(), digest_size=16).digest() for i in range(len(x_ND))]
@@ -139,7 +139,7 @@ def test_the_stage_balances_documents_beyond_the_sample(vectors, tmp_path):
 
 @pytest.mark.parametrize("rows", [1, 7, 8192])
 def test_files_are_written_and_read_in_blocks(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("moedisco_ray.stages.clustering.store._ROWS", rows)
+    monkeypatch.setattr("moedisco_ray.stages.clustering.store.ROWS", rows)
     corpus = write_corpus(tmp_path, documents=60, parts=3)
     parts = sorted((corpus / "train").iterdir())
     pq.write_table(pq.read_table(parts[1]).slice(0, 0), parts[1])  # a part may have validation documents alone

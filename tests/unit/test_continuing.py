@@ -44,7 +44,7 @@ NOTHING = "nothing is stored yet: the same command begins anew"
 
 @pytest.fixture
 def ended(tmp_path, monkeypatch):
-    """Function that runs `moedisco run` with a pipeline that emits events and fails, and returns the line about the end."""
+    """Runs `moedisco run` with a pipeline that emits events and fails, and returns the line about the end."""
 
     def run(events, error, *options):
         def pipeline(config, listeners, *_, **__):
@@ -123,5 +123,6 @@ def test_a_stop_file_that_still_exists_is_named(ended, tmp_path):
     stop = tmp_path / "stop"
     stop.write_text("cancelled")
     assert ended([*START, CHECKPOINT], RunStopped("cancelled"), "--stop-file", stop) == (
-        f"moedisco: stopped (cancelled); without the stop file {stop}, the same command continues from the last checkpoint"
+        f"moedisco: stopped (cancelled); without the stop file {stop}, "
+        "the same command continues from the last checkpoint"
     )

@@ -51,7 +51,7 @@ def marks(table: pa.Table) -> set[str]:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, pa.Table]]:
-    """A corpus of running text, rows, and rows that have too many tokens for their bytes, so that they are cut in the end."""
+    """A corpus of running text, of rows, and of rows with too many tokens for their bytes, which are cut in the end."""
     home = tmp_path_factory.mktemp("first")
     (home / "running.txt").write_text(prose(0, 600))
     (home / "rows.jsonl").write_text("\n".join(json.dumps({"text": prose(i, 3)}) for i in range(1, 60)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.stages.corpus import rows
+from moedisco_ray.stages.corpus import cells, rows
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.long_json import read_member
 from moedisco_ray.stages.corpus.readers import Slice, read_slice
@@ -107,8 +107,9 @@ def test_long_texts_of_every_format_are_cut_like_short_ones(name, tmp_path, monk
             writer.write_table(table)
     expected = documents(path)
     assert len(expected) > 100
-    monkeypatch.setattr(rows, "_LONG", 1000)
-    monkeypatch.setattr(rows, "CHUNK", 777)
+    monkeypatch.setattr(rows, "LONG", 1000)
+    monkeypatch.setattr(cells, "LONG", 1000)
+    monkeypatch.setattr(cells, "CHUNK", 777)
     monkeypatch.setattr("moedisco_ray.stages.corpus.streams.CHUNK", 501)
     assert documents(path) == expected
 
@@ -123,7 +124,8 @@ def test_long_texts_of_every_format_are_cut_like_short_ones(name, tmp_path, monk
 )
 def test_what_a_long_line_lacks_is_named(line, message, tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text(line)
-    monkeypatch.setattr(rows, "_LONG", 1000)
+    monkeypatch.setattr(rows, "LONG", 1000)
+    monkeypatch.setattr(cells, "LONG", 1000)
     monkeypatch.setattr("moedisco_ray.stages.corpus.streams.CHUNK", 501)
     with pytest.raises(CorpusError, match=message):
         documents(tmp_path / "rows.jsonl")

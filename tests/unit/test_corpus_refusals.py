@@ -1,4 +1,4 @@
-"""Files that are not what they seem, files that are left out, and tables: what a corpus of mixed files reads and says."""
+"""What a corpus of mixed files reads and says: files with misleading names, files that are left out, tables."""
 
 from __future__ import annotations
 

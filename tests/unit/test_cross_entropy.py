@@ -61,8 +61,8 @@ def test_tiles_of_any_size_give_the_loss_and_gradients_of_all_logits(
     exact, *gradients = whole(hidden_TD.double(), head_VD.double(), targets_T, *(each.double() for each in bias))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "LOGITS_BYTES", tile)
-        patch.setattr(module, "_TILE_TOKENS", rows)
-        patch.setattr(module, "_LEAST_TOKENS", least)
+        patch.setattr(module, "TILE_TOKENS", rows)
+        patch.setattr(module, "LEAST_TOKENS", least)
         loss = summed_cross_entropy(hidden_TD, head_VD, targets_T, *bias)
         torch.autograd.backward(3 * loss)
     assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-6)

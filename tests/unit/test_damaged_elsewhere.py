@@ -1,4 +1,4 @@
-"""Damage outside of a run's finished stages: in data owners' storages, and in the outputs of trainings of an unfinished stage."""
+"""Damage outside finished stages: in data owners' storages, and in outputs of trainings of an unfinished stage."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_who_trusts_the_disk_reads_without_verifying(finished: Finished) -> None
 
 @pytest.mark.parametrize("file", ["config.json", "run.json"])
 def test_damaged_files_about_the_run_are_named_and_repaired(finished: Finished, file: str) -> None:
-    """Before (af276e38): a changed seed in config.json was "a run with other settings", a changed id another run for trackers."""
+    """Before (af276e38): a changed seed in config.json was "a run with other settings", a changed id another run."""
     identity = json.loads((finished.directory / "run.json").read_text())["id"]
     change_digit(finished.directory / file, '"seed": ' if file == "config.json" else '"id": "')
     with pytest.raises(MoeDiscoError, match=rf"{file} in .* is damaged"):

@@ -43,7 +43,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 def interrupt(config: RunConfig, home: Path) -> Finished:
-    """Stop a run after two sync points of its sub-models, when one of them has reached the third and another has not."""
+    """Stop a run after two sync points, when one of its sub-models has reached the third and another has not."""
     stop = StopFile(home / "stop")
     synced: list[Event] = []
     trained: list[str | None] = []

@@ -1,4 +1,4 @@
-"""What an autoscaler is asked for on behalf of what waits, on a cluster whose placement groups and nodes are made up."""
+"""What an autoscaler is asked to start for waiting work, on a cluster with invented placement groups and nodes."""
 
 from __future__ import annotations
 
@@ -152,5 +152,5 @@ def test_a_type_that_does_not_come_gives_way_for_a_while(cluster: Cluster) -> No
     cluster.now += 2 * boot + 1
     demand.request({A: 1})
     assert demand.absent == [A]
-    cluster.now += module._ABSENT_SECONDS
+    cluster.now += module.ABSENT_SECONDS
     assert demand.absent == []

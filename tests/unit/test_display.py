@@ -353,8 +353,8 @@ def test_a_plan_prices_the_fine_tune_on_both_pools(tmp_path):
         return re.search(r"finetune\.pool=.*?(is not in it|not fit \d+ GB|Speed)", text)[0]
 
     assert re.fullmatch(
-        r"finetune\.pool=low_memory, 8 workers: the fine-tune would cost \$\S+ in .+, instead of \$\S+ in .+; the time to send "
-        r"\S+ GB per step is not in it",
+        r"finetune\.pool=low_memory, 8 workers: the fine-tune would cost \$\S+ in .+, instead of \$\S+ in .+; "
+        r"the time to send \S+ GB per step is not in it",
         line(),
     )
     assert line("finetune.pool=low_memory").startswith(

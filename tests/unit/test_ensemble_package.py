@@ -53,7 +53,8 @@ import json, sys
 sys.modules["moedisco_ray"] = None
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (kind.from_pretrained(sys.argv[1], trust_remote_code=True) for kind in (AutoModelForCausalLM, AutoTokenizer))
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 ids = torch.tensor([json.loads(sys.argv[2])])
 with torch.no_grad():
     loss = model(ids, labels=ids).loss.item()

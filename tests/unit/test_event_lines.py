@@ -1,4 +1,4 @@
-"""A line of `events.jsonl` that a disk has changed is lost: it changes no cost, and the lines after it keep their numbers."""
+"""A damaged line of `events.jsonl` is lost: it changes no cost, and later lines keep their numbers."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray import event_mailbox as module
 from moedisco_ray.execution.ray.event_mailbox import (
     EventMailbox,
+    MailboxActor,
     UnitStatus,
-    _MailboxActor,
     forwarding,
     loss_rate_reader,
     open_mailbox,
@@ -88,7 +88,7 @@ def test_the_blocks_own_error_goes_before_that_of_a_full_disk() -> None:
         raise TrainingError("diverged")
 
 
-def say(mailbox: _MailboxActor, attempt: str, word: str, step: int) -> None:
+def say(mailbox: MailboxActor, attempt: str, word: str, step: int) -> None:
     """What a worker of an attempt at the unit says, or its controller."""
     if word == "progress":
         mailbox.push(
@@ -106,7 +106,7 @@ def say(mailbox: _MailboxActor, attempt: str, word: str, step: int) -> None:
 
 @given(st.lists(WORDS))
 def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[tuple[bool, str, int]]) -> None:
-    both, alone = _MailboxActor(), _MailboxActor()
+    both, alone = MailboxActor(), MailboxActor()
     older, newer, only = both.begin_attempt("unit"), both.begin_attempt("unit"), alone.begin_attempt("unit")
     for outlived, word, step in words:
         say(both, older if outlived else newer, word, step)
@@ -121,7 +121,7 @@ def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[
 
 
 def test_a_new_attempt_is_nowhere_yet() -> None:
-    mailbox = _MailboxActor()
+    mailbox = MailboxActor()
     for word in ("progress", "leave", "finish"):
         say(mailbox, mailbox.begin_attempt("unit"), word, 7)
     mailbox.begin_attempt("unit")
@@ -160,7 +160,7 @@ def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.M
 
 
 def test_what_was_seen_of_losses_grows_with_what_is_held() -> None:
-    mailbox = _MailboxActor()
+    mailbox = MailboxActor()
     assert mailbox.losses_per_hour() == loss_rate(0, 0)
     hold = {"hold": "a", "unit": "unit", "pool": "low_memory", "workers": 2}
     mailbox.push(Event("workers_held", "submodels", data=hold, time=time.time() - 5 * HOUR))

@@ -1,4 +1,4 @@
-"""How often the workers of a sharded training exchange weights and gradients: bytes per step, counted without other workers."""
+"""How often workers of a sharded training exchange weights and gradients: bytes per step, counted in one process."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def experts(home: Path, output: Path, *arguments: str, calibration: Sequence[str
 
 
 def changes(before: Mapping[str, float], output: Path) -> dict[str, float]:
-    """Changes of the perplexities on the domains as transformers computes them, after a check of those that were recorded."""
+    """Changes of the perplexities on the domains by transformers, after a check of the recorded perplexities."""
     after, found = perplexities(output), json.loads((output / "experts.json").read_text(encoding="utf-8"))
     recorded = {
         Path(text).stem: new / old

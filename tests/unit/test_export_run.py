@@ -56,7 +56,7 @@ def in_finetune(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetune: RunConfig, tmp_path: Path) -> None:
     code, output = export(in_finetune.directory, "--from-checkpoint", "--output", str(tmp_path / "model"), "--json")
     assert code == 0, output
-    context = export_run._context(in_finetune, export_run.RunStore.of(in_finetune.location))
+    context = export_run.context_of(in_finetune, export_run.RunStore.of(in_finetune.location))
     job = make_job(
         context,
         "finetune",

@@ -27,7 +27,7 @@ from moedisco_ray.plan.parameters import submodel_architecture
 from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
-from moedisco_ray.training.sharding import _configured, _shard
+from moedisco_ray.training.sharding import _shard, configured
 from moedisco_ray.training.stepper import Stepper
 
 pytestmark = [pytest.mark.fake, pytest.mark.timeout(900)]
@@ -227,7 +227,7 @@ def measured(case: Case) -> int:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _shard(_configured(model, recipe), torch.bfloat16, world, case.exchange)
+        _shard(configured(model, recipe), torch.bfloat16, world, case.exchange)
         with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, watching_storages(live):
             model.to_empty(device="cpu")
             model.tie_weights()

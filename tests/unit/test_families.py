@@ -242,7 +242,10 @@ def config_of(family: str, clusters: int, **changes: Any) -> RunConfig:
 @pytest.mark.parametrize("family", GROUPED)
 def test_groups_that_a_submodel_would_cut_are_refused_in_one_line(family: str) -> None:
     limit = dict([DECLARATIONS[family].router.limit_field or ("n_group", 4)])
-    line = "clusters.count: 6 gives sub-models of 4 experts, which cut the router's groups of 6 experts; use 4 or a divisor or a"
+    line = (
+        "clusters.count: 6 gives sub-models of 4 experts, which cut the router's groups of 6 experts; "
+        "use 4 or a divisor or a"
+    )
     with pytest.raises(ConfigError, match=line):
         config_of(family, 6, num_experts=24, fields={"n_group": 4, "topk_group": 2, **limit})
 

@@ -1,4 +1,4 @@
-"""A bit that turns in a file of a run, or a page that is lost, is found or changes nothing: no run makes another model silently."""
+"""A flipped bit or a lost page in a run's files is found or changes nothing: no run silently makes another model."""
 
 from __future__ import annotations
 

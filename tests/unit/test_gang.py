@@ -161,7 +161,7 @@ def gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gang:
 
     def train(cluster: Scripted, sizes: Sizes, stop: StopFile = NEVER, failures: int = 3) -> Trained:
         monkeypatch.setattr(queue, "attempt", cluster.attempt)
-        monkeypatch.setattr(queue, "_POLL_SECONDS", 0.001)
+        monkeypatch.setattr(queue, "POLL_SECONDS", 0.001)
         monkeypatch.setattr(queue, "GRACE_SECONDS", cluster.grace)
         monkeypatch.setattr(checkpoint, "steps", lambda _location: [])
         monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(cluster))

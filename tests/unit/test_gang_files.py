@@ -1,4 +1,4 @@
-"""Gangs read and write models in parts: the same bits at every size, however slow or short-lived a worker is (gloo, CPU)."""
+"""Gangs read and write models in parts: the same bits at every size, even if a worker is slow or dies (gloo, CPU)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from docs.plans import CHECKPOINTS, planned
 from moedisco_ray.core.config import Optimizer, check_config, read_architecture
 from moedisco_ray.models import expert_parallel
-from moedisco_ray.plan import Plan, build_plan
+from moedisco_ray.plan import Plan, StagePlan, build_plan
 from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, gang_traffic, step_bytes
 from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.plan.parameters import count_parameters
@@ -32,7 +32,7 @@ FAMILY = "qwen3_moe"
 
 
 class Sent(TorchDispatchMode):
-    """Counts the bytes that this worker sends: gathers, reductions, sums over replicas, and tokens that travel to experts."""
+    """Counts the bytes that this worker sends: gathers, reductions, sums over replicas, and tokens sent to experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,10 +184,10 @@ def qwen3(parallel: dict[str, int]) -> Plan:
 
 
 def test_a_plan_knows_divided_experts_and_replicas() -> None:
-    sharded, divided, replicated = (
-        next(stage for stage in qwen3(parallel).stages if stage.stage == "finetune")
-        for parallel in ({}, {"expert": WORKERS}, {"replicate": 2})
-    )
+    def finetune(**parallel: int) -> StagePlan:
+        return next(stage for stage in qwen3(parallel).stages if stage.stage == "finetune")
+
+    sharded, divided, replicated = finetune(), finetune(expert=WORKERS), finetune(replicate=2)
     assert sharded.traffic is not None
     assert divided.traffic is not None
     assert (sharded.traffic.divided, sharded.traffic.sharded) == (divided.traffic.bytes, divided.traffic.sharded)

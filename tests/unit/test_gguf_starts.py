@@ -161,8 +161,8 @@ def test_a_mixtral_is_no_start(start: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         _ = Model.model_validate({"init": {start: str(path)}}).architecture
     assert str(caught.value) == (
-        f"model.init.{start}: '{path}': expert_count: 4: is that of a Mixtral, which transformers reads as a dense Llama; "
-        "name the Hugging Face directory of the model instead"
+        f"model.init.{start}: '{path}': expert_count: 4: is that of a Mixtral, "
+        "which transformers reads as a dense Llama; name the Hugging Face directory of the model instead"
     )
 
 

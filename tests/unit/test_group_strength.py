@@ -94,7 +94,7 @@ def test_principal_directions_are_normalised_and_treat_clusters_alike(clusters: 
 
 
 def same_expert_twice(config: dict[str, object], method: str, directory: Path) -> list[float]:
-    """Share of the tokens that select both copies of one expert, by layer, in a seed of half of the experts that was grown."""
+    """By layer, the share of tokens that select both copies of an expert, in a seed grown from half of the experts."""
     names = ModelMap(str(config["model_type"]))
     seed = random_tensors(submodel_config(config, GROUP), seed=5)
     whole = with_seed(seed, random_weights(config, 1), names, distinct_rows=method == "concat")

@@ -1,4 +1,4 @@
-"""Tasks by lm-eval: its likelihoods are those of our scoring and of its own model class, its counts those of plain arithmetic."""
+"""Tasks by lm-eval: likelihoods as in our scoring and in lm-eval's model class, counts as in plain arithmetic."""
 
 from __future__ import annotations
 

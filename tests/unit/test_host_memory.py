@@ -43,7 +43,8 @@ def run(name, size, hidden):
     corpus_scale.write_corpus(place / "text", size)
     config = check_config({
         "name": "memory", "corpus": {"sources": [{"path": str(place / "text")}], "sequence_length": 512},
-        "tokenizer": {"path": str(home / "tokenizer")}, "tokens": {"total": size // 2}, "model": {"config": {"num_experts": 8}},
+        "tokenizer": {"path": str(home / "tokenizer")}, "tokens": {"total": size // 2},
+        "model": {"config": {"num_experts": 8}},
         "clusters": {"count": 8, "vectors": "tfidf_svd", "dimensions": 256}})
     sizes = Architecture(hidden_size=hidden, num_hidden_layers=2, num_experts=8, moe_intermediate_size=hidden)
     whole = config_values(hf_config("qwen3_moe", sizes, 4096, 512, 0))

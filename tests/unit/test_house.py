@@ -50,7 +50,8 @@ def test_a_tree_is_measured_by_rooms_and_by_its_reference_pages():
         "docs/configuration.md": "| setting |\n| --- |\n| `a.b` | 1 |\n| `a.c` | 2 |\n",
         "README.md": "two words\n",
         "docs/cli.md": (
-            "```text\nmoedisco [OPTIONS] COMMAND [ARGS]...\n```\n```text\nmoedisco run [OPTIONS]\n```\n| `--set KEY` | x |\n"
+            "```text\nmoedisco [OPTIONS] COMMAND [ARGS]...\n```\n"
+            "```text\nmoedisco run [OPTIONS]\n```\n| `--set KEY` | x |\n"
         ),
         "docs/rest.md": "### `GET /a`\n",
     }

@@ -120,7 +120,10 @@ def test_weights_come_through_xet_storage_and_a_failure_there_is_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     init = upcycled(tmp_path).model.init
     assert not [path for _, path, _ in server.requests if "xet" in path], "small files are sent over HTTP"
-    line = rf"^model\.init\.upcycle: 'hf://{NAME}': cannot be downloaded from the hub's Xet storage; .* set HF_HUB_DISABLE_XET=1 to"
+    line = (
+        rf"^model\.init\.upcycle: 'hf://{NAME}': cannot be downloaded from the hub's Xet storage; "
+        ".* set HF_HUB_DISABLE_XET=1 to"
+    )
     with pytest.raises(CheckpointError, match=line):
         _ = init.directory_with_weights()
     assert [path for _, path, _ in server.requests if "xet" in path]
@@ -185,7 +188,10 @@ def test_a_run_goes_on_offline_and_an_unknown_model_is_one_line(
     before = upcycled(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert upcycled(tmp_path).model.init == before.model.init
-    line = r"^model\.init\.upcycle: 'hf://tiny-org/other': is not in this machine's cache, and the hub does not respond; go online"
+    line = (
+        r"^model\.init\.upcycle: 'hf://tiny-org/other': is not in this machine's cache, "
+        "and the hub does not respond; go online"
+    )
     with pytest.raises(CheckpointError, match=line):
         upcycled(tmp_path, "tiny-org/other")
 

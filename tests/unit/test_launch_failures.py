@@ -14,14 +14,20 @@ from moedisco_ray.execution.ray.autoscaling.launch_failures import Kind, kind_of
 from moedisco_ray.execution.ray.autoscaling.spot_fallback import RefusalMonitor
 from moedisco_ray.execution.ray.wait_notice import WaitNotice
 
-AZURE = "(DeploymentFailed) At least one resource deployment operation failed.\nCode: DeploymentFailed\nException Details:\t"
+AZURE = (
+    "(DeploymentFailed) At least one resource deployment operation failed.\n"
+    "Code: DeploymentFailed\nException Details:\t"
+)
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
         (
-            "Node Launch Exception (InsufficientInstanceCapacity): We currently do not have sufficient p5.4xlarge capacity",
+            (
+                "Node Launch Exception (InsufficientInstanceCapacity): "
+                "We currently do not have sufficient p5.4xlarge capacity"
+            ),
             "capacity",
         ),
         (
@@ -29,7 +35,10 @@ AZURE = "(DeploymentFailed) At least one resource deployment operation failed.\n
             "capacity",
         ),
         (
-            "{'errors': [{'code': 'ZONE_RESOURCE_POOL_EXHAUSTED', 'message': \"The zone does not have enough resources\"}]}",
+            (
+                "{'errors': [{'code': 'ZONE_RESOURCE_POOL_EXHAUSTED', "
+                "'message': \"The zone does not have enough resources\"}]}"
+            ),
             "capacity",
         ),
         (
@@ -39,11 +48,17 @@ AZURE = "(DeploymentFailed) At least one resource deployment operation failed.\n
         (f"{AZURE}(OverconstrainedZonalAllocationRequest) Allocation failed.", "capacity"),
         ("Node Launch Exception (MaxSpotInstanceCountExceeded): Max spot instance count exceeded", "quota"),
         (
-            "Node Launch Exception (VcpuLimitExceeded): You have requested more vCPU capacity than your current vCPU limit",
+            (
+                "Node Launch Exception (VcpuLimitExceeded): "
+                "You have requested more vCPU capacity than your current vCPU limit"
+            ),
             "quota",
         ),
         (
-            "{'errors': [{'code': 'QUOTA_EXCEEDED', 'message': \"Quota 'PREEMPTIBLE_NVIDIA_T4_GPUS' exceeded. Limit: 0.0\"}]}",
+            (
+                "{'errors': [{'code': 'QUOTA_EXCEEDED', "
+                "'message': \"Quota 'PREEMPTIBLE_NVIDIA_T4_GPUS' exceeded. Limit: 0.0\"}]}"
+            ),
             "quota",
         ),
         (f"{AZURE}(OperationNotAllowed) It results in exceeding approved LowPriorityCores Quota", "quota"),

@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_ends_the_stream(tmp_path, monkeypatch):
             yield str(number), torch.ones(250)
 
     monkeypatch.setattr(ShardFile, "put", full)
-    monkeypatch.setattr(checkpoint_writer, "_MOST_WAITING", 4_000)
+    monkeypatch.setattr(checkpoint_writer, "MOST_WAITING", 4_000)
     with pytest.raises(OSError, match="No space"):
         write_checkpoint(
             tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(100)}
@@ -288,7 +288,7 @@ def test_tensors_that_wait_to_be_written_are_limited(tmp_path, monkeypatch):
             yield str(number), torch.full((250,), float(number))
 
     monkeypatch.setattr(ShardFile, "put", slow)
-    monkeypatch.setattr(checkpoint_writer, "_MOST_WAITING", 3_000)
+    monkeypatch.setattr(checkpoint_writer, "MOST_WAITING", 3_000)
     write_checkpoint(
         tmp_path, stream(), {}, layout={str(number): Stored((250,), torch.float32) for number in range(50)}
     )

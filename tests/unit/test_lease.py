@@ -1,4 +1,4 @@
-"""The lease of a run at a URI: one driver at a time works on the run, and one that lost its lease changes nothing more."""
+"""The lease of a run at a URI: one driver at a time works on it, and one that lost its lease changes nothing more."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from moedisco_ray.execution.local_backend import LocalBackend
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_RENEW", 0.2), ("_POLL", 0.05), ("_SETTLE", 0.1), ("_NOTICE", 0.4)):
+    for name, seconds in (("RENEW", 0.2), ("POLL", 0.05), ("SETTLE", 0.1), ("NOTICE", 0.4)):
         monkeypatch.setattr(lease, f"{name}_SECONDS", seconds)
 
 
@@ -68,13 +68,13 @@ def test_one_driver_at_a_time_on_one_machine_and_on_two(machines: list[Machine])
 def test_a_dead_drivers_lease_is_taken_over_and_a_lost_one_is_noticed(
     machines: list[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 10.0)
-    monkeypatch.setattr(lease, "_STALE_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 10.0)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.3)
     store, other = machines[0].store, machines[1].store
     with leased(store, 0.0) as cut_off:  # its first renewal is 10 s away: it seems dead
         with leased(other, 0.0) as taken:
             assert taken.fresh
-        monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.0)
+        monkeypatch.setattr(lease, "RENEW_SECONDS", 0.0)
         cut_off.keep()
         with pytest.raises(RunError, match="taken over"):
             cut_off.check()
@@ -84,8 +84,8 @@ def test_a_dead_drivers_lease_is_taken_over_and_a_lost_one_is_noticed(
 def test_a_driver_that_was_cut_off_commits_deletes_and_uploads_nothing_more(
     machines: list[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 100.0)  # it has no chance to notice by a renewal
-    monkeypatch.setattr(lease, "_STALE_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 100.0)  # it has no chance to notice by a renewal
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.3)
     store, other = machines[0].store, machines[1].store
     with leased(store, 0.0) as cut_off:
         draft = begin_draft(store)
@@ -105,7 +105,7 @@ def test_a_driver_that_was_cut_off_commits_deletes_and_uploads_nothing_more(
 def test_a_run_that_was_taken_over_during_a_stage_ends_without_its_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 100.0)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 100.0)
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     config = config_of("qwen3_moe", tmp_path).model_copy(update={"output": f"file://{tmp_path}/bucket"})
     store = RunStore.of(config.location)
@@ -125,7 +125,7 @@ def test_a_run_that_was_taken_over_during_a_stage_ends_without_its_artifact(
 def test_a_late_first_write_leaves_the_other_driver_time_to_notice(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 100.0)  # a renewal at the same moment could make the late one give way
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 100.0)  # a renewal at the same moment could make the late one give way
     held_up, pass_on = threading.Event(), threading.Event()
 
     def fault(method: str, path: str) -> Fault:
@@ -156,7 +156,7 @@ def test_a_late_first_write_leaves_the_other_driver_time_to_notice(
             passed_on = time.monotonic()
             pass_on.set()
             begun = starting.result(60)
-            assert begun - passed_on >= lease._NOTICE_SECONDS
+            assert begun - passed_on >= lease.NOTICE_SECONDS
             with pytest.raises(RunError, match="taken over"):
                 first.check()
     assert json.loads(store.read("lease.json") or b"")["released"]  # by the late one; the first one leaves it alone

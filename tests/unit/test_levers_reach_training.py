@@ -1,4 +1,4 @@
-"""What the configuration says of levers is what trainings are given and do: a run compared with trainings written out by hand."""
+"""Trainings do what the configuration says of levers: a run compared with trainings written out by hand."""
 
 from __future__ import annotations
 

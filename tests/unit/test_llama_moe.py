@@ -1,4 +1,4 @@
-"""LLaMA-MoE against its definition: a slow computation in plain torch, from the names and the configuration of published files."""
+"""LLaMA-MoE against its definition in plain, slow torch, with the names and configuration of published files."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Sub-models whose adapters train instead of their weights (`submodels.lora`), with Hugging Face PEFT as the reference."""
+"""Sub-models that train adapters instead of weights (`submodels.lora`), with Hugging Face PEFT as the reference."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from torch import Tensor
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.stages import training_stage
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, hf_config, load_model, save_model, skeleton, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
-from moedisco_ray.plan import build, build_plan
+from moedisco_ray.plan import build_plan, stage_plan
 from moedisco_ray.plan.adapter_memory import NF4_BYTES
 from moedisco_ray.plan.memory import worker_memory
 from moedisco_ray.plan.parameters import adapter_parameters, count_parameters
@@ -275,12 +277,12 @@ def test_frozen_weights_have_the_dtype_of_the_pools_arithmetic(home: Path, tmp_p
     gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
     on_gpus, on_cpus = lora_config(tmp_path, home / "start", pools=gpu), lora_config(tmp_path, home / "start")
     without = lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 0}})
-    assert [jobs._recipe(each, "submodels").precision for each in (on_gpus, on_cpus, without)] == [
+    assert [jobs.recipe_of(each, training_stage("submodels")).precision for each in (on_gpus, on_cpus, without)] == [
         "bf16",
         "fp32",
         "auto",
     ]
-    assert jobs._recipe(on_gpus, "finetune").precision == "auto"
+    assert jobs.recipe_of(on_gpus, training_stage("finetune")).precision == "auto"
 
 
 def test_several_workers_are_refused(job: TrainJob) -> None:
@@ -357,16 +359,18 @@ def lora_config(home: Path, start: Path, **changes: Any) -> RunConfig:
     return small_config(home, **sections)
 
 
+def of_submodels(parts: Iterable[Any]) -> Any:
+    return next(each for each in parts if each.stage == "submodels")
+
+
 def test_the_plan_of_a_run_needs_less_memory_and_smaller_checkpoints(home: Path, tmp_path: Path) -> None:
     gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
     with_adapters = build_plan(lora_config(tmp_path, home / "start", pools=gpu))
     without = build_plan(lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 0}}))
-    small, large = (
-        next(stage for stage in plan.stages if stage.stage == "submodels") for plan in (with_adapters, without)
-    )
+    small, large = of_submodels(with_adapters.stages), of_submodels(without.stages)
     assert small.adapters > 0 == large.adapters
     assert small.memory.total - small.memory.overhead < large.memory.total - large.memory.overhead
-    stored = [next(each for each in plan.storage if each.stage == "submodels") for plan in (with_adapters, without)]
+    stored = [of_submodels(plan.storage) for plan in (with_adapters, without)]
     assert stored[0].checkpoints == 2 * small.units * 12 * small.adapters  # two kept; a weight and two moments
     assert stored[0].checkpoints < 0.3 * stored[1].checkpoints
     assert with_adapters.stages[-1].memory == without.stages[-1].memory  # the fine-tune
@@ -378,7 +382,7 @@ def test_weights_in_4_bits_need_less_memory_but_models_of_the_same_size(home: Pa
         build_plan(lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 4, "base": base}}))
         for base in ("nf4", "full")
     ]
-    small, large = (next(stage for stage in plan.stages if stage.stage == "submodels").memory for plan in plans)
+    small, large = (of_submodels(plan.stages).memory for plan in plans)
     assert small.weights + small.unpacked == large.weights > small.weights
     on_disk = [[each.model_copy(update={"device_memory": 0}) for each in plan.storage] for plan in plans]
     assert on_disk[0] == on_disk[1]
@@ -391,16 +395,16 @@ def test_a_plan_proposes_4_bits_where_nothing_else_fits(
     def remedy(memory_gb: float) -> Any:
         pools = {"low_memory": {"max_workers": 2, "gpu": 1, "memory_gb": memory_gb}, "high_memory": {"workers": 1}}
         config = lora_config(tmp_path, home / "start", pools=pools, submodels={"lora": {"rank": rank}})
-        return next(stage for stage in build_plan(config).stages if stage.stage == "submodels").remedy
+        return of_submodels(build_plan(config).stages).remedy
 
-    monkeypatch.setattr(build, "USUAL_RANK", 2)  # the model is tiny
+    monkeypatch.setattr(stage_plan, "USUAL_RANK", 2)  # the model is tiny
     in_4_bits = remedy(0.5)
     added = ("submodels.lora.base=nf4", *([] if rank else ["submodels.lora.rank=2"]))
     assert not in_4_bits.fits
     assert in_4_bits.settings[-len(added) :] == added
     assert not any("block_steps" in setting or "offload" in setting for setting in in_4_bits.settings)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_in_four_bits", lambda _: None)
+        patch.setattr(stage_plan, "_in_four_bits", lambda _: None)
         in_full = remedy(0.5)
     assert in_4_bits.memory_gb < in_full.memory_gb
     found = remedy((in_4_bits.memory_gb + in_full.memory_gb) / 2)

@@ -79,7 +79,7 @@ def random_dense(directory: Path, kind: str, seed: int, dtype: torch.dtype = tor
 def reference(
     family: str, models: list[Mapping[str, torch.Tensor]], base: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The MoE as mergekit-moe documents it: base's tensors but for the MLPs, without routers; a shared expert is the base's MLP.
+    """The MoE as mergekit-moe documents it: base's tensors but for the MLPs; a shared expert is the base's MLP.
 
     In a family with a shared expert, its weight is 1/2 at first, and mergekit's `residual_scale: 0.5` does the same to
     the experts.

@@ -1,4 +1,4 @@
-"""Muon: which parameters it trains, its updates against torch's, resuming, and the state that the next training continues from."""
+"""Muon: the parameters it trains, its updates against torch's, resuming, and its state in the next training."""
 
 from __future__ import annotations
 

@@ -19,13 +19,15 @@ def most(values, limit=3):
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A tree of one module, and three files of tests: one looks at its result, one only calls it, one does not import it."""
+    """A tree of one module and three test files: one checks its result, one only calls it, one does not import it."""
     for folder in ("service", "tests/unit"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "service/limits.py").write_text(SOURCE)
     (tmp_path / "tests/unit/limits_example.py").write_text("from service.limits import most\n")
     (tmp_path / "tests/unit/test_result.py").write_text(
-        "from service import limits\ndef test_broken():\n    assert False\ndef test_sum():\n    assert limits.most([1]) == 2\n"
+        "from service import limits\n"
+        "def test_broken():\n    assert False\n"
+        "def test_sum():\n    assert limits.most([1]) == 2\n"
     )
     (tmp_path / "tests/unit/test_call.py").write_text(
         "import limits_example\ndef test_call():\n    limits_example.most([1])\n"

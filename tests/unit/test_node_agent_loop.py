@@ -165,7 +165,7 @@ def test_raylets_are_found_by_their_command_line(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_gone_is_ray_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moedisco_ray.execution.node_agent.raylets._DRAIN_SECONDS", 3.0)
+    monkeypatch.setattr("moedisco_ray.execution.node_agent.raylets.DRAIN_SECONDS", 3.0)
     began = time.monotonic()
     with pytest.raises(RayUnavailable, match=r"127\.0\.0\.1:1"):
         run_drain(Raylet("c" * 56, "127.0.0.1:1"), END)

@@ -1,4 +1,4 @@
-"""All commands open a model in the same way: none applies an adapter that others ignore, and none reads pickled weights."""
+"""All commands load a model alike: none applies an adapter that others ignore, and none reads pickled weights."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ CLASSES = {
 
 @pytest.fixture(scope="module")
 def of_a_stranger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A good model whose files name code of its own in every way that transformers knows, and the trace that this code leaves."""
+    """A good model whose files name code of their own in every way transformers knows, and the trace of that code."""
     model = tmp_path_factory.mktemp("stranger") / "model"
     trace = model.parent / "trace"
     write_model(model, "qwen3_moe")

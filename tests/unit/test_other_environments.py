@@ -1,4 +1,4 @@
-"""Exported models in other programs, each in an environment of its own: their likeliest tokens are those of transformers 5."""
+"""Exported models in other programs, each in its own environment: the likeliest tokens are those of transformers 5."""
 
 from __future__ import annotations
 

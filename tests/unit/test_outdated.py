@@ -1,4 +1,4 @@
-"""After a changed setting, no command takes an artifact of the old settings for one of the new, until it is made again."""
+"""After a setting changed, no command uses an artifact of the old settings until it is made again."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_members_that_did_not_move_leave_only_the_momentum() -> None:
 def test_a_large_tensor_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     start, copies = drawn(1, 2)
     whole = outer_step(start, copies, [0.5, 0.5], None, Outer(lr=0.7, momentum=0.9))
-    monkeypatch.setattr("moedisco_ray.training.sync.outer_step._CHUNK", 4)
+    monkeypatch.setattr("moedisco_ray.training.sync.outer_step.CHUNK", 4)
     for ours, theirs in zip(
         outer_step(start, copies, [0.5, 0.5], None, Outer(lr=0.7, momentum=0.9)), whole, strict=True
     ):

@@ -1,7 +1,8 @@
-"""`validate` and `run` refuse an output that cannot be written, or a disk with too little room, before anything starts."""
+"""`validate` and `run` refuse an unwritable output, or a disk with too little room, before anything starts."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ BEFORE = "the pipeline started"
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
-    """Function that runs a command with settings, and returns what it says on standard error; a pipeline that starts says so."""
+    """Runs a command with settings and returns its standard error, which also shows whether a pipeline started."""
     module = types.ModuleType("moedisco_ray.execution.pipeline")
 
     def pipeline(*_, **__):
@@ -87,10 +88,8 @@ def test_a_disk_with_less_room_than_planned_is_refused_with_both_numbers(refused
 
 CONFIG = check_config(parse_yaml(preset_text("demo")))
 PLAN = build_plan(CONFIG)
-STORED = max(
-    sum(each.stored for each in PLAN.storage[:number]) + stage.checkpoints
-    for number, stage in enumerate(PLAN.storage, start=1)
-)
+_MODELS = itertools.accumulate(stage.stored for stage in PLAN.storage)
+STORED = max(models + stage.checkpoints for models, stage in zip(_MODELS, PLAN.storage, strict=True))
 """Checkpoints of a stage are deleted before later stages store their models."""
 
 

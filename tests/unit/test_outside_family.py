@@ -1,4 +1,4 @@
-"""A family that another package declares: once installed, it is like any other, and the generated proofs hold for it."""
+"""A family of another package is like any other once installed, and the generated proofs hold for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ assert FAMILIES[0] == "mixtral" and FAMILIES[-1] == "lab_moe", FAMILIES
 assert DECLARATIONS["mixtral"].block == "block_sparse_moe"
 assert [name for name in FAMILIES if "qwen3" in DECLARATIONS[name].dense][0] == "qwen3_moe"
 config = check_config({
-    "name": "lab", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"family": "lab_moe"}, "tokens": {"total": 10_000_000}})
+    "name": "lab", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"family": "lab_moe"},
+    "tokens": {"total": 10_000_000}})
 assert ModelMap(config.model.family_name).family.gguf is None
 """
 PROOFS = [

@@ -143,7 +143,8 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
 def listen(event):
-    if (event.type, event.stage, event.unit) == ("progress", "submodels", sys.argv[2]) and event.data["step"] >= int(sys.argv[3]):
+    steps_of_unit = (event.type, event.stage, event.unit) == ("progress", "submodels", sys.argv[2])
+    if steps_of_unit and event.data["step"] >= int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 pipeline.run(owned_config(Path(sys.argv[1])), (listen,), backend=LocalBackend())

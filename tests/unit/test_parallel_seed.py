@@ -142,7 +142,7 @@ def our_muon(model: PreTrainedModel, job: TrainJob) -> torch.optim.Optimizer:
 def by_hand(
     home: Path, every: int, outer: Outer, inner: Callable[[PreTrainedModel], torch.optim.Optimizer]
 ) -> dict[str, torch.Tensor]:
-    """Local training on each member's batches, and the outer step of DiLoCo written as in its paper, with plain torch."""
+    """Local training on each member's batches, and DiLoCo's outer step written as in its paper, with plain torch."""
     stream = np.concatenate([np.load(path) for path in sorted((home / "shard").glob("*.npy"))]).astype(np.int64)
     windows = (len(stream) - 1) // L
     start: PreTrainedModel = AutoModelForCausalLM.from_pretrained(home / "start", dtype=torch.float32)

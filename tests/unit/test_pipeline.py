@@ -261,7 +261,7 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 
 def trained_whole(directory: Path) -> Any:
-    """What the pipeline left for a fine-tune of everything, trained again by the bare loop, with the pipeline's own steps."""
+    """The pipeline's input to a fine-tune of everything, trained again by the bare loop with the pipeline's steps."""
     config = config_of(directory)
     recipe = config.finetune.optimizer
     job = TrainJob(

@@ -15,6 +15,7 @@ from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.run_takeover import begin
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import export_run, pipeline
+from moedisco_ray.execution.checkpoint_folder import made_storage
 from moedisco_ray.execution.local_backend import LocalBackend
 
 TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}
@@ -51,7 +52,7 @@ def test_two_runs_of_one_name_and_settings_share_no_checkpoints(tmp_path: Path) 
     )
     for config in (one, other):
         pipeline.claim(config, redo=False)
-    mine, again, others = (pipeline._made_storage(config, RunStore.of(config.location)) for config in (one, one, other))
+    mine, again, others = (made_storage(config, RunStore.of(config.location)) for config in (one, one, other))
     assert mine == again  # a later driver of the same run
     assert mine != others
     assert str(mine).startswith("s3://bucket/folder/small-")
@@ -73,16 +74,16 @@ def test_a_run_at_a_uri_finds_its_checkpoints_from_another_machine(
         driver, following, another = stores
         driver.directory.mkdir(parents=True)
         driver.remote.write("config.json", config.model_dump_json().encode())
-        mine = pipeline._made_storage(config, driver)
+        mine = made_storage(config, driver)
         assert str(mine).startswith(str(tmp_path / "storage"))  # not at the run's URI
         begin(following, (), fresh=True)
-        assert pipeline._made_storage(config, following) == mine
-        assert export_run._context(config, another).own_storage == mine
+        assert made_storage(config, following) == mine
+        assert export_run.context_of(config, another).own_storage == mine
 
 
 def test_an_export_changes_nothing_in_the_run(tmp_path: Path) -> None:
     config = small_config(tmp_path, checkpoint={"storage": str(tmp_path / "storage")})
     pipeline.claim(config, redo=False)
     before = sorted(config.directory.rglob("*"))
-    export_run._context(config, RunStore.of(config.location))
+    export_run.context_of(config, RunStore.of(config.location))
     assert sorted(config.directory.rglob("*")) == before

@@ -33,16 +33,16 @@ from moedisco_ray.plan import (
     worker_memory,
 )
 from moedisco_ray.plan import memory as memory_module
+from moedisco_ray.plan.activation_memory import (
+    activation_bytes_per_token,
+    frozen_bytes_per_token,
+    layer_bytes_per_token,
+)
 from moedisco_ray.plan.attention_memory import needs_mask
 from moedisco_ray.plan.build import _trained
 from moedisco_ray.plan.cost import flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.fitting import by_cost, choose, combinations
-from moedisco_ray.plan.memory import (
-    activation_bytes_per_token,
-    frozen_bytes_per_token,
-    largest_block,
-    layer_bytes_per_token,
-)
+from moedisco_ray.plan.memory import largest_block
 from moedisco_ray.policies.placement import Need, NodeType, place
 from moedisco_ray.training import muon as muon_module
 from moedisco_ray.training import optimizer as optimizer_module
@@ -390,7 +390,7 @@ def test_the_room_of_muons_step_is_an_upper_bound_of_what_it_takes(monkeypatch):
     optimizer.step()
     with LiveBytes([weight, weight.grad, *optimizer.state[weight].values()]) as live:
         optimizer.step()
-    assert 12 << 16 < live.peak <= memory_module._MUON_BYTES << 16
+    assert 12 << 16 < live.peak <= memory_module.MUON_BYTES << 16
 
 
 def test_copies_for_low_precision_arithmetic():
@@ -710,13 +710,11 @@ def test_the_default_uses_two_cards_throughout_where_batches_are_large(batch_tok
 
 
 def test_a_parallel_seed_stores_one_model_and_every_member_reads_its_text():
-    alone, together = (
-        build_plan(
-            config(submodels={"sync_every": 100, "seed_members": members, "optimizer": {"batch_tokens": 16_384}})
-        )
-        for members in (1, 4)
-    )
-    one, four = (next(each for each in plan.storage if each.stage == "seed") for plan in (alone, together))
+    def storage(members):
+        submodels = {"sync_every": 100, "seed_members": members, "optimizer": {"batch_tokens": 16_384}}
+        return next(each for each in build_plan(config(submodels=submodels)).storage if each.stage == "seed")
+
+    one, four = storage(1), storage(4)
     assert four.stored == one.stored
     assert four.checkpoints == 4 * one.checkpoints
     assert four.worker_disk == one.worker_disk
@@ -804,7 +802,7 @@ def test_a_mixed_pool_by_hand():
 
 
 def one_by_one(pool, hours, units, need_gb):
-    """Begin every unit by itself, on the cheapest free type that holds it: units by type, and when the last one ends."""
+    """Begin each unit alone on the cheapest free type that holds it; return units by type, and when the last ends."""
     running, taken, begun, now, last = [], Counter(), Counter(), 0.0, 0.0
     for unit in range(units):
         need = Need(str(unit), need_gb)

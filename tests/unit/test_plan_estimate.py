@@ -66,7 +66,11 @@ def test_a_plan_has_time_and_money_of_every_stage_with_start_ups():
 
 @pytest.mark.parametrize("planned", [estimate, storage], ids=["time", "storage"])
 def test_a_stage_whose_cost_nobody_planned_is_an_error_and_not_0_dollars(planned, monkeypatch):
-    monkeypatch.setattr(planned, "STAGES", (*STAGES, dataclasses.replace(STAGES[-1], name="distil")))
+    monkeypatch.setattr(
+        planned,
+        "STAGES",
+        (*STAGES, dataclasses.replace(STAGES[-1], name="distil", cost="moedisco_ray.plan.stages.distil:COST")),
+    )
     with pytest.raises(LookupError, match="planned for stage distil"):
         build_plan(DEMO, HERE)
 
@@ -92,8 +96,8 @@ def test_a_plan_has_memory_disk_and_traffic_of_every_stage_and_of_joint_training
 
 def test_an_untrained_seed_is_stored_too():
     plan = build_plan(with_gpus(tokens__seed_share=0.0, clusters__vectors="mean_token"), HERE)
-    seed, submodels = (next(each for each in plan.storage if each.stage == name) for name in ("seed", "submodels"))
-    assert 0 < seed.stored < submodels.stored
+    stored = {each.stage: each.stored for each in plan.storage}
+    assert 0 < stored["seed"] < stored["submodels"]
 
 
 def test_merge_and_evaluation_read_every_submodel_with_its_backbone():
@@ -309,7 +313,10 @@ def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
 
 
 def check_stored(directory, plan):
-    """Models and optimizer states are stored in the sizes that a plan names; JSON files and a tokenizer are small next to them."""
+    """Models and optimizer states have the stored sizes that a plan names; next to them, other files are small.
+
+    The other files are JSON and a tokenizer.
+    """
     folders = {stage.name: stage.directory for stage in STAGES}
     for stage in plan.storage:
         if stage.stage in ("seed", "decompose", "submodels", "merge", "finetune", "export"):

@@ -126,7 +126,10 @@ UNREACHABLE = [
             (
                 error,
                 2,
-                "RUN_DIR: '/gone/model.safetensors': cannot be uploaded from here (No such file or directory); correct this",
+                (
+                    "RUN_DIR: '/gone/model.safetensors': cannot be uploaded from here (No such file or directory); "
+                    "correct this"
+                ),
             )
             for error in (GONE, raised_from(GONE))
         ),

@@ -22,7 +22,7 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import backend, event_mailbox
 from moedisco_ray.execution.ray import queue as module
 from moedisco_ray.execution.ray.attempts import AttemptContext
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _MailboxActor
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor, UnitStatus
 from moedisco_ray.execution.ray.forecast import RESTART_SECONDS
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
@@ -81,7 +81,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
         return TrainResult(3, 3, (), 1.0, 0, finished=False)
 
     monkeypatch.setattr(module, "attempt", attempt)
-    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(event_mailbox.ray, "get", lambda value: value)
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
     monkeypatch.setattr(module.session, "room", lambda _pool: 2)
@@ -144,7 +144,7 @@ def test_a_run_that_is_stopped_waits_for_checkpoints_and_for_no_slots(queue: Que
 def test_one_that_hangs_is_killed_after_its_time(
     queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_STOP_SECONDS", 0.1)
+    monkeypatch.setattr(module, "STOP_SECONDS", 0.1)
     monkeypatch.setattr(Mail, "status", lambda _mail, _unit: UnitStatus(("node",)))
     queue.start()
     end.request("ended")
@@ -155,7 +155,7 @@ def test_one_that_hangs_is_killed_after_its_time(
 def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behind_it(
     queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mailbox = _MailboxActor()
+    mailbox = MailboxActor()
     monkeypatch.setattr(mail, "statuses", mailbox.statuses)
     monkeypatch.setattr(checkpoint, "steps", lambda _location: [5])
     queue.start()
@@ -175,7 +175,7 @@ def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behi
 def test_the_forecast_counts_the_starts_of_what_waits(
     queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mailbox = _MailboxActor()
+    mailbox = MailboxActor()
     monkeypatch.setattr(mail, "statuses", mailbox.statuses)
     attempt = mailbox.begin_attempt("placed")
     mailbox.set_workers("placed", attempt, ("node",))
@@ -190,7 +190,7 @@ def test_the_forecast_counts_the_starts_of_what_waits(
 
 
 @pytest.mark.parametrize(
-    ("there", "grace", "warned"), [(2, "_START_SECONDS", True), (0, "GRACE_SECONDS", True), (2, "GRACE_SECONDS", False)]
+    ("there", "grace", "warned"), [(2, "START_SECONDS", True), (0, "GRACE_SECONDS", True), (2, "GRACE_SECONDS", False)]
 )
 def test_a_pool_that_has_no_slot_for_anything_is_told_of_each_time(
     queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch, there: int, grace: str, warned: bool
@@ -217,7 +217,7 @@ def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
     monkeypatch.setattr(mail, "status", lambda _unit: UnitStatus())
     monkeypatch.setattr(module.session, "free_workers", lambda _bundle: 1)
-    monkeypatch.setattr(module, "_START_SECONDS", 0.0)
+    monkeypatch.setattr(module, "START_SECONDS", 0.0)
     queue.start()
     queue.start()
     assert events == []
@@ -259,7 +259,7 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
         return TrainResult(3, 3, (), 1.0, 0, finished=time.monotonic() >= deadline)
 
     monkeypatch.setattr(module, "attempt", attempt)
-    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(mail))
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
     monkeypatch.setattr(module.session, "room", lambda _pool: 1)

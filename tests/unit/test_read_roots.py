@@ -12,7 +12,7 @@ from corpus_sources import documents_of
 from moe_models import random_tensors, tiny_config
 
 from moedisco_ray.core.config import Source
-from moedisco_ray.core.config.model import read_architecture
+from moedisco_ray.core.config.start_sizes import read_architecture
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.errors import CorpusError, UserError
 from moedisco_ray.core.locations import CACHE, working_directory

@@ -1,4 +1,4 @@
-"""What only the families with recurrent layers have: kinds of layers, initial values, and checkpoints inside larger models."""
+"""What only families with recurrent layers have: kinds of layers, initial values, checkpoints in larger models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experts refitted to the routing of a smaller model: the solution is that of NumPy, and transformers computes what is reported."""
+"""Experts refitted to a smaller model's routing: NumPy's solution, and transformers computes what is reported."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_only_down_projections_change_and_outputs_come_closer(family: str, tmp_p
 
 @torch.no_grad()
 def errors(smaller: Path, whole: Path, tokens_BL: torch.Tensor) -> list[float]:
-    """Mean square of the difference of the experts' outputs of two models of transformers, as a share of those of the second."""
+    """Mean squared difference between the experts' outputs of two models, as a share of the second's mean square."""
     model, other = (AutoModelForCausalLM.from_pretrained(each).eval() for each in (smaller, whole))
     seen: dict[torch.nn.Module, Any] = {}
     blocks = [name.removesuffix(".experts") for name, _ in model.named_modules() if name.endswith(".experts")]
@@ -82,7 +82,7 @@ def errors(smaller: Path, whole: Path, tokens_BL: torch.Tensor) -> list[float]:
 @pytest.mark.parametrize("tokens", [1, 5, 16, 40])
 def test_one_turn_is_ridge_regression_with_few_and_with_many_tokens(tokens: int) -> None:
     hidden_SF, target_SD = torch.randn(2, tokens, 16, generator=torch.Generator().manual_seed(tokens))
-    found_FD = refit._Ridge.of(hidden_SF).solution(hidden_SF, target_SD)
+    found_FD = refit.Ridge.of(hidden_SF).solution(hidden_SF, target_SD)
     ridge = 0.01 * np.square(hidden_SF.double().numpy()).sum(0).mean()
     expected_FD = np.linalg.lstsq(
         np.concatenate([hidden_SF.double().numpy(), np.sqrt(ridge) * np.eye(16)]),
@@ -97,7 +97,7 @@ def test_many_sweeps_reach_the_ridge_solution_of_all_experts_together(
     kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With factors that are kept, and that are computed at each turn."""
-    monkeypatch.setattr(refit, "_MOST_KEPT", kept)
+    monkeypatch.setattr(refit, "MOST_KEPT", kept)
     model = AutoModelForCausalLM.from_pretrained(model_of("qwen3_moe", tmp_path / "model")).eval()
     block = model.model.layers[0].mlp
     experts, (x_TD, target_TD) = block.experts, torch.randn(2, 400, 32, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ import pytest
 
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.effects import leaves
-from moedisco_ray.core.config.renamed import _REMOVED, _REMOVED_UNLESS_USED, _RENAMED, stored_config, stored_settings
+from moedisco_ray.core.config.renamed import REMOVED, REMOVED_UNLESS_USED, RENAMED, stored_config, stored_settings
 from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.core.run_report import current_report
 
@@ -34,10 +34,10 @@ def test_it_is_refused_where_a_user_writes_it() -> None:
 
 
 def test_the_table_names_what_is_gone_and_leads_to_what_exists() -> None:
-    assert not LEAVES & {*_REMOVED, *_REMOVED_UNLESS_USED, *_RENAMED}
-    assert all(new in LEAVES or new.rpartition(".")[0] in LEAVES for new in _RENAMED.values())
-    assert stored_settings(dict.fromkeys((*_REMOVED, *_RENAMED), 1)) == dict.fromkeys(_RENAMED.values(), 1)
-    assert stored_settings(_REMOVED_UNLESS_USED) == {}
+    assert not LEAVES & {*REMOVED, *REMOVED_UNLESS_USED, *RENAMED}
+    assert all(new in LEAVES or new.rpartition(".")[0] in LEAVES for new in RENAMED.values())
+    assert stored_settings(dict.fromkeys((*REMOVED, *RENAMED), 1)) == dict.fromkeys(RENAMED.values(), 1)
+    assert stored_settings(REMOVED_UNLESS_USED) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Events reach a service that is unreachable at times, in order and once each; what others answer in its place has no effect."""
+"""Events reach a service that is sometimes unreachable, once each and in order; answers of others have no effect."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr(reporting, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(reporting, "LONGEST_PAUSE", 0.05)
     running = Service()
     yield running
     running.close()
@@ -158,7 +158,7 @@ def test_the_events_of_an_earlier_driver_are_sent_first(service: Service, tmp_pa
 
 
 def test_many_large_events_arrive_in_reports_that_are_not_too_large(service: Service, tmp_path: Path) -> None:
-    """Before (af276e38): all events were sent in one report of 10 MB, which the service refused (413) again and again."""
+    """Before (af276e38): all events were in one report of 10 MB, which the service refused (413) again and again."""
     path, reporter = tmp_path / "events.jsonl", started(service, tmp_path)
     log = EventLog(path)
     for i in range(12):
@@ -256,7 +256,7 @@ def large_cookie(handler: BaseHTTPRequestHandler, body: bytes) -> None:
 def test_what_another_program_answers_has_no_effect(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imposter: Any
 ) -> None:
-    monkeypatch.setattr(reporting, "_REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(reporting, "REQUEST_SECONDS", 0.3)
     service.instead = imposter
     stop = StopFile(tmp_path / "stop")
     reporter = started(service, tmp_path, stop)
@@ -298,7 +298,7 @@ def test_an_old_answer_of_the_service_is_no_answer(service: Service, tmp_path: P
 def test_events_go_only_to_a_service_that_has_just_proved_itself(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporting, "_PROOF_SECONDS", 0.2)
+    monkeypatch.setattr(reporting, "PROOF_SECONDS", 0.2)
     reporter = started(service, tmp_path)
     log = EventLog(tmp_path / "events.jsonl", (reporter,))
     log(Event("progress", "seed", "seed", {"step": 0}))

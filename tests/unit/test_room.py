@@ -53,7 +53,7 @@ def test_a_slot_is_a_gpu_too() -> None:
     assert (session.slots(pool), session.room(pool), session.free_workers(Placement(pool, 1, 0).bundle)) == (6, 2, 2)
 
 
-@pytest.mark.parametrize(("others", "waited"), [(0, 0.4), (5, session._FREE_SECONDS)])
+@pytest.mark.parametrize(("others", "waited"), [(0, 0.4), (5, session.FREE_SECONDS)])
 def test_freed_slots_are_waited_for_until_the_autoscaler_knows_them_unless_others_take_them(
     cluster: dict[str, int], monkeypatch: pytest.MonkeyPatch, others: int, waited: float
 ) -> None:

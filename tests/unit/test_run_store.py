@@ -155,7 +155,7 @@ def test_a_directory_is_linked_by_its_objects_and_outlives_its_source(machines: 
 
 
 def test_an_artifact_that_is_linked_whole_has_the_files_of_its_source_alone(machines: list[Machine]) -> None:
-    """A run without a fine-tune links its merged model; notes for the commit of a local run became a file of the artifact."""
+    """A run without a fine-tune links its merged model; a local run's commit notes became a file of the artifact."""
     driver, _, reader = machines
     store = driver.store
     with commit(store.directory / "merged", "1", store) as draft:
@@ -299,7 +299,7 @@ def test_a_job_of_a_run_at_a_path_is_sent_as_it_is(tmp_path: Path) -> None:
 def test_what_was_not_used_for_longest_is_dropped_and_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_RECENT_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "RECENT_SECONDS", 0.0)
     monkeypatch.setenv(CACHE, str(tmp_path / "driver"))
     monkeypatch.setenv(cache.LIMIT, "0.0004")  # 400 kB
     store = RunStore.of(f"file://{tmp_path}/bucket/run")
@@ -326,7 +326,7 @@ def test_what_was_not_used_for_longest_is_dropped_and_fetched_again(
 
 
 def test_files_of_a_draft_are_dropped_once_they_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_RECENT_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "RECENT_SECONDS", 0.0)
     monkeypatch.setenv(CACHE, str(tmp_path / "worker"))
     monkeypatch.setenv(cache.LIMIT, "0")
     store = RunStore.of(f"file://{tmp_path}/bucket/run")

@@ -141,7 +141,7 @@ def router_inputs(model, data, layer):
 
 @pytest.fixture(scope="module")
 def from_one_seed(tmp_path_factory):
-    """Merges sub-models of a family that equal one seed, once; returns the model and its calibration data, to be read."""
+    """Merges sub-models of a family that equal one seed, once; returns the model and its calibration data to read."""
 
     @functools.cache
     def made(family):

@@ -134,8 +134,9 @@ def test_memory_that_stays_ends_the_seat_before_its_next_work(seat: Seat, monkey
 
 
 def test_a_seat_imports_neither_torch_nor_the_package_s_heavy_parts() -> None:
-    script = "import sys, moedisco_ray.execution.ray.seat_actor; print(sorted({'torch', 'numpy', 'ray.train'} & set(sys.modules)))"
-    assert (
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-        == "[]"
+    script = (
+        "import sys, moedisco_ray.execution.ray.seat_actor\n"
+        "print(sorted({'torch', 'numpy', 'ray.train'} & set(sys.modules)))"
     )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"

@@ -89,7 +89,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
 
 @pytest.fixture
 def seats(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seats]:
-    monkeypatch.setattr(module, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
     with Seats("demo", lambda: ray.now) as opened:
         yield opened
 
@@ -157,7 +157,7 @@ def test_nothing_begins_on_a_node_that_is_about_to_go(seats: Seats, ray: Ray) ->
 
 def test_a_seat_without_work_is_kept_for_a_while_only(seats: Seats, ray: Ray) -> None:
     use(seats)
-    ray.now = module._IDLE_SECONDS
+    ray.now = module.IDLE_SECONDS
     use(seats)
     assert len(ray.started) == 1
     ray.now *= 2.5

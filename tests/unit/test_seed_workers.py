@@ -1,4 +1,4 @@
-"""The workers that train the seed together: how many `auto` means, what the plan says of them, and which settings exclude them."""
+"""The workers that train the seed together: the number for `auto`, what the plan says, and excluded settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import build_plan, fitted, with_cluster_count
-from moedisco_ray.plan.build import StagePlan
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 from moedisco_ray.plan.seed_workers import LARGEST_EXCHANGE, NETWORK_BYTES_PER_SECOND, seed_workers
+from moedisco_ray.plan.stage_plan import StagePlan
 
 VOCABULARY = 16_384
 ADAMW = {"submodels.optimizer.name": "adamw", "finetune.optimizer.name": "adamw"}

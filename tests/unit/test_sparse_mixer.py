@@ -1,4 +1,4 @@
-"""SparseMixer, the router of phimoe: without sampling, its training can be repeated, and its weights are those of transformers."""
+"""SparseMixer, the router of phimoe: its training without sampling is repeatable, with the weights of transformers."""
 
 from __future__ import annotations
 

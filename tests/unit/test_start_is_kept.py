@@ -1,4 +1,4 @@
-"""What a pretrained model brings goes through a run: its tokens, loss, chat template, end tokens, dtype and positions."""
+"""A run keeps what a pretrained model brings: tokens, loss, chat template, end tokens, dtype and positions."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def test_the_loss_before_and_after_the_upcycle_is_the_same_on_its_own_tokens(tmp
     dense = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
     read = [text for text in texts() if 20 < len(tokenizer(text)["input_ids"]) < 200][-40:]
     with torch.no_grad():
-        nats = [
-            (len(ids) - 1) * float(dense(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss)
-            for ids in (tokenizer(text)["input_ids"] for text in read)
-        ]
+        nats = []
+        for text in read:
+            ids_BL = tokenizer(text, return_tensors="pt")["input_ids"]
+            nats.append((ids_BL.shape[1] - 1) * float(dense(input_ids=ids_BL, labels=ids_BL).loss))
     model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(llama), "num_experts": 4}})
     write_whole(
         Start(model, Path("unused"), 256, 0),

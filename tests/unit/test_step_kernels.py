@@ -21,7 +21,7 @@ from moedisco_ray.core.families import DECLARATIONS, PAGES
 from moedisco_ray.models import hf_config
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
-from moedisco_ray.training.sharding import _configured
+from moedisco_ray.training.sharding import configured
 from moedisco_ray.training.stepper import Stepper
 
 aten = torch.ops.aten
@@ -48,7 +48,9 @@ LAYER = {
 """Most operations that a layer with attention may add to a step, by family: with one expert, with grouped experts as on
 GPUs, and each further expert of the loop over experts that CPUs run."""
 NAMED = {
-    "masking_utils.py: find_packed_sequence_indices": "transformers asks in each forward pass whether positions are consecutive",
+    "masking_utils.py: find_packed_sequence_indices": (
+        "transformers asks in each forward pass whether positions are consecutive"
+    ),
     "optimizer.py: step": "the number of the step is in the machine's memory",
 }
 """Places that read a tensor's value in every step, and why."""
@@ -125,7 +127,7 @@ def step_of(family: FamilyName, experts: int, layers: int, **recipe: Any) -> Ste
         num_key_value_heads=None if latent else 2,
     )
     dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
-    model = _configured(
+    model = configured(
         AutoModelForCausalLM.from_config(hf_config(family, sizes, VOCABULARY, SEQUENCE, 0), dtype=dtype), optimizer
     )
     job = TrainJob(

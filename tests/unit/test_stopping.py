@@ -71,9 +71,15 @@ def test_nobody_asks_where_there_is_no_file() -> None:
 
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     config = small_config(tmp_path, tokens=TOKENS)
-    pipeline.claim(config, redo=False)
-    with pipeline._locked(config.directory, 0.0), pytest.raises(RunDirError, match="another process"):
-        pipeline.run(config, backend=OneCorpus())
+
+    def begin_again(event: Event) -> None:
+        if event.type == "stage_started":
+            with pytest.raises(RunDirError, match="another process"):
+                pipeline.run(config, backend=OneCorpus())
+            raise RunStopped("cancelled")
+
+    with pytest.raises(RunStopped):
+        pipeline.run(config, (begin_again,), backend=OneCorpus())
 
 
 def test_a_heartbeat_is_written_only_while_workers_are_held(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class Killed(Exception):  # noqa: N818 - what happens to the process, not an err
 
 
 def kill_at(number: int) -> Callable[[Event], None]:
-    """Dies at an event: a step, the end of a member's turn after it published, a sync point that no member has loaded yet."""
+    """Dies at an event: a step, the end of a member's turn after it published, an unread sync point."""
     left = iter(range(number))
 
     def emit(event: Event) -> None:

@@ -45,7 +45,10 @@ def config(tmp_path, *, log_model=False, **trackers):
         (
             {"tensorboard": True},
             "tensorboard",
-            "tracking.trackers.tensorboard: True: needs the package tensorboard; pip install 'moedisco-ray[tensorboard]'",
+            (
+                "tracking.trackers.tensorboard: True: needs the package tensorboard; "
+                "pip install 'moedisco-ray[tensorboard]'"
+            ),
         ),
         (
             {"wandb": "p"},
@@ -368,11 +371,12 @@ def test_an_unreachable_mlflow_is_an_error_with_a_remedy(tmp_path, monkeypatch):
 
 
 def test_a_run_that_never_started_leaves_nothing(tmp_path):
-    for tracker in (Mlflow(config(tmp_path), "e", Recorder()), WeightsAndBiases(config(tmp_path), "p", Recorder())):
-        listener = Tracking(config(tmp_path), [tracker])
+    for kind in (Mlflow, WeightsAndBiases):
+        library = Recorder()
+        listener = Tracking(config(tmp_path), [kind(config(tmp_path), "p", library)])
         listener(events()[3])
         listener.close()
-        assert tracker._library.calls == []
+        assert library.calls == []
 
 
 def test_a_model_needs_a_tracker_that_stores_it(tmp_path):
@@ -394,9 +398,10 @@ def test_a_tracker_that_does_not_exist_and_a_project_of_tensorboard_are_errors(t
 
 def test_a_tracker_is_a_file_and_a_line_of_the_registry(tmp_path, monkeypatch):
     module = types.ModuleType("toy_tracker")
-    module.open_tracker = lambda *_: Faulty(99)
+    tracker = Faulty(99)
+    module.open_tracker = lambda *_: tracker
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(registry.TRACKERS, "toy", registry.Entry("toy_tracker:open_tracker"))
     (listener,) = trackers(config(tmp_path, toy=True))
     listener(events()[0])
-    assert listener._running[0].left == 98
+    assert tracker.left == 98

@@ -1,4 +1,4 @@
-"""The stages that handle the whole MoE need much less memory than the MoE has: `benchmarks.true_sizes` on a model of 170 MB."""
+"""Stages that handle the whole MoE need much less memory than it has: `benchmarks.true_sizes` on a model of 170 MB."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from moedisco_ray.models import streamed
 torch.set_num_threads(1)
 streamed.RESIDENT_BYTES = 0     # as if the model were a large one
 home, arms = Path(sys.argv[1]), ("merge", "evaluate", "export", "published")
-for name, layers, experts in (("small", 2, 4), ("large", 16, 12)):      # the small model loads what libraries load at first use
+# The small model comes first, and loads what libraries load at first use.
+for name, layers, experts in (("small", 2, 4), ("large", 16, 12)):
     true_sizes.SIZES |= {
         "hidden_size": 512, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 4,
         "moe_intermediate_size": 256, "num_experts": experts}

@@ -373,7 +373,10 @@ def test_a_model_without_a_family_is_one_line(tmp_path: Path, init: str, kind: s
         (
             "qwen3_moe",
             "mistral",
-            "holds a model of 'mistral'; qwen3_moe is upcycled from qwen3 or qwen3_moe with one expert; set model.family to mixtral",
+            (
+                "holds a model of 'mistral'; qwen3_moe is upcycled from qwen3 or qwen3_moe with one expert; "
+                "set model.family to mixtral"
+            ),
         ),
         (
             "olmoe",

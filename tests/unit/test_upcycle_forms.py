@@ -154,9 +154,8 @@ def test_the_experts_of_a_group_hold_the_units_in_order(tmp_path: Path, family: 
         for split in (1, 2)
     )
     for layer in range(2):
-        whole, *found = (
-            matrices(family, tensors, layer, e) for tensors, e in [(copies, 0), *((parts, e) for e in range(4))]
-        )
+        whole = matrices(family, copies, layer, 0)
+        found = [matrices(family, parts, layer, e) for e in range(4)]
         for name, units_FX in whole.items():
             group = torch.cat([found[0][name], found[1][name]])
             assert torch.equal(group, units_FX * 2 if name == "down" else units_FX)
@@ -197,7 +196,10 @@ def test_the_decided_number_of_sub_models_cuts_no_group(tmp_path: Path, experts:
         (
             {"split": 5, "num_experts": 5},
             1,
-            r"model\.init\.split: 5: does not divide the MLP's 24 hidden units into experts of 8 or more; use a divisor of 24",
+            (
+                r"model\.init\.split: 5: does not divide the MLP's 24 hidden units into experts of 8 or more; "
+                "use a divisor of 24"
+            ),
         ),
         (
             {"split": 4, "num_experts": 4},

@@ -119,7 +119,7 @@ def test_what_is_allowed_is_imported_from_next_to_the_configuration(tmp_path: Pa
 def test_no_other_file_next_to_the_configuration_replaces_a_module_of_the_processes_that_a_run_starts(
     tmp_path: Path, marker: Path
 ) -> None:
-    """Only the file of the function was shown; the folder may also hold a `queue.py`, or an honest user's `evaluate.py`.
+    """Users saw only the function's file; the folder may also have a `queue.py`, or an honest user's `evaluate.py`.
 
     The folder was in PYTHONPATH, which comes before the standard library: each process of the run imported that
     `queue.py`.
@@ -137,7 +137,7 @@ def test_no_other_file_next_to_the_configuration_replaces_a_module_of_the_proces
 def test_what_was_shown_is_what_runs_although_python_has_compiled_code_of_the_file(
     tmp_path: Path, marker: Path, name: str
 ) -> None:
-    """Compiled code in `__pycache__` can say that it is valid whatever the file holds, and Python ran it instead of the file."""
+    """Compiled code in `__pycache__` can claim to be valid for any source, and Python ran it instead of the file."""
     source = tmp_path / f"{name.replace('.', '/')}.py"
     source.parent.mkdir(exist_ok=True)
     source.write_text(f"open({str(marker)!r}, 'w').close()\n")

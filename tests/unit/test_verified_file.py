@@ -136,7 +136,7 @@ def test_a_block_that_reads_badly_once_costs_no_checkpoint(
     saved: tuple[Storage, nn.Module, torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     storage, model, optimizer = saved
-    get, begins = Storage._get, list[int]()
+    get, begins = Storage.get, list[int]()
 
     def badly_once(self: Storage, name: str, positions: range | None = None) -> bytes:
         data = get(self, name, positions)
@@ -147,7 +147,7 @@ def test_a_block_that_reads_badly_once_costs_no_checkpoint(
             return data
         return data[:-1] if damage == "short" else bytes([data[0] ^ 1]) + data[1:]
 
-    monkeypatch.setattr(Storage, "_get", badly_once)
+    monkeypatch.setattr(Storage, "get", badly_once)
     checkpoint.load(storage, 1, model, optimizer, World())
     assert begins.count(3 * BLOCK_BYTES) == 2
     assert len(begins) == len(set(begins)) + 1, "no other block is read twice"

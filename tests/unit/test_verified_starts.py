@@ -1,4 +1,4 @@
-"""The weights of a model that a run starts from are read once per run to verify them, and not at all if the disk is trusted."""
+"""A run reads its start model's weights once to verify them, and not at all if the disk is trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of packed documents attend to their own document alone: by a mask, and by a kernel that computes each document by itself.
+"""Tokens of packed documents attend to their own document alone: by a mask, or by a kernel for each document.
 
 The kernel runs on GPUs only. Here a stand-in with its interface takes its place; `tests/gpu/test_kernels_gpu.py` runs
 the kernel.

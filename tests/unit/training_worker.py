@@ -1,4 +1,4 @@
-"""The workers of a gang on gloo, forked from a process of their own: they run jobs one after the other and write their results."""
+"""The workers of a gang on gloo, forked from one process: they run jobs one after the other and write the results."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def run(rank: int, work: Work, file: Path) -> None:
         world_size=work.size,
         timeout=timedelta(seconds=work.timeout),
     )
-    usual = consensus._POLL_SECONDS
+    usual = consensus.POLL_SECONDS
     on_step = inject(work.fault) if work.fault is not None and work.fault.rank == rank else lambda _step: None
     results: dict[str, object] = {}
     for job, stopper in work.jobs:
@@ -150,7 +150,7 @@ def run(rank: int, work: Work, file: Path) -> None:
             continue
         try:
             # Who is to stop after a certain step is asked after each; the others are, whenever it is time to.
-            consensus._POLL_SECONDS = usual if stopper is None else 0.0
+            consensus.POLL_SECONDS = usual if stopper is None else 0.0
             asked = itertools.count(1)
             events: list[Event] = []
             results[job.name] = train(

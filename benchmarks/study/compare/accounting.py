@@ -59,7 +59,10 @@ def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
 
 
 def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
-    """Planned cost outside training: clustering on the low-memory pool, everything else on the pool that trains the whole MoE."""
+    """Planned cost outside training.
+
+    Clustering is on the low-memory pool, everything else on the pool that trains the whole MoE.
+    """
     each = forward_flops(config, plan)
     at_once = next((stage.workers for stage in plan.stages if stage.stage == "submodels"), 1)
     found = []
@@ -88,7 +91,7 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
 
 
 def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
-    """Operations to read one token (FLOPs): a third of training on it, because the backward pass costs twice the forward pass.
+    """Operations to read one token (FLOPs): a third of training on it, as a backward pass costs twice a forward pass.
 
     The token is assumed to be the last of a full sequence: no other position costs more.
     """

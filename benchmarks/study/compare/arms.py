@@ -50,7 +50,10 @@ def _whole_schedule(base: RunConfig) -> str:
 
 
 def _small_moes(base: RunConfig) -> int:
-    """Number of groups whose size is a small MoE with a live router: as configured, or else twice top-k experts, at most half."""
+    """Number of groups whose size is a small MoE with a live router.
+
+    It is the configured number, or else makes groups of twice top-k experts, at most half of all experts.
+    """
     whole = base.model.architecture
     if base.cluster_count < whole.num_experts:
         return base.cluster_count
@@ -185,7 +188,7 @@ def tokens_for(
     reads: Callable[[RunConfig, Arm], Reads],
     reference: Arm = ARMS[REFERENCE],
 ) -> int:
-    """Tokens with which the arm has the same tokens, or the same planned dollars, as joint training on `base.tokens.total` tokens.
+    """Tokens at which an arm's tokens, or its planned dollars, equal joint training's on `base.tokens.total` tokens.
 
     Both hold up to the batch that each phase rounds down to.
 
@@ -220,7 +223,8 @@ def tokens_for(
             raise ConfigError(
                 "tokens.total",
                 base.tokens.total,
-                f"joint training on these tokens costs less than {arm.title} before it trains; raise it, or leave the arm out",
+                f"joint training on these tokens costs less than {arm.title} before it trains; raise it, or leave the "
+                "arm out",
             )
         if not step:
             break

@@ -49,7 +49,8 @@ def draw_losses(compared: Comparison, axis: Axis) -> Figure:
     budget, label = _AXES[axis]
     joint, *others = compared.rows
     drawn = [row for row in others if row.budget in _BUDGETS]
-    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(row.arm for row in drawn))}
+    arms = dict.fromkeys(row.arm for row in drawn)
+    numbers = {arm: number for number, arm in enumerate(arms)}
     rows = [joint, *(row for row in drawn if row.budget == budget)]
     figure = blank_figure(6.4, 4.2)
     axes = figure.subplots()
@@ -83,7 +84,7 @@ def draw_losses(compared: Comparison, axis: Axis) -> Figure:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Label each curve to the right of the panel at the height of its end; labels that would overlap are moved apart."""
+    """Label each curve at its end, to the right of the panel; labels that would overlap are moved apart."""
     low, high = axes.get_ylim()
     ordered = sorted(ends, key=lambda end: end[1])
     heights = [(loss - low) / (high - low) for _, loss, _, _ in ordered]

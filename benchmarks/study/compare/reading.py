@@ -1,4 +1,4 @@
-"""Counts the tokens that a run reads outside its training: from its artifacts when it has finished, or from its corpus before.
+"""Counts the tokens that a run reads outside its training, from its artifacts or, before it ran, from its corpus.
 
 Vectors by `mean_token`, `tfidf_svd` or `random`, and k-means itself, cost almost nothing on a CPU and are not counted.
 
@@ -64,7 +64,9 @@ def evaluated(directory: Path, measured: Measured) -> Figures:
 
 
 def expected_reads(config: RunConfig, measured: Measured, corpus: Path) -> Reads:
-    """Tokens that a run will read outside its training, assuming clusters of equal size (an error of a few calibration windows).
+    """Tokens that a run will read outside its training, if clusters have equal size.
+
+    Unequal clusters change them by a few calibration windows.
 
     Args:
         config: Configuration of the run.
@@ -144,7 +146,7 @@ def _passes(config: RunConfig, router: str) -> float:
 
 
 def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int) -> dict[Reader, float]:
-    """Validation tokens read by the final model, by the models before it, and by the model that finds a document's cluster.
+    """Validation tokens read by the final model, by the models before it, and by the one that finds clusters.
 
     In an ensemble each sub-model also reads them, and the model that weights the sub-models reads their context.
     """

@@ -1,4 +1,4 @@
-"""The results of a comparison as typed records: `compare.json`, and the rows of other results that a comparison made."""
+"""The results of a comparison as typed records: `compare.json`, and other results' rows from a comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the arms one after the other, each as a product run in its own directory, all on the same corpus and tokenizer."""
+"""Runs the arms one after the other, each in its own run directory, all on the same corpus and tokenizer."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _config(
     length: Callable[[Arm, Literal["tokens", "dollars"]], int],
     rows: Sequence[Row],
 ) -> RunConfig | None:
-    """Configuration of an arm's run; None if its earlier runs do not predict the tokens to reach joint training's loss."""
+    """Configuration of an arm's run; None if earlier runs do not predict its tokens to joint training's loss."""
     name, arm = named
     if budget == "loss":
         tokens = predicted([(row.tokens, row.loss) for row in rows if row.arm == name], rows[0].loss)
@@ -301,8 +301,8 @@ def _note_quality(output: Location, rows: Sequence[Row]) -> None:
         store = _store(output, row.run)
         directory = store.directory
         words = (
-            f"A comparison measured held-out perplexity: {row.perplexity:.2f} against {joint.perplexity:.2f} of joint training, "
-            f"at {_BUDGET_WORDS[row.budget]} ({format_dollars(row.metered_dollars)} against "
+            f"A comparison measured held-out perplexity: {row.perplexity:.2f} against {joint.perplexity:.2f} of joint "
+            f"training, at {_BUDGET_WORDS[row.budget]} ({format_dollars(row.metered_dollars)} against "
             f"{format_dollars(joint.metered_dollars)}, metered)."
         )
         write_json(directory / "comparison.json", {"quality": words})

@@ -51,10 +51,10 @@ def compare_view(result: Comparison) -> RenderableType:
         parts += [Text(title, style="bold"), table, Text()]
     parts.append(
         Text(
-            "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, without measurements "
-            "of the held-out loss. To its loss: dollars until the held-out loss first "
-            f"reached joint training's last, {result.target_loss:.3f}, relative to joint training's dollars. One seed: repeat it "
-            f"with others. {_how_tuned(result.rows)}",
+            "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, "
+            "without measurements of the held-out loss. To its loss: dollars until the held-out loss first reached "
+            f"joint training's last, {result.target_loss:.3f}, relative to joint training's dollars. One seed: repeat "
+            f"it with others. {_how_tuned(result.rows)}",
             style="dim",
         )
     )
@@ -70,15 +70,15 @@ def _how_tuned(rows: Sequence[Row]) -> str:
     tuned = [row.tuned for row in rows if row.tuned]
     if not tuned:
         return (
-            "Learning rates, schedules and batch sizes are as configured, so arms may be further from their best than others; "
-            "--slice-tokens tunes them."
+            "Learning rates, schedules and batch sizes are as configured, so arms may be further from their best than "
+            "others; --slice-tokens tunes them."
         )
     how = (
         f"the best of up to {max(each.trainings for each in tuned)} trainings of {tuned[0].slice_tokens:,} tokens each"
     )
     return (
-        f"Batch size (tokens), learning rate and schedule of the whole MoE's training: {how}, on the validation documents, where "
-        "it is also better than the configured values at full length."
+        f"Batch size (tokens), learning rate and schedule of the whole MoE's training: {how}, on the validation "
+        "documents, where it is also better than the configured values at full length."
     )
 
 

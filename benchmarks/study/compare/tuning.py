@@ -1,4 +1,4 @@
-"""Tunes every arm's learning rate, schedule and batch size by the same sweep, so that no arm is compared at another arm's settings.
+"""Tunes every arm's learning rate, schedule and batch size by the same sweep, so that no arm has another's settings.
 
 The sweep is a hill climb on a grid of powers of two around the configured values, with two schedules of the learning
 rate. Its trainings are slices: runs of the arm on a part of the tokens. A short run prefers smaller batches than a long

@@ -1,1 +1,1 @@
-"""The grid: arms over activation, budget, corpus, family and start, measured piece by piece and reported as gaps and dollars."""
+"""The grid: arms over activation, budget, corpus, family and start, measured in pieces, with gaps and dollars."""

@@ -110,7 +110,7 @@ class _Measured:
         return _between(self._medians(arm, lambda each, joint: each.loss - joint.loss), tokens)
 
     def slope(self, tokens: int) -> float:
-        """How much joint training's loss falls per e-fold of tokens, between the measured budgets next to `tokens` (nats)."""
+        """Fall of joint training's loss per e-fold of tokens, between the measured budgets next to `tokens` (nats)."""
         few, many = _neighbours(self.budgets(), tokens)
         return (self.loss(few) - self.loss(many)) / math.log(many / few)
 
@@ -120,11 +120,12 @@ class _Measured:
         return next(iter(self._by_arm[arm][budget].values()))
 
     def _medians(self, arm: str, value: Callable[[PieceResult, PieceResult], float]) -> dict[int, float]:
-        joint, seeds = self._by_arm[REFERENCE], self.seeds(arm)
-        return {
-            tokens: statistics.median(value(found[seed], joint[tokens][seed]) for seed in seeds)
-            for tokens, found in self._by_arm[arm].items()
-        }
+        joint, ours, seeds = self._by_arm[REFERENCE], self._by_arm[arm], self.seeds(arm)
+
+        def median(tokens: int) -> float:
+            return statistics.median(value(ours[tokens][seed], joint[tokens][seed]) for seed in seeds)
+
+        return {tokens: median(tokens) for tokens in ours}
 
 
 def advise(config: RunConfig, pieces: Iterable[PieceResult], serving_tokens: float = 0.0) -> Advice:
@@ -186,10 +187,7 @@ def _similar(config: RunConfig, pieces: Iterable[PieceResult], flops: float) -> 
     measured = [shapes for found in subjects.values() if (shapes := _by_shape(found))]
     if not measured:
         raise ConfigError("model.family", config.model.family_name, f"was not measured with the start {start!r}")
-    sizes = [
-        (min(each.flops_per_token for each in shapes), max(each.flops_per_token for each in shapes))
-        for shapes in measured
-    ]
+    sizes = [_range_of_flops(shapes) for shapes in measured]
     near = [
         shapes
         for shapes, (least, most) in zip(measured, sizes, strict=True)
@@ -214,12 +212,21 @@ def _similar(config: RunConfig, pieces: Iterable[PieceResult], flops: float) -> 
     )
 
 
+def _range_of_flops(shapes: Iterable[_Measured]) -> tuple[float, float]:
+    flops = [each.flops_per_token for each in shapes]
+    return min(flops), max(flops)
+
+
 def _by_shape(pieces: Iterable[PieceResult]) -> list[_Measured]:
     """Pieces of one corpus and scale by number of experts and top-k, where joint training was measured."""
     shapes: dict[tuple[int, int], list[PieceResult]] = {}
     for each in pieces:
         shapes.setdefault((each.cell.experts, each.cell.top_k), []).append(each)
-    return [_Measured(found) for found in shapes.values() if any(each.arm == REFERENCE for each in found)]
+    return [_Measured(found) for found in shapes.values() if _has_joint(found)]
+
+
+def _has_joint(pieces: Iterable[PieceResult]) -> bool:
+    return any(each.arm == REFERENCE for each in pieces)
 
 
 def _nearest_shape(config: RunConfig, similar: Sequence[_Measured]) -> _Measured:
@@ -241,9 +248,9 @@ def _check_tokens(own: _Measured, tokens: int) -> None:
             "tokens.total",
             tokens,
             (
-                f"needs the slope of joint training's loss, and {own.cell.experts} experts, top-{own.cell.top_k}, are measured at "
-                f"{', '.join(f'{each:,}' for each in budgets) or 'no'} tokens only; measure a second budget with "
-                "`python -m benchmarks.study grid --budgets 1,4`"
+                f"needs the slope of joint training's loss, and {own.cell.experts} experts, top-{own.cell.top_k}, are "
+                f"measured at {', '.join(f'{each:,}' for each in budgets) or 'no'} tokens only; measure a second "
+                "budget with `python -m benchmarks.study grid --budgets 1,4`"
             ),
         )
     if not budgets[0] <= tokens <= budgets[-1]:

@@ -1,11 +1,12 @@
 """Builds a corpus for the grid: eight domains of text from Debian packages, or your own text, in short documents.
 
-    python -m benchmarks.study.grid.build_corpus debian OUT [--bytes 450000]    downloads packages by apt-get, installs nothing
-    python -m benchmarks.study.grid.build_corpus cut FOLDER OUT                 FOLDER has text files, one per domain
+    python -m benchmarks.study.grid.build_corpus debian OUT [--bytes 450000]
+    python -m benchmarks.study.grid.build_corpus cut FOLDER OUT
 
-OUT gets a text file per domain, with blank lines between documents, and SHA256SUMS. Lines are joined to documents of
-about 1,000 characters: long enough to cluster, and short enough that each domain has hundreds of them, some to hold
-out. The same packages always give the same bytes.
+`debian` downloads packages by apt-get, and installs nothing. FOLDER of `cut` has text files, one per domain. OUT gets
+a text file per domain, with blank lines between documents, and SHA256SUMS. Lines are joined to documents of about 1,000
+characters: long enough to cluster, and short enough that each domain has hundreds of them, some to hold out. The same
+packages always give the same bytes.
 """
 
 from __future__ import annotations

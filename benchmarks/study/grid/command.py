@@ -167,7 +167,7 @@ def advise_on(
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend an arm with its settings, and a number of experts, from the published grid; refuses outside its range."""
+    """Recommend an arm with its settings, and a number of experts, by the published grid; refuses outside its range."""
     checked = with_cluster_count(load_config(config, overrides or ()))
     advice = advise(checked, published(PUBLISHED), serving_tokens)
     console = output_console()
@@ -189,8 +189,8 @@ def advise_on(
     else:
         console.print("One number of experts is measured at these tokens, so none is recommended.")
     console.print(
-        f"Dollars are those until joint training's loss; joint training on the high-memory pool is 1. Fewest seeds behind a "
-        f"figure: {advice.seeds}. Joint training on the low-memory pool needs a card that the whole MoE fits "
+        "Dollars are those until joint training's loss; joint training on the high-memory pool is 1. Fewest seeds "
+        f"behind a figure: {advice.seeds}. Joint training on the low-memory pool needs a card that the whole MoE fits "
         "(pools.low_memory.max_workers=1), or a fast network between its cards."
     )
 

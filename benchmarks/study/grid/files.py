@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,13 +92,14 @@ def published(folder: Path) -> list[PieceResult]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         now = json.loads(line)
         left_out = set(now.pop(_LEFT_OUT, ()))
-        parts = {
-            part: {name: value for name, value in {**before[part], **now.get(part, {})}.items() if name not in left_out}
-            for part in _IN_PARTS
-        }
-        before = {**before, **now, **parts}
+        parts = {part: {**before[part], **now.get(part, {})} for part in _IN_PARTS}
+        before = {**before, **now, **{part: _without(values, left_out) for part, values in parts.items()}}
         found.append(PieceResult.model_validate(before))
     return found
+
+
+def _without(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _write_pieces(path: Path, pieces: Iterable[PieceResult]) -> None:

@@ -1,4 +1,4 @@
-"""Arms of the grid that change one lever of the recipe, to be named in `--arms`; a grid does not measure them by itself."""
+"""Arms of the grid that change one lever of the recipe; a grid measures only those that `--arms` names."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ WITH_ADAMW: Mapping[str, Arm] = {
         (REFERENCE, "joint", ARMS[REFERENCE]),
         ("disco", "ours", ARMS["disco"]),
         ("small-groups", LEVERS["small-groups"].title, LEVERS["small-groups"]),
-        *((name, ARMS[name].title, ARMS[name]) for name in ("expert-upcycling", "upcycle")),
+        ("expert-upcycling", ARMS["expert-upcycling"].title, ARMS["expert-upcycling"]),
+        ("upcycle", ARMS["upcycle"].title, ARMS["upcycle"]),
     )
 }
 """Arms with AdamW for all parameters and a constant rate before the fine-tune, the default before Muon."""

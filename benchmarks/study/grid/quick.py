@@ -43,7 +43,10 @@ def gap(work: Path) -> float:
 
 
 def quick(work: Annotated[Path, typer.Option(metavar="DIR", help="Run directories.")] = Path("runs") / "quick") -> None:
-    """Check the default recipe where MoEs are sparse, in three minutes; exit code 1 if its gap to joint training is too large."""
+    """Check the default recipe where MoEs are sparse; exit code 1 if its gap to joint training is too large.
+
+    Takes three minutes.
+    """
     found = gap(work)
     output_console().print(f"gap to joint training: {found:+.3f} nats per token, at most {LARGEST_GAP:+.3f} is allowed")
     if not found <= LARGEST_GAP:

@@ -50,29 +50,30 @@ def entries() -> list[Figures]:
 def tables(found: Iterable[Figures]) -> dict[str, list[list[str]]]:
     """The rows of the tables by their titles, one table per cell and budget, the cell's largest budget first."""
     every = list(found)
-    return {
-        title(table): [
-            _row(each, slope_of_gap(every, each), _joint(table))
-            for arm in ROWS
-            for each in table
-            if arm == each.arm != REFERENCE
-        ]
-        for table in _tables(every)
-    }
+    return {title(table): _rows(every, table) for table in _tables(every)}
+
+
+def _rows(every: Sequence[Figures], table: Sequence[Figures]) -> list[list[str]]:
+    return [
+        _row(each, slope_of_gap(every, each), _joint(table))
+        for arm in ROWS
+        for each in table
+        if arm == each.arm != REFERENCE
+    ]
 
 
 def headline() -> tuple[str, list[list[str]]]:
-    """The README's table: four arms at the largest multiple of tokens of ours, in the cell in which most of them were measured.
+    """The README's table: four arms at our largest multiple of tokens, in the cell where most of them were measured.
 
     Returns:
         The title, and the rows under `HEADLINE`; arms without a result have a row that says so.
     """
     every = entries()
     table = max(
-        (table for table in _tables(every) if any(each.arm == OURS for each in table)),
+        (table for table in _tables(every) if OURS in _arms(table)),
         key=lambda table: (
             table[0].budget_tokens // SCALES[table[0].scale].tokens,
-            len({each.arm for each in table} & set(FOUR)),
+            len(_arms(table) & set(FOUR)),
             -_importance(table[0]),
             len(_joint(table).seeds),
         ),
@@ -92,6 +93,10 @@ def headline() -> tuple[str, list[list[str]]]:
     return f"{title(table)}. {about}", rows
 
 
+def _arms(table: Sequence[Figures]) -> set[str]:
+    return {each.arm for each in table}
+
+
 def title(table: Sequence[Figures]) -> str:
     """The cell, the budget and the seeds of a table, in words."""
     joint = _joint(table)
@@ -105,7 +110,10 @@ def title(table: Sequence[Figures]) -> str:
 
 
 def slope_of_gap(every: Iterable[Figures], figures: Figures) -> str:
-    """Change of an arm's gap from the cell's smallest to its largest budget, for four times the tokens, over common seeds."""
+    """Change of an arm's gap for four times the tokens, over common seeds.
+
+    It is measured between the cell's smallest and largest budget.
+    """
     own = sorted(
         (each for each in every if (each.arm, _cell(each)) == (figures.arm, _cell(figures))),
         key=lambda each: each.budget_tokens,
@@ -155,7 +163,7 @@ def made_with() -> str:
         "": [f"`{each.command}`" for each in made],
         "commit": [each.commit for each in made],
         "on": [f"{each.date}, {each.processor}, {each.cores} cores" for each in made],
-        "with": [", ".join(f"{name} {version}" for name, version in each.versions.items()) for each in made],
+        "with": [", ".join(map(" ".join, each.versions.items())) for each in made],
     }
     return "; ".join(f"{name} {', '.join(dict.fromkeys(values))}".strip() for name, values in parts.items())
 
@@ -187,7 +195,10 @@ def _row(figures: Figures, slope: str, joint: Figures) -> list[str]:
 
 
 def _to_joint_loss(figures: Figures) -> list[str]:
-    """Dollars to joint training's loss; bounds for an arm that needs more than `FURTHEST` times its tokens, or less than a part."""
+    """Dollars to joint training's loss.
+
+    For an arm that needs more than `FURTHEST` times its tokens, or less than 1 / `FURTHEST` of them, they are bounds.
+    """
     if None not in figures.dollars_to_joint_loss.model_dump().values():
         return _figures(figures.dollars_to_joint_loss)
     sign, factor = (">", FURTHEST) if figures.loss_gap > 0 else ("<", 1 / FURTHEST)

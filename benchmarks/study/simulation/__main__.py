@@ -72,32 +72,32 @@ class Runs:
 
 
 def order(runs: Runs) -> dict[str, dict[str, Cell]]:
-    return {
-        str(machines): {
+    def both(machines: int) -> dict[str, Cell]:
+        return {
             name: runs.ratios(at_once=machines, order=name, losses_per_hour=LOSS_RATES[USUAL_RATE])
             for name in ("longest_first", "as_given")
         }
-        for machines in MACHINES
-    }
+
+    return {str(machines): both(machines) for machines in MACHINES}
 
 
 def interval(runs: Runs) -> dict[str, dict[str, Cell]]:
-    return {
-        name: {
+    def every_interval(rate: float) -> dict[str, Cell]:
+        return {
             "ours": runs.ratios(losses_per_hour=rate),
             **{f"{every:.0f} s": runs.ratios(losses_per_hour=rate, every=every) for every in INTERVALS},
             "ours, notices heard": runs.ratios(losses_per_hour=rate, heard=1.0),
             "ours, zones at once": runs.ratios(losses_per_hour=rate, together=0.5),
         }
-        for name, rate in LOSS_RATES.items()
-    }
+
+    return {name: every_interval(rate) for name, rate in LOSS_RATES.items()}
 
 
 def assumption(runs: Runs) -> dict[str, dict[str, Cell]]:
-    return {
-        name: {label: runs.ratios(losses_per_hour=LOSS_RATES[name], prior=prior) for label, prior in PRIORS.items()}
-        for name in ("Advisor, 5 % a month", USUAL_RATE)
-    }
+    def every_prior(rate: float) -> dict[str, Cell]:
+        return {label: runs.ratios(losses_per_hour=rate, prior=prior) for label, prior in PRIORS.items()}
+
+    return {name: every_prior(LOSS_RATES[name]) for name in ("Advisor, 5 % a month", USUAL_RATE)}
 
 
 def expensive(runs: Runs) -> dict[str, dict[str, Cell]]:

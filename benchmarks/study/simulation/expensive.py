@@ -27,7 +27,7 @@ class Gang:
         self._paid = 0.0
 
     def consider(self, now: float, boots: Sequence[float], known: Callable[[], Known]) -> float:
-        """Request or release the nodes according to the setting; returns the seconds until the next decision at the latest."""
+        """Request or release the nodes as the setting says; returns the most seconds until the next decision."""
         if self._setting.ask == "at_start" and not self._arrivals:
             self._ask(now)
         if self._setting.ask != "in_time":

@@ -1,4 +1,4 @@
-"""Simulates a phase: machines boot, are lost and return; sub-models start, save checkpoints, are set back and finish."""
+"""Simulates a phase: machines boot, are lost and return; sub-models start, save, are set back and finish."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Phase:
     # Machines.
 
     def _dispatch(self) -> None:
-        """Start the sub-models that have a machine, request machines for the others, and release machines that are not needed."""
+        """Start the sub-models that have a machine, request machines for the others, and release those without work."""
         for name in self._order():
             unit = self._units[name]
             idle = {kind.name: self._idle(kind) for kind in self._setting.kinds}
@@ -287,7 +287,11 @@ class Phase:
         self._at(min(_SELDOM, max(_TICK, left / 10)), self._tick)
 
     def _ends_in(self) -> tuple[list[float], list[float], int, float]:
-        """Inputs for the product's prediction of the end: seconds left of running and waiting units, slots, stretch by losses."""
+        """Inputs for the product's prediction of the end.
+
+        Returns:
+            Seconds left of running units, seconds left of waiting units, number of slots, and the stretch by losses.
+        """
         units = self._units.values()
         running = [unit.attempt.left(self._now) for unit in units if unit.attempt is not None]
         waiting = [ordering.expected_seconds(self._units[name].remaining, self._factor) for name in self._waiting]

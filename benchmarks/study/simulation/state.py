@@ -56,7 +56,7 @@ class Attempt:
 
     @property
     def review(self) -> float:
-        """Time at which the interval is recomputed: after the first checkpoint that begins an hour or more after the start."""
+        """Time to recompute the interval: after the first checkpoint that begins an hour or more after the start."""
         return self.begins + math.ceil(3600 / (self.interval + self.stall)) * (self.interval + self.stall)
 
     def left(self, now: float) -> float:

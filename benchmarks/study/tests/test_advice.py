@@ -57,8 +57,14 @@ def measured(arm: str, loss: float, *, low: float = 0.0, budget: int = 1, **chan
     return found if arm == REFERENCE else found.model_copy(update={"recipe": RECIPE})
 
 
+def smaller(whole: PieceResult, factor: float) -> PieceResult:
+    """The piece with operations divided by a factor."""
+    phases = tuple(phase.model_copy(update={"flops": phase.flops / factor}) for phase in whole.phases)
+    return whole.model_copy(update={"phases": phases})
+
+
 def grid(gap: float = 0.1, growth: float = 0.0, **changes: Any) -> list[PieceResult]:
-    """Two budgets of joint training, whose loss falls by 0.5 per e-fold, of ours and of a rival that is worse by 0.1."""
+    """Two budgets of joint training (0.5 less loss per e-fold), of ours, and of a rival that is worse by 0.1."""
     return [
         each
         for budget in (1, 4)
@@ -122,15 +128,8 @@ def test_the_cheapest_option_is_first_and_has_its_measured_settings() -> None:
 
 
 def test_numbers_of_experts_are_compared_at_one_loss_and_with_serving() -> None:
-    dense = [
-        each.model_copy(
-            update={
-                "loss": each.loss + 0.25,
-                "phases": tuple(phase.model_copy(update={"flops": phase.flops / 2}) for phase in each.phases),
-            }
-        )
-        for each in grid(experts=8)
-    ]
+    worse = [each.model_copy(update={"loss": each.loss + 0.25}) for each in grid(experts=8)]
+    dense = [smaller(each, 2) for each in worse]
     pieces = [*grid(), *dense]
     price = 0.35 / 0.72 / 2.28
     training = advise(config(), pieces).shapes
@@ -179,12 +178,7 @@ def test_outside_the_range_nothing_is_recommended(
 
 
 def test_a_model_of_another_size_gets_no_advice() -> None:
-    tiny = [
-        each.model_copy(
-            update={"phases": tuple(phase.model_copy(update={"flops": phase.flops / 3}) for phase in each.phases)}
-        )
-        for each in grid()
-    ]
+    tiny = [smaller(each, 3) for each in grid()]
     with pytest.raises(ConfigError, match=r"model: .*operations per token in training; measured are models with"):
         advise(config(), tiny)
 

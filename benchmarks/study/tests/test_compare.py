@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from small_run import DOMAINS, small_config
 from benchmarks.study.compare.accounting import Reads, account, curve, dollars_of, first_reach, wall_hours
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, predicted, tokens_for
 from benchmarks.study.compare.figures import label_ends, plot_comparison
-from benchmarks.study.compare.records import Comparison, Point
+from benchmarks.study.compare.records import Comparison, PhaseCost, Point
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
 from moedisco_ray.cli.figures import blank_figure
@@ -163,6 +164,10 @@ def test_arms_that_there_are_not() -> None:
         chosen(["dense"])
 
 
+def by_stage(phases: Iterable[PhaseCost]) -> dict[str, PhaseCost]:
+    return {phase.stage: phase for phase in phases}
+
+
 def point(tokens: int, loss: float, stage: str = "finetune") -> Point:
     return Point(
         stage=stage,
@@ -254,7 +259,8 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert joint.dollars_to_target == pytest.approx(joint.curve[-1].dollars)
     assert {entry.stage for entry in upcycle.curve} == {"seed", "finetune"}
     assert ensemble.loss == ensemble.curve[-1].loss != joint.loss
-    measured = f"held-out perplexity: {upcycle.perplexity:.2f} against {joint.perplexity:.2f} of joint training, at equal tokens ("
+    compared = f"{upcycle.perplexity:.2f} against {joint.perplexity:.2f} of joint training"
+    measured = f"held-out perplexity: {compared}, at equal tokens ("
     assert measured in read_json(output / "upcycle-tokens" / "report.json")["bill"]["verdict"]
     # One corpus: the other runs have hard links to the first run's files.
     inodes = {(output / row.run / "corpus" / "shards" / "part-00000.npy").stat().st_ino for row in result.rows}
@@ -266,7 +272,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert "At equal tokens" in text
     assert "At equal planned dollars" not in text
     assert len(plot_comparison(result, tmp_path / "figures")) == 3
-    phases = {row.arm: {phase.stage: phase for phase in row.phases} for row in result.rows}
+    phases = {row.arm: by_stage(row.phases) for row in result.rows}
     assert phases["joint"].keys() == {"finetune", "evaluate"}
     assert phases["upcycle"].keys() == {"seed", "merge", "finetune", "evaluate"}
     assert phases["ensemble"].keys() == {"seed", "cluster", "submodels", "evaluate"}  # nothing is merged

@@ -1,11 +1,11 @@
-"""Tokens read outside training: computed by hand, checked by laws, and compared with the tokens that models really get."""
+"""Tokens read outside training: computed by hand, checked by laws, and compared with what models really get."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from small_run import OneCorpus, small_config
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from benchmarks.study.compare.accounting import Reads, account, dollars_of, forward_flops, overheads, trained_tokens
+from benchmarks.study.compare.accounting import (
+    Reader,
+    Reads,
+    account,
+    dollars_of,
+    forward_flops,
+    overheads,
+    trained_tokens,
+)
 from benchmarks.study.compare.arms import ARMS, Arm, arm_config
 from benchmarks.study.compare.reading import actual_reads, expected_reads
 from moedisco_ray.core.artifacts import read_json
@@ -77,15 +85,17 @@ def test_what_is_read_is_counted_by_hand() -> None:
     assert evaluate.dollars == pytest.approx(3000 * whole / (312e12 * 0.35) / 3600 * 2.28)
 
 
+def multiplied(tokens: Mapping[Reader, float], times: float) -> dict[Reader, float]:
+    return {reader: times * count for reader, count in tokens.items()}
+
+
 @given(READINGS, st.floats(0.1, 10))
 def test_an_account_is_the_plan_and_what_is_read_in_proportion(reads: Reads, times: float) -> None:
     phases = account(CONFIG, PLAN, reads)
     assert trained_tokens(phases) == PLAN.tokens
     read = dollars_of(overheads(CONFIG, PLAN, reads))
     assert dollars_of(phases) == pytest.approx(PLAN.training_dollars + read)
-    more: Reads = {
-        stage: {reader: times * count for reader, count in tokens.items()} for stage, tokens in reads.items()
-    }
+    more: Reads = {stage: multiplied(tokens, times) for stage, tokens in reads.items()}
     assert dollars_of(overheads(CONFIG, PLAN, more)) == pytest.approx(times * read)
     order = ("seed", "cluster", "submodels", "merge", "finetune", "evaluate")
     assert [order.index(phase.stage) for phase in phases] == sorted(order.index(phase.stage) for phase in phases)
@@ -150,14 +160,10 @@ def run(config: RunConfig) -> Counter[str]:
 
 def close(ours: Reads, theirs: Reads, windows: int) -> bool:
     """Whether two counts are equal except for some calibration windows."""
-    return ours.keys() == theirs.keys() and all(
-        tokens.keys() == theirs[stage].keys()
-        and all(
-            count == pytest.approx(theirs[stage][reader], abs=windows * 64 if stage == "merge" else 1e-9)
-            for reader, count in tokens.items()
-        )
-        for stage, tokens in ours.items()
-    )
+    if ours.keys() != theirs.keys():
+        return False
+    margins = {stage: windows * 64 if stage == "merge" else 1e-9 for stage in ours}
+    return all(tokens == pytest.approx(theirs[stage], abs=margins[stage]) for stage, tokens in ours.items())
 
 
 @pytest.mark.usefixtures("_one_thread")

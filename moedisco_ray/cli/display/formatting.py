@@ -53,7 +53,7 @@ class PlainTable(Table):
             self.add_column(title, justify="right", overflow="fold")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Render the table; if it is wider than the terminal, columns of single words get the width of the longest one."""
+        """Render the table; if it is too wide for the terminal, columns of single words are as wide as the longest."""
         if Measurement.get(console, options.update(max_width=_ANY_WIDTH), self).maximum > options.max_width:
             for column in self.columns[1:]:
                 cells = [str(cell) for cell in column.cells]

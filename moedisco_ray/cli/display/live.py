@@ -1,4 +1,4 @@
-"""The live view on a terminal: time, dollars, the list of stages, a progress bar per training unit, and cluster sizes."""
+"""The live view on a terminal: time, dollars, stages, a progress bar per training unit, and cluster sizes."""
 
 from __future__ import annotations
 
@@ -98,8 +98,13 @@ def cluster_bars(tokens: list[int], documents: list[int]) -> RenderableType:
 
 def _heading(state: RunState, now: float) -> RenderableType:
     left, dollars = state.seconds_left(now), state.dollars()
-    figures = ["starts Ray"] if state.starting else [f"about {format_seconds(left)} left"] if left else []
-    figures += [f"{dollars} so far"] if dollars is not None else []
+    figures = []
+    if state.starting:
+        figures.append("starts Ray")
+    elif left:
+        figures.append(f"about {format_seconds(left)} left")
+    if dollars is not None:
+        figures.append(f"{dollars} so far")
     heading = Text.assemble(
         (one_line(state.name), "bold"), (one_line(f"  {state.directory}") if state.directory else "", "dim")
     )
@@ -115,9 +120,8 @@ def _stage_list(state: RunState, now: float) -> RenderableType:
     for name, stage in state.stages.items():
         icon, style = _ICONS[stage.status]
         losses = [unit.loss for unit in state.units.values() if unit.stage == name and unit.loss is not None]
-        detail = (
-            f"loss {sum(losses) / len(losses):.3f}" if losses else stage.activity if stage.status == "running" else ""
-        )
+        activity = stage.activity if stage.status == "running" else ""
+        detail = f"loss {sum(losses) / len(losses):.3f}" if losses else activity
         table.add_row(Text(icon, style), Text(name, style), _seconds(stage, now), detail)
     return table
 
@@ -139,7 +143,6 @@ def _unit_table(units: dict[str, UnitState]) -> RenderableType:
     for justify in ("left", "left", "right", "right", "right", "right", "right"):
         table.add_column(justify=justify)
     for name, unit in list(units.items())[:_MOST_UNITS]:
-        left = unit.seconds_left
         table.add_row(
             Text(name, "dim" if unit.done == 1 else ""),
             ProgressBar(total=1.0, completed=unit.done, width=30),
@@ -147,8 +150,15 @@ def _unit_table(units: dict[str, UnitState]) -> RenderableType:
             "" if unit.loss is None else f"loss {unit.loss:.3f}",
             f"{count(unit.tokens_per_second)} tokens/s" if unit.tokens_per_second else "",
             "" if unit.mfu is None else f"{percent(unit.mfu)} MFU",
-            "" if left is None else "done" if unit.done == 1 else f"{format_seconds(left)} left",
+            _time_left(unit),
         )
     if len(units) > _MOST_UNITS:
         table.add_row(Text(f"and {len(units) - _MOST_UNITS} more", "dim"))
     return table
+
+
+def _time_left(unit: UnitState) -> str:
+    left = unit.seconds_left
+    if left is None:
+        return ""
+    return "done" if unit.done == 1 else f"{format_seconds(left)} left"

@@ -9,11 +9,12 @@ from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count, gigabytes
 from moedisco_ray.core.bill import format_dollars, format_seconds
+from moedisco_ray.core.stages import training_stage
 from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
 from moedisco_ray.plan.capacity import ClusterNeeds
 from moedisco_ray.plan.cluster_file import Cluster
+from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.gang_traffic import GangTraffic
-from moedisco_ray.plan.storage import StageStorage
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -48,8 +49,8 @@ def plan_view(plan: Plan) -> RenderableType:
     if not plan.fits_known:
         parts.append(
             Text(
-                "Memory is an upper bound for one worker. Workers without GPUs share their host's memory with other processes: "
-                "whether they fit is unknown.",
+                "Memory is an upper bound for one worker. Workers without GPUs share their host's memory with other "
+                "processes: whether they fit is unknown.",
                 style="dim",
             )
         )
@@ -59,7 +60,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bool) -> RenderableType:
-    """View of a cluster file: its node types, the head's memory and disk, the price of traffic, and whether the pools match it."""
+    """View of a cluster file: its node types, its head, the price of traffic, and whether the pools match it."""
     table = PlainTable("node type", "workers", "of", "GB per GPU", "dollars per worker-hour")
     for node in cluster.types:
         for tag, slots in node.slots.items():
@@ -67,10 +68,11 @@ def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bo
             table.add_row(node.name, f"up to {slots * node.most}", tag, memory, f"{node.worker_price(tag):.2f}")
     head = cluster.head
     of_head = (
-        f"The head needs {needs.head_memory_gb:.1f} of {_stated(head.memory_gb)} GB memory and {needs.head_disk_gb:g} of "
-        f"{_stated(head.disk_gb)} GB disk; the file lets {needs.submodels} sub-models train at once"
+        f"The head needs {needs.head_memory_gb:.1f} of {_stated(head.memory_gb)} GB memory and {needs.head_disk_gb:g} "
+        f"of {_stated(head.disk_gb)} GB disk; the file lets {needs.submodels} sub-models train at once"
     )
-    network = f"Network: {gigabytes(needs.moved_bytes)} GB between storage and nodes, {format_dollars(needs.transfer_dollars)}"
+    traffic, price = gigabytes(needs.moved_bytes), format_dollars(needs.transfer_dollars)
+    network = f"Network: {traffic} GB between storage and nodes, {price}"
     verdict = (
         Text(f"The pools agree with {file}", "green") if agrees else Text(f"The pools contradict {file}:", "bold red")
     )
@@ -85,12 +87,11 @@ def _synced(stage: str, sync: Sync, *, over_network: bool) -> str:
 def _exchanged(stage: str, traffic: GangTraffic) -> str:
     line = f"{stage}: each worker sends {gigabytes(traffic.bytes)} GB per step"
     if traffic.divided < traffic.bytes:
-        return f"{line}; {gigabytes(traffic.divided)} GB where one node has {traffic.expert} of them (finetune.parallel.expert)"
-    return (
-        f"{line}; {gigabytes(traffic.sharded)} GB if all weights were sharded"
-        if traffic.bytes < traffic.sharded
-        else line
-    )
+        divided = gigabytes(traffic.divided)
+        return f"{line}; {divided} GB where one node has {traffic.expert} of them (finetune.parallel.expert)"
+    if traffic.bytes < traffic.sharded:
+        return f"{line}; {gigabytes(traffic.sharded)} GB if all weights were sharded"
+    return line
 
 
 def _elsewhere(here: StagePlan, there: StagePlan) -> str:
@@ -128,7 +129,8 @@ def _parts(plan: Plan) -> str:
 
 def _parameters(plan: Plan) -> Table:
     models: dict[str, Parameters] = {
-        "mixture" if stage.stage == "finetune" else "sub-model": stage.parameters for stage in plan.stages
+        "mixture" if training_stage(stage.stage).trains_whole else "sub-model": stage.parameters
+        for stage in plan.stages
     }
     models["mixture"] = plan.parameters
     roles = [

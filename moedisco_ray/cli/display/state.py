@@ -124,7 +124,7 @@ class RunState:
         return total
 
     def _running_left(self, name: str, planned: float | None, elapsed: float) -> float | None:
-        """Seconds left of a running stage, estimated from its trainers' speed, or from its progress, or from the plan."""
+        """Seconds left of a running stage, estimated from its trainers' speed, else its progress, else the plan."""
         units = [unit for unit in self.units.values() if unit.stage == name]
         training = [unit for unit in units if unit.done < 1 and unit.seconds_per_step is not None]
         if training:

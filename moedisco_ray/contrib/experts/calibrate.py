@@ -1,4 +1,4 @@
-"""Calibrate a model of chosen experts: rows of the router for experts of other models, and experts refitted to a smaller model."""
+"""Calibrate a model of chosen experts: compute router rows of new experts, and refit experts to a smaller model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def calibrated_experts(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a model of chosen experts; rows of new experts are computed, or experts are refitted, or both.
+    """Yield the tensors of a model of chosen experts, with computed rows of new experts, refitted experts, or both.
 
     Args:
         tensors: Canonical tensors of the model: the embedding, each layer in turn, norm and head.

@@ -276,7 +276,7 @@ class _Comparison:
         )
 
     def losses(self, models: Sequence[tuple[str, Path]]) -> dict[str, Any]:
-        """The `losses` of two models with their names, and `warnings` if the second is worse on known text or no better on new."""
+        """The `losses` of two named models, and `warnings` if the second is worse on known text or no better on new."""
         found = list[dict[str, Any]]()
         for name, directory in models:
             start = Start(
@@ -292,15 +292,15 @@ class _Comparison:
         for text, old, new in zip(self.own, before, after, strict=False):
             if new > (1 + _MOST_WORSE) * old:
                 yield (
-                    f"on {text}, the held-out perplexity is {new:.4g}, {new / old - 1:.1%} above that of the model; fine-tune the "
-                    "result"
+                    f"on {text}, the held-out perplexity is {new:.4g}, {new / old - 1:.1%} above that of the model; "
+                    "fine-tune the result"
                 )
         known = len(self.own)
         for text, old, new in zip(self.others, before[known:], after[known:], strict=True):
             if new >= old:
                 yield (
-                    f"on {text}, the held-out perplexity is {new:.4g} with the new expert, and {old:.4g} without it; train the "
-                    "expert longer, or leave it out"
+                    f"on {text}, the held-out perplexity is {new:.4g} with the new expert, and {old:.4g} without it; "
+                    "train the expert longer, or leave it out"
                 )
 
 

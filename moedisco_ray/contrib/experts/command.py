@@ -50,8 +50,8 @@ def experts(
         typer.Option(
             "--calibration",
             metavar="TEXT",
-            help="Text of an expert of another model, from which its router rows are computed; once "
-            "per such expert, in their order. Without such experts: text that the model knows, from which the experts are refitted if "
+            help="Text of an expert of another model, from which its router rows are computed; once per such expert, "
+            "in their order. Without such experts: text that the model knows, from which the experts are refitted if "
             "some are left out or --top-k is lowered.",
         ),
     ] = None,
@@ -61,7 +61,7 @@ def experts(
     device: Annotated[str, typer.Option(help="Device that the models run on: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Write a model with some of its experts, with experts of other models, or both: to remove, replace or add experts."""
+    """Write a model with some of its experts, experts of other models, or both: to remove, replace or add experts."""
     from moedisco_ray.cli.generation import checked_device
     from moedisco_ray.contrib.experts.choose_experts import choose_experts
 
@@ -85,5 +85,6 @@ def experts(
         number = len(result["experts"])
         measure = "" if "losses" in result else f"; measure it with moedisco evaluate {output} --sources TEXT"
         print(
-            f"wrote {output}: {result['family']} with {number} expert{'s'[: number > 1]}, top-{result['top_k']}{measure}"
+            f"wrote {output}: {result['family']} with {number} expert{'s'[: number > 1]}, "
+            f"top-{result['top_k']}{measure}"
         )

@@ -74,13 +74,15 @@ def new_rows(
 
 
 def _tied(logits_TE: Tensor, correction_E: Tensor, router: Router) -> Tensor:
-    """The logits with which an expert of mean correction would be as good a choice as each expert; they may be infinite."""
+    """Logits at which an expert of mean correction is as good a choice as each expert; they may be infinite."""
     score_TE = (scores(logits_TE, router) + correction_E - correction_E.mean()).clamp(0.0, 1.0)
     return score_TE.logit() if router.scores == "sigmoid" else score_TE.log() + logits_TE.logsumexp(dim=1, keepdim=True)
 
 
 def use_of_new(select: Callable[[Tensor], Tensor], new: Sequence[int], inputs: Inputs) -> list[float]:
-    """Share of the tokens of each cluster that use a new expert: of the own text any, of a new text the expert of this text.
+    """Share of each cluster's tokens that use a new expert.
+
+    For the model's own text, any new expert counts; for a new text, the expert of this text.
 
     Args:
         select: Returns the experts [T, K] that the router selects for its inputs x_TD.

@@ -26,7 +26,7 @@ from moedisco_ray.models import ModelMap, expert_hidden
 _SWEEPS = 3
 _RIDGE = 0.01
 """Strength of the ridge, as a multiple of the mean square of an expert's hidden activations."""
-_MOST_KEPT = 4 << 30
+MOST_KEPT = 4 << 30
 """Memory for the factors of a layer's experts (bytes); more are computed again at each turn."""
 
 
@@ -51,13 +51,13 @@ def down_changes(
     """
     _, weight_TK, index_TK = router(x_TD)
     left_TD = (target_TD - experts(x_TD, index_TK, weight_TK)).float()
-    changes, kept, room = dict[int, Tensor](), dict[int, _Ridge](), _MOST_KEPT
+    changes, kept, room = dict[int, Tensor](), dict[int, Ridge](), MOST_KEPT
     for expert in index_TK.unique().tolist() * sweeps:
         token_S, k_S = (index_TK == expert).nonzero(as_tuple=True)
         hidden_SF = (expert_hidden(experts, expert, x_TD[token_S]) * weight_TK[token_S, k_S, None]).float()
         if expert in changes:
             left_TD[token_S] += hidden_SF @ changes[expert]
-        ridge = kept.get(expert) or _Ridge.of(hidden_SF)
+        ridge = kept.get(expert) or Ridge.of(hidden_SF)
         if expert not in kept and ridge.factor.nbytes <= room:
             kept[expert], room = ridge, room - ridge.factor.nbytes
         changes[expert] = ridge.solution(hidden_SF, left_TD[token_S])
@@ -66,7 +66,7 @@ def down_changes(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ridge:
+class Ridge:
     """A ridge regression on the hidden activations of an expert.
 
     Attributes:
@@ -77,7 +77,7 @@ class _Ridge:
     factor: Tensor
 
     @classmethod
-    def of(cls, hidden_SF: Tensor) -> _Ridge:
+    def of(cls, hidden_SF: Tensor) -> Ridge:
         tokens, units = hidden_SF.shape
         square = (hidden_SF @ hidden_SF.T if tokens < units else hidden_SF.T @ hidden_SF).double()
         strength = _RIDGE * square.diagonal().sum() / units

@@ -1,4 +1,6 @@
-"""Write a GGUF file as a Hugging Face directory, from which a run can start: `python -m` this module, with FILE and DIRECTORY.
+"""Write a GGUF file as a Hugging Face directory, from which a run can start.
+
+Run it as `python -m moedisco_ray.contrib.gguf.reading FILE DIRECTORY`.
 
 transformers reads the file and dequantises its weights to fp32.
 """
@@ -101,7 +103,7 @@ def write_directory(file: Path, directory: Path) -> None:
 
 
 def frequency_divisors(config: Mapping[str, Any]) -> Tensor | None:
-    """What llama.cpp divides each frequency by, of `llama3` scaling (Llama 3.1, arXiv 2407.21783); None for other kinds."""
+    """Divisor of each frequency for `llama3` scaling in llama.cpp (Llama 3.1, arXiv 2407.21783); otherwise None."""
     scaled = from_values(config)
     rotation = scaled.rope_parameters
     if rotation.get("rope_type") != "llama3":

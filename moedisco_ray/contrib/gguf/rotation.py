@@ -58,7 +58,7 @@ def check_rotation(family: Family, config: Mapping[str, Any]) -> None:
 
 
 def add_rotation(writer: gguf.GGUFWriter, rotation: Mapping[str, Any]) -> None:
-    """Add the parameters of the rotary position embedding to the file; those of `llama3` are a tensor, which is added elsewhere."""
+    """Add the parameters of the rotary position embedding; those of `llama3` are a tensor, added elsewhere."""
     writer.add_rope_freq_base(float(rotation["rope_theta"]))
     kind = rotation.get("rope_type", "default")
     if kind not in ("linear", "yarn"):
@@ -74,5 +74,5 @@ def add_rotation(writer: gguf.GGUFWriter, rotation: Mapping[str, Any]) -> None:
 
 
 def add_sections(writer: gguf.GGUFWriter, frequencies: int) -> None:
-    """Divide the frequencies among time, height and width, as evenly as Qwen3.5 does. llama.cpp does not rotate by any others."""
+    """Divide the frequencies evenly among time, height and width, as in Qwen3.5; llama.cpp supports nothing else."""
     writer.add_rope_dimension_sections([(frequencies + 2) // 3, (frequencies + 1) // 3, frequencies // 3, 0])

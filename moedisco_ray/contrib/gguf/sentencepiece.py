@@ -1,4 +1,4 @@
-"""A SentencePiece tokenizer in a GGUF file: a BPE of characters, with bytes in place of characters that it does not know.
+"""A SentencePiece tokenizer in a GGUF file: a BPE of characters, with bytes for characters that it does not know.
 
 llama.cpp has no merges for this kind. Of all neighbours that together are a token, it joins those whose token has the
 highest score. So the order of the merges gives the scores, if every such pair is a merge, as in tokenizers that
@@ -53,7 +53,8 @@ def token_scores(backend: Mapping[str, Any]) -> dict[str, float]:
     model = backend["model"]
     vocabulary, added = model["vocab"].keys(), {each["content"] for each in backend["added_tokens"]}
     merges = [tuple(each.split(" ") if isinstance(each, str) else each) for each in model["merges"]]
-    made = [token for token, _ in itertools.groupby(left + right for left, right in merges)]
+    joined = (left + right for left, right in merges)
+    made = [token for token, _ in itertools.groupby(joined)]
     known = set(merges)
     if not vocabulary >= BYTES or any(model.get(name) for name in _UNUSUAL):
         raise ConfigError("tokenizer", "BPE", f"is no SentencePiece tokenizer that llama.cpp knows; {_REMEDY}")

@@ -167,7 +167,10 @@ def _stack_name(layer: int, part: Part) -> str:
 
 
 def _latent_projections(weights: Checkpoint, key: str) -> Iterator[GgufTensor]:
-    """The half of w_HCR for keys, transposed, which llama.cpp applies to queries, and the half for values, applied to outputs."""
+    """The two halves of w_HCR as llama.cpp uses them.
+
+    The half for keys, transposed, is applied to queries; the half for values is applied to outputs.
+    """
     config: dict[str, Any] = weights.config
     heads, keys, values = (int(config[name]) for name in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim"))
     rank = weights.shape(key)[1]

@@ -119,8 +119,9 @@ def _steps_name(steps: list[dict[str, Any]], *, ignore_merges: bool) -> str | No
         return None
     kinds = [each["type"] for each in before]
     if last["use_regex"] and not ignore_merges:
-        digits = kinds == ["Digits"] and before[0]["individual_digits"]
-        return "smollm" if digits else None if kinds else "gpt-2"
+        if kinds == ["Digits"] and before[0]["individual_digits"]:
+            return "smollm"
+        return None if kinds else "gpt-2"
     if kinds == ["Split"] and before[0]["behavior"] == "Isolated" and not before[0]["invert"] and not last["use_regex"]:
         return _SPLITS.get((before[0]["pattern"].get("Regex", ""), ignore_merges))
     return None

@@ -68,7 +68,8 @@ LogLevel VERBOSE
 """
 _ADMIT = """\
 #!/bin/sh
-# Admits the certificate with serial number $1 if no other connection used it. sshd asks twice per connection, from one process.
+# Admits the certificate with serial number $1 if no other connection used it.
+# sshd asks twice per connection, from one process.
 asking="$PPID $(cut -d ' ' -f 22 /proc/$PPID/stat)"
 (set -C; echo "$asking" >"{directory}/used/$1") 2>/dev/null
 [ "$(cat "{directory}/used/$1")" = "$asking" ] && echo join

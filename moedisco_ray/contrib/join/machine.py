@@ -255,7 +255,7 @@ def _read_offer(ssh: subprocess.Popen[str], token: JoinToken) -> Offer:
 
 @contextlib.contextmanager
 def _routed(token: JoinToken, offer: Offer) -> Iterator[None]:
-    """Route all traffic to the head's own address through the tunnel, except for the ssh connection that carries the tunnel."""
+    """Route all traffic to the head's own address through the tunnel, except the ssh connection that carries it."""
     device, table = f"tun{token.device}", _RULE + token.slot
     _ip(f"address add {token.own_address} peer {token.head_address} dev {device}")
     _ip(f"link set {device} mtu 1400 up")

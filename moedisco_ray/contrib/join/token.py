@@ -1,4 +1,7 @@
-"""The join token (the head's address, and an ssh certificate that opens one tunnel to it) and the head's answer, the offer."""
+"""The join token and the head's answer, the offer.
+
+The token has the head's address, and an ssh certificate that opens one tunnel to it.
+"""
 
 from __future__ import annotations
 

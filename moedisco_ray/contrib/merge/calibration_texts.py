@@ -1,10 +1,12 @@
-"""Texts that a command reads: windows from which routers are computed, and held-out documents on which models are compared."""
+"""Texts that a command reads: windows to compute routers from, and held-out documents to compare models on."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,12 +96,15 @@ def calibration_batches(texts: Sequence[Text], length: int, clusters: Sequence[i
 
 def held_out_losses(start: Start, texts: Sequence[Text], encoder: Encoder, device: str) -> list[float]:
     """Loss of a model on the held-out documents of each text (nats per token)."""
-    columns = (field.name for field in dataclasses.fields(Documents))
-    documents = Documents(*(tuple(each for text in texts for each in getattr(text.held_out, name)) for name in columns))
+    columns = [_held_out_column(texts, field.name) for field in dataclasses.fields(Documents)]
     measured = evaluate_start(
-        start, documents, prefix=encoder.prefix, sequence_length=start.sequence_length, device=device
+        start, Documents(*columns), prefix=encoder.prefix, sequence_length=start.sequence_length, device=device
     )
     return [source["loss"] for source in measured["sources"]]
+
+
+def _held_out_column(texts: Sequence[Text], name: str) -> tuple[Any, ...]:
+    return tuple(itertools.chain.from_iterable(getattr(text.held_out, name) for text in texts))
 
 
 def _counts(document: Sample) -> bool:

@@ -15,7 +15,7 @@ from moedisco_ray.core.locations import parent
 def losses_view(
     losses: Sequence[Mapping[str, Any]], texts: Sequence[str], *, perplexity: bool = False
 ) -> RenderableType:
-    """The held-out losses, or perplexities, of models on some texts, as `merge_models` and `choose_experts` return them."""
+    """The held-out losses, or perplexities, of models on some texts, from `merge_models` or `choose_experts`."""
     title = "held-out perplexity" if perplexity else "held-out loss"
     table = PlainTable(title, *(parent(text)[1] for text in texts), "mixture")
     for row in losses:

@@ -1,4 +1,6 @@
-"""`moedisco merge`: make one MoE of dense fine-tunes of one base model, on one machine (Branch-Train-MiX, arXiv 2403.07816).
+"""`moedisco merge`: make one MoE of dense fine-tunes of one base model (Branch-Train-MiX, arXiv 2403.07816).
+
+It runs on one machine.
 
 Expert k of every layer is the MLP of fine-tune k. The backbone is the mean of the fine-tunes' backbones, or the base
 model's.
@@ -181,9 +183,8 @@ def _configs(starts: Sequence[Model], paths: Sequence[Path], experts: int, per_t
         upcycled_config(path, model.family_name, experts, per_token) for model, path in zip(starts, paths, strict=True)
     ]
     for values, path in zip(found[:-1], paths, strict=False):
-        for field in sorted(
-            (values.keys() | found[-1].keys()) - FREE_FIELDS, key=lambda field: (field != "model_type", field)
-        ):
+        compared = (values.keys() | found[-1].keys()) - FREE_FIELDS
+        for field in sorted(compared, key=lambda field: (field != "model_type", field)):
             own, other = values.get(field), found[-1].get(field)
             if own != other:
                 raise CheckpointError(
@@ -234,7 +235,7 @@ def _write(
 
 
 def complete(directory: Path, base: Origin) -> None:
-    """Add everything but weights to the directory of an MoE: the final `config.json`, and the files of the base model."""
+    """Add all files but weights to the directory of an MoE: the final `config.json`, and the base model's files."""
     values = config_values(AutoConfig.from_pretrained(directory, local_files_only=True))
     if tokenizer_files(base.directory):
         tokenizer = load_pretrained(base.directory, "--base")
@@ -259,8 +260,8 @@ def _card(name: str, result: Mapping[str, Any], starts: Sequence[Model]) -> str:
     means = "the mean of theirs" if result["backbone"] == "mean" else f"that of {result['base']}"
     return (
         f"{matter}\n\n# {name}\n\n`moedisco merge` made this Mixture-of-Experts model ({result['family']}) of "
-        f"fine-tunes of {result['base']}. Each layer has the MLP of each fine-tune as an expert; its backbone is {means}."
-        f"\n\n{experts}\n"
+        f"fine-tunes of {result['base']}. Each layer has the MLP of each fine-tune as an expert; its backbone is "
+        f"{means}.\n\n{experts}\n"
     )
 
 

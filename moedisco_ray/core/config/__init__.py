@@ -1,8 +1,9 @@
 """The run configuration, as frozen pydantic models that import neither torch nor Ray."""
 
+from moedisco_ray.core.config.architecture import Architecture
 from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
 from moedisco_ray.core.config.load import check_config, check_evaluation, load_config, put
-from moedisco_ray.core.config.model import EXPERT_COUNTS, Architecture, Model, read_architecture
+from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.pools import (
     AnyPool,
@@ -30,9 +31,10 @@ from moedisco_ray.core.config.sections import (
     Tokenizer,
     Tokens,
     Tracking,
-    TrainingStage,
+    TrainingStageName,
 )
 from moedisco_ray.core.config.sources import Source
+from moedisco_ray.core.config.start_sizes import EXPERT_COUNTS, read_architecture
 from moedisco_ray.core.config.tokenizers import tokenizer_directory, tokenizer_files
 from moedisco_ray.core.families import FAMILIES, FamilyName
 
@@ -71,7 +73,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "Tracking",
-    "TrainingStage",
+    "TrainingStageName",
     "UpcycleInit",
     "check_config",
     "check_evaluation",

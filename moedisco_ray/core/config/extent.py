@@ -1,4 +1,4 @@
-"""Bounds of a configuration as a whole, checked before its settings: a service checks configurations from many users."""
+"""Bounds of a whole configuration, checked before its settings because a service reads those of many users."""
 
 from __future__ import annotations
 

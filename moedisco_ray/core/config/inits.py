@@ -86,7 +86,7 @@ class CheckpointInit(LocalInit):
 
 
 class UpcycleInit(LocalInit):
-    """Start from a dense model, whose MLP becomes every expert (sparse upcycling, Komatsuzaki et al., arXiv 2212.05055)."""
+    """Start from a dense model, whose MLP becomes every expert (Komatsuzaki et al., arXiv 2212.05055)."""
 
     KEY: ClassVar[str] = "upcycle"
 
@@ -118,6 +118,7 @@ class UpcycleInit(LocalInit):
             raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
         if self.num_experts % self.split:
             raise ValueError(
-                f"split {self.split} does not divide num_experts {self.num_experts}; set num_experts to a multiple of {self.split}"
+                f"split {self.split} does not divide num_experts {self.num_experts}; set num_experts to a multiple of "
+                f"{self.split}"
             )
         return self

@@ -24,7 +24,7 @@ from moedisco_ray.core.errors import ConfigError, UserError, raise_together
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool = False) -> RunConfig:
-    """Read a YAML (or JSON) file, apply `key.sub=value` overrides, and check everything that does not depend on the corpus.
+    """Read a YAML (or JSON) file, apply `key.sub=value` overrides, and check all that does not depend on the corpus.
 
     Relative paths in the file are relative to the working directory.
 
@@ -100,8 +100,8 @@ def _file_mistakes(config: RunConfig) -> Iterator[UserError]:
         yield ConfigError(
             place.field,
             words(place.value),
-            "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by name; "
-            "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model",
+            "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by "
+            "name; submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model",
         )
     if named:  # the checks below would open them
         return

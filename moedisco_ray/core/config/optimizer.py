@@ -110,7 +110,7 @@ class Optimizer(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters (LoRA, arXiv 2106.09685): a weight W is frozen and computes as W + (alpha / rank) B A; A and B train."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685): W + (alpha / rank) B A replaces a frozen weight W; A and B train."""
 
     base: Literal["full", "nf4"] = "full"
     """How the frozen weights that have adapters are kept while a sub-model trains. `full` uses the dtype of the

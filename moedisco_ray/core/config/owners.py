@@ -23,13 +23,14 @@ def check_owners(config: RunConfig) -> None:
     for i, source in enumerate(config.corpus.sources):
         if source.owner is not None and source.owner not in owners:
             raise ValueError(
-                f"corpus.sources.{i}.owner {source.owner!r} is not in pools.owners; add it there, with storage and resource"
+                f"corpus.sources.{i}.owner {source.owner!r} is not in pools.owners; add it there, with storage and "
+                "resource"
             )
     for i, source in enumerate(config.evaluation.sources):
         if source.owner is not None:
             raise ValueError(
-                f"evaluation.sources.{i}.owner {source.owner!r} is not possible, because the evaluation reads only text without an "
-                "owner; remove the source"
+                f"evaluation.sources.{i}.owner {source.owner!r} is not possible, because the evaluation reads only "
+                "text without an owner; remove the source"
             )
     for name in owners:
         if not config.corpus.of_owner(name):
@@ -38,8 +39,8 @@ def check_owners(config: RunConfig) -> None:
             )
     if not config.corpus.of_owner(None):
         raise ValueError(
-            "corpus.sources all have an owner, but tokenizer, clusters, routers, fine-tune and evaluation need text without one; "
-            "add a source"
+            "corpus.sources all have an owner, but tokenizer, clusters, routers, fine-tune and evaluation need text "
+            "without one; add a source"
         )
     if owners:
         _check_places(config)
@@ -75,8 +76,8 @@ def _check_seats(config: RunConfig) -> None:
     for name, owner in config.pools.owners.items():
         if owner.resource in taken:
             raise ValueError(
-                f"pools.owners.{name}.resource {owner.resource!r} is also a resource of {taken[owner.resource]}; give the owner's "
-                "nodes their own"
+                f"pools.owners.{name}.resource {owner.resource!r} is also a resource of {taken[owner.resource]}; give "
+                "the owner's nodes their own"
             )
         taken[owner.resource] = f"pools.owners.{name}"
 
@@ -86,20 +87,21 @@ def _check_stages(config: RunConfig) -> None:
         raise ValueError("pools.owners need sub-models: lower seed_share and finetune_share to less than 1 together")
     if config.clusters.count != "auto" and config.shared_clusters < 1:
         raise ValueError(
-            f"clusters.count {config.clusters.count} leaves no cluster for text without an owner, because each owner has one; use "
-            f"at least {len(config.owners) + 1}"
+            f"clusters.count {config.clusters.count} leaves no cluster for text without an owner, because each owner "
+            f"has one; use at least {len(config.owners) + 1}"
         )
     if config.submodels.quorum is not None:
         raise ValueError(
-            f"submodels.quorum {config.submodels.quorum} needs the checkpoints of unfinished sub-models, and an owner's stay with "
-            "the owner; leave it out"
+            f"submodels.quorum {config.submodels.quorum} needs the checkpoints of unfinished sub-models, and an "
+            "owner's stay with the owner; leave it out"
         )
     if config.finetune.keep_optimizer_state and config.tokens.finetune:
         raise ValueError(
-            "finetune.keep_optimizer_state needs the optimizer states of all sub-models, and an owner's stays with the owner; set "
-            "it to false"
+            "finetune.keep_optimizer_state needs the optimizer states of all sub-models, and an owner's stays with the "
+            "owner; set it to false"
         )
     if config.evaluation.ensemble:
         raise ValueError(
-            "evaluation.ensemble needs the centroids of all clusters, and an owner's documents have none; set it to false"
+            "evaluation.ensemble needs the centroids of all clusters, and an owner's documents have none; set it to "
+            "false"
         )

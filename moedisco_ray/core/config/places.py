@@ -183,8 +183,8 @@ def check_place(value: Any) -> Any:
         raise ValueError(f"has more than {LONGEST_PLACE} characters; shorten it")
     if has_credentials(str(value)):
         raise ValueError(
-            "holds credentials, and a configuration is stored and shown in clear; leave them out, and give them to the machines by "
-            "environment variables or an instance role"
+            "holds credentials, and a configuration is stored and shown in clear; leave them out, and give them to the "
+            "machines by environment variables or an instance role"
         )
     return value
 

@@ -117,7 +117,7 @@ class MachineType(Section):
 
 
 class LowMemoryPool(Pool):
-    """The pool that trains the seed, the sub-models with one worker each, and, with `finetune.pool: low_memory`, the whole MoE."""
+    """The pool for the seed, for one-worker sub-models and, with `finetune.pool: low_memory`, for the whole MoE."""
 
     name = "low_memory"
     resource: Tag = "low_mem_gpu"
@@ -329,7 +329,7 @@ class Pools(Section):
 
     @property
     def by_key(self) -> dict[str, Pool]:
-        """All pools by their name in the bill: the low-memory pool's node types, owners' pools, and the high-memory pool."""
+        """All pools by their name in the bill: low-memory node types, owners' pools, and the high-memory pool."""
         return {each.key: each for pool in (self.submodels, self.high_memory) for each in pool.node_types}
 
     @property
@@ -361,7 +361,7 @@ class Pools(Section):
         return low, (self.high_memory, self.high_memory.fewest_workers), *owned
 
     def at(self, key: str) -> Pool:
-        """The pool or node type with this name in the bill; the name of a node type that was removed from a pool gives the pool.
+        """The pool or node type with this name in the bill; a node type that was removed from its pool gives the pool.
 
         Raises:
             KeyError: No pool has this name.

@@ -17,7 +17,7 @@ from moedisco_ray.core.config.run import RunConfig
 from moedisco_ray.core.errors import DamagedError
 from moedisco_ray.core.locations import Location
 
-_REMOVED = frozenset(
+REMOVED = frozenset(
     {
         "clusters.text",
         "clusters.iterations",
@@ -49,7 +49,7 @@ _REMOVED = frozenset(
         "evaluation.slice_tokens",
     }
 )
-_REMOVED_UNLESS_USED: Mapping[str, Any] = {
+REMOVED_UNLESS_USED: Mapping[str, Any] = {
     "clusters.overlap": 0.0,
     "evaluation.ensemble_top_k": None,
     "tracking.tensorboard": False,
@@ -58,7 +58,7 @@ _REMOVED_UNLESS_USED: Mapping[str, Any] = {
 }
 """Removed settings, each with the one value that had no effect: with this value the setting is dropped. With any other
 value the setting changed results, so it is kept, and the validation refuses it."""
-_RENAMED: Mapping[str, str] = {
+RENAMED: Mapping[str, str] = {
     "submodels.max_failures": "checkpoint.max_failures",
     "submodels.keep_moments": "submodels.keep_optimizer_state",
     "finetune.keep_moments": "finetune.keep_optimizer_state",
@@ -70,9 +70,8 @@ _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("finetune.optimizer.state", "bf16"): ("finetune.optimizer.precision", "pure_bf16"),
 }
 """Values that a setting no longer accepts, each with the setting and value that replace it."""
-_SECTIONS = frozenset(
-    path.rpartition(".")[0] for path in (*_REMOVED, *_REMOVED_UNLESS_USED, *_RENAMED, *(path for path, _ in _VALUES))
-)
+_FORMER = {path for path, _ in _VALUES}.union(REMOVED, REMOVED_UNLESS_USED, RENAMED)
+_SECTIONS = frozenset(path.rpartition(".")[0] for path in _FORMER)
 
 
 def stored_config(raw: Any) -> RunConfig:
@@ -107,9 +106,9 @@ def read_stored_config(content: bytes | None, location: Location) -> RunConfig:
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings by dotted path, under today's names and without removed settings."""
     kept = {
-        _RENAMED.get(path, path): value
+        RENAMED.get(path, path): value
         for path, value in settings.items()
-        if path not in _REMOVED and (path, value) not in _REMOVED_UNLESS_USED.items()
+        if path not in REMOVED and (path, value) not in REMOVED_UNLESS_USED.items()
     }
     return kept | dict(new for (path, value), new in _VALUES.items() if settings.get(path) == value)
 

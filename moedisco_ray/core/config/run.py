@@ -7,11 +7,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from moedisco_ray.core.config.architecture import Architecture
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
 from moedisco_ray.core.config.extent import check_extent
 from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
-from moedisco_ray.core.config.model import Architecture, Model
+from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.owners import check_owners
 from moedisco_ray.core.config.places import WritesTo, as_location
@@ -148,7 +149,7 @@ class RunConfig(Section):
 
     @property
     def measures_start(self) -> bool:
-        """Whether the evaluation measures the model that the run starts from: a trained one, whose tokens stay the same."""
+        """Whether the evaluation measures the model of the run's start: a trained one that keeps its tokenizer."""
         return isinstance(self.model.init, LocalInit) and not self.tokenizer.replace
 
     @property
@@ -166,8 +167,8 @@ class RunConfig(Section):
         if isinstance(self.model.init, CheckpointInit):
             if self.tokens.seed_share:
                 raise ValueError(
-                    "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a dense model; to "
-                    "start from one, use model.init.upcycle"
+                    "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a dense "
+                    "model; to start from one, use model.init.upcycle"
                 )
         elif self.model.init == "random" and self._needs_a_trained_model and not self.tokens.seed_share:
             raise ValueError(
@@ -192,8 +193,8 @@ class RunConfig(Section):
         if self.finetune_pool.most_workers > 1 and (tuning.block_steps or tuning.offload_moments):
             setting = "block_steps" if tuning.block_steps else "offload_moments"
             raise ValueError(
-                f"finetune.optimizer.{setting} {getattr(tuning, setting)} needs the whole MoE on one worker, and finetune.pool has "
-                f"up to {self.finetune_pool.most_workers}; leave it out, or use a pool of one worker"
+                f"finetune.optimizer.{setting} {getattr(tuning, setting)} needs the whole MoE on one worker, and "
+                f"finetune.pool has up to {self.finetune_pool.most_workers}; leave it out, or use a pool of one worker"
             )
         if self.finetune.keep_optimizer_state and self.finetune.optimizer.name != self.submodels.optimizer.name:
             raise ValueError(
@@ -210,8 +211,8 @@ class RunConfig(Section):
     def _seed_members_sync(self) -> Self:
         if self.submodels.sync_every is None and (self.submodels.seed_members or 1) > 1:
             raise ValueError(
-                f"submodels.seed_members {self.submodels.seed_members} needs syncs, at which the members combine their weights; "
-                "set submodels.sync_every, or leave seed_members out to train the seed with one member"
+                f"submodels.seed_members {self.submodels.seed_members} needs syncs, at which the members combine their "
+                "weights; set submodels.sync_every, or leave seed_members out to train the seed with one member"
             )
         return self
 
@@ -228,13 +229,13 @@ class RunConfig(Section):
         shown = list(wanted) if isinstance(wanted, tuple) else wanted
         if (alone := self.alone_with_the_seed) is not None:
             raise ValueError(
-                f"pools.low_memory.seed_workers {shown} would train the seed together, and {alone} needs one worker; set "
-                "seed_workers to 1, or leave the other out"
+                f"pools.low_memory.seed_workers {shown} would train the seed together, and {alone} needs one worker; "
+                "set seed_workers to 1, or leave the other out"
             )
         if isinstance(wanted, tuple) and sequences % wanted[0]:
             raise ValueError(
-                f"pools.low_memory.seed_workers {shown}: {wanted[0]} workers do not divide the batch of {sequences} sequences; "
-                "choose another smallest number, or change submodels.optimizer.batch_tokens"
+                f"pools.low_memory.seed_workers {shown}: {wanted[0]} workers do not divide the batch of {sequences} "
+                "sequences; choose another smallest number, or change submodels.optimizer.batch_tokens"
             )
         return self
 
@@ -278,8 +279,8 @@ class RunConfig(Section):
         pool, sequences = self.pools.high_memory, self.finetune.optimizer.batch_tokens // self.corpus.sequence_length
         if pool.elastic and all(sequences % n for n in range(pool.fewest_workers, pool.most_workers + 1)):
             raise ValueError(
-                f"pools.high_memory.workers [{pool.fewest_workers}, {pool.most_workers}] holds no number that divides the "
-                f"fine-tune's batch of {sequences} sequences; widen it, or change finetune.optimizer.batch_tokens"
+                f"pools.high_memory.workers [{pool.fewest_workers}, {pool.most_workers}] holds no number that divides "
+                f"the fine-tune's batch of {sequences} sequences; widen it, or change finetune.optimizer.batch_tokens"
             )
 
     def _unseen_text_is_no_corpus(self) -> None:
@@ -287,7 +288,8 @@ class RunConfig(Section):
         for i, source in enumerate(self.evaluation.sources):
             if _place(source) in trained_on:
                 raise ValueError(
-                    f"evaluation.sources.{i}.path {source.path!r} is a source of the corpus, which is trained on; name other text"
+                    f"evaluation.sources.{i}.path {source.path!r} is a source of the corpus, which is trained on; name "
+                    "other text"
                 )
 
     @model_validator(mode="after")
@@ -312,8 +314,8 @@ class RunConfig(Section):
             if 0 < tokens < units * batch:
                 least, other = (f"{units} batches", " or clusters.count") if units > 1 else ("one batch", "")
                 raise ValueError(
-                    f"tokens.total {self.tokens.total} leaves {tokens:,} tokens to {whose}, less than {least} of {batch:,}; "
-                    f"raise it, or lower {section}.optimizer.batch_tokens{other}"
+                    f"tokens.total {self.tokens.total} leaves {tokens:,} tokens to {whose}, less than {least} of "
+                    f"{batch:,}; raise it, or lower {section}.optimizer.batch_tokens{other}"
                 )
         return self
 
@@ -325,7 +327,7 @@ def _place(source: Source) -> str:
 
 
 def lost_documents(config: RunConfig) -> str | None:
-    """The setting `within_documents` if it is on and recurrent layers of the model cannot keep documents apart; else None.
+    """The setting `within_documents` if it is on and recurrent layers of the model mix documents anyway; else None.
 
     Raises:
         CheckpointError: The directory that `model.init` names holds no model that the family can start from.

@@ -18,7 +18,7 @@ from moedisco_ray.core.registry import BACKBONE_RULES, ROUTER_METHODS, TRACKERS
 from moedisco_ray.core.run_models import local_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-TrainingStage = Literal["seed", "submodels", "finetune"]
+TrainingStageName = Literal["seed", "submodels", "finetune"]
 """A stage that trains, in their order."""
 
 _SLICE_TOKENS = 65_536
@@ -96,7 +96,8 @@ class Tokens(Section):
     def _no_more_than_all(self) -> Self:
         if self.seed_share + self.finetune_share > 1 + _ROUNDING:
             raise ValueError(
-                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} are more than 1 together; lower one"
+                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} are more than 1 together; "
+                "lower one"
             )
         return self
 
@@ -120,7 +121,7 @@ class Tokens(Section):
         """Number of tokens of all sub-models together."""
         return self.total - self.seed - self.finetune
 
-    def span(self, stage: TrainingStage) -> tuple[float, float]:
+    def span(self, stage: TrainingStageName) -> tuple[float, float]:
         """Shares of the run's tokens at which a stage of training begins and ends."""
         split, merged = self.seed / self.total, (self.total - self.finetune) / self.total
         return {"seed": (0.0, split), "submodels": (split, merged), "finetune": (merged, 1.0)}[stage]
@@ -170,8 +171,8 @@ class Outer(Section):
 
 
 _MAY_DO_WITH_LESS = NoEffect(
-    "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
-    "summary says what each sub-model contributed"
+    "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and "
+    "the stage's summary says what each sub-model contributed"
 )
 _SYNC_PATIENCE = 600.0
 """Maximum time that a sync waits for late sub-models, in seconds: one that lost its machine takes minutes to continue
@@ -208,7 +209,7 @@ class Submodels(Section):
 
     @property
     def sync_patience(self) -> float | None:
-        """Maximum time that a sync waits after half of the sub-models have arrived, in seconds; None if it waits for all."""
+        """Maximum wait of a sync after half of the sub-models have arrived (s); None if it waits for all."""
         return None if self.quorum is None else _SYNC_PATIENCE
 
 

@@ -93,14 +93,14 @@ class Source(Section):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Columns of a table from which documents are made, by the setting that names each; a row without the first is left out."""
+        """Table columns that make documents, by the setting that names each; rows without the first are left out."""
         kind = next((name for name in _GIVEN if getattr(self, name) is not None), "text_column")
         names = (kind, *_WITH.get(kind, ()))
         return {name: column for name in names if (column := getattr(self, name)) is not None}
 
     @property
     def has_given_tokens(self) -> bool:
-        """Whether the run's tokenizer reads the source, which holds conversations, completions or token ids instead of text."""
+        """Whether the source has conversations, completions or token ids for the run's tokenizer, instead of text."""
         return "text_column" not in self.columns
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What is decided before a run begins, and recorded in it: the commit of a start at the hub, the family, the number of clusters."""
+"""What is decided and recorded before a run begins: commit of a start at the hub, family, and number of clusters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pinned(config: RunConfig) -> RunConfig:
 
 
 def with_recorded_count(config: RunConfig) -> RunConfig:
-    """The configuration with the number of clusters that the run has recorded for `auto`: it stays when the pools change.
+    """The configuration with the number of clusters that the run recorded for `auto`, which stays when pools change.
 
     Raises:
         StorageError: The run is at a URI that does not respond.

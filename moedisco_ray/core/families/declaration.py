@@ -263,7 +263,7 @@ class Family:
         return total // experts if size is None and experts and isinstance(total, int) else size
 
     def in_checkpoint(self, name: str) -> str:
-        """Name of a tensor of the MoE block in a checkpoint, from its name in memory, both relative to the layer and the block."""
+        """Name in a checkpoint, relative to the layer, of a tensor with a name in memory relative to the MoE block."""
         return f"{self.block}.{self.renamed.get(name, name)}"
 
     def expert_axis(self, name: str) -> int:
@@ -335,7 +335,8 @@ class Family:
         if needed is None:
             allowed = " or ".join(self.scalings)
             raise ValueError(
-                f"rope_scaling.rope_type {scaling['rope_type']!r}: {self.name} has only {allowed}; use it, or remove rope_scaling"
+                f"rope_scaling.rope_type {scaling['rope_type']!r}: {self.name} has only {allowed}; use it, or remove "
+                "rope_scaling"
             )
         if missing := [name for name in needed if scaling.get(name) is None]:
             raise ValueError(
@@ -363,7 +364,7 @@ class Family:
         return bool(self.attention.biases) and (field is None or bool(self.value(fields, field)))
 
     def keeps_biases(self, dense: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Whether the MoE of a dense model has biases of queries, keys and values, and whether it has one of the attention output.
+        """Whether the MoE made of a dense model has biases of queries, keys and values, and of the attention output.
 
         Args:
             dense: The `config.json` of the dense model.

@@ -1,6 +1,7 @@
-"""LLaMA-MoE v1, LLaMA 2 with its MLPs divided into experts. transformers has no such model: see `moedisco_ray.models.llama_moe`.
+"""LLaMA-MoE v1, which is LLaMA 2 with its MLPs divided into experts.
 
-The router's noise in training is left out, and its weights are kept as they are.
+transformers has no such model: see `moedisco_ray.models.llama_moe`. The router's noise in training is left out, and its
+weights are kept as they are.
 """
 
 from moedisco_ray.core.families.declaration import ATTENTION, ATTENTION_BIAS, NORMS, Attention, Family

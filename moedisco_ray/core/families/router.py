@@ -152,8 +152,8 @@ class Router:
         top_k = min(int(fields[self.top_k_field]), kept)
         if kept < self.least_in_group and not self.is_constant_alone(fields.get("norm_topk_prob")):
             raise ValueError(
-                f"leaves {kept} expert per sub-model, and without norm_topk_prob the router needs {self.least_in_group}; "
-                f"use at most {experts // self.least_in_group}"
+                f"leaves {kept} expert per sub-model, and without norm_topk_prob the router needs "
+                f"{self.least_in_group}; use at most {experts // self.least_in_group}"
             )
         groups, kept_fields = self.groups(fields), self.kept_fields(fields, experts)
         if groups is None:

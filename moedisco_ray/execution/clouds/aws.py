@@ -1,4 +1,4 @@
-"""Notices of EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, which may come earlier.
+"""Notices of EC2: spot interruption, about two minutes ahead, and rebalance recommendation, which may come earlier.
 
 Both return 404 until they are issued. IMDSv2 requires a session token, which expires; after a response 401 the client
 requests a new one. Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of

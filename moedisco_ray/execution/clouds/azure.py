@@ -72,7 +72,7 @@ def _events(text: str) -> list[dict[str, Any]]:
 
 
 def _begins(event: dict[str, Any]) -> float:
-    """Time at which an event begins, in seconds since the epoch; the current time if it has begun or states no readable time."""
+    """Time at which an event begins (s since the epoch); now if it has begun or states no readable time."""
     try:
         return email.utils.parsedate_to_datetime(event.get("NotBefore") or "").timestamp()
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Notices of Compute Engine: preemption, about 30 s ahead, and host maintenance that ends the machine, at least 60 s ahead.
+"""Notices of Compute Engine: preemption (about 30 s ahead) and maintenance that ends the machine (at least 60 s).
 
 The metadata service holds the request for `preempted` open until the value changes. So a preemption is noticed at once,
 not only at the next poll. Documented in "Detect if a VM was preempted" and "Query the metadata server for maintenance

@@ -1,4 +1,4 @@
-"""The agent of a spot node: it receives the cloud's termination notice and drains the Ray node, which Ray does not do itself."""
+"""The agent of a spot node: it drains the Ray node when the cloud announces its end, which Ray does not do itself."""
 
 from moedisco_ray.execution.clouds.metadata import Notice, Provider, Unavailable
 from moedisco_ray.execution.node_agent.agent import find_provider, make_provider, watch

@@ -1,4 +1,4 @@
-"""The agent's loop: poll the cloud's metadata service, and drain this machine's Ray nodes once the machine's end is announced."""
+"""The agent's loop: poll the cloud's metadata service; once it announces the machine's end, drain the Ray nodes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def make_provider(name: str, url: str | None = None) -> Provider:
 
 
 def find_provider(url: str | None = None) -> Provider | None:
-    """The client of the cloud that this machine belongs to; None if no metadata service responds, which may be only for now."""
-    return next((provider for provider in (make_provider(name, url) for name in CLOUDS) if _recognised(provider)), None)
+    """The client of this machine's cloud; None if no metadata service responds, which may change later."""
+    providers = (make_provider(name, url) for name in CLOUDS)
+    return next(filter(_recognised, providers), None)
 
 
 def _recognised(provider: Provider) -> bool:

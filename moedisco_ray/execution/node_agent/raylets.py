@@ -19,7 +19,7 @@ import psutil
 from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.execution.clouds.metadata import Notice
 
-_DRAIN_SECONDS = 20.0
+DRAIN_SECONDS = 20.0
 _MIN_SECONDS_AHEAD = 1.0
 """Minimum time from now to a deadline, in seconds: Ray ignores a deadline in the past."""
 
@@ -76,7 +76,7 @@ def run_drain(raylet: Raylet, notice: Notice) -> None:
         notice.reason,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_DRAIN_SECONDS)  # noqa: S603 - ours
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DRAIN_SECONDS)  # noqa: S603 - ours
     except subprocess.TimeoutExpired as error:
         raise RayUnavailable(f"Ray at {raylet.gcs_address} does not answer") from error
     if done.returncode:

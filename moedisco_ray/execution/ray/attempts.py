@@ -109,8 +109,8 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
             raise PoolError(
                 f"pools.{pool.key}.resource",
                 pool.resource,
-                f"the Ray cluster never has {context.placement.workers} of it at once, whatever its autoscaler brings; give a node "
-                "type of the cluster file this tag, or name the tag that one has",
+                f"the Ray cluster never has {context.placement.workers} of it at once, whatever its autoscaler "
+                "brings; give a node type of the cluster file this tag, or name the tag that one has",
             )
         return end_of(failures, mailbox.status(job.name), dead_before)
     if not outcome.finished and not outcome.waits_for_sync and not any(stop.requested for stop in context.stop_files):
@@ -136,7 +136,7 @@ def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seat
 
 
 def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequence[BaseException] | End:
-    """Train in a Ray Train run; returns the errors that ended its workers, or an `End` if its controller or storage failed."""
+    """Train in a Ray Train run; returns its workers' errors, or an `End` if its controller or storage failed."""
     placement, mailbox = context.placement, context.mailbox
     storage_path, name = ray_train_run(job)
     try:

@@ -156,7 +156,7 @@ class RayBackend:
     def train_gang(
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER
     ) -> Trained:
-        """Train a job in consecutive Ray Train runs, each as large as the slots allow; in a pool of one worker, on a seat."""
+        """Train a job in consecutive Ray Train runs, as large as slots allow; in a pool of one worker, on a seat."""
         if pool.most_workers == 1:
             self._reservation.hand_over()
             self._seats.end_idle_of_other_pools(pool)

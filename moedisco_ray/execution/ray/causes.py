@@ -26,7 +26,7 @@ from moedisco_ray.execution.ray.ray_train_internals import (
 )
 from moedisco_ray.policies.retrying import End, kind_of
 
-_NODE_DEATH_SECONDS = 25.0
+NODE_DEATH_SECONDS = 25.0
 """Seconds until Ray declares a node dead: after a first delay, five health checks fail, three seconds apart."""
 _CONNECTION_LOST = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
 """Error texts of workers that lost the connection to another worker, whose process or node may have ended before Ray
@@ -40,8 +40,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers (`errno`) of a full disk and of an exceeded disk quota."""
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
 _RAY_DISK = (
-    "the disk that Ray keeps its files on is full; free some space there, or name another directory with this variable, and run "
-    "the command again"
+    "the disk that Ray keeps its files on is full; free some space there, or name another directory with this "
+    "variable, and run the command again"
 )
 
 
@@ -67,7 +67,7 @@ def end_of(failures: Sequence[BaseException], status: UnitStatus, dead_before: C
     no_slots = any(isinstance(failure, WorkerGroupStartupTimeoutError) for failure in failures)
     node_lost = (
         any(isinstance(failure, PreemptionError) or node_gone(failure) for failure in failures)
-        or not _stay_alive(status.nodes, _NODE_DEATH_SECONDS if _CONNECTION_LOST.search(words) else 0.0)
+        or not _stay_alive(status.nodes, NODE_DEATH_SECONDS if _CONNECTION_LOST.search(words) else 0.0)
         or no_slots
         or (start_failed and _another_node_dies(dead_before))
     )
@@ -94,7 +94,7 @@ def dead_nodes() -> set[str]:
 
 def _another_node_dies(before: Collection[str]) -> bool:
     """Whether another node is dead, or is found dead within the time that Ray needs to notice."""
-    deadline = time.monotonic() + _NODE_DEATH_SECONDS
+    deadline = time.monotonic() + NODE_DEATH_SECONDS
     while dead_nodes() <= set(before):
         if time.monotonic() >= deadline:
             return False

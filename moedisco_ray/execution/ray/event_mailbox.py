@@ -57,7 +57,7 @@ class UnitStatus:
 
     @property
     def current_step(self) -> int | None:
-        """The current step (from 0), as reported at a worker's exit, otherwise by its last progress event; None if unknown."""
+        """The current step (from 0), from a worker's exit or else its last progress event; None if unknown."""
         return self.exit_step if self.exit_step is not None else self.step or None
 
     def updated(self, event: Event) -> UnitStatus:
@@ -76,7 +76,7 @@ class UnitStatus:
         )
 
 
-class _MailboxActor:
+class MailboxActor:
     """Stores events until the driver takes them, and each unit's status, outcome and held worker-seconds.
 
     A worker that lost its connection may outlive its attempt: only the newest attempt changes the status and outcome of
@@ -186,7 +186,7 @@ class EventMailbox:
         return attempt
 
     def end_attempt(self, unit: str) -> None:
-        """Release what the attempt still holds: its metered slots, and a placement group if a worker died during start-up."""
+        """Release the attempt's metered slots, and its placement group if a worker died during start-up."""
         group = ray.get(self.handle.end_attempt.remote(unit))
         if group is not None:
             remove_placement_group(group)
@@ -264,7 +264,7 @@ def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
     """
     # On the driver's node: an actor on a spot machine would end the run when the machine is lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_MailboxActor).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(MailboxActor).remote()
     try:
         with forwarding(lambda: ray.get(actor.take.remote()), emit, interval) as check:
             yield EventMailbox(actor, check)
@@ -274,7 +274,7 @@ def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
 
 @contextlib.contextmanager
 def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iterator[Callable[[], None]]:
-    """Until the block ends, a thread calls `emit` with each event from `take`; at the end it forwards the remaining events.
+    """Until the block ends, call `emit` in a thread with each event from `take`; at the end, forward the rest.
 
     Args:
         take: Returns the events since its last call.
@@ -327,7 +327,7 @@ def attempt_emitter(handle: ActorHandle, attempt: str) -> Emit:
 
 @contextlib.contextmanager
 def relaying_stops(mailbox: EventMailbox, attempt: str, stop_files: Sequence[StopFile]) -> Iterator[None]:
-    """Watch stop files on the driver's machine until the block ends; if one appears, ask the attempt to end, by the mailbox."""
+    """Watch stop files on the driver's machine until the block ends; if one appears, ask the attempt to end."""
     ended = threading.Event()
 
     def relay() -> None:
@@ -346,7 +346,7 @@ def relaying_stops(mailbox: EventMailbox, attempt: str, stop_files: Sequence[Sto
 
 
 def stop_reader(handle: ActorHandle, attempt: str) -> Callable[[], bool]:
-    """Return a function that checks, without blocking training, whether an attempt was asked to end through the mailbox.
+    """Return a check, which does not block training, of whether the mailbox asked an attempt to end.
 
     Args:
         handle: The run's mailbox actor.

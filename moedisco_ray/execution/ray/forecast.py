@@ -1,4 +1,4 @@
-"""Estimate the remaining time of queued trainings, and choose their starting order, from the speeds that they have reported."""
+"""Estimate the time that queued trainings will take, from reported speeds, and choose the order in which they start."""
 
 from __future__ import annotations
 
@@ -32,15 +32,11 @@ class Forecast:
     def order(self, room: int) -> list[str]:
         """Names of the waiting trainings, in the order in which to start them if `room` slots exist."""
         factor = calibration([*self.waiting, *self.running])
-        return [
-            unit.name
-            for unit in soonest_done(
-                self.waiting, [expected_seconds(unit, factor) for unit in self.running], room, factor
-            )
-        ]
+        running = [expected_seconds(unit, factor) for unit in self.running]
+        return [unit.name for unit in soonest_done(self.waiting, running, room, factor)]
 
     def seconds_left(self) -> tuple[list[float], list[float]]:
-        """Expected seconds left of each running training, and of each waiting one, including start-up before the first step.
+        """Expected seconds left of each running and each waiting training, including start-up before the first step.
 
         All values are infinite until one of the trainings has reported its speed.
         """

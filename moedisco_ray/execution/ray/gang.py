@@ -83,7 +83,7 @@ class GangSize:
         return None
 
     def forget_growth(self) -> None:
-        """Cancel the planned growth, because the gang ended for another reason; its next start uses the slots that are free."""
+        """Cancel planned growth: the gang ended for another reason, and its next start uses the slots that are free."""
         self._next = None
 
     def request(self, workers: int) -> None:
@@ -105,7 +105,7 @@ class GangSize:
         return boot_seconds(self._reservation.boot_times) if self._autoscales else math.inf
 
     def _size_to_request(self) -> int:
-        """The largest size, or a smaller one if nodes for a larger size did not arrive within twice the expected time."""
+        """The largest size; a smaller one if nodes for more did not arrive within twice the expected time."""
         patience = 2 * self._boot_seconds
         waited = 0.0 if self._requested_at is None else self._clock() - self._requested_at
         most = session.max_slots(self._placement.pool)

@@ -16,7 +16,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
-    """A copy of the job with the micro-batch and skipped batches of its history, and the rate of lost workers for checkpointing."""
+    """A copy of the job with its history's micro-batch and skipped batches, and the rate at which workers are lost."""
     optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
     return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 

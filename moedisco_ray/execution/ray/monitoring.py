@@ -1,4 +1,4 @@
-"""What a run measures on its Ray cluster while it runs: metrics for Prometheus, and idle slots, which cost money too."""
+"""What a run measures on its Ray cluster: metrics for Prometheus, and idle slots, which cost money too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _POLL_SECONDS = 2.0
 
 
 class Gauges:
-    """A listener that sets Ray metrics, which Prometheus scrapes from every node; the Grafana dashboard uses their names.
+    """A listener that sets Ray metrics, which Prometheus scrapes from every node.
+
+    The Grafana dashboard uses their names.
 
     Args:
         config: The run's configuration. Ray must be connected.

@@ -34,12 +34,12 @@ from moedisco_ray.policies.placement import Need, place_all
 from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.training import TrainJob, TrainResult
 
-_POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """Interval at which the queue checks trainings and slots, in seconds."""
-_START_SECONDS = 60.0
+START_SECONDS = 60.0
 """Seconds to wait before a warning that no slot is free. Trainings of this queue may hold slots before they report
 it."""
-_STOP_SECONDS = 120.0
+STOP_SECONDS = 120.0
 """Maximum time that stopped trainers get to save a checkpoint, in seconds."""
 
 Outcome = TrainResult | End
@@ -143,7 +143,7 @@ class Queue:
         return self._forecast(self._waiting.values()).stretch(self._context.mailbox.losses_per_hour(), boot)
 
     def start(self) -> None:
-        """Begin all trainings that fit, those with most work first, each on the cheapest node type that has enough memory."""
+        """Begin all trainings that fit, most work first, each on the cheapest node type with enough memory."""
         room = session.room(self._context.placement.pool)
         order = self._order(room)
         slot_for_each = self._slot_for_each(room)
@@ -174,8 +174,8 @@ class Queue:
         self._sync.poll()
         futures: list[Future[Any]] = [*self._running, *self._queueing, *self._sync.pending]
         if not futures:  # `wait` returns at once without futures
-            time.sleep(_POLL_SECONDS)
-        wait(futures, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED")
+            time.sleep(POLL_SECONDS)
+        wait(futures, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
         done = [future for future in self._running if future.done()]
         for future in done:
             ended = self._running.pop(future)
@@ -192,20 +192,20 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=bool(done))
 
     def wait_for_ends(self) -> None:
-        """Wait until trainings that were asked to end have saved a checkpoint; kill those that wait for slots, or hang."""
+        """Wait until trainings asked to end have saved a checkpoint; kill those that wait for slots or hang."""
         if self._demand is not None:
             self._demand.request({})
         if self._gang is not None:
             self._gang.request(0)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while running := wait(self._running, timeout=_POLL_SECONDS).not_done:
+        deadline = time.monotonic() + STOP_SECONDS
+        while running := wait(self._running, timeout=POLL_SECONDS).not_done:
             for name in [self._running[future].job.name for future in running]:
                 if time.monotonic() >= deadline or not self._context.mailbox.status(name).nodes:
                     self._context.mailbox.kill_attempt(name)
         self._progress.save(self._context.mailbox.held, now=True)
 
     def leave_unfinished(self) -> None:
-        """Wait until the running trainings, which were asked to end, have saved a checkpoint; then report the unfinished ones."""
+        """Wait until the running trainings, asked to end, have saved a checkpoint; then report the unfinished ones."""
         self.wait_for_ends()
         for future, ended in self._running.items():
             outcome = future.result()
@@ -359,9 +359,7 @@ class Queue:
         if free >= placement.workers:
             self._wait_notice.reset()
         else:
-            grace = (
-                _START_SECONDS if running and any(session.slots_staying(pool) for pool in fitting) else GRACE_SECONDS
-            )
+            grace = START_SECONDS if running and any(session.slots_staying(pool) for pool in fitting) else GRACE_SECONDS
             self._wait_notice.waiting(lambda: session.wait_message(bundles, placement.workers, free), grace)
 
     def _emit_finished(self, job: TrainJob) -> None:

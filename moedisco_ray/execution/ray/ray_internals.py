@@ -71,7 +71,7 @@ def available_resources_per_node() -> dict[str, dict[str, float]]:
 
 
 def draining_nodes() -> Mapping[str, int]:
-    """Deadline of each draining node (ms since the epoch), by node id; the public `ray.nodes` does not show which nodes drain."""
+    """Deadline of each draining node (ms since the epoch), by node id; the public `ray.nodes` does not show it."""
     found: dict[str, int] = state.state.get_draining_nodes()
     return found
 
@@ -86,7 +86,7 @@ def max_cluster_resources() -> Mapping[str, int] | None:
 
 
 class JobWithoutFolders(JobConfig):
-    """A job whose workers do not import modules from the driver's working directory, which may hold files of other people.
+    """A job whose workers import no modules from the driver's working directory, which may hold other people's files.
 
     `ray.init` puts the driver's working directory, and the folder of its script, before all others in the search path
     of the workers. No public option prevents this, except a `working_dir` of the runtime environment, which would
@@ -112,7 +112,7 @@ def cluster_address(address: str) -> tuple[str, tuple[str, str]]:
 
 
 def kv_get(key: str, namespace: str) -> bytes | None:
-    """A value from the Ray cluster's key-value store; the public alternative, a detached actor, would occupy a process."""
+    """A value from the Ray cluster's key-value store; the public way, a detached actor, would occupy a process."""
     found: bytes | None = _internal_kv_get(key, namespace=namespace)
     return found
 

@@ -1,4 +1,4 @@
-"""All private API of Ray Train that the package uses; `ray_internals.CHECKED_WITH` is the Ray version used to check it."""
+"""All private API of Ray Train that the package uses, checked with the Ray version `ray_internals.CHECKED_WITH`."""
 
 # If this file exists, Ray Train restores an earlier run of the same name. No public function deletes the file.
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME

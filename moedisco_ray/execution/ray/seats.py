@@ -26,10 +26,10 @@ from moedisco_ray.execution.ray.seat_actor import Seat as SeatActor
 
 T = TypeVar("T")
 
-_IDLE_SECONDS = 30.0
+IDLE_SECONDS = 30.0
 """Seconds for which a run keeps a seat without work: longer than most pauses between stages, but short for another run
 that waits."""
-_POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """Interval at which idle seats are checked, and ended if they are no longer needed, in seconds."""
 _ANSWER_SECONDS = 5.0
 """Seconds in which an idle seat must answer a check before it gets work."""
@@ -158,10 +158,10 @@ class Seats:
         return Seat(actor.remote(), pool)
 
     def _end_unused(self) -> None:
-        while not self._closed.wait(_POLL_SECONDS):
+        while not self._closed.wait(POLL_SECONDS):
             with contextlib.suppress(RayError):
                 self.end_idle(_on(ray_internals.draining_nodes()))
-                self.end_idle(_idle_before(self._clock() - _IDLE_SECONDS))
+                self.end_idle(_idle_before(self._clock() - IDLE_SECONDS))
 
 
 def _on(nodes: Collection[str]) -> Callable[[Seat], bool]:

@@ -5,6 +5,7 @@ A *slot* is room for one worker of a pool on a node: an amount of 1 of the pool'
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import math
@@ -25,14 +26,14 @@ from moedisco_ray.core.events import Emit, Event, discard
 from moedisco_ray.core.user_code import offered_folders
 from moedisco_ray.execution.ray import ray_internals
 
-_START_PAUSES = (2.0, 10.0)
+START_PAUSES = (2.0, 10.0)
 """Pauses before a local Ray is started again (s): Ray gives up when a busy machine takes over 15 s for one of its
 processes."""
 _CONNECT_SECONDS = 10.0
 """Seconds in which a Ray cluster must accept a connection."""
 VIEW_SECONDS = 2.0
 """Maximum age of the autoscaler's view of free slots, in seconds: Ray updates the view every second."""
-_FREE_SECONDS = 10.0
+FREE_SECONDS = 10.0
 """Maximum time to wait for freed slots, in seconds; it is limited because other work may take them first."""
 _REASON_WORDS = 30
 _FREE_POLL_SECONDS = 0.1
@@ -92,8 +93,12 @@ def slots_staying(pool: Pool) -> int:
     Ray counts all of them, but starts nothing on draining nodes.
     """
     draining = ray_internals.draining_nodes()
-    staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
-    return _slots(pool, {name: sum(each.get(name, 0) for each in staying) for name in (pool.resource, "GPU")})
+    offered: dict[str, float] = collections.defaultdict(float)
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] not in draining:
+            for name, amount in node["Resources"].items():
+                offered[name] += amount
+    return _slots(pool, offered)
 
 
 def _slots(pool: Pool, resources: Mapping[str, float]) -> int:
@@ -105,10 +110,14 @@ def free_workers(bundle: Mapping[str, float]) -> int:
     """Number of workers with these resources that could start now outside draining nodes, as far as Ray knows."""
     draining = ray_internals.draining_nodes()
     return sum(
-        min(int(available.get(name, 0) // amount) for name, amount in bundle.items())
+        _workers_that_fit(bundle, available)
         for node, available in ray_internals.available_resources_per_node().items()
         if node not in draining
     )
+
+
+def _workers_that_fit(bundle: Mapping[str, float], resources: Mapping[str, float]) -> int:
+    return min(int(resources.get(name, 0) // amount) for name, amount in bundle.items())
 
 
 @contextlib.contextmanager
@@ -122,7 +131,7 @@ def freeing(tag: str, slots: int) -> Iterator[None]:
     yield
     if not slots:
         return
-    deadline = time.monotonic() + _FREE_SECONDS
+    deadline = time.monotonic() + FREE_SECONDS
     while free_workers({tag: 1}) < wanted and time.monotonic() < deadline:
         time.sleep(_FREE_POLL_SECONDS)
     time.sleep(VIEW_SECONDS)
@@ -138,9 +147,7 @@ def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int
     """
     by_tag = {next(iter(bundle)): bundle for bundle in bundles}
     resources = ray.cluster_resources()
-    total = sum(
-        min(int(resources.get(name, 0) // amount) for name, amount in bundle.items()) for bundle in by_tag.values()
-    )
+    total = sum(_workers_that_fit(bundle, resources) for bundle in by_tag.values())
     found = f"{free} of {total} are free" if total else "no node of the Ray cluster offers it now"
     return f"waits for {workers} {' or '.join(by_tag)}{' at once' if workers > 1 else ''}: {found}"
 
@@ -151,7 +158,7 @@ def autoscales() -> bool:
 
 
 def room(pool: Pool) -> int:
-    """Number of one-worker trainings that can run at the same time on the existing nodes of a pool, over all its node types."""
+    """Number of one-worker trainings that a pool's existing nodes can run at once, over all its node types."""
     return min(sum(slots_staying(node_type) for node_type in pool.node_types), max_workers(pool))
 
 
@@ -199,10 +206,11 @@ def check_pools(config: RunConfig) -> list[str]:
                 f"{limit:g} at most; lower it, or raise max_workers in the cluster file",
             )
         if now < needed and not autoscales():
-            found = f"has {now}" if now else f"has no node with it{' and a GPU' if pool.gpu else ''}"
+            missing = "it and a GPU" if pool.gpu else "it"
+            found = f"has {now}" if now else f"has no node with {missing}"
             messages.append(
-                f"{_size_of(pool, config) if now else field}: the run needs {needed} {tags}{' at once' if needed > 1 else ''}, "
-                f"and this Ray cluster {found}: it will wait for a node "
+                f"{_size_of(pool, config) if now else field}: the run needs {needed} "
+                f"{tags}{' at once' if needed > 1 else ''}, and this Ray cluster {found}: it will wait for a node "
                 f"(`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)"
             )
     return messages
@@ -257,7 +265,7 @@ def _join(address: str) -> None:
 
 
 def _start_local(config: RunConfig, emit: Emit) -> None:
-    for pause in (*_START_PAUSES, None):
+    for pause in (*START_PAUSES, None):
         emit(Event("ray_starting"))
         try:
             _init_local(config)
@@ -266,8 +274,8 @@ def _start_local(config: RunConfig, emit: Emit) -> None:
             reason = " ".join(str(error).split()[:_REASON_WORDS])
             if pause is None:
                 raise RunError(
-                    f"Ray did not start on this machine, {len(_START_PAUSES) + 1} times in a row ({reason}); end programs that "
-                    f"keep it busy. Ray's output is in {config.directory / 'ray.log'}"
+                    f"Ray did not start on this machine, {len(START_PAUSES) + 1} times in a row ({reason}); end "
+                    f"programs that keep it busy. Ray's output is in {config.directory / 'ray.log'}"
                 ) from error
             emit(
                 Event("warning", data={"message": f"Ray did not start ({reason}); it is started again in {pause:g} s"})

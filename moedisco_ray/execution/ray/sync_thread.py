@@ -15,7 +15,7 @@ restart."""
 
 
 class SyncThread:
-    """Takes the outer optimizer's steps in a thread of the driver, so that the queue can serve other trainings meanwhile.
+    """Takes the outer optimizer's steps in a thread of the driver, so that the queue can serve trainings meanwhile.
 
     A Ray task could not take them: the sub-models that wait at the sync point may hold every slot.
 
@@ -35,7 +35,7 @@ class SyncThread:
         return not self._coordinator.is_waiting(job.name)
 
     def with_stay(self, job: TrainJob, *, slot_for_each: bool) -> TrainJob:
-        """A copy of the job that keeps its slot while it waits at a sync point, if there is a slot for each sub-model."""
+        """A copy of the job that keeps its slot while it waits at a sync point, if each sub-model has a slot."""
         if job.sync is None:
             return job
         return dataclasses.replace(

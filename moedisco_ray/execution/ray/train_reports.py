@@ -31,7 +31,9 @@ def ray_train_run(job: TrainJob) -> tuple[Location, str]:
 
 
 def forget_earlier_run(storage_path: Location, name: str) -> None:
-    """Delete Ray Train's list of an earlier attempt's checkpoints, because Ray Train does not start if a listed one is missing.
+    """Delete Ray Train's list of an earlier attempt's checkpoints.
+
+    Ray Train does not start if a listed one is missing.
 
     The workers do not need the list: they resume from the newest checkpoint with valid checksums.
 
@@ -74,10 +76,11 @@ class TrainReports:
 
     def send_if_due(self) -> None:
         """Report if rank 0 has new metrics and made its last report at least `_REPORT_SECONDS` ago."""
-        if from_rank_zero(
-            lambda: bool(self._metrics) and time.monotonic() - self._sent_at >= _REPORT_SECONDS, self._world
-        ):
+        if from_rank_zero(self._is_due, self._world):
             self.send()
+
+    def _is_due(self) -> bool:
+        return bool(self._metrics) and time.monotonic() - self._sent_at >= _REPORT_SECONDS
 
     def send(self) -> None:
         """Report the newest metrics, and the newest checkpoint if one was saved since the last report."""

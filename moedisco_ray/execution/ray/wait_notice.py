@@ -15,7 +15,7 @@ _FAILURES_SECONDS = 20.0
 
 
 class WaitNotice:
-    """Emits at most one `warning` event per wait, and one for each node type that the cloud refuses to start meanwhile."""
+    """Emits at most one `warning` event per wait, and one per node type that the cloud refuses to start meanwhile."""
 
     def __init__(self, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._emit = emit

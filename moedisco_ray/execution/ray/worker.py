@@ -96,7 +96,7 @@ def train_on_worker(
             reports.send_if_due()
         return asked_to_end() | preempted()
 
-    with _reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
+    with reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
         try:
             with _logging(job, world, emit) as logged:
                 outcome: TrainResult | MoeDiscoError = train(
@@ -116,7 +116,7 @@ def train_on_worker(
 
 
 def _workers_per_node(device: torch.device) -> int:
-    """Number of workers on each node, between which links are fast; 1 if nodes have different numbers, and without GPUs."""
+    """Number of workers on each node, between which links are fast; 1 without GPUs or if the numbers differ."""
     if device.type == "cpu":
         return 1
     own = ray.train.get_context().get_local_world_size()
@@ -128,7 +128,9 @@ def _workers_per_node(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
-    """Write a worker's progress, warnings and errors to LOGS/NAME.RANK.log, in the run directory, which outlives the node.
+    """Write a worker's progress, warnings and errors to LOGS/NAME.RANK.log in the run directory.
+
+    The file outlives the node.
 
     Yields:
         An `Emit` that also logs progress.
@@ -170,8 +172,10 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
 
 
 @contextlib.contextmanager
-def _reporting_exit_step(unit: str, mailbox: ActorHandle, attempt_id: str) -> Iterator[Callable[[int], None]]:
-    """Report the current step to the driver when the block ends, even after an error: the last progress event may be old.
+def reporting_exit_step(unit: str, mailbox: ActorHandle, attempt_id: str) -> Iterator[Callable[[int], None]]:
+    """Report the current step to the driver when the block ends, even after an error.
+
+    The last progress event may be old.
 
     Yields:
         A function to call with each step that begins.

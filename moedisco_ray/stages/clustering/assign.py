@@ -100,7 +100,7 @@ def balancing_prices(d_NE: Array, weights_N: Array, capacity: float) -> Array:
 
 
 def corrected_prices(d_NE: Array, weights_N: Array, capacity: float, prices_E: Array, loads_E: Array) -> Array:
-    """Correct prices that were fitted on a sample, given the loads of all documents; float64 [E], the smallest price is 0.
+    """Correct prices fitted on a sample, given the loads of all documents; float64 [E], the smallest price is 0.
 
     The sample's loads differ from the loads of all documents by a sampling error, which hardly changes when prices move
     a little. So the dual of `balancing_prices` is solved again, with this error added to the sample's loads. The
@@ -159,7 +159,7 @@ def _repair(cost_NE: Array, weights_N: Array, clusters_N: Array, limit: float) -
 
 
 def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array, limit: float) -> bool:
-    """Move documents from overfull clusters into clusters with room, each document at most once; return whether any moved."""
+    """Move documents, each at most once, from overfull clusters into clusters with room; return whether any moved."""
     candidates_C = np.flatnonzero((loads_E > limit)[clusters_N] & (weights_N > 0))
     if not len(candidates_C):
         return False
@@ -184,7 +184,7 @@ def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array
 
 
 def _even_out(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array, limit: float) -> bool:
-    """Move one document from an overfull cluster to the emptiest one if their loads become more even; return whether one moved."""
+    """Move one document from an overfull to the emptiest cluster if that evens out loads; return whether it did."""
     target = int(loads_E.argmin())
     for source in np.argsort(-loads_E, kind="stable"):
         if loads_E[source] <= limit:

@@ -54,7 +54,7 @@ class Assignment:
 
 
 class Costs(NamedTuple):
-    """Ids and tokens of documents, and each document's cost in each cluster (float32 [N, E]), in ascending order of id."""
+    """Ids and tokens of documents in order of id, and each document's cost in each cluster (float32 [N, E])."""
 
     ids_N: Array
     weights_N: Array
@@ -82,7 +82,7 @@ def fit_assignment(
     documents: int,
     capacity: float | None,
 ) -> tuple[Assignment, Loads]:
-    """Fit the rule that assigns documents to clusters: a document takes the cluster with the smallest sum of its cost and a price.
+    """Fit the rule by which a document takes the cluster with the smallest sum of its cost and a price.
 
     If the sample holds all documents, the clusters are those of `assign_balanced`. Otherwise the clusters' prices are
     corrected until the largest cluster exceeds the capacity by at most `TOLERANCE`. Very long or nearly equal documents

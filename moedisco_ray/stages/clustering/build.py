@@ -27,14 +27,13 @@ from moedisco_ray.core.config import Clusters, RunConfig
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import cluster_warnings
-from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS
+from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS, CLUSTERED
 from moedisco_ray.core.run_store import SHARED, RunStore
 from moedisco_ray.core.run_work import on_each
-from moedisco_ray.packed_tokens import write_index
-from moedisco_ray.plan.estimate import CLUSTERED
+from moedisco_ray.packed_tokens import Piece, write_index
 from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.distances import Array
-from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans
+from moedisco_ray.stages.clustering.kmeans import Fit, fit_kmeans
 from moedisco_ray.stages.clustering.model import ClusterModel
 from moedisco_ray.stages.clustering.packing import Packed, Part, Plan, finish_part
 from moedisco_ray.stages.clustering.report import Sample, cluster_report
@@ -57,7 +56,10 @@ class Workers(Protocol):
     """Carries out the steps of clustering that touch every document."""
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
-        """Write a vector file (see `store`) of each part into `directory`, with the part's name; count documents in `progress`."""
+        """Write a vector file (see `store`) of each part into `directory`, under the part's name.
+
+        Documents are counted in `progress`.
+        """
 
     def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
         """Apply a picklable function to each item; return the results in any order."""
@@ -146,7 +148,7 @@ def reads_model(settings: Clusters) -> bool:
 
 
 def documents_needed(config: RunConfig, parts: Sequence[Path], store: RunStore = SHARED) -> int:
-    """Number of documents to cluster: the first by id that hold enough text for the sub-models and a margin, or all documents."""
+    """Number of documents to cluster: the first by id that hold enough text for sub-models and a margin, or all."""
     tokens, count = int(CLUSTERED * config.tokens.submodels), 0
     for path in parts:
         if tokens <= 0 and count >= config.cluster_count:
@@ -160,7 +162,7 @@ def documents_needed(config: RunConfig, parts: Sequence[Path], store: RunStore =
 
 @contextlib.contextmanager
 def _first_parts(parts: Sequence[Path], count: int, scratch: Path, store: RunStore) -> Iterator[list[Path]]:
-    """Files with exactly the first `count` documents: whole parts, and a shortened copy of the last one in `scratch`."""
+    """Files with exactly the first `count` documents: whole parts, and a shortened copy of the last in `scratch`."""
     scratch.mkdir(parents=True, exist_ok=True)
     chosen: list[Path] = []
     for path in parts:
@@ -262,11 +264,7 @@ class _Stage:
         )
         packed = sorted(self.workers.each(finish, items), key=lambda part: part.number)
         vocab_size = Encoder(tokenizer).vocab_size
-        indices = [
-            write_index(path, (piece for part in packed for piece in part.pieces[k]), vocab_size)
-            for k, path in enumerate(shards)
-        ]
-        return packed, indices
+        return packed, [write_index(path, _pieces_of_cluster(packed, k), vocab_size) for k, path in enumerate(shards)]
 
     def _loads(self, vectors: Sequence[Path], rule: Assignment) -> Loads:
         """Numbers of documents and tokens in each cluster under a rule, summed over all vector files."""
@@ -274,7 +272,7 @@ class _Stage:
         return Loads(*np.sum(list(self.workers.each(loads, vectors)), axis=0))
 
     def _fetched(self, files: Sequence[Path], parts: Sequence[Path], count: int) -> Sequence[Path]:
-        """Fetch the files that hold the first `count` documents and return them; a local run needs no fetch and gets all files."""
+        """Fetch and return the files with the first `count` documents; a local run gets all files without a fetch."""
         if not self.store.is_remote:
             return files
         rows = np.cumsum([_rows(self.store, path) for path in parts])
@@ -305,8 +303,13 @@ class _Stage:
         report["warnings"] = cluster_warnings([entry["documents"] for entry in report["clusters"]])
         write_json(self.directory / "report.json", report)
         figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance", "warnings")}
-        sizes = [{key: entry[key] for key in ("documents", "tokens")} for entry in report["clusters"]]
+        sizes = [{"documents": entry["documents"], "tokens": entry["tokens"]} for entry in report["clusters"]]
         return {"clusters": sizes, **figures}
+
+
+def _pieces_of_cluster(packed: Iterable[Packed], cluster: int) -> Iterator[Piece]:
+    for part in packed:
+        yield from part.pieces[cluster]
 
 
 def _written_files(packed: Packed, plan: Plan, names: Sequence[str]) -> list[Path]:
@@ -351,7 +354,7 @@ def _first_clusters(assignments: Sequence[Path], count: int) -> Array:
 
 
 def _by_source(packed: Sequence[Packed]) -> Array:
-    """Number of documents of each source in each cluster, int64 [P, E]; sources are in order of their first documents."""
+    """Number of documents of each source in each cluster, int64 [P, E]; sources in order of first documents."""
     found: dict[str, Array] = {}
     for part in packed:
         for name, documents_E in zip(part.sources, part.documents_PE, strict=True):

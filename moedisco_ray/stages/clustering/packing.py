@@ -70,7 +70,7 @@ class Packed:
 
 
 def finish_part(part: Part, plan: Plan) -> Packed:
-    """Assign a part's documents, write `assignments/<name of the part>`, and pack them into pieces of every cluster's tokens.
+    """Assign a part's documents, write `assignments/<name of the part>`, and pack their tokens, a piece per cluster.
 
     The documents are read once, for all clusters. The file of assignments has the columns `id` and `cluster`. A
     repeated call writes identical files.

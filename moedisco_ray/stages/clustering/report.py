@@ -93,7 +93,7 @@ def mutual_information(counts_PE: Array) -> float:
 
 
 def top_terms(texts: Sequence[str], clusters_S: Array, count: int) -> list[list[str]]:
-    """Typical words of each cluster: those whose mean tf-idf in the cluster is furthest above the mean over all documents."""
+    """Typical words of each cluster: those whose mean tf-idf is furthest above the mean over all documents."""
     try:
         counted = vectorizer(max_features=20_000)
         x_ST = counted.fit_transform(texts)

@@ -1,4 +1,4 @@
-"""Files of document vectors, which are written and read in blocks, so that memory does not depend on the size of a file.
+"""Files of document vectors, written and read in blocks, so that memory does not depend on the size of a file.
 
 A vector file is Parquet with three columns:
 
@@ -28,13 +28,13 @@ from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
 ID = pa.binary(16)
-_ROWS = 8192
+ROWS = 8192
 """Maximum number of rows in a block: 8 MB of vectors of 256 dimensions."""
 _EMBEDDED = ["id", "text", "tokens", "packed", "copies"]
 
 
 def embed_parts(parts: Sequence[Path], vectoriser: Path, directory: Path, events: Emit, device: str = "cpu") -> None:
-    """Write a vector file for each part of the corpus, under the part's name; one block of documents is in memory at a time.
+    """Write a vector file for each part of the corpus, under the part's name, with one block of documents in memory.
 
     Args:
         parts: Files of documents.
@@ -157,7 +157,7 @@ def _blocks(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
         if not file.metadata.num_rows:
             yield schema.empty_table()
-        for batch in file.iter_batches(_ROWS, columns=columns):
+        for batch in file.iter_batches(ROWS, columns=columns):
             yield pa.Table.from_batches([batch]).select(columns)
 
 

@@ -47,6 +47,11 @@ class Listing:
     skipped: tuple[Skipped, ...] = ()
     passed_over: tuple[Skipped, ...] = ()
 
+    @property
+    def text_bytes(self) -> int:
+        """Estimated size of the text of all files, in bytes."""
+        return sum(file.text_bytes for file in self.files)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class File:

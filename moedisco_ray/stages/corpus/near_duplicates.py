@@ -1,4 +1,4 @@
-"""Find documents that nearly repeat another one, by MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998).
+"""Find near duplicates by MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998).
 
 A document counts as the set of its runs of five words. Its *sketch* holds 128 minimal hashes of this set. The share of
 equal hashes in two sketches estimates the Jaccard similarity of the two documents. A sketch is divided into *bands* of

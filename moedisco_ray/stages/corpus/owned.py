@@ -83,7 +83,7 @@ def repair_owned(*, location: Location) -> list[str]:
 
 
 def _explained(failure: Exception, store: RunStore, name: str) -> CorpusError | RunError:
-    """Write to an owner's storage what has failed, and return the error to raise in its place, without words of the text."""
+    """Log an owner's failure in its storage, and return the error to raise instead, without words of the text."""
     log = store.directory / LOGS / "corpus.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     write_text(log, f"{failure}\n" if isinstance(failure, UserError) else "".join(traceback.format_exception(failure)))

@@ -11,7 +11,7 @@ from moedisco_ray.stages.text.cutting import Cutter, Document, Limits
 
 
 def running_text(file: File, limits: Limits) -> Iterator[Document]:
-    """Yield documents that are about as long as a training sequence, cut at blank lines if possible; neighbours form groups."""
+    """Yield documents about as long as a training sequence, cut at blank lines if possible; neighbours form groups."""
     return _all_of(file, _Parts(limits.running, limits.neighbours))
 
 
@@ -30,7 +30,7 @@ def paragraphs(file: File, limits: Limits) -> Iterator[Document]:
 
 
 def lines(file: File, limits: Limits, start: int, stop: int | None) -> Iterator[Document]:
-    """Yield each line that begins in bytes [start, stop) of the file as a document, a long line as several documents."""
+    """Yield each line that begins in bytes [start, stop) of the file as a document, or as several if it is long."""
     parts = _Parts(limits.part)
     for at, data, ends in read_lines(file, start, stop):
         yield from parts.feed(at, data)

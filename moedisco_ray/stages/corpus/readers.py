@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.locations import first_line
 from moedisco_ray.stages.corpus import plain_text, rows
+from moedisco_ray.stages.corpus.cells import Text
 from moedisco_ray.stages.corpus.files import File
 from moedisco_ray.stages.corpus.row_map import RowMap
-from moedisco_ray.stages.corpus.rows import ColumnError, Text
+from moedisco_ray.stages.corpus.rows import ColumnError
 from moedisco_ray.stages.corpus.sources import Input
 from moedisco_ray.stages.corpus.streams import NotTextError
 from moedisco_ray.stages.text.cutting import Document, GivenTokensError, Kept, cut_document, cut_stream

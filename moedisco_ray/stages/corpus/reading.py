@@ -1,4 +1,4 @@
-"""Read documents as rows of tables, in bounded memory: a task yields a table as soon as it has read enough text for one.
+"""Read documents as rows of tables in bounded memory: a task yields a table once it has read enough text for one.
 
 A file may turn out to be damaged after documents of it have been read, in this task or in another one. With
 `on_error: skip`, the task then adds a row with a note, and the documents of the file are left out later, when all notes

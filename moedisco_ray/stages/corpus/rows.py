@@ -15,17 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from moedisco_ray.stages.corpus.cells import LONG, Text, cells, strings
 from moedisco_ray.stages.corpus.documents import DOCUMENTS
 from moedisco_ray.stages.corpus.files import File
 from moedisco_ray.stages.corpus.long_json import read_member
-from moedisco_ray.stages.corpus.streams import CHUNK, LinePart, NotTextError, decode, read_lines
+from moedisco_ray.stages.corpus.streams import LinePart, NotTextError, decode, read_lines
 from moedisco_ray.stages.text.cutting import Kept, without_surrogates
 
-Text = str | Iterator[bytes]
-"""A text as a string, or a long text as an iterator over pieces of its UTF-8 bytes."""
-
-_LONG = 16 << 20
-"""Size above which a text is read in pieces (bytes)."""
 _ROWS = 1024
 """Maximum number of rows that are read at once."""
 _ROWS_BYTES = 64 << 20
@@ -131,7 +127,7 @@ def comma_separated(file: File, column: str) -> Iterator[Text]:
         ColumnError: The file lacks the column.
         pyarrow.ArrowInvalid: The file is damaged or not UTF-8.
     """
-    return (text for batch in _csv_batches(file, [column]) for text in _strings(batch.column(0)))
+    return (text for batch in _csv_batches(file, [column]) for text in strings(batch.column(0)))
 
 
 def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[Text, Kept | None]]:
@@ -153,7 +149,7 @@ def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[t
             for batch in table.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
                 _refuse_masks(file, batch)
                 kept = _kept(batch) if len(columns) > 1 else [None] * len(batch)
-                for text, side in zip(_cells(batch.column(column)), kept, strict=True):
+                for text, side in zip(cells(batch.column(column)), kept, strict=True):
                     if text is not None:
                         yield text, side
 
@@ -169,11 +165,11 @@ def arrow(file: File, column: str) -> Iterator[Text]:
         _check_column(file, column, batches.schema)
         number = batches.schema.get_field_index(column)
         for batch in batches:
-            yield from _strings(batch.column(number))
+            yield from strings(batch.column(number))
 
 
 def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, bytes | Iterator[LinePart]]]:
-    """Yield the offset of each line that is not blank, and its bytes, or its parts if it is longer than `_LONG` bytes."""
+    """Yield the offset and bytes of each line that is not blank, or its parts if it has more than `LONG` bytes."""
     held: list[LinePart] = []
     parts = read_lines(file, start, stop)
     for part in parts:
@@ -182,7 +178,7 @@ def _lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int, byte
             if line := _joined(held):
                 yield held[0].at, line
             held = []
-        elif part.at - held[0].at > _LONG:
+        elif part.at - held[0].at > LONG:
             rest = _rest_of_line(parts)
             yield held[0].at, itertools.chain(held, rest)
             for _ in rest:  # skip what the caller has not read of the line
@@ -223,7 +219,7 @@ def _clean(value: Any) -> Any:
 
 
 def _batches(file: File, columns: Collection[str] | None, start: int, stop: int | None) -> Iterator[Any]:
-    """Batches of CSV, of a Parquet file's row groups [start, stop), or of a saved data set, with the columns; None means all."""
+    """Batches of CSV, of Parquet row groups [start, stop) or of a saved data set, with the columns; None means all."""
     if file.format in ("csv", "tsv"):
         yield from _csv_batches(file, columns)
         return
@@ -322,29 +318,6 @@ def _header(file: File, delimiter: str) -> list[str]:
     ):
         names: list[str] = batches.schema.names
     return names
-
-
-def _strings(column: Any) -> Iterator[Text]:
-    return (text for text in _cells(column) if text is not None)
-
-
-def _cells(column: Any) -> Iterator[Text | None]:
-    """Texts of a column of strings, and None for nulls."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if column.nbytes <= _LONG:
-        yield from column.to_pylist()
-        return
-    for cell in column:
-        buffer = cell.as_buffer() if cell.is_valid else None
-        if buffer is None or buffer.size <= _LONG:
-            yield cell.as_py()
-        else:
-            yield _slices(memoryview(buffer))
-
-
-def _slices(data: memoryview) -> Iterator[bytes]:
-    return (data[start : start + CHUNK].tobytes() for start in range(0, len(data), CHUNK))
 
 
 def _rows_at_once(group: Any, column: str) -> int:

@@ -52,7 +52,7 @@ def times(documents: pa.Table, rules: Rules) -> NDArray[np.int32]:
 
 
 def extremes(documents: pa.Table, rules: Rules) -> NDArray[np.float64]:
-    """Smallest and largest validation hash of each of S inputs in a table, [S, 2]; infinite for one without documents.
+    """Smallest and largest validation hash of each of S inputs in a table, [S, 2]; infinite without documents.
 
     Args:
         documents: Distinct documents with the columns id, group, order and side.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -57,7 +57,7 @@ def files_of_split(names: Sequence[str], split: str, subset: str | None, card: s
 
 
 def _named_after(names: Sequence[str], split: str) -> set[str]:
-    """The files that are named after a split, or that are in folders named after it; all files are `train` if none has a name."""
+    """The files that are named after a split, or in folders named after it; all are `train` if none has a name."""
     sharded: dict[str, set[str]] = {}
     for name in names:
         if match := _SHARD.fullmatch(name):
@@ -67,15 +67,12 @@ def _named_after(names: Sequence[str], split: str) -> set[str]:
             raise SplitError(f"has the splits {', '.join(sharded)}; name one of them")
         return sharded[split]
     for places in (_folders, _file_name):
-        by_split = {
-            each: {name for name in names if _mentions(places(name), words)} for each, words in _words(split).items()
-        }
+        by_split = {each: _names_with(words, names, places) for each, words in _words(split).items()}
         if by_split[split]:
             return by_split[split]
         if any(by_split.values()):
-            raise SplitError(
-                f"has the splits {', '.join(each for each, found in by_split.items() if found)}; name one of them"
-            )
+            found = [each for each, named in by_split.items() if named]
+            raise SplitError(f"has the splits {', '.join(found)}; name one of them")
     if split == "train":
         return set(names)
     raise SplitError("no file or folder is named after a split; leave split out")
@@ -133,6 +130,10 @@ def _folders(name: str) -> Iterator[str]:
 
 def _file_name(name: str) -> Iterator[str]:
     yield PurePosixPath(name).name
+
+
+def _names_with(words: Sequence[str], names: Sequence[str], places: Callable[[str], Iterator[str]]) -> set[str]:
+    return {name for name in names if _mentions(places(name), words)}
 
 
 def _mentions(places: Iterator[str], words: Sequence[str]) -> bool:

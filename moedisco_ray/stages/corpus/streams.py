@@ -36,7 +36,7 @@ class LinePart(NamedTuple):
 
 
 def read_chunks(file: File) -> Iterator[tuple[int, bytes]]:
-    """Yield the (decompressed) file in pieces of at most `CHUNK` bytes, each with its offset, without a byte order mark.
+    """Yield the (decompressed) file in pieces of at most `CHUNK` bytes with offsets, without a byte order mark.
 
     Raises:
         NotTextError: The file begins with a UTF-16 byte order mark.

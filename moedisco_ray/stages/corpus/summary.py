@@ -50,7 +50,9 @@ def check_inputs(
 
 
 def check_split(config: RunConfig, train_S3: NDArray[np.int64], validation_S3: NDArray[np.int64]) -> None:
-    """Check that there are enough documents to train on, and some to validate on; the figures are those of `tokens.figures`.
+    """Check that there are enough documents to train on, and some to validate on.
+
+    The figures are those of `tokens.figures`.
 
     Raises:
         CorpusError: There are too few documents on one side.
@@ -60,8 +62,8 @@ def check_split(config: RunConfig, train_S3: NDArray[np.int64], validation_S3: N
         raise CorpusError(
             "clusters.count",
             config.cluster_count,
-            f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter documents "
-            "(corpus.sources.*.documents)",
+            f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter "
+            "documents (corpus.sources.*.documents)",
         )
     if held_out == 0:
         # From a source with two or more groups of documents, at least one group is always held out. Nothing is held out
@@ -70,9 +72,9 @@ def check_split(config: RunConfig, train_S3: NDArray[np.int64], validation_S3: N
         raise CorpusError(
             "corpus.sources",
             sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
-            f"{'all text is' if len(sources) == 1 else 'the text of each is'} one document or one short passage, whose {train} "
-            "parts stay together, so that nothing can be held out for validation; add documents, or cut the text differently "
-            "(corpus.sources.*.documents, corpus.max_document_tokens)",
+            f"{'all text is' if len(sources) == 1 else 'the text of each is'} one document or one short passage, "
+            f"whose {train} parts stay together, so that nothing can be held out for validation; add documents, or "
+            "cut the text differently (corpus.sources.*.documents, corpus.max_document_tokens)",
         )
 
 

@@ -1,4 +1,6 @@
-"""Tables of documents that an engine reads, maps and brings together: here, or on Ray Data in `execution.ray.corpus`.
+"""Tables of documents that an engine reads, maps and brings together, in this process or on Ray Data.
+
+The engine on Ray Data is in `execution.ray.corpus`.
 
 All functions are pure functions of tables, and what they return must not depend on how rows are divided into tables.
 Where a function needs all rows with a key at once, the rows are grouped first.

@@ -1,1 +1,1 @@
-"""Measure models on documents: perplexity, bits per byte, expert load, router entropy, specialisation; and on task files."""
+"""Measure models on documents (perplexity, bits per byte, expert load, router entropy, specialisation) and tasks."""

@@ -125,7 +125,7 @@ def dead_experts(load_E: NDArray[np.float64]) -> int:
 
 
 def entropy(shares_E: NDArray[np.float64]) -> float:
-    """Entropy -sum p ln p of the shares of E experts (nats): 0 if one expert gets all tokens, ln E if all get equally many."""
+    """Entropy -sum p ln p of the shares of E experts (nats): 0 if one expert gets all tokens, ln E if all are equal."""
     positive = shares_E[shares_E > 0]
     return float(-(positive * np.log(positive)).sum()) + 0.0
 

@@ -1,4 +1,4 @@
-"""The evaluate stage: measure every model of the run on validation text, and the finished one also on other text and tasks."""
+"""The evaluate stage: measure all models on validation text, and the finished one also on other text and tasks."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def files_read(context: Context) -> list[Path]:
 def _models(context: Context) -> dict[str, Path]:
     """The model that each stage made, by the stage."""
     tokens = context.config.tokens
-    evaluated = [*(["seed"] if tokens.seed else []), *(["merge"] if tokens.decoupled else []), "finetune"]
-    return {stage: context.of(stage) for stage in evaluated}
+    makes_model = {"seed": tokens.seed, "merge": tokens.decoupled, "finetune": True}
+    return {stage: context.of(stage) for stage, made in makes_model.items() if made}
 
 
 def _cluster_model(context: Context) -> Path | None:
@@ -164,7 +164,7 @@ def evaluate(
     readers: Readers,
     events: Emit = discard,
 ) -> dict[str, Any]:
-    """Measure every model of the run by perplexity and bits per byte, and the finished one also on unseen text and tasks.
+    """Measure every model by perplexity and bits per byte, and the finished one also on unseen text and tasks.
 
     Args:
         models: The model that each stage made; all but the finished one are skipped unless the settings ask for them.

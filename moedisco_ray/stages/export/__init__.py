@@ -1,1 +1,4 @@
-"""Export the finished model, with a model card and sample texts, as a Hugging Face directory that loads without this package."""
+"""Export the finished model as a Hugging Face directory that loads without this package.
+
+It has a model card and sample texts.
+"""

@@ -36,8 +36,8 @@ _NUMBERS = {
 }
 
 _TASKS_LEGEND = (
-    "Shares of right answers, with their standard errors, by lm-eval: of the likeliest choice, and of the likeliest for its "
-    "length; of a text to complete, where the model would have written just that. Chance is what guessing gets."
+    "Shares of right answers, with their standard errors, by lm-eval: of the likeliest choice, and of the likeliest "
+    "for its length; of a text to complete, where the model would have written just that. Chance is what guessing gets."
 )
 
 _USAGE = """\
@@ -93,10 +93,10 @@ def ensemble_card(report: RunReport, facts: ModelFacts, code: str) -> str:
     figures = report.evaluation.ensemble
     own = EvaluationRecord() if figures is None else EvaluationRecord.model_validate(figures.to_json())
     about = (
-        f"An ensemble of language models of the `{report.family}` family, one per cluster of the text, which were never merged "
-        "(c-BTM, [arXiv 2303.14177](https://arxiv.org/abs/2303.14177)). A router, which reads the text so far, mixes their "
-        "next-token probabilities: the nearer the text is to a cluster, the more the model of that cluster counts. All models run "
-        f"for every token. Each folder with a number is one of them.{_start(report)}"
+        f"An ensemble of language models of the `{report.family}` family, one per cluster of the text, which were "
+        "never merged (c-BTM, [arXiv 2303.14177](https://arxiv.org/abs/2303.14177)). A router, which reads the text so "
+        "far, mixes their next-token probabilities: the nearer the text is to a cluster, the more the model of that "
+        f"cluster counts. All models run for every token. Each folder with a number is one of them.{_start(report)}"
     )
     sections = [
         front_matter(report.model_copy(update={"evaluation": own}), facts, ("ensemble", "custom_code")),
@@ -127,7 +127,7 @@ def _needed(family: str) -> str:
 
 
 def write_card(model_dir: Path, report: RunReport) -> None:
-    """Rewrite the card of an exported model from the report of the complete run, which includes the export's own cost."""
+    """Rewrite an exported model's card from the report of the complete run, which includes the export's cost."""
     manifest = read_manifest(model_dir)
     if manifest is not None:
         write_text(model_dir / "README.md", model_card(report, ExportSummary.model_validate(manifest.summary)))
@@ -140,14 +140,14 @@ def _recipe(report: RunReport) -> str:
     if "submodels" in trained:
         end = f", and the whole was fine-tuned for a short time on {workers}" if finetune else ""
         return (
-            "It was trained as MoE-DisCo ([arXiv 2601.06857](https://arxiv.org/abs/2601.06857)) describes: the text was clustered, "
-            "a sub-model was trained on each cluster on a low-memory worker of its own, their experts were put side by side, with "
-            f"one backbone and a router{end}."
+            "It was trained as MoE-DisCo ([arXiv 2601.06857](https://arxiv.org/abs/2601.06857)) describes: the text "
+            "was clustered, a sub-model was trained on each cluster on a low-memory worker of its own, their experts "
+            f"were put side by side, with one backbone and a router{end}."
         )
     if "seed" in trained:
         return (
-            "It was upcycled: a dense model was trained on a low-memory worker, its experts were copied to all places, and the "
-            f"whole was trained on {workers}."
+            "It was upcycled: a dense model was trained on a low-memory worker, its experts were copied to all places, "
+            f"and the whole was trained on {workers}."
         )
     return f"The whole of it was trained jointly, on {workers}."
 
@@ -205,8 +205,12 @@ def _samples(samples: Sequence[Sample]) -> list[str]:
     # Samples are indented, not fenced: generated text may contain a code fence.
     if not samples:
         return []
-    blocks = ["\n".join(f"    {line}" for line in (sample.prompt + sample.text).splitlines()) for sample in samples]
+    blocks = [_indented(sample.prompt + sample.text) for sample in samples]
     return ["## Samples", *[part for block in blocks for part in (block, "<!-- -->")]]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _made_with(report: RunReport) -> str:
@@ -217,7 +221,7 @@ def _made_with(report: RunReport) -> str:
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rule = ["---:" if column in _NUMBERS else "---" for column in columns]
     lines = [columns, rule, *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
 def _cell(text: str) -> str:

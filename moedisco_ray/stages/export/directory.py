@@ -1,4 +1,4 @@
-"""The exported directory: weights, configuration, tokenizer, generation defaults, model card; and checks that it is correct."""
+"""The exported directory: weights, configuration, tokenizer, generation defaults, model card; and its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Front matter of the model card, which the Hugging Face hub reads: base model, licence, languages, data sets, measured figures."""
+"""Front matter of the model card for the Hugging Face hub: base model, licence, languages, data sets, figures."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Origin:
     own_tokens: bool = True
 
     def dtype(self) -> torch.dtype:
-        """Dtype of the model: bf16 or fp16 if `config.json`, or else the first stored tensor, has this dtype; otherwise fp32."""
+        """Dtype of the model: bf16 or fp16 if `config.json`, or else the first tensor, has it; otherwise fp32."""
         config = read_config(self.directory)
         named = config.get("dtype") or config.get("torch_dtype")
         if named is not None:
@@ -101,7 +101,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 
 
 def for_all_readers(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Convert values of a `config.json` so that transformers 4 and 5 can both read them: renamed fields get both names."""
+    """Convert values of a `config.json` for transformers 4 and 5: renamed fields get both names."""
     name = str(dtype).removeprefix("torch.")
     rope = dict(values["rope_parameters"])
     theta = rope.pop("rope_theta")
@@ -123,4 +123,6 @@ def add_end_token(directory: Path, token: int) -> None:
 
 
 def _as_list(tokens: list[int] | int | None) -> list[int]:
-    return tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]
+    if tokens is None:
+        return []
+    return tokens if isinstance(tokens, list) else [tokens]

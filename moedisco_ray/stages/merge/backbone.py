@@ -1,4 +1,4 @@
-"""Combine the sub-models' copies of a backbone tensor into one tensor: their weighted mean (MoE-DisCo section 3; WP-SGD).
+"""Combine the sub-models' copies of a backbone tensor: their weighted mean (MoE-DisCo section 3; WP-SGD).
 
 A rule combines deltas from `start`, the tensor that all sub-models had at their last sync point. Without sync points,
 it is the tensor with which their training began. The mean is
@@ -20,7 +20,7 @@ from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.registry import BACKBONE_RULES, load
 from moedisco_ray.models import same_bits
 
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
 """Number of elements that are combined at a time, counting the copies of all sub-models. In float64 they take 2 MB,
 which fits into a processor's cache."""
 
@@ -104,7 +104,7 @@ def combine(
         return first, None
     start_N, flat_CN = start.reshape(-1), [copy.reshape(-1) for copy in copies]
     merged_N = torch.empty_like(flat_CN[0])
-    size = max(1, _CHUNK // len(copies))
+    size = max(1, CHUNK // len(copies))
     # reused, because new memory costs time
     delta_CN = torch.empty(len(copies), min(size, len(merged_N)), dtype=torch.float64)
     norm, distance_C = 0.0, torch.zeros(len(copies), dtype=torch.float64)

@@ -131,7 +131,7 @@ def calibrated(
 
 
 def by_layer(tensors: Iterable[tuple[str, Tensor]], names: ModelMap) -> Iterator[tuple[int | None, dict[str, Tensor]]]:
-    """Yield the index and the tensors, sorted by name, of each layer; the index of tensors outside of the layers is None."""
+    """Yield each layer's index and its tensors, sorted by name; the index of tensors outside of layers is None."""
     for layer, found in itertools.groupby(tensors, lambda item: names.classify(item[0]).layer):
         yield layer, dict(sorted(found, key=lambda item: names.sort_key(item[0])))
 
@@ -188,7 +188,7 @@ class Layers:
     def through(
         self, tensors: Iterable[tuple[str, Tensor]], report: list[dict[str, Any]]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of the model with those that are calibrated, and add an entry to the report for each MoE layer."""
+        """Yield the model's tensors with the calibrated ones, and add an entry per MoE layer to the report."""
         for layer, found in by_layer(tensors, self.names):
             self._window.update(found)
             if layer is not None:
@@ -220,7 +220,7 @@ class Layers:
 
     @torch.no_grad()
     def _calibrate(self, layer: int) -> dict[str, Any] | None:
-        """Calibrate a layer's router and run the layer; return the entry of the report, None for a layer without experts."""
+        """Calibrate a layer's router and run the layer; return the report's entry, None without experts."""
         module: Any = self._model.get_submodule(f"model.layers.{layer}")
         step = layer_step(self._model, layer)
         with loaded(module):
@@ -274,7 +274,7 @@ class Layers:
         return {"layer": layer, "scale": scale, **entry}
 
     def set_rows(self, layer: int, rows_ED: Tensor, tensors: dict[str, Tensor], *, both: bool) -> None:
-        """Set the rows of a layer's router: in the module, and in the canonical tensors; `both`: also those of a first layer."""
+        """Set the rows of a layer's router, in module and canonical tensors; `both`: also those of a first layer."""
         router: Any = self.routers[layer]
         key, hidden = self.names.router_key(layer), self.kind.hidden
         if both and hidden is not None:
@@ -292,11 +292,10 @@ class Layers:
 
     def labelled_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
         """Inputs x_TD of a layer's router for each batch, and the cluster of each token."""
+        inputs = self._router_inputs(self.blocks[layer], step)
         return [
             (self._shifted(x_TD, layer, cluster_T), cluster_T.to(self.device))
-            for x_TD, cluster_T in zip(
-                self._router_inputs(self.blocks[layer], step), map(_labels, self._batches), strict=True
-            )
+            for x_TD, cluster_T in zip(inputs, map(_labels, self._batches), strict=True)
         ]
 
     def _shifted(self, x_TD: Tensor, layer: int, cluster_T: Tensor) -> Tensor:

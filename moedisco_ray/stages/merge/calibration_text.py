@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moedisco_ray.core.config import Merge
 from moedisco_ray.core.limits import BATCH_TOKENS, CALIBRATION_WINDOWS
@@ -46,7 +47,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], ava
 
 
 def sample(context: Context) -> list[Batch]:
-    """Calibration batches of `merge.calibration_tokens` tokens, spread evenly over the whole corpus and labelled as one cluster."""
+    """Calibration batches of `merge.calibration_tokens` tokens, evenly from the whole corpus, as one cluster."""
     stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length, context.store)
     return spread(stream, sample_windows(context.config.merge, stream.sequence_length, len(stream)), 0)
 
@@ -57,10 +58,12 @@ def sample_windows(settings: Merge, length: int, available: int) -> int:
 
 
 def spread(stream: TokenStream, wanted: int, cluster: int) -> list[Batch]:
-    """Batches of windows that are spread evenly over the text, since its first windows could all be of one long document."""
+    """Batches of windows spread evenly over the text, whose first windows could all be of one long document."""
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
     size = min(CALIBRATION_WINDOWS, max(1, BATCH_TOKENS // stream.sequence_length))
-    return [
-        (np.stack([stream.window(int(i))[:-1] for i in some]), np.full(len(some), cluster, dtype=np.int64))
-        for some in np.array_split(chosen, -(-wanted // size))
-    ]
+    return [_batch(stream, some, cluster) for some in np.array_split(chosen, -(-wanted // size))]
+
+
+def _batch(stream: TokenStream, windows: NDArray[np.int64], cluster: int) -> Batch:
+    tokens_BL = np.stack([stream.window(int(i))[:-1] for i in windows])
+    return tokens_BL, np.full(len(windows), cluster, dtype=np.int64)

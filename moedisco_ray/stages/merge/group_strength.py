@@ -31,7 +31,7 @@ _STRENGTHS = tuple(2.0 ** (power / 2) for power in range(13))
 def group_strength(
     measured: Measured, own_ED: Tensor, direction_CD: Tensor, inputs: Iterable[tuple[Tensor, Tensor]]
 ) -> float:
-    """The least strength with which most tokens select experts of one group only; 1 where groups are smaller than top-k.
+    """The least strength with which most tokens select experts of one group only; 1 if groups are smaller than top-k.
 
     Args:
         measured: The router.
@@ -42,10 +42,8 @@ def group_strength(
     group = len(own_ED) // len(direction_CD)
     if len(direction_CD) == 1 or group < measured.top_k:
         return _STRENGTHS[0]
-    logits = [
-        (measured.logits(x_TD, own_ED), x_TD @ direction_CD.T)
-        for x_TD in (input_TD.to(own_ED.device, torch.float64) for input_TD, _ in inputs)
-    ]
+    converted = (input_TD.to(own_ED.device, torch.float64) for input_TD, _ in inputs)
+    logits = [(measured.logits(x_TD, own_ED), x_TD @ direction_CD.T) for x_TD in converted]
     tokens = sum(len(own_TE) for own_TE, _ in logits)
     for strength in _STRENGTHS:
         groups = (

@@ -1,4 +1,4 @@
-"""Compute router rows from data: one direction per cluster, from sums over the router's inputs that blocks and workers add up.
+"""Compute router rows from data: one direction per cluster, from sums of router inputs over blocks and workers.
 
 A router has no bias, so its logits are x_TD w_CD^T. Every solution is shifted so that the directions sum to zero, which
 changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1. At this scale
@@ -33,7 +33,7 @@ ridge, because it takes tokens as independent although a document's tokens share
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Sufficient statistics of router inputs x and the clusters of their tokens; `+` adds the statistics of other tokens.
+    """Sufficient statistics of router inputs x and their tokens' clusters; `+` adds the statistics of other tokens.
 
     Attributes:
         xx_DD: Sum of x x^T.
@@ -98,7 +98,9 @@ def ridge_solution(total: Statistics, lam: float) -> Tensor:
 
 
 def ridge_strength(total: Statistics) -> float:
-    """The lambda with the least generalised cross-validation (GCV) error, among powers of ten times the mean eigenvalue of X^T X.
+    """The lambda with the least generalised cross-validation (GCV) error.
+
+    Candidates are powers of ten times the mean eigenvalue of X^T X.
 
     GCV(lambda) = T |Y - X W|^2 / (T - tr H)^2 with H = X (X^T X + lambda I)^-1 X^T: leave-one-out error with every
     leverage at its mean (Golub, Heath and Wahba 1979). It needs only the sums in `Statistics`, since |Y|^2 = T,
@@ -159,7 +161,7 @@ def random_directions(total: Statistics, seed: int) -> Tensor:
 
 
 def directions(method: str, total: Statistics, seed: int) -> Tensor:
-    """Direction of each cluster, w_CD, by the method of this name in `merge.router`, or by `principal`, which uses no labels."""
+    """Direction of each cluster, w_CD, by a method of `merge.router`, or by `principal`, which uses no labels."""
     if method == "principal":
         return principal_directions(total, len(total.count_C))
     compute: Callable[[Statistics, int], Tensor] = load(ROUTER_METHODS[method])

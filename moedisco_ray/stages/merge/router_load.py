@@ -16,7 +16,7 @@ from moedisco_ray.models import Selection, scores
 
 
 class Measured:
-    """Load and accuracy of a merged router on the calibration data, and the mean sum of top-k scores in the sub-models."""
+    """Load and accuracy of a merged router on calibration data, and the mean sum of top-k scores in sub-models."""
 
     def __init__(self, kind: Router, whole: Selection, part: Selection, router: nn.Module, clusters: int) -> None:
         self._kind, self._whole, self._part, self._clusters = kind, whole, part, clusters

@@ -83,9 +83,8 @@ def _mean_inputs(model: PreTrainedModel, batches: Sequence[Batch], device: str) 
 
     handles = [block.register_forward_pre_hook(add(number)) for number, block in enumerate(blocks)]
     for group in grouped(batches, lambda batch: batch[0].size, model):
-        for _ in final_states(
-            model, (torch.as_tensor(tokens_BL, dtype=torch.long, device=device) for tokens_BL, _ in group)
-        ):
+        inputs = (torch.as_tensor(tokens_BL, dtype=torch.long, device=device) for tokens_BL, _ in group)
+        for _ in final_states(model, inputs):
             pass
     for handle in handles:
         handle.remove()

@@ -1,4 +1,4 @@
-"""The merge stage: join the sub-models' experts, combine their backbones into one, and calibrate the routers on data."""
+"""The merge stage: join the sub-models' experts, combine their backbones, and calibrate the routers on data."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def run(context: Context, draft: Draft) -> None:
 
 
 def _shifts(context: Context, batches: Sequence[Batch]) -> dict[int, NDArray[np.float32]]:
-    """The `router_shift` of each data owner, by the owner's cluster; empty if the routers are not computed from data."""
+    """The `router_shift` of each data owner, by its cluster; empty if routers are not computed from data."""
     config, shards, shifts = context.config, context.of("corpus") / "shards", {}
     for k in range(config.shared_clusters, config.cluster_count) if config.merge.from_data else ():
         owner, submodel = config.owners[k - config.shared_clusters], context.submodels[k]

@@ -114,7 +114,7 @@ class Limits:
 
     @property
     def group_bytes(self) -> int:
-        """Target bytes of a group of neighbouring paragraphs: those of the longest allowed document, or fewer in a small source."""
+        """Target bytes of a group of neighbouring paragraphs: as the longest document, or fewer in a small source."""
         most = _USUAL_BYTES * self.document_tokens
         return most if self.source_bytes is None else min(most, self.source_bytes // _LEAST_GROUPS)
 

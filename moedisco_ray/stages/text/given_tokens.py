@@ -1,4 +1,4 @@
-"""Turn conversations, completions and lists of token ids into documents with given tokens, with the tokens that the loss counts.
+"""Turn conversations, completions and lists of token ids into documents, and mark the tokens that the loss counts.
 
 The tokenizer's chat template renders a conversation, and the loss counts what the assistant writes. If the template
 marks it with `{% generation %}`, the marks decide, as in transformers. In any other template, an assistant's turn
@@ -65,7 +65,7 @@ class GivenTokens:
         self._encoder = open_encoder(directory)
 
     def conversation(self, messages: Any, limit: int, tools: Any = None) -> Iterator[Document]:
-        """Render a conversation and yield it as one document, or as the parts of one group if it is longer than `limit` tokens.
+        """Yield a rendered conversation as one document, or as parts of one group if it is longer than `limit` tokens.
 
         Parts without a token that the loss counts are left out.
 
@@ -134,9 +134,9 @@ class GivenTokens:
             starts[-1] -= 1  # EOS alone has no text, so it takes the token before it along
         begins = True
         for start, stop in itertools.pairwise([*starts, len(ids)]):
-            part = text[
-                0 if start == first else offsets[start, 0] : len(text) if stop == len(ids) else offsets[stop, 0]
-            ]
+            begin = 0 if start == first else offsets[start, 0]
+            end = len(text) if stop == len(ids) else offsets[stop, 0]
+            part = text[begin:end]
             if part and loss_mask[start:stop].any():
                 yield Document(part, begins, tokens=ids[start:stop], loss_mask=loss_mask[start:stop])
                 begins = False
@@ -147,12 +147,9 @@ class GivenTokens:
         Raises:
             GivenTokensError: The value is not a list of ids of the tokenizer.
         """
-        if not isinstance(ids, list) or not all(
-            isinstance(each, int) and 0 <= each < self._encoder.vocab_size for each in ids
-        ):
-            raise GivenTokensError(
-                f"a row holds no list of ids below {self._encoder.vocab_size}, the size of the vocabulary"
-            )
+        vocab_size = self._encoder.vocab_size
+        if not (isinstance(ids, list) and all(isinstance(each, int) and 0 <= each < vocab_size for each in ids)):
+            raise GivenTokensError(f"a row holds no list of ids below {vocab_size}, the size of the vocabulary")
         found = np.array(ids, dtype=np.int32)
         if len(found) and found[0] == self._encoder.bos:
             found = found[1:]
@@ -191,7 +188,7 @@ class GivenTokens:
         return Rendered(text, ids, offsets, loss_mask)
 
     def turn_end(self) -> int | None:
-        """The special token that the chat template writes after an answer; None if it writes none, or there is no template."""
+        """The special token that the chat template writes after an answer; None without one or without a template."""
         try:
             text, ids, offsets, loss_mask = self.render(
                 [{"role": role, "content": _PLACE} for role in ("user", "assistant")]
@@ -222,7 +219,7 @@ class GivenTokens:
     def _turn_around(
         self, messages: Sequence[Message], number: int, prompt: str, text: str, tools: Tools
     ) -> tuple[int, int]:
-        """Find a turn by its content, for templates that render the last turn differently, for example with its reasoning.
+        """Find a turn by its content, for templates that render the last turn differently, such as with its reasoning.
 
         The content may occur elsewhere in the conversation, so it is replaced by a text that does not.
         """
@@ -232,14 +229,15 @@ class GivenTokens:
         _, found, tail = self._apply(marked[: number + 1], tools).partition(_PLACE)
         if not content or not found or text != before + content + rest:
             raise GivenTokensError(
-                "the chat template renders a turn differently when the conversation continues, so the assistant's turns cannot be "
-                "found; mark them in the template with {% generation %} and {% endgeneration %}"
+                "the chat template renders a turn differently when the conversation continues, so the assistant's "
+                "turns cannot be found; mark them in the template with {% generation %} and {% endgeneration %}"
             )
         ids, offsets = self._encode(tail)
         following, _ = self._encode(rest[: len(tail)])
         same = _common(ids.tolist(), following.tolist())
-        start, end = len(before), len(before) + len(content)
-        return len(prompt) if text.startswith(prompt) else start, end + (int(offsets[same - 1, 1]) if same else 0)
+        start = len(prompt) if text.startswith(prompt) else len(before)
+        after = int(offsets[same - 1, 1]) if same else 0
+        return start, len(before) + len(content) + after
 
     def _encode(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

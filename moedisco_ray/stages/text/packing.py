@@ -62,7 +62,7 @@ def pack_part(
 
 
 def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Flatten a column of token lists: the tokens of all documents, one after the other, and the number of tokens of each."""
+    """Flatten a column of token lists: the tokens of all documents in a row, and the number of tokens of each."""
     flat: list[NDArray[np.int32]] = []
     lengths: list[NDArray[np.int64]] = []
     for chunk in column.chunks:

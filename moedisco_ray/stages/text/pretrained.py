@@ -120,8 +120,9 @@ def check_tokenizer(config: RunConfig) -> None:
             raise ConfigError(
                 "tokenizer.path",
                 str(directory),
-                f"is not the tokenizer of {start.setting} {str(start.directory)!r} ({found}), whose embedding would be given "
-                "wrong token ids; leave tokenizer.path out to use the model's own, or set tokenizer.replace to true",
+                f"is not the tokenizer of {start.setting} {str(start.directory)!r} ({found}), whose embedding would "
+                "be given wrong token ids; leave tokenizer.path out to use the model's own, or set tokenizer.replace "
+                "to true",
             )
     _ensure_eos(tokenizer, directory)
     check_vocabulary(encoding_of(tokenizer).vocab_size, config.model, "set tokenizer.path to a tokenizer with fewer")

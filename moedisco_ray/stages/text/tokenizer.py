@@ -100,7 +100,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_trained(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write a trained tokenizer for `AutoTokenizer` and `Encoder`, with `<|endoftext|>` as EOS, BOS and padding token."""
+    """Write a trained tokenizer for `AutoTokenizer` and `Encoder`; EOS, BOS and padding are `<|endoftext|>`."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(directory / "tokenizer.json"))

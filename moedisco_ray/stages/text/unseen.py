@@ -1,4 +1,7 @@
-"""Records of text that a model was not trained on: the corpus stage's code reads it, and the evaluate stage measures the model."""
+"""Records of text that a model was not trained on.
+
+The corpus stage's code reads it, and the evaluate stage measures the model on it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A file that was not read: it is unreadable and `on_error: skip` is set, or it is plain text in a folder of tables."""
+    """A file that was not read: it is unreadable and `on_error: skip` is set, or it is plain text among tables."""
 
     path: str
     reason: str

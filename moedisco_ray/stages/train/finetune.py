@@ -51,7 +51,7 @@ def run(context: Context, draft: Draft) -> None:
 
 
 def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
-    """A copy of the job for a gang: with its interval of exchange, and with the division of the model among its workers."""
+    """A copy of the job for a gang: with its interval of exchange, and the division of the model among workers."""
     pool, chosen = config.finetune_pool, config.finetune
     pool_gb = min(kind.memory_gb for kind in pool.node_types)
     measure = functools.partial(

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.config import Optimizer, RunConfig, Submodels, TrainingStage
+from moedisco_ray.core.config import Optimizer, RunConfig, Submodels, TrainingStageName
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.manifests import CHECKPOINTS, LOGS, TRAINED
 from moedisco_ray.core.records import UnitRecord
 from moedisco_ray.core.run_store import SHARED, RunStore
+from moedisco_ray.core.stages import TrainingStage, training_stage
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import common_sync_steps, sync_steps
@@ -23,7 +24,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 def make_job(
     context: Context,
-    stage: TrainingStage,
+    stage: TrainingStageName,
     name: str,
     *,
     model: Path,
@@ -33,10 +34,8 @@ def make_job(
     owner: str | None = None,
 ) -> TrainJob:
     """Job of one training of a stage, from the run's configuration; `owner` is the data owner of the packed tokens."""
-    config = context.config
-    tuning = config.finetune if stage == "finetune" else None
-    routes = tuning is not None or config.model.architecture.num_experts > config.cluster_count
-    section = tuning or config.submodels
+    config, kind = context.config, training_stage(stage)
+    routes = kind.trains_whole or config.model.architecture.num_experts > config.cluster_count
     text_store = context.store if owner is None else context.owner_store(owner)
     context.store.fetch(model / "config.json")  # it is read when a node type is chosen
     job = TrainJob(
@@ -48,8 +47,8 @@ def make_job(
         checkpoints=checkpoint_location(context, stage, name, owner),
         steps=steps,
         sequence_length=config.corpus.sequence_length,
-        optimizer=_recipe(config, stage),
-        lora=config.submodels.lora if stage == "submodels" and config.submodels.lora.rank else None,
+        optimizer=recipe_of(config, kind),
+        lora=kind.lora(config),
         span=config.tokens.span(stage),
         checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
@@ -57,26 +56,26 @@ def make_job(
         seed=seed,
         log_every=max(1, steps // 100),
         logs=text_store.directory.absolute() / LOGS,
-        held_out=_held_out(context, stage),
+        held_out=_held_out(context, kind),
         store=context.store,
         owner=owner,
         owner_store=SHARED if owner is None else text_store,
-        document_start=_encoder(context).prefix if section.optimizer.within_documents else None,
+        document_start=_encoder(context).prefix if kind.section(config).optimizer.within_documents else None,
     )
     checkpoint.share_key(job)
     return job
 
 
-def _recipe(config: RunConfig, stage: str) -> Optimizer:
+def recipe_of(config: RunConfig, stage: TrainingStage) -> Optimizer:
     """Optimizer settings of a stage.
 
     Frozen weights of a training of adapters get the dtype of the pool's arithmetic, on whatever machine they are
     written.
     """
-    recipe = config.finetune.optimizer if stage == "finetune" else config.submodels.optimizer
-    if stage != "submodels" or not config.submodels.lora.rank or recipe.precision != "auto":
+    recipe = stage.section(config).optimizer
+    if stage.lora(config) is None or recipe.precision != "auto":
         return recipe
-    return recipe.model_copy(update={"precision": recipe.arithmetic(gpu=config.pools.low_memory.gpu > 0)})
+    return recipe.model_copy(update={"precision": recipe.arithmetic(gpu=stage.pool(config).gpu > 0)})
 
 
 def training_home(context: Context, stage: str, name: str) -> Path:
@@ -85,7 +84,7 @@ def training_home(context: Context, stage: str, name: str) -> Path:
 
 
 def checkpoint_location(context: Context, stage: str, name: str, owner: str | None = None) -> Location:
-    """Location of a training's checkpoints: in the storage of the data owner whose text it trains on, if there is one."""
+    """Location of a training's checkpoints: in the storage of the data owner whose text it uses, if there is one."""
     place = context.storage(stage)
     if owner is not None:
         place = joined(context.owner_store(owner).location, CHECKPOINTS, context.checkpoints(stage).name)
@@ -93,14 +92,13 @@ def checkpoint_location(context: Context, stage: str, name: str, owner: str | No
     return joined(place, f"{context.config.name}-{name}", "steps")
 
 
-def _held_out(context: Context, stage: str) -> HeldOut | None:
+def _held_out(context: Context, stage: TrainingStage) -> HeldOut | None:
     """Text on which the held-out loss is measured during training; None if it is not measured, as for sub-models."""
     config = context.config
-    if config.evaluation.every_tokens is None or stage == "submodels":
+    if config.evaluation.every_tokens is None or not stage.measures_held_out:
         return None
-    section = config.finetune if stage == "finetune" else config.submodels
-    members = config.seed_members if stage == "seed" else 1
-    every = max(1, config.evaluation.every_tokens // (members * section.optimizer.batch_tokens))
+    batch_tokens = stage.section(config).optimizer.batch_tokens * stage.members(config)
+    every = max(1, config.evaluation.every_tokens // batch_tokens)
     parts = tuple(context.store.files(context.of("corpus").absolute() / "validation", ".parquet"))
     return ValidationSlice(
         every, parts, config.evaluation.slice_tokens, _encoder(context).prefix, config.corpus.sequence_length
@@ -149,18 +147,19 @@ def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quor
 
 def unit_records(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[UnitRecord]:
     """One record per training of a stage, for the stage's summary."""
-    return [
-        UnitRecord(
-            name=job.name,
-            steps=done.result.steps,
-            planned_steps=job.steps,
-            tokens=done.result.tokens,
-            loss=done.result.loss if done.result.steps else None,
-            seconds=round(done.result.seconds, 3),
-            workers=round(done.workers, 3),
-            held={key: round(seconds, 3) for key, seconds in done.held.items()},
-            contribution=done.contribution,
-            reason=done.reason,
-        )
-        for job, done in zip(jobs, trained, strict=True)
-    ]
+    return [_unit_record(job, done) for job, done in zip(jobs, trained, strict=True)]
+
+
+def _unit_record(job: TrainJob, done: Trained) -> UnitRecord:
+    return UnitRecord(
+        name=job.name,
+        steps=done.result.steps,
+        planned_steps=job.steps,
+        tokens=done.result.tokens,
+        loss=done.result.loss if done.result.steps else None,
+        seconds=round(done.result.seconds, 3),
+        workers=round(done.workers, 3),
+        held={key: round(seconds, 3) for key, seconds in done.held.items()},
+        contribution=done.contribution,
+        reason=done.reason,
+    )

@@ -32,7 +32,7 @@ from moedisco_ray.training.sync.exchange import history
 
 
 def run(context: Context, draft: Draft, *, write_common_start: Callable[..., None]) -> None:
-    """Train the seed model for its share of the tokens; at a share of 0, write it untrained, by `write_common_start`."""
+    """Train the seed model for its share of the tokens; at a share of 0, `write_common_start` writes it untrained."""
     config = context.config
     if not config.tokens.seed:
         if config.tokens.decoupled:

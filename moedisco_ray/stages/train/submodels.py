@@ -22,7 +22,7 @@ from moedisco_ray.training.sync.exchange import common_directory, history
 
 
 def run(context: Context, draft: Draft) -> None:
-    """Train every sub-model on its own cluster's text, the longest first; their backbones are averaged at the sync points."""
+    """Train every sub-model on its cluster's text, the longest first; sync points average their backbones."""
     config = context.config
     if not config.tokens.decoupled:
         draft.summary.update(TrainingSummary(units=[]).to_json())

@@ -1,4 +1,4 @@
-"""The held-out text on which a training measures its loss: the same documents, in the same windows, as the evaluation."""
+"""The held-out text of a training's loss: the same documents, in the same windows, as in the evaluation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ValidationSlice:
         return self.parts
 
     def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets [B, L] of B windows with at most L positions; -100 at padding and at tokens that do not count."""
+        """Inputs and targets [B, L] of B windows of at most L positions; -100 at padding and uncounted tokens."""
         documents = load_documents(self.parts, self.max_tokens)
         tokens = documents.tokens
         lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)

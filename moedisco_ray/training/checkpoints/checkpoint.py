@@ -207,7 +207,7 @@ def ignore_single_process_warning() -> None:
 
 @contextlib.contextmanager
 def _original_error() -> Iterator[None]:
-    """Raise the original error of a worker instead of torch's `CheckpointException`, which wraps the errors of all workers."""
+    """Raise a worker's original error instead of torch's `CheckpointException`, which wraps those of all workers."""
     try:
         yield
     except dcp.CheckpointException as error:

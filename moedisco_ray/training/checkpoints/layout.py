@@ -52,10 +52,8 @@ class _Tensor(Strict):
         for chunk in self.chunks:
             if not len(chunk.offsets) == len(chunk.shape) == len(self.shape):
                 raise ValueError("a chunk and its tensor have different numbers of axes")
-            if any(
-                offset + size > whole
-                for offset, size, whole in zip(chunk.offsets, chunk.shape, self.shape, strict=True)
-            ):
+            bounds = zip(chunk.offsets, chunk.shape, self.shape, strict=True)
+            if any(offset + size > whole for offset, size, whole in bounds):
                 raise ValueError("a chunk exceeds its tensor")
         return self
 

@@ -1,4 +1,6 @@
-"""The manifest of a checkpoint: size and checksums of every file, signed with a key that is never in the checkpoint storage.
+"""The manifest of a checkpoint: size and checksums of every file, signed.
+
+The key is never in the checkpoint storage.
 
 Each block of a file has a checksum of its own, so that a worker can verify and read a part of a file without the rest.
 
@@ -137,7 +139,10 @@ def signing_key(path: Path) -> bytes:
     try:
         key = kept_secret(path, lambda: secrets.token_bytes(KEY_BYTES))
     except OSError as error:
-        remedy = f"is the key of this training's checkpoints and cannot be read or written ({error.strerror}); make it accessible"
+        remedy = (
+            f"is the key of this training's checkpoints and cannot be read or written ({error.strerror}); "
+            "make it accessible"
+        )
         raise RunDirError("output", str(path), remedy) from error
     if len(key) != KEY_BYTES:
         raise RunDirError(

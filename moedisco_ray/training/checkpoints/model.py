@@ -56,17 +56,20 @@ def write_model_of(storage: Storage, config: Mapping[str, Any], directory: Path)
         if config.get("tie_word_embeddings"):
             weights.pop("lm_head.weight", None)
         names = ModelMap(str(config.get("model_type")))
-        stored = {
-            name: Stored(
-                tuple(stop - start for start, stop in place.bounds(tuple(entry.size)))[place.expert is not None :],
-                entry.properties.dtype,
-            )
-            for key, entry in weights.items()
-            for name, place in names.stored_tensors(key, tuple(entry.size)).items()
-        }
         tensors = _tensors(weights, names, LocalCheckpointReader(copy, metadata))
-        write_checkpoint(directory, tensors, config, layout=stored)
+        write_checkpoint(directory, tensors, config, layout=_stored_tensors(weights, names))
     return step
+
+
+def _stored_tensors(weights: Mapping[str, TensorStorageMetadata], names: ModelMap) -> dict[str, Stored]:
+    """Shape and dtype of each tensor of the model directory, by its name there."""
+    found: dict[str, Stored] = {}
+    for key, entry in weights.items():
+        size = tuple(entry.size)
+        for name, place in names.stored_tensors(key, size).items():
+            shape = tuple(stop - start for start, stop in place.bounds(size))
+            found[name] = Stored(shape[place.expert is not None :], entry.properties.dtype)
+    return found
 
 
 def _parts(metadata: Metadata) -> dict[str, list[range]]:

@@ -138,7 +138,7 @@ class Saver:
         )
 
     def is_scheduled(self, done: int) -> bool:
-        """Whether the fixed interval `checkpoint_every`, if set, asks for a checkpoint after `done` steps; equal on all workers."""
+        """Whether `checkpoint_every`, if set, asks for a checkpoint after `done` steps; equal on all workers."""
         return self._job.checkpoint_every is not None and done % self._job.checkpoint_every == 0
 
     def is_due(self) -> bool:

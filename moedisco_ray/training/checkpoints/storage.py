@@ -1,9 +1,9 @@
-"""Checkpoint storage: a folder on any file system that pyarrow supports; each checkpoint appears there complete or not at all.
+"""Checkpoint storage: a folder on a file system of pyarrow, where a checkpoint appears complete or not at all.
 
     LOCATION/step-0000100/__0_0.distcp ...   chunks of weights and optimizer state, a file per worker
                           metadata.json      file and position of each chunk; see `layout`
                           progress.json      a `checkpoint.Progress`
-                          manifest.json      written last: size and checksums of every other file, signed; see `manifest`
+                          manifest.json      size and checksums of the other files, signed, written last; see `manifest`
 
 A checkpoint is complete when its manifest exists and every file has the size in it. It is read only if the manifest's
 signature is valid, since others may be able to write to the storage. On a disk, a checkpoint is renamed to its final
@@ -89,8 +89,8 @@ class Storage:
                     return manifest.files
         self.discard(step)
         raise StorageError(
-            f"{MANIFEST} of checkpoint {folder_name(step)} in {self.location} was not written by this training for this step: it "
-            "was changed, or copied from elsewhere; the checkpoint is deleted"
+            f"{MANIFEST} of checkpoint {folder_name(step)} in {self.location} was not written by this training for "
+            "this step: it was changed, or copied from elsewhere; the checkpoint is deleted"
         )
 
     def draft_path(self, step: int) -> str:
@@ -159,7 +159,7 @@ class Storage:
 
         def block(index: int) -> bytes:
             for _ in range(2):  # the file may be intact and only its transfer damaged
-                data = self.retrying(lambda: self._get(f"{folder_name(step)}/{name}", checksum.block(index)))
+                data = self.retrying(lambda: self.get(f"{folder_name(step)}/{name}", checksum.block(index)))
                 if checksum.matches(index, data):
                     return data
                 _log.warning("%s: %s of %s has a wrong checksum", self.location, name, folder_name(step))
@@ -235,13 +235,13 @@ class Storage:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            content = self._get(f"{name}/{MANIFEST}")
+            content = self.get(f"{name}/{MANIFEST}")
             if not content.rstrip().endswith(b"}"):  # its end was never written: no checkpoint yet
                 return None
             if is_of_another_version(content):
                 raise StorageError(
-                    f"checkpoint {name} in {self.location} was written by another version of moedisco-ray; continue it with that "
-                    "version, or delete it to train from the beginning"
+                    f"checkpoint {name} in {self.location} was written by another version of moedisco-ray; continue it "
+                    "with that version, or delete it to train from the beginning"
                 ) from error
             self._delete(name)
             raise StorageError(
@@ -262,19 +262,19 @@ class Storage:
             return self._manifest(name)
 
     def _manifest(self, name: str) -> Manifest:
-        return Manifest.model_validate_json(self._get(f"{name}/{MANIFEST}"))
+        return Manifest.model_validate_json(self.get(f"{name}/{MANIFEST}"))
 
     def _key(self, *, existing: bool = False) -> bytes:
         if self._key_file is None:
             raise ValueError("a storage without a key can only list and delete checkpoints")
         if existing and not self._key_file.exists():
             raise StorageError(
-                f"{self._key_file}, the key that signed the checkpoints in {self.location}, is missing: restore it, or delete the "
-                "checkpoints to start from the beginning"
+                f"{self._key_file}, the key that signed the checkpoints in {self.location}, is missing: restore it, or "
+                "delete the checkpoints to start from the beginning"
             )
         return signing_key(self._key_file)
 
-    def _get(self, name: str, positions: range | None = None) -> bytes:
+    def get(self, name: str, positions: range | None = None) -> bytes:
         """Content of a file, or of a part of it."""
         if positions is not None:
             with self._system.open_input_file(self._path(name)) as file:

@@ -59,7 +59,7 @@ class VerifiedFile(io.RawIOBase):
         return len(part)
 
     def check(self) -> None:
-        """Raise the first error of a read again: torch, which reads in C++, may have raised another one in its place."""
+        """Raise the first error of a read again: torch, which reads in C++, may have raised another in its place."""
         if self._error is not None:
             raise self._error
 

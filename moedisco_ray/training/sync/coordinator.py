@@ -53,7 +53,7 @@ class SyncCoordinator:
         self._members.remove(name)
 
     def ready_members(self) -> SyncMembers | None:
-        """The members to combine now; None if the sync point must wait for more members, or if no sync point is left."""
+        """The members to combine now; None if the sync point must wait for more, or if no sync point is left."""
         if self._plan is None or self._completed == len(self._plan.steps):
             return None
         now = self._clock()

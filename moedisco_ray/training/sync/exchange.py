@@ -1,11 +1,11 @@
 """The files of sync points: members and coordinator exchange weights through storage that all of them see.
 
 DIRECTORY/sync-0007/
-├── members/NAME/       a member's weights, and `member.json` with its `MemberRecord`. It appears when it is complete. It is
-│                       deleted when this sync point is complete, or, for a late member, when the next sync point is complete
+├── members/NAME/       a member's weights, and `member.json` with its `MemberRecord`. It appears when complete. It is
+│                       deleted when this sync point is complete; for a late member, when the next one is complete
 ├── common/             the common weights, float32; the last two are kept
 ├── momentum/           momentum of the outer step, float32; the last two are kept
-└── sync.json           tokens of each member that took part, and the late members; its existence completes the sync point
+└── sync.json           tokens of each member that took part, and the late members; completes the sync point
 
 The folders are committed like artifacts: their manifests have a checksum per file, which is verified before the file is
 read.
@@ -161,7 +161,7 @@ def combine(
     after = open_checkpoint(folder / "momentum")
     with commit(folder / "common", "", store, stage) as draft:
         write_checkpoint(draft.path, next_common(before, momentum, after, outer), config)
-    sizes = [sum(path.stat().st_size for path in files_in(home) if path.name != MANIFEST) for home in homes]
+    sizes = [_published_bytes(home) for home in homes]
     with reporting_full_disk(folder):
         write_json(
             folder / SYNCED,
@@ -220,6 +220,10 @@ class _Float32(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _published_bytes(home: Path) -> int:
+    return sum(path.stat().st_size for path in files_in(home) if path.name != MANIFEST)
 
 
 def _folder(directory: Path, number: int) -> Path:

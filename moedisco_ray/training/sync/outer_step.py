@@ -21,7 +21,7 @@ from torch import Tensor
 
 from moedisco_ray.core.config import Outer
 
-_CHUNK = 1 << 22
+CHUNK = 1 << 22
 """Maximum number of elements of a tensor that are computed at a time; they take 32 MiB in float64."""
 
 
@@ -82,6 +82,6 @@ def _of(momentum: Mapping[str, Tensor] | None, key: str) -> tuple[Tensor, ...]:
 def _in_chunks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     flat = [tensor.reshape(-1) for tensor in tensors]
     result_N = torch.empty_like(flat[0], dtype=torch.float32)
-    for start in range(0, len(result_N), _CHUNK):
-        result_N[start : start + _CHUNK] = function(*(flat_N[start : start + _CHUNK] for flat_N in flat))
+    for start in range(0, len(result_N), CHUNK):
+        result_N[start : start + CHUNK] = function(*(flat_N[start : start + CHUNK] for flat_N in flat))
     return result_N.reshape(tensors[0].shape)

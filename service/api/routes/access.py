@@ -117,7 +117,10 @@ def end_sessions(caller: Reader, context: InContext) -> None:
 
 @router.post("/sign-in-codes", status_code=201, responses=problems())
 def create_sign_in_code(caller: Reader, context: InContext) -> NewSignInCode:
-    """Create a code that signs in one browser with the caller's token within ten minutes; not allowed in a browser session."""
+    """Create a code that signs in one browser with the caller's token.
+
+    The code is valid for ten minutes. A browser session cannot create one.
+    """
     require_token(caller)
     now = context.now()
     with context.database.write() as session:

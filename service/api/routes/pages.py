@@ -90,7 +90,10 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
 
 
 def _document_policy(request: Request, settings: Settings) -> str:
-    """Content security policy of the dashboard's HTML page; it names full URLs, because a policy cannot name a path alone."""
+    """Content security policy of the dashboard's HTML page.
+
+    It names full URLs, because a policy cannot name a path alone.
+    """
     # Behind a proxy that changes the host header, the browser's address is the public URL.
     host = request.headers.get("host", "")
     direct = [f"{request.url.scheme}://{host}{path}" for path in (settings.path, "")] if _HOST.fullmatch(host) else []
@@ -98,6 +101,7 @@ def _document_policy(request: Request, settings: Settings) -> str:
     places = " ".join(f"{base}{PREFIX}" for base in dict.fromkeys(bases))
     return (
         f"default-src 'none'; script-src {places}; style-src {places} 'unsafe-inline'; img-src {places} data:; "
-        f"font-src {places} data:; connect-src {places}; worker-src 'none'; frame-src 'none'; object-src 'none'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts allow-same-origin allow-downloads"
+        f"font-src {places} data:; connect-src {places}; worker-src 'none'; frame-src 'none'; object-src 'none'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts allow-same-origin "
+        "allow-downloads"
     )

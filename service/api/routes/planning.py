@@ -31,7 +31,7 @@ class YamlResponse(PlainTextResponse):
     "/estimates", response_model=Estimate, responses=problems(body=True), openapi_extra=body_of("EstimateRequest")
 )
 async def estimate(body: RawBody, caller: Reader, context: InContext) -> Response:
-    """Estimate parameters, memory, time and cost of a run at the operator's prices, with remedies if the run does not fit.
+    """Estimate parameters, memory, time and cost of a run at the operator's prices; gives remedies if it does not fit.
 
     One estimate of an owner is computed at a time; while another one waits, a newer one takes its place (status 429).
     """

@@ -121,6 +121,6 @@ def _quota(session: Session, caller: Caller, owner: str, now: float) -> Quota:
 def _check_unlocked(context: ServiceContext) -> None:
     if context.settings.policies is not None:
         raise Conflict(
-            f"the policies come from {context.settings.policies} (`moedisco serve --policies`); change that file and restart the "
-            "service"
+            f"the policies come from {context.settings.policies} (`moedisco serve --policies`); change that file and "
+            "restart the service"
         )

@@ -22,7 +22,7 @@ from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
 from moedisco_ray.policies.arrival import boot_seconds, gives_way
 from moedisco_ray.policies.placement import Need, ask_for
 
-_ABSENT_SECONDS = 600.0
+ABSENT_SECONDS = 600.0
 """Seconds for which a node type is not requested again after its nodes did not arrive. Ray itself remembers this for as
 long."""
 
@@ -100,7 +100,7 @@ class _Requests:
         if not count:
             self._since = None
         elif gives_way(now - self._since, self.boot_seconds):
-            self._since, self._absent_until = None, now + _ABSENT_SECONDS
+            self._since, self._absent_until = None, now + ABSENT_SECONDS
         self._boots.request(count)
         self._remove(self._fulfilled())
         while len(self._groups) > count:

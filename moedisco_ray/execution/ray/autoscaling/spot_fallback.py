@@ -55,7 +55,7 @@ def __getattr__(name: str) -> type:
 
 
 class _WithErrors:
-    """Mixin for a node provider: installs a `RefusalMonitor`, and keeps the cloud's errors for it, because Ray drops them."""
+    """Mixin for a node provider: installs a `RefusalMonitor`, and keeps for it the cloud's errors, which Ray drops."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         self._errors: Errors = {}
@@ -143,14 +143,12 @@ class RefusalMonitor(CloudResourceMonitor):
         """Update the scores from changes of requested instances."""
         super().notify(events)
         for event in events:
-            if event.new_instance_status == Instance.REQUESTED:
+            status, is_requested = event.new_instance_status, event.instance_id in self._requested
+            if status == Instance.REQUESTED:
                 self._requested[event.instance_id] = event.launch_request_id, event.instance_type
-            elif event.new_instance_status == Instance.ALLOCATION_FAILED and event.instance_id in self._requested:
+            elif status == Instance.ALLOCATION_FAILED and is_requested:
                 self._failed(event, self._requested.pop(event.instance_id))
-            elif (
-                event.new_instance_status in (Instance.ALLOCATED, Instance.TERMINATED)
-                and event.instance_id in self._requested
-            ):
+            elif status in (Instance.ALLOCATED, Instance.TERMINATED) and is_requested:
                 _, node_type = self._requested.pop(event.instance_id)
                 self._forget(node_type)
 

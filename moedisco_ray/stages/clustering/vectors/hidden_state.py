@@ -111,7 +111,7 @@ def _mean(hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
 
 
 def _batches(lengths_N: Array, batch_tokens: int) -> Iterator[Array]:
-    """Group rows of non-empty documents by length into batches: of at most `batch_tokens` tokens with padding, or of one row."""
+    """Group rows of non-empty documents by length into batches of at most `batch_tokens` padded tokens, or one row."""
     order = np.argsort(lengths_N, kind="stable")
     order = order[lengths_N[order] > 0]
     start = 0

@@ -86,5 +86,5 @@ class TfidfSvd(Vectoriser):
 
 
 def vectorizer(**settings: Any) -> TfidfVectorizer:
-    """Make a scikit-learn tf-idf vectorizer, with the term weighting that document vectors and the cluster report share."""
+    """Make a scikit-learn tf-idf vectorizer with the term weighting that vectors and the cluster report share."""
     return TfidfVectorizer(sublinear_tf=True, **settings)

@@ -53,7 +53,7 @@ def _keep_prices() -> None:
 
 
 def _keep_spending() -> None:
-    """Count the dollars of runs submitted in this month; for older runs, it is unknown when they spent their dollars."""
+    """Count the dollars of runs submitted in this month; when older runs spent theirs is unknown."""
     now = datetime.now(UTC)
     runs = sa.table("runs", sa.column("owner"), sa.column("dollars"), sa.column("created"))
     begin = datetime(now.year, now.month, 1, tzinfo=UTC).timestamp()

@@ -1,0 +1,303 @@
+"""The plan of one training stage: its memory, time, cost and traffic, and the settings with which it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import ValidationError
+
+from moedisco_ray.core.config import AnyPool, Architecture, Lora, LowMemoryPool, Optimizer, RunConfig, TrainingStageName
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
+from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
+from moedisco_ray.plan.gang_traffic import GangTraffic, gang_traffic, planned_layout, with_exchange
+from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
+from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
+from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
+from moedisco_ray.plan.seed_workers import exchange_flops, member_memory, seed_traffic, seed_workers
+from moedisco_ray.plan.steps import unit_steps
+from moedisco_ray.plan.sync_traffic import Sync, plan_sync
+from moedisco_ray.plan.worker_plan import WorkerPlan
+
+_FULL = Lora()
+"""A training of all weights."""
+_WITH_ADAMW = ("submodels.optimizer.name=adamw", "finetune.optimizer.name=adamw")
+USUAL_RANK = 16
+"""Rank of the adapters that a plan proposes to a run without any."""
+
+
+class StagePlan(WorkerPlan, frozen=True):
+    """The plan of one training stage."""
+
+    stage: TrainingStageName
+    units: int
+    """Number of trainings: one per sub-model, and one per member of the seed."""
+    workers: int
+    """Number of workers that train at the same time. For the elastic gang of a fine-tune this is the minimum number,
+    with which the model must fit; for that of a seed, the maximum."""
+    parameters: Parameters
+    """Parameter counts of the model that each training trains."""
+    steps: int
+    """Optimizer steps of each training, or of the longest one; sub-models count as equally long."""
+    choice: Choice | None
+    """Settings that the run uses because the model does not fit with those in the configuration; `memory` and `cost`
+    are with them. Null if it fits as it is, or if no settings without a value of the user's make it fit."""
+    block_wise: bool = False
+    """Whether one block of weights trains at a time, so that no optimizer state is handed over to the next stage."""
+    adapters: int = 0
+    """Number of parameters of the adapters (`submodels.lora`) that train instead of the weights; 0 if the weights
+    train."""
+    cost: Cost
+    sync: Sync | None
+    """Data that sub-models transfer to synchronise their backbones, or the seed's members all weights; null without
+    syncs."""
+    replicas: int = 1
+    """Number of replicas of the model among the workers of a gang."""
+    traffic: GangTraffic | None = None
+    """Data that the workers of a gang exchange in one step; null for a single worker."""
+    types: tuple[TypeShare, ...] = ()
+    """Part of the stage that each node type of a mixed pool trains; empty for any other pool."""
+
+    @property
+    def at_once(self) -> int:
+        """Number of models that train at the same time."""
+        return min(self.units, self.workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTraining:
+    """A training stage to plan.
+
+    Attributes:
+        stage: The stage.
+        pool: Pool that trains it.
+        optimizer: Optimizer settings of the configuration.
+        units: Number of trainings.
+        workers: Number of workers that train at the same time.
+        tokens: Training tokens, summed over units.
+        sharded: Whether the workers share one model (the fine-tune's gang).
+        spread: The setting that divides a model among more workers, or into more models.
+        lora: Adapters that train instead of the weights.
+        owned: Price of each data owner's seat ($/h).
+    """
+
+    stage: TrainingStageName
+    pool: AnyPool
+    optimizer: Optimizer
+    units: int
+    workers: int
+    tokens: int
+    sharded: bool
+    spread: Spread
+    lora: Lora = _FULL
+    owned: tuple[float, ...] = ()
+
+
+def more_clusters(config: RunConfig) -> Spread:
+    """The numbers of clusters, into which a model can be divided, that are larger than that of the configuration."""
+    now, experts = config.cluster_count, config.model.architecture.num_experts
+    return Spread("clusters.count", now, tuple(n for n in range(now + 1, experts + 1) if experts % n == 0))
+
+
+def gang_training(config: RunConfig, pool: AnyPool, tokens: int) -> StageTraining:
+    """Training of the whole model on a pool."""
+    optimizer, workers = config.finetune.optimizer, pool.fewest_workers
+    sequences = optimizer.batch_tokens // config.corpus.sequence_length
+    more_workers = tuple(n for n in range(workers + 1, sequences + 1) if sequences % n == 0)
+    size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
+    return StageTraining(
+        "finetune",
+        pool=pool,
+        optimizer=optimizer,
+        units=1,
+        workers=workers,
+        tokens=tokens,
+        sharded=True,
+        spread=Spread(f"pools.{pool.name}.{size}", workers, more_workers),
+    )
+
+
+def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, vocab_size: int) -> StagePlan:
+    """Plan one training stage of a model with the sizes `whole`.
+
+    Raises:
+        ConfigError: A worker fits no node type of a mixed pool, so that the run would wait forever.
+    """
+    family, length = config.model.family_name, config.corpus.sequence_length
+    optimizer, pool, units = training.optimizer, training.pool, training.units
+    together = training.workers if units == 1 and not training.sharded else 1
+    # The seed and the sub-models have the same settings, so both must fit, and what needs one worker is open to
+    # neither.
+    seed_gang = (1, 1) if training.sharded else seed_workers(config, vocab_size)
+
+    def measure(trial: Optimizer, spread: int, lora: Lora = training.lora) -> Memory:
+        if training.sharded:
+            return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread)[0]
+        shape = submodel_architecture(family, whole, spread)
+        return member_memory(config, shape, vocab_size, trial, gang=seed_gang, lora=lora)
+
+    shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
+    memory = measure(optimizer, training.spread.now)
+    pool_gb = max(kind.memory_gb for kind in pool.node_types)
+    fits = memory.total <= pool_gb * GIB
+    parameters = count_parameters(family, shape, vocab_size)
+    flops = flops_per_token(parameters, shape, length, checkpointing=False)
+    section, workers = "submodels.optimizer", together
+    if training.sharded:
+        section, workers = "finetune.optimizer", training.workers
+    step_seconds = flops * optimizer.batch_tokens / (workers * PEAK_FLOPS * UTILISATION * pool.speed)
+    choice = None
+    if pool.gpu and not fits:
+        choice = choose(
+            lambda trial: measure(trial, training.spread.now),
+            optimizer,
+            section=section,
+            sequence_length=length,
+            pool_gb=pool_gb,
+            workers=workers,
+            alone=(not training.sharded or pool.most_workers == 1) and seed_gang[1] == 1 and not training.lora.rank,
+            step_seconds=step_seconds,
+        )
+    if choice is not None:
+        optimizer, memory, fits = choice.optimizer, measure(choice.optimizer, training.spread.now), True
+    remedy_for = functools.partial(
+        find_remedy,
+        optimizer=optimizer,
+        spread=training.spread,
+        section=section,
+        sequence_length=length,
+        pool_gb=pool_gb,
+        sharded=training.sharded,
+        step_seconds=step_seconds,
+        alone=seed_gang[1] == 1,
+    )
+    remedy = None if fits else _remedy(config, training, remedy_for, measure)
+    if remedy is not None and pool.mixed:
+        raise ConfigError(
+            f"pools.{pool.name}.types",
+            pool_gb,
+            f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any node type has; {remedy}",
+        )
+    # The step waits while optimizer state is copied from the host. Express that time as FLOPs, as if the GPU computed
+    # meanwhile.
+    waiting = copy_seconds(memory) / step_seconds * flops
+    flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
+    traffic = _traffic(config, pool, optimizer, whole, vocab_size) if training.sharded else None
+    flops = with_exchange(flops, traffic, pool, optimizer.batch_tokens) + waiting
+    if together > 1:
+        traffic = seed_traffic(config, shape, vocab_size, together)
+        flops += exchange_flops(config, traffic, together)
+    scope: Literal["all", "backbone"] = "all" if training.stage == "seed" else "backbone"
+    steps = unit_steps(training.tokens, optimizer, [1] * units)
+    tokens = sum(steps) * optimizer.batch_tokens
+    types: tuple[TypeShare, ...] = ()
+    if isinstance(pool, LowMemoryPool) and pool.mixed:
+        cost, types = mixed_cost(flops, tokens, pool, memory.total / GIB, units=units, owned=training.owned)
+    else:
+        cost = training_cost(
+            flops,
+            tokens,
+            pool,
+            units=units,
+            owned=training.owned,
+            at_once=1 if training.sharded else training.workers,
+            workers_per_unit=training.workers if training.sharded else together,
+        )
+    return StagePlan(
+        stage=training.stage,
+        pool=pool.name,
+        units=units,
+        workers=training.workers,
+        parameters=parameters,
+        steps=steps[0],
+        memory=memory,
+        pool_gb=pool_gb,
+        fits=fits,
+        fits_known=pool.gpu > 0,
+        choice=choice,
+        block_wise=bool(optimizer.block_steps),
+        adapters=adapter_parameters(family, shape, training.lora.rank),
+        remedy=remedy,
+        cost=cost,
+        types=types,
+        sync=None if training.sharded else plan_sync(config.submodels, steps[-1], units, parameters, scope=scope),
+        replicas=planned_layout(config, optimizer, workers).replicate if training.sharded else together,
+        traffic=traffic,
+    )
+
+
+def _remedy(
+    config: RunConfig, training: StageTraining, remedy_for: Callable[..., Remedy], measure: Callable[..., Memory]
+) -> Remedy:
+    """Settings with which a training fits, or takes least memory, even with another optimizer or with 4-bit weights."""
+    remedy = remedy_for(measure, adapters=training.lora.rank > 0)
+    if not remedy.fits and training.stage == "submodels" and (lora := _in_four_bits(config)) is not None:
+        found = remedy_for(functools.partial(measure, lora=lora), adapters=True)
+        added = [
+            f"submodels.lora.base={lora.base}",
+            *([] if training.lora.rank else [f"submodels.lora.rank={lora.rank}"]),
+        ]
+        if found.memory_gb < remedy.memory_gb:
+            remedy = found.model_copy(update={"settings": (*found.settings, *added)})
+    if not remedy.fits and training.optimizer.name == "muon":  # what saves most memory needs AdamW
+        found = remedy_for(measure, optimizer=training.optimizer.model_copy(update={"name": "adamw"}), adapters=False)
+        if found.memory_gb < remedy.memory_gb:
+            remedy = found.model_copy(update={"settings": (*_WITH_ADAMW, *found.settings)})
+    return remedy
+
+
+def _in_four_bits(config: RunConfig) -> Lora | None:
+    """Adapters of weights in 4 bits, if the run does not train them already and its other settings allow them."""
+    now = config.submodels.lora
+    lora = now.model_copy(update={"base": "nf4", "rank": now.rank or USUAL_RANK})
+    values = config.model_dump()
+    try:
+        RunConfig.model_validate(values | {"submodels": values["submodels"] | {"lora": lora.model_dump()}})
+    except ValidationError:
+        return None
+    return None if now.base == "nf4" else lora
+
+
+def _gang_memory(
+    config: RunConfig, pool: AnyPool, optimizer: Optimizer, whole: Architecture, vocab_size: int, *, workers: int
+) -> tuple[Memory, Exchange]:
+    """Memory of one worker of a gang, and how often the workers exchange weights and gradients."""
+    by_exchange = functools.partial(
+        worker_memory,
+        config.model.family_name,
+        whole,
+        vocab_size,
+        optimizer,
+        sequence_length=config.corpus.sequence_length,
+        gpu=pool.gpu,
+        workers=workers,
+        layout=planned_layout(config, optimizer, workers),
+    )
+    exchange = exchange_of(
+        config.finetune.exchange,
+        lambda each: by_exchange(exchange=each),
+        min(kind.memory_gb for kind in pool.node_types),
+    )
+    return by_exchange(exchange=exchange), exchange
+
+
+def _traffic(
+    config: RunConfig, pool: AnyPool, optimizer: Optimizer, whole: Architecture, vocab_size: int
+) -> GangTraffic | None:
+    """Data that the workers of a gang exchange in one step; None for a single worker."""
+    workers = pool.fewest_workers
+    if workers == 1:
+        return None
+    return gang_traffic(
+        config.model.family_name,
+        whole,
+        vocab_size,
+        optimizer,
+        sequence_length=config.corpus.sequence_length,
+        gpu=pool.gpu,
+        layout=planned_layout(config, optimizer, workers),
+        exchange=_gang_memory(config, pool, optimizer, whole, vocab_size, workers=workers)[1],
+    )
