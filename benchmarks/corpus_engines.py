@@ -31,7 +31,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from benchmarks.corpus_scale import VOCABULARY, peak_mb, sentences, write_corpus
-from benchmarks.harness import environment, ratios, spread, write_result
+from benchmarks.harness import environment, ratios, spreads, write_result
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
@@ -172,12 +172,8 @@ def cell(kind: str, size: int, blocks: int, rounds: int, roots: dict[str, Path],
             each: ratios([result[each] for result in found["new"]], [result[each] for result in found["old"]])
             for each in ("mb_per_second", "mb_per_cpu_second")
         },
-        **{arm: spreads(results, _MEASURED) for arm, results in found.items()},
+        **{arm: spreads(results, MEASURED) for arm, results in found.items()},
     }
-
-
-def _spreads(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    return {each: spread([result[each] for result in results]) for each in MEASURED}
 
 
 def main() -> None:

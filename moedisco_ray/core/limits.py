@@ -39,6 +39,10 @@ CALIBRATION_WINDOWS = 16
 """Maximum number of windows in a batch on which routers are calibrated."""
 
 # Text and files.
+RANGE_BYTES = 32 * 2**20
+"""Text per range of document ids, which one task holds in memory (bytes); more in a corpus of over 128 GB."""
+HELD_BYTES = 128 * 2**20
+"""Documents that a process brings together in memory at once (bytes); it needs three times as much."""
 CLUSTERED = 1.25
 """Ratio of the tokens that are clustered to the tokens that the sub-models train on, if the corpus is large enough.
 Thanks to the additional text, no sub-model has to repeat text, and routers are also calibrated on text that no

@@ -159,7 +159,8 @@ documents.RANGE_BYTES = tables.HELD_BYTES = 1 << 20
 (folder / "made").mkdir()
 build(check_config({
     "name": "t", "tokenizer": {"path": str(folder.parent / "tokenizer")},
-    "corpus": {"sources": [{"path": str(folder / "x.txt"), "documents": "line"}]}}), folder / "made", unit_bytes=1 << 20)
+    "corpus": {"sources": [{"path": str(folder / "x.txt"), "documents": "line"}]}}),
+    folder / "made", unit_bytes=1 << 20)
 status = Path('/proc/self/status').read_text().splitlines()
 print(next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) // 1024)
 """

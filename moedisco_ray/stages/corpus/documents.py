@@ -122,7 +122,7 @@ def id_matrix(table: pa.Table, name: str = "id") -> Ids:
 
 
 def range_count(text_bytes: int) -> int:
-    """Number of ranges of ids: one per 32 MB of text, or up to eight smaller ones, so that a small corpus uses several cores."""
+    """Number of ranges of ids: one per 32 MB of text, or up to eight smaller ones, to use several cores."""
     return min(_MOST_RANGES, max(1, -(-text_bytes // RANGE_BYTES), min(_FEW_RANGES, text_bytes // _SMALL_RANGE_BYTES)))
 
 

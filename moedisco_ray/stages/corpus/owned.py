@@ -67,7 +67,9 @@ def build_owned(
 
 
 def repair_owned(*, location: Location) -> list[str]:
-    """Verify the corpus of a data owner, on one of its nodes; if it is damaged, `build_owned` makes it again from then on.
+    """Verify the corpus of a data owner, on one of its nodes.
+
+    If it is damaged, `build_owned` makes it again from then on.
 
     Args:
         location: The run's folder in the owner's storage.
