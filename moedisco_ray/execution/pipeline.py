@@ -12,22 +12,22 @@ from pathlib import Path
 
 from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
-from moedisco_ray.core.artifacts import reporting_full_disk, run_id, write_json
-from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.starts import pinned, settled, with_recorded_count
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped
-from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
-from moedisco_ray.core.findings import worse_than_start
-from moedisco_ray.core.lease import leased
-from moedisco_ray.core.live_files import LiveFiles
-from moedisco_ray.core.prices import PriceTag
-from moedisco_ray.core.report import report_of
-from moedisco_ray.core.run_damage import EVENTS
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_takeover import begin
+from moedisco_ray.core.records.events import BILL_FIGURES, Emit, Event, EventLog
+from moedisco_ray.core.records.findings import worse_than_start
+from moedisco_ray.core.records.prices import PriceTag
+from moedisco_ray.core.records.report import report_of
+from moedisco_ray.core.records.run_damage import EVENTS
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.store.artifacts import reporting_full_disk, run_id, write_json
+from moedisco_ray.core.store.checksums import with_checksum
+from moedisco_ray.core.store.lease import leased
+from moedisco_ray.core.store.live_files import LiveFiles
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_takeover import begin
 from moedisco_ray.core.user_code import check_allowed
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend

@@ -13,8 +13,8 @@ from corpus_sources import config_of, contents
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
-from moedisco_ray.core.run_store import SHARED
+from moedisco_ray.core.store.read_roots import ENVIRONMENT, ReadRoots
+from moedisco_ray.core.store.run_store import SHARED
 from moedisco_ray.execution.ray.corpus import RayEngine, build_corpus
 from moedisco_ray.stages.corpus import build
 
@@ -75,7 +75,7 @@ from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.corpus.reading import ReadUnit
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.run_store import SHARED
+from moedisco_ray.core.store.run_store import SHARED
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.corpus import RayEngine
 

@@ -28,9 +28,9 @@ from ray.data.block import BlockMetadata
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.core.events import Emit, discard
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_work import movable
+from moedisco_ray.core.records.events import Emit, discard
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_work import movable
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.stages.corpus import build, counting
 from moedisco_ray.stages.corpus.readers import Unit
