@@ -31,7 +31,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from benchmarks.corpus_scale import VOCABULARY, peak_mb, sentences, write_corpus
 from benchmarks.harness import environment, figures, interleave, ratios, spreads, write_result
 from moedisco_ray.core.config import RunConfig, check_config
-from moedisco_ray.core.run_store import SHARED
+from moedisco_ray.core.store.run_store import SHARED
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.execution.ray.documents import RayEngine
 from moedisco_ray.stages.corpus.make import make

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import versions
+from moedisco_ray.core.store.artifacts import versions
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"

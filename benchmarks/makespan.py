@@ -47,7 +47,7 @@ from benchmarks.pace import Pace
 from benchmarks.study.simulation.phase import makespan_bound
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint

@@ -15,11 +15,11 @@ import torch
 import yaml
 
 from benchmarks.harness import differences, environment, figures, interleave, spreads, write_result
-from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -43,7 +43,7 @@ from benchmarks.harness import environment, interleave, spreads, write_result
 from benchmarks.pace import Pace
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.backend import train_all

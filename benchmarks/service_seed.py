@@ -13,7 +13,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.plan import build_plan
 from service.background.launching import service_secret
 from service.database import ingest, runs, tables, tokens

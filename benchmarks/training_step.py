@@ -43,7 +43,7 @@ from transformers import (
 
 from benchmarks.harness import by_arm, environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint
 from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.stages.decompose import decompose

@@ -32,7 +32,7 @@ from torch import Tensor
 from benchmarks.corpus_scale import sentences
 from benchmarks.harness import by_arm, environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import Architecture, check_config
-from moedisco_ray.core.report import build_report
+from moedisco_ray.core.records.report import build_report
 from moedisco_ray.models import (
     ModelMap,
     Stored,

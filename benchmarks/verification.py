@@ -24,8 +24,8 @@ import transformers
 
 from benchmarks import checkpoint_stall
 from benchmarks.harness import by_arm, environment, figures, interleave, spread, write_result
-from moedisco_ray.core.artifacts import OnDisk, replace_directory, versions
-from moedisco_ray.core.verification import Verifier
+from moedisco_ray.core.store.artifacts import OnDisk, replace_directory, versions
+from moedisco_ray.core.store.verification import Verifier
 
 FILES, FILE_BYTES = 8, 250_000_000
 ARMS = ("rename", "commit", "verify", "stage")

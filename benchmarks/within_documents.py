@@ -18,11 +18,11 @@ import torch
 import yaml
 
 from benchmarks.harness import environment, figures, interleave, ratios, spread, spreads, write_result
-from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Architecture, Optimizer, check_config
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.core.records import CorpusSummary, EvaluateSummary
+from moedisco_ray.core.records.summaries import CorpusSummary, EvaluateSummary
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import config_values, hf_config, random_weights, write_checkpoint

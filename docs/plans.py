@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from moedisco_ray.core.bill import Line
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_config
+from moedisco_ray.core.records.bill import Line
 from moedisco_ray.plan import Plan, StagePlan, build_plan
 from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.memory import GIB

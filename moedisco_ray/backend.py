@@ -12,9 +12,9 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from moedisco_ray.core.config import AnyPool, Lora, Optimizer, Pool, RunConfig
 from moedisco_ray.core.errors import PoolError
-from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.models import read_config
 from moedisco_ray.plan.memory import GIB, Exchange, model_memory
 from moedisco_ray.policies.placement import Need, NodeType, fits_nowhere, place

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.run_store import SHARED, RunStore
+from moedisco_ray.core.store.artifacts import read_json, write_json
+from moedisco_ray.core.store.run_store import SHARED, RunStore
 
 Ids = NDArray[np.integer[Any]]
 

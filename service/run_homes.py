@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location, is_uri
+from moedisco_ray.core.store.locations import Location, is_uri
 from service import run_files
 from service.domain.run_paths import is_id
 from service.driver_user import DriverUser

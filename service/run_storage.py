@@ -14,18 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from moedisco_ray.core.checksums import Entries
 from moedisco_ray.core.errors import ConfigError, StorageError
-from moedisco_ray.core.locations import Location, first_line, is_uri, joined
-from moedisco_ray.core.manifests import LEASE, MANIFEST, OBJECTS, RECEIPTS, attempt_of, entries_of
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.checksums import Entries
+from moedisco_ray.core.store.locations import Location, first_line, is_uri, joined
+from moedisco_ray.core.store.manifests import LEASE, MANIFEST, OBJECTS, RECEIPTS, attempt_of, entries_of
+from moedisco_ray.core.store.run_store import RunStore
 from service import run_files
 from service.domain.run_paths import RunPaths, is_id
 from service.errors import NotFound, StorageUnavailable
 from service.schemas import Artifact
 
 if TYPE_CHECKING:
-    from moedisco_ray.core.remote import Remote
+    from moedisco_ray.core.store.remote import Remote
 
 MOST_BYTES = 256 * 2**20
 """Maximum size of a file that is read whole (bytes)."""

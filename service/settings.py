@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, Valid
 from moedisco_ray.core.config.places import has_credentials
 from moedisco_ray.core.config.sources import FunctionName
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.hub import private_places
-from moedisco_ray.core.locations import Location, cache_directory, is_uri, settings_directory
+from moedisco_ray.core.store.hub import private_places
+from moedisco_ray.core.store.locations import Location, cache_directory, is_uri, settings_directory
 from service.domain.path_sandbox import Roots
 
 MIB = 2**20

@@ -7,8 +7,8 @@ import os
 import pytest
 from hypothesis import settings
 
-from moedisco_ray.core.artifacts import write_text
 from moedisco_ray.core.families import PAGES
+from moedisco_ray.core.store.artifacts import write_text
 from moedisco_ray.plan import machine
 from moedisco_ray.plan.speed import Probe, Trial
 

@@ -22,8 +22,8 @@ from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display import listener_for
 from moedisco_ray.core.config import load_config
-from moedisco_ray.core.locations import is_uri, joined
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.locations import is_uri, joined
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.plan import with_cluster_count
 
 app = typer.Typer(

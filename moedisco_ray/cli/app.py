@@ -44,15 +44,15 @@ from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
-from moedisco_ray.core.locations import is_uri, joined
-from moedisco_ray.core.outdated import REMEDY
-from moedisco_ray.core.prices import PriceTag
 from moedisco_ray.core.printable import escape_output, one_line
+from moedisco_ray.core.records.outdated import REMEDY
+from moedisco_ray.core.records.prices import PriceTag
+from moedisco_ray.core.records.run_damage import damage_of, owned_damage_of
+from moedisco_ray.core.records.run_report import current_report
 from moedisco_ray.core.registry import COMMANDS, load
-from moedisco_ray.core.run_damage import damage_of, owned_damage_of
-from moedisco_ray.core.run_report import current_report
-from moedisco_ray.core.run_store import RunStore
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.locations import is_uri, joined
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.output_checks import small_disks, unwritable_places
 from moedisco_ray.plan import build_plan, with_cluster_count
 from moedisco_ray.plan.capacity import cluster_needs, lacking

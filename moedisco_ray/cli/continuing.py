@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moedisco_ray.core.errors import DiskFullError, RunStopped
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import StopFile
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from moedisco_ray.core.printable import one_line
-from moedisco_ray.core.records import ClusterMap, RouterRecord
-from moedisco_ray.core.run_record import Curve, RunReport
+from moedisco_ray.core.records.run_record import Curve, RunReport
+from moedisco_ray.core.records.summaries import ClusterMap, RouterRecord
 from moedisco_ray.core.stages import TRAINING
 
 # Okabe and Ito's palette, whose colours differ under every kind of colour blindness (jfly.uni-koeln.de/color).

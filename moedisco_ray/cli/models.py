@@ -14,10 +14,10 @@ from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display import evaluation_view
 from moedisco_ray.core.config import Evaluation, Source, check_evaluation
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.finished_models import finished_model, model_to_push
-from moedisco_ray.core.locations import Location, parent
-from moedisco_ray.core.records import EvaluationRecord
+from moedisco_ray.core.records.finished_models import finished_model, model_to_push
+from moedisco_ray.core.records.summaries import EvaluationRecord
 from moedisco_ray.core.registry import EXPORT_FORMATS, load
+from moedisco_ray.core.store.locations import Location, parent
 
 TaskFiles = Annotated[
     list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeatable.")
@@ -104,7 +104,7 @@ def push(
 ) -> None:
     """Upload the model of a finished run to the Hugging Face hub, privately; HF_TOKEN holds the access token."""
     model = model_to_push(run_dir)
-    from moedisco_ray.core.hub_push import push_model
+    from moedisco_ray.core.store.hub_push import push_model
 
     pushed = push_model(model, repo, public=public, message=message)
     if as_json:

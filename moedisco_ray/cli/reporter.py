@@ -33,7 +33,7 @@ from typing import Any
 import httpx
 
 from moedisco_ray.core.driver_proofs import NONCE_BYTES, PROOF_HEADER, ReportAddress, is_proven, request_headers
-from moedisco_ray.core.events import Event, events_in
+from moedisco_ray.core.records.events import Event, events_in
 from moedisco_ray.core.stop_file import StopFile
 
 _BATCH = 1000

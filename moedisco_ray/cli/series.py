@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from moedisco_ray.core.bill import Bill
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import BILL_FIGURES, Event
-from moedisco_ray.core.records import (
+from moedisco_ray.core.records.bill import Bill
+from moedisco_ray.core.records.events import BILL_FIGURES, Event
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import (
     ClusterFigures,
     EvaluationRecord,
     Figures,
@@ -23,7 +24,6 @@ from moedisco_ray.core.records import (
     StartFigures,
     UnseenFigures,
 )
-from moedisco_ray.core.run_record import RunReport
 
 RUN = ""
 """The unit of series that belong to the whole run."""

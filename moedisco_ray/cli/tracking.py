@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from moedisco_ray.cli.series import Points, bill_points, report_points, unit_points
-from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.bill import metered_bill
-from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.finished_models import finished_model
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.bill import metered_bill
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.finished_models import finished_model
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.registry import TRACKERS, load
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.store.artifacts import read_json
+from moedisco_ray.core.store.checksums import checked
 
 _BILL_SECONDS = 60.0
 """Minimum interval between two points of the bill while a stage runs (s)."""

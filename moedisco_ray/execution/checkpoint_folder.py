@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 
-from moedisco_ray.core.artifacts import write_json
-from moedisco_ray.core.checksums import with_checksum, without_checksum
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import DamagedError, StorageError
-from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.core.run_damage import STORAGE
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.records.run_damage import STORAGE
+from moedisco_ray.core.store.artifacts import write_json
+from moedisco_ray.core.store.checksums import with_checksum, without_checksum
+from moedisco_ray.core.store.locations import Location, joined
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.training.checkpoints import checkpoint
 
 

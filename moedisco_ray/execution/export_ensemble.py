@@ -8,16 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import OnDisk, reporting_full_disk
 from moedisco_ray.core.config import LocalInit, RunConfig
 from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.limits import ENSEMBLE_BLOCK
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.outdated import check_up_to_date
-from moedisco_ray.core.run_report import current_report, stored_run_config
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.outdated import check_up_to_date
+from moedisco_ray.core.records.run_report import current_report, stored_run_config
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import OnDisk, reporting_full_disk
+from moedisco_ray.core.store.locations import Location
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import modeling_ensemble
 from moedisco_ray.execution.output_checks import check_new
 from moedisco_ray.models import open_checkpoint, read_config, write_config

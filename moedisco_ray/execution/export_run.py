@@ -6,16 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import OnDisk, parse_manifest, reporting_full_disk
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.core.events import discard
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.manifests import MANIFEST
-from moedisco_ray.core.outdated import check_up_to_date
-from moedisco_ray.core.run_report import current_report, stored_run_config
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import discard
+from moedisco_ray.core.records.outdated import check_up_to_date
+from moedisco_ray.core.records.run_report import current_report, stored_run_config
 from moedisco_ray.core.stages import stage_named
+from moedisco_ray.core.store.artifacts import OnDisk, parse_manifest, reporting_full_disk
+from moedisco_ray.core.store.locations import Location
+from moedisco_ray.core.store.manifests import MANIFEST
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.checkpoint_folder import own_storage
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.output_checks import check_new

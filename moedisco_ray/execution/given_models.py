@@ -14,10 +14,10 @@ from moedisco_ray.core.config import Model, tokenizer_files
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.core.hub import HUB, is_hub_name
-from moedisco_ray.core.locations import is_uri
-from moedisco_ray.core.outdated import check_model_up_to_date
-from moedisco_ray.core.verification import Verifier
+from moedisco_ray.core.records.outdated import check_model_up_to_date
+from moedisco_ray.core.store.hub import HUB, is_hub_name
+from moedisco_ray.core.store.locations import is_uri
+from moedisco_ray.core.store.verification import Verifier
 from moedisco_ray.models import check_start_tensors, read_config
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.evaluate.measure import open_start

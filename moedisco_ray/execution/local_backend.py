@@ -11,9 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from moedisco_ray.backend import MapTasks, Placement, Trained, held_workers, vectors_kind
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig
-from moedisco_ray.core.events import Emit
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Emit
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import DiskFullError, RunDirError, UserError
-from moedisco_ray.core.locations import is_uri
+from moedisco_ray.core.store.locations import is_uri
 from moedisco_ray.plan import Plan
 
 _GB = 2**30

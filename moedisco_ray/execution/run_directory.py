@@ -11,17 +11,17 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from moedisco_ray.core import stages
-from moedisco_ray.core.artifacts import disk_full, run_id, write_json
-from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import DamagedError, RunDirError
-from moedisco_ray.core.events import Event, EventLog, without_damage
-from moedisco_ray.core.manifests import MANIFEST, MEMBERS, RESULT, TRAINED
-from moedisco_ray.core.run_damage import EVENTS, RUN_ID, Part, damage_of, finished_trainings
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Event, EventLog, without_damage
+from moedisco_ray.core.records.run_damage import EVENTS, RUN_ID, Part, damage_of, finished_trainings
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import disk_full, run_id, write_json
+from moedisco_ray.core.store.checksums import with_checksum
+from moedisco_ray.core.store.manifests import MANIFEST, MEMBERS, RESULT, TRAINED
+from moedisco_ray.core.store.run_store import RunStore
 
 CONFIG = "config.json"
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.backend import Backend
-from moedisco_ray.core.artifacts import Draft, Manifest, commit, is_done, parse_manifest, read_manifest
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.heartbeat import heartbeats
-from moedisco_ray.core.manifests import MANIFEST
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_takeover import collect
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.heartbeat import heartbeats
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.core.verification import Verifier
+from moedisco_ray.core.store.artifacts import Draft, Manifest, commit, is_done, parse_manifest, read_manifest
+from moedisco_ray.core.store.manifests import MANIFEST
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_takeover import collect
+from moedisco_ray.core.store.verification import Verifier
 from moedisco_ray.execution.checkpoint_folder import made_storage, remove
 from moedisco_ray.execution.run_directory import repaired
 from moedisco_ray.stages.context import Context

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.store.artifacts import Draft
 from moedisco_ray.stages import decompose
 from moedisco_ray.stages.clustering.model import ClusterModel
 from moedisco_ray.stages.context import Context

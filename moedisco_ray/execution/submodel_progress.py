@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.backend import Trained
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.errors import DivergedError, StorageError, TrainingError
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.policies.ordering import Remaining, calibration
 from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict, contribution, decide
 from moedisco_ray.training import TrainJob, TrainResult, read_partial_result

@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import language_model
-from moedisco_ray.core.read_roots import opened
+from moedisco_ray.core.store.artifacts import write_json
+from moedisco_ray.core.store.read_roots import opened
 from moedisco_ray.models.layout import ModelMap, Place
 from moedisco_ray.models.mapped_pages import map_pages, read_soon
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored

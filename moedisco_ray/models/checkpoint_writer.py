@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.limits import SHARD_BYTES
+from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.models.checkpoint import BACKBONE, CONFIG, INDEX, SINGLE, open_file, weight_files, write_config
 from moedisco_ray.models.shard_file import ShardFile, Stored
 

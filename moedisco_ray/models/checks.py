@@ -13,8 +13,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from moedisco_ray.core.config import EXPERT_COUNTS, LocalInit, Model, UpcycleInit
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.core.locations import is_uri
-from moedisco_ray.core.read_roots import check_folder
+from moedisco_ray.core.store.locations import is_uri
+from moedisco_ray.core.store.read_roots import check_folder
 from moedisco_ray.models.checkpoint import Checkpoint, open_checkpoint, read_config
 from moedisco_ray.models.dense import open_dense, upcycled_config
 from moedisco_ray.models.hf import canonical_shapes, submodel_config

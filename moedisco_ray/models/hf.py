@@ -20,7 +20,7 @@ from moedisco_ray.core.config import EXPERT_COUNTS, Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS, Family
 from moedisco_ray.core.limits import SHARD_BYTES
-from moedisco_ray.core.read_roots import check_folder, check_inside
+from moedisco_ray.core.store.read_roots import check_folder, check_inside
 from moedisco_ray.models.checkpoint import read_config, weight_files
 from moedisco_ray.models.checkpoint_writer import write_checkpoint
 from moedisco_ray.models.layout import ModelMap, canonical_state

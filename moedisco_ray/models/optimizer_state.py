@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.models import open_checkpoint, write_checkpoint
 
 Kind = Literal["exp_avg", "exp_avg_sq"]

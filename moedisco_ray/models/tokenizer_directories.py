@@ -14,10 +14,10 @@ from pathlib import Path
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import tokenizer_files
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.read_roots import check_folder, check_inside, opened
+from moedisco_ray.core.store.artifacts import read_json, write_json
+from moedisco_ray.core.store.read_roots import check_folder, check_inside, opened
 
 _LOCAL = ("is_local", "local_files_only")
 """Settings that transformers saves with a tokenizer, although they only say how it was loaded on this machine."""

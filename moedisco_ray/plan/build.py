@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.bill import Bill
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig
+from moedisco_ray.core.records.bill import Bill
 from moedisco_ray.core.stages import STAGES, training_stage
 from moedisco_ray.plan.cluster_count import with_cluster_count
 from moedisco_ray.plan.estimate import Training, estimate_stages, left_out, planned_bill

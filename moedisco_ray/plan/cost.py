@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Pool
-from moedisco_ray.core.prices import dollars_of
+from moedisco_ray.core.records.prices import dollars_of
 from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.policies.placement import Need, NodeType, ranked
 

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.bill import Baseline, Bill, is_joint_training, line, make_baseline, make_bill
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.records.bill import Baseline, Bill, is_joint_training, line, make_baseline, make_bill
 from moedisco_ray.core.stages import STAGES, TrainingStage, training_stage
 from moedisco_ray.plan.cost import Cost, TypeShare
 from moedisco_ray.plan.reading import Reading, StageEstimate, crowd, priced, total, unknown

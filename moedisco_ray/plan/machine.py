@@ -18,10 +18,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.artifacts import write_text
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.globs import Glob
-from moedisco_ray.core.locations import cache_directory
+from moedisco_ray.core.store.artifacts import write_text
+from moedisco_ray.core.store.locations import cache_directory
 from moedisco_ray.plan.speed import Machine, Probe
 
 _LIBRARIES = ("moedisco-ray", "torch", "transformers", "tokenizers")

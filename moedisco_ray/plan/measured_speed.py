@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from moedisco_ray.core.config import AnyPool, LowMemoryPool, RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.run_record import RunReport
-from moedisco_ray.core.run_report import current_report, stored_run_config
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.run_report import current_report, stored_run_config
+from moedisco_ray.core.store.locations import Location
 from moedisco_ray.plan.build import build_plan
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 from moedisco_ray.plan.seed_workers import exchange_seconds

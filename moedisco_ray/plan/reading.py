@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.bill import Line, line, sum_dollars
 from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
+from moedisco_ray.core.records.bill import Line, line, sum_dollars
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up

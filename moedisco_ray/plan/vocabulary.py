@@ -8,7 +8,7 @@ from typing import Any
 
 from moedisco_ray.core.config import LocalInit, RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.read_roots import opened
+from moedisco_ray.core.store.read_roots import opened
 
 _COUNTED = ("tokenizer.json", "vocab.json")
 

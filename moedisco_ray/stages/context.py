@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moedisco_ray.backend import Backend
-from moedisco_ray.core.artifacts import read_manifest, run_id
 from moedisco_ray.core.config import Pool, RunConfig, UpcycleInit
-from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.locations import Location, joined, owned_location
-from moedisco_ray.core.manifests import CHECKPOINTS
-from moedisco_ray.core.records import ClusterSummary, Record
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_work import Files, on_files
+from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.records.summaries import ClusterSummary, Record
 from moedisco_ray.core.stages import stage_named
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.core.verification import Verifier
+from moedisco_ray.core.store.artifacts import read_manifest, run_id
+from moedisco_ray.core.store.locations import Location, joined, owned_location
+from moedisco_ray.core.store.manifests import CHECKPOINTS
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_work import Files, on_files
+from moedisco_ray.core.store.verification import Verifier
 from moedisco_ray.stages.start import Start
 
 COMMON = "common"

@@ -21,10 +21,10 @@ from typing import Any
 
 from torch import Tensor
 
-from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.limits import SHARD_BYTES
-from moedisco_ray.core.run_work import Files
+from moedisco_ray.core.store.artifacts import Draft
+from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.models import (
     BACKBONE,
     ModelMap,

@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.optimizer import precision_on
 from moedisco_ray.core.errors import RunError
-from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.core.limits import BATCH_TOKENS, MOST_LOGITS
+from moedisco_ray.core.records.events import Advance, no_advance
 from moedisco_ray.models import head_inputs
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import device_of_model, loaded

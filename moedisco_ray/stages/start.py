@@ -12,7 +12,7 @@ from torch import Tensor
 from moedisco_ray.core.config import CheckpointInit, LocalInit, Model, RunConfig, UpcycleInit
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.core.verification import Verifier
+from moedisco_ray.core.store.verification import Verifier
 from moedisco_ray.models import (
     ModelMap,
     canonical_shapes,

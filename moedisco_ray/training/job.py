@@ -12,10 +12,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from moedisco_ray.core.config import Lora, Optimizer, Outer
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.manifests import RESULT
-from moedisco_ray.core.run_store import SHARED, RunStore
-from moedisco_ray.core.run_work import unpickled
+from moedisco_ray.core.store.locations import Location
+from moedisco_ray.core.store.manifests import RESULT
+from moedisco_ray.core.store.run_store import SHARED, RunStore
+from moedisco_ray.core.store.run_work import unpickled
 from moedisco_ray.models import BACKBONE
 from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.policies.checkpointing import ASSUMED

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 
 import torch.distributed as dist
 
-from moedisco_ray.core.events import Emit
+from moedisco_ray.core.records.events import Emit
 from moedisco_ray.models import reused_memory
 from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.checkpoints.checkpoint import Progress

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import Lora
+from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.models import stored_tensors
 from moedisco_ray.models.shard_file import ShardFile, Stored
 from moedisco_ray.training.muon import is_matrix

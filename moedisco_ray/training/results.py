@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.artifacts import reporting_full_disk, write_json
-from moedisco_ray.core.checksums import with_checksum, without_checksum
 from moedisco_ray.core.errors import DamagedError, MoeDiscoError, StorageError
-from moedisco_ray.core.run_work import unpickled
+from moedisco_ray.core.store.artifacts import reporting_full_disk, write_json
+from moedisco_ray.core.store.checksums import with_checksum, without_checksum
+from moedisco_ray.core.store.run_work import unpickled
 from moedisco_ray.models import config_values, open_complete, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.training.blocks import Blocks

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.core.bill import Bill, make_bill, metered_bill
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.bill import Bill, make_bill, metered_bill
+from moedisco_ray.core.records.run_record import RunReport
 from service.api.context import ServiceContext
 from service.api.security import Caller
 from service.database import runs, tables

@@ -7,9 +7,9 @@ import threading
 import time
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.locations import Location, is_uri
-from moedisco_ray.core.report import report_of
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.report import report_of
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.store.locations import Location, is_uri
 from service.errors import Overloaded
 from service.run_storage import read, storage_of
 

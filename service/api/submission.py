@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import words
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import is_uri
+from moedisco_ray.core.store.locations import is_uri
 from service.api.answers import owner_filter
 from service.api.context import ServiceContext
 from service.api.parameters import check_match

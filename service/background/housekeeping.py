@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.core.locations import Location, is_uri, parent
+from moedisco_ray.core.store.locations import Location, is_uri, parent
 from service import run_homes
 from service.background.isolation import isolated
 from service.database import audit, idempotency, policies, runs, sessions

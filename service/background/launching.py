@@ -11,8 +11,8 @@ from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.driver_proofs import ReportAddress
-from moedisco_ray.core.locations import Location, is_uri
 from moedisco_ray.core.secret_file import kept_secret
+from moedisco_ray.core.store.locations import Location, is_uri
 from service.database.tables import RunRow
 from service.domain.jobs import job_name, submission_id
 from service.domain.path_sandbox import check_links, check_parts, sandboxed

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.store.locations import Location
 from service.background import observed, spool
 from service.background.isolation import isolated
 from service.background.launching import Launcher

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.events import Event, events_in
+from moedisco_ray.core.records.events import Event, events_in
 from service.observability import logger
 from service.run_storage import RunStorage, StoredFile
 from service.schemas import DriverEvent

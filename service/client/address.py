@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from moedisco_ray.core.errors import UserError
-from moedisco_ray.core.locations import settings_directory
+from moedisco_ray.core.store.locations import settings_directory
 
 _LAST_USED = "last-used.json"
 """File next to the saved address with the URL and the state directory of the service that the last command used."""

@@ -14,8 +14,8 @@ import httpx
 from pydantic import JsonValue
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_record import RunReport
 from service import schemas
 from service.client import downloading, streams
 from service.client.address import find_address

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from moedisco_ray.core.errors import DamagedError, RunDirError, UserError
-from moedisco_ray.core.verification import Verifier
+from moedisco_ray.core.store.verification import Verifier
 from service.client.errors import DownloadError, problem_in
 from service.client.http import Connection, Request
 from service.client.unpacking import Unpacker, below, unwritable

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.client.http import PASSING, Connection, Request
 
 _END = "end"

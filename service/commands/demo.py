@@ -13,7 +13,7 @@ from moedisco_ray.core.config.load import apply_override
 from moedisco_ray.core.config.places import Place, ReadsFrom, names_a_run, with_places
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.config.yaml_text import parse_yaml
-from moedisco_ray.core.locations import is_uri
+from moedisco_ray.core.store.locations import is_uri
 from moedisco_ray.plan.machine import measured_machine
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.daemon import say_how_to_sign_in, start_daemon

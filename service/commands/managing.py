@@ -13,9 +13,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from moedisco_ray.cli.arguments import AsJson
 from moedisco_ray.cli.console import error_console
-from moedisco_ray.core.bill import format_dollars
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.printable import one_line
+from moedisco_ray.core.records.bill import format_dollars
 from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
 from service.commands.output import interruptible, say, write_json, write_table
 from service.commands.views import run_view, runs_table

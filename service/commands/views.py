@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count
-from moedisco_ray.core.bill import format_dollars, format_seconds, idle_in_words
 from moedisco_ray.core.printable import one_line
+from moedisco_ray.core.records.bill import format_dollars, format_seconds, idle_in_words
 from service.commands.output import moment
 from service.domain.states import RunState
 

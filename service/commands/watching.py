@@ -13,7 +13,7 @@ from moedisco_ray.cli.arguments import AsJson
 from moedisco_ray.cli.console import output_console, say_text
 from moedisco_ray.cli.display import listener_for, report_view
 from moedisco_ray.core.errors import RunError, UserError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
 from service.commands.output import interruptible, write_json, write_table
 from service.commands.views import logs_table

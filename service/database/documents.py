@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from sqlalchemy import JSON, Dialect, TypeDecorator
 from sqlalchemy.sql.operators import OperatorType
 
-from moedisco_ray.core.bill import Bill
+from moedisco_ray.core.records.bill import Bill
 
 VERSION = "stored_version"
 """Key of a stored document that holds its version."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.database import values
 from service.database.tables import UnitRow
 

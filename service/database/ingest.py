@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from moedisco_ray.core.bill import metered_lines, sum_dollars
 from moedisco_ray.core.config import Pools
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.prices import PRICED_EVENTS, PriceBook
+from moedisco_ray.core.records.bill import metered_lines, sum_dollars
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.records.prices import PRICED_EVENTS, PriceBook
 from service.database import policies, quotas, runs, stream, values
 from service.database.fold import Fold, meterable
 from service.database.tables import Point, RunRow, UnitRow

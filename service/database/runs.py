@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.locations import Location
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.locations import Location
 from service.database import stream, values
 from service.database.tables import RunRow, UnitRow
 from service.domain.retention import named_runs

@@ -9,7 +9,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.database import tables, values
 from service.errors import NotFound
 

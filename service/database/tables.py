@@ -12,8 +12,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from moedisco_ray.core.config import Pools, RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import stored_config
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.store.locations import Location
 from service.database.documents import DAMAGED, Planned, Progress, Stored, Unreadable
 from service.domain.run_paths import home_of, location_of, own_storage
 from service.errors import UnusableRun
@@ -79,7 +79,7 @@ class RunRow(Table):
     worker_seconds: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, float]))
     """Worker-seconds by pool or node type."""
     meter: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, Any], version=1))
-    """State of the meter; see `moedisco_ray.core.metering`."""
+    """State of the meter; see `moedisco_ray.core.records.metering`."""
     estimate: Mapped[dict[str, Any]] = mapped_column(Stored(Planned, version=1))
     """Plan of the run at submission."""
     progress: Mapped[dict[str, Any]] = mapped_column(Stored(Progress, version=1))

@@ -2,8 +2,8 @@
 
 Settings that are paths or URIs are marked in the configuration model (`ReadsFrom`, `WritesTo`). `sandboxed` checks the
 text of these settings and makes paths absolute. `check_links` then follows the symbolic links in each path; links
-inside folders are checked when files are opened (`moedisco_ray.core.read_roots`). Both checks come before any other
-access to the files, so that no response reveals what exists outside of the roots.
+inside folders are checked when files are opened (`moedisco_ray.core.store.read_roots`). Both checks come before any
+other access to the files, so that no response reveals what exists outside of the roots.
 
 Some places are denied below every root: the service's own files, the roots that runs write to, hidden files and
 folders. Files of finished runs are read by `run://` references alone, because these are checked against their owners.
@@ -21,9 +21,9 @@ from urllib.parse import parse_qsl, unquote
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import Place, ReadsFrom, WritesTo, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.hub import HUB, is_hub
-from moedisco_ray.core.locations import Location, is_uri
-from moedisco_ray.core.read_roots import KERNEL, ReadRoots, hidden_part, is_within, uri_is_within
+from moedisco_ray.core.store.hub import HUB, is_hub
+from moedisco_ray.core.store.locations import Location, is_uri
+from moedisco_ray.core.store.read_roots import KERNEL, ReadRoots, hidden_part, is_within, uri_is_within
 from service.domain.run_paths import is_id
 from service.domain.starts import parse, run_places
 

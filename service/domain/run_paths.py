@@ -4,7 +4,7 @@ ROOT/RUN_ID/              home of the run, under an output root
 ├── request.json          configuration that its drivers are started with
 ├── report-to-ATTEMPT     where the driver of that attempt reports, and the key that it signs with; private
 ├── stop-ATTEMPT          stop file: asks the driver of that attempt to stop; contains the reason
-└── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
+└── NAME/                 the run directory; see `moedisco_ray.core.store.artifacts`
 
 With `checkpoint.storage`, its checkpoints are in STORAGE/RUN_ID, which only this run uses, and which is deleted with
 it. A run at a URI has its run directory at URI/RUN_ID/NAME. Its home is in a directory of the service and holds the
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.locations import Location, is_uri, joined, parent
+from moedisco_ray.core.store.locations import Location, is_uri, joined, parent
 
 ULID_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 """Crockford's base 32, in which ids are written."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import Place, ReadsFrom, RunPart, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.hub import is_hub
-from moedisco_ray.core.locations import Location, is_uri, joined, parent
+from moedisco_ray.core.store.hub import is_hub
+from moedisco_ray.core.store.locations import Location, is_uri, joined, parent
 
 _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
 

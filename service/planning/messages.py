@@ -13,7 +13,7 @@ from typing import Any
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import UserError
-from moedisco_ray.core.locations import Location, is_uri
+from moedisco_ray.core.store.locations import Location, is_uri
 from service.domain.path_sandbox import Roots
 from service.domain.policies import Policy
 from service.errors import (

@@ -18,8 +18,8 @@ from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import words
 from moedisco_ray.core.config.starts import at_newest
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.read_roots import reading_within
+from moedisco_ray.core.store.locations import Location
+from moedisco_ray.core.store.read_roots import reading_within
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed

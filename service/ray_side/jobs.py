@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from moedisco_ray.core.read_roots import ENVIRONMENT as READ_ROOTS
-from moedisco_ray.core.read_roots import ReadRoots
+from moedisco_ray.core.store.read_roots import ENVIRONMENT as READ_ROOTS
+from moedisco_ray.core.store.read_roots import ReadRoots
 from service.domain.jobs import JobState
 from service.ray_side.answers import Job, read_as
 from service.ray_side.dashboard import Dashboard, refused

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from service.driver_user import DriverUser
 from service.errors import RayUnavailable
 from service.observability import logger

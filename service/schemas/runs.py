@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from moedisco_ray.core.bill import Bill
+from moedisco_ray.core.records.bill import Bill
 from service.domain.states import RunState
 from service.schemas.base import Document
 

@@ -10,7 +10,7 @@ from service.schemas.base import Document, example
 
 
 class DriverEvent(Document):
-    """An event of a run's driver; see `moedisco_ray.core.events`."""
+    """An event of a run's driver; see `moedisco_ray.core.records.events`."""
 
     type: Annotated[str, Field(max_length=32)]
     stage: Annotated[str, Field(max_length=32)] | None = None

@@ -13,9 +13,9 @@ from api_client import PlanningHere, Service, demo, service
 from reconciling import Scene
 from s3_standin import s3_server
 
-from moedisco_ray.core import remote
-from moedisco_ray.core.locations import CACHE, Location, is_uri, joined
-from moedisco_ray.core.remote import Remote
+from moedisco_ray.core.store import remote
+from moedisco_ray.core.store.locations import CACHE, Location, is_uri, joined
+from moedisco_ray.core.store.remote import Remote
 from service.background.housekeeping import Housekeeping
 
 SIZE = 5000

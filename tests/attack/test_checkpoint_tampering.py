@@ -244,4 +244,4 @@ def test_no_module_can_unpickle_but_those_that_send_work_to_other_machines() -> 
             loads = [call for call in calls if ast.unparse(call.func) in ("torch.load", "np.load", "numpy.load")]
             if imported & unpicklers or not all(map(refuses_pickles, loads)):
                 found.add(str(path.relative_to(root.parent)))
-    assert found == {"moedisco_ray/core/run_pickler.py", "moedisco_ray/core/run_work.py"}
+    assert found == {"moedisco_ray/core/store/run_pickler.py", "moedisco_ray/core/store/run_work.py"}

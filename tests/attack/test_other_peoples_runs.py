@@ -14,7 +14,7 @@ from fake_jobs import FakeJobs
 
 from moedisco_ray.core.config import Source, check_config
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.read_roots import reading_within
+from moedisco_ray.core.store.read_roots import reading_within
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit
 from moedisco_ray.stages.corpus.sources import expand_sources

@@ -12,7 +12,7 @@ from api_client import Service, demo, service
 from databases import database_url, migrated_postgresql
 from starlette.testclient import TestClient
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.database import quotas, runs
 
 PRICED = {"prices": {"low_mem_gpu": 0.5, "high_mem_gpu": 3.0}}

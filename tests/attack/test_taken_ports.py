@@ -30,7 +30,7 @@ from running_service import Running, until
 from moedisco_ray.cli import reporter
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.stop_file import StopFile
 from service.background.reconciler import Reconciler
 from service.database import runs, stream

@@ -26,8 +26,8 @@ import service.client
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import RunError
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_record import RunReport
 from service import schemas
 from service.cli import app
 from service.client import Client, RetryPolicy

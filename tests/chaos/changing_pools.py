@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pool_plan import Change
 from spot_nodes import SpotNodes
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
 
 T = TypeVar("T")

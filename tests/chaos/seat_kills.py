@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 
 Moment = Literal["idle", "handover", "step", "save"]
 """`idle`: between two trainings. `handover`: the driver has taken the seat for a training, whose first step is not

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 
 
 @dataclasses.dataclass

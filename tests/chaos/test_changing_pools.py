@@ -20,7 +20,7 @@ from spot_nodes import SpotNodes
 from step_account import attempts, check_losses, lost
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend

@@ -24,12 +24,12 @@ from spot_nodes import SpotNodes, spot_nodes
 from step_account import attempts, check_losses
 from waiting import until
 
-from moedisco_ray.core.artifacts import commit, read_manifest
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.lease import is_leased
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import commit, read_manifest
+from moedisco_ray.core.store.lease import is_leased
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -16,7 +16,7 @@ from waiting import until
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import LowMemoryPool
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.training import TrainJob
 

@@ -15,7 +15,7 @@ import pytest
 from api_client import Service, service
 from reconciling import FINISH, Scene
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.background.housekeeping import Housekeeping
 from service.database import policies
 from service.domain.jobs import submission_id

@@ -16,10 +16,10 @@ from faulty_s3 import Fault, faulty_s3, seeded
 from pinned_runs import config_of, results
 from s3_standin import s3_server
 
-from moedisco_ray.core import remote
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store import remote
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

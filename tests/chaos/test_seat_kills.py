@@ -23,7 +23,7 @@ from step_account import attempts, check_losses
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.store.locations import Location
 from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.training import TrainJob, TrainResult

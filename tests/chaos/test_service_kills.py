@@ -15,7 +15,7 @@ from small_run import same_outcome, small_config
 from watched_run import Watcher
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from service.client import Client

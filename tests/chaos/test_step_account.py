@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from step_account import Attempt, attempts, check_losses, lost
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 
 # Steps that an attempt makes, and how many of them are lost with it.
 ENDS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), max_size=4)

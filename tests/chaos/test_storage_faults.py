@@ -13,9 +13,9 @@ from faulty_s3 import Fault, FaultyS3, faulty_s3, uploads
 from s3_standin import s3_server
 from small_training import small_job, weights, write_inputs
 
-from moedisco_ray.core import remote
 from moedisco_ray.core.errors import StorageError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store import remote
 from moedisco_ray.models import check_same
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 from moedisco_ray.training.checkpoints import checkpoint

@@ -15,7 +15,7 @@ from waiting import until
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Outer
-from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.backend import train_all, train_gang
 from moedisco_ray.training import SyncPlan, TrainJob

@@ -22,9 +22,9 @@ from pinned_runs import write_text, write_tokenizer
 from small_run import begin_at
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
 from moedisco_ray.models import open_checkpoint

@@ -12,7 +12,7 @@ from small_run import begin_at, same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import EventLog
+from moedisco_ray.core.records.events import EventLog
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

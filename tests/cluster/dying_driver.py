@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from moedisco_ray.core.config import check_config
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -15,9 +15,9 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from small_run import small_config
 
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.remote import Remote, resolve
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.remote import Remote, resolve
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.train_storage import train_storage

@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from gcs_standin import gcs_server
 from ray.train.v2._internal.execution.storage import StorageContext
 
-from moedisco_ray.core.locations import joined
-from moedisco_ray.core.remote import Remote
+from moedisco_ray.core.store.locations import joined
+from moedisco_ray.core.store.remote import Remote
 from moedisco_ray.execution.ray.train_storage import train_storage
 
 

@@ -21,8 +21,8 @@ from step_account import attempts, lost
 
 from moedisco_ray.contrib.join.head import USER
 from moedisco_ray.contrib.join.token import JoinToken
-from moedisco_ray.core.events import EventLog
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import EventLog
+from moedisco_ray.core.store.run_store import RunStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 PORT = 7722

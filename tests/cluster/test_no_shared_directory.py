@@ -18,11 +18,11 @@ from s3_standin import KEYS, s3_server
 from small_run import same_outcome, small_config
 from step_account import attempts, lost
 
-from moedisco_ray.core.events import EventLog
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.run_report import current_report
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import EventLog
+from moedisco_ray.core.records.run_report import current_report
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -31,13 +31,13 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, StorageError
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import CACHE, Location, cache_directory, joined
-from moedisco_ray.core.manifests import DRAFTS
-from moedisco_ray.core.remote import Remote
-from moedisco_ray.core.run_report import current_report
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_report import current_report
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.locations import CACHE, Location, cache_directory, joined
+from moedisco_ray.core.store.manifests import DRAFTS
+from moedisco_ray.core.store.remote import Remote
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.train_storage import train_storage

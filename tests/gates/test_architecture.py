@@ -14,7 +14,8 @@ HEAVY = ("torch", "transformers", "ray", "numpy", "sklearn", "pyarrow", "dataset
 
 
 @pytest.mark.parametrize(
-    "module", ["moedisco_ray.core.config", "moedisco_ray.plan", "moedisco_ray.core.report", "moedisco_ray.cli.app"]
+    "module",
+    ["moedisco_ray.core.config", "moedisco_ray.plan", "moedisco_ray.core.records.report", "moedisco_ray.cli.app"],
 )
 def test_start_up_imports_nothing_heavy(module: str) -> None:
     script = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"

@@ -4,7 +4,7 @@ import hashlib
 import re
 from typing import get_args
 
-from moedisco_ray.core.events import EventType
+from moedisco_ray.core.records.events import EventType
 from service.web import STATIC
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_run import small_config
 
-from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from moedisco_ray.core.config import Architecture, Optimizer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.models import hf_config, save_model, skeleton
 from moedisco_ray.packed_tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training import TrainJob, TrainResult, World, train

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import RunConfig, check_config, tokenizer_directory
 from moedisco_ray.core.config.renamed import read_stored_config
-from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -9,7 +9,7 @@ import torch
 from clustering_corpus import run_config, write_corpus, write_model
 
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.execution.ray.clustering import build_clusters
 from moedisco_ray.execution.ray.seats import Seats

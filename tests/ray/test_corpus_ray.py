@@ -13,7 +13,7 @@ import ray
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
+from moedisco_ray.core.store.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.stages.corpus import build
 
@@ -125,7 +125,7 @@ from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.stages.corpus.staging import stage_unit
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.run_store import SHARED
+from moedisco_ray.core.store.run_store import SHARED
 from moedisco_ray.execution.ray import corpus, session
 
 data, home = Path(sys.argv[1]), Path(sys.argv[2])

@@ -7,7 +7,7 @@ from corpus_sources import config_of, contents
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.run_store import SHARED
+from moedisco_ray.core.store.run_store import SHARED
 from moedisco_ray.execution.ray.documents import RayEngine
 from moedisco_ray.stages.corpus.make import make
 

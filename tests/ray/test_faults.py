@@ -15,7 +15,7 @@ import pytest
 import yaml
 from small_run import begin_at, same_outcome, small_config
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution import pipeline
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

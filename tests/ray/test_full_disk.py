@@ -11,7 +11,7 @@ import pytest
 from small_run import small_config
 
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.records.run_report import current_report
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -18,9 +18,9 @@ from small_run import small_config
 from waiting import until
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import HighMemoryPool
-from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation

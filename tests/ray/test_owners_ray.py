@@ -10,8 +10,8 @@ from pinned_runs import results
 from ray.cluster_utils import Cluster
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import EventLog
-from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
+from moedisco_ray.core.records.events import EventLog
+from moedisco_ray.core.store.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.stages.text.tokenizer import Encoder

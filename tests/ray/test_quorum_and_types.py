@@ -16,10 +16,10 @@ from small_run import small_config
 from waiting import until
 
 from moedisco_ray.backend import Placement
-from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import LowMemoryPool
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.ray import queue, session
 from moedisco_ray.execution.ray.backend import train_all

@@ -14,7 +14,7 @@ from ray.train import ControllerError
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.errors import TrainingError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import causes
 from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.event_mailbox import UnitStatus

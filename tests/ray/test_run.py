@@ -13,11 +13,11 @@ from small_run import small_config
 from waiting import until
 
 from moedisco_ray.backend import Placement
-from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.errors import RunDirError, UserError
-from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.backend import train_gang

@@ -13,11 +13,11 @@ from small_run import same_outcome, small_config
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunStopped
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 
 NODES: dict[str, dict[str, int]] = {"cpu": {}, "low": {"low_mem_gpu": 2}, "high": {"high_mem_gpu": 1}}

@@ -10,7 +10,7 @@ from tiny_training import RECIPE, L, write_shard, write_tiny
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Outer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.training import DataShare, SyncPlan, TrainJob

@@ -19,7 +19,7 @@ from waiting import until
 
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Pool
 from moedisco_ray.core.errors import CorpusError, RunError, RunStopped
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray.backend import RayBackend
 

@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.testclient import TestClient
 
 from moedisco_ray.core.driver_proofs import NONCE_BYTES, ReportAddress, request_headers
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.api.app import create_app
 from service.database import ingest, policies, runs, tokens
 from service.database.session import Database

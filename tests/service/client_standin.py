@@ -5,7 +5,7 @@ import json
 
 import httpx
 
-from moedisco_ray.core.bill import Line, make_bill
+from moedisco_ray.core.records.bill import Line, make_bill
 from service.client import Client, RetryPolicy
 
 URL = "http://service.test:8300"

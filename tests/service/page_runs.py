@@ -5,12 +5,12 @@ import time
 
 import run_example
 
-from moedisco_ray.core.bill import metered_bill
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.records import ExportSummary
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.bill import metered_bill
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import ExportSummary
 from moedisco_ray.stages.export.card import model_card
 from service.database import runs
 from service.domain.states import RunState

@@ -10,8 +10,8 @@ from typing import Any
 from databases import config
 from fake_jobs import FakeJobs, FakePools
 
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import is_uri
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.locations import is_uri
 from service.background.reconciler import Reconciler
 from service.database import ingest, runs, stream
 from service.database.ids import new_id

@@ -6,7 +6,7 @@ import time
 
 from reconciling import SECRET
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.api.app import create_app
 from service.api.server import Server
 from service.client import Client, RetryPolicy

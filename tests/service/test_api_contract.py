@@ -9,7 +9,7 @@ from api_client import service
 from page_runs import finish
 from page_server import Site
 
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.run_record import RunReport
 from service.api.compression import SMALLEST, accepts_gzip
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -125,4 +125,4 @@ def test_a_report_keeps_what_its_schema_does_not_name(api, run):
     written = json.loads((api.directory(run) / "report.json").read_text())
     answered = api.ann.get(f"/v1/runs/{run}/report").json()
     assert answered == written
-    assert set(written) - set(RunReport.model_fields) == set(), "name the new part in core/run_record.py"
+    assert set(written) - set(RunReport.model_fields) == set(), "name the new part in core/records/run_record.py"

@@ -23,8 +23,8 @@ from moedisco_ray.core.driver_proofs import (
     is_proven,
     request_headers,
 )
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.prices import PriceTag
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.prices import PriceTag
 from moedisco_ray.core.stop_file import StopFile
 from service.api import streams
 from service.api.limits import raise_descriptor_limit

@@ -14,7 +14,7 @@ import pytest
 from running_service import Running
 
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.domain.states import RunState
 
 STAGES = ["corpus", "submodels"]

@@ -9,8 +9,8 @@ from client_standin import PROMPT, Body, make, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.core.artifacts import commit
 from moedisco_ray.core.errors import RunDirError, UserError
+from moedisco_ray.core.store.artifacts import commit
 from service.client import DownloadError, RetryPolicy, ServiceAway, ServiceProblem
 from service.client.unpacking import Unpacker, below
 

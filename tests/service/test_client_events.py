@@ -10,7 +10,7 @@ from client_standin import PROMPT, RUN, Body, Script, event_stream, make, proble
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.client import RetryPolicy, ServiceAway, ServiceProblem
 
 

@@ -9,7 +9,7 @@ import pytest
 from api_client import service
 from page_server import Site
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.api import server as connections
 from service.api.limits import capacity
 from service.observability import Bounded

@@ -5,7 +5,7 @@ from databases import T0, config, insert_run, reload, whole_stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.database import ingest, metrics, runs, stream
 from service.database.ids import new_id
 from service.domain.states import ACTIVE, FOLLOWS, RunState

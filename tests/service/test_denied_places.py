@@ -17,7 +17,7 @@ from place_settings import marked
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import ReadsFrom, places
 from moedisco_ray.core.errors import ConfigError, UserError
-from moedisco_ray.core.read_roots import opened, reading_within
+from moedisco_ray.core.store.read_roots import opened, reading_within
 from moedisco_ray.stages.corpus.files import list_files
 from service.domain.path_sandbox import check_links, sandboxed
 from service.settings import Settings

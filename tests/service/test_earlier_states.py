@@ -13,7 +13,7 @@ from running_service import Running
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app as training
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.cli import app
 from service.domain.jobs import submission_id
 

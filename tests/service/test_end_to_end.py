@@ -14,7 +14,7 @@ from real_service import RealService, real_service
 from small_run import same_outcome, small_config, undisturbed_run
 from watched_run import Watcher
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.client import Client
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.local import LocalRay

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.background import observed
 from service.database import ingest, metrics, policies, runs, stream
 from service.database.tables import Point, UnitRow

@@ -21,7 +21,7 @@ from ray.dashboard.subprocesses.module import SubprocessModule
 from ray.dashboard.subprocesses.utils import get_socket_path
 from ray.dashboard.utils import get_all_modules
 
-from moedisco_ray.core.read_roots import ReadRoots, check_inside, reading_within
+from moedisco_ray.core.store.read_roots import ReadRoots, check_inside, reading_within
 from service.domain.jobs import JobPhase
 from service.driver_user import DriverUser
 from service.errors import RayUnavailable

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.cli.display.state import RunState
 from moedisco_ray.cli.series import bill_points
-from moedisco_ray.core.artifacts import write_json
-from moedisco_ray.core.bill import idle_in_words, metered_bill
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.prices import PriceTag
-from moedisco_ray.core.report import build_report
+from moedisco_ray.core.records.bill import idle_in_words, metered_bill
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.records.prices import PriceTag
+from moedisco_ray.core.records.report import build_report
+from moedisco_ray.core.store.artifacts import write_json
 from service.database import ingest, policies, quotas, runs
 from service.database.session import Database
 from service.domain.policies import Policy

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from moedisco_ray.cli.display import report_view
 from moedisco_ray.cli.display.state import RunState as TerminalState
-from moedisco_ray.core.bill import Bill, format_dollars
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.bill import Bill, format_dollars
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_record import RunReport
 from service.database import runs
 from service.domain.states import RunState
 

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from test_page import open_page, page, site, state_pill, stored
 
 from moedisco_ray.core.config import Clusters
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.database.tables import RunRow
 from service.domain.states import RunState
 

@@ -6,7 +6,7 @@ from page_runs import begin
 from page_server import site as serve
 from playwright.sync_api import expect
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 
 pytestmark = pytest.mark.browser
 

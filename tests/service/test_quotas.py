@@ -14,7 +14,7 @@ from reconciling import Scene
 from sqlalchemy import text
 
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.database import audit, policies, quotas, runs
 from service.domain.policies import Policies, Policy, Retention
 from service.domain.quotas import Use, check_priority, month_of, next_month, priced

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from moedisco_ray.core.read_roots import ReadRoots
+from moedisco_ray.core.store.read_roots import ReadRoots
 from service.domain.jobs import JobPhase, JobState
 from service.errors import RayUnavailable
 from service.ray_side.dashboard import Dashboard, auth_headers

@@ -17,7 +17,7 @@ from reconciling import FINISH, SECRET, Scene
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.driver_proofs import ReportAddress
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.background import launching
 from service.background.reconciler import RAY_AWAY
 from service.database import ingest, policies, runs

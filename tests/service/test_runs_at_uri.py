@@ -21,8 +21,8 @@ from s3_standin import s3_server
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import StorageError
-from moedisco_ray.core.locations import CACHE, parent
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.locations import CACHE, parent
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.stages.corpus.files import list_files
 from service import run_storage
 from service.api import live_reports

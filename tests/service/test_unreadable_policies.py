@@ -9,7 +9,7 @@ from api_client import Service, demo
 from reconciling import Scene
 from sqlalchemy import text
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.background.housekeeping import Housekeeping
 from service.database import policies
 from service.domain.policies import Policies, Policy, Retention

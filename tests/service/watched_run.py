@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from service.client import Client
 
 WAIT_SECONDS = 200

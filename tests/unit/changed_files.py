@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moedisco_ray.core.artifacts import read_manifest, write_manifest
-from moedisco_ray.core.checksums import stored_entries, without_checksum
+from moedisco_ray.core.store.artifacts import read_manifest, write_manifest
+from moedisco_ray.core.store.checksums import stored_entries, without_checksum
 
 
 def accept_changes(directory: Path) -> None:

@@ -16,11 +16,11 @@ import torch
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Emit, StageProgress, discard
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_work import Files, on_files, unpickled
+from moedisco_ray.core.records.events import Emit, StageProgress, discard
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_work import Files, on_files, unpickled
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.run_store import RunStore
 
 
 class Machine:

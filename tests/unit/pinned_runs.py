@@ -32,8 +32,8 @@ from tiny_training import RECIPE, L, V, run, write_tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint, read_config, write_checkpoint

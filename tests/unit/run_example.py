@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from moedisco_ray.core.bill import Baseline, Line, make_bill
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.bill import Baseline, Line, make_bill
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_record import RunReport
 
 STAGES = ["corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export"]
 SOURCES = ("docs", "python", "cpp", "licences")

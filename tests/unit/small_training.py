@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from moedisco_ray.core.config import Architecture, Optimizer
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.store.locations import Location
 from moedisco_ray.models import hf_config, open_checkpoint, save_model, skeleton
 from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.training import TrainJob

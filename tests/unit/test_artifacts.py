@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from moedisco_ray.core.artifacts import commit, is_done, read_manifest
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.store.artifacts import commit, is_done, read_manifest
 
 
 def test_a_committed_directory_is_done_for_its_fingerprint_alone(tmp_path: Path) -> None:

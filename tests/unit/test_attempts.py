@@ -24,7 +24,7 @@ from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.errors import MoeDiscoError, PoolError, RunDirError, StorageError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import attempts, causes, worker
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.causes import end_of, failures_of, last_line

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.core.bill import (
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.records.bill import (
     QUALITY_UNKNOWN,
     Baseline,
     Bill,
@@ -23,9 +24,8 @@ from moedisco_ray.core.bill import (
     make_bill,
     metered_bill,
 )
-from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stages import STAGES
 
 LOW, HIGH = 0.36, 3.6  # dollars per hour
@@ -257,4 +257,4 @@ def test_time_is_multiplied_by_a_price_in_one_place():
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "price_per_hour" in ast.unparse(node)
     }
-    assert found == {"moedisco_ray/core/prices.py"}
+    assert found == {"moedisco_ray/core/records/prices.py"}

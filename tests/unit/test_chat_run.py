@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.validation import validate

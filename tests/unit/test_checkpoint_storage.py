@@ -22,11 +22,11 @@ from pyarrow import fs
 from s3_standin import s3_server
 from small_training import small_job, weights, write_inputs
 
-from moedisco_ray.core import remote
 from moedisco_ray.core.errors import ConfigError, StorageError
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.core.remote import Remote, resolve
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store import remote
+from moedisco_ray.core.store.locations import Location, joined
+from moedisco_ray.core.store.remote import Remote, resolve
 from moedisco_ray.models import check_same
 from moedisco_ray.policies import checkpointing
 from moedisco_ray.training import TrainJob, TrainResult, World, train

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.core.artifacts import commit, read_manifest
-from moedisco_ray.core.checksums import with_checksum, without_checksum
 from moedisco_ray.core.errors import DamagedError
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.verification import Verifier, damage_in
+from moedisco_ray.core.store.artifacts import commit, read_manifest
+from moedisco_ray.core.store.checksums import with_checksum, without_checksum
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.verification import Verifier, damage_in
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.contrib.experts.choose_experts import choose_experts
-from moedisco_ray.core.artifacts import write_json
-from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.store.artifacts import write_json
+from moedisco_ray.core.store.checksums import with_checksum
 from moedisco_ray.models import check_same, hf_config, open_checkpoint
 
 ONE_GROUP = {"n_group": 1, "topk_group": 1}

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from moedisco_ray import __version__
 from moedisco_ray.cli.app import app
-from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config.presets import local_gpus, preset_text
 from moedisco_ray.core.errors import RunDirError, TrainingError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.artifacts import write_json
 
 HEAVY = ("torch", "transformers", "ray", "numpy", "matplotlib", "pyarrow", "sklearn", "datasets")
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from moedisco_ray.cli.display.plan import plan_view
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.report import report_of
+from moedisco_ray.core.records.report import report_of
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.plan import build_plan, with_cluster_count
 

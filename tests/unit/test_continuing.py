@@ -11,10 +11,10 @@ import typer
 from click.testing import CliRunner
 
 from moedisco_ray.cli.app import app
-from moedisco_ray.core.artifacts import reporting_full_disk
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import RunStopped
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.artifacts import reporting_full_disk
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
 

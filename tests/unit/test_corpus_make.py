@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.stages.corpus import build, tables
 from moedisco_ray.stages.corpus.documents import STAGED, dedupe_and_sort, staged_table
 from moedisco_ray.stages.corpus.make import counting, make

@@ -15,8 +15,8 @@ import pytest
 
 from moedisco_ray.core.config import RunConfig, Source, check_config
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.findings import left_out
-from moedisco_ray.core.records import CorpusSummary
+from moedisco_ray.core.records.findings import left_out
+from moedisco_ray.core.records.summaries import CorpusSummary
 from moedisco_ray.stages.corpus import build, probe
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit

@@ -17,10 +17,10 @@ from test_damaged_runs import change_digit, invoke
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import DamagedError, RunStopped
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

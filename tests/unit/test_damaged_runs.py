@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.errors import MoeDiscoError, RunStopped
-from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -275,7 +275,7 @@ def test_a_stage_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypat
 
     Before (af276e38): nothing was synced.
     """
-    from moedisco_ray.core.artifacts import commit  # noqa: PLC0415  # not needed by the other tests
+    from moedisco_ray.core.store.artifacts import commit  # noqa: PLC0415  # not needed by the other tests
 
     done: list[str] = []
     sync, rename = os.fsync, Path.rename

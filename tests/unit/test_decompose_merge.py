@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_models import LENGTH, VOCAB, model_map, moe, random_tensors, tiny_config
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS, PARTS
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.models import (
     Role,
     canonical_shapes,

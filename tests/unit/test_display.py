@@ -10,11 +10,11 @@ from moedisco_ray.cli.display import JsonLines, LiveView, PlainLines, listener_f
 from moedisco_ray.cli.display.formatting import count, gigabytes
 from moedisco_ray.cli.display.live import render
 from moedisco_ray.cli.display.state import RunState
-from moedisco_ray.core.bill import format_dollars
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.bill import format_dollars
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.speed import Machine, Probe, Trial
 

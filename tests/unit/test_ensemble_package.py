@@ -29,10 +29,10 @@ from typer.testing import CliRunner
 from docs.ecosystem import VERSION
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.locations import CACHE, cache_directory
-from moedisco_ray.core.records import ModelFacts
-from moedisco_ray.core.run_record import RunReport
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import ModelFacts
+from moedisco_ray.core.store.locations import CACHE, cache_directory
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.modeling_ensemble import EnsembleForCausalLM

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from test_damaged_runs import change_digit
 
 from moedisco_ray.cli.reporter import Spool
-from moedisco_ray.core.event_totals import EventTotals
-from moedisco_ray.core.events import LOST, Event, EventLog, events_in, without_damage
+from moedisco_ray.core.records.event_totals import EventTotals
+from moedisco_ray.core.records.events import LOST, Event, EventLog, events_in, without_damage
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=8) | st.just(',"crc":"'),

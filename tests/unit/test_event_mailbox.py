@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
 from moedisco_ray.core.errors import TrainingError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import event_mailbox as module
 from moedisco_ray.execution.ray.event_mailbox import (
     EventMailbox,

@@ -18,7 +18,7 @@ from docs.ecosystem import FAMILY
 from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.families import DECLARATIONS, PARTS
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.models import ModelMap, Role, hf_config, open_checkpoint, save_model, skeleton, write_config
 from moedisco_ray.models.shard_file import ShardFile
 from moedisco_ray.models.streamed import streamed_model

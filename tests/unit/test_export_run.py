@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunError, RunStopped
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import export_run, pipeline
 from moedisco_ray.models import check_same, open_checkpoint

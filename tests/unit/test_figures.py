@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from run_example import report, run_report
 
 from moedisco_ray.cli.figures import draw_clusters, draw_experts, draw_loss, plot, running_mean
-from moedisco_ray.core.records import ClusterMap, RouterRecord
-from moedisco_ray.core.run_record import Curve, RunReport
+from moedisco_ray.core.records.run_record import Curve, RunReport
+from moedisco_ray.core.records.summaries import ClusterMap, RouterRecord
 
 
 def test_every_figure_is_a_picture_that_is_not_blank(tmp_path):

@@ -14,9 +14,9 @@ from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import DamagedError
-from moedisco_ray.core.manifests import MANIFEST
-from moedisco_ray.core.run_damage import LOOSE, damage_of
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.run_damage import LOOSE, damage_of
+from moedisco_ray.core.store.manifests import MANIFEST
+from moedisco_ray.core.store.run_store import RunStore
 
 EVENTS = "events.jsonl"
 TOKENS = 200_000

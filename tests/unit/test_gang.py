@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import HighMemoryPool, Optimizer
 from moedisco_ray.core.errors import RunStopped, TrainingError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import backend, queue, session
 from moedisco_ray.execution.ray.attempts import AttemptContext

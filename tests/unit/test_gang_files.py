@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tiny_training import L, weights, write_shard, write_tiny
 from training_worker import Fault
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import FAMILIES, FamilyName, Optimizer
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.models import ModelMap, canonical_state, check_same, load_model
 from moedisco_ray.models.checkpoint import INDEX
 from moedisco_ray.models.optimizer_state import KINDS, OPTIMIZER_FOLDER, open_optimizer_state

@@ -23,11 +23,11 @@ from moedisco_ray.contrib.gguf import file as gguf_file
 from moedisco_ray.contrib.gguf.file import write_gguf as export
 from moedisco_ray.contrib.gguf.reading import write_directory
 from moedisco_ray.contrib.gguf.tensors import GgufTensor, gguf_tensors
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge, Model
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.read_roots import ReadRoots, reading_within
+from moedisco_ray.core.store.artifacts import read_json
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.read_roots import ReadRoots, reading_within
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model, open_checkpoint, runnable

@@ -9,7 +9,7 @@ import pytest
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import StorageError
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.store.locations import Location
 from moedisco_ray.execution.ray.histories import follow, remembered
 from moedisco_ray.policies.retrying import Again, End, EndKind, GoBack, History
 from moedisco_ray.training import TrainJob

@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
-from moedisco_ray.core.hub import hub_cache, is_hub_name
-from moedisco_ray.core.locations import local_copies
-from moedisco_ray.core.read_roots import ReadRoots, opened, reading_within
+from moedisco_ray.core.store.artifacts import read_json
+from moedisco_ray.core.store.hub import hub_cache, is_hub_name
+from moedisco_ray.core.store.locations import local_copies
+from moedisco_ray.core.store.read_roots import ReadRoots, opened, reading_within
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

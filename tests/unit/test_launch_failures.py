@@ -7,7 +7,7 @@ import json
 import pytest
 from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.autoscaling import launch_failures
 from moedisco_ray.execution.ray.autoscaling.launch_failures import Kind, kind_of, message, published

@@ -16,15 +16,15 @@ from machine import Machine
 from pinned_runs import config_of
 from s3_standin import s3_server
 
-from moedisco_ray.core import lease
-from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.errors import RunDirError, RunError
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.lease import is_leased, leased
-from moedisco_ray.core.live_files import LiveFiles
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_takeover import collect
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store import lease
+from moedisco_ray.core.store.artifacts import read_manifest
+from moedisco_ray.core.store.lease import is_leased, leased
+from moedisco_ray.core.store.live_files import LiveFiles
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_takeover import collect
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

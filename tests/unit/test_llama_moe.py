@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import read_architecture
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.models import (
     Role,
     check_same,

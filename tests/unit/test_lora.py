@@ -18,10 +18,10 @@ from small_run import small_config
 from tiny_training import BATCH, L, V, run, stop_after, variant, weights, write_shard, write_tiny
 from torch import Tensor
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.stages import training_stage
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, hf_config, load_model, save_model, skeleton, stored_tensors

@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 from docs.ecosystem import VERSION
 from moedisco_ray.cli.app import app
 from moedisco_ray.contrib.merge.merge_models import merge_models
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError, UserError
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint, same_bits

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metering import Meter
 
 
 def idle_seconds(meter: Meter) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import RpcError
 from small_run import small_config
 
-from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.execution.ray import monitoring, ray_internals
 from moedisco_ray.execution.ray.monitoring import idle_slots, reporting_idle_slots
 

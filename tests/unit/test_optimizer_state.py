@@ -11,9 +11,9 @@ import torch
 from small_run import OneCorpus, small_config
 from tiny_training import BATCH, L, run, variant, weights, write_shard, write_tiny
 
-from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Optimizer, put
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.store.artifacts import read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models import ModelMap, Role, canonical_shapes, check_same, open_checkpoint, read_config, same_bits
 from moedisco_ray.models.optimizer_state import (

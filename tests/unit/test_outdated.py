@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunStopped
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend

@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
-from moedisco_ray.core.artifacts import read_manifest
-from moedisco_ray.core.bill import line
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, CorpusError, RunError, RunStopped, StorageError
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_report import current_report
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.bill import line
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_report import current_report
 from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.artifacts import read_manifest
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import corpus as corpus_on_ray

@@ -12,9 +12,9 @@ from pinned_runs import results
 from s3_standin import s3_server
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.remote import Remote
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.remote import Remote
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.stages.text.tokenizer import Encoder

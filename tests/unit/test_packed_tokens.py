@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.packed_tokens import LossMask, TokenStream, batch_indices, write_index, write_packed, write_piece
 
 EOS = 0

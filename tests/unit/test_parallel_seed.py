@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import LowMemoryPool, Optimizer, Outer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, load_model, specialise
 from moedisco_ray.packed_tokens import batch_indices

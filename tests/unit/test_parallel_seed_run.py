@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from small_run import OneCorpus, small_config
 
-from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.renamed import read_stored_config
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models import check_same, open_checkpoint
 from moedisco_ray.plan import build_plan

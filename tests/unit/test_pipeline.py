@@ -14,9 +14,9 @@ import torch
 from small_run import DOMAINS, OneCorpus, config_of, small_config
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
-from moedisco_ray.core.events import EventLog
+from moedisco_ray.core.records.events import EventLog
+from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import sync_steps

@@ -9,11 +9,11 @@ from s3_standin import s3_server
 from small_run import same_outcome, small_config
 
 from moedisco_ray.core.errors import RunStopped
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import CACHE
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_takeover import begin
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.locations import CACHE
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_takeover import begin
 from moedisco_ray.execution import export_run, pipeline
 from moedisco_ray.execution.checkpoint_folder import made_storage
 from moedisco_ray.execution.local_backend import LocalBackend

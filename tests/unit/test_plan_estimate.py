@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from run_example import run_report
 from small_run import small_config
 
-from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.bill import Bill, metered_bill
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError, RunDirError
-from moedisco_ray.core.events import BILL_FIGURES, EventLog
-from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.report import build_report
+from moedisco_ray.core.records.bill import Bill, metered_bill
+from moedisco_ray.core.records.events import BILL_FIGURES, EventLog
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.records.report import build_report
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan, estimate, machine, storage

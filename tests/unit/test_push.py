@@ -17,9 +17,9 @@ from moe_models import random_tensors, tiny_config
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
-from moedisco_ray.core.artifacts import write_json
-from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import Model, check_config
+from moedisco_ray.core.store.artifacts import write_json
+from moedisco_ray.core.store.checksums import with_checksum
 from moedisco_ray.models import check_same, open_checkpoint, write_checkpoint
 
 # huggingface_hub's own, at a plain upload

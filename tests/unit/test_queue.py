@@ -16,9 +16,9 @@ import pytest
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Optimizer
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.locations import Location
 from moedisco_ray.execution.ray import backend, event_mailbox
 from moedisco_ray.execution.ray import queue as module
 from moedisco_ray.execution.ray.attempts import AttemptContext

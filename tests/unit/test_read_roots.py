@@ -14,8 +14,8 @@ from moedisco_ray.core.config import Source
 from moedisco_ray.core.config.start_sizes import read_architecture
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.errors import CorpusError, UserError
-from moedisco_ray.core.locations import CACHE, working_directory
-from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots, confinement, opened, reading_within
+from moedisco_ray.core.store.locations import CACHE, working_directory
+from moedisco_ray.core.store.read_roots import ENVIRONMENT, ReadRoots, confinement, opened, reading_within
 from moedisco_ray.models import load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.plan import tokenizer_vocab_size
 from moedisco_ray.stages.corpus.files import list_files

@@ -11,7 +11,7 @@ from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.effects import leaves
 from moedisco_ray.core.config.renamed import REMOVED, REMOVED_UNLESS_USED, RENAMED, stored_config, stored_settings
 from moedisco_ray.core.errors import ConfigError, RunDirError
-from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.records.run_report import current_report
 
 STORED = json.loads(Path(__file__).with_name("stored_config.json").read_text())
 LEAVES = {leaf.path for leaf in leaves(RunConfig)}

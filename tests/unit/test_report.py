@@ -11,17 +11,24 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from moedisco_ray.cli.display import report_view
-from moedisco_ray.core.artifacts import Manifest, write_json
-from moedisco_ray.core.bill import format_dollars, format_seconds
-from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.event_totals import CURVE_POINTS, EventTotals, thin
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.findings import cluster_rows, evaluation_rows, expert_note, start_note, task_table
-from moedisco_ray.core.records import EvaluationRecord, ExportSummary
-from moedisco_ray.core.report import TABLE_COLUMNS, build_report, report_notes, report_of, report_speeds, report_table
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.bill import format_dollars, format_seconds
+from moedisco_ray.core.records.event_totals import CURVE_POINTS, EventTotals, thin
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.findings import cluster_rows, evaluation_rows, expert_note, start_note, task_table
+from moedisco_ray.core.records.report import (
+    TABLE_COLUMNS,
+    build_report,
+    report_notes,
+    report_of,
+    report_speeds,
+    report_table,
+)
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import EvaluationRecord, ExportSummary
 from moedisco_ray.core.stages import STAGES, fingerprints
+from moedisco_ray.core.store.artifacts import Manifest, write_json
+from moedisco_ray.core.store.checksums import with_checksum
 from moedisco_ray.stages.export.card import model_card
 
 LOW, HIGH = 0.36, 3.6  # dollars per hour
@@ -467,7 +474,7 @@ def test_dollars(dollars, text):
 
 def test_the_report_needs_nothing_heavy():
     look = "print([m for m in ('torch', 'ray', 'numpy', 'transformers') if m in sys.modules])"
-    heavy = f"import sys, moedisco_ray.core.report; {look}"
+    heavy = f"import sys, moedisco_ray.core.records.report; {look}"
     assert (
         subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True).stdout.strip() == "[]"
     )

@@ -19,7 +19,7 @@ import pytest
 from moedisco_ray.cli import reporter as reporting
 from moedisco_ray.cli.reporter import Reporter, Spool, portable
 from moedisco_ray.core.driver_proofs import PROOF_HEADER, Claim, ReportAddress, answer_proof, content_digest
-from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.stop_file import StopFile
 
 KEY = b"k" * 32

@@ -17,7 +17,7 @@ import pytest
 
 from moedisco_ray.core.config import RunConfig, Source, check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError, UserError
-from moedisco_ray.core.records import CorpusSummary
+from moedisco_ray.core.records.summaries import CorpusSummary
 from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.stages.corpus import build, input_identity, probe
 from moedisco_ray.stages.corpus.files import list_files

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moedisco_ray.core.run_models import model_name
+from moedisco_ray.core.store.run_models import model_name
 
 
 @pytest.mark.parametrize(

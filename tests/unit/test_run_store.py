@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from machine import Machine
 from s3_standin import s3_server
 
-from moedisco_ray.core import cache
-from moedisco_ray.core.artifacts import commit, is_done, read_manifest
-from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import ConfigError, RunDirError, StorageError
-from moedisco_ray.core.live_files import LiveFiles
-from moedisco_ray.core.locations import CACHE, joined
-from moedisco_ray.core.remote import Remote
-from moedisco_ray.core.run_damage import damage_of
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_takeover import begin, collect
-from moedisco_ray.core.run_work import Files, on_each, on_files
+from moedisco_ray.core.records.run_damage import damage_of
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store import cache
+from moedisco_ray.core.store.artifacts import commit, is_done, read_manifest
+from moedisco_ray.core.store.checksums import with_checksum
+from moedisco_ray.core.store.live_files import LiveFiles
+from moedisco_ray.core.store.locations import CACHE, joined
+from moedisco_ray.core.store.remote import Remote
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_takeover import begin, collect
+from moedisco_ray.core.store.run_work import Files, on_each, on_files
 from moedisco_ray.training import TrainJob
 
 FILES = st.dictionaries(st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.binary(max_size=64), min_size=1)

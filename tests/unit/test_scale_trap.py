@@ -13,10 +13,10 @@ import torch
 from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config
 from sklearn.linear_model import Ridge
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.models import (
     ModelMap,
     differences,

@@ -11,7 +11,7 @@ import ray
 from small_run import small_config
 
 from moedisco_ray.core.errors import PoolError, RunError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.ray import session
 

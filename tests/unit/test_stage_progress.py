@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pinned_runs import config_of
 
-from moedisco_ray.core.events import Event, EventLog, StageProgress
+from moedisco_ray.core.records.events import Event, EventLog, StageProgress
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from service.database.fold import Fold

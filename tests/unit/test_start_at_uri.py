@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.locations import CACHE, cache_directory, is_uri, joined
-from moedisco_ray.core.run_models import local_model
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.locations import CACHE, cache_directory, is_uri, joined
+from moedisco_ray.core.store.run_models import local_model
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

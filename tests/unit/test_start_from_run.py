@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from small_run import OneCorpus, small_config
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.read_roots import ENVIRONMENT, ReadRoots
+from moedisco_ray.core.store.artifacts import read_json
+from moedisco_ray.core.store.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.execution import pipeline
 from service.domain.starts import located
 

@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge, Model, RunConfig
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.core.events import EventLog
-from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.events import EventLog
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import EvaluationRecord
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model

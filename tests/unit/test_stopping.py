@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from small_run import OneCorpus, small_config
 
-from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.errors import RunDirError, RunStopped
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.heartbeat import heartbeats
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.heartbeat import heartbeats
+from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.store.artifacts import read_manifest
 from moedisco_ray.execution import pipeline
 
 TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}

@@ -13,7 +13,7 @@ from tiny_training import BATCH, RECIPE, L, ignore, never, run, stop_after, vari
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import LowMemoryPool, Outer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, check_same, open_checkpoint
 from moedisco_ray.policies.sync_points import sync_steps

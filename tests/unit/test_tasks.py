@@ -13,9 +13,9 @@ from small_run import small_config
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.errors import RunStopped
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_work import Files
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.tasks import wait_for_start

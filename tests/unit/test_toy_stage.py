@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WORK = """
-from moedisco_ray.core.artifacts import Draft, write_json
+from moedisco_ray.core.store.artifacts import Draft, write_json
 from moedisco_ray.stages.context import Context
 
 

@@ -17,10 +17,10 @@ from moedisco_ray.cli.tracking import Tracking, trackers
 from moedisco_ray.contrib.trackers.mlflow import Mlflow
 from moedisco_ray.contrib.trackers.wandb import WeightsAndBiases
 from moedisco_ray.core import registry
-from moedisco_ray.core.artifacts import OnDisk, commit
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.artifacts import OnDisk, commit
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -16,7 +16,7 @@ from tiny_training import L, weights, write_shard, write_tiny
 from training_worker import STOP, Counting
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.models import check_same, load_model
 from moedisco_ray.models.optimizer_state import KINDS, OPTIMIZER_FOLDER, open_optimizer_state
 from moedisco_ray.training import TrainJob, TrainResult, World, train

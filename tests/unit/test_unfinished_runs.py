@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError, RunStopped, UserError
-from moedisco_ray.core.events import Event, EventLog
-from moedisco_ray.core.run_report import current_report, run_state
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.run_report import current_report, run_state
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 
 FEW = {

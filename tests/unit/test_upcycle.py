@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from small_run import OneCorpus, small_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge, Model, check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.stages import fingerprints
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models import ModelMap, check_start_tensors, load_model, open_checkpoint, runnable, write_checkpoint
 from moedisco_ray.stages.context import dense_seed, finetune_seed, submodel_seed

@@ -9,13 +9,13 @@ import pytest
 from damaged_runs import flip_bit
 from pinned_runs import config_of
 
-from moedisco_ray.core.artifacts import write_manifest
-from moedisco_ray.core.checksums import stored_entries
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import DamagedError, RunStopped
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.manifests import FILES
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.artifacts import write_manifest
+from moedisco_ray.core.store.checksums import stored_entries
+from moedisco_ray.core.store.manifests import FILES
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

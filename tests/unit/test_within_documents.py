@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import FamilyName, Optimizer, check_config
 from moedisco_ray.core.config.load import check_files
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.families import DECLARATIONS, FAMILIES
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.models import attention, check_same
 from moedisco_ray.models.attention import BY_DOCUMENT, MASKED, attend_within_documents, document_bounds
 from moedisco_ray.training import TrainJob, World, train

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
-from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.findings import against_start
-from moedisco_ray.core.records import ExportSummary, Figures
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.findings import against_start
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import ExportSummary, Figures
+from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.stages.export.card import model_card
 
 WORSE = "WORSE THAN ITS START: perplexity 94.50, the start had 67.30 on the same text"

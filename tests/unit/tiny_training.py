@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.models import hf_config, open_checkpoint, routers, save_model, skeleton
 from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.training import TrainJob, TrainResult, World, train

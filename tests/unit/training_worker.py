@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from moedisco_ray.core.errors import TrainingError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.models.shard_file import ShardFile
 from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob, World, consensus, sharded_files, sharding, stepper, train

@@ -6,7 +6,7 @@ outside training: documents that a model vectorises for clustering; text for cal
 validation tokens for the final model, for earlier models (`evaluation.stages`), and for the model that finds a
 document's cluster. It leaves out what only the comparison needs: measurements of the held-out loss during training, and
 text of other sources. The metered account bills runs (`metering`): every second for which a worker was held, including
-all of the above. Its dollars are those of the run's bill (`moedisco_ray.core.bill`).
+all of the above. Its dollars are those of the run's bill (`moedisco_ray.core.records.bill`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from benchmarks.study.compare.records import PhaseCost, Point
-from moedisco_ray.core.bill import metered_bill
 from moedisco_ray.core.config import Architecture, RunConfig
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.bill import metered_bill
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan import Parameters, Plan, count_parameters, submodel_architecture
 from moedisco_ray.plan.cost import flops_per_token, training_cost

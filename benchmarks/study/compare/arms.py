@@ -12,7 +12,7 @@ from benchmarks.study.compare.records import Budget, Measured
 from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.run import divisors
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.store.locations import Location
 from moedisco_ray.plan import Plan, build_plan
 
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from benchmarks.study.compare.accounting import Reader, ReadingStage, Reads
 from benchmarks.study.compare.records import Measured
-from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import CheckpointInit, RunConfig
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.limits import ENSEMBLE_BLOCK
-from moedisco_ray.core.records import EvaluationRecord, Figures
+from moedisco_ray.core.records.summaries import EvaluationRecord, Figures
+from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.stages.clustering.build import documents_needed
 from moedisco_ray.stages.clustering.vectors.base import read_settings

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from moedisco_ray.core.config import PoolName
-from moedisco_ray.core.records import Record
+from moedisco_ray.core.records.summaries import Record
 
 SCHEMA_VERSION = 1
 

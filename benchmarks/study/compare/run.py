@@ -28,18 +28,18 @@ from benchmarks.study.recipe import recipe
 from moedisco_ray.backend import Backend
 from moedisco_ray.cli.display import View
 from moedisco_ray.core import stages
-from moedisco_ray.core.artifacts import is_done, read_manifest, write_json
-from moedisco_ray.core.bill import format_dollars
-from moedisco_ray.core.checksums import with_checksum
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.renamed import read_stored_config
 from moedisco_ray.core.errors import ConfigError, DivergedError
-from moedisco_ray.core.events import EventLog
-from moedisco_ray.core.locations import Location, is_uri, joined
-from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.records import EvaluationRecord
-from moedisco_ray.core.report import report_of
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.bill import format_dollars
+from moedisco_ray.core.records.events import EventLog
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.records.report import report_of
+from moedisco_ray.core.records.summaries import EvaluationRecord
+from moedisco_ray.core.store.artifacts import is_done, read_manifest, write_json
+from moedisco_ray.core.store.checksums import with_checksum
+from moedisco_ray.core.store.locations import Location, is_uri, joined
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.plan import build_plan, fitted

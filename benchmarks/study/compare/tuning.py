@@ -18,11 +18,11 @@ from typing import Any
 from benchmarks.study.compare.arms import Arm, arm_config
 from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.recipe import recipe
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.artifacts import read_json, write_json
+from moedisco_ray.core.store.locations import Location
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.stages.corpus import input_identity
 
 Step = tuple[int, int, int]

@@ -22,7 +22,7 @@ from benchmarks.study.grid.summary import JOINT_LOW, on_cheap_cards
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.pools import AnyPool
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.records import Record
+from moedisco_ray.core.records.summaries import Record
 
 SIZE_FACTOR = 2.0
 """Largest ratio of a model's operations per token to those of the measured models."""

@@ -14,7 +14,7 @@ import yaml
 from benchmarks.study.grid.find_corpus import EMBEDDED, known_corpora, sources, unseen_sources
 from moedisco_ray.core.config import FamilyName, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.core.records import Record
+from moedisco_ray.core.records.summaries import Record
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

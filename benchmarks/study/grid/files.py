@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from benchmarks.study.grid.records import Entry, PieceResult, TunedArm
 from benchmarks.study.grid.summary import summarise
-from moedisco_ray.core.artifacts import write_json, write_text
-from moedisco_ray.core.records import Record
+from moedisco_ray.core.records.summaries import Record
+from moedisco_ray.core.store.artifacts import write_json, write_text
 
 PUBLISHED = Path(__file__).resolve().parent / "results"
 """Folder of the published results, which git keeps."""

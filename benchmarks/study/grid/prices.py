@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks.study.grid.records import Dollars, Phase
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.core.records import Record
+from moedisco_ray.core.records.summaries import Record
 from moedisco_ray.plan.cards import peak_flops
 
 CLUSTER_FILE = Path(__file__).resolve().parents[3] / "cluster_yaml" / "aws/spot.yaml"

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.grid.cells import Cell, ScaleName, Start
 from moedisco_ray.core.config import FamilyName, PoolName
-from moedisco_ray.core.records import Record
+from moedisco_ray.core.records.summaries import Record
 
 
 class Made(Record):

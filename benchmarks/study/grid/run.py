@@ -31,7 +31,7 @@ from benchmarks.study.grid.records import Made, Phase, PieceResult, TunedArm
 from benchmarks.study.recipe import recipe
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import DivergedError
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION

@@ -24,12 +24,12 @@ from benchmarks.study.compare.records import Comparison, PhaseCost, Point
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
 from moedisco_ray.cli.figures import blank_figure
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.locations import CACHE, joined
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.artifacts import read_json
+from moedisco_ray.core.store.locations import CACHE, joined
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan
 

@@ -27,8 +27,8 @@ from benchmarks.study.compare.accounting import (
 )
 from benchmarks.study.compare.arms import ARMS, Arm, arm_config
 from benchmarks.study.compare.reading import actual_reads, expected_reads
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models.streamed import StoredEmbedding
 from moedisco_ray.plan import build_plan

@@ -29,9 +29,9 @@ from benchmarks.study.compare.tuning import (
     tune,
 )
 from benchmarks.study.recipe import recipe
-from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import NotFiniteError, TrainingError
+from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.execution.local_backend import LocalBackend
 
 SMALL = {

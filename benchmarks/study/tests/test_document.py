@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks import document
 from benchmarks.study.grid import files
-from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.store.artifacts import read_json
 
 BENCHMARKS = Path(__file__).resolve().parents[2]
 MOST_BYTES = 160_000

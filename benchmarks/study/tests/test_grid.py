@@ -19,9 +19,9 @@ from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.compare.run import compare
 from benchmarks.study.grid import cells, command, files, pieces, prices, run, section, summary
 from benchmarks.study.grid.records import Entry, Figures, PieceResult, TunedArm
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import ConfigError, NotFiniteError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 

@@ -14,8 +14,8 @@ from moedisco_ray.cli.display.plain import JsonLines, PlainLines
 from moedisco_ray.cli.display.plan import cluster_view, plan_view
 from moedisco_ray.cli.display.show import evaluation_view, report_view
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event
 from moedisco_ray.core.printable import printed
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.plan import Plan
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Formats that all views share: numbers, shares, tables and common phrases.
 
-`core.bill` formats durations and dollars.
+`core.records.bill` formats durations and dollars.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import count, percent
 from moedisco_ray.cli.display.state import RunState, StageState, UnitState
-from moedisco_ray.core.bill import format_seconds
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Event
 from moedisco_ray.core.printable import one_line
+from moedisco_ray.core.records.bill import format_seconds
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.plan import Plan
 
 _ICONS = {

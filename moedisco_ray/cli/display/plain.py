@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from moedisco_ray.cli.display.formatting import count, let_go, percent, stage_progress
-from moedisco_ray.core.bill import format_seconds
-from moedisco_ray.core.events import Event, EventType
 from moedisco_ray.core.printable import one_line
+from moedisco_ray.core.records.bill import format_seconds
+from moedisco_ray.core.records.events import Event, EventType
 
 
 class JsonLines:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count, gigabytes
-from moedisco_ray.core.bill import format_dollars, format_seconds
+from moedisco_ray.core.records.bill import format_dollars, format_seconds
 from moedisco_ray.core.stages import training_stage
 from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
 from moedisco_ray.plan.capacity import ClusterNeeds

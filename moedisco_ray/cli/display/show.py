@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count
-from moedisco_ray.core.findings import (
+from moedisco_ray.core.records.findings import (
     TASK_COLUMNS,
     evaluation_rows,
     expert_note,
@@ -23,9 +23,9 @@ from moedisco_ray.core.findings import (
     task_table,
     worse_than_start,
 )
-from moedisco_ray.core.records import ClusterEntry, Departure, EvaluationRecord, Sample
-from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import ClusterEntry, Departure, EvaluationRecord, Sample
 
 _MOST_TERMS = 8
 

@@ -21,12 +21,12 @@ from moedisco_ray.contrib.merge.calibration_texts import (
     read_texts,
 )
 from moedisco_ray.contrib.merge.merge_models import FREE_FIELDS, complete
-from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import EXPERT_COUNTS, Model
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.core.finished_models import finished_model
-from moedisco_ray.core.locations import parent
+from moedisco_ray.core.records.finished_models import finished_model
+from moedisco_ray.core.store.artifacts import reporting_full_disk, write_json
+from moedisco_ray.core.store.locations import parent
 from moedisco_ray.execution.output_checks import check_new
 from moedisco_ray.models import (
     Checkpoint,

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.contrib.gguf.file import write_gguf
-from moedisco_ray.core.artifacts import reporting_full_disk
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.core.finished_models import finished_model, has_finished_model
-from moedisco_ray.core.locations import Location, parent
+from moedisco_ray.core.records.finished_models import finished_model, has_finished_model
+from moedisco_ray.core.store.artifacts import reporting_full_disk
+from moedisco_ray.core.store.locations import Location, parent
 from moedisco_ray.execution.export_run import export_run
 from moedisco_ray.execution.output_checks import check_output
 

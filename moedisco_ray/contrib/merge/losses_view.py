@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from moedisco_ray.cli.display.formatting import PlainTable
-from moedisco_ray.core.locations import parent
+from moedisco_ray.core.store.locations import parent
 
 
 def losses_view(

@@ -24,11 +24,11 @@ from moedisco_ray.contrib.merge.calibration_texts import (
     read_texts,
 )
 from moedisco_ray.contrib.merge.finetunes import Finetune
-from moedisco_ray.core.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.config import Model, UpcycleInit, tokenizer_files
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.core.run_models import model_name
-from moedisco_ray.core.verification import Verifier
+from moedisco_ray.core.store.artifacts import reporting_full_disk, write_json
+from moedisco_ray.core.store.run_models import model_name
+from moedisco_ray.core.store.verification import Verifier
 from moedisco_ray.execution.given_models import about, dense_model
 from moedisco_ray.execution.output_checks import check_new
 from moedisco_ray.models import (

@@ -11,7 +11,7 @@ from moedisco_ray.cli.series import RUN, Points, parameters, plain
 from moedisco_ray.cli.tracking import End
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.run_record import RunReport
 
 
 def open_tracker(config: RunConfig, project: str | Literal[True], setting: str) -> TensorBoard:

@@ -9,10 +9,10 @@ from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import MOST_EXPERTS, Section
 from moedisco_ray.core.config.places import ReadsFrom, as_start
-from moedisco_ray.core.hub import HUB, REVISION, is_hub, is_hub_name
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.run_models import local_model, whole_model
-from moedisco_ray.core.verification import Verifier
+from moedisco_ray.core.store.hub import HUB, REVISION, is_hub, is_hub_name
+from moedisco_ray.core.store.locations import Location
+from moedisco_ray.core.store.run_models import local_model, whole_model
+from moedisco_ray.core.store.verification import Verifier
 
 ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model", hub=True), AfterValidator(as_start)]
 

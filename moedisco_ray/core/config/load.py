@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.checksums import CHECKSUM
 from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import names_a_run, places, words
@@ -21,6 +20,7 @@ from moedisco_ray.core.config.starts import pinned, with_hub_names, with_recorde
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.config.yaml_text import YamlError, parse_yaml
 from moedisco_ray.core.errors import ConfigError, UserError, raise_together
+from moedisco_ray.core.store.checksums import CHECKSUM
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool = False) -> RunConfig:

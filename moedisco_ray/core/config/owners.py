@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moedisco_ray.core.locations import Location, is_uri
+from moedisco_ray.core.store.locations import Location, is_uri
 
 if TYPE_CHECKING:
     from moedisco_ray.core.config.run import RunConfig

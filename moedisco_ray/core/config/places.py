@@ -17,8 +17,8 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationInfo
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from moedisco_ray.core.hub import HUB, is_hub, is_hub_name
-from moedisco_ray.core.locations import is_uri
+from moedisco_ray.core.store.hub import HUB, is_hub, is_hub_name
+from moedisco_ray.core.store.locations import is_uri
 
 LONGEST_PLACE = 4096
 """Maximum length of a path or URI (characters): Linux's limit for a path."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.checksums import checked
 from moedisco_ray.core.config.run import RunConfig
 from moedisco_ray.core.errors import DamagedError
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.store.checksums import checked
+from moedisco_ray.core.store.locations import Location
 
 REMOVED = frozenset(
     {

@@ -32,7 +32,7 @@ from moedisco_ray.core.config.sections import (
 )
 from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.core.locations import Location, is_uri, joined, working_directory
+from moedisco_ray.core.store.locations import Location, is_uri, joined, working_directory
 
 Tags = Annotated[
     dict[

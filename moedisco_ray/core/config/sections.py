@@ -15,7 +15,7 @@ from moedisco_ray.core.config.places import ReadsFrom, WritesTo, as_model, check
 from moedisco_ray.core.config.pools import PoolName
 from moedisco_ray.core.config.sources import Source, Sources
 from moedisco_ray.core.registry import BACKBONE_RULES, ROUTER_METHODS, TRACKERS
-from moedisco_ray.core.run_models import local_model
+from moedisco_ray.core.store.run_models import local_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 TrainingStageName = Literal["seed", "submodels", "finetune"]

@@ -15,7 +15,7 @@ from moedisco_ray.core.config.rope import read_scaling
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import DECLARATIONS, REFUSED, Family, FamilyName, language_model, unsupported
-from moedisco_ray.core.read_roots import opened
+from moedisco_ray.core.store.read_roots import opened
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names of the configuration field with the number of routed experts, in any family; transformers reads and writes

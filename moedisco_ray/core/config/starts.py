@@ -12,8 +12,8 @@ from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.places import Place, ReadsFrom, with_places
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.run import RunConfig
-from moedisco_ray.core.hub import HUB, is_hub, is_hub_name
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.hub import HUB, is_hub, is_hub_name
+from moedisco_ray.core.store.run_store import RunStore
 
 
 def with_hub_names(config: RunConfig) -> RunConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.read_roots import opened
+from moedisco_ray.core.store.read_roots import opened
 
 Rows = list[dict[str, Any]]
 

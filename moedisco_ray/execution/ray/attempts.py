@@ -18,10 +18,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from moedisco_ray.backend import Placement
-from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import NotFiniteError, PoolError, StorageError
-from moedisco_ray.core.locations import first_line
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.artifacts import disk_full
+from moedisco_ray.core.store.locations import first_line
 from moedisco_ray.execution.ray.causes import FULL, dead_nodes, end_of, failures_of, last_line, unwrapped
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, relaying_stops
 from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterResourcesError

@@ -11,9 +11,9 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from moedisco_ray.backend import MapTasks, Placement, Trained
 from moedisco_ray.core.config import AnyPool, HighMemoryPool, Pool, RunConfig
-from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation

@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfDiskError, RayActorError, RayError, RayTaskError
 from ray.train import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
-from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import DiskFullError
+from moedisco_ray.core.store.artifacts import disk_full
 from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.ray_train_internals import (
     WorkerGroupStartupFailedError,

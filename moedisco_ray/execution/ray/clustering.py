@@ -21,10 +21,10 @@ from ray.exceptions import RayTaskError
 from moedisco_ray.backend import vectors_kind
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.core.events import Emit, StageProgress
-from moedisco_ray.core.run_store import SHARED, RunStore
-from moedisco_ray.core.run_work import Files, on_files, unpickled
+from moedisco_ray.core.records.events import Emit, StageProgress
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.run_store import SHARED, RunStore
+from moedisco_ray.core.store.run_work import Files, on_files, unpickled
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.seats import Seats

@@ -18,9 +18,9 @@ import ray.data
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.core.events import Emit, discard
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_work import unpickled
+from moedisco_ray.core.records.events import Emit, discard
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_work import unpickled
 from moedisco_ray.stages.corpus import build
 
 T = TypeVar("T")

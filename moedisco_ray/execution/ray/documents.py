@@ -25,8 +25,8 @@ from ray.data import DataContext, Dataset, Datasink, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_work import movable
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_work import movable
 from moedisco_ray.stages.corpus.readers import Unit
 from moedisco_ray.stages.corpus.reading import RANGE
 from moedisco_ray.stages.corpus.tables import MapTable

@@ -19,10 +19,10 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.run_work import unpickled
+from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.core.store.run_work import unpickled
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 _LOSS_RATE_SECONDS = 60.0

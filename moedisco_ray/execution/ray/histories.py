@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.policies import retrying
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Decision, End, GiveUp, GoBack, History, Skip

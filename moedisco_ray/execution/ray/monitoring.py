@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 
-from moedisco_ray.core.bill import metered_bill
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records.bill import metered_bill
+from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.execution.ray import ray_internals
 
 _POLL_SECONDS = 2.0

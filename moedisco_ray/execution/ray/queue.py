@@ -18,7 +18,7 @@ from typing import Any
 
 from moedisco_ray.backend import Trained
 from moedisco_ray.core.config import Pool
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import histories, session
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt

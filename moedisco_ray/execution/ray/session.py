@@ -22,7 +22,7 @@ import ray.data
 
 from moedisco_ray.core.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.core.errors import PoolError, RunError
-from moedisco_ray.core.events import Emit, Event, discard
+from moedisco_ray.core.records.events import Emit, Event, discard
 from moedisco_ray.core.user_code import offered_folders
 from moedisco_ray.execution.ray import ray_internals
 

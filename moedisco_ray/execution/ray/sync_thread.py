@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from moedisco_ray.core.events import Emit
+from moedisco_ray.core.records.events import Emit
 from moedisco_ray.training import SyncCoordinator, TrainJob
 
 _STAY_SECONDS = 120.0

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from moedisco_ray.backend import Placement, held_workers
 from moedisco_ray.core.config import Pool
 from moedisco_ray.core.errors import MoeDiscoError, RunError
-from moedisco_ray.core.events import Emit
+from moedisco_ray.core.records.events import Emit
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.seats import Seats

@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.placement_group import get_current_placement_group
 
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray.ray_train_internals import ControllerCallback, WorkerGroupCallback
 
 

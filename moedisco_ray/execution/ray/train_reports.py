@@ -12,9 +12,9 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.locations import Location, joined, parent
-from moedisco_ray.core.remote import resolve
+from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.store.locations import Location, joined, parent
+from moedisco_ray.core.store.remote import resolve
 from moedisco_ray.execution.ray.ray_train_internals import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.checkpoints.storage import folder_name

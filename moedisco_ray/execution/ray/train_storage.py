@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from pyarrow import fs
 
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.remote import resolve
+from moedisco_ray.core.store.locations import Location
+from moedisco_ray.core.store.remote import resolve
 
 
 class TrainStorage(NamedTuple):

@@ -19,7 +19,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, loss_rate_reader, stop_reader

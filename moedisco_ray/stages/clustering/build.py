@@ -22,14 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import Clusters, RunConfig
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.events import Emit, StageProgress, discard
-from moedisco_ray.core.findings import cluster_warnings
 from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS, CLUSTERED
-from moedisco_ray.core.run_store import SHARED, RunStore
-from moedisco_ray.core.run_work import on_each
+from moedisco_ray.core.records.events import Emit, StageProgress, discard
+from moedisco_ray.core.records.findings import cluster_warnings
+from moedisco_ray.core.store.artifacts import write_json
+from moedisco_ray.core.store.run_store import SHARED, RunStore
+from moedisco_ray.core.store.run_work import on_each
 from moedisco_ray.packed_tokens import Piece, write_index
 from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.distances import Array

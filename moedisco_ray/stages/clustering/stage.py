@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import Draft, read_json, write_json
 from moedisco_ray.core.config import CheckpointInit
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.metering import Meter
-from moedisco_ray.core.records import ClusterSummary, CorpusSummary
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.records.summaries import ClusterSummary, CorpusSummary
+from moedisco_ray.core.store.artifacts import Draft, read_json, write_json
 from moedisco_ray.stages.clustering.build import reads_model
 from moedisco_ray.stages.context import Context, warn
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.stages.clustering.balance import Assignment, Costs, Loads, document_costs
 from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser

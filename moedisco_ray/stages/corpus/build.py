@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moedisco_ray.core.config import RunConfig, tokenizer_directory
-from moedisco_ray.core.events import Emit, StageProgress, discard
-from moedisco_ray.core.findings import corpus_warnings
-from moedisco_ray.core.manifests import MANIFEST
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_work import on_each
+from moedisco_ray.core.records.events import Emit, StageProgress, discard
+from moedisco_ray.core.records.findings import corpus_warnings
+from moedisco_ray.core.store.manifests import MANIFEST
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_work import on_each
 from moedisco_ray.packed_tokens import check_windows, write_index
 from moedisco_ray.stages.corpus.buckets import Finished, finish_bucket, list_bucket, sample_texts, survey_bucket
 from moedisco_ray.stages.corpus.files import Listing, list_files

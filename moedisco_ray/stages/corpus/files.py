@@ -17,9 +17,9 @@ from pyarrow import fs
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.globs import Glob, matches_any
-from moedisco_ray.core.locations import first_line
-from moedisco_ray.core.read_roots import Confinement, confinement, is_passed_over, opened
-from moedisco_ray.core.remote import resolve
+from moedisco_ray.core.store.locations import first_line
+from moedisco_ray.core.store.read_roots import Confinement, confinement, is_passed_over, opened
+from moedisco_ray.core.store.remote import resolve
 from moedisco_ray.stages.corpus.formats import COMPRESSED, NOTES, FileFormat, data_files, format_of, refusal, unknown
 from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split
 from moedisco_ray.stages.text.unseen import Skipped
@@ -91,7 +91,7 @@ class File:
 class ConfinedFiles:
     """A file system for local files inside the read roots.
 
-    Each file is checked when it is opened; see `core.read_roots`.
+    Each file is checked when it is opened; see `core.store.read_roots`.
 
     Args:
         system: The local file system.

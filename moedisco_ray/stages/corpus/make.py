@@ -18,10 +18,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moedisco_ray.core.config import RunConfig, tokenizer_directory
-from moedisco_ray.core.events import Emit, Event, StageProgress, discard
-from moedisco_ray.core.findings import corpus_warnings
-from moedisco_ray.core.manifests import MANIFEST
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Emit, Event, StageProgress, discard
+from moedisco_ray.core.records.findings import corpus_warnings
+from moedisco_ray.core.store.manifests import MANIFEST
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.packed_tokens import check_windows, write_index
 from moedisco_ray.stages.corpus.buckets import first_characters
 from moedisco_ray.stages.corpus.build import TOKENIZER_SAMPLE_CHARACTERS, Owned, use_tokenizer

@@ -11,15 +11,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import commit, parse_manifest, write_text
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CorpusError, RunError, UserError
-from moedisco_ray.core.locations import CORPUS, Location
-from moedisco_ray.core.manifests import LOGS, MANIFEST
-from moedisco_ray.core.records import OwnedText
-from moedisco_ray.core.run_damage import damage_in_folder
-from moedisco_ray.core.run_store import RunStore
-from moedisco_ray.core.run_takeover import collect
+from moedisco_ray.core.records.run_damage import damage_in_folder
+from moedisco_ray.core.records.summaries import OwnedText
+from moedisco_ray.core.store.artifacts import commit, parse_manifest, write_text
+from moedisco_ray.core.store.locations import CORPUS, Location
+from moedisco_ray.core.store.manifests import LOGS, MANIFEST
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_takeover import collect
 from moedisco_ray.stages.corpus.build import Owned, build
 from moedisco_ray.stages.corpus.shuffle import MapTasks, in_this_process
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig, Source, tokenizer_directory
 from moedisco_ray.core.errors import CorpusError, UserError
-from moedisco_ray.core.findings import cluster_warnings, corpus_warnings
+from moedisco_ray.core.records.findings import cluster_warnings, corpus_warnings
 from moedisco_ray.stages.corpus.files import File, list_files
 from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.stages.corpus.sources import Input

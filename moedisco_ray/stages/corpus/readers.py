@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.locations import first_line
+from moedisco_ray.core.store.locations import first_line
 from moedisco_ray.stages.corpus import plain_text, rows
 from moedisco_ray.stages.corpus.cells import Text
 from moedisco_ray.stages.corpus.files import File

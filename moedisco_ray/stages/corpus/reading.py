@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.events import Emit, Event, discard
-from moedisco_ray.core.run_store import SHARED, RunStore
+from moedisco_ray.core.records.events import Emit, Event, discard
+from moedisco_ray.core.store.run_store import SHARED, RunStore
 from moedisco_ray.stages.corpus.documents import (
     ID_BYTES,
     NEW,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import first_line
+from moedisco_ray.core.store.locations import first_line
 from moedisco_ray.core.user_code import imported
 
 Row = dict[str, Any]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from moedisco_ray.core.config import LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.locations import is_uri
-from moedisco_ray.core.read_roots import opened
-from moedisco_ray.core.run_models import model_identity
+from moedisco_ray.core.store.locations import is_uri
+from moedisco_ray.core.store.read_roots import opened
+from moedisco_ray.core.store.run_models import model_identity
 from moedisco_ray.stages.corpus import embedded, files
 from moedisco_ray.stages.corpus.documents import DOCUMENTS
 from moedisco_ray.stages.corpus.row_map import RowMap

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.artifacts import Draft
-from moedisco_ray.core.locations import CORPUS
-from moedisco_ray.core.records import CorpusSummary
-from moedisco_ray.core.run_damage import Part
-from moedisco_ray.core.run_work import Files
+from moedisco_ray.core.records.run_damage import Part
+from moedisco_ray.core.records.summaries import CorpusSummary
+from moedisco_ray.core.store.artifacts import Draft
+from moedisco_ray.core.store.locations import CORPUS
+from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.stages.context import Context, warn
 from moedisco_ray.stages.corpus.owned import build_owned, repair_owned
 

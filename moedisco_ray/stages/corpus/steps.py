@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.packed_tokens import Piece
 from moedisco_ray.stages.corpus.buckets import write_part
 from moedisco_ray.stages.corpus.documents import ID_BYTES, bucket_of_rows

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.core.limits import BATCH_TOKENS
+from moedisco_ray.core.records.events import Advance, no_advance
 from moedisco_ray.models import reused_memory, specialise
 from moedisco_ray.models.streamed import open_streamed, streamed_model
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats

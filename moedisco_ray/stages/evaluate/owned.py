@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.core.locations import CORPUS
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.locations import CORPUS
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.models import specialise
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.scoring import default_dtype, perplexity

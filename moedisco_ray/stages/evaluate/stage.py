@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.artifacts import Draft, write_json
 from moedisco_ray.core.config import Evaluation
-from moedisco_ray.core.events import Emit, StageProgress, discard
-from moedisco_ray.core.records import CorpusSummary, Departure, EvaluateSummary, EvaluationRecord
-from moedisco_ray.core.run_work import Files
+from moedisco_ray.core.records.events import Emit, StageProgress, discard
+from moedisco_ray.core.records.summaries import CorpusSummary, Departure, EvaluateSummary, EvaluationRecord
+from moedisco_ray.core.store.artifacts import Draft, write_json
+from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.evaluate.measure import (

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from moedisco_ray.core.artifacts import read_manifest, write_text
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.core.findings import (
+from moedisco_ray.core.records.findings import (
     TASK_COLUMNS,
     cluster_rows,
     evaluation_rows,
@@ -16,9 +15,17 @@ from moedisco_ray.core.findings import (
     task_table,
     worse_than_start,
 )
-from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, ModelFacts, Sample
-from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import (
+    ClusterEntry,
+    EvaluationRecord,
+    ExportSummary,
+    Figures,
+    ModelFacts,
+    Sample,
+)
+from moedisco_ray.core.store.artifacts import read_manifest, write_text
 from moedisco_ray.stages.export.front_matter import front_matter
 
 _MOST_TERMS = 8

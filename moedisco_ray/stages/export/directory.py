@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moedisco_ray.core.errors import CheckpointError, RunError
-from moedisco_ray.core.events import Advance, no_advance
-from moedisco_ray.core.records import ExportSummary, ModelFacts
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.events import Advance, no_advance
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import ExportSummary, ModelFacts
 from moedisco_ray.models import (
     Checkpoint,
     ModelMap,

@@ -11,12 +11,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load
 
 from moedisco_ray.core.config import LocalInit, Model
-from moedisco_ray.core.findings import WITH_START, evaluation_rows
-from moedisco_ray.core.hub import hub_parts, is_hub
-from moedisco_ray.core.locations import Location, parent
-from moedisco_ray.core.read_roots import opened
-from moedisco_ray.core.records import EvaluationRecord, Figures, ModelFacts
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.findings import WITH_START, evaluation_rows
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import EvaluationRecord, Figures, ModelFacts
+from moedisco_ray.core.store.hub import hub_parts, is_hub
+from moedisco_ray.core.store.locations import Location, parent
+from moedisco_ray.core.store.read_roots import opened
 
 _TASK = "text-generation"
 _CARD = "README.md"

@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import EXPERT_COUNTS
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.read_roots import opened
+from moedisco_ray.core.store.artifacts import read_json, write_json
+from moedisco_ray.core.store.read_roots import opened
 from moedisco_ray.models import STORED_DTYPES, read_config, read_generation_config
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

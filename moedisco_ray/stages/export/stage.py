@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
-from moedisco_ray.core.events import Emit, StageProgress, discard
-from moedisco_ray.core.hub import dataset_name
-from moedisco_ray.core.records import ExportSummary
-from moedisco_ray.core.report import report_of
-from moedisco_ray.core.run_record import RunReport
-from moedisco_ray.core.run_work import Files
+from moedisco_ray.core.records.events import Emit, StageProgress, discard
+from moedisco_ray.core.records.report import report_of
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.summaries import ExportSummary
+from moedisco_ray.core.store.artifacts import Draft
+from moedisco_ray.core.store.hub import dataset_name
+from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.export.front_matter import facts_of

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.core.events import Advance, no_advance
+from moedisco_ray.core.records.events import Advance, no_advance
+from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.models import (
     Checkpoint,
     ModelMap,

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.locations import CORPUS
-from moedisco_ray.core.run_store import RunStore
+from moedisco_ray.core.store.locations import CORPUS
+from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.models import moe_blocks, specialise
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import open_streamed

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import Merge
-from moedisco_ray.core.events import Emit, StageProgress, discard
-from moedisco_ray.core.records import MergeSummary, TrainingSummary
-from moedisco_ray.core.run_work import Files
+from moedisco_ray.core.records.events import Emit, StageProgress, discard
+from moedisco_ray.core.records.summaries import MergeSummary, TrainingSummary
+from moedisco_ray.core.store.artifacts import Draft
+from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.models import BACKBONE, ModelMap, canonical_shapes, expert_count, write_checkpoint
 from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state

@@ -11,10 +11,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.families import DECLARATIONS, language_model
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.models.tokenizer_directories import (
     copy_tokenizer,
     difference,

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import LocalInit, Model
 from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.store.artifacts import read_json, write_json
 
 ENCODING = "encoding.json"
 """Name of the file with an `Encoding`, next to a prepared tokenizer's own files."""

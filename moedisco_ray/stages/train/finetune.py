@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.records import TrainingSummary
+from moedisco_ray.core.records.summaries import TrainingSummary
+from moedisco_ray.core.store.artifacts import Draft
 from moedisco_ray.plan.gang_traffic import planned_layout
 from moedisco_ray.plan.memory import GIB, exchange_of, model_memory
 from moedisco_ray.plan.steps import unit_steps

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Optimizer, RunConfig, Submodels, TrainingStageName
-from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.core.manifests import CHECKPOINTS, LOGS, TRAINED
-from moedisco_ray.core.records import UnitRecord
-from moedisco_ray.core.run_store import SHARED, RunStore
+from moedisco_ray.core.records.summaries import UnitRecord
 from moedisco_ray.core.stages import TrainingStage, training_stage
+from moedisco_ray.core.store.locations import Location, joined
+from moedisco_ray.core.store.manifests import CHECKPOINTS, LOGS, TRAINED
+from moedisco_ray.core.store.run_store import SHARED, RunStore
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import common_sync_steps, sync_steps

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.artifacts import Draft
-from moedisco_ray.core.manifests import SYNC
-from moedisco_ray.core.records import TrainingSummary
-from moedisco_ray.core.run_work import Files
+from moedisco_ray.core.records.summaries import TrainingSummary
+from moedisco_ray.core.store.artifacts import Draft
+from moedisco_ray.core.store.manifests import SYNC
+from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.plan import planned_vocab_size
 from moedisco_ray.plan.seed_workers import seed_workers
 from moedisco_ray.plan.steps import unit_steps

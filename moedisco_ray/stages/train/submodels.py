@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.backend import Placement
-from moedisco_ray.core.artifacts import Draft
-from moedisco_ray.core.locations import CORPUS
-from moedisco_ray.core.manifests import MANIFEST, SYNC, files_in
-from moedisco_ray.core.records import TrainingSummary
-from moedisco_ray.core.run_work import Files
+from moedisco_ray.core.records.summaries import TrainingSummary
+from moedisco_ray.core.store.artifacts import Draft
+from moedisco_ray.core.store.locations import CORPUS
+from moedisco_ray.core.store.manifests import MANIFEST, SYNC, files_in
+from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, submodel_seed

@@ -19,7 +19,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.core.locations import Location
+from moedisco_ray.core.store.locations import Location
 from moedisco_ray.training.checkpoints import layout
 from moedisco_ray.training.checkpoints.io import CheckpointReader, CheckpointWriter
 from moedisco_ray.training.checkpoints.manifest import Checksum, signing_key

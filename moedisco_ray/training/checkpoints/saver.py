@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.policies.checkpointing import USUAL, SaveCost, interval
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.checkpoint import Progress

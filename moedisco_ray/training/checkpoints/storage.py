@@ -25,10 +25,10 @@ from typing import TypeVar
 
 from pyarrow import fs
 
-from moedisco_ray.core.checksums import sync
 from moedisco_ray.core.errors import StorageError
-from moedisco_ray.core.locations import Location
-from moedisco_ray.core.remote import BUFFER, Remote
+from moedisco_ray.core.store.checksums import sync
+from moedisco_ray.core.store.locations import Location
+from moedisco_ray.core.store.remote import BUFFER, Remote
 from moedisco_ray.training.checkpoints.manifest import (
     Checksum,
     HashingStream,

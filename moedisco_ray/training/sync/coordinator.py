@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.policies.sync_points import SyncMembers, ready_members
 from moedisco_ray.training.job import TrainJob
 from moedisco_ray.training.sync import exchange

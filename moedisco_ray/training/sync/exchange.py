@@ -25,12 +25,12 @@ from typing import Any
 
 from torch import Tensor
 
-from moedisco_ray.core.artifacts import commit, read_json, reporting_full_disk, write_json
-from moedisco_ray.core.checksums import with_checksum, without_checksum
 from moedisco_ray.core.config import Outer
 from moedisco_ray.core.errors import DamagedError
-from moedisco_ray.core.manifests import MANIFEST, MEMBERS, SYNCED, files_in
-from moedisco_ray.core.run_store import SHARED, RunStore
+from moedisco_ray.core.store.artifacts import commit, read_json, reporting_full_disk, write_json
+from moedisco_ray.core.store.checksums import with_checksum, without_checksum
+from moedisco_ray.core.store.manifests import MANIFEST, MEMBERS, SYNCED, files_in
+from moedisco_ray.core.store.run_store import SHARED, RunStore
 from moedisco_ray.models import BACKBONE, Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.sync_points import SyncMembers, token_weights
 from moedisco_ray.training.sync.outer_step import next_common, next_momentum

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
-from moedisco_ray.core.checksums import checked
-from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.store.checksums import checked
 from service.api import streams
 from service.api.answers import series_answer, unreadable_report
 from service.api.bodies import RawBody

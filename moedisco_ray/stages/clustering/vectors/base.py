@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import Clusters
+from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.stages.clustering.distances import Array
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.limits import MOST_TERMS
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, unit_length, write_settings
 

@@ -1,0 +1,134 @@
+"""`report.json` as a typed record, which `report` builds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from moedisco_ray.core.records.bill import Bill
+from moedisco_ray.core.records.summaries import (
+    ClusterReport,
+    Contribution,
+    CorpusSummary,
+    Departure,
+    EvaluationRecord,
+    MergeSummary,
+    Record,
+    Sample,
+    StartComparison,
+    SyncRecord,
+)
+
+SCHEMA_VERSION = 1
+
+RunState = Literal["finished", "running", "stopped", "failed", "interrupted"]
+
+
+class UnfinishedUnit(Record):
+    """A sub-model that the merge did not wait for."""
+
+    name: str
+    contribution: Contribution
+    steps: int
+    planned_steps: int
+    reason: str | None
+
+
+class StageReport(Record):
+    """One finished stage."""
+
+    name: str
+    pool: str
+    """Pool that ran the stage: `low_memory` or `high_memory`; `head` if it ran on the head node."""
+    workers: float
+    """Number of workers that ran at the same time; the average for a gang whose size changed."""
+    seconds: float
+    """Wall-clock seconds that the stage took when it last completed."""
+    tokens: int | None
+    """Number of tokens that the stage trained on; null if it trains nothing."""
+    worker_seconds: float
+    """Seconds summed over workers, including their start-up; 0 if the stage holds no slot with a price."""
+    training_worker_seconds: float | None = None
+    """Seconds of the training loops, summed over workers, without start-ups."""
+    tokens_per_second_per_worker: float | None = None
+    """Mean training speed of one worker (tokens/s)."""
+    mfu: float | None = None
+    """Model FLOPs utilisation: the share of the GPUs' peak speed that training reached; null on CPUs and unknown
+    GPUs."""
+    stalled: float | None = None
+    """Share of the training time in which training stood still while checkpoints were saved."""
+    dollars: float
+    loss: float | None
+    """Final training loss (nats per token): the mean over the stage's trainings, each weighted by its tokens."""
+    perplexity: float | None
+    """Perplexity on validation documents; for `submodels`, each model on its own cluster."""
+    bits_per_byte: float | None
+    """Bits per byte on validation documents."""
+    unfinished: list[UnfinishedUnit] = Field(default_factory=list)
+    """Sub-models that the merge did not wait for."""
+    outdated: bool = False
+    """Whether the stage was made with other settings, or from other artifacts, than the run has now."""
+
+
+class Curve(Record):
+    """Loss of a unit over the tokens that it was trained on, with at most 400 points."""
+
+    stage: str | None
+    tokens: list[int]
+    loss: list[float]
+    """Nats per token."""
+
+
+class StartRecord(Record):
+    """What the model was started from."""
+
+    kind: str
+    """How the model was started: from `random` weights, from a `checkpoint`, or by an `upcycle` of a dense model."""
+    name: str | None
+    """Name of the directory from which the model was read; null for random weights."""
+
+
+class RunReport(Record):
+    """Cost and results of a run; while it runs, the cost so far and the results of its finished stages."""
+
+    schema_version: int = SCHEMA_VERSION
+    against_start: StartComparison | None = None
+    """The finished model compared with the trained model that the run started from; null for random weights, and if it
+    was not measured."""
+    name: str
+    seed: int
+    tags: dict[str, str]
+    family: str
+    """Model family, such as `qwen3_moe`."""
+    start: StartRecord | None = None
+    stages: list[StageReport]
+    """Finished stages, in the pipeline's order."""
+    tokens: int
+    """Number of tokens that the run trained on, over all stages."""
+    bill: Bill
+    """What the run has cost: lines, totals, idle machines, time, baseline, saving, quality."""
+    syncs: list[SyncRecord] = Field(default_factory=list)
+    """Sync points of the sub-models; empty if there were none."""
+    corpus: CorpusSummary = CorpusSummary()
+    """Summary of the corpus stage."""
+    clusters: ClusterReport = ClusterReport()
+    """How the documents were grouped."""
+    evaluation: EvaluationRecord = EvaluationRecord()
+    """What was measured on the validation text, and on other text and tasks."""
+    merge: MergeSummary = MergeSummary()
+    """Summary of the merge stage."""
+    samples: list[Sample] = Field(default_factory=list)
+    """Texts that the finished model wrote."""
+    curves: dict[str, Curve]
+    """Training loss by unit."""
+    held_out: dict[str, Curve] = Field(default_factory=dict)
+    """Held-out loss by unit, if the configuration asks for it."""
+    left: list[Departure] = Field(default_factory=list)
+    """What left the storages of data owners; empty if no text has an owner."""
+    versions: dict[str, str]
+    """Versions of the packages that made the newest stage."""
+    state: RunState | None = None
+    """Current state of the run; not stored in a finished run's file."""
+    state_reason: str | None = None
+    """Why the run failed or stopped; null in other states."""
