@@ -302,10 +302,10 @@ def _page(title: str, *parts: str) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(map(_row, [head, ["---"] * len(head), *rows]))
+    return "\n".join(map(_table_row, [head, ["---"] * len(head), *rows]))
 
 
-def _row(cells: list[str]) -> str:
+def _table_row(cells: list[str]) -> str:
     return "| " + " | ".join(_prose(cell).replace("|", "\\|") for cell in cells) + " |"
 
 

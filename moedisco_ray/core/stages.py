@@ -94,7 +94,7 @@ class Stage:
         reads: Sections and settings, as dotted paths, that the stage's result depends on. The stage's fingerprint
             leaves out those that are marked `NoEffect` or `Resolved`.
         place: Where the stage's work is done, by the configuration.
-        work: `MODULE:FUNCTION` that makes the artifact, from a `stages.context.Context` and a `core.store.artifacts.Draft`.
+        work: `MODULE:FUNCTION` that makes the artifact, from a `stages.context.Context` and a `Draft` (`core.store`).
         cost: `MODULE:VALUE` of its `plan.stage_cost.StageCost`: time, dollars, files and memory.
         derived: Values that follow from several settings, such as the precision that the pool computes in.
     """

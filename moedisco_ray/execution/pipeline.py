@@ -13,7 +13,6 @@ from pathlib import Path
 from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.starts import pinned, settled, with_recorded_count
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped
 from moedisco_ray.core.records.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.core.records.findings import worse_than_start
@@ -44,8 +43,7 @@ from moedisco_ray.execution.run_directory import (
     write_config,
 )
 from moedisco_ray.execution.stage_sequence import is_made, make_all
-from moedisco_ray.plan import fitted, with_cluster_count
-from moedisco_ray.plan.fitting import changes
+from moedisco_ray.plan.resolve import resolve
 from moedisco_ray.stages.corpus import input_identity
 from moedisco_ray.stages.export.card import write_card
 from moedisco_ray.stages.start import check_start
@@ -95,8 +93,8 @@ def run(
         RunStopped: The run was asked to end.
     """
     check_allowed(config, functions)
-    given = with_cluster_count(settled(config))
-    config = fitted(given)
+    resolved = resolve(config)
+    config = resolved.config
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
     directory = store.directory
     with contextlib.ExitStack() as stack:
@@ -113,7 +111,7 @@ def run(
         log = EventLog(directory / EVENTS, listeners, prices or PriceTag(config.pools))
         if adopts_later:
             log.listen(Adoption(config, store))
-        remarks += [Event("warning", data={"message": each}) for each in _chosen(given, config)]
+        remarks += [Event("warning", data={"message": each}) for each in resolved.remarks()]
         try:
             with reporting_full_disk(directory):
                 _complete(
@@ -153,20 +151,23 @@ def _taken_over(store: RunStore, seconds: float, stack: contextlib.ExitStack) ->
     return lease.check
 
 
-def _chosen(given: RunConfig, used: RunConfig) -> Iterator[str]:
-    """A sentence about each training with other settings than the configuration has."""
-    for name, section in (("sub-models", "submodels"), ("the fine-tune's weights", "finetune")):
-        before, after = getattr(given, section).optimizer, getattr(used, section).optimizer
-        settings = changes(before, after, f"{section}.optimizer")
-        if settings:
-            yield f"{name} do not fit their cards as configured; the run uses {', '.join(settings)}"
-
-
 def is_finished(config: RunConfig, functions: Collection[str] = ()) -> bool:
     """Whether all artifacts of the configuration exist in its directory; `functions` is that of `run`."""
     check_allowed(config, functions)
-    config = fitted(with_cluster_count(with_recorded_count(pinned(config))))
+    config = resolve(config).config
     return is_made(RunStore.of(config.location), stages.fingerprints(config, input_identity(config)))
+
+
+def claim(config: RunConfig, redo: bool) -> Path:
+    """Create the run directory, and write the configuration there.
+
+    Raises:
+        RunDirError: The directory holds a run with other settings, or cannot be written.
+    """
+    check_directory(config, redo=redo)
+    create(config.directory)
+    write_config(config)
+    return config.directory
 
 
 def _complete(
@@ -251,15 +252,3 @@ def _locked(directory: Path, seconds: float) -> Iterator[None]:
                     raise RunDirError("output", str(directory), remedy) from error
                 time.sleep(0.2)
         yield
-
-
-def claim(config: RunConfig, redo: bool) -> Path:
-    """Create the run directory, and write the configuration there.
-
-    Raises:
-        RunDirError: The directory holds a run with other settings, or cannot be written.
-    """
-    check_directory(config, redo=redo)
-    create(config.directory)
-    write_config(config)
-    return config.directory

@@ -2,8 +2,8 @@
 
 Settings that are paths or URIs are marked in the configuration model (`ReadsFrom`, `WritesTo`). `sandboxed` checks the
 text of these settings and makes paths absolute. `check_links` then follows the symbolic links in each path; links
-inside folders are checked when files are opened (`moedisco_ray.core.store.read_roots`). Both checks come before any other
-access to the files, so that no response reveals what exists outside of the roots.
+inside folders are checked when files are opened (`moedisco_ray.core.store.read_roots`). Both checks come before any
+other access to the files, so that no response reveals what exists outside of the roots.
 
 Some places are denied below every root: the service's own files, the roots that runs write to, hidden files and
 folders. Files of finished runs are read by `run://` references alone, because these are checked against their owners.

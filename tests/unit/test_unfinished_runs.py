@@ -19,6 +19,7 @@ from moedisco_ray.core.records.run_report import current_report, run_state
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
+from moedisco_ray.plan.resolve import ResolvedRun
 
 FEW = {
     "tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25},
@@ -149,7 +150,7 @@ def test_a_second_process_changes_nothing_of_a_run_that_another_works_on(tmp_pat
 
 def test_every_attempt_begins_with_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event before it would count the time since an attempt that was killed as held."""
-    monkeypatch.setattr(pipeline, "_chosen", lambda *_: ["the run uses other settings"])
+    monkeypatch.setattr(ResolvedRun, "remarks", lambda _: iter(["the run uses other settings"]))
     config, seen = small_config(tmp_path, **FEW), list[Event]()
 
     def stop(event: Event) -> None:

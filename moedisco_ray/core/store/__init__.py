@@ -1,0 +1,1 @@
+"""The files of a run, in a directory or at a URI."""

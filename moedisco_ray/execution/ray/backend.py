@@ -115,7 +115,7 @@ class RayBackend:
     def call_without_slot(
         self, pool: Pool, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call a function in a Ray task next to the slots of the pool's nodes; it takes no CPUs, which they may lack."""
+        """Call a function in a Ray task next to the slots of the pool's nodes, without CPUs, which they may lack."""
         return Slot(None, emit, stop, self._seats, free_bundle={pool.resource: _NO_SLOT_SHARE}).run(
             function, *args, **kwargs
         )
