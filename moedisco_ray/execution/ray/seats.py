@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 import uuid
@@ -22,6 +23,8 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from moedisco_ray.core.config import AnyPool, Pool
 from moedisco_ray.execution.ray import ray_internals
+from moedisco_ray.execution.ray.card_check import check_card
+from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.execution.ray.seat_actor import Seat as SeatActor
 
 T = TypeVar("T")
@@ -44,12 +47,14 @@ class Seat:
         pool: Node type whose slot the seat holds.
         node_id: Id of the seat's node; empty until the seat has a slot.
         idle_since: Time at which the seat's last work ended; infinite while the seat works.
+        checked: Whether the seat's GPU was found to work.
     """
 
     actor: ActorHandle
     pool: Pool
     node_id: str = ""
     idle_since: float = float("inf")
+    checked: bool = False
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the seat has its slot, or until a timeout; returns whether it has a slot.
@@ -63,11 +68,17 @@ class Seat:
         return False
 
     def run(self, name: str, function: Callable[[], T]) -> T:
-        """Call a function in the seat's process. Ray's list of tasks shows the call as `name`.
+        """Call a function in the seat's process, once its GPU has been found to work.
+
+        Ray's list of tasks shows the call as `name`.
 
         Raises:
-            RayError: The function raised an error, or the seat's process ended.
+            RayError: The function raised an error, or the seat's process ended. Its cause is a `CardError` if torch
+                cannot use the GPU.
         """
+        if self.pool.gpu and not self.checked:
+            ray.get(self.actor.check.remote(functools.partial(check_card, f"{self.pool.path}.gpu")))
+            self.checked = True
         found: T = ray.get(self.actor.run.options(name=name).remote(function))
         return found
 
@@ -82,11 +93,15 @@ class Seats:
     Args:
         run: Prefix of the actors' names.
         clock: Returns the current time in seconds.
+
+    Attributes:
+        aside: Nodes on which no seat starts.
     """
 
     def __init__(self, run: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._run = run
         self._clock = clock
+        self.aside = NodesAside()
         self._lock = threading.Lock()
         self._idle: list[Seat] = []
         self._closed = threading.Event()
@@ -133,7 +148,7 @@ class Seats:
         self.end_idle(lambda seat: seat.pool.name != pool.name)
 
     def _take_idle(self, pool: Pool) -> Seat | None:
-        self.end_idle(_on(ray_internals.draining_nodes()))
+        self.end_idle(_on({*ray_internals.draining_nodes(), *self.aside.of(pool)}))
         while True:
             with self._lock:
                 seat = next((seat for seat in reversed(self._idle) if seat.pool.key == pool.key), None)
@@ -154,6 +169,7 @@ class Seats:
             num_cpus=0,
             num_gpus=pool.gpu,
             resources={pool.resource: 1},
+            label_selector=self.aside.selector(pool),
         )
         return Seat(actor.remote(), pool)
 
