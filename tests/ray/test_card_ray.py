@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import importlib
 import logging
 import os
@@ -14,6 +16,7 @@ import pytest
 import ray
 from failing_jobs import here, make_job
 from ray.cluster_utils import Cluster
+from ray.train.torch import TorchConfig
 from small_run import begin_at, small_config
 
 from moedisco_ray.backend import Placement
@@ -22,6 +25,7 @@ from moedisco_ray.core.errors import CardError
 from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.ray import attempts
 from moedisco_ray.execution.ray.backend import train_all, train_gang
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
@@ -44,7 +48,7 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         if WORKS in os.environ:
             worker = importlib.import_module("moedisco_ray.execution.ray.worker")
             worker.get_device = lambda: worker.torch.device("cpu")
-            importlib.import_module("moedisco_ray.execution.ray.card_check")._DEVICE = "cpu"
+            importlib.import_module("moedisco_ray.execution.ray.card_check")._own_card = lambda: ("0", "cpu")
 
     cluster = Cluster(
         initialize_head=True,
@@ -52,7 +56,7 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     )
     ray.init(
         address=cluster.address,
-        runtime_env={**NO_DASHBOARD, "worker_process_setup_hook": stand_in},
+        runtime_env={**copy.deepcopy(dict(NO_DASHBOARD)), "worker_process_setup_hook": stand_in},  # Ray adds to it
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
@@ -130,7 +134,10 @@ def test_other_work_goes_to_the_node_whose_card_works(mixed: Cluster) -> None:
 
 
 @pytest.mark.parametrize("works", [False, True])
-def test_a_gang_leaves_the_node_out_or_ends(mixed: Cluster, tmp_path: Path, works: bool) -> None:
+def test_a_gang_leaves_the_node_out_or_ends(
+    mixed: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    monkeypatch.setattr(attempts, "TorchConfig", functools.partial(TorchConfig, backend="gloo"))  # NCCL needs a GPU
     add_node(mixed, slots=2)
     job = make_job(tmp_path, STEPS)
     events: list[Event] = []
@@ -141,7 +148,7 @@ def test_a_gang_leaves_the_node_out_or_ends(mixed: Cluster, tmp_path: Path, work
         assert nodes_of(events) <= set(good)
         assert len(left_out(events)) == 1
     else:
-        with pytest.raises(CardError, match=r"^pools\.high_memory\.gpu: 1: torch cannot use card 0 of node"):
+        with pytest.raises(CardError, match=r"^pools\.high_memory\.gpu: 1: torch cannot use card [01] of node"):
             train_gang(job, HIGH, 0, tmp_path / "ray", events.append)
         assert len(left_out(events)) == 1
         assert not nodes_of(events)

@@ -24,18 +24,28 @@ LOW, HIGH = LowMemoryPool(gpu=1), HighMemoryPool(gpu=1)
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """A made-up card, which computes on the CPU, with a made-up driver and node."""
-    monkeypatch.setattr(card_check, "_DEVICE", "cpu")
+    """A made-up card, which computes on the CPU, with a made-up driver and node. Its process sees another one, too."""
+    product_sum = card_check._product_sum
+
+    def on_the_cpu(device: str) -> float:
+        assert device in ("cpu", "cuda:1")
+        return product_sum("cpu")
+
+    monkeypatch.setattr(card_check, "_product_sum", on_the_cpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "NVIDIA L4")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch, "__version__", "2.13.0")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
     monkeypatch.setattr(card_check.socket, "gethostname", lambda: "host-7")
     here = SimpleNamespace(get_node_id=lambda: "node-7")
     monkeypatch.setattr(
         card_check,
         "ray",
-        SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.7"), get_runtime_context=lambda: here),
+        SimpleNamespace(
+            util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.7"),
+            get_runtime_context=lambda: here,
+            get_gpu_ids=lambda: [3],
+        ),
     )
     monkeypatch.setattr(card_check, "_DRIVER_FILE", tmp_path / "version")
     (tmp_path / "version").write_text(
@@ -78,7 +88,6 @@ def test_what_torch_and_the_card_say_cannot_move_the_cursor(card: pytest.MonkeyP
 
 
 def test_a_machine_without_card_and_driver_says_so(card: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    card.setattr(card_check, "_DEVICE", "cuda")
     card.setattr(torch.version, "cuda", None)
     card.setattr(torch.cuda, "get_device_name", fails_with(AssertionError("Torch not compiled with CUDA enabled")))
     card.setattr(

@@ -19,7 +19,6 @@ from moedisco_ray.core.errors import CardError
 from moedisco_ray.core.printable import one_line
 from moedisco_ray.core.store.locations import first_line
 
-_DEVICE = "cuda"
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 """Text of the NVIDIA kernel module about itself. Unlike `nvidia-smi`, it does not hang with a broken card."""
 _DRIVER_VERSION = re.compile(r"\b\d+\.\d+(?:\.\d+)?\b")
@@ -31,7 +30,8 @@ _OUT_OF_MEMORY = "out of memory"
 def check_card(field: str) -> None:
     """Multiply a matrix on this worker's GPU, and compare the result with the CPU's.
 
-    A GPU whose memory other processes hold passes: what needs the memory says so itself.
+    Ray Train lets each worker of a gang see the GPUs of all workers on its node; the one that Ray gave to this process
+    is checked. A GPU whose memory other processes hold passes: what needs the memory says so itself.
 
     Args:
         field: Setting that asks for the GPU, such as `pools.low_memory.gpu`.
@@ -39,8 +39,9 @@ def check_card(field: str) -> None:
     Raises:
         CardError: torch cannot compute on the GPU.
     """
+    card, device = _own_card()
     try:
-        found, expected = _product_sum(_DEVICE), _product_sum("cpu")
+        found, expected = _product_sum(device), _product_sum("cpu")
     except (RuntimeError, AssertionError, OSError, DeferredCudaCallError) as error:
         reason = first_line(error)
         if _OUT_OF_MEMORY in reason.lower():
@@ -52,7 +53,7 @@ def check_card(field: str) -> None:
     raise CardError(
         field,
         1,
-        f"torch cannot use {_card()} of node {socket.gethostname()} ({ray.util.get_node_ip_address()}): "
+        f"torch cannot use {_named(card, device)} of node {socket.gethostname()} ({ray.util.get_node_ip_address()}): "
         f"{one_line(reason)} ({_torch()}, {_driver()}); install a driver there that fits torch's CUDA, or a torch "
         f"build that fits the driver, or set {field}=0",
         ray.get_runtime_context().get_node_id(),
@@ -64,13 +65,21 @@ def _product_sum(device: str) -> float:
     return float((numbers_NN @ numbers_NN).sum().item())
 
 
-def _card() -> str:
-    """The GPU's index on its machine, and its name if torch knows it."""
-    index = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+def _own_card() -> tuple[str, str]:
+    """The GPU that Ray gave to this process: its index on the machine, and torch's name for it."""
+    held = [str(index) for index in ray.get_gpu_ids()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if not held or held[0] not in visible:
+        return "0", "cuda:0"
+    return held[0], f"cuda:{visible.index(held[0])}"
+
+
+def _named(card: str, device: str) -> str:
+    """The GPU's index, and its product name if torch knows it."""
     try:
-        return f"card {index} ({one_line(torch.cuda.get_device_name(0))})"
+        return f"card {card} ({one_line(torch.cuda.get_device_name(device))})"
     except (RuntimeError, AssertionError, OSError, DeferredCudaCallError):
-        return f"card {index}"
+        return f"card {card}"
 
 
 def _torch() -> str:

@@ -38,7 +38,7 @@ class NodesAside:
                 continue
             with self._lock:
                 known = each.node_id in self._errors
-                self._errors[each.node_id] = each
+                self._errors.setdefault(each.node_id, each)
             if not known:
                 emit(Event("warning", data={"message": f"{each}; the run continues without this node"}))
 
