@@ -176,3 +176,28 @@ def test_credentials_are_found_in_bounded_time():
     for text in ("a" * 1_000_000, "a:/" * 300_000, "hf:/" * 250_000 + "@"):
         masked(text)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "field", "remedy"),
+    [
+        (
+            {"hidden_size": 36, "num_attention_heads": 2, "num_key_value_heads": 1},
+            "hidden_size: 36",
+            "set it to 40, or set submodels.optimizer.precision to fp32",
+        ),
+        ({"moe_intermediate_size": 500}, "moe_intermediate_size: 500", "set it to 504, or set"),
+    ],
+)
+def test_sizes_that_gpus_cannot_multiply_are_refused_before_they_train(sizes, field, remedy):
+    """Before: a CPU trained such models, and a GPU ended with torch's "strides should be multiple of 16 bytes"."""
+    model = {"config": {"num_experts": 4, "num_experts_per_tok": 2, **sizes}}
+    base = parse_yaml(preset_text("demo")) | {"model": model}
+    assert check_config(base)
+    base["pools"] = {"low_memory": {"gpu": 1, "memory_gb": 24}}
+    with pytest.raises(
+        ConfigError, match=rf"^model\.config\.{field}: GPUs compute experts in bf16 only if .*; {remedy}"
+    ):
+        check_config(base)
+    in_fp32 = {"optimizer": {"precision": "fp32", "batch_tokens": 4096}}
+    assert check_config(base | {"submodels": in_fp32, "finetune": in_fp32})
