@@ -192,8 +192,7 @@ def test_nothing_floats(name):
 def test_three_lines_are_the_users(name):
     head, body = re.split(r"^(?=[a-z])", (FOLDER / f"{name}.yaml").read_text(), maxsplit=1, flags=re.MULTILINE)
     assert "marked (1) to (3)" in head
-    # On Kubernetes the head and the workers have an account each, which are the same account of the cloud.
-    assert re.findall(r"# \((\d)\)", body) == ["1", *(["1"] if name == "kuberay" else []), "2", "3"]
+    assert re.findall(r"# \((\d)\)", body) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("name", [*CLOUDS, "on-prem"])

@@ -124,17 +124,19 @@ def _file_mistakes(config: RunConfig) -> Iterator[UserError]:
 
 def _size_mistakes(config: RunConfig) -> Iterator[UserError]:
     """Sizes of experts that GPUs cannot multiply in bf16: rows of a grouped product are whole numbers of 16 bytes."""
-    trainings = (("submodels", config.pools.low_memory), ("finetune", config.finetune_pool))
+    try:
+        sizes = config.model.architecture
+    except UserError:  # no model to start from, which another check reports
+        return
+    has_several = config.clusters.count == "auto" or sizes.num_experts > config.clusters.count
+    trainings = [("finetune", config.finetune_pool)]
+    trainings += [("submodels", config.pools.low_memory)] if has_several else []  # a single expert is a plain product
     in_bf16 = [
         f"{name}.optimizer.precision"
         for name, pool in trainings
         if pool.gpu and getattr(config, name).optimizer.arithmetic(gpu=True) == "bf16"
     ]
     if not in_bf16:
-        return
-    try:
-        sizes = config.model.architecture
-    except UserError:  # no model to start from, which another check reports
         return
     in_fp32 = f"set {' and '.join(in_bf16)} to fp32"
     for name in ("hidden_size", "moe_intermediate_size"):
