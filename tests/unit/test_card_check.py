@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from ray.exceptions import GetTimeoutError
 
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool
 from moedisco_ray.core.errors import CardError, raise_together
 from moedisco_ray.core.records.events import Event
-from moedisco_ray.execution.ray import card_check, nodes_aside
+from moedisco_ray.execution.ray import card_check, nodes_aside, seats
 from moedisco_ray.execution.ray.card_check import check_card
 from moedisco_ray.execution.ray.nodes_aside import NodesAside
 
@@ -164,3 +166,31 @@ def test_a_run_ends_once_no_slot_is_left_that_could_work(nodes: list[dict[str, A
     aside.check(LowMemoryPool())
     nodes[0]["Labels"] = {"ray.io/node-group": "spot"}  # an autoscaler's
     aside.check(LOW)
+
+
+def test_an_autoscaler_that_brings_only_such_nodes_is_not_waited_for(nodes: list[dict[str, Any]]) -> None:
+    """Its image has the wrong driver: each further node would be started, billed and put aside."""
+    nodes[0]["Labels"] = {"ray.io/node-group": "spot"}
+    aside = NodesAside()
+    for number in range(nodes_aside.MOST_IN_A_ROW - 1):
+        aside.put(error_of(f"first-{number}"), lambda _event: None)
+    aside.check(LOW)
+    aside.found_working()
+    for number in range(nodes_aside.MOST_IN_A_ROW):
+        aside.check(LOW)
+        aside.put(error_of(f"later-{number}"), lambda _event: None)
+    with pytest.raises(CardError, match=f"node later-{nodes_aside.MOST_IN_A_ROW - 1}"):
+        aside.check(LOW)
+    aside.check(LowMemoryPool())
+
+
+def test_a_card_that_hangs_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(_reference: object, timeout: float) -> None:
+        raise GetTimeoutError(f"{timeout}")
+
+    monkeypatch.setattr(seats.ray, "get", never)
+    aside = NodesAside()
+    seat = seats.Seat(mock.MagicMock(), LOW, aside, node_id="n1")
+    with pytest.raises(CardError, match=r"^pools\.low_memory\.gpu: 1: torch does not finish .* node n1 within 180 s; "):
+        seat.run("train", lambda: None)
+    assert not seat.checked

@@ -81,6 +81,8 @@ def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     except CardError as error:
         context.aside.put(error, context.mailbox.push)
         return End("bad_card", None, str(error))
+    if isinstance(outcome, TrainResult):
+        context.aside.found_working()  # of a gang, whose workers check their GPUs themselves
     if isinstance(outcome, End) and outcome.costly:
         context.mailbox.count_loss()
     return outcome

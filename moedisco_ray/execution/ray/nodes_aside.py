@@ -16,6 +16,11 @@ _NODE_ID = "ray.io/node-id"
 """Label by which Ray selects nodes; Ray sets it on each node."""
 
 
+MOST_IN_A_ROW = 5
+"""Nodes that are put aside in a row, with no GPU found to work in between, until an autoscaler is not waited for: its
+image or its driver is wrong, and each further node would cost money and fail too."""
+
+
 class NodesAside:
     """The nodes that work of pools with GPUs avoids until the run ends. Several threads may use this object.
 
@@ -25,6 +30,7 @@ class NodesAside:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._errors: dict[str, UserError] = {}
+        self._in_a_row = 0
 
     def put(self, error: CardError, emit: Emit) -> None:
         """Put the nodes of an error, and of the errors that were found together with it, aside.
@@ -39,8 +45,14 @@ class NodesAside:
             with self._lock:
                 known = each.node_id in self._errors
                 self._errors.setdefault(each.node_id, each)
+                self._in_a_row += not known
             if not known:
                 emit(Event("warning", data={"message": f"{each}; the run continues without this node"}))
+
+    def found_working(self) -> None:
+        """Note that torch can use a GPU of another node."""
+        with self._lock:
+            self._in_a_row = 0
 
     def of(self, pool: Pool) -> frozenset[str]:
         """Ids of the nodes that a pool's work avoids."""
@@ -58,10 +70,16 @@ class NodesAside:
         An autoscaler may bring other nodes. Without one, work would wait for a person who notices.
 
         Raises:
-            CardError: The other nodes have too few slots, and no autoscaler brings more.
+            CardError: The other nodes have too few slots, and no autoscaler brings more; or it brings only nodes that
+                are put aside, too.
         """
         aside = self.of(pool)
-        if not aside or session.autoscales():
+        if not aside:
+            return
+        if session.autoscales():
+            with self._lock:
+                if self._in_a_row >= MOST_IN_A_ROW:
+                    raise next(reversed(self._errors.values()))
             return
         offering = [
             node["NodeID"]

@@ -22,6 +22,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from moedisco_ray.core.config import AnyPool, Pool
+from moedisco_ray.core.errors import CardError
 from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.card_check import check_card
 from moedisco_ray.execution.ray.nodes_aside import NodesAside
@@ -34,6 +35,8 @@ IDLE_SECONDS = 30.0
 that waits."""
 POLL_SECONDS = 1.0
 """Interval at which idle seats are checked, and ended if they are no longer needed, in seconds."""
+CHECK_SECONDS = 180.0
+"""Seconds within which torch must be imported and have used a seat's GPU; a card that hangs never answers."""
 _ANSWER_SECONDS = 5.0
 """Seconds in which an idle seat must answer a check before it gets work."""
 
@@ -48,10 +51,12 @@ class Seat:
         node_id: Id of the seat's node; empty until the seat has a slot.
         idle_since: Time at which the seat's last work ended; infinite while the seat works.
         checked: Whether the seat's GPU was found to work.
+        aside: Notes that it was.
     """
 
     actor: ActorHandle
     pool: Pool
+    aside: NodesAside
     node_id: str = ""
     idle_since: float = float("inf")
     checked: bool = False
@@ -73,14 +78,26 @@ class Seat:
         Ray's list of tasks shows the call as `name`.
 
         Raises:
+            CardError: The check of the GPU does not end.
             RayError: The function raised an error, or the seat's process ended. Its cause is a `CardError` if torch
                 cannot use the GPU.
         """
         if self.pool.gpu and not self.checked:
-            ray.get(self.actor.check.remote(functools.partial(check_card, f"{self.pool.path}.gpu")))
-            self.checked = True
+            self._check_card(f"{self.pool.path}.gpu")
         found: T = ray.get(self.actor.run.options(name=name).remote(function))
         return found
+
+    def _check_card(self, field: str) -> None:
+        try:
+            ray.get(self.actor.check.remote(functools.partial(check_card, field)), timeout=CHECK_SECONDS)
+        except GetTimeoutError as error:
+            remedy = (
+                f"torch does not finish a small product on a GPU of node {self.node_id} within {CHECK_SECONDS:.0f} s; "
+                f"restart that machine, or set {field}=0"
+            )
+            raise CardError(field, self.pool.gpu, remedy, self.node_id) from error
+        self.checked = True
+        self.aside.found_working()
 
     def end(self) -> None:
         """End the seat's process, whatever it does or waits for."""
@@ -171,7 +188,7 @@ class Seats:
             resources={pool.resource: 1},
             label_selector=self.aside.selector(pool),
         )
-        return Seat(actor.remote(), pool)
+        return Seat(actor.remote(), pool, self.aside)
 
     def _end_unused(self) -> None:
         while not self._closed.wait(POLL_SECONDS):

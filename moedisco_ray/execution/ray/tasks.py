@@ -83,10 +83,12 @@ class Slot:
                     self._wait_for_start(functools.partial(seat.wait, _POLL_SECONDS), Placement(pool, 1, 0).bundle)
                     with held_workers(self.emit, pool, 1):
                         return seat.run(name, call)
-            except RayTaskError as error:
+            except RayTaskError as error:  # first: it may be an instance of its cause's class, too
                 if not isinstance(error.cause, CardError):
                     raise
                 self.seats.aside.put(error.cause, self.emit)
+            except CardError as error:
+                self.seats.aside.put(error, self.emit)
 
     def _in_task(self, name: str, call: Callable[[], T]) -> T:
         bundle = self.free_bundle
