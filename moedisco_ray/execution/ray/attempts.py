@@ -186,6 +186,7 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
                         pool=placement.pool.key,
                         mailbox=mailbox.handle,
                         attempt=attempt_id,
+                        dumps=job.store.dumps,
                         check=ray.put(functools.partial(check_card, f"{placement.pool.path}.gpu")) if gpu else None,
                     )
                 ],

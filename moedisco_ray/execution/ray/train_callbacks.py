@@ -6,9 +6,8 @@ seconds at the start of every training.
 
 from __future__ import annotations
 
-import pickle
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
@@ -29,6 +28,7 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         pool: Key of the pool in the meter.
         mailbox: The run's mailbox actor; see `event_mailbox`.
         attempt: Id of this attempt in the mailbox.
+        dumps: Pickles an outcome for the driver.
         check: A reference to a function that raises a `CardError` on a worker whose GPU torch cannot use; None if the
             workers have no GPUs. A worker unpacks the function, which imports torch.
     """
@@ -41,6 +41,7 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         pool: str,
         mailbox: ActorHandle,
         attempt: str,
+        dumps: Callable[[Any], bytes],
         check: ray.ObjectRef | None = None,
     ) -> None:
         self._check = check
@@ -49,6 +50,7 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         self._pool = pool
         self._mailbox = mailbox
         self._attempt = attempt
+        self._dumps = dumps
         self._hold: str | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002 - Ray's signature
@@ -86,7 +88,7 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         try:
             raise_together(failed)
         except CardError as error:
-            ray.get(self._mailbox.set_outcome.remote(self._unit, self._attempt, pickle.dumps(error)))
+            ray.get(self._mailbox.set_outcome.remote(self._unit, self._attempt, self._dumps(error)))
             raise
 
     def _release(self) -> None:
