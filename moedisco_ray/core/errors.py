@@ -6,6 +6,7 @@ MoeDiscoError
 │   ├── CorpusError      the text is empty, binary, unreadable or too small
 │   ├── CheckpointError  a model directory is of another family, or holds an unknown tensor
 │   ├── PoolError        no node offers what a pool asks for
+│   │   └── CardError    torch cannot compute on a worker's GPU
 │   └── RunDirError      the output holds another run, or cannot be written
 │       └── DiskFullError    the disk is full
 ├── RunError             the run itself failed: exit code 1
@@ -96,6 +97,22 @@ class CheckpointError(UserError):
 
 class PoolError(UserError):
     """No node of the Ray cluster offers what a pool asks for."""
+
+
+class CardError(PoolError):
+    """torch cannot compute on the GPU of a worker.
+
+    Args:
+        field: Setting that asks for the GPU.
+        value: Number of GPUs that it asks for.
+        remedy: What is wrong with the GPU, and what to do.
+        node_id: Id of the worker's node in the Ray cluster.
+    """
+
+    def __init__(self, field: str, value: int, remedy: str, node_id: str) -> None:
+        super().__init__(field, value, remedy)
+        self.args = (field, value, remedy, node_id)
+        self.node_id = node_id
 
 
 class RunDirError(UserError):

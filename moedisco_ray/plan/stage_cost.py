@@ -61,6 +61,25 @@ class StageCost:
     training: Callable[[RunConfig, int], StageTraining] | None = None
 
 
+def _no_files(_files: Files) -> None:
+    """A training without tokens takes over its input."""
+
+
+def cost_of_training(
+    stage: str,
+    training: Callable[[RunConfig, int], StageTraining],
+    untrained: Callable[[Files], StageStorage | None] = _no_files,
+) -> StageCost:
+    """What a stage costs that trains; without tokens it takes no time.
+
+    Args:
+        stage: Name of the stage.
+        training: Its training, from the configuration and the entries of the vocabulary.
+        untrained: Bytes that the stage stores and moves if it has no tokens.
+    """
+    return StageCost(lambda reading: reading.on_head(stage, 0.0), untrained, training=training)
+
+
 def cost_of(stage: Stage) -> StageCost:
     """What a stage costs.
 

@@ -3,6 +3,7 @@
 | end | decision |
 | --- | --- |
 | preempted | restart, without limit |
+| torch could not use the worker's GPU, before the training began | restart elsewhere, without limit |
 | died, for an unknown reason | restart, a limited number of times |
 | failed, or the checkpoint storage did not respond | restart, a limited number of times |
 | failed again at the same step, or the loss is not finite | once: go back to an earlier checkpoint and skip batches |
@@ -19,7 +20,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-EndKind = Literal["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"]
+EndKind = Literal["preempted", "bad_card", "died", "failed", "storage", "not_finite", "out_of_memory"]
 
 MAY_GO_BACK: frozenset[EndKind] = frozenset({"failed", "not_finite"})
 """Kinds of an attempt's end after which `decide` may choose to go back to an earlier checkpoint. Only for these does it
@@ -154,7 +155,7 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
         checkpoints: Steps of the existing checkpoints; only used if the kind of end is in `MAY_GO_BACK`.
         limits: Limits of retries.
     """
-    if end.kind == "preempted":
+    if end.kind in ("preempted", "bad_card"):
         return Again(history)
     if end.kind == "out_of_memory":
         return _halve(history, end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 from pathlib import Path
@@ -24,6 +25,8 @@ TIMEOUT = httpx.Timeout(10, connect=5)
 FIRST_DELAY = 5.0
 """Delay after the first failed request, in seconds. It doubles with each further failure."""
 LONGEST_DELAY = 3600.0
+_REFUSALS = frozenset({400, 409, 410, 413, 414, 415, 422, 431})
+"""Answers that are about the message, and not about the receiver or its URL."""
 GIVE_UP_SECONDS = 24 * 3600.0
 """Time from the end of a run to the last attempt to post its message, in seconds."""
 
@@ -51,31 +54,41 @@ class EndMessages:
         self._database = database
         self._url = url
         self._secret = secret
-        self._failures = 0
-        self._next_try = float("-inf")
+        self._away = _Waiting()
+        self._refused: dict[tuple[str, int], _Waiting] = {}
 
     def round(self, now: float) -> None:
-        """Post the messages that no one has received, those of the first runs to end first; stop at the first failure.
+        """Post the messages that no one has received, those of the first runs to end first.
+
+        A receiver that does not answer, or says that it cannot work, is tried again later with all of them. One that
+        refuses a message is given the others, and this one again later.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
-        if now < self._next_try:
+        if now < self._away.until:
             return
         with self._database.read() as session:
-            ended = runs.unposted(session, since=now - GIVE_UP_SECONDS, limit=AT_ONCE)
+            ended = runs.unposted(session, since=now - GIVE_UP_SECONDS, limit=AT_ONCE + len(self._refused))
+        keys = {(run.id, run.attempt) for run in ended}
+        self._refused = {key: waiting for key, waiting in self._refused.items() if key in keys}
         for run in ended:
-            answer = self._post(_message(run), now)
-            if answer is not None:
-                _log.warning("message about the end of run %s will be sent again: %s", run.id, answer)
-                self._next_try = now + delay(self._failures)
-                self._failures += 1
+            refused = self._refused.get((run.id, run.attempt), _Waiting())
+            if now < refused.until:
+                continue
+            failure = self._post(_message(run), now)
+            if failure is None:
+                self._away = _Waiting()
+                with self._database.write() as session:
+                    runs.posted(session, run, now)
+                continue
+            _log.warning("message about the end of run %s will be sent again: %s", run.id, failure.reason)
+            if not failure.is_refusal:
+                self._away = self._away.longer(now)
                 return
-            self._failures = 0
-            with self._database.write() as session:
-                runs.posted(session, run, now)
+            self._refused[run.id, run.attempt] = refused.longer(now)
 
-    def _post(self, message: dict[str, Any], now: float) -> str | None:
+    def _post(self, message: dict[str, Any], now: float) -> _Failure | None:
         """Send a message; returns why it was not accepted, None if it was."""
         body = json.dumps(message, separators=(",", ":")).encode()
         headers = {
@@ -85,9 +98,30 @@ class EndMessages:
         }
         try:
             with httpx.stream("POST", self._url, content=body, headers=headers, timeout=TIMEOUT) as answer:
-                return None if answer.is_success else f"status {answer.status_code}"
+                status = answer.status_code
+                return None if answer.is_success else _Failure(f"status {status}", status in _REFUSALS)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return f"{type(error).__name__}: {error}"
+            return _Failure(f"{type(error).__name__}: {error}", is_refusal=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """Why a message was not accepted, and whether the receiver refuses this one and may accept others."""
+
+    reason: str
+    is_refusal: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    """A number of failures in a row, and the time of the next attempt."""
+
+    failures: int = 0
+    until: float = float("-inf")
+
+    def longer(self, now: float) -> _Waiting:
+        """After one more failure."""
+        return _Waiting(self.failures + 1, now + delay(self.failures))
 
 
 def delay(failures: int) -> float:

@@ -22,7 +22,9 @@ def load(name):
 
 
 def kubernetes_objects():
-    return [each for name in KUBERNETES for each in yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text())]
+    """The objects of the files, those of a `List` one by one."""
+    documents = [each for name in KUBERNETES for each in yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text())]
+    return [item for each in documents for item in (each["items"] if each["kind"] == "List" else [each])]
 
 
 def workers(config):

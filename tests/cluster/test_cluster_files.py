@@ -151,6 +151,16 @@ def test_node_config_has_only_keys_that_the_cloud_knows(name):
         assert re.fullmatch(MACHINE[name], machine), machine
 
 
+def test_disks_are_of_a_type_that_machines_with_gpus_take():
+    """Google Cloud gives a disk without a type pd-standard, which G2 and A3 machines refuse."""
+    file = load("gcp/spot")
+    types = {
+        node["node_config"]["disks"][0]["initializeParams"].get("diskType")
+        for node in file["available_node_types"].values()
+    }
+    assert types == {f"zones/{file['provider']['availability_zone']}/diskTypes/pd-balanced"}
+
+
 def test_azure_parameters_are_those_of_rays_template():
     template = json.loads((Path(azure.__file__).parent / "azure-vm-template.json").read_text())
     for kind in load("azure/spot")["available_node_types"].values():

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from cluster_files import FOLDER, kubernetes_objects
 from ray._private.label_utils import validate_node_label_syntax
+from ray.autoscaler._private.kuberay import node_provider
 
 SCHEMAS = yaml.safe_load(Path(__file__).with_name("kuberay_schema.yaml").read_text())
 CRDS = os.environ.get("MOEDISCO_TEST_KUBERAY_CRDS")
@@ -34,6 +35,15 @@ def pods(cluster):
         cluster["headGroupSpec"]["template"]["spec"],
         *(group["template"]["spec"] for group in cluster["workerGroupSpecs"]),
     ]
+
+
+def mounted_files(cluster):
+    """Names of the files that the autoscaler's volume holds."""
+    volumes = {volume["name"]: volume for volume in pods(cluster)[0]["volumes"]}
+    sources = volumes[cluster["autoscalerOptions"]["volumeMounts"][0]["name"]]["projected"]["sources"]
+    (token,) = [source["serviceAccountToken"] for source in sources if "serviceAccountToken" in source]
+    items = [item for source in sources for item in next(iter(source.values())).get("items", ())]
+    return [token["path"], *(item["path"] for item in items)]
 
 
 def ours(kind):
@@ -161,7 +171,7 @@ def test_a_gang_is_in_one_zone(cluster):
 def test_nothing_runs_as_root_or_with_a_right_it_does_not_need(cluster):
     for pod in pods(cluster):
         assert pod["securityContext"]["runAsNonRoot"]
-        assert pod["serviceAccountName"] == "moedisco"
+        assert pod["serviceAccountName"] == ("moedisco" if pod != pods(cluster)[0] else "moedisco-head")
         for container in [*pod.get("initContainers", ()), *pod["containers"]]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -170,7 +180,24 @@ def test_nothing_runs_as_root_or_with_a_right_it_does_not_need(cluster):
             assert (
                 container["resources"]["limits"] == container["resources"]["requests"] or container["name"] == "service"
             )
-    assert of_kind("ServiceAccount")["automountServiceAccountToken"] is False
+    accounts = [each for each in kubernetes_objects() if each["kind"] == "ServiceAccount"]
+    assert {each["metadata"]["name"]: each["automountServiceAccountToken"] for each in accounts} == {
+        "moedisco": False,
+        "moedisco-head": False,
+    }
+
+
+def test_the_autoscaler_alone_gets_a_token_for_kubernetes(cluster):
+    """Before: nothing mounted one, so that no worker could ever start."""
+    (mount,) = cluster["autoscalerOptions"]["volumeMounts"]
+    assert mount["readOnly"]
+    assert {f"{mount['mountPath']}/{name}" for name in mounted_files(cluster)} >= {
+        node_provider.IN_CLUSTER_TOKEN_PATH,
+        node_provider.IN_CLUSTER_CA_CERT_PATH,
+    }
+    for pod in pods(cluster):
+        for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+            assert mount["name"] not in [each["name"] for each in container.get("volumeMounts", ())]
 
 
 def test_the_service_is_started_again_in_a_pod_that_is_not(cluster):

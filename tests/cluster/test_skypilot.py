@@ -24,7 +24,8 @@ _PARSE = """
 import json, sys, sky
 task = sky.Task.from_yaml(sys.argv[1])
 found = [
-    {"cloud": str(each.cloud), "accelerators": each.accelerators, "disk": each.disk_size}
+    {"cloud": str(each.cloud), "accelerators": each.accelerators, "disk": each.disk_size,
+     "down": each.autostop_config.down, "idle": each.autostop_config.idle_minutes}
     for each in task.resources
 ]
 print(json.dumps({"name": task.name, "resources": found}))
@@ -73,8 +74,9 @@ def test_skypilot_accepts_the_template(skypilot, tmp_path):
     assert parsed.returncode == 0, parsed.stderr
     task = json.loads(parsed.stdout.splitlines()[-1])
     assert task["name"] == "moedisco-join"
-    assert {each["cloud"] for each in task["resources"]} >= {"RunPod", "Vast", "Shadeform"}
+    assert {each["cloud"] for each in task["resources"]} >= {"Vast", "Shadeform"}
     assert all(each["accelerators"] == {"RTX4090": 1} and each["disk"] == 150 for each in task["resources"])
+    assert all(each["down"] and each["idle"] == 5 for each in task["resources"])
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(TEMPLATE.read_text().replace("disk_size:", "disk_sise:"))
     assert parse(wrong).returncode != 0

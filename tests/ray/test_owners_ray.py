@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from damaged_runs import flip_bit
 from owned_text import OWNERS, found, owned_config, texts_of, traces
 from pinned_runs import results
 from ray.cluster_utils import Cluster
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.records.events import EventLog
+from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.store.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -61,3 +62,21 @@ def test_only_an_owners_nodes_open_its_text(cluster: Cluster, tmp_path: Path, mo
         assert found(searched, others) == [(False, False)] * len(searched)
         assert list(own.rglob("submodel-*.0.log"))
     assert not list((directory / "logs").glob("submodel-[23]*"))
+    _check_repair(config, directory)
+
+
+def _check_repair(config: RunConfig, directory: Path) -> None:
+    """Damage an owner's corpus, which this process may not read; the owner's node makes it again."""
+    [corpus] = Path(config.pools.owners["alice"].storage).glob("*/corpus")
+    shard = min(corpus.glob("shards/*.npy"))
+    intact, undisturbed = shard.read_bytes(), results(directory)
+    flip_bit(shard)
+    events: list[Event] = []
+    pipeline.run(config, (events.append,), repairs=True)
+    assert (
+        f"damaged: shards/{shard.name} of stage corpus, in the storage of data owner alice; the stage is made again"
+        in [event.data["message"] for event in events if event.type == "warning"]
+    )
+    assert [event.stage for event in events if event.type == "stage_started"] == ["corpus"]
+    assert shard.read_bytes() == intact
+    assert results(directory) == undisturbed

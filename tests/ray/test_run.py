@@ -82,10 +82,12 @@ print(json.dumps(tokenizer.decode(tokens[0])))
 
 def test_a_second_run_does_nothing_again(finished: Path) -> None:
     before = {stage.name: read_manifest(finished / stage.directory) for stage in STAGES}
+    report = (finished / "report.json").read_bytes()
     events: list[Event] = []
     pipeline.run(small_config(finished.parent), (events.append,), backend=LOCAL)
     assert [event.stage for event in events if event.type == "stage_skipped"] == [stage.name for stage in STAGES]
     assert {stage.name: read_manifest(finished / stage.directory) for stage in STAGES} == before
+    assert (finished / "report.json").read_bytes() == report
 
 
 def test_another_runs_directory_is_refused_and_left_alone(finished: Path) -> None:

@@ -105,6 +105,19 @@ def test_what_was_not_accepted_is_posted_again_later_and_in_order(scene, receive
     assert receiver.runs == [(first, "cancelled")] * 3 + [(second, "cancelled")]
 
 
+def test_a_message_that_is_refused_holds_up_no_other(scene, receiver):
+    messages = EndMessages(scene.database, receiver.url, SECRET)
+    first = ended(scene)
+    scene.now += 1
+    others = [ended(scene) for _ in range(2)]
+    receiver.answers = [422, 204, 204, 422]
+    for seconds in (0, 1, 5, 10, 20):
+        messages.round(scene.now + seconds)
+    posted = [run_id for run_id, _ in receiver.runs]
+    assert sorted(posted[1:3]) == sorted(others)
+    assert [posted[0], *posted[3:]] == [first] * 3
+
+
 def test_a_receiver_that_is_away_for_a_day_is_given_up(scene, receiver):
     run_id = ended(scene)
     away = EndMessages(scene.database, "http://127.0.0.1:1/", SECRET)

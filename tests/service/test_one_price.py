@@ -65,9 +65,10 @@ def driven(steps, path, store):
     tag = PriceTag(wanted.pools, lambda: clock[0])
     log, prices, holds, expected = EventLog(path, (), tag), {}, {}, 0.0
     for later, (what, *of) in steps:
-        for workers, price in holds.values():
-            expected += workers * later / 3600 * price
+        before = clock[0]
         clock[0] += later
+        for workers, price in holds.values():
+            expected += workers * (clock[0] - before) / 3600 * price  # of a clock that counts in 2^-22 s
         log(Event("heartbeat", time=clock[0]))
         match what:
             case "hold":

@@ -5,15 +5,18 @@ import re
 import time
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from moedisco_ray.core.config import check_config, load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import ConfigError, UserError, masked
+from moedisco_ray.core.limits import BF16_STEP
 
 PYDANTIC = re.compile(
     r"[Ii]nput should|valid (integer|number|string|boolean|tuple|dictionary|list)|unable to parse|instance of|"
@@ -176,3 +179,43 @@ def test_credentials_are_found_in_bounded_time():
     for text in ("a" * 1_000_000, "a:/" * 300_000, "hf:/" * 250_000 + "@"):
         masked(text)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "field", "remedy"),
+    [
+        (
+            {"hidden_size": 36, "num_attention_heads": 2, "num_key_value_heads": 1},
+            "hidden_size: 36",
+            "set it to 40, or set submodels.optimizer.precision to fp32",
+        ),
+        ({"moe_intermediate_size": 500}, "moe_intermediate_size: 500", "set it to 504, or set"),
+    ],
+)
+def test_sizes_that_gpus_cannot_multiply_are_refused_before_they_train(sizes, field, remedy):
+    """Before: the training ended with torch's "strides should be multiple of 16 bytes"."""
+    model = {"config": {"num_experts": 4, "num_experts_per_tok": 2, **sizes}}
+    base = parse_yaml(preset_text("demo")) | {"model": model, "clusters": {"count": 2}}
+    assert check_config(base)
+    base["pools"] = {"low_memory": {"gpu": 1, "memory_gb": 24}}
+    with pytest.raises(
+        ConfigError, match=rf"^model\.config\.{field}: GPUs compute experts in bf16 only if .*; {remedy}"
+    ):
+        check_config(base)
+    in_fp32 = {"optimizer": {"precision": "fp32", "batch_tokens": 4096}}
+    assert check_config(base | {"submodels": in_fp32, "finetune": in_fp32})
+    alone = base | {"clusters": {"count": 4}}
+    assert check_config(alone)  # one expert in each sub-model, and a fine-tune on CPUs
+    with pytest.raises(ConfigError, match=r"or set finetune\.optimizer\.precision to fp32"):
+        check_config(alone | {"pools": base["pools"] | {"high_memory": {"gpu": 1, "memory_gb": 80}}})
+
+
+@pytest.mark.parametrize("size", [BF16_STEP * 5, BF16_STEP * 5 - 4])
+def test_torch_multiplies_experts_in_bf16_only_in_these_steps(size):
+    x_SD, w_EDF = torch.ones(4, size, dtype=torch.bfloat16), torch.ones(2, size, BF16_STEP, dtype=torch.bfloat16)
+    ends_E = torch.tensor([2, 4], dtype=torch.int32)
+    if size % BF16_STEP == 0:
+        assert functional.grouped_mm(x_SD, w_EDF, offs=ends_E).shape == (4, BF16_STEP)
+    else:
+        with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+            functional.grouped_mm(x_SD, w_EDF, offs=ends_E)

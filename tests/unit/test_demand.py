@@ -59,8 +59,9 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     there, numbers = Cluster(), itertools.count()
 
-    def group(bundles: list[dict[str, float]], name: str) -> Any:
-        [[tag]] = bundles
+    def group(bundles: list[dict[str, float]], name: str, bundle_label_selector: list[dict[str, str]]) -> Any:
+        [[tag]], [labels] = bundles, bundle_label_selector
+        assert not labels
         assert name not in there.names  # of groups that are gone, too: Ray takes its time to remove them
         there.names.add(name)
         key = f"{next(numbers)}"

@@ -55,6 +55,17 @@ def test_nothing_is_charged_once_the_driver_has_ended(end: str) -> None:
     assert meter.worker_seconds == {"low_memory": 5}
 
 
+def test_an_attempt_that_finds_all_made_adds_no_seconds() -> None:
+    made = fold(
+        Event("run_started", time=10), Event("stage_started", "corpus", time=12), Event("run_finished", time=20)
+    )
+    assert made.wall_seconds == 10
+    visit = Event("run_started", time=100), Event("stage_skipped", "corpus", time=101), Event("run_finished", time=102)
+    for event in visit:
+        made.update(event)
+    assert made.wall_seconds == 10
+
+
 pools = st.sampled_from(["low_memory", "high_memory"])
 holds = st.lists(st.tuples(pools, st.integers(1, 8), st.integers(0, 1000), st.integers(0, 1000)), max_size=8)
 

@@ -84,9 +84,9 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(event_mailbox.ray, "get", lambda value: value)
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
-    monkeypatch.setattr(module.session, "room", lambda _pool: 2)
-    monkeypatch.setattr(module.session, "slots_staying", lambda _pool: 2)
-    monkeypatch.setattr(module.session, "free_workers", lambda _bundle: 0)
+    monkeypatch.setattr(module.session, "room", lambda _pool, _aside=(): 2)
+    monkeypatch.setattr(module.session, "slots_staying", lambda _pool, _aside=(): 2)
+    monkeypatch.setattr(module.session, "free_workers", lambda _bundle, _aside=(): 0)
     jobs = [
         TrainJob(
             stage="submodels",
@@ -198,9 +198,9 @@ def test_a_pool_that_has_no_slot_for_anything_is_told_of_each_time(
     events, placed = list[Event](), list[str]()
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
     monkeypatch.setattr(mail, "status", lambda _unit: UnitStatus(tuple(placed)))
-    monkeypatch.setattr(module.session, "slots_staying", lambda _pool: there)
+    monkeypatch.setattr(module.session, "slots_staying", lambda _pool, _aside=(): there)
     monkeypatch.setattr(
-        module.session, "wait_message", lambda bundles, workers, _free: f"waits for {workers} of {next(iter(*bundles))}"
+        module.session, "wait_message", lambda bundles, workers, *_: f"waits for {workers} of {next(iter(*bundles))}"
     )
     monkeypatch.setattr(module, grace, 0.0)
     for placed[:] in ([], [], ["node"], [], []):
@@ -216,7 +216,7 @@ def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
     events = list[Event]()
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
     monkeypatch.setattr(mail, "status", lambda _unit: UnitStatus())
-    monkeypatch.setattr(module.session, "free_workers", lambda _bundle: 1)
+    monkeypatch.setattr(module.session, "free_workers", lambda _bundle, _aside=(): 1)
     monkeypatch.setattr(module, "START_SECONDS", 0.0)
     queue.start()
     queue.start()
@@ -262,7 +262,7 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(mail))
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
-    monkeypatch.setattr(module.session, "room", lambda _pool: 1)
+    monkeypatch.setattr(module.session, "room", lambda _pool, _aside=(): 1)
     job = TrainJob(
         stage="submodels",
         name="placed",

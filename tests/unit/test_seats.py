@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 
 import pytest
@@ -25,12 +25,14 @@ class Process:
         resources: What it holds.
         alive: Whether it answers.
         slot: Whether it has its slot.
+        labels: Labels of the nodes on which it may start.
     """
 
     name: str
     resources: dict[str, float]
     alive: bool = True
     slot: bool = True
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def node(self) -> SimpleNamespace:
@@ -52,9 +54,17 @@ class Ray:
         self.now = 0.0
 
     def remote(self, _actor: type) -> SimpleNamespace:
-        def options(*, name: str, num_cpus: float, num_gpus: float, resources: dict[str, float]) -> SimpleNamespace:
+        def options(
+            *,
+            name: str,
+            num_cpus: float,
+            num_gpus: float,
+            resources: dict[str, float],
+            label_selector: Mapping[str, str],
+        ) -> SimpleNamespace:
             def start() -> Process:
-                self.started.append(Process(name, {**resources, "CPU": num_cpus, "GPU": num_gpus}))
+                held = {**resources, "CPU": num_cpus, "GPU": num_gpus}
+                self.started.append(Process(name, held, labels=label_selector))
                 return self.started[-1]
 
             return SimpleNamespace(remote=start)

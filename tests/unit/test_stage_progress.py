@@ -52,7 +52,7 @@ def test_every_stage_that_does_not_train_counts_its_work(tmp_path: Path, family:
             counted[event.stage].add(event.data["unit"])
     assert counted == {
         "corpus": {"documents read", "documents tokenized"},
-        "cluster": {"vectors", "k-means iterations"},
+        "cluster": {"vectors", "k-means restarts"},
         "merge": {"tensors merged"},
         "evaluate": {"tokens evaluated"},
         "export": {"files written"},

@@ -91,7 +91,7 @@ def test_a_short_wait_is_not() -> None:
 
 
 def test_of_several_kinds_any_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "t4": 1.0, "l4": 2.0})
+    offers(monkeypatch, {"CPU": 4.0, "t4": 1.0, "l4": 2.0})
     assert (
         session.wait_message([{"t4": 1.0}, {"l4": 1.0}, {"t4": 1.0}], 1, 0) == "waits for 1 t4 or l4: 0 of 3 are free"
     )
@@ -115,6 +115,11 @@ def test_a_wait_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
         wait_for_start(never, wanted, lambda _: stop.request("cancelled"), stop, grace=0.0)
 
 
+def offers(monkeypatch: pytest.MonkeyPatch, resources: dict[str, float]) -> None:
+    """Give the Ray cluster one node."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "node", "Alive": True, "Resources": resources}])
+
+
 @pytest.mark.parametrize(
     ("there", "workers", "free", "words"),
     [
@@ -126,5 +131,5 @@ def test_a_wait_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
 def test_what_is_missing_is_in_words(
     monkeypatch: pytest.MonkeyPatch, there: dict[str, float], workers: int, free: int, words: str
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    offers(monkeypatch, there)
     assert session.wait_message([Placement(HighMemoryPool(), 1, 0).bundle], workers, free) == words

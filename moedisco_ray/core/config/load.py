@@ -20,6 +20,7 @@ from moedisco_ray.core.config.starts import pinned, with_hub_names, with_recorde
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.config.yaml_text import YamlError, parse_yaml
 from moedisco_ray.core.errors import ConfigError, UserError, raise_together
+from moedisco_ray.core.limits import BF16_STEP
 from moedisco_ray.core.store.checksums import CHECKSUM
 
 
@@ -118,6 +119,34 @@ def _file_mistakes(config: RunConfig) -> Iterator[UserError]:
             yield ConfigError(setting, value=True, remedy=CARRIES_STATE)
         elif config.clusters.count != "auto":
             yield from _division_mistakes(config, config.clusters.count)
+    yield from _size_mistakes(config)
+
+
+def _size_mistakes(config: RunConfig) -> Iterator[UserError]:
+    """Sizes of experts that GPUs cannot multiply in bf16: rows of a grouped product are whole numbers of 16 bytes."""
+    try:
+        sizes = config.model.architecture
+    except UserError:  # no model to start from, which another check reports
+        return
+    has_several = config.clusters.count == "auto" or sizes.num_experts > config.clusters.count
+    trainings = [("finetune", config.finetune_pool)]
+    trainings += [("submodels", config.pools.low_memory)] if has_several else []  # a single expert is a plain product
+    in_bf16 = [
+        f"{name}.optimizer.precision"
+        for name, pool in trainings
+        if pool.gpu and getattr(config, name).optimizer.arithmetic(gpu=True) == "bf16"
+    ]
+    if not in_bf16:
+        return
+    in_fp32 = f"set {' and '.join(in_bf16)} to fp32"
+    for name in ("hidden_size", "moe_intermediate_size"):
+        size = getattr(sizes, name)
+        rule = f"GPUs compute experts in bf16 only if {name} is a multiple of {BF16_STEP}"
+        if size % BF16_STEP and isinstance(config.model.init, LocalInit):
+            yield ConfigError("model.init", str(config.model.init.place), f"{rule}, and it is {size}; {in_fp32}")
+        elif size % BF16_STEP:
+            next_size = -(-size // BF16_STEP) * BF16_STEP
+            yield ConfigError(f"model.config.{name}", size, f"{rule}; set it to {next_size}, or {in_fp32}")
 
 
 def _division_mistakes(config: RunConfig, clusters: int) -> Iterator[UserError]:

@@ -126,6 +126,7 @@ class Meter:
         work: What each finished stage did when it last completed.
         elapsed: Wall-clock seconds of the attempts that have ended.
         began: Start of the current attempt, in seconds since the epoch; None between attempts.
+        made: Whether the newest attempt started a stage.
         finished: Whether the newest attempt completed the run.
     """
 
@@ -140,6 +141,7 @@ class Meter:
     work: dict[str, Work] = dataclasses.field(default_factory=dict)
     elapsed: float = 0.0
     began: float | None = None
+    made: bool = False
     finished: bool = False
 
     def update(self, event: Event) -> None:
@@ -147,11 +149,11 @@ class Meter:
         if event.type == "run_started":
             self._close_all()  # an earlier driver's holds ended with its last event
             self._end_attempt()
-            self.began, self.finished = event.time, False
+            self.began, self.made, self.finished = event.time, False, False
         self.newest = max(self.newest, event.time)
         match event.type:
             case "stage_started":
-                self.stage = self._stage_of(event)
+                self.stage, self.made = self._stage_of(event), True
                 self.before[self.stage] = self._held(self.stage)
             case "stage_finished":
                 self._finish_stage(event)
@@ -171,8 +173,10 @@ class Meter:
                 self.free[event.data["pool"]] = Free(event.data["slots"], event.time, _price(event))
             case "run_finished" | "run_failed" | "run_stopped":
                 self._close_all()
-                self._end_attempt()
                 self.finished = event.type == "run_finished"
+                if self.finished and not self.made:
+                    self.began = None
+                self._end_attempt()
 
     @property
     def charges(self) -> dict[str, dict[str, Usage]]:
@@ -206,7 +210,7 @@ class Meter:
 
     @property
     def wall_seconds(self) -> float:
-        """Wall-clock seconds of all attempts, without the time between them."""
+        """Wall-clock seconds of all attempts, without the time between them and without those that found all made."""
         return self.elapsed + (0.0 if self.began is None else max(0.0, self.newest - self.began))
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,17 +13,20 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from moedisco_ray.backend import Placement
-from moedisco_ray.core.errors import NotFiniteError, PoolError, StorageError
+from moedisco_ray.core.errors import CardError, NotFiniteError, PoolError, StorageError
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.artifacts import disk_full
 from moedisco_ray.core.store.locations import first_line
+from moedisco_ray.execution.ray.card_check import check_card
 from moedisco_ray.execution.ray.causes import FULL, dead_nodes, end_of, failures_of, last_line, unwrapped
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, relaying_stops
+from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterResourcesError
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.train_callbacks import SlotReporter
@@ -50,6 +53,7 @@ class AttemptContext:
         mailbox: Carries the workers' events to the driver.
         seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None
             if the training is a gang.
+        aside: Nodes that the run leaves out, because torch cannot use a GPU there.
     """
 
     run: str
@@ -58,6 +62,7 @@ class AttemptContext:
     stop_files: tuple[StopFile, ...]
     mailbox: EventMailbox
     seats: Seats | None = None
+    aside: NodesAside = dataclasses.field(default_factory=NodesAside)
 
 
 def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
@@ -71,7 +76,13 @@ def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
         PoolError: The autoscaler can never bring enough nodes with these slots.
         MoeDiscoError: An error that another attempt cannot repair.
     """
-    outcome = _attempt(job, context)
+    try:
+        outcome = _attempt(job, context)
+    except CardError as error:
+        context.aside.put(error, context.mailbox.push)
+        return End("bad_card", None, str(error))
+    if isinstance(outcome, TrainResult):
+        context.aside.found_working()  # of a gang, whose workers check their GPUs themselves
     if isinstance(outcome, End) and outcome.costly:
         context.mailbox.count_loss()
     return outcome
@@ -119,7 +130,11 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
 
 
 def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seats: Seats) -> Sequence[BaseException]:
-    """Train on a seat; the result is the error that ended the training, or an empty list if none did."""
+    """Train on a seat; the result is the error that ended the training, or an empty list if none did.
+
+    Raises:
+        CardError: torch cannot use the seat's GPU.
+    """
     pool, mailbox = context.placement.pool, context.mailbox
     name = f"{context.run}-{job.name}"
     try:
@@ -127,11 +142,15 @@ def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seat
             mailbox.set_actor(job.name, attempt_id, seat.actor)
             seat.wait()
             mailbox.start_work(job.name, attempt_id, stage=job.stage, pool=pool.key, node=seat.node_id)
-            seat.run(
-                name, functools.partial(train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name)
+            train = functools.partial(
+                train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name, gpu=pool.gpu > 0
             )
+            seat.run(name, train)
     except RayError as error:
-        return [unwrapped(error)]
+        cause = unwrapped(error)
+        if isinstance(cause, CardError):
+            raise cause from None
+        return [cause]
     return []
 
 
@@ -139,6 +158,7 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
     """Train in a Ray Train run; returns its workers' errors, or an `End` if its controller or storage failed."""
     placement, mailbox = context.placement, context.mailbox
     storage_path, name = ray_train_run(job)
+    gpu = placement.pool.gpu > 0
     try:
         forget_earlier_run(storage_path, name)
         trainer = TorchTrainer(
@@ -146,7 +166,10 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
             # `training` for that.
             functools.partial(train_on_worker, job, context.stop_files, mailbox.handle, attempt_id),
             scaling_config=ScalingConfig(
-                num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle
+                num_workers=placement.workers,
+                use_gpu=gpu,
+                resources_per_worker=placement.bundle,
+                label_selector=dict(context.aside.selector(placement.pool)) or None,
             ),
             run_config=RunConfig(
                 name=name,
@@ -163,6 +186,8 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
                         pool=placement.pool.key,
                         mailbox=mailbox.handle,
                         attempt=attempt_id,
+                        dumps=job.store.dumps,
+                        check=ray.put(functools.partial(check_card, f"{placement.pool.path}.gpu")) if gpu else None,
                     )
                 ],
             ),

@@ -21,6 +21,7 @@ from moedisco_ray.execution.ray.clustering import build_clusters
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.gang import GangSize
+from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.tasks import Slot
@@ -49,8 +50,8 @@ class RayBackend:
         self._high = config.pools.high_memory
         # If both pools share a tag, reserving slots for the gang would starve the sub-models that the gang waits for.
         self._reserves = config.finetune_pool is self._high and self._high.resource not in config.pools.low_memory.tags
-        self._reservation = Reservation(self._high, f"{config.name}-ahead")
         self._seats = Seats(config.name)
+        self._reservation = Reservation(self._high, f"{config.name}-ahead", aside=self._seats.aside)
 
     def __enter__(self) -> Self:
         self._seats.__enter__()
@@ -168,7 +169,17 @@ class RayBackend:
             self._seats.end_idle()
         # The gang takes over what is reserved for it: a request of its own would be for further nodes.
         reserved = self._reservation if pool is self._high else None
-        return train_gang(job, pool, max_failures, directory, emit, stop=stop, run=self._run, reservation=reserved)
+        return train_gang(
+            job,
+            pool,
+            max_failures,
+            directory,
+            emit,
+            stop=stop,
+            run=self._run,
+            reservation=reserved,
+            aside=self._seats.aside,
+        )
 
     def _observer(self, stage: str, emit: Emit) -> Observer | None:
         if stage != "submodels" or not self._reserves or not session.autoscales():
@@ -224,7 +235,7 @@ def train_all(
     Raises:
         MoeDiscoError: A job failed with an error of this package that no retry repairs, such as a full disk.
         OSError: An event could not be written.
-        PoolError: A job fits no node type of a mixed pool.
+        PoolError: A job fits no node type of a mixed pool, or torch can use no GPU of the pool (`CardError`).
         TrainingError: Too many trainings failed or diverged to reach the quorum.
         RunStopped: The run was asked to end; the trainers have saved a checkpoint and ended.
         KeyboardInterrupt: The user interrupted the run; the trainers have saved a checkpoint and ended.
@@ -237,13 +248,19 @@ def train_all(
         open_mailbox(emit) as mailbox,
         ThreadPoolExecutor(len(jobs) + 1, thread_name_prefix="trainer") as threads,
     ):
+        if gang is None:
+            seats = seats or stack.enter_context(Seats(run))
+            aside = seats.aside
+        else:
+            seats, aside = None, gang.aside
         context = AttemptContext(
             run=run,
             placement=placement,
             directory=directory,
             stop_files=(stop, end),
             mailbox=mailbox,
-            seats=None if gang is not None else seats or stack.enter_context(Seats(run)),
+            seats=seats,
+            aside=aside,
         )
         queue = Queue(jobs, context, threads, progress, gang)
         try:
@@ -273,6 +290,7 @@ def train_gang(
     stop: StopFile = NEVER,
     run: str = "run",
     reservation: Reservation | None = None,
+    aside: NodesAside | None = None,
 ) -> Trained:
     """Train one job as a gang, with as many workers as the pool has slots for, within the pool's bounds.
 
@@ -286,12 +304,14 @@ def train_gang(
         stop: Stop file; once it exists, the workers save a checkpoint and end.
         run: Prefix for the names that Ray shows.
         reservation: Slots that an earlier stage has requested for the gang; None if no slots have been requested.
+        aside: Nodes that the run leaves out; None if none is known yet.
 
     Raises:
         MoeDiscoError: As in `train_all`.
     """
     sizes = Sizes(job.batch, pool.fewest_workers, pool.most_workers)
     placement = Placement(pool, sizes.fewest, max_failures)
-    gang = GangSize(placement, sizes, reservation or Reservation(pool, f"{run}-{job.name}-ahead"))
+    reservation = reservation or Reservation(pool, f"{run}-{job.name}-ahead")
+    gang = GangSize(placement, sizes, reservation, aside=aside)
     [trained] = train_all([job], placement, directory, emit, stop=stop, run=run, gang=gang)
     return trained

@@ -89,7 +89,7 @@ class RayWorkers:
         If a slot is lost, another slot computes its parts again.
         """
         pool = self.slot.pool
-        slots = _cpus() if pool is None else session.room(pool)
+        slots = _cpus() if pool is None else session.room(pool, self.slot.seats.aside.of(pool))
         count = max(1, min(slots, len(parts)))
         files, vectoriser, directory = [path.absolute() for path in parts], vectoriser.absolute(), directory.absolute()
         with (

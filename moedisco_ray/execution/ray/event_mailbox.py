@@ -264,7 +264,8 @@ def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
     """
     # On the driver's node: an actor on a spot machine would end the run when the machine is lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(MailboxActor).remote()
+    # Five polls per second would fill Ray's list of tasks, which is in the head's memory.
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here, enable_task_events=False)(MailboxActor).remote()
     try:
         with forwarding(lambda: ray.get(actor.take.remote()), emit, interval) as check:
             yield EventMailbox(actor, check)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from moedisco_ray.backend import Placement
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
+from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.policies.arrival import boot_seconds
 from moedisco_ray.policies.gang import Sizes, worth_growing
 
@@ -34,11 +35,21 @@ class GangSize:
         sizes: Allowed numbers of workers.
         reservation: Requests nodes for the gang, and holds slots that an earlier stage has requested for it.
         clock: Returns the current time in seconds.
+        aside: The run's nodes on which torch cannot use a GPU; None if none is known yet.
+
+    Attributes:
+        aside: Nodes on which no worker starts.
     """
 
     def __init__(
-        self, placement: Placement, sizes: Sizes, reservation: Reservation, clock: Callable[[], float] = time.monotonic
+        self,
+        placement: Placement,
+        sizes: Sizes,
+        reservation: Reservation,
+        clock: Callable[[], float] = time.monotonic,
+        aside: NodesAside | None = None,
     ) -> None:
+        self.aside = aside or NodesAside()
         self._placement = placement
         self._sizes = sizes
         self._reservation = reservation
@@ -98,7 +109,8 @@ class GangSize:
     @property
     def _free_slots(self) -> int:
         # The slots that are reserved for the gang are free for it.
-        return session.free_workers(self._placement.bundle) + self._reservation.held
+        aside = self.aside.of(self._placement.pool)
+        return session.free_workers(self._placement.bundle, aside) + self._reservation.held
 
     @property
     def _boot_seconds(self) -> float:

@@ -94,7 +94,11 @@ class Queue:
         self._progress = progress
         self._gang = gang
         self._pools = {node_type.key: node_type for node_type in context.placement.pool.node_types}
-        self._demand = Demand(self._pools, f"{context.run}-waiting") if gang is None and session.autoscales() else None
+        self._demand = (
+            Demand(self._pools, f"{context.run}-waiting", aside=context.aside)
+            if gang is None and session.autoscales()
+            else None
+        )
         self._waiting: dict[str, TrainJob] = {}
         self._saved_steps = dict.fromkeys((job.name for job in jobs), 0)
         self._queueing: dict[Future[int | None], TrainJob] = {}
@@ -143,8 +147,14 @@ class Queue:
         return self._forecast(self._waiting.values()).stretch(self._context.mailbox.losses_per_hour(), boot)
 
     def start(self) -> None:
-        """Begin all trainings that fit, most work first, each on the cheapest node type with enough memory."""
-        room = session.room(self._context.placement.pool)
+        """Begin all trainings that fit, most work first, each on the cheapest node type with enough memory.
+
+        Raises:
+            CardError: torch can use no GPU of the pool, and no autoscaler brings others.
+        """
+        if self._waiting:
+            self._context.aside.check(self._context.placement.pool, self._context.placement.workers)
+        room = self._room(self._context.placement.pool)
         order = self._order(room)
         slot_for_each = self._slot_for_each(room)
         placed = self._placed(order, room)
@@ -237,6 +247,9 @@ class Queue:
     def _taken(self) -> Counter[str]:
         return Counter(each.pool.key for each in self._running.values())
 
+    def _room(self, pool: Pool) -> int:
+        return session.room(pool, self._context.aside.of(pool))
+
     def _forecast(self, waiting: Iterable[TrainJob]) -> Forecast:
         status = self._context.mailbox.statuses([job.name for job in self._jobs])
         return Forecast(
@@ -255,7 +268,7 @@ class Queue:
         unfinished = [*self._waiting.values(), *self._running_jobs, *self._queueing.values()]
         slots: Counter[str | None] = Counter()
         for pool in self._pools.values():
-            slots[pool.owner] += session.room(pool)
+            slots[pool.owner] += self._room(pool)
         return room >= len(unfinished) and Counter(job.owner for job in unfinished) <= slots
 
     def _placed(self, order: Sequence[Need], room: int) -> list[tuple[str, Pool, int]]:
@@ -263,7 +276,7 @@ class Queue:
         if self._gang is not None:
             workers = self._gang.to_start() if order else None
             return [] if workers is None else [(order[0].name, self._context.placement.pool, workers)]
-        free = {key: session.room(pool) - self._taken[key] for key, pool in self._pools.items()}
+        free = {key: self._room(pool) - self._taken[key] for key, pool in self._pools.items()}
         placed = place_all(order, self._context.placement.types(free))
         return [
             (name, self._pools[key], 1)
@@ -311,9 +324,9 @@ class Queue:
             return
         self._histories[job.name] = decision.history
         self._needs[job.name] = self._need(job)
-        self._context.mailbox.push(
-            Event("worker_restarted", job.stage, job.name, {"kind": end.kind, "step": end.step, "reason": end.reason})
-        )
+        if end.kind != "bad_card":  # then nothing has begun, and a warning has said so
+            restarted = {"kind": end.kind, "step": end.step, "reason": end.reason}
+            self._context.mailbox.push(Event("worker_restarted", job.stage, job.name, restarted))
         self._enqueue(job)
 
     def _enqueue(self, job: TrainJob) -> None:
@@ -355,12 +368,17 @@ class Queue:
             if (key in begun if begun else pool.memory_gb >= need_gb and pool.owner in owners)
         ]
         bundles = [placement.on(pool).bundle for pool in fitting]
-        free = sum(session.free_workers(bundle) for bundle in bundles)
+        aside = self._context.aside.of(placement.pool)
+        free = sum(session.free_workers(bundle, aside) for bundle in bundles)
         if free >= placement.workers:
             self._wait_notice.reset()
         else:
-            grace = START_SECONDS if running and any(session.slots_staying(pool) for pool in fitting) else GRACE_SECONDS
-            self._wait_notice.waiting(lambda: session.wait_message(bundles, placement.workers, free), grace)
+            grace = (
+                START_SECONDS
+                if running and any(session.slots_staying(pool, aside) for pool in fitting)
+                else GRACE_SECONDS
+            )
+            self._wait_notice.waiting(lambda: session.wait_message(bundles, placement.workers, free, aside), grace)
 
     def _emit_finished(self, job: TrainJob) -> None:
         trained = self._progress.trained(job, self._context.mailbox.held())

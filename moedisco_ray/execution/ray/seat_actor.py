@@ -43,6 +43,10 @@ class Seat:
         found: str = ray.get_runtime_context().get_node_id()
         return found
 
+    def check(self, function: Callable[[], None]) -> None:
+        """Call a function that raises an error if the slot is of no use, before the first work."""
+        function()
+
     def run(self, function: Callable[[], Any]) -> Any:
         """Call a function, then free the memory that it left.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 import uuid
@@ -21,7 +22,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from moedisco_ray.core.config import AnyPool, Pool
+from moedisco_ray.core.errors import CardError
 from moedisco_ray.execution.ray import ray_internals
+from moedisco_ray.execution.ray.card_check import check_card
+from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.execution.ray.seat_actor import Seat as SeatActor
 
 T = TypeVar("T")
@@ -31,6 +35,8 @@ IDLE_SECONDS = 30.0
 that waits."""
 POLL_SECONDS = 1.0
 """Interval at which idle seats are checked, and ended if they are no longer needed, in seconds."""
+CHECK_SECONDS = 180.0
+"""Seconds within which torch must be imported and have used a seat's GPU; a card that hangs never answers."""
 _ANSWER_SECONDS = 5.0
 """Seconds in which an idle seat must answer a check before it gets work."""
 
@@ -44,12 +50,16 @@ class Seat:
         pool: Node type whose slot the seat holds.
         node_id: Id of the seat's node; empty until the seat has a slot.
         idle_since: Time at which the seat's last work ended; infinite while the seat works.
+        checked: Whether the seat's GPU was found to work.
+        aside: Notes that it was.
     """
 
     actor: ActorHandle
     pool: Pool
+    aside: NodesAside
     node_id: str = ""
     idle_since: float = float("inf")
+    checked: bool = False
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the seat has its slot, or until a timeout; returns whether it has a slot.
@@ -63,13 +73,31 @@ class Seat:
         return False
 
     def run(self, name: str, function: Callable[[], T]) -> T:
-        """Call a function in the seat's process. Ray's list of tasks shows the call as `name`.
+        """Call a function in the seat's process, once its GPU has been found to work.
+
+        Ray's list of tasks shows the call as `name`.
 
         Raises:
-            RayError: The function raised an error, or the seat's process ended.
+            CardError: The check of the GPU does not end.
+            RayError: The function raised an error, or the seat's process ended. Its cause is a `CardError` if torch
+                cannot use the GPU.
         """
+        if self.pool.gpu and not self.checked:
+            self._check_card(f"{self.pool.path}.gpu")
         found: T = ray.get(self.actor.run.options(name=name).remote(function))
         return found
+
+    def _check_card(self, field: str) -> None:
+        try:
+            ray.get(self.actor.check.remote(functools.partial(check_card, field)), timeout=CHECK_SECONDS)
+        except GetTimeoutError as error:
+            remedy = (
+                f"torch does not finish a small product on a GPU of node {self.node_id} within {CHECK_SECONDS:.0f} s; "
+                f"restart that machine, or set {field}=0"
+            )
+            raise CardError(field, self.pool.gpu, remedy, self.node_id) from error
+        self.checked = True
+        self.aside.found_working()
 
     def end(self) -> None:
         """End the seat's process, whatever it does or waits for."""
@@ -82,11 +110,15 @@ class Seats:
     Args:
         run: Prefix of the actors' names.
         clock: Returns the current time in seconds.
+
+    Attributes:
+        aside: Nodes on which no seat starts.
     """
 
     def __init__(self, run: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._run = run
         self._clock = clock
+        self.aside = NodesAside()
         self._lock = threading.Lock()
         self._idle: list[Seat] = []
         self._closed = threading.Event()
@@ -133,7 +165,7 @@ class Seats:
         self.end_idle(lambda seat: seat.pool.name != pool.name)
 
     def _take_idle(self, pool: Pool) -> Seat | None:
-        self.end_idle(_on(ray_internals.draining_nodes()))
+        self.end_idle(_on({*ray_internals.draining_nodes(), *self.aside.of(pool)}))
         while True:
             with self._lock:
                 seat = next((seat for seat in reversed(self._idle) if seat.pool.key == pool.key), None)
@@ -154,8 +186,9 @@ class Seats:
             num_cpus=0,
             num_gpus=pool.gpu,
             resources={pool.resource: 1},
+            label_selector=self.aside.selector(pool),
         )
-        return Seat(actor.remote(), pool)
+        return Seat(actor.remote(), pool, self.aside)
 
     def _end_unused(self) -> None:
         while not self._closed.wait(POLL_SECONDS):

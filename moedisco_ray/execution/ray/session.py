@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,23 +82,27 @@ def ray_cluster(config: RunConfig, emit: Emit = discard) -> Iterator[list[str]]:
                 ray.shutdown()
 
 
-def slots(pool: Pool) -> int:
-    """Number of slots of a pool on the Ray cluster, whether free or held."""
-    return _slots(pool, ray.cluster_resources())
+def slots(pool: Pool, aside: Collection[str] = ()) -> int:
+    """Number of slots of a pool on the Ray cluster, whether free or held, without those on the nodes `aside`."""
+    return _slots(pool, _offered(aside))
 
 
-def slots_staying(pool: Pool) -> int:
-    """Number of slots of a pool on nodes that are not draining.
+def slots_staying(pool: Pool, aside: Collection[str] = ()) -> int:
+    """Number of slots of a pool on nodes that are not draining, without those on the nodes `aside`.
 
     Ray counts all of them, but starts nothing on draining nodes.
     """
-    draining = ray_internals.draining_nodes()
+    return slots(pool, {*ray_internals.draining_nodes(), *aside})
+
+
+def _offered(aside: Collection[str]) -> Mapping[str, float]:
+    """Resources of all nodes but those `aside`, whether free or held."""
     offered: dict[str, float] = collections.defaultdict(float)
     for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] not in draining:
+        if node["Alive"] and node["NodeID"] not in aside:
             for name, amount in node["Resources"].items():
                 offered[name] += amount
-    return _slots(pool, offered)
+    return offered
 
 
 def _slots(pool: Pool, resources: Mapping[str, float]) -> int:
@@ -106,13 +110,16 @@ def _slots(pool: Pool, resources: Mapping[str, float]) -> int:
     return offered if not pool.gpu else min(offered, int(resources.get("GPU", 0)) // pool.gpu)
 
 
-def free_workers(bundle: Mapping[str, float]) -> int:
-    """Number of workers with these resources that could start now outside draining nodes, as far as Ray knows."""
-    draining = ray_internals.draining_nodes()
+def free_workers(bundle: Mapping[str, float], aside: Collection[str] = ()) -> int:
+    """Number of workers with these resources that could start now, as far as Ray knows.
+
+    Draining nodes and the nodes `aside` do not count.
+    """
+    avoided = {*ray_internals.draining_nodes(), *aside}
     return sum(
         _workers_that_fit(bundle, available)
         for node, available in ray_internals.available_resources_per_node().items()
-        if node not in draining
+        if node not in avoided
     )
 
 
@@ -137,16 +144,17 @@ def freeing(tag: str, slots: int) -> Iterator[None]:
     time.sleep(VIEW_SECONDS)
 
 
-def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int) -> str:
+def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int, aside: Collection[str] = ()) -> str:
     """A sentence that says which slots workers wait for.
 
     Args:
         bundles: Resources of one worker, for each suitable node type; the first resource is the node type's tag.
         workers: Number of workers that start at once.
         free: Number of workers that could start now.
+        aside: Ids of nodes whose slots do not count.
     """
     by_tag = {next(iter(bundle)): bundle for bundle in bundles}
-    resources = ray.cluster_resources()
+    resources = _offered(aside)
     total = sum(_workers_that_fit(bundle, resources) for bundle in by_tag.values())
     found = f"{free} of {total} are free" if total else "no node of the Ray cluster offers it now"
     return f"waits for {workers} {' or '.join(by_tag)}{' at once' if workers > 1 else ''}: {found}"
@@ -157,9 +165,9 @@ def autoscales() -> bool:
     return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
 
 
-def room(pool: Pool) -> int:
-    """Number of one-worker trainings that a pool's existing nodes can run at once, over all its node types."""
-    return min(sum(slots_staying(node_type) for node_type in pool.node_types), max_workers(pool))
+def room(pool: Pool, aside: Collection[str] = ()) -> int:
+    """Number of one-worker trainings that a pool's nodes can run at once, without the nodes `aside`."""
+    return min(sum(slots_staying(node_type, aside) for node_type in pool.node_types), max_workers(pool))
 
 
 def max_workers(pool: Pool) -> int:

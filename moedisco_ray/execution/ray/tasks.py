@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from moedisco_ray.backend import Placement, held_workers
 from moedisco_ray.core.config import Pool
-from moedisco_ray.core.errors import MoeDiscoError, RunError
+from moedisco_ray.core.errors import CardError, MoeDiscoError, RunError
 from moedisco_ray.core.records.events import Emit
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
@@ -51,8 +51,8 @@ class Slot:
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the slot, and wait for its result.
 
-        The slot counts as held from the start of the call until its end. If the worker dies, the call waits for another
-        slot.
+        The slot counts as held from the start of the call until its end. If the worker dies, or torch cannot use its
+        GPU, the call waits for another slot.
 
         Raises:
             MoeDiscoError: The function raised it.
@@ -76,10 +76,19 @@ class Slot:
         raise RunError(f"{function.__name__}: its worker died repeatedly; see the Ray logs") from lost
 
     def _on_seat(self, name: str, call: Callable[[], T], pool: Pool) -> T:
-        with self.seats.taken(pool) as seat:
-            self._wait_for_start(lambda: seat.wait(_POLL_SECONDS), Placement(pool, 1, 0).bundle)
-            with held_workers(self.emit, pool, 1):
-                return seat.run(name, call)
+        while True:
+            self.seats.aside.check(pool)
+            try:
+                with self.seats.taken(pool) as seat:
+                    self._wait_for_start(functools.partial(seat.wait, _POLL_SECONDS), Placement(pool, 1, 0).bundle)
+                    with held_workers(self.emit, pool, 1):
+                        return seat.run(name, call)
+            except RayTaskError as error:  # first: it may be an instance of its cause's class, too
+                if not isinstance(error.cause, CardError):
+                    raise
+                self.seats.aside.put(error.cause, self.emit)
+            except CardError as error:
+                self.seats.aside.put(error, self.emit)
 
     def _in_task(self, name: str, call: Callable[[], T]) -> T:
         bundle = self.free_bundle
@@ -105,9 +114,12 @@ class Slot:
         return found
 
     def _wait_for_start(self, started: Callable[[], bool], bundle: Mapping[str, float]) -> None:
-        wait_for_start(
-            started, lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), self.emit, self.stop
-        )
+        aside = frozenset[str]() if self.pool is None else self.seats.aside.of(self.pool)
+
+        def message() -> str:
+            return session.wait_message([bundle], 1, session.free_workers(bundle, aside), aside)
+
+        wait_for_start(started, message, self.emit, self.stop)
 
 
 def wait_for_start(

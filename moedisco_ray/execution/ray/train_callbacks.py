@@ -7,12 +7,14 @@ seconds at the start of every training.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
 from ray.util.placement_group import get_current_placement_group
 
+from moedisco_ray.core.errors import CardError, raise_together
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray.ray_train_internals import ControllerCallback, WorkerGroupCallback
 
@@ -26,14 +28,29 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         pool: Key of the pool in the meter.
         mailbox: The run's mailbox actor; see `event_mailbox`.
         attempt: Id of this attempt in the mailbox.
+        dumps: Pickles an outcome for the driver.
+        check: A reference to a function that raises a `CardError` on a worker whose GPU torch cannot use; None if the
+            workers have no GPUs. A worker unpacks the function, which imports torch.
     """
 
-    def __init__(self, *, stage: str, unit: str, pool: str, mailbox: ActorHandle, attempt: str) -> None:
+    def __init__(
+        self,
+        *,
+        stage: str,
+        unit: str,
+        pool: str,
+        mailbox: ActorHandle,
+        attempt: str,
+        dumps: Callable[[Any], bytes],
+        check: ray.ObjectRef | None = None,
+    ) -> None:
+        self._check = check
         self._stage = stage
         self._unit = unit
         self._pool = pool
         self._mailbox = mailbox
         self._attempt = attempt
+        self._dumps = dumps
         self._hold: str | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002 - Ray's signature
@@ -44,13 +61,18 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         """Report that the workers are up, with their nodes and placement group.
 
         This precedes torch's setup on the workers: if one dies during it, Ray Train does not remove the placement
-        group.
+        group. A GPU that torch cannot use would make that setup fail, with words that name neither node nor cause.
+
+        Raises:
+            CardError: torch cannot use the GPU of a worker. The mailbox has the same error as the attempt's outcome.
         """
         self._hold = uuid.uuid4().hex[:12]
         self._push("workers_held", {"pool": self._pool, "workers": len(workers)})
         group = ray.get(workers[0].execute_async(get_current_placement_group))
         nodes = tuple(worker.metadata.node_id for worker in workers)
         ray.get(self._mailbox.set_workers.remote(self._unit, self._attempt, nodes, group))
+        if self._check is not None:
+            self._raise_failed([worker.execute_async(_failure, [self._check]) for worker in workers])
         return {}
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
@@ -61,6 +83,14 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         """Report that the slots are free."""
         self._release()
 
+    def _raise_failed(self, checks: Sequence[ray.ObjectRef]) -> None:
+        failed = [error for error in ray.get(checks) if error is not None]
+        try:
+            raise_together(failed)
+        except CardError as error:
+            ray.get(self._mailbox.set_outcome.remote(self._unit, self._attempt, self._dumps(error)))
+            raise
+
     def _release(self) -> None:
         if self._hold is not None:
             self._push("workers_released", {})
@@ -69,3 +99,12 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
     def _push(self, kind: Literal["workers_held", "workers_released"], data: dict[str, Any]) -> None:
         event = Event(kind, self._stage, data={"hold": self._hold, "unit": self._unit, **data})
         ray.get(self._mailbox.push.remote(event))
+
+
+def _failure(check: list[ray.ObjectRef]) -> CardError | None:
+    """The error that a worker's check raises, if it does. Ray would fetch a reference that is not in a list."""
+    try:
+        ray.get(check[0])()
+    except CardError as error:
+        return error
+    return None

@@ -35,7 +35,7 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def train_on_seat(
-    job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, name: str
+    job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, name: str, *, gpu: bool
 ) -> None:
     """Train in this process, as the only worker of a Ray Train run in local mode.
 
@@ -46,10 +46,11 @@ def train_on_seat(
         mailbox: The run's mailbox actor; it receives events and the outcome, and passes on stop requests.
         attempt_id: Id of the attempt in the mailbox.
         name: Name of the Ray Train run.
+        gpu: Whether the seat's pool has GPUs; the seat's has been checked then.
     """
     TorchTrainer(
         functools.partial(train_on_worker, job, stop_files, mailbox, attempt_id, in_gang=False),
-        scaling_config=ScalingConfig(num_workers=0, use_gpu=torch.cuda.is_available()),
+        scaling_config=ScalingConfig(num_workers=0, use_gpu=gpu),
         run_config=RunConfig(name=name),
     ).fit()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.plan.files import Files
-from moedisco_ray.plan.reading import Reading, StageEstimate
-from moedisco_ray.plan.stage_cost import StageCost
+from moedisco_ray.plan.stage_cost import cost_of_training
 from moedisco_ray.plan.stage_plan import StageTraining, gang_training
 
 
@@ -13,12 +11,4 @@ def _training(config: RunConfig, _vocab_size: int) -> StageTraining:
     return gang_training(config, config.finetune_pool, config.tokens.finetune)
 
 
-def _untrained(reading: Reading) -> StageEstimate:
-    return reading.on_head("finetune", 0.0)
-
-
-def _takes_over_its_input(_files: Files) -> None:
-    return None
-
-
-COST = StageCost(_untrained, _takes_over_its_input, training=_training)
+COST = cost_of_training("finetune", _training)

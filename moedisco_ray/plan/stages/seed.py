@@ -5,9 +5,8 @@ from __future__ import annotations
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.cluster_count import low_memory_slots
 from moedisco_ray.plan.files import Files, StageStorage
-from moedisco_ray.plan.reading import Reading, StageEstimate
 from moedisco_ray.plan.seed_workers import seed_workers
-from moedisco_ray.plan.stage_cost import StageCost
+from moedisco_ray.plan.stage_cost import cost_of_training
 from moedisco_ray.plan.stage_plan import StageTraining, more_clusters
 
 
@@ -26,13 +25,9 @@ def _training(config: RunConfig, vocab_size: int) -> StageTraining:
     )
 
 
-def _untrained(reading: Reading) -> StageEstimate:
-    return reading.on_head("seed", 0.0)
-
-
-def _storage(files: Files) -> StageStorage | None:
+def _untrained(files: Files) -> StageStorage | None:
     parts = files.trained.get("submodels")
     return None if parts is None else files.starts("seed", read=0, stored=parts.weights)
 
 
-COST = StageCost(_untrained, _storage, training=_training)
+COST = cost_of_training("seed", _training, _untrained)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.cluster_count import low_memory_slots
-from moedisco_ray.plan.files import Files
-from moedisco_ray.plan.reading import Reading, StageEstimate
-from moedisco_ray.plan.stage_cost import StageCost
+from moedisco_ray.plan.stage_cost import cost_of_training
 from moedisco_ray.plan.stage_plan import StageTraining, more_clusters
 
 
@@ -25,12 +23,4 @@ def _training(config: RunConfig, _vocab_size: int) -> StageTraining:
     )
 
 
-def _untrained(reading: Reading) -> StageEstimate:
-    return reading.on_head("submodels", 0.0)
-
-
-def _takes_over_its_input(_files: Files) -> None:
-    return None
-
-
-COST = StageCost(_untrained, _takes_over_its_input, training=_training)
+COST = cost_of_training("submodels", _training)

@@ -19,6 +19,7 @@ from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Pool
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
+from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.policies.arrival import boot_seconds, gives_way
 from moedisco_ray.policies.placement import Need, ask_for
 
@@ -33,11 +34,22 @@ class Demand:
     Args:
         node_types: The node types, by key.
         name: Prefix of the placement groups' names.
+        clock: Returns the current time in seconds.
+        aside: Nodes whose slots do not count; None if none is known yet.
     """
 
-    def __init__(self, node_types: Mapping[str, Pool], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        node_types: Mapping[str, Pool],
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
+        aside: NodesAside | None = None,
+    ) -> None:
         self._pools = node_types
-        self._requests = {key: _Requests(node_type, f"{name}-{key}", clock) for key, node_type in node_types.items()}
+        aside = aside or NodesAside()
+        self._requests = {
+            key: _Requests(node_type, f"{name}-{key}", clock, aside) for key, node_type in node_types.items()
+        }
 
     @property
     def absent(self) -> Collection[str]:
@@ -76,7 +88,8 @@ class Demand:
 
 
 class _Requests:
-    def __init__(self, node_type: Pool, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, node_type: Pool, name: str, clock: Callable[[], float], aside: NodesAside) -> None:
+        self._aside = aside
         self._node_type = node_type
         self._name = name
         self._clock = clock
@@ -108,7 +121,11 @@ class _Requests:
         while len(self._groups) < count:
             # Names are unique in a Ray cluster, even while a group is being removed.
             self._groups.append(
-                placement_group([{self._node_type.resource: 1}], name=f"{self._name}-{uuid.uuid4().hex[:8]}")
+                placement_group(
+                    [{self._node_type.resource: 1}],
+                    name=f"{self._name}-{uuid.uuid4().hex[:8]}",
+                    bundle_label_selector=[dict(self._aside.selector(self._node_type))],
+                )
             )
 
     def hand_over(self) -> None:

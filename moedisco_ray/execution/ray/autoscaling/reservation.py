@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from moedisco_ray.core.config import Pool
 from moedisco_ray.execution.ray import ray_internals, session
 from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
+from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.policies import arrival
 from moedisco_ray.policies.arrival import Advice
 
@@ -26,13 +27,18 @@ class Reservation:
 
     Args:
         name: Prefix of the placement groups' names.
+        clock: Returns the current time in seconds.
+        aside: Nodes whose slots do not count; None if none is known yet.
 
     Attributes:
         workers: Number of slots requested now.
     """
 
-    def __init__(self, pool: Pool, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, pool: Pool, name: str, clock: Callable[[], float] = time.monotonic, aside: NodesAside | None = None
+    ) -> None:
         self._pool = pool
+        self._aside = aside or NodesAside()
         self._name = name
         self._group: PlacementGroup | None = None
         self._boots = BootTimes(pool.resource, clock)
@@ -45,12 +51,12 @@ class Reservation:
 
     @property
     def held(self) -> int:
-        """Number of held slots, without those on draining nodes; 0 until all requested slots are held."""
+        """Number of held slots, without those on draining nodes and nodes put aside; 0 until all are held."""
         table = placement_group_table(self._group) if self._group is not None else {}
         if table.get("state") != "CREATED":
             return 0
-        draining = ray_internals.draining_nodes()
-        return sum(node not in draining for node in table["bundles_to_node_id"].values())
+        avoided = {*ray_internals.draining_nodes(), *self._aside.of(self._pool)}
+        return sum(node not in avoided for node in table["bundles_to_node_id"].values())
 
     def request(self, workers: int) -> None:
         """Set the number of requested slots; 0 removes the request."""
@@ -62,7 +68,12 @@ class Reservation:
         if workers:
             # Names are unique in a Ray cluster, even while a group is being removed.
             name = f"{self._name}-{uuid.uuid4().hex[:8]}"
-            self._group = placement_group([{self._pool.resource: 1}] * workers, strategy="PACK", name=name)
+            self._group = placement_group(
+                [{self._pool.resource: 1}] * workers,
+                strategy="PACK",
+                name=name,
+                bundle_label_selector=[dict(self._aside.selector(self._pool))] * workers,
+            )
             self.workers = workers
 
     def hand_over(self) -> None:
