@@ -45,6 +45,8 @@ class UnitStatus:
         start_seconds: Seconds from getting workers to the first progress event, in the newest attempt with such an
             event.
         exit_step: Step (from 0) in which the first worker of the newest attempt ended; None if no worker reported it.
+        pulse_at: Time of the newest attempt's last sign of life, in seconds since the epoch; None if it gave none.
+        hung_seconds: Seconds for which the newest attempt has hung, as it says itself.
     """
 
     nodes: tuple[str, ...] = ()
@@ -54,6 +56,8 @@ class UnitStatus:
     held_at: float | None = dataclasses.field(default=None, compare=False)
     start_seconds: float | None = dataclasses.field(default=None, compare=False)
     exit_step: int | None = None
+    pulse_at: float | None = dataclasses.field(default=None, compare=False)
+    hung_seconds: float = dataclasses.field(default=0.0, compare=False)
 
     @property
     def current_step(self) -> int | None:
@@ -108,8 +112,16 @@ class MailboxActor:
     def begin_attempt(self, unit: str) -> str:
         self._attempts[unit] = attempt = uuid.uuid4().hex
         self._outcomes.pop(unit, None)
-        self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=(), step=0, held_at=None, exit_step=None)
+        self._statuses[unit] = dataclasses.replace(
+            self._statuses[unit], nodes=(), step=0, held_at=None, exit_step=None, pulse_at=None, hung_seconds=0.0
+        )
         return attempt
+
+    def beat(self, unit: str, attempt: str, hung_seconds: float) -> None:
+        if attempt == self._attempts.get(unit):
+            self._statuses[unit] = dataclasses.replace(
+                self._statuses[unit], pulse_at=time.time(), hung_seconds=hung_seconds
+            )
 
     def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
         if attempt == self._attempts.get(unit):

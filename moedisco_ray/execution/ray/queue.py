@@ -1,7 +1,6 @@
 """Queue trainings for a pool that grows and shrinks.
 
 All that fit run at the same time; those with most work left start first.
-
 Sub-models train on one slot each. A gang is a queue of one training, on as many slots as `GangSize` says.
 """
 
@@ -26,6 +25,7 @@ from moedisco_ray.execution.ray.autoscaling.demand import Demand
 from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.forecast import RESTART_SECONDS, Forecast
 from moedisco_ray.execution.ray.gang import GangSize
+from moedisco_ray.execution.ray.hang_watch import HangWatch
 from moedisco_ray.execution.ray.sync_thread import SyncThread
 from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
@@ -106,6 +106,7 @@ class Queue:
         self._histories = {job.name: histories.remembered(job, context.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
         self._wait_notice = WaitNotice(context.mailbox.push)
+        self._hang_watch = HangWatch(context.mailbox)
         self._sync = SyncThread(jobs, threads, context.mailbox.push)
         context.placement.check(list(self._needs.values()))
         for job in jobs:
@@ -182,6 +183,7 @@ class Queue:
     def poll(self) -> None:
         """Wait for a moment, and handle the trainings that ended."""
         self._sync.poll()
+        self._hang_watch.check([job.name for job in self._running_jobs])
         futures: list[Future[Any]] = [*self._running, *self._queueing, *self._sync.pending]
         if not futures:  # `wait` returns at once without futures
             time.sleep(POLL_SECONDS)
@@ -191,7 +193,7 @@ class Queue:
             ended = self._running.pop(future)
             outcome = future.result()
             if isinstance(outcome, End):
-                self._handle_end(ended, outcome)
+                self._handle_end(ended, self._hang_watch.end_of(ended.job.name, outcome))
             elif not outcome.finished:
                 self._context.stop_files[0].check()
                 self._enqueue(ended.job)
