@@ -1,4 +1,4 @@
-"""Whether a training on a slow machine should go on elsewhere."""
+"""Whether a training on a slow machine should continue elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seat whose process gets a tenth of its time: the training goes on on a free slot, with the same bits, soon."""
+"""A seat whose process gets a tenth of its time: the training continues on a free slot, soon and with the same bits."""
 
 from __future__ import annotations
 

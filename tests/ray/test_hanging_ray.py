@@ -1,4 +1,4 @@
-"""Trainings whose process is alive and does nothing are ended, and go on elsewhere with the same bits."""
+"""Trainings whose process is alive and does nothing are ended, and continue elsewhere with the same bits."""
 
 from __future__ import annotations
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor, UnitStatus
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor
 from moedisco_ray.execution.ray.hang_watch import HangWatch
 from moedisco_ray.execution.ray.pulse import BEAT_SECONDS, Pulse
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.hanging import LONG_SECONDS, SILENT_SECONDS, START_SECONDS, allowed_seconds
 from moedisco_ray.policies.retrying import End
 
@@ -25,7 +26,7 @@ class Clock:
 
 
 def beats(pulse: Pulse, clock: Clock, seconds: float) -> None:
-    """What the thread does while the clock goes on."""
+    """What the thread does while time passes."""
     end = clock.now + seconds
     while clock.now + BEAT_SECONDS <= end:
         clock.now += BEAT_SECONDS

@@ -13,8 +13,9 @@ from moedisco_ray.core.config import LowMemoryPool, Optimizer, Pool
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import replacing as module
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox
 from moedisco_ray.execution.ray.replacing import Replacements, RunningAttempt
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.moving import worth_moving
 from moedisco_ray.training import TrainJob
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.hanging import SILENT_SECONDS, START_SECONDS
 from moedisco_ray.policies.retrying import End
 

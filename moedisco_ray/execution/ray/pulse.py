@@ -13,12 +13,12 @@ from moedisco_ray.policies.hanging import allowed_seconds
 BEAT_SECONDS = 10.0
 """Interval between two messages, in seconds."""
 _LATE = 3
-"""After so many intervals without a turn of the thread, the whole process was stopped, and the current step was too."""
+"""Number of intervals without a turn of the thread after which the whole process, with its step, counts as stopped."""
 _LAST_STEPS = 64
 
 
 class Pulse:
-    """Tells the driver every 10 s for how long the training has hung; a training that goes on has hung for 0 s.
+    """Tells the driver every 10 s for how long the training has hung; one that advances has hung for 0 s.
 
     Args:
         send: Sends a number of seconds to the driver, without waiting for an answer.

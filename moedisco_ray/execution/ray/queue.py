@@ -22,12 +22,12 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import histories, session
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.autoscaling.demand import Demand
-from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.forecast import Forecast
 from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.execution.ray.hang_watch import HangWatch
 from moedisco_ray.execution.ray.replacing import Replacements, RunningAttempt
 from moedisco_ray.execution.ray.sync_thread import SyncThread
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.ordering import Remaining

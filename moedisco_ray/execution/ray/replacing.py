@@ -11,9 +11,10 @@ from moedisco_ray.core.config import Pool
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox
 from moedisco_ray.execution.ray.forecast import RESTART_SECONDS
 from moedisco_ray.execution.ray.gang import GangSize
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.moving import worth_moving
 from moedisco_ray.training import TrainJob
 
@@ -70,8 +71,11 @@ class Replacements:
             return
         statuses = self._mailbox.statuses(_names(running))
         trained = [each for each in running if _has_trained(statuses[each.job.name], each.before)]
-        found = self._growing(trained, statuses) if self._gang else self._moving(running, trained, statuses, aside)
-        for each, kind, reason in found if self._gang or not waiting else ():
+        if self._gang is not None:
+            found = _growing(self._gang, trained, statuses)
+        else:
+            found = iter(()) if waiting else self._moving(running, trained, statuses, aside)
+        for each, kind, reason in found:
             status = statuses[each.job.name]
             data = {"kind": kind, "step": status.step, "reason": reason}
             self._mailbox.push(Event("worker_restarted", each.job.stage, each.job.name, data))
@@ -79,17 +83,6 @@ class Replacements:
                 self._left[each.job.name] |= {*status.nodes}
             each.end.request(kind)
             return
-
-    def _growing(
-        self, trained: Sequence[RunningAttempt], statuses: Mapping[str, UnitStatus]
-    ) -> Iterator[tuple[RunningAttempt, str, str]]:
-        """The gang, if a larger one would finish the training sooner."""
-        for each in trained if self._gang is not None else ():
-            status = statuses[each.job.name]
-            seconds_left = (each.job.steps - status.step) * (status.step_seconds or 0.0)
-            larger = self._gang.larger(each.workers, seconds_left, status.start_seconds or RESTART_SECONDS)
-            if larger is not None:
-                yield each, "grown", f"it continues with {larger} workers in place of {each.workers}"
 
     def _moving(
         self,
@@ -123,6 +116,18 @@ class Replacements:
         """Whether a slot of a node type is free on a node that is not avoided."""
         taken = [each for each in running if each.pool.key == pool.key]
         return session.room(pool, avoided) > sum(avoided.isdisjoint(statuses[each.job.name].nodes) for each in taken)
+
+
+def _growing(
+    gang: GangSize, trained: Sequence[RunningAttempt], statuses: Mapping[str, UnitStatus]
+) -> Iterator[tuple[RunningAttempt, str, str]]:
+    """The gang, if a larger one would finish the training sooner."""
+    for each in trained:
+        status = statuses[each.job.name]
+        seconds_left = (each.job.steps - status.step) * (status.step_seconds or 0.0)
+        larger = gang.larger(each.workers, seconds_left, status.start_seconds or RESTART_SECONDS)
+        if larger is not None:
+            yield each, "grown", f"it continues with {larger} workers in place of {each.workers}"
 
 
 def _names(running: Sequence[RunningAttempt]) -> list[str]:
