@@ -18,7 +18,7 @@ _LAST_STEPS = 64
 
 
 class Pulse:
-    """Tells the driver every 10 s for how long the training has hung; one that advances has hung for 0 s.
+    """Reports to the driver every 10 s for how long the training has hung; one that advances has hung for 0 s.
 
     Args:
         send: Sends a number of seconds to the driver, without waiting for an answer.

@@ -197,7 +197,7 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
 def _reporting_steps(
     job: TrainJob, world: World, mailbox: ActorHandle, attempt_id: str
 ) -> Iterator[Callable[[int | None], None]]:
-    """Tell the driver that the training advances, and at which step it ends.
+    """Report to the driver that the training advances, and at which step it ends.
 
     Yields:
         A function to call with each step that begins, and with None when it has ended.
