@@ -36,7 +36,7 @@ _REMOTE_POLL_SECONDS = 2.0
 """Seconds between two polls while waiting at a sync point, if the run is at a URI, where each poll is a request."""
 
 
-def _ignore_step(step: int) -> None:
+def _ignore_step(step: int | None) -> None:
     del step
 
 
@@ -45,7 +45,7 @@ def train(
     world: World,
     emit: Emit,
     stop: Callable[[], bool],
-    on_step: Callable[[int], None] = _ignore_step,
+    on_step: Callable[[int | None], None] = _ignore_step,
     losses_per_hour: Callable[[], float] | None = None,
 ) -> TrainResult:
     """Run `train_in_turns` to its end, sleeping while it waits."""
@@ -56,6 +56,7 @@ def train(
         except StopIteration as end:
             result: TrainResult = end.value
             return result
+        on_step(None)  # it waits for others, and does not hang
         time.sleep(_REMOTE_POLL_SECONDS if job.store.is_remote else _POLL_SECONDS)
 
 
@@ -64,7 +65,7 @@ def train_in_turns(
     world: World,
     emit: Emit,
     stop: Callable[[], bool],
-    on_step: Callable[[int], None] = _ignore_step,
+    on_step: Callable[[int | None], None] = _ignore_step,
     losses_per_hour: Callable[[], float] | None = None,
 ) -> Generator[None, None, TrainResult]:
     """Train from the newest checkpoint, if one exists, and write the model; yield while waiting at a sync point.
@@ -77,7 +78,7 @@ def train_in_turns(
         world: Rank and device of this worker, and the number of workers.
         emit: Receives `progress` and `evaluation` events, on rank 0.
         stop: Polled after steps. Once it is true on any worker, all save a checkpoint and return an unfinished result.
-        on_step: Called before each step with its number, counted from 0.
+        on_step: Called before each step with its number, counted from 0, and after it with None.
         losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is
             the job's estimate.
 
@@ -112,7 +113,7 @@ def _train_in_turns(
     emit: Emit,
     stop: Callable[[], bool],
     *,
-    on_step: Callable[[int], None],
+    on_step: Callable[[int | None], None],
     losses_per_hour: Callable[[], float] | None,
     group: dist.ProcessGroup | None,
 ) -> Generator[None, None, TrainResult]:
@@ -150,6 +151,7 @@ def _train_in_turns(
             log = done % job.log_every == 0
             if log:
                 metrics.update()
+            on_step(None)
             last = done == job.steps
             stopped, save_is_due = (False, False) if last else agree()
             if last or stopped or save_is_due or saver.is_scheduled(done):

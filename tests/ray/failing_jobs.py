@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,20 @@ class OnASmallDevice(TrainJob):
         """What every forward pass asks for."""
         if (self.optimizer.micro_batch or self.batch) > 2 and any(Path(self.checkpoints).glob("step-*")):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().step_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class HangsOnce(TrainJob):
+    """Once it has a checkpoint, a step never ends; in the next process it does."""
+
+    @property
+    def step_tokens(self) -> int:
+        """What every step asks for."""
+        marker = self.output.parent / "has-hung"
+        if any(Path(self.checkpoints).glob("step-*")) and not marker.exists():
+            marker.touch()
+            time.sleep(3600)
         return super().step_tokens
 
 

@@ -17,8 +17,8 @@ from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import causes
 from moedisco_ray.execution.ray.backend import train_all
-from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.ray_train_internals import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.retrying import Skip
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]

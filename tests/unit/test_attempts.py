@@ -28,13 +28,14 @@ from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import attempts, causes, worker
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.causes import end_of, failures_of, last_line
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor, UnitStatus
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor
 from moedisco_ray.execution.ray.ray_train_internals import (
     InsufficientClusterResourcesError,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
 

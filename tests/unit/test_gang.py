@@ -20,8 +20,9 @@ from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import backend, queue, session
 from moedisco_ray.execution.ray.attempts import AttemptContext
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox
 from moedisco_ray.execution.ray.gang import GangSize
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.gang import Sizes
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult

@@ -22,9 +22,10 @@ from moedisco_ray.core.store.locations import Location
 from moedisco_ray.execution.ray import backend, event_mailbox
 from moedisco_ray.execution.ray import queue as module
 from moedisco_ray.execution.ray.attempts import AttemptContext
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor, UnitStatus
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor
 from moedisco_ray.execution.ray.forecast import RESTART_SECONDS
 from moedisco_ray.execution.ray.queue import Queue
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.quorum import ALL
 from moedisco_ray.policies.retrying import End

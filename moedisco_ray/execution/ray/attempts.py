@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import ray
@@ -54,6 +54,7 @@ class AttemptContext:
         seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None
             if the training is a gang.
         aside: Nodes that the run leaves out, because torch cannot use a GPU there.
+        avoided: Ids of nodes on which this training must not run; a gang may.
     """
 
     run: str
@@ -63,6 +64,7 @@ class AttemptContext:
     mailbox: EventMailbox
     seats: Seats | None = None
     aside: NodesAside = dataclasses.field(default_factory=NodesAside)
+    avoided: Collection[str] = ()
 
 
 def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
@@ -138,7 +140,7 @@ def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seat
     pool, mailbox = context.placement.pool, context.mailbox
     name = f"{context.run}-{job.name}"
     try:
-        with seats.taken(pool) as seat:
+        with seats.taken(pool, context.avoided) as seat:
             mailbox.set_actor(job.name, attempt_id, seat.actor)
             seat.wait()
             mailbox.start_work(job.name, attempt_id, stage=job.stage, pool=pool.key, node=seat.node_id)

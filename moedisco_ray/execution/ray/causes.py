@@ -18,12 +18,12 @@ from ray.train import ControllerError, PreemptionError, TrainingFailedError, Wor
 
 from moedisco_ray.core.errors import DiskFullError
 from moedisco_ray.core.store.artifacts import disk_full
-from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.ray_train_internals import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.retrying import End, kind_of
 
 NODE_DEATH_SECONDS = 25.0

@@ -23,57 +23,13 @@ from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.run_work import unpickled
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 _LOSS_RATE_SECONDS = 60.0
 """Interval at which a worker reads the run's rate of lost workers, in seconds."""
 _STOP_SECONDS = 1.0
 """Interval at which the driver and each worker check for a stop request, in seconds."""
-
-
-@dataclasses.dataclass(frozen=True)
-class UnitStatus:
-    """The last known state of a unit (one training).
-
-    Attributes:
-        nodes: Ids of the nodes of the unit's workers; empty while the unit has no workers.
-        step: Last step that the newest attempt reported; 0 if it has reported none.
-        step_seconds: Seconds per step, as last reported by any attempt.
-        stall: Seconds for which the newest checkpoint halted training.
-        held_at: Time at which the newest attempt got its workers, in seconds since the epoch; None while it has no
-            workers.
-        start_seconds: Seconds from getting workers to the first progress event, in the newest attempt with such an
-            event.
-        exit_step: Step (from 0) in which the first worker of the newest attempt ended; None if no worker reported it.
-    """
-
-    nodes: tuple[str, ...] = ()
-    step: int = 0
-    step_seconds: float | None = None
-    stall: float = 0.0
-    held_at: float | None = dataclasses.field(default=None, compare=False)
-    start_seconds: float | None = dataclasses.field(default=None, compare=False)
-    exit_step: int | None = None
-
-    @property
-    def current_step(self) -> int | None:
-        """The current step (from 0), from a worker's exit or else its last progress event; None if unknown."""
-        return self.exit_step if self.exit_step is not None else self.step or None
-
-    def updated(self, event: Event) -> UnitStatus:
-        data = event.data
-        if event.type == "checkpoint":
-            return dataclasses.replace(self, stall=data["stall"])
-        if event.type != "progress":
-            return self
-        speed = data["tokens_per_second"] * data["step"] / data["tokens"] if data["tokens"] else 0.0
-        first = self.held_at is not None and not self.step
-        return dataclasses.replace(
-            self,
-            step=data["step"],
-            step_seconds=1 / speed if speed else self.step_seconds,
-            start_seconds=event.time - (self.held_at or 0.0) if first else self.start_seconds,
-        )
 
 
 class MailboxActor:
@@ -108,8 +64,16 @@ class MailboxActor:
     def begin_attempt(self, unit: str) -> str:
         self._attempts[unit] = attempt = uuid.uuid4().hex
         self._outcomes.pop(unit, None)
-        self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=(), step=0, held_at=None, exit_step=None)
+        self._statuses[unit] = dataclasses.replace(
+            self._statuses[unit], nodes=(), step=0, held_at=None, exit_step=None, pulse_at=None, hung_seconds=0.0
+        )
         return attempt
+
+    def beat(self, unit: str, attempt: str, hung_seconds: float) -> None:
+        if attempt == self._attempts.get(unit):
+            self._statuses[unit] = dataclasses.replace(
+                self._statuses[unit], pulse_at=time.time(), hung_seconds=hung_seconds
+            )
 
     def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
         if attempt == self._attempts.get(unit):

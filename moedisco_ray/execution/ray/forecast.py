@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from moedisco_ray.execution.ray.event_mailbox import UnitStatus
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch, interval
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first, soonest_done
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import ray
 
@@ -59,9 +59,9 @@ class NodesAside:
         with self._lock:
             return frozenset(self._errors) if pool.gpu else frozenset()
 
-    def selector(self, pool: Pool) -> Mapping[str, str]:
-        """Labels by which Ray keeps a pool's work away from these nodes."""
-        nodes = sorted(self.of(pool))
+    def selector(self, pool: Pool, others: Collection[str] = ()) -> Mapping[str, str]:
+        """Labels by which Ray keeps a pool's work away from these nodes, and from others."""
+        nodes = sorted({*self.of(pool), *others})
         return {_NODE_ID: f"!in({','.join(nodes)})"} if nodes else {}
 
     def check(self, pool: Pool, workers: int = 1) -> None:

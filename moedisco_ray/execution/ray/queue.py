@@ -1,7 +1,6 @@
 """Queue trainings for a pool that grows and shrinks.
 
 All that fit run at the same time; those with most work left start first.
-
 Sub-models train on one slot each. A gang is a queue of one training, on as many slots as `GangSize` says.
 """
 
@@ -23,10 +22,12 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import histories, session
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.autoscaling.demand import Demand
-from moedisco_ray.execution.ray.event_mailbox import UnitStatus
-from moedisco_ray.execution.ray.forecast import RESTART_SECONDS, Forecast
+from moedisco_ray.execution.ray.forecast import Forecast
 from moedisco_ray.execution.ray.gang import GangSize
+from moedisco_ray.execution.ray.hang_watch import HangWatch
+from moedisco_ray.execution.ray.replacing import Replacements, RunningAttempt
 from moedisco_ray.execution.ray.sync_thread import SyncThread
+from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.ordering import Remaining
@@ -43,26 +44,6 @@ STOP_SECONDS = 120.0
 """Maximum time that stopped trainers get to save a checkpoint, in seconds."""
 
 Outcome = TrainResult | End
-
-
-@dataclasses.dataclass
-class _Attempt:
-    """A running attempt at a training.
-
-    Attributes:
-        pool: Node type of the workers.
-        workers: Number of workers.
-        before: Status of the training before the attempt; as long as the status stays equal, the attempt has reported
-            nothing.
-        end: Stop file with which the queue ends only this attempt, after a checkpoint, so that a larger gang can
-            replace it. None for a training on a seat, which is never replaced.
-    """
-
-    job: TrainJob
-    pool: Pool
-    workers: int
-    before: UnitStatus
-    end: StopFile | None = None
 
 
 class Queue:
@@ -102,10 +83,12 @@ class Queue:
         self._waiting: dict[str, TrainJob] = {}
         self._saved_steps = dict.fromkeys((job.name for job in jobs), 0)
         self._queueing: dict[Future[int | None], TrainJob] = {}
-        self._running: dict[Future[Outcome], _Attempt] = {}
+        self._running: dict[Future[Outcome], RunningAttempt] = {}
         self._histories = {job.name: histories.remembered(job, context.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
         self._wait_notice = WaitNotice(context.mailbox.push)
+        self._hang_watch = HangWatch(context.mailbox)
+        self._replacements = Replacements(context.mailbox, gang)
         self._sync = SyncThread(jobs, threads, context.mailbox.push)
         context.placement.check(list(self._needs.values()))
         for job in jobs:
@@ -154,6 +137,7 @@ class Queue:
         """
         if self._waiting:
             self._context.aside.check(self._context.placement.pool, self._context.placement.workers)
+        aside = self._context.aside.of(self._context.placement.pool)
         room = self._room(self._context.placement.pool)
         order = self._order(room)
         slot_for_each = self._slot_for_each(room)
@@ -162,16 +146,17 @@ class Queue:
             self._demand.hand_over()
         for name, pool, workers in placed:
             job = self._waiting.pop(name)
-            end = None if self._gang is None else StopFile(self._context.directory / f"end-{uuid.uuid4().hex}")
+            end = StopFile(self._context.directory / f"end-{uuid.uuid4().hex}")
             context = dataclasses.replace(
                 self._context,
                 placement=dataclasses.replace(self._context.placement, pool=pool, workers=workers),
-                stop_files=(*self._context.stop_files, *([] if end is None else [end])),
+                stop_files=(*self._context.stop_files, end),
+                avoided=self._replacements.avoided(name, pool, list(self._running.values()), aside),
             )
             adjusted = histories.adjusted(job, self._histories[name], self._context.mailbox.losses_per_hour())
             adjusted = self._sync.with_stay(adjusted, slot_for_each=slot_for_each)
             self._progress.workers[name] = workers
-            begun = _Attempt(job, pool, workers, self._context.mailbox.status(name), end)
+            begun = RunningAttempt(job, pool, workers, self._context.mailbox.status(name), end)
             self._running[self._threads.submit(attempt, adjusted, context)] = begun
         if self._demand is not None:
             self._demand.request_for(
@@ -182,6 +167,7 @@ class Queue:
     def poll(self) -> None:
         """Wait for a moment, and handle the trainings that ended."""
         self._sync.poll()
+        self._hang_watch.check([job.name for job in self._running_jobs])
         futures: list[Future[Any]] = [*self._running, *self._queueing, *self._sync.pending]
         if not futures:  # `wait` returns at once without futures
             time.sleep(POLL_SECONDS)
@@ -191,13 +177,15 @@ class Queue:
             ended = self._running.pop(future)
             outcome = future.result()
             if isinstance(outcome, End):
-                self._handle_end(ended, outcome)
+                self._handle_end(ended, self._hang_watch.end_of(ended.job.name, outcome))
             elif not outcome.finished:
                 self._context.stop_files[0].check()
                 self._enqueue(ended.job)
             else:
                 self._finish(ended.job, outcome, ended.pool)
-        self._grow()
+        aside = self._context.aside.of(self._context.placement.pool)
+        waiting = bool(self._waiting or self._queueing)
+        self._replacements.end_slow(list(self._running.values()), waiting=waiting, aside=aside)
         self._move_queued()
         self._progress.save(self._context.mailbox.held, now=bool(done))
 
@@ -283,36 +271,11 @@ class Queue:
             for name, key in itertools.islice(placed.items(), max(0, room - len(self._running)))
         ]
 
-    def _grow(self) -> None:
-        """End the gang with a checkpoint if a larger gang would finish the training sooner."""
-        for each in self._running.values():
-            if self._gang is None or each.end is None or each.end.requested:
-                continue
-            status = self._context.mailbox.status(each.job.name)
-            if not status.step or not status.step_seconds or status == each.before:
-                continue
-            seconds_left = (each.job.steps - status.step) * status.step_seconds
-            larger = self._gang.larger(each.workers, seconds_left, status.start_seconds or RESTART_SECONDS)
-            if larger is not None:
-                self._context.mailbox.push(
-                    Event(
-                        "worker_restarted",
-                        each.job.stage,
-                        each.job.name,
-                        {
-                            "kind": "grown",
-                            "step": status.step,
-                            "reason": f"it continues with {larger} workers in place of {each.workers}",
-                        },
-                    )
-                )
-                each.end.request("grows")
-
     def _finish(self, job: TrainJob, result: TrainResult, pool: Pool) -> None:
         self._progress.finish(job.name, result, pool.speed)
         self._emit_finished(job)
 
-    def _handle_end(self, ended: _Attempt, end: End) -> None:
+    def _handle_end(self, ended: RunningAttempt, end: End) -> None:
         job = ended.job
         if self._gang is not None:
             self._gang.forget_growth()

@@ -134,12 +134,16 @@ class Seats:
         self.end_idle()
 
     @contextlib.contextmanager
-    def taken(self, pool: Pool) -> Iterator[Seat]:
+    def taken(self, pool: Pool, avoided: Collection[str] = ()) -> Iterator[Seat]:
         """Lend a seat of a node type to the block: an idle seat, or a new one, which may still wait for its slot.
 
         The seat becomes idle at the end of the block, or is ended if the block raises an error.
+
+        Args:
+            pool: The node type.
+            avoided: Ids of nodes on which the seat must not be.
         """
-        seat = self._take_idle(pool) or self._start(pool)
+        seat = self._take_idle(pool, avoided) or self._start(pool, avoided)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(seat.end)
             yield seat
@@ -164,11 +168,12 @@ class Seats:
         """End the idle seats of all other pools, whose machines may be those of this pool too."""
         self.end_idle(lambda seat: seat.pool.name != pool.name)
 
-    def _take_idle(self, pool: Pool) -> Seat | None:
+    def _take_idle(self, pool: Pool, avoided: Collection[str]) -> Seat | None:
         self.end_idle(_on({*ray_internals.draining_nodes(), *self.aside.of(pool)}))
         while True:
             with self._lock:
-                seat = next((seat for seat in reversed(self._idle) if seat.pool.key == pool.key), None)
+                usable = (seat for seat in reversed(self._idle) if seat.pool.key == pool.key)
+                seat = next((seat for seat in usable if seat.node_id not in avoided), None)
                 if seat is None:
                     return None
                 self._idle.remove(seat)
@@ -178,7 +183,7 @@ class Seats:
                     return seat
             seat.end()
 
-    def _start(self, pool: Pool) -> Seat:
+    def _start(self, pool: Pool, avoided: Collection[str]) -> Seat:
         # A pool's limit on workers includes idle seats of its other node types.
         self.end_idle(lambda seat: seat.pool.path == pool.path)
         actor = ray.remote(SeatActor).options(
@@ -186,7 +191,7 @@ class Seats:
             num_cpus=0,
             num_gpus=pool.gpu,
             resources={pool.resource: 1},
-            label_selector=self.aside.selector(pool),
+            label_selector=self.aside.selector(pool, avoided),
         )
         return Seat(actor.remote(), pool, self.aside)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import ray
 import ray.train
@@ -23,6 +25,7 @@ from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, loss_rate_reader, stop_reader
+from moedisco_ray.execution.ray.pulse import Pulse
 from moedisco_ray.execution.ray.train_reports import TrainReports
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
@@ -97,7 +100,7 @@ def train_on_worker(
             reports.send_if_due()
         return asked_to_end() | preempted()
 
-    with reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
+    with _reporting_steps(job, world, mailbox, attempt_id) as on_step:
         try:
             with _logging(job, world, emit) as logged:
                 outcome: TrainResult | MoeDiscoError = train(
@@ -105,7 +108,7 @@ def train_on_worker(
                     world,
                     logged,
                     should_stop,
-                    begin_step,
+                    on_step,
                     losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour),
                 )
             if in_gang:
@@ -114,6 +117,24 @@ def train_on_worker(
             outcome = error  # returned, not raised: the worker itself is healthy
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):
         ray.get(mailbox.set_outcome.remote(job.name, attempt_id, job.store.dumps(outcome)))
+
+
+def _log_file(logs: Path, job: TrainJob, world: World) -> Path:
+    return logs / f"{job.name}.{world.rank}.log"
+
+
+def _log_stacks(job: TrainJob, world: World) -> None:
+    """Add what all threads of this process do to its log."""
+    if job.logs is None:
+        return
+    path = _log_file(job.logs, job, world)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("a step hangs; the stacks of the threads:\n")
+        file.flush()  # what follows is written to the file's descriptor
+        faulthandler.dump_traceback(file, all_threads=True)
+    with contextlib.suppress(MoeDiscoError):
+        for store in (job.store, job.owner_store):
+            store.publish(path)
 
 
 def _workers_per_node(device: torch.device) -> int:
@@ -140,7 +161,7 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
         yield emit
         return
     job.logs.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(job.logs / f"{job.name}.{world.rank}.log", encoding="utf-8")
+    handler = logging.FileHandler(_log_file(job.logs, job, world), encoding="utf-8")
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -169,7 +190,34 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
         handler.close()
         with contextlib.suppress(MoeDiscoError):  # a log that cannot be stored must not fail the training
             for store in (job.store, job.owner_store):
-                store.publish(job.logs / f"{job.name}.{world.rank}.log")
+                store.publish(_log_file(job.logs, job, world))
+
+
+@contextlib.contextmanager
+def _reporting_steps(
+    job: TrainJob, world: World, mailbox: ActorHandle, attempt_id: str
+) -> Iterator[Callable[[int | None], None]]:
+    """Report to the driver that the training advances, and at which step it ends.
+
+    Yields:
+        A function to call with each step that begins, and with None when it has ended.
+    """
+    pulse = Pulse(
+        functools.partial(mailbox.beat.remote, job.name, attempt_id),
+        compiles=job.optimizer.compile,
+        dump=functools.partial(_log_stacks, job, world),
+    )
+    with (
+        pulse if world.rank == 0 else contextlib.nullcontext(),
+        reporting_exit_step(job.name, mailbox, attempt_id) as begin_step,
+    ):
+
+        def on_step(step: int | None) -> None:
+            pulse.step(step)
+            if step is not None:
+                begin_step(step)
+
+        yield on_step
 
 
 @contextlib.contextmanager
