@@ -15,7 +15,8 @@ from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.store.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.core.store.run_store import SHARED
-from moedisco_ray.execution.ray.corpus import RayEngine, build_corpus
+from moedisco_ray.execution.ray.corpus import build_corpus
+from moedisco_ray.execution.ray.tables import RayEngine
 from moedisco_ray.stages.corpus import build
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -77,7 +78,7 @@ from moedisco_ray.stages.corpus.reading import ReadUnit
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.store.run_store import SHARED
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.corpus import RayEngine
+from moedisco_ray.execution.ray.tables import RayEngine
 
 data, home = Path(sys.argv[1]), Path(sys.argv[2])
 settings = check_config({"name": "t", "output": str(home), "corpus": {"sources": [{"path": str(data)}]}})

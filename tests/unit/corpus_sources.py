@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.stages.corpus import build
 from moedisco_ray.stages.corpus.readers import Unit, read_slice
 from moedisco_ray.stages.corpus.reading import ReadUnit
-from moedisco_ray.stages.corpus.tables import InProcess
+from moedisco_ray.stages.tables import InProcess
 from moedisco_ray.stages.text.cutting import Document
 
 
@@ -123,8 +124,14 @@ class Scattered(InProcess):
         return dataclasses.replace(self, tables=lambda: list(joined.tables())[::-1])
 
 
-def scattered(units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]) -> Scattered:
+def scattered(
+    units: Sequence[Any],
+    read: Callable[[Any], Iterable[pa.Table]],
+    here: Sequence[pa.Table] = (),
+    size: int | None = None,
+) -> Scattered:
     """An engine whose tables are those of no other: small, and in reverse order."""
+    del size
     assert isinstance(read, ReadUnit)
     found = [*here, *(table for unit in units[::-1] for table in read(unit, 900))]
     return Scattered(lambda: found, Path())

@@ -8,7 +8,7 @@ import functools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import build_clusters
 from moedisco_ray.stages.clustering.store import embed_parts
-from moedisco_ray.stages.corpus.tables import InProcess
+from moedisco_ray.stages.tables import InProcess
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train
 
 
@@ -128,7 +128,10 @@ class _Engine:
     backend: Elsewhere
     store: RunStore
 
-    def __call__(self, units: Sequence[Any], read: Callable[[Any], Any], here: Sequence[Any]) -> _Tables:
+    def __call__(
+        self, units: Sequence[Any], read: Callable[[Any], Any], here: Sequence[Any] = (), size: int | None = None
+    ) -> _Tables:
+        del size
         return _Tables(lambda: [*here, *self.each(read, units)], Path(), self)
 
     def each(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -150,10 +153,7 @@ class _Tables(InProcess):
 class _Mapped:
     def __init__(self, backend: Elsewhere, config: RunConfig) -> None:
         self._backend, self._store = backend, RunStore.of(config.location)
-
-    def each(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        futures = [self._backend._submit(self._store, _Item(function, item)) for item in items]
-        yield from (unpickled(future.result()) for future in futures)
+        self.engine = _Engine(backend, self._store)
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         halves = [part for part in (parts[::2], parts[1::2]) if part]

@@ -11,16 +11,17 @@ import pytest
 from clustering_corpus import run_config, write_corpus, write_model
 from sklearn.metrics import normalized_mutual_info_score
 
+from moedisco_ray.core.store.run_store import SHARED
 from moedisco_ray.stages.clustering.assign import assign_balanced
 from moedisco_ray.stages.clustering.balance import TOLERANCE, Loads, fit_assignment
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
+from moedisco_ray.stages.clustering.packing import CountLoads, Part, loads_in
 from moedisco_ray.stages.clustering.report import mutual_information
 from moedisco_ray.stages.clustering.store import (
     clusters_in,
     embed_parts,
     first_costs,
     first_vectors,
-    loads_of,
     read_vectors,
     token_arrays,
     weights,
@@ -52,7 +53,9 @@ class Files:
             )
 
     def loads(self, rule):
-        found = [loads_of(path, rule) for path in self.paths]
+        count = CountLoads(rule, SHARED)
+        tables = [pa.concat_tables(count(Part(i, path, path))) for i, path in enumerate(self.paths)]
+        found = [loads_in(table, len(rule.prices_E)) for table in tables]
         self.answers += found
         return Loads(*np.sum(found, axis=0))
 

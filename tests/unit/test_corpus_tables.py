@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.records.events import Event
-from moedisco_ray.stages.corpus import build, counting, tables
+from moedisco_ray.stages import tables
+from moedisco_ray.stages.corpus import build, counting
 from moedisco_ray.stages.corpus.documents import STAGED, dedupe_and_sort, staged_table
 from moedisco_ray.stages.corpus.rules import Rules, extremes, split
-from moedisco_ray.stages.corpus.tables import divided, in_process
+from moedisco_ray.stages.tables import divided, in_process
 from moedisco_ray.stages.text.cutting import Document
 
 

@@ -29,7 +29,7 @@ from moedisco_ray.core.store.locations import CACHE, joined
 from moedisco_ray.core.store.remote import Remote
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.core.store.run_takeover import begin, collect
-from moedisco_ray.core.store.run_work import Files, on_each, on_files
+from moedisco_ray.core.store.run_work import Files, on_files
 from moedisco_ray.training import TrainJob
 
 FILES = st.dictionaries(st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.binary(max_size=64), min_size=1)
@@ -211,9 +211,6 @@ def test_work_is_sent_with_its_paths_and_runs_on_another_machine(machines: list[
         assert callable(sent)
         assert sent.__name__ == "copy"
         assert sent() == worker.store.directory / "corpus"
-        each = worker.load(store.dumps(on_each(store, length)))
-        assert callable(each)
-        assert each(worker.store.directory / "corpus" / "text") == 5
     assert read(reader, "model") == {"copied": b"words"}
 
 
@@ -221,10 +218,6 @@ def copy(source: Path, target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     (target / "copied").write_bytes((source / "text").read_bytes())
     return source
-
-
-def length(path: Path) -> int:
-    return len(path.read_bytes())
 
 
 def test_one_file_of_an_artifact_is_replaced_and_the_others_stay(machines: list[Machine]) -> None:

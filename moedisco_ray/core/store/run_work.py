@@ -39,27 +39,6 @@ def on_files(store: RunStore, files: Files, function: Callable[..., T], *args: A
     return _Call(store, files, functools.partial(function, *args, **kwargs))
 
 
-def on_each(
-    store: RunStore,
-    function: Callable[[I], T],
-    also: Sequence[Path] = (),
-    writes: Callable[[T], Sequence[Path]] | None = None,
-) -> Callable[[I], T]:
-    """Wrap a function of one item so that it can be called on any machine.
-
-    The wrapper verifies and fetches all paths that the item contains before the call, and publishes the paths in its
-    result.
-
-    Args:
-        store: The run.
-        function: The function.
-        also: Further paths to fetch, for every item.
-        writes: Returns the paths to publish, given the result. By default, all paths that the result contains are
-            published.
-    """
-    return _Each(store, function, also, writes)
-
-
 def movable(store: RunStore, function: Callable[..., T]) -> Callable[..., T]:
     """Wrap a function that holds paths of a run so that it can be called on any machine.
 
@@ -104,30 +83,6 @@ class _Call(Generic[T]):
 
 def _call_of(store: RunStore, data: bytes) -> _Call[Any]:
     return _Call(store, *unpickled(data))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Each(Generic[I, T]):
-    store: RunStore
-    function: Callable[[I], T]
-    also: Sequence[Path]
-    writes: Callable[[T], Sequence[Path]] | None
-
-    def __call__(self, item: I) -> T:
-        with self.store.using(*self.also, *self.store.paths_in(item)):
-            result = self.function(item)
-        if self.store.is_remote:
-            self.store.publish(*(self.store.paths_in(result) if self.writes is None else self.writes(result)))
-        return result
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if not self.store.is_remote:
-            return _Each, (self.store, self.function, self.also, self.writes)
-        return _each_of, (self.store, self.store.dumps((self.function, self.also, self.writes)))
-
-
-def _each_of(store: RunStore, data: bytes) -> _Each[Any, Any]:
-    return _Each(store, *unpickled(data))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,38 +2,36 @@
 
 The corpus is divided into parts. First, the vectors of each part's documents are computed: on the run's seats (warm
 processes that hold slots) if this needs a model, else in CPU tasks. The driver fits the clusters on a sample of the
-vectors. Then one task per part counts the part's documents in each cluster. This is repeated each time that the driver
-corrects the balance of the clusters. At the end, one task per part assigns the documents to clusters and packs them.
-Tasks and driver exchange only a few numbers per cluster.
+vectors. Then Ray Data reads all documents with their vectors: to count those in each cluster, each time that the driver
+corrects the balance, and at last to pack them. Only a few numbers per cluster reach the driver.
+
+Seats compute the vectors and not Ray Data's actors, because Ray Data 2.60 can neither be asked to end while its actors
+wait for slots, nor leave out nodes, nor say when an actor holds its slot, which is what the bill counts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from moedisco_ray.backend import vectors_kind
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.records.events import Emit, StageProgress
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.core.store.run_store import SHARED, RunStore
-from moedisco_ray.core.store.run_work import Files, on_files, unpickled
+from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_work import Files, on_files
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.seats import Seats
+from moedisco_ray.execution.ray.tables import RayEngine
 from moedisco_ray.execution.ray.tasks import Slot
 from moedisco_ray.stages.clustering.build import build_clusters as build
 from moedisco_ray.stages.clustering.store import embed_parts
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def build_clusters(
@@ -66,22 +64,22 @@ def build_clusters(
     store.fetch(model_dir / "config.json")
     node_types = config.pools.low_memory.node_types
     node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
-    workers = RayWorkers(Slot(node_type, emit, stop, seats), store)
+    workers = RayWorkers(Slot(node_type, emit, stop, seats), RayEngine(f"{config.name}-cluster", store))
     return build(config, corpus_dir, model_dir, directory, workers, emit=emit, store=store)
 
 
 @dataclasses.dataclass
 class RayWorkers:
-    """Implements `clustering.build.Workers` with seats and Ray tasks.
+    """Implements `clustering.build.Workers` with seats and Ray Data.
 
     Attributes:
         slot: Calls a function that computes vectors in the actor that holds a GPU of the low-memory pool, or in a CPU
             task.
-        store: The run.
+        engine: Reads, counts and packs documents.
     """
 
     slot: Slot
-    store: RunStore = SHARED
+    engine: RayEngine
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write the documents' vectors, on all slots in parallel.
@@ -101,7 +99,7 @@ class RayWorkers:
                 work = Files([*share, vectoriser], [directory / path.name for path in share])
                 self.slot.run(
                     on_files(
-                        self.store,
+                        self.engine.store,
                         work,
                         embed_parts,
                         share,
@@ -113,24 +111,6 @@ class RayWorkers:
                 )
 
             list(threads.map(embed, [files[i::count] for i in range(count)]))
-
-    def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """Apply the function to each item in a separate Ray task, and yield each result when it is ready."""
-        stored, call = ray.put(function), ray.remote(_call)
-        running = [call.remote(stored, self.store, self.store.dumps(item)) for item in items]
-        while running:
-            done, running = ray.wait(running)
-            try:
-                found = ray.get(done)
-            except RayTaskError as error:
-                if isinstance(error.cause, MoeDiscoError):
-                    raise error.cause from None
-                raise
-            yield from map(unpickled, found)
-
-
-def _call(function: Callable[[Any], object], store: RunStore, item: bytes) -> bytes:
-    return store.dumps(function(unpickled(item)))
 
 
 def _cpus() -> int:

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,40 +29,31 @@ from moedisco_ray.core.records.events import Emit, StageProgress, discard
 from moedisco_ray.core.records.findings import cluster_warnings
 from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.core.store.run_store import SHARED, RunStore
-from moedisco_ray.core.store.run_work import on_each
 from moedisco_ray.packed_tokens import Piece, write_index
 from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.kmeans import Fit, fit_kmeans
 from moedisco_ray.stages.clustering.model import ClusterModel
-from moedisco_ray.stages.clustering.packing import Packed, Part, Plan, finish_part
+from moedisco_ray.stages.clustering.packing import LOADS, CountLoads, Packed, PackParts, Part, ReadAssigned, loads_in
 from moedisco_ray.stages.clustering.report import Sample, cluster_report
-from moedisco_ray.stages.clustering.store import (
-    embed_parts,
-    first_costs,
-    first_vectors,
-    loads_of,
-    token_arrays,
-    weights,
-)
+from moedisco_ray.stages.clustering.store import embed_parts, first_costs, first_vectors, token_arrays, weights
 from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind
+from moedisco_ray.stages.tables import Engine, in_process
 from moedisco_ray.stages.text.tokenizer import Encoder
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Workers(Protocol):
     """Carries out the steps of clustering that touch every document."""
+
+    @property
+    def engine(self) -> Engine:
+        """Reads, counts and packs documents, without a slot."""
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write a vector file (see `store`) of each part into `directory`, under the part's name.
 
         Documents are counted in `progress`.
         """
-
-    def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
-        """Apply a picklable function to each item; return the results in any order."""
 
 
 class LocalWorkers:
@@ -75,15 +66,12 @@ class LocalWorkers:
 
     def __init__(self, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
         self._held = held
+        self.engine = in_process(Path())
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write one vector file per part."""
         with self._held():
             embed_parts(parts, vectoriser, directory, lambda event: progress.add(event.data["done"]))
-
-    def each(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
-        """Apply the function to one item after the other."""
-        return map(function, items)
 
 
 def build_clusters(
@@ -170,7 +158,7 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path, store: RunSto
         if count < rows:
             store.fetch(*([] if store.is_remote else [path]))  # the copy has no checksum
             pq.write_table(store.read_in_place(path, pq.read_table).slice(0, count), scratch / path.name)
-        if count:
+        if min(count, rows):
             chosen.append(path if count >= rows else scratch / path.name)
         count -= min(count, rows)
     try:
@@ -212,6 +200,7 @@ class _Stage:
             self.store.publish(model_path, *(path for path in parts if path.is_relative_to(self.directory)))
             workers.embed(parts, model_path, scratch, StageProgress(self.emit, "cluster", "vectors", documents))
             vectors = [(scratch / path.name).absolute() for path in parts]
+            numbered = [Part(i, path.absolute(), vectors[i]) for i, path in enumerate(parts)]
             if by_distance:
                 wanted = max(len(sampled), CENTROID_DOCUMENTS * settings.number)
                 raw_SD = first_vectors(self._fetched(vectors, parts, wanted), wanted)
@@ -226,14 +215,14 @@ class _Stage:
             costs = first_costs(self._fetched(vectors, parts, wanted), wanted, vectoriser.centre_D, centroids_ED)
             rule, loads = fit_assignment(
                 costs,
-                functools.partial(self._loads, vectors),
+                functools.partial(self._loads, numbered),
                 vectoriser.centre_D,
                 centroids_ED,
                 documents=documents,
                 capacity=settings.capacity,
             )
             ClusterModel(vectoriser, centroids_ED, rule.prices_E).save(model_path)
-            packed, indices = self._pack(parts, vectors, rule)
+            packed, indices = self._pack(numbered, rule)
         finally:
             self.store.remove(scratch)
         assignments = [self.directory / "assignments" / path.name for path in parts]
@@ -242,34 +231,28 @@ class _Stage:
         report = cluster_report(sample, centroids_ED, tokens_E=loads.tokens_E, documents_PE=_by_source(packed))
         return self._write_report(report, fit, x_SD.shape[1], indices)
 
-    def _pack(
-        self, parts: Sequence[Path], vectors: Sequence[Path], rule: Assignment
-    ) -> tuple[list[Packed], list[dict[str, Any]]]:
-        """Assign the documents of every corpus file to clusters and pack their tokens.
+    def _pack(self, parts: Sequence[Part], rule: Assignment) -> tuple[list[Packed], list[dict[str, Any]]]:
+        """Assign the documents of every part to clusters and pack their tokens.
 
         Returns:
-            What was packed from each corpus file, and the index of each cluster's packed tokens.
+            What was packed from each part, and the index of each cluster's packed tokens.
         """
         directory, tokenizer = self.directory.absolute(), self.corpus_dir.absolute() / "tokenizer"
-        shards = [directory / "shards" / str(k) for k in range(len(rule.prices_E))]
-        for path in shards:
-            path.mkdir(parents=True, exist_ok=True)
-        plan = Plan(rule, directory, tokenizer)
-        items = [Part(i, *map(Path.absolute, files)) for i, files in enumerate(zip(parts, vectors, strict=True))]
-        finish = on_each(
-            self.store,
-            functools.partial(finish_part, plan=plan),
-            also=(tokenizer,),
-            writes=functools.partial(_written_files, plan=plan, names=tuple(path.name for path in parts)),
+        pack = PackParts(
+            len(rule.prices_E), tuple(part.documents.name for part in parts), directory, tokenizer, self.store
         )
-        packed = sorted(self.workers.each(finish, items), key=lambda part: part.number)
+        written = self.workers.engine(parts, ReadAssigned(rule, self.store)).written(pack)
+        packed = sorted(written, key=lambda part: part.number)
         vocab_size = Encoder(tokenizer).vocab_size
+        shards = [directory / "shards" / str(k) for k in range(pack.clusters)]
+        for path in shards:
+            path.mkdir(parents=True, exist_ok=True)  # it is missing if other machines have written all pieces
         return packed, [write_index(path, _pieces_of_cluster(packed, k), vocab_size) for k, path in enumerate(shards)]
 
-    def _loads(self, vectors: Sequence[Path], rule: Assignment) -> Loads:
-        """Numbers of documents and tokens in each cluster under a rule, summed over all vector files."""
-        loads = on_each(self.store, functools.partial(loads_of, rule=rule))
-        return Loads(*np.sum(list(self.workers.each(loads, vectors)), axis=0))
+    def _loads(self, parts: Sequence[Part], rule: Assignment) -> Loads:
+        """Numbers of documents and tokens in each cluster under a rule, over all parts."""
+        counted = self.workers.engine(parts, CountLoads(rule, self.store)).collected(LOADS)
+        return loads_in(counted, len(rule.prices_E))
 
     def _fetched(self, files: Sequence[Path], parts: Sequence[Path], count: int) -> Sequence[Path]:
         """Fetch and return the files with the first `count` documents; a local run gets all files without a fetch."""
@@ -310,16 +293,6 @@ class _Stage:
 def _pieces_of_cluster(packed: Iterable[Packed], cluster: int) -> Iterator[Piece]:
     for part in packed:
         yield from part.pieces[cluster]
-
-
-def _written_files(packed: Packed, plan: Plan, names: Sequence[str]) -> list[Path]:
-    pieces = [
-        plan.directory / "shards" / str(k) / name
-        for k, found in enumerate(packed.pieces)
-        for piece in found
-        for name in piece.files
-    ]
-    return [plan.directory / "assignments" / names[packed.number], *pieces]
 
 
 def first_documents(parts: Sequence[Path], count: int, store: RunStore = SHARED) -> pa.Table:

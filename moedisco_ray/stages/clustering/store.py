@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moedisco_ray.core.records.events import Emit, Event
-from moedisco_ray.stages.clustering.balance import Assignment, Costs, Loads, document_costs
+from moedisco_ray.stages.clustering.balance import Assignment, Costs, document_costs
 from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
@@ -128,19 +128,6 @@ def clusters_in(file: Path, rule: Assignment) -> Array:
     """Cluster of each document of a vector file under a rule, int64 [N]."""
     blocks = [rule.clusters(block.ids_N, block.x_ND) for block in read_vectors([file])]
     return np.concatenate([np.empty(0, dtype=np.int64), *blocks])
-
-
-def loads_of(file: Path, rule: Assignment) -> Loads:
-    """Numbers of documents and tokens of a vector file in each cluster under a rule."""
-    count = len(rule.prices_E)
-    loads = Loads(np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64))
-    for block in read_vectors([file]):
-        clusters_N = rule.clusters(block.ids_N, block.x_ND)
-        loads = Loads(
-            loads.documents_E + np.bincount(clusters_N, minlength=count),
-            loads.tokens_E + tokens_of(clusters_N, block.weights_N, count),
-        )
-    return loads
 
 
 def _first(files: Sequence[Path], count: int) -> Iterator[Vectors]:

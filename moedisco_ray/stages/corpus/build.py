@@ -43,7 +43,7 @@ from moedisco_ray.stages.corpus.steps import (
     Written,
 )
 from moedisco_ray.stages.corpus.summary import check_inputs, check_split, left_out, summary_of
-from moedisco_ray.stages.corpus.tables import Engine, Tables, in_process
+from moedisco_ray.stages.tables import Engine, Tables, in_process
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.stages.text.unseen import Skipped
@@ -216,7 +216,7 @@ def _read(sources: _Sources, engine: Engine, ranges: int, unit_bytes: int, store
     # Text that the run itself has written exists on this machine only, so it is read here.
     here = [table for unit in units if store.is_remote and unit.source.own for table in read_unit(unit)]
     elsewhere = [unit for unit in units if not (store.is_remote and unit.source.own)]
-    return engine(elsewhere, read_unit, here).grouped(ranges)
+    return engine(elsewhere, read_unit, here, sources.text_bytes).grouped(ranges)
 
 
 class _Surveyed(NamedTuple):

@@ -33,10 +33,9 @@ from moedisco_ray.stages.corpus.documents import (
 from moedisco_ray.stages.corpus.near_duplicates import without_ids
 from moedisco_ray.stages.corpus.readers import Slice, Unit, read_slice, reason, row_map_of
 from moedisco_ray.stages.corpus.row_map import RowMap
+from moedisco_ray.stages.tables import RANGE
 from moedisco_ray.stages.text.cutting import Document
 
-RANGE = "range"
-"""Column by which rows are brought together."""
 READ = pa.schema([*STAGED, pa.field(RANGE, pa.int64()), pa.field("file", pa.int32()), pa.field("note", pa.string())])
 """Schema of documents as a reading task yields them: the columns of `STAGED`, and
 

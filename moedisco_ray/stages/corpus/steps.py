@@ -17,10 +17,10 @@ from moedisco_ray.packed_tokens import Piece
 from moedisco_ray.stages.corpus.documents import ID_BYTES, id_matrix, ranges_of
 from moedisco_ray.stages.corpus.near_duplicates import LISTED, Banding, listed, ranges_of_keys, repeated, without_ids
 from moedisco_ray.stages.corpus.parts import write_part
-from moedisco_ray.stages.corpus.reading import RANGE, Selection, documents_in, intact
+from moedisco_ray.stages.corpus.reading import Selection, documents_in, intact
 from moedisco_ray.stages.corpus.rules import Rules, extremes, split, times
-from moedisco_ray.stages.corpus.tables import divided
 from moedisco_ray.stages.corpus.tokens import figures, tokenize
+from moedisco_ray.stages.tables import RANGE, divided
 from moedisco_ray.stages.text.packing import part_path
 from moedisco_ray.stages.text.tokenizer import Encoder
 

@@ -1,6 +1,6 @@
 """Tables of documents that an engine reads, maps and brings together, in this process or on Ray Data.
 
-The engine on Ray Data is in `execution.ray.corpus`.
+The engine on Ray Data is in `execution.ray.tables`.
 
 All functions are pure functions of tables, and what they return must not depend on how rows are divided into tables.
 Where a function needs all rows with a key at once, the rows are grouped first.
@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from moedisco_ray.core.limits import HELD_BYTES
-from moedisco_ray.stages.corpus.readers import Unit
-from moedisco_ray.stages.corpus.reading import RANGE
 
 R = TypeVar("R")
+U = TypeVar("U")
+
+RANGE = "range"
+"""Column by which rows are brought together."""
 
 MapTable = Callable[[pa.Table], Iterable[pa.Table]]
 """Picklable function of a table."""
@@ -52,9 +54,20 @@ class Engine(Protocol):
     """Reads documents into tables."""
 
     def __call__(
-        self, units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
+        self,
+        units: Sequence[U],
+        read: Callable[[U], Iterable[pa.Table]],
+        here: Sequence[pa.Table] = (),
+        size: int | None = None,
     ) -> Tables:
-        """The tables that a picklable function yields for each unit, and those that this process has read already."""
+        """Read documents.
+
+        Args:
+            units: Picklable descriptions of parts of the text.
+            read: Picklable function that yields the tables of a unit.
+            here: Tables that this process has read already.
+            size: Size of the units' text (bytes), if it is known.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +124,12 @@ def in_process(scratch: Path) -> Engine:
     """
 
     def read_all(
-        units: Sequence[Unit], read: Callable[[Unit], Iterable[pa.Table]], here: Sequence[pa.Table]
+        units: Sequence[U],
+        read: Callable[[U], Iterable[pa.Table]],
+        here: Sequence[pa.Table] = (),
+        size: int | None = None,
     ) -> InProcess:
+        del size
         return InProcess(lambda: itertools.chain(here, itertools.chain.from_iterable(map(read, units))), scratch)
 
     return read_all
