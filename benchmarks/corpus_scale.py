@@ -34,9 +34,11 @@ from tokenizers import Tokenizer
 from benchmarks.harness import by_arm, environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS
+from moedisco_ray.core.store.run_store import SHARED
 from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans
-from moedisco_ray.stages.clustering.store import clusters_in, first_costs, first_vectors, loads_of
+from moedisco_ray.stages.clustering.packing import CountLoads, Part, loads_in
+from moedisco_ray.stages.clustering.store import clusters_in, first_costs, first_vectors
 from moedisco_ray.stages.corpus import build
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
@@ -78,7 +80,8 @@ def write_vectors(file: int, files: int, centroids_KD: NDArray[np.float64], dire
 
 
 def count_file(path: Path, rule: Assignment) -> tuple[Loads, float]:
-    return loads_of(path, rule), peak_mb()
+    counted = pa.concat_tables(CountLoads(rule, SHARED)(Part(0, path, path)))
+    return loads_in(counted, len(rule.prices_E)), peak_mb()
 
 
 def assign_file(path: Path, rule: Assignment, directory: Path) -> tuple[NDArray[np.int64], float]:
