@@ -1,6 +1,6 @@
 """The corpus stage on Ray next to that of another commit: speed, memory, spilling, and whether the bytes are equal.
 
-    git worktree add --detach ../old COMMIT
+    git worktree add --detach ../old COMMIT && make -C ../old .venv/.installed
     python -m benchmarks.corpus_engines --old ../old --folder ../texts
 
 An arm, `old` or `new`, is a process of its own with a local Ray of two CPUs. It makes a corpus of 2 MB first, which
@@ -142,7 +142,8 @@ def run_arm(root: Path, text: Path, blocks: int) -> dict[str, Any]:
     """Run this file with the code of a checkout."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
-        [sys.executable, __file__, "--arm", str(text), "--blocks", str(blocks)],
+        # Ray's workers import what is installed, whatever PYTHONPATH says, so each checkout has its environment.
+        [str(root / ".venv/bin/python"), __file__, "--arm", str(text), "--blocks", str(blocks)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
