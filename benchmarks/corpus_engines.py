@@ -142,11 +142,12 @@ def run_arm(root: Path, text: Path, blocks: int) -> dict[str, Any]:
     """Run this file with the code of a checkout."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
-        # Ray's workers import what is installed, whatever PYTHONPATH says, so each checkout has its environment.
+        # Ray's workers import from the working directory, and what is installed.
         [str(root / ".venv/bin/python"), __file__, "--arm", str(text), "--blocks", str(blocks)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=root,
         env={**os.environ, **threads, "PYTHONPATH": str(root.resolve()), "PYTHONWARNINGS": "ignore"},
     )
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
