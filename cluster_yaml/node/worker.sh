@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Joins the cluster of $RAY_HEAD_IP and, in a cloud, passes the cloud's preemption notice on to Ray.
+# Joins the cluster of $RAY_HEAD_IP. In a cloud, also passes the cloud's preemption notice on to Ray, and powers the machine off once the
+# head has been gone for 15 minutes.
 #   worker.sh CLOUD              such as aws; the autoscaler sets resources and labels
 #   worker.sh hosts FILE         FILE sets resources and labels of this host; nothing starts if torch cannot use one of its GPUs
 # A cloud's machine joins in any case: runs leave it out and say why, whereas the autoscaler would replace it for ever.
@@ -15,9 +16,12 @@ if [ "$1" = hosts ]; then
     gpus=$(sed -n 's/^--num-gpus=//p' <<<"$tags")
     python -m moedisco_ray.execution.cards GPU "${gpus:-0}"
     mapfile -t -O "${#arguments[@]}" arguments <<<"$tags"
-elif [ -z "${MOEDISCO_CACHE_DIR:-}" ]; then
-    read -r MOEDISCO_CACHE_DIR gigabytes < <("$here/cache_disk.sh")
-    export MOEDISCO_CACHE_DIR MOEDISCO_CACHE_GB="${MOEDISCO_CACHE_GB:-$gigabytes}"
+else
+    "$here/keep.sh" moedisco-power-off "$here/power_off.sh" "$1" "$RAY_HEAD_IP"
+    if [ -z "${MOEDISCO_CACHE_DIR:-}" ]; then
+        read -r MOEDISCO_CACHE_DIR gigabytes < <("$here/cache_disk.sh")
+        export MOEDISCO_CACHE_DIR MOEDISCO_CACHE_GB="${MOEDISCO_CACHE_GB:-$gigabytes}"
+    fi
 fi
 ulimit -n 65536 2>/dev/null || true
 ray start "${arguments[@]}"
