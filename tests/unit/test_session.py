@@ -100,5 +100,5 @@ def _local_ray_that(starts: Iterator[Exception | None], home: Path, monkeypatch:
     monkeypatch.setattr(session, "check_pools", lambda _config: [])
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "nodes", lambda: [])
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
