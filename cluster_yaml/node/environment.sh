@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Environment of every process of the cluster; read by login shells and by the scripts in this folder.
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# Whether the head at an address answers. A connection to a machine that is gone may hang for minutes.
+# shellcheck disable=SC2016  # the inner shell expands it
+head_answers() { timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/6379"' "$1" 2>/dev/null; }
 export PATH="$project/.venv/bin:$PATH"
 export RAY_AUTH_MODE=token                 # the token is ~/.ray/auth_token on every node
 export RAY_TRAIN_ENABLE_STATE_TRACKING=1   # lets the dashboard show trainings

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Stops the processes that head.sh and worker.sh started on this machine; stored state stays.
+# Stops the processes that head.sh and worker.sh started on this machine; stored state stays. On a cloud's machine, the watcher that powers
+# it off stays too.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

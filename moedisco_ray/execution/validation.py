@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from moedisco_ray.core.config import LowMemoryPool, RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import local_gpus
 from moedisco_ray.core.errors import PoolError, UserError
 from moedisco_ray.core.user_code import user_functions
+from moedisco_ray.execution.local_gpus import lacking_gpus
 from moedisco_ray.execution.output_checks import small_disks, tight_disks, unwritable_places
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.stages.corpus import probe
@@ -96,16 +96,9 @@ def _too_large(plan: Plan, config: RunConfig) -> Iterator[UserError]:
 
 
 def _waits(config: RunConfig) -> Iterator[str]:
-    """Warn about GPUs that this machine lacks, unless RAY_ADDRESS names a Ray cluster, which may have them."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    for pool, needed in config.needed_pools:
-        gpus = math.ceil(needed * pool.gpu)
-        if local_gpus() < gpus:
-            size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
-            fewer = f", lower pools.{pool.name}.{size}" if gpus > 1 else ""
-            yield (
-                f"pools.{pool.name}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for "
-                f"{gpus}; run it on a Ray cluster (RAY_ADDRESS, or `moedisco submit`){fewer}, or set "
-                f"pools.{pool.name}.gpu=0"
-            )
+    """Warn about GPUs that this machine lacks, unless RAY_ADDRESS names a Ray cluster, which may have them.
+
+    `run` refuses such a configuration; it may have been written for another machine.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        yield from map(str, lacking_gpus(config, local_gpus()))

@@ -46,12 +46,14 @@ class Hosts:
         subnet: First three numbers of their addresses.
         private: Whether hosts can write to nothing but their own home, /tmp and /dev/shm, so that they share no
             directory.
+        debian: Whether each host's own name leads to 127.0.1.1, as Debian's and Ubuntu's installers write it.
         checkout: Where the hosts see a copy of the project (`copy_checkout`); omitted: `checkout` in `base`.
     """
 
-    def __init__(self, base, names, subnet, *, private=False, checkout=None):
+    def __init__(self, base, names, subnet, *, private=False, debian=False, checkout=None):
         self.base = base
         self._private = private
+        self._debian = debian
         self.address = {name: f"{subnet}.{10 + i}" for i, name in enumerate(names)}
         self.key = base / "key"
         self.checkout = checkout or base / "checkout"
@@ -207,7 +209,8 @@ class Hosts:
                 for line in Path("/etc/passwd").read_text().splitlines(keepends=True)
             )
         )
-        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.address[name]} {name}\n")
+        own_address = "127.0.1.1" if self._debian else self.address[name]
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{own_address} {name}\n")
         (folder / "sshd_config").write_text(
             f"ListenAddress {self.address[name]}\nHostKey {self.base}/hostkey\n"
             "PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n"

@@ -9,29 +9,38 @@ import subprocess
 import sys
 
 import pytest
-from cluster_files import FOLDER
+from cluster_files import FOLDER, load
+
+from moedisco_ray.execution.ray.autoscaling import spot_fallback
 
 ACCOUNT = "/subscriptions/me/resourceGroups/data/providers/Microsoft.Storage/storageAccounts/acc"
+GROUP = "/subscriptions/me/resourceGroups/moedisco"
 STAND_IN = """#!{python}
 import json, pathlib, sys
 words, log = sys.argv[1:], pathlib.Path({log!r})
-calls = [json.loads(line)["words"] for line in log.read_text().splitlines()] if log.exists() else []
+read = sys.stdin.read() if "@-" in words else ""
+earlier = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+calls = [call["words"] for call in earlier]
 verb = next((i for i, word in enumerate(words) if word in ("create", "describe")), 0)
 group = [word for word in words[:verb] if word[:1] != "-"]
 creation = [*group, "create", words[verb + 1].partition("@")[0]]
 made = any(call[:len(creation)] == creation for call in calls)
+if words[:2] == ["role", "definition"]:
+    made = {{"words": words, "read": read}} in earlier
 if words[verb] == "describe":
     sys.exit(not made)
 if words[verb] == "create" and made and (words[:2] == ["role", "definition"] or {program!r} == "gcloud"):
     sys.exit("it exists")
 with log.open("a") as file:
-    print(json.dumps({{"words": words, "read": sys.stdin.read() if "@-" in words else ""}}), file=file)
+    print(json.dumps({{"words": words, "read": read}}), file=file)
 if words[:2] == ["identity", "create"]:
-    print("principal")
+    print("principal of " + words[words.index("--name") + 1])
+elif words[:2] == ["group", "create"]:
+    print({group!r})
 elif words[:3] == ["storage", "account", "show"]:
     print({account!r})
 elif words[:3] == ["role", "definition", "list"]:
-    if any(call[:3] == ["role", "definition", "create"] for call in calls):
+    if made:    # it was asked before, and created then
         print("known")
 """
 
@@ -44,7 +53,7 @@ def prepare(tmp_path):
         log = tmp_path / "calls"
         before = len(log.read_text().splitlines()) if log.exists() else 0
         (tmp_path / program).write_text(
-            STAND_IN.format(python=sys.executable, program=program, log=str(log), account=ACCOUNT)
+            STAND_IN.format(python=sys.executable, program=program, log=str(log), account=ACCOUNT, group=GROUP)
         )
         (tmp_path / program).chmod(0o755)
         subprocess.run(
@@ -99,20 +108,50 @@ def test_a_project_lets_machines_into_one_folder_and_the_head_start_machines(pre
 
 def test_a_subscription_lets_machines_into_one_container_that_they_cannot_delete(prepare):
     first, again = (prepare("az", "azure/account.sh", "sub", "acc", "runs") for _ in range(2))
-    [definition] = [json.loads(call["read"]) for call in first if call["read"]]
+    definition, of_worker = (json.loads(call["read"]) for call in first if call["read"])
     blobs = "Microsoft.Storage/storageAccounts/blobServices/containers"
     assert definition["Actions"] == [f"{blobs}/read"]
     assert set(definition["DataActions"]) == {
         f"{blobs}/blobs/{what}" for what in ("read", "write", "add/action", "delete")
     }
     assert definition["AssignableScopes"] == ["/subscriptions/me/resourceGroups/data"]
-    [assignment] = [call["words"] for call in first if call["words"][:3] == ["role", "assignment", "create"]]
-    given = dict(zip(assignment[3::2], assignment[4::2], strict=True))
-    assert given == {
-        "--role": definition["Name"],
-        "--assignee-object-id": "principal",
-        "--assignee-principal-type": "ServicePrincipal",
-        "--scope": f"{ACCOUNT}/blobServices/default/containers/runs",
-    }
+    assert of_worker["Actions"] == ["Microsoft.Compute/virtualMachines/deallocate/action"]
+    assert "DataActions" not in of_worker
+    assert of_worker["AssignableScopes"] == [GROUP]
+    assignments = [call["words"] for call in first if call["words"][:3] == ["role", "assignment", "create"]]
+    options = [dict(zip(words[3::2], words[4::2], strict=True)) for words in assignments]
+    container = f"{ACCOUNT}/blobServices/default/containers/runs"
+    assert [(each["--role"], each["--assignee-object-id"], each["--scope"]) for each in options] == [
+        (definition["Name"], "principal of moedisco", container),
+        (definition["Name"], "principal of moedisco-worker", container),
+        (of_worker["Name"], "principal of moedisco-worker", GROUP),
+    ]
     # `az` itself keeps what exists, except for a role of the same name, which is an error.
     assert again == [call for call in first if call["words"][:3] != ["role", "definition", "create"]]
+
+
+def test_a_worker_of_azure_does_not_get_the_heads_identity(monkeypatch):
+    """Before (a0c02aba): all machines had the identity `moedisco`, a contributor to the resource group."""
+    provider = load("azure/spot")["provider"]
+    identities = f"{GROUP}/providers/Microsoft.ManagedIdentity/userAssignedIdentities"
+    made = []
+
+    class Launcher:
+        def __init__(self, provider_config, _cluster_name):
+            self.provider_config = provider_config
+
+        def create_node(self, _node_config, tags, _count):
+            made.append((tags["ray-node-type"], self.provider_config["msi"]))
+
+        def create_node_with_resources_and_labels(self, node_config, tags, count, _resources, _labels):
+            self.create_node(node_config, tags, count)
+
+    monkeypatch.setattr(spot_fallback, "node_provider_class", lambda _name: Launcher)
+    head, autoscaler = (
+        spot_fallback.Azure(provider | {"msi": f"{identities}/{provider['msi_name']}"}, "moedisco") for _ in range(2)
+    )
+    head.create_node({}, {"ray-node-type": "head"}, 1)
+    for _ in range(2):
+        autoscaler.create_node_with_resources_and_labels({}, {"ray-node-type": "worker"}, 1, {}, {})
+    assert made == [("head", f"{identities}/moedisco"), *[("worker", f"{identities}/moedisco-worker")] * 2]
+    assert "az identity create --name moedisco-worker " in (FOLDER / "azure" / "account.sh").read_text()

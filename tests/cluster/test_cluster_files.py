@@ -25,11 +25,23 @@ NODE_CONFIG_KEYS = {
         "IamInstanceProfile",
         "MetadataOptions",
         "BlockDeviceMappings",
+        "InstanceInitiatedShutdownBehavior",
         "InstanceMarketOptions",
     },
     "gcp/spot": {"machineType", "guestAccelerators", "serviceAccounts", "networkInterfaces", "disks", "scheduling"},
     "azure/spot": {"azure_arm_parameters"},
 }
+LEAST_DRIVER = {12: 525, 13: 580}
+"""First branch of NVIDIA's driver that runs a major version of CUDA, from NVIDIA's table of CUDA compatibility."""
+IMAGES = {
+    # The cloud's release notes of the image name its driver: look it up for another image.
+    "aws/account.yaml": ("base-oss-nvidia-driver-gpu-ubuntu-22.04/latest", 595),
+    "gcp/account.sh": ("common-cu129-ubuntu-2204-nvidia-580", 580),
+    "azure/spot.yaml": ("imageVersion: 22.04.2026082801 ", 580),
+}
+"""What a file calls its image, and the branch of NVIDIA's driver that this image has."""
+OWN_DRIVER = ("Standard_NV", "Standard_NG", "Standard_NC_RTX")
+"""Machines of Azure with virtual GPUs, which need NVIDIA's GRID driver in place of the image's."""
 MACHINE = {
     "aws/spot": r"[a-z0-9]+\.\d*x?large",
     "gcp/spot": r"[a-z]\d-[a-z]+-\d+g?",
@@ -149,6 +161,36 @@ def test_node_config_has_only_keys_that_the_cloud_knows(name):
         arm = node.get("azure_arm_parameters", {})
         machine = node.get("InstanceType") or node.get("machineType") or arm["vmSize"]
         assert re.fullmatch(MACHINE[name], machine), machine
+
+
+@pytest.mark.parametrize("file", IMAGES)
+def test_the_images_driver_runs_the_cuda_of_the_lock_file(file):
+    """Before (a0c02aba): azure/spot.yaml named an image with driver 560, and CUDA 13 needs 580."""
+    lock = (FOLDER / "node" / "requirements.txt").read_text()
+    (runtime,) = re.findall(r"^nvidia-cuda-runtime==(\d+)", lock, re.MULTILINE)
+    image, driver = IMAGES[file]
+    assert image in (FOLDER / file).read_text(), "another image: look up its driver"
+    assert driver >= LEAST_DRIVER[int(runtime)]
+
+
+def test_azures_machines_run_with_the_driver_of_the_image():
+    """Before (a0c02aba): low-a10-spot was Standard_NV36ads_A10_v5, whose virtual GPU needs a GRID driver."""
+    for name, kind in load("azure/spot")["available_node_types"].items():
+        assert not kind["node_config"]["azure_arm_parameters"]["vmSize"].startswith(OWN_DRIVER), name
+
+
+def test_a_machine_of_aws_that_shuts_down_is_returned():
+    """Before (a0c02aba): a shutdown stopped an on-demand machine, whose disk was billed on."""
+    for name, kind in load("aws/spot")["available_node_types"].items():
+        assert kind["node_config"].get("InstanceInitiatedShutdownBehavior") == "terminate", name
+
+
+def test_google_deletes_every_worker_in_the_end():
+    """Before (a0c02aba): a worker without a head ran until someone noticed."""
+    for name, kind in workers(load("gcp/spot")).items():
+        scheduling = kind["node_config"]["scheduling"]
+        assert scheduling["instanceTerminationAction"] == "DELETE", name
+        assert scheduling.get("maxRunDuration") == {"seconds": str(7 * 24 * 3600)}, name
 
 
 def test_disks_are_of_a_type_that_machines_with_gpus_take():

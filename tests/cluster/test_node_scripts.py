@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from card_standin import write_torch
 from cluster_files import FOLDER, load
 
 from moedisco_ray.plan.cluster_file import ClusterMetadata
@@ -157,6 +159,56 @@ def test_a_worker_tells_its_processes_where_to_cache(tmp_path, given):
     )
     size = given.get("MOEDISCO_CACHE_GB", "112")
     assert (tmp_path / "told").read_text() == f"{given.get('MOEDISCO_CACHE_DIR', '/ssd/moedisco')} {size}\n"
+
+
+@pytest.fixture
+def host(tmp_path):
+    """Start the literal `worker.sh hosts FILE` on this machine, as a host with two GPUs; returns what it did."""
+    node = shutil.copytree(FOLDER / "node", tmp_path / "moedisco" / "cluster_yaml" / "node")
+    config = load("on-prem")
+    config["metadata"]["moedisco"]["hosts"] = {"127.0.0.1": "high"}
+    (tmp_path / "hosts.yaml").write_text(yaml.safe_dump(config))
+    path = stubbed(tmp_path / "bin", ray=f'printf "%s\\n" "$@" >{tmp_path}/started', pgrep="echo 4194304")
+
+    def start(failure):
+        done = subprocess.run(
+            ["bash", node / "worker.sh", "hosts", tmp_path / "hosts.yaml"],
+            env=os.environ
+            | {
+                "HOME": str(tmp_path),
+                "PATH": path.replace(":", f":{BIN}:", 1),
+                "RAY_HEAD_IP": "10.0.0.1",
+                "PYTHONPATH": str(write_torch(tmp_path / "torch", failure, card=1)),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        started = tmp_path / "started"
+        return done, started.read_text().splitlines() if started.exists() else None
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [("too old", "The NVIDIA driver on your system is too old"), ("missing", "Torch not compiled with CUDA enabled")],
+)
+def test_a_host_whose_card_torch_cannot_use_starts_nothing_and_says_why(host, failure, says):
+    """Before (a0c02aba): `ray start --num-gpus=2` ran, with exit code 0."""
+    done, started = host(failure)
+    assert (started, done.returncode) == (None, 2), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("moedisco: GPU: 2: torch cannot use card 1 (NVIDIA L4) of node ")
+    assert says in line
+    assert "install a driver there that fits torch's CUDA" in line
+
+
+def test_a_host_whose_cards_work_joins(host):
+    done, started = host("fine")
+    assert done.returncode == 0, done.stderr
+    assert started[:2] == ["start", "--address=10.0.0.1:6379"]
+    assert "--num-gpus=2" in started
 
 
 def test_hadolint_finds_nothing():

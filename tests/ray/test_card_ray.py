@@ -35,12 +35,15 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 LOW, HIGH = LowMemoryPool(gpu=1), HighMemoryPool(gpu=1, workers=2)
 STEPS = 12
-WORKS = "TEST_CARD_WORKS"
+WORKS, HANGS = "TEST_CARD_WORKS", "TEST_CARD_HANGS"
 
 
 @pytest.fixture
 def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster of raylets on this machine; on nodes with the variable `WORKS`, the CPU stands in for the GPU."""
+    """A cluster of raylets on this machine; on nodes with the variable `WORKS`, the CPU stands in for the GPU.
+
+    On those with `HANGS`, a GPU never answers.
+    """
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray.shutdown()  # the shared cluster of other tests, if it is connected
 
@@ -49,6 +52,8 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
             worker = importlib.import_module("moedisco_ray.execution.ray.worker")
             worker.get_device = lambda: worker.torch.device("cpu")
             importlib.import_module("moedisco_ray.execution.ray.card_check")._own_card = lambda: ("0", "cpu")
+        if HANGS in os.environ:
+            importlib.import_module("moedisco_ray.execution.ray.card_check")._own_card = lambda: time.sleep(3600)
 
     cluster = Cluster(
         initialize_head=True,
@@ -67,14 +72,14 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def add_node(cluster: Cluster, slots: int = 1, *, works: bool = False) -> str:
+def add_node(cluster: Cluster, slots: int = 1, *, works: bool = False, hangs: bool = False) -> str:
     """Add a node with a slot of both pools for each GPU; returns its id."""
     node = cluster.add_node(
         num_cpus=2,
         num_gpus=slots,
         resources={"low_mem_gpu": slots, "high_mem_gpu": slots},
         object_store_memory=80_000_000,
-        env_vars={WORKS: "1"} if works else {},
+        env_vars={name: "1" for name, is_set in ((WORKS, works), (HANGS, hangs)) if is_set},
     )
     return str(node.node_id)
 
@@ -152,3 +157,18 @@ def test_a_gang_leaves_the_node_out_or_ends(
             train_gang(job, HIGH, 0, tmp_path / "ray", events.append)
         assert len(left_out(events)) == 1
         assert not nodes_of(events)
+
+
+def test_a_gang_does_not_wait_for_a_card_that_never_answers(
+    mixed: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before (a0c02aba): the gang waited for the card until the test's own limit of 300 s, without a warning."""
+    monkeypatch.setattr(attempts, "TorchConfig", functools.partial(TorchConfig, backend="gloo"))  # NCCL needs a GPU
+    monkeypatch.setattr(attempts, "CHECK_SECONDS", 45.0, raising=False)
+    hanging = add_node(mixed, slots=2, hangs=True)
+    job = make_job(tmp_path, STEPS)
+    events: list[Event] = []
+    with pytest.raises(CardError, match=r"^pools\.high_memory\.gpu: 1: torch does not finish a small product on a GPU"):
+        train_gang(job, HIGH, 0, tmp_path / "ray", events.append)
+    (line,) = left_out(events)
+    assert hanging in line

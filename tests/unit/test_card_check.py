@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool
 from moedisco_ray.core.errors import CardError, raise_together
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.execution import card_product
 from moedisco_ray.execution.ray import card_check, nodes_aside, seats
 from moedisco_ray.execution.ray.card_check import check_card
 from moedisco_ray.execution.ray.nodes_aside import NodesAside
@@ -27,18 +28,18 @@ LOW, HIGH = LowMemoryPool(gpu=1), HighMemoryPool(gpu=1)
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A made-up card, which computes on the CPU, with a made-up driver and node. Its process sees another one, too."""
-    product_sum = card_check._product_sum
+    product_sum = card_product._product_sum
 
     def on_the_cpu(device: str) -> float:
         assert device in ("cpu", "cuda:1")
         return product_sum("cpu")
 
-    monkeypatch.setattr(card_check, "_product_sum", on_the_cpu)
+    monkeypatch.setattr(card_product, "_product_sum", on_the_cpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "NVIDIA L4")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch, "__version__", "2.13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
-    monkeypatch.setattr(card_check.socket, "gethostname", lambda: "host-7")
+    monkeypatch.setattr(card_product.socket, "gethostname", lambda: "host-7")
     here = SimpleNamespace(get_node_id=lambda: "node-7")
     monkeypatch.setattr(
         card_check,
@@ -49,7 +50,7 @@ def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
             get_gpu_ids=lambda: [3],
         ),
     )
-    monkeypatch.setattr(card_check, "_DRIVER_FILE", tmp_path / "version")
+    monkeypatch.setattr(card_product, "_DRIVER_FILE", tmp_path / "version")
     (tmp_path / "version").write_text(
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19\nGCC 12\n"
     )
@@ -69,7 +70,7 @@ def test_a_card_that_computes_passes(card: pytest.MonkeyPatch) -> None:
 
 def test_the_line_names_node_card_torch_driver_cause_and_remedy(card: pytest.MonkeyPatch) -> None:
     words = "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver.\nMore."
-    card.setattr(card_check, "_product_sum", fails_with(RuntimeError(words)))
+    card.setattr(card_product, "_product_sum", fails_with(RuntimeError(words)))
     with pytest.raises(CardError) as failed:
         check_card(FIELD)
     assert str(failed.value) == (
@@ -82,7 +83,9 @@ def test_the_line_names_node_card_torch_driver_cause_and_remedy(card: pytest.Mon
 
 
 def test_what_torch_and_the_card_say_cannot_move_the_cursor(card: pytest.MonkeyPatch) -> None:
-    card.setattr(card_check, "_product_sum", fails_with(RuntimeError("CUDA error: \x1b[2Junspecified launch failure")))
+    card.setattr(
+        card_product, "_product_sum", fails_with(RuntimeError("CUDA error: \x1b[2Junspecified launch failure"))
+    )
     card.setattr(torch.cuda, "get_device_name", lambda _index: "a\x1b[31mcard\nwith lines")
     with pytest.raises(CardError) as failed:
         check_card(FIELD)
@@ -93,7 +96,7 @@ def test_a_machine_without_card_and_driver_says_so(card: pytest.MonkeyPatch, tmp
     card.setattr(torch.version, "cuda", None)
     card.setattr(torch.cuda, "get_device_name", fails_with(AssertionError("Torch not compiled with CUDA enabled")))
     card.setattr(
-        card_check, "_product_sum", fails_with(AssertionError("Torch not compiled with CUDA enabled"))
+        card_product, "_product_sum", fails_with(AssertionError("Torch not compiled with CUDA enabled"))
     )  # whatever torch is installed
     card.delenv("CUDA_VISIBLE_DEVICES")
     (tmp_path / "version").unlink()
@@ -105,13 +108,13 @@ def test_a_machine_without_card_and_driver_says_so(card: pytest.MonkeyPatch, tmp
 
 def test_a_card_that_computes_something_else_fails(card: pytest.MonkeyPatch) -> None:
     answers = iter([1.0, 2.0])
-    card.setattr(card_check, "_product_sum", lambda _device: next(answers))
+    card.setattr(card_product, "_product_sum", lambda _device: next(answers))
     with pytest.raises(CardError, match="computes 1 in place of 2"):
         check_card(FIELD)
 
 
 def test_a_card_whose_memory_others_hold_is_not_broken(card: pytest.MonkeyPatch) -> None:
-    card.setattr(card_check, "_product_sum", fails_with(RuntimeError("CUDA error: out of memory")))
+    card.setattr(card_product, "_product_sum", fails_with(RuntimeError("CUDA error: out of memory")))
     check_card(FIELD)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+from card_standin import write_torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -159,6 +160,18 @@ def test_a_machine_without_gpu_needs_a_number_of_slots(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     ended = CliRunner().invoke(app, ["join", token().encoded()])
     assert (ended.exit_code, "--gpus: 0: this machine has no NVIDIA GPU" in ended.stderr) == (2, True)
+
+
+def test_a_machine_whose_card_torch_cannot_use_opens_no_connection(tmp_path, monkeypatch):
+    """Before (a0c02aba): it went on to open the connection: "the head does not answer there"."""
+    monkeypatch.setattr("moedisco_ray.contrib.join.machine.require_root", lambda: None)
+    monkeypatch.setenv("PYTHONPATH", str(write_torch(tmp_path / "path", "too old")))
+    made = token(host="127.0.0.1", port=1, host_key="ssh-ed25519 AAAA")
+    ended = CliRunner().invoke(app, ["join", made.encoded(), "--gpus=1"])
+    assert ended.exit_code == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("moedisco: --gpus: 1: torch cannot use card 0 (NVIDIA L4) of node ")
+    assert "The NVIDIA driver on your system is too old" in line
 
 
 @pytest.mark.parametrize(

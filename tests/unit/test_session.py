@@ -63,6 +63,29 @@ def test_a_ray_that_never_starts_ends_the_run_in_one_line(tmp_path: Path, monkey
         session.ray_cluster(small_config(tmp_path)).__enter__()
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_gang_larger_than_the_machine_is_refused_before_any_work(
+    gpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can join a Ray that the run has started for itself, so that the gang would wait for ever.
+
+    Before (a0c02aba): the run began, and its gang waited.
+    """
+    _local_ray_that(iter([None, None]), tmp_path, monkeypatch)
+    offered = {"CPU": 4, "low_mem_gpu": 2, "high_mem_gpu": 2, "GPU": gpus}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": "n", "Resources": offered, "Labels": {}}])
+    config = small_config(tmp_path, pools={"low_memory": {"gpu": 0}, "high_memory": {"gpu": 1, "workers": 2}})
+    says = (
+        rf"^pools\.high_memory\.gpu: 1: this machine has {gpus or 'no'} GPU, and the run needs 2 at once; "
+        r"lower pools\.high_memory\.workers, run it on a Ray cluster"
+    )
+    with pytest.raises(PoolError, match=says), session.ray_cluster(config) as messages:
+        pytest.fail(f"it has begun: {messages}")
+    offered["GPU"] = 2
+    with session.ray_cluster(config) as messages:
+        assert messages == []
+
+
 def _local_ray_that(starts: Iterator[Exception | None], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `ray.init` raise what comes next."""
 
@@ -77,4 +100,5 @@ def _local_ray_that(starts: Iterator[Exception | None], home: Path, monkeypatch:
     monkeypatch.setattr(session, "check_pools", lambda _config: [])
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "shutdown", lambda: None)

@@ -108,7 +108,7 @@ def test_a_gpu_that_this_machine_lacks_is_a_warning(tmp_path: Path, monkeypatch:
     config = small_config(tmp_path, pools={"low_memory": {"gpu": 1}, "high_memory": {"workers": 1, "gpu": 0}})
     monkeypatch.setattr("moedisco_ray.execution.validation.local_gpus", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert any("pools.low_memory.gpu: this machine has no GPU" in line for line in validate(config).warnings)
+    assert any("pools.low_memory.gpu: 1: this machine has no GPU" in line for line in validate(config).warnings)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert not any("GPU" in line for line in validate(config).warnings)
 
@@ -127,5 +127,5 @@ def test_too_few_gpus_for_a_gang_are_a_warning(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("moedisco_ray.execution.validation.local_gpus", lambda: 1)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     line = next(line for line in validate(config).warnings if "GPU" in line)
-    assert line.startswith("pools.high_memory.gpu: this machine has 1 GPU, and the run would wait for 2; ")
+    assert line.startswith("pools.high_memory.gpu: 1: this machine has 1 GPU, and the run needs 2 at once; ")
     assert "lower pools.high_memory.workers" in line

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from moedisco_ray.contrib.join.token import JoinToken, Offer
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError
+from moedisco_ray.execution.cards import check_cards
 from moedisco_ray.execution.node_agent import Drainer, Notice, RayUnavailable
 from moedisco_ray.execution.node_agent.raylets import local_raylets
 
@@ -137,9 +138,11 @@ def join(
         grace: Seconds that work on this machine gets to save its state after `stop` is set.
 
     Raises:
-        ConfigError: The head refuses the token, does not answer, or has other versions of Python or packages.
+        ConfigError: torch cannot use one of the GPUs; or the head refuses the token, does not answer, or has other
+            versions of Python or packages.
         LostHead: The connection to the head ended, or Ray ended on this machine.
     """
+    check_cards("--gpus", machine.gpus)
     with _tunnel(token) as (ssh, offer):
         check_versions(offer.versions, own_versions())
         say(f"connected to {token.host} as {token.own_address}, encrypted; starting Ray")

@@ -94,4 +94,5 @@ CLOUD = Cloud(
     ),
     quota=frozenset({"QuotaExceeded"}),
     said_quota=frozenset({"OperationNotAllowed"}),
+    worker_identity=True,
 )

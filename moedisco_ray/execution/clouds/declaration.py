@@ -20,6 +20,7 @@ class Cloud:
         quota: Error codes for machines that the account's quota does not allow.
         said_quota: Error codes that mean a quota if the error's text says so.
         zone_by_zone: Whether Ray's launcher tries several zones by itself, and reports the error of the last one alone.
+        worker_identity: Whether Ray's launcher gives all machines the identity of the head, which may start machines.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Cloud:
     quota: frozenset[str]
     said_quota: frozenset[str] = frozenset()
     zone_by_zone: bool = False
+    worker_identity: bool = False

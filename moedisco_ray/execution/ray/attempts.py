@@ -23,13 +23,14 @@ from moedisco_ray.core.errors import CardError, NotFiniteError, PoolError, Stora
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.artifacts import disk_full
 from moedisco_ray.core.store.locations import first_line
+from moedisco_ray.execution.cards import CHECK_SECONDS
 from moedisco_ray.execution.ray.card_check import check_card
 from moedisco_ray.execution.ray.causes import FULL, dead_nodes, end_of, failures_of, last_line, unwrapped
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, relaying_stops
 from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterResourcesError
 from moedisco_ray.execution.ray.seats import Seats
-from moedisco_ray.execution.ray.train_callbacks import SlotReporter
+from moedisco_ray.execution.ray.train_callbacks import CardCheck, SlotReporter
 from moedisco_ray.execution.ray.train_reports import forget_earlier_run, ray_train_run
 from moedisco_ray.execution.ray.train_storage import train_storage
 from moedisco_ray.execution.ray.worker import train_on_seat, train_on_worker
@@ -160,7 +161,7 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
     """Train in a Ray Train run; returns its workers' errors, or an `End` if its controller or storage failed."""
     placement, mailbox = context.placement, context.mailbox
     storage_path, name = ray_train_run(job)
-    gpu = placement.pool.gpu > 0
+    gpu, field = placement.pool.gpu, f"{placement.pool.path}.gpu"
     try:
         forget_earlier_run(storage_path, name)
         trainer = TorchTrainer(
@@ -169,7 +170,7 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
             functools.partial(train_on_worker, job, context.stop_files, mailbox.handle, attempt_id),
             scaling_config=ScalingConfig(
                 num_workers=placement.workers,
-                use_gpu=gpu,
+                use_gpu=gpu > 0,
                 resources_per_worker=placement.bundle,
                 label_selector=dict(context.aside.selector(placement.pool)) or None,
             ),
@@ -189,7 +190,9 @@ def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequen
                         mailbox=mailbox.handle,
                         attempt=attempt_id,
                         dumps=job.store.dumps,
-                        check=ray.put(functools.partial(check_card, f"{placement.pool.path}.gpu")) if gpu else None,
+                        check=CardCheck(field, gpu, ray.put(functools.partial(check_card, field)), CHECK_SECONDS)
+                        if gpu
+                        else None,
                     )
                 ],
             ),

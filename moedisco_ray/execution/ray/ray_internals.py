@@ -23,7 +23,7 @@ from ray.autoscaler._private.providers import _get_node_provider_cls
 
 # The error of Ray's AWS launcher, and the tags of what it launches.
 from ray.autoscaler.node_launch_exception import NodeLaunchException
-from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_USER_NODE_TYPE
+from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 # The record of node types that a cloud refuses is internal to the autoscaler.
 from ray.autoscaler.v2 import autoscaler
@@ -40,7 +40,9 @@ from ray.job_config import JobConfig
 __all__ = [
     "CHECKED_WITH",
     "DRAIN_NODE_REASON_PREEMPTION",
+    "NODE_KIND_WORKER",
     "TAG_RAY_LAUNCH_REQUEST",
+    "TAG_RAY_NODE_KIND",
     "TAG_RAY_USER_NODE_TYPE",
     "CloudResourceMonitor",
     "GcsClient",

@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from moedisco_ray.core.config import AnyPool, Pool
-from moedisco_ray.core.errors import CardError
+from moedisco_ray.execution.cards import CHECK_SECONDS, hanging_card
 from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.card_check import check_card
 from moedisco_ray.execution.ray.nodes_aside import NodesAside
@@ -35,8 +35,6 @@ IDLE_SECONDS = 30.0
 that waits."""
 POLL_SECONDS = 1.0
 """Interval at which idle seats are checked, and ended if they are no longer needed, in seconds."""
-CHECK_SECONDS = 180.0
-"""Seconds within which torch must be imported and have used a seat's GPU; a card that hangs never answers."""
 _ANSWER_SECONDS = 5.0
 """Seconds in which an idle seat must answer a check before it gets work."""
 
@@ -91,11 +89,7 @@ class Seat:
         try:
             ray.get(self.actor.check.remote(functools.partial(check_card, field)), timeout=CHECK_SECONDS)
         except GetTimeoutError as error:
-            remedy = (
-                f"torch does not finish a small product on a GPU of node {self.node_id} within {CHECK_SECONDS:.0f} s; "
-                f"restart that machine, or set {field}=0"
-            )
-            raise CardError(field, self.pool.gpu, remedy, self.node_id) from error
+            raise hanging_card(field, self.pool.gpu, self.node_id) from error
         self.checked = True
         self.aside.found_working()
 

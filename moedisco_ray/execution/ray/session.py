@@ -21,9 +21,10 @@ import ray
 import ray.data
 
 from moedisco_ray.core.config import LowMemoryPool, Pool, RunConfig
-from moedisco_ray.core.errors import PoolError, RunError
+from moedisco_ray.core.errors import PoolError, RunError, raise_together
 from moedisco_ray.core.records.events import Emit, Event, discard
 from moedisco_ray.core.user_code import offered_folders
+from moedisco_ray.execution.local_gpus import lacking_gpus, size_setting
 from moedisco_ray.execution.ray import ray_internals
 
 START_PAUSES = (2.0, 10.0)
@@ -64,7 +65,8 @@ def ray_cluster(config: RunConfig, emit: Emit = discard) -> Iterator[list[str]]:
         One line for each resource that the run will have to wait for.
 
     Raises:
-        PoolError: The Ray cluster will never have room for a pool's workers, or does not respond.
+        PoolError: The Ray cluster will never have room for a pool's workers, or does not respond; or it is a local one,
+            and this machine has too few GPUs.
         RunError: A local Ray did not start, several times in a row.
     """
     with _output_to(config.directory / "ray.log"):
@@ -76,6 +78,8 @@ def ray_cluster(config: RunConfig, emit: Emit = discard) -> Iterator[list[str]]:
         elif ours:
             _start_local(config, emit)
         try:
+            if ours and address == "local":
+                raise_together(lacking_gpus(config, int(_offered(()).get("GPU", 0))))
             yield check_pools(config)
         finally:
             if ours:
@@ -208,7 +212,7 @@ def check_pools(config: RunConfig) -> list[str]:
             )
         if limit < needed:
             raise PoolError(
-                _size_of(pool, config),
+                size_setting(pool, config),
                 needed,
                 f"the gang needs {needed} {tags} at once, and the Ray cluster's autoscaler brings "
                 f"{limit:g} at most; lower it, or raise max_workers in the cluster file",
@@ -217,22 +221,11 @@ def check_pools(config: RunConfig) -> list[str]:
             missing = "it and a GPU" if pool.gpu else "it"
             found = f"has {now}" if now else f"has no node with {missing}"
             messages.append(
-                f"{_size_of(pool, config) if now else field}: the run needs {needed} "
+                f"{size_setting(pool, config) if now else field}: the run needs {needed} "
                 f"{tags}{' at once' if needed > 1 else ''}, and this Ray cluster {found}: it will wait for a node "
                 f"(`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)"
             )
     return messages
-
-
-def _size_of(pool: Pool, config: RunConfig) -> str:
-    size = (
-        "workers"
-        if not isinstance(pool, LowMemoryPool)
-        else "max_workers"
-        if pool is config.finetune_pool
-        else "seed_workers"
-    )
-    return f"pools.{pool.name}.{size}"
 
 
 @contextlib.contextmanager

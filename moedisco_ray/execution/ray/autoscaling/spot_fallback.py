@@ -23,7 +23,9 @@ from typing import Any
 from moedisco_ray.execution.clouds import CLOUDS
 from moedisco_ray.execution.ray.autoscaling import launch_failures
 from moedisco_ray.execution.ray.ray_internals import (
+    NODE_KIND_WORKER,
     TAG_RAY_LAUNCH_REQUEST,
+    TAG_RAY_NODE_KIND,
     TAG_RAY_USER_NODE_TYPE,
     CloudResourceMonitor,
     Instance,
@@ -50,8 +52,9 @@ def __getattr__(name: str) -> type:
     if name not in _LAUNCHERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     cloud = _LAUNCHERS[name]
-    extensions = (_WithErrors, _ZoneByZone) if cloud.zone_by_zone else (_WithErrors,)
-    return type(name, (*extensions, node_provider_class(cloud.name)), {"__module__": __name__})
+    special = {_ZoneByZone: cloud.zone_by_zone, _WorkerIdentity: cloud.worker_identity}
+    extensions = [each for each, is_needed in special.items() if is_needed]
+    return type(name, (_WithErrors, *extensions, node_provider_class(cloud.name)), {"__module__": __name__})
 
 
 class _WithErrors:
@@ -120,6 +123,22 @@ class _ZoneByZone:
             except NodeLaunchException as error:
                 errors.append(error)
         raise next((error for error in errors if launch_failures.kind_of(str(error)) == "capacity"), errors[0])
+
+
+class _WorkerIdentity:
+    """Mixin for Azure: workers get an identity of their own, `worker_msi_name` of the cluster file.
+
+    Ray's own launcher gives the head's identity to all machines. It may start, change and delete machines, and
+    code that runs on a worker could use it.
+    """
+
+    def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> Any:
+        """See Ray's `NodeProvider`."""
+        if tags[TAG_RAY_NODE_KIND] == NODE_KIND_WORKER:  # only the head's autoscaler starts workers, and nothing else
+            settings: dict[str, Any] = self.provider_config  # type: ignore[has-type]  # the node provider's
+            identities = settings["msi"].rpartition("/")[0]
+            self.provider_config = settings | {"msi": f"{identities}/{settings['worker_msi_name']}"}
+        return super().create_node(node_config, tags, count)  # type: ignore[misc]
 
 
 class RefusalMonitor(CloudResourceMonitor):
