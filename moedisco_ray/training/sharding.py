@@ -30,7 +30,7 @@ from moedisco_ray.training.sharded_files import reader
 
 def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
     """The dtype of the forward and backward pass."""
-    return torch.bfloat16 if optimizer.arithmetic(gpu=torch.device(device).type != "cpu") == "bf16" else torch.float32
+    return torch.bfloat16 if optimizer.arithmetic(bf16=torch.device(device).type != "cpu") == "bf16" else torch.float32
 
 
 def trainable(

@@ -134,7 +134,7 @@ def _size_mistakes(config: RunConfig) -> Iterator[UserError]:
     in_bf16 = [
         f"{name}.optimizer.precision"
         for name, pool in trainings
-        if pool.gpu and getattr(config, name).optimizer.arithmetic(gpu=True) == "bf16"
+        if pool.gpu and getattr(config, name).optimizer.arithmetic(bf16=pool.bf16) == "bf16"
     ]
     if not in_bf16:
         return
