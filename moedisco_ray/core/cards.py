@@ -3,8 +3,8 @@
 * Memory is what torch reports (GiB), which is less than the name on the box: drivers and error correction take a part.
 * Peaks are from the vendor's data sheets, for dense matrix products in bf16 with fp32 accumulation; for T4 and V100,
   which have no bf16, in fp16.
-* MFU counts the operations of the model, without recomputation, relative to that peak. It is the figure of a published
-  training where `Utilisation` names one, and else a cautious assumption.
+* MFU counts the operations of the model, without recomputation and with full attention (`plan.cost`), relative to that
+  peak. It is the figure of a published training where `Utilisation` names one, and else a cautious assumption.
 * A link is the speed at which cards of one node exchange data, each way: NVLink's where the card has it, else half of
   what its PCIe slot moves, because data between cards without peer access pass through the machine's memory.
 """
@@ -76,12 +76,12 @@ class Card:
 _FOUNDRY = "mosaicml/llm-foundry, scripts/train/benchmarking/README.md: MPT 350M to 7B with FSDP on 8 cards"
 _H100 = Utilisation(
     dense=0.40,
-    moe=0.22,
+    moe=0.24,
     dense_source=_FOUNDRY,
     moe_source=(
-        "rounded mean of OLMoE (arXiv 2409.02060) 0.21, Qwen3-30B-A3B (NVIDIA Megatron Bridge 25.09) 0.24, "
-        "Qwen3-235B-A22B (Megatron MoE ModelZoo) 0.25, Mixtral-8x7B (NVIDIA/Megatron-LM issue 756) 0.23 and "
-        "gpt-oss-120B (Megatron Bridge 26.02) 0.16"
+        "rounded mean of OLMoE (arXiv 2409.02060) 0.21, Qwen3-30B-A3B (NVIDIA Megatron Bridge 25.09) 0.30, "
+        "Qwen3-235B-A22B (Megatron MoE ModelZoo) 0.28, Mixtral-8x7B (NVIDIA/Megatron-LM issue 756) 0.24 and "
+        "gpt-oss-120B (Megatron Bridge 26.02) 0.19"
     ),
 )
 _A100 = Utilisation(

@@ -41,8 +41,8 @@ class Alternative(BaseModel, frozen=True):
     dollars: float | None
     """Cost in dollars; null if it does not fit, or if it is unknown."""
     memory_gb: float | None
-    """Memory of the largest worker (GiB), with the settings that need least if none fit; null if the way is
-    impossible."""
+    """Memory of the largest worker (GiB), with the configured settings if no others that a plan may choose make it fit;
+    null if the configuration does not allow the way."""
     limit: str | None
     """Why this way is impossible; null if it is not."""
 
@@ -175,8 +175,12 @@ def _joint(config: RunConfig) -> Iterator[tuple[Way, str, tuple[int, ...], Calla
     def on_high(workers: int) -> Change:
         return _changes("high_memory", {"high_memory": high.model_dump() | {"workers": workers}})
 
-    yield "joint_high_memory", _card(high, "high-memory"), _sizes(sequences, high.most_workers), on_high
+    if high.gpu or not low.gpu:  # else there are no large cards
+        yield "joint_high_memory", _card(high, "high-memory"), _sizes(sequences, high.most_workers), on_high
     for kind in _usual_types(low):
+        same = kind.card is not None and (kind.card, kind.price_per_hour) == (high.card, high.price_per_hour)
+        if high.gpu and same and min(kind.max_workers, low.max_workers) <= high.most_workers:
+            continue  # the same machines
         own = kind.model_dump(exclude={"type_name"}) | {"types": (), "seed_workers": "auto"}
 
         def on_low(workers: int, own: Mapping[str, Any] = own) -> Change:

@@ -124,10 +124,15 @@ class Pool(Section):
         return find_card(self.card) if self.gpu and self.card is not None else None
 
     @property
+    def cards_without_bf16(self) -> tuple[str, ...]:
+        """The pool's cards that do not multiply matrices in bf16."""
+        cards = (each.gpu_card for each in self.node_types)
+        return tuple(card.name for card in cards if card is not None and not card.bf16)
+
+    @property
     def bf16(self) -> bool:
         """Whether all cards of the pool multiply matrices in bf16; cards that are not named are assumed to."""
-        cards = (each.gpu_card for each in self.node_types)
-        return self.gpu > 0 and all(card is None or card.bf16 for card in cards)
+        return self.gpu > 0 and not self.cards_without_bf16
 
     def flops(self, experts: int) -> float:
         """Operations per second of one worker that trains a model.
