@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from moedisco_ray.core.cards import CARDS, find_card
-from moedisco_ray.core.config import LowMemoryPool, RunConfig, check_config
+from moedisco_ray.core.config import LowMemoryPool, Optimizer, RunConfig, check_config
 from moedisco_ray.core.config.load import check_files
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
@@ -17,6 +18,7 @@ from moedisco_ray.core.stages import training_stage
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.resolve import resolve
 from moedisco_ray.stages.train.jobs import recipe_of
+from moedisco_ray.training.sharding import check_arithmetic
 
 CLUSTER_FILES = Path(__file__).resolve().parents[2] / "cluster_yaml"
 
@@ -102,3 +104,19 @@ def test_auto_is_fp32_on_cards_without_bf16_in_the_plan_and_in_the_run() -> None
 def test_bf16_on_a_card_without_it_is_refused(precision: str) -> None:
     with pytest.raises(ConfigError, match=r"submodels.optimizer.precision: .*T4 has no bf16; set it to fp32 or auto"):
         check_files(config("T4", precision=precision))
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((8, 0), "auto"), ((7, 5), "fp32")])
+def test_a_training_computes_in_what_its_card_has(
+    capability: tuple[int, int], precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    check_arithmetic(Optimizer(precision=precision), "cuda:0")
+    check_arithmetic(Optimizer(precision="bf16"), "cpu")
+
+
+def test_a_training_in_bf16_does_not_start_on_a_card_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
+    with pytest.raises(ConfigError, match=r"Tesla T4 \(compute capability 7.5\) has no bf16; name the card in pools"):
+        check_arithmetic(Optimizer(), "cuda:0")
