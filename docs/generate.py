@@ -12,19 +12,9 @@ from typing import Any
 import typer
 
 from benchmarks.study.grid import section as grid
-from docs import ecosystem, families
-from docs.plans import (
-    EXAMPLE,
-    HEAD,
-    INFERENCE_HEAD,
-    STAGE_HEAD,
-    STORAGE_HEAD,
-    inference_rows,
-    rows,
-    stage_rows,
-    storage_rows,
-)
-from moedisco_ray.core.config import LowMemoryPool, RunConfig
+from docs import comparisons, ecosystem, families
+from docs.plans import HEAD, INFERENCE_HEAD, inference_rows, rows
+from moedisco_ray.core.config import RunConfig
 from service.api.app import api_routes
 from service.api.openapi import document
 from service.cli import app as commands
@@ -42,14 +32,23 @@ _PLANS = (
     "Settings are the first that fit, in the order of their cost, as `moedisco plan` proposes them. Totals include 1 "
     "GiB for the CUDA context and 5 % for fragmentation."
 )
+_PLANS_OF_WAYS = (
+    "The default recipe (`moedisco init --preset default`) with each shape on 1 billion tokens, next to joint "
+    "training of the whole model and to the recipe without sub-models, on the same machines, with the same optimizer, "
+    "layout and speed of the cards: what `moedisco plan` shows. The cheapest way that fits is in bold. Prices are "
+    "those of the cluster files: $0.35 an hour for an RTX 4090, $0.33 for a spot L4, $2.60 for a spot H100. Starts of "
+    "workers, syncs, exchanges of gradients, evaluation and export count; tokenizing, k-means and waiting for machines "
+    "do not. [Results](results.md) has what the ways reach with as many tokens: joint training is the reference."
+)
 _PLANS_OF_RUNS = (
-    "A run on 1 billion tokens, with a small card for each sub-model and 8 large cards for the fine-tune, and joint "
-    "training of the whole model on as many tokens on these 8 cards. Hours follow from operation counts: a large card "
-    f"is assumed to reach 35 % of 312 TFLOP/s, a small one {LowMemoryPool.model_fields['speed'].default:g} times that, "
-    "and cards to exchange 300 GB/s; `moedisco plan` takes a pool's `speed`, or the one that a run measured. Starts "
-    "of workers, evaluation and export count in both. Tokenizing, k-means and waiting for files are left out; at 1 "
-    "Gbit/s, a worker needs 9 s for each GB. Checkpoints are those of the stage with most at a time. A worker's disk "
-    "and memory are those of the stage that needs most if the run directory is in object storage."
+    f"The default recipe on {comparisons.BOTH}, and joint training of the whole model on as many tokens on the large "
+    "cards. Checkpoints are those of the stage with most at a time. A worker's disk and memory are those of the stage "
+    "that needs most if the run directory is in object storage; at 1 Gbit/s, a worker needs 9 s for each GB."
+)
+_PUBLISHED = (
+    "The speed of a card is its peak x the share of it that published trainings reach (MFU); "
+    "`moedisco_ray/core/cards.py` has the figures and their sources. Published trainings, and the plan of the same "
+    "model, batch and cards:"
 )
 _UNSAID = "Successful Response"
 """What FastAPI writes where a route describes no answer."""
@@ -246,11 +245,21 @@ def plans() -> str:
         "weights take at most 40 % of the card; else it also loads layer by layer, and holds the hidden states of all "
         "text, up to 4 GiB. The figures are for the default number of tokens.",
         _table(INFERENCE_HEAD, list(inference_rows())),
-        "## Time, storage and traffic",
+        "## What it costs, and what else would",
+        _PLANS_OF_WAYS,
+        _table(comparisons.HEAD, list(comparisons.rows())),
+        "## Storage and traffic",
         _PLANS_OF_RUNS,
-        _table(STORAGE_HEAD, list(storage_rows())),
-        f"The stages of {EXAMPLE}:",
-        _table(STAGE_HEAD, list(stage_rows())),
+        _table(comparisons.STORAGE_HEAD, list(comparisons.storage_rows())),
+        f"The stages of {comparisons.EXAMPLE}:",
+        _table(comparisons.STAGE_HEAD, list(comparisons.stage_rows())),
+        "## Against published trainings",
+        _PUBLISHED,
+        _table(comparisons.PUBLISHED_HEAD, list(comparisons.published_rows())),
+        "Layouts differ: a plan has neither pipelines nor tensor parallelism. Two figures of NVIDIA Megatron Bridge "
+        "are far from their plans: Qwen3-30B-A3B without dropped tokens, 5,113 to 5,275 tokens/s per card on 16 H100, "
+        "and gpt-oss-120B in a pipeline, 5,993 on 64 H100, where a plan that shards over the network has a third. "
+        "`moedisco plan --measured` takes the speed from a run.",
         "## How the figures are checked",
         "`make test-fake` runs training steps, calibration and evaluation with these shapes, without memory and "
         "arithmetic, and compares their peak with the plan: they differ by less than 5 %. It covers all sub-models, "

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_config
-from moedisco_ray.core.records.bill import Line
 from moedisco_ray.plan import Plan, StagePlan, build_plan
-from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.memory import GIB
 
 _LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
@@ -285,36 +283,9 @@ HEAD = [
     "GB in the machine",
 ]
 INFERENCE_HEAD = ["checkpoint", "stage", "GB of weights", "GB of states and activations", "GB per card", "of"]
-STORAGE_HEAD = [
-    "checkpoint",
-    "training",
-    "hours",
-    "hours of small cards",
-    "hours of large cards",
-    "GB in the run directory",
-    "GB of checkpoints at a time",
-    "GB of disk per worker",
-    "GB of memory per worker",
-    "GB through storage",
-    "TB between cards",
-]
-STAGE_HEAD = [
-    "stage",
-    "pool",
-    "hours",
-    "GB in the run directory",
-    "GB of checkpoints at a time",
-    "GB of disk per worker",
-    "GB of memory per worker",
-    "GB through storage",
-    "TB between cards",
-]
-EXAMPLE = "Qwen1.5-MoE-A2.7B"
-"""Checkpoint whose stages the page shows one by one."""
 _GROUP = 4
 """Experts per sub-model, where the checkpoint has many."""
 _CHEAP, _LARGE = 24, 80
-_POOLS = ("low_memory", "high_memory")
 BATCH_TOKENS = 32_768
 _CARDS = (1, 8)
 """Numbers of large cards for the fine-tune."""
@@ -336,61 +307,6 @@ def inference_rows() -> Iterator[list[str]]:
             if stage.stage in ("merge", "evaluate"):
                 memory = (stage.memory.weights, stage.memory.activations, stage.memory.total)
                 yield [name, stage.stage, *(f"{size / GIB:.1f}" for size in memory), f"{stage.pool_gb:g}"]
-
-
-def storage_rows() -> Iterator[list[str]]:
-    """Two rows per checkpoint: the run, and joint training of the whole model on as many tokens."""
-    for name in CHECKPOINTS:
-        plan = _plan_on(name, _CARDS[-1])
-        baseline = plan.bill.baseline
-        peak = max(each.checkpoints for each in plan.storage)
-        yield [
-            name,
-            "run",
-            _hours(sum(each.seconds or 0 for each in plan.estimates)),
-            *(_hours(_worker_seconds(plan.bill.lines, pool)) for pool in _POOLS),
-            _gb(sum(each.stored for each in plan.storage)),
-            _gb(peak),
-            _gb(max(map(_disk, plan.storage))),
-            _gb(max(each.worker_memory for each in plan.storage)),
-            _gb(sum(each.moved for each in plan.storage)),
-            _gb(sum(each.exchanged for each in plan.storage) / 1024),
-        ]
-        joint = plan.joint_training_storage
-        hours = "" if baseline is None else _hours(baseline.seconds)
-        large = "" if baseline is None else _hours(sum(each.worker_seconds or 0 for each in baseline.lines))
-        yield [name, "joint", hours, "0.0", large, *_figures(joint)]
-
-
-def _worker_seconds(lines: Iterable[Line], pool: str) -> float:
-    return sum(each.worker_seconds or 0 for each in lines if each.pool == pool)
-
-
-def stage_rows() -> Iterator[list[str]]:
-    """A row per stage of the example's run."""
-    plan = _plan_on(EXAMPLE, _CARDS[-1])
-    stored = {each.stage: each for each in plan.storage}
-    for each in plan.estimates:
-        if each.stage in stored:
-            hours = "" if each.seconds is None else _hours(each.seconds)
-            yield [each.stage, stored[each.stage].pool.replace("_", "-"), hours, *_figures(stored[each.stage])]
-
-
-def _figures(stage: StageStorage) -> list[str]:
-    sizes = (stage.stored, stage.checkpoints, _disk(stage), stage.worker_memory, stage.moved, stage.exchanged / 1024)
-    return [_gb(size) for size in sizes]
-
-
-def _disk(stage: StageStorage) -> int:
-    return stage.worker_disk + stage.node_disk // max(1, stage.workers)
-
-
-def _gb(size: float) -> str:
-    return f"{size / GIB:,.1f}"
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f}"
 
 
 def _plan_on(checkpoint: str, cards: int) -> Plan:

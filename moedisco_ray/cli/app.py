@@ -54,7 +54,7 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.locations import is_uri, joined
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.output_checks import small_disks, unwritable_places
-from moedisco_ray.plan import build_plan, with_cluster_count
+from moedisco_ray.plan import build_plan, too_large, with_cluster_count
 from moedisco_ray.plan.capacity import cluster_needs, lacking
 from moedisco_ray.plan.cluster_checks import disagreements
 from moedisco_ray.plan.cluster_file import load_cluster
@@ -195,7 +195,7 @@ def plan(
     measured: MeasuredIn = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run needs: parameters, memory, hours, dollars."""
+    """Show what a run needs, and whether another way costs less; exit code 2 if it does not fit."""
     checked = load_config(config, overrides or ())
     machine = measured_machine(checked, here="RAY_ADDRESS" not in os.environ)
     if measured is not None:
@@ -206,17 +206,19 @@ def plan(
         say_text(worked_out.model_dump_json(indent=2))
     else:
         output_console().print(plan_view(worked_out))
+    problems: list[object] = [stage.problem for stage in too_large(worked_out)]
     if cluster is not None:
         started = load_cluster(cluster)
         found = (*disagreements(started, checked, worked_out), *lacking(started, checked, worked_out))
+        problems += found
         if not as_json:
             output_console().print(
                 cluster_view(started, cluster_needs(started, checked, worked_out), str(cluster), agrees=not found)
             )
-        for each in found:
-            remark(str(each))
-        if found:
-            raise typer.Exit(_USER_ERROR)
+    for each in problems:
+        remark(str(each))
+    if problems:
+        raise typer.Exit(_USER_ERROR)
 
 
 @app.command()

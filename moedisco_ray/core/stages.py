@@ -22,7 +22,7 @@ def _nothing(_config: RunConfig) -> Mapping[str, Any]:
 
 
 def _precision(optimizer: Optimizer, pool: Pool) -> Mapping[str, Any]:
-    return {"precision": optimizer.arithmetic(gpu=pool.gpu > 0), "state": optimizer.state}
+    return {"precision": optimizer.arithmetic(bf16=pool.bf16), "state": optimizer.state}
 
 
 def _owners(config: RunConfig) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ def _where_vectors_are_made(config: RunConfig) -> Place:
 
 
 def _evaluation(config: RunConfig) -> Mapping[str, Any]:
-    return {"precision": precision_on(gpu=config.finetune_pool.gpu > 0)}
+    return {"precision": precision_on(bf16=config.finetune_pool.bf16)}
 
 
 def _one(_config: RunConfig) -> int:

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import local_gpus
-from moedisco_ray.core.errors import PoolError, UserError
+from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.user_code import user_functions
 from moedisco_ray.execution.local_gpus import lacking_gpus
 from moedisco_ray.execution.output_checks import small_disks, tight_disks, unwritable_places
-from moedisco_ray.plan import Plan, build_plan
+from moedisco_ray.plan import build_plan
 from moedisco_ray.stages.corpus import probe
 from moedisco_ray.stages.start import start_problems
 
@@ -55,7 +55,7 @@ def validate(config: RunConfig, folder: Path = Path()) -> Findings:
     plan = _collect(problems, lambda: build_plan(config))
     problems += start_problems(config)
     if plan is not None:
-        problems += _too_large(plan, config)
+        problems += [stage.problem for stage in (*plan.stages, *plan.inference) if not stage.fits]
     problems += unwritable_places(config)
     waits = tuple(_waits(config))
     warnings = [*(text.warnings if text is not None else ()), *waits]
@@ -81,18 +81,6 @@ def _collect(problems: list[UserError], check: Callable[[], T]) -> T | None:
     except UserError as error:
         problems.append(error)
         return None
-
-
-def _too_large(plan: Plan, config: RunConfig) -> Iterator[UserError]:
-    for stage in (*plan.stages, *plan.inference):
-        if not stage.fits:
-            pool = config.pools.at(stage.pool)
-            remedy = f"; {stage.remedy}" if stage.remedy is not None else ""
-            yield PoolError(
-                f"pools.{stage.pool}.memory_gb",
-                pool.memory_gb,
-                f"a worker of {stage.stage} needs {stage.memory.total / 2**30:.1f} GB{remedy}",
-            )
 
 
 def _waits(config: RunConfig) -> Iterator[str]:

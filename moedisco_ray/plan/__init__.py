@@ -1,6 +1,7 @@
 """Plan of a run before it starts: parameters, memory, hours and dollars. No torch, no Ray."""
 
-from moedisco_ray.plan.build import Plan, build_plan, fitted
+from moedisco_ray.plan.alternatives import Alternative
+from moedisco_ray.plan.build import Plan, build_plan, fitted, too_large
 from moedisco_ray.plan.cluster_count import with_cluster_count
 from moedisco_ray.plan.cost import Cost
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
@@ -13,6 +14,7 @@ from moedisco_ray.plan.worker_plan import InferencePlan
 
 __all__ = [
     "GIB",
+    "Alternative",
     "Cost",
     "InferencePlan",
     "Memory",
@@ -28,6 +30,7 @@ __all__ = [
     "planned_vocab_size",
     "submodel_architecture",
     "tokenizer_vocab_size",
+    "too_large",
     "with_cluster_count",
     "worker_memory",
 ]

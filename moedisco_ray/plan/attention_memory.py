@@ -20,7 +20,7 @@ def needs_mask(family: FamilyName, sizes: Architecture, optimizer: Optimizer, gp
     attention, head = DECLARATIONS[family].attention, sizes.head_size
     by_document = (
         gpu > 0
-        and optimizer.arithmetic(gpu=True) == "bf16"
+        and optimizer.arithmetic(bf16=True) == "bf16"
         and not (attention.latent or attention.sinks)
         and head <= FLASH_HEAD_SIZE
         and head % FLASH_HEAD_STEP == 0

@@ -10,25 +10,25 @@ from pydantic import BaseModel
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig
 from moedisco_ray.core.records.bill import Bill
 from moedisco_ray.core.stages import STAGES, training_stage
+from moedisco_ray.plan.alternatives import Alternative, Trial, alternatives, verdict
 from moedisco_ray.plan.cluster_count import with_cluster_count
-from moedisco_ray.plan.estimate import Training, estimate_stages, left_out, planned_bill
+from moedisco_ray.plan.estimate import Training, estimate_stages, left_out, no_bill, planned_bill
 from moedisco_ray.plan.files import StageStorage, Trained
-from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND
 from moedisco_ray.plan.inference import plan_inference
+from moedisco_ray.plan.memory import GIB
 from moedisco_ray.plan.parameters import Parameters, count_parameters
-from moedisco_ray.plan.reading import StageEstimate
-from moedisco_ray.plan.seed_workers import NETWORK_BYTES_PER_SECOND
-from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
+from moedisco_ray.plan.reading import StageEstimate, total
+from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of, start_up
 from moedisco_ray.plan.stage_cost import cost_of
 from moedisco_ray.plan.stage_plan import StagePlan, StageTraining, gang_training, plan_stage
 from moedisco_ray.plan.storage import joint_storage, plan_storage
 from moedisco_ray.plan.vocabulary import planned_vocab_size
-from moedisco_ray.plan.worker_plan import InferencePlan
+from moedisco_ray.plan.worker_plan import InferencePlan, WorkerPlan
 
 _ASSUMPTIONS = (
-    "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints; GPUs "
-    f"of a gang exchange {LINK_BYTES_PER_SECOND / 1e9:.0f} GB/s, and workers that train the seed together "
-    f"{NETWORK_BYTES_PER_SECOND / 1e9} GB/s"
+    "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints; "
+    "storage gives each worker at most 1 Gbit/s; the exchanges of a sharded training hide behind its computation where "
+    "they are shorter"
 )
 
 
@@ -68,7 +68,12 @@ class Plan(BaseModel, frozen=True):
     speeds: tuple[Speed, ...]
     """Speed of each pool's workers, and where the figure comes from."""
     bill: Bill
-    """The planned bill of all stages."""
+    """The planned bill of all stages; without lines and amounts if a stage does not fit."""
+    alternatives: tuple[Alternative, ...] = ()
+    """Ways to train the model on the same tokens and machines: joint training on each pool, the run without sub-models,
+    and last the run itself."""
+    verdict: str | None = None
+    """Which of these ways costs least, in words; null if the time of the run is not known."""
     storage: tuple[StageStorage, ...]
     """Bytes that each stage stores and transfers, in pipeline order."""
     joint_training_storage: StageStorage
@@ -76,8 +81,13 @@ class Plan(BaseModel, frozen=True):
     assumptions: str
 
 
+def too_large(plan: Plan) -> tuple[WorkerPlan, ...]:
+    """The stages that certainly do not fit their pools."""
+    return tuple(each for each in (*plan.stages, *plan.inference) if each.fits_known and not each.fits)
+
+
 def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
-    """Plan parameters, memory, time and cost of a run.
+    """Plan parameters, memory, time and cost of a run, and of other ways to train its model.
 
     Without facts about the machine, time and cost of CPU workers are unknown.
 
@@ -87,6 +97,36 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """
     given, config = config, with_cluster_count(config)
+    plan = _plan(config, machine).model_copy(update={"clusters_chosen": given.clusters.count == "auto"})
+    ways, baseline = alternatives(config, _trial(plan, machine), lambda other: _trial(_plan(other, machine), machine))
+    words = verdict(ways, plan.bill.quality)
+    bill = (
+        plan.bill
+        if too_large(plan)
+        else planned_bill(config, plan.estimates, machine, baseline=baseline, verdict=words)
+    )
+    return plan.model_copy(update={"alternatives": ways, "verdict": words, "bill": bill})
+
+
+def _trial(plan: Plan, machine: Machine) -> Trial:
+    """A plan as one of several ways to train a model."""
+    misfits = too_large(plan)
+    limit = None
+    if misfits:
+        worst = max(misfits, key=lambda each: each.memory.total / each.pool_gb)
+        limit = f"{worst.stage} needs {worst.memory.total / GIB:.1f} of {worst.pool_gb:g} GiB per card"
+    known = [each.seconds for each in plan.estimates if each.lines or each.seconds]
+    return Trial(
+        memory_gb=max((each.memory.total for each in (*plan.stages, *plan.inference)), default=0) / GIB,
+        workers=max((each.workers for each in plan.stages), default=0),
+        limit=limit,
+        seconds=None if limit else total([start_up(None, machine), *known]),
+        bill=plan.bill,
+    )
+
+
+def _plan(config: RunConfig, machine: Machine) -> Plan:
+    """The plan of a configuration with a number of clusters, without other ways."""
     whole = config.model.architecture
     vocab_size = planned_vocab_size(config)
     stages = tuple(plan_stage(config, training, whole, vocab_size) for training in _trainings(config, vocab_size))
@@ -95,13 +135,13 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family_name, whole, vocab_size)
     tokens = sum(stage.cost.tokens for stage in stages)
+    fitting = all(each.fits or not each.fits_known for each in (*stages, *inference))
     joint_training = plan_stage(config, gang_training(config, config.pools.high_memory, tokens), whole, vocab_size)
     return Plan(
         name=config.name,
         family=config.model.family_name,
         vocab_size=vocab_size,
         clusters=config.cluster_count,
-        clusters_chosen=given.clusters.count == "auto",
         experts_per_submodel=whole.num_experts // config.cluster_count,
         parameters=parameters,
         stages=stages,
@@ -115,7 +155,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         finetune_elsewhere=_finetune_elsewhere(config, whole, vocab_size),
         estimates=estimates,
         speeds=tuple(speed_of(pool, machine) for each, _ in config.needed_pools for pool in each.node_types),
-        bill=planned_bill(config, estimates, trainings, vocab_size, machine),
+        bill=planned_bill(config, estimates, machine) if fitting else no_bill(),
         storage=plan_storage(
             config, {stage.stage: _trained(stage) for stage in stages}, inference, vocab_size, machine.text_bytes
         ),
@@ -134,7 +174,7 @@ def fitted(config: RunConfig) -> RunConfig:
     """
     if not any(pool.gpu for pool, _ in config.needed_pools):
         return config
-    for stage in build_plan(config).stages:
+    for stage in _plan(with_cluster_count(config), UNKNOWN_MACHINE).stages:
         if stage.choice is not None:
             name = training_stage(stage.stage).recipe
             section = getattr(config, name).model_copy(update={"optimizer": stage.choice.optimizer})

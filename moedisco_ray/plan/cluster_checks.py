@@ -1,4 +1,4 @@
-"""Check a configuration's pools against a cluster file's nodes: resources, GPUs, memory, worker counts and prices."""
+"""Check a configuration's pools against a cluster file's nodes: resources, cards, memory, worker counts and prices."""
 
 from __future__ import annotations
 
@@ -115,7 +115,11 @@ def _of_nodes(
         has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"
         return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
     settings = path if pool.owner is None else _path(pool)  # an owner's nodes are as those of the low-memory pool
-    return [*_of_gpus(offering, pool), *_of_memory(offering, pool, need_gb, settings)]
+    return [
+        *_of_gpus(offering, pool),
+        *_of_cards(offering, pool, settings),
+        *_of_memory(offering, pool, need_gb, settings),
+    ]
 
 
 def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:
@@ -125,7 +129,35 @@ def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:
         (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
         (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"),
     )
-    return [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in checks if nodes]
+    found = [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in checks if nodes]
+    few = [node for node in offering if node.slots[pool.resource] < pool.gpus_per_node]
+    if few:
+        remedy = f"{_names(few)} has room for {min(node.slots[pool.resource] for node in few)}; lower it"
+        found.append(Disagreement(f"{_path(pool)}.gpus_per_node", pool.gpus_per_node, remedy))
+    return found
+
+
+def _of_cards(offering: list[NodeType], pool: Pool, path: str) -> list[Disagreement]:
+    """A disagreement if the pool's card is not one that the file starts, or computes in another precision."""
+    cards = {node.card.name: node for node in offering if node.card is not None and pool.gpu}
+    if not cards or path.startswith("pools.owners"):
+        return []
+    starts = f"the file starts {', '.join(cards)}"
+    if pool.card is None:
+        return [Disagreement(f"{path}.card", None, f"{starts}; name the one that you expect, so that its speed counts")]
+    if pool.card not in cards:
+        return [Disagreement(f"{path}.card", pool.card, f"{starts}; name one of these, or let the file start others")]
+    old = [name for name, node in cards.items() if node.card is not None and not node.card.bf16]
+    if old and pool.bf16:
+        nodes = _names(cards[name] for name in old)
+        return [
+            Disagreement(
+                f"{path}.card",
+                pool.card,
+                f"{starts}, and {', '.join(old)} has no bf16, in which others compute; set max_workers of {nodes} to 0",
+            )
+        ]
+    return []
 
 
 def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) -> list[Disagreement]:

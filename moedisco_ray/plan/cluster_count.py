@@ -91,7 +91,7 @@ def _fits(config: RunConfig, count: int, vocab_size: int) -> bool:
     family, pool, optimizer, lora = (
         config.model.family_name,
         config.pools.low_memory,
-        config.submodels.optimizer,
+        config.submodels.optimizer.on(config.pools.low_memory),
         config.submodels.lora,
     )
     length = config.corpus.sequence_length

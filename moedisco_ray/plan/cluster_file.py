@@ -1,7 +1,7 @@
 """The nodes that a cluster file can start: their resources, GPUs, memory, disks, maximum numbers and prices.
 
 Facts for which Ray has no field are in the file's top-level `metadata`, which Ray ignores. `moedisco.node_types` in it
-states, for example, `gpu_memory_gb` and `price_per_hour` of each node type, including the head's. In a file for
+states, for example, `gpu` and `price_per_hour` of each node type, including the head's. In a file for
 existing hosts (`provider: local`), `moedisco.hosts` states the node type of each host. A KubeRay file states the same
 facts as annotations of the pods.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from moedisco_ray.core.cards import Card, find_card, known_card
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.config.yaml_text import YamlError, parse_documents
 from moedisco_ray.core.errors import ConfigError
@@ -41,9 +42,9 @@ class NodeFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     gpu: str | None = None
-    """Name of the GPU model, such as A100; null for a node without GPUs."""
-    gpu_memory_gb: Annotated[float, Field(ge=0)] = 0
-    """Memory of one GPU (GB); 0 for a node without GPUs."""
+    """Name of the GPU model, such as L4 or A100-80GB; null for a node without GPUs."""
+    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one GPU (GB); null: that of the card (`moedisco_ray.core.cards`), or 0 for a node without GPUs."""
     price_per_hour: Annotated[float, Field(ge=0)]
     """Price of the whole node (dollars per hour)."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
@@ -57,6 +58,17 @@ class NodeFacts(BaseModel):
     join."""
     labels: dict[str, str] = {}
     """Labels that a node has in Ray. Only for existing hosts."""
+
+    @model_validator(mode="after")
+    def _memory_is_known(self) -> Self:
+        if self.gpu is not None and self.gpu_memory_gb is None:
+            known_card(self.gpu)
+        return self
+
+    @property
+    def card(self) -> Card | None:
+        """The GPU; None for a node without GPUs, or with a GPU that is not in the table of cards."""
+        return None if self.gpu is None else find_card(self.gpu)
 
 
 class ClusterMetadata(BaseModel):
@@ -82,6 +94,7 @@ class NodeType:
         most: Maximum number of nodes of this type at once.
         resources: Resources of a node.
         gpu_memory_gb: Memory of one GPU (GB).
+        card: The GPU; None for a node without GPUs, or with a GPU that is not in the table of cards.
         price_per_hour: Dollars per node-hour.
         memory_gb: Memory of the machine (GB); None if unknown.
         disk_gb: Disk space of the machine (GB); None if unknown.
@@ -94,6 +107,7 @@ class NodeType:
     resources: Mapping[str, int]
     gpu_memory_gb: float
     price_per_hour: float
+    card: Card | None = None
     memory_gb: float | None = None
     disk_gb: float | None = None
     transfer_price_per_gb: float = 0
@@ -235,12 +249,14 @@ def _head(metadata: ClusterMetadata, name: str) -> Head:
 
 
 def _node_type(name: str, most: int, resources: Mapping[str, int], facts: NodeFacts) -> NodeType:
+    card = facts.card
     return NodeType(
         name,
         most,
         resources,
-        facts.gpu_memory_gb,
+        facts.gpu_memory_gb or (0 if card is None else card.memory_gb),
         facts.price_per_hour,
+        card=card,
         memory_gb=facts.memory_gb,
         disk_gb=facts.disk_gb,
         transfer_price_per_gb=facts.transfer_price_per_gb,

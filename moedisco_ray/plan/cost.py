@@ -1,8 +1,7 @@
 """Hours and dollars of training, from floating-point operations and the pools' prices.
 
-The reference speed is that of one A100-80GB: 312 TFLOP/s in bf16 (data sheet) at an assumed utilisation of 35 %. A
-pool's `speed` is a factor on it. Only training is counted; comparisons add forward passes without training
-(`compare.accounting`).
+The speed of a worker is that of its pool's card (`Pool.flops`), the same for every training on it. Only training is
+counted; comparisons add forward passes without training (`compare.accounting`).
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ from moedisco_ray.core.config import Architecture, LowMemoryPool, Pool
 from moedisco_ray.core.records.prices import dollars_of
 from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.policies.placement import Need, NodeType, ranked
-
-PEAK_FLOPS = 312e12
-UTILISATION = 0.35
 
 
 class Cost(BaseModel, frozen=True):
@@ -56,6 +52,7 @@ def training_cost(
     tokens: int,
     pool: Pool,
     *,
+    experts: int,
     units: int = 1,
     at_once: int = 1,
     workers_per_unit: int = 1,
@@ -67,13 +64,14 @@ def training_cost(
         flops_each_token: Operations per token.
         tokens: Training tokens, summed over units.
         pool: The pool, with speed and price.
+        experts: Experts per layer.
         units: Number of models that train independently.
         at_once: Number of models that train at the same time.
         workers_per_unit: Number of workers per model; they divide its time evenly.
         owned: Price of each data owner's seat ($/h). Each trains one of the models, at the pool's speed.
     """
     flops = flops_each_token * tokens
-    worker_hours = flops / (PEAK_FLOPS * UTILISATION * pool.speed) / 3600
+    worker_hours = flops / pool.flops(experts) / 3600
     waves = -(-units // at_once)
     unit_seconds = 3600 * worker_hours / units
     pool_dollars = dollars_of(unit_seconds * (units - len(owned)), pool.price_per_hour)
@@ -107,6 +105,7 @@ def mixed_cost(
     pool: LowMemoryPool,
     need_gb: float,
     *,
+    experts: int,
     units: int = 1,
     owned: Sequence[float] = (),
 ) -> tuple[Cost, tuple[TypeShare, ...]]:
@@ -119,13 +118,14 @@ def mixed_cost(
         tokens: Training tokens, summed over units.
         pool: The pool; at least one of its node types has enough memory.
         need_gb: Memory of a worker (GB).
+        experts: Experts per layer.
         units: Number of models that train independently.
         owned: Price of each data owner's seat ($/h). Each trains one of the models, at the pool's own speed.
     """
     kinds = {kind.key: kind for kind in pool.node_types}
     flops = flops_each_token * tokens
-    hours = {key: training_cost(flops_each_token, tokens, kind).worker_hours / units for key, kind in kinds.items()}
-    own_hours = training_cost(flops_each_token, tokens, pool).worker_hours / units if owned else 0.0
+    hours = {key: flops / kind.flops(experts) / 3600 / units for key, kind in kinds.items()}
+    own_hours = flops / pool.flops(experts) / 3600 / units if owned else 0.0
     begun, makespan = _schedule(_slots(pool, kinds, need_gb), hours, units - len(owned))
     shares = tuple(
         TypeShare(

@@ -20,13 +20,12 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.records.bill import Baseline, Bill, is_joint_training, line, make_baseline, make_bill
-from moedisco_ray.core.stages import STAGES, TrainingStage, training_stage
+from moedisco_ray.core.records.bill import Baseline, Bill, line, make_bill
+from moedisco_ray.core.stages import STAGES, TrainingStage
 from moedisco_ray.plan.cost import Cost, TypeShare
 from moedisco_ray.plan.reading import Reading, StageEstimate, crowd, priced, total, unknown
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 from moedisco_ray.plan.stage_cost import cost_of
-from moedisco_ray.plan.stages import evaluate, export
 
 
 class Training(BaseModel, frozen=True):
@@ -70,50 +69,39 @@ def held_out_loss(stage: TrainingStage, tokens: int, reading: Reading) -> float 
 def planned_bill(
     config: RunConfig,
     stages: Sequence[StageEstimate],
-    trainings: Mapping[str, Training],
-    vocab_size: int,
     machine: Machine,
+    *,
+    baseline: Baseline | None = None,
+    verdict: str | None = None,
 ) -> Bill:
-    """The estimated bill of a run, in the same form as the bill of a finished run."""
+    """The estimated bill of a run, in the same form as the bill of a finished run.
+
+    Args:
+        config: The run's configuration.
+        stages: Estimates of all stages.
+        machine: What is known of the machines.
+        baseline: Joint training on the same tokens; None: it is not compared.
+        verdict: The verdict of the plan.
+    """
     return make_bill(
         [each for stage in stages for each in stage.lines],
         seconds=total([start_up(None, machine), *(each.seconds for each in stages)]),
         planned=True,
         complete=not left_out(config),
-        baseline=_baseline(config, trainings, vocab_size, machine),
+        baseline=baseline,
+        verdict=verdict,
     )
+
+
+def no_bill() -> Bill:
+    """The bill of a run that does not fit its machines: nothing is known of what it would cost."""
+    bare = make_bill((), seconds=None, baseline=None, planned=True, complete=False)
+    return bare.model_copy(update={"dollars": None, "dollars_with_idle": None})
 
 
 def left_out(config: RunConfig) -> tuple[str, ...]:
     """Settings whose cost a plan does not include."""
     return ("evaluation.lm_eval",) if config.evaluation.lm_eval else ()
-
-
-def _baseline(
-    config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine
-) -> Baseline | None:
-    whole = trainings.get("finetune")
-    if whole is None or is_joint_training(config, {stage: each.cost.tokens for stage, each in trainings.items()}):
-        return None
-    pool, high = config.finetune_pool, config.pools.high_memory
-    reading = Reading(config, vocab_size, machine)
-    seconds = seconds_for(pool, machine, whole.cost.flops, whole.cost.flops / whole.cost.tokens, whole.experts)
-    measuring = held_out_loss(training_stage("finetune"), whole.cost.tokens, reading)
-    starting = start_up(high, machine)
-    evaluated, exported = evaluate.seconds(reading, finished_only=True), export.seconds(reading)
-    if seconds is None or measuring is None or starting is None or evaluated is None or exported is None:
-        return None
-    seconds += measuring * high.fewest_workers
-    factor = crowd(high, high.fewest_workers, machine)
-    return make_baseline(
-        config,
-        tokens=sum(each.cost.tokens for each in trainings.values()),
-        seconds_per_token=factor * seconds / whole.cost.tokens,
-        start_up=factor * starting,
-        evaluate=evaluated,
-        export=exported,
-        rate="planned",
-    )
 
 
 def _training(stage: TrainingStage, training: Training, reading: Reading) -> StageEstimate:

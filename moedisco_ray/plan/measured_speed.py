@@ -6,10 +6,13 @@ from moedisco_ray.core.config import AnyPool, LowMemoryPool, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.records.run_report import current_report, stored_run_config
+from moedisco_ray.core.stages import training_stage
 from moedisco_ray.core.store.locations import Location
 from moedisco_ray.plan.build import build_plan
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
-from moedisco_ray.plan.seed_workers import exchange_seconds
+from moedisco_ray.plan.cluster_count import with_cluster_count
+from moedisco_ray.plan.cost import flops_per_token
+from moedisco_ray.plan.parameters import submodel_architecture
+from moedisco_ray.plan.stage_plan import StagePlan
 
 _LEAST_COMPUTED = 0.1
 """Smallest share of a measured time that counts as arithmetic, where the network was faster than assumed."""
@@ -45,33 +48,42 @@ def with_measured_speed(config: RunConfig, run: Location) -> tuple[RunConfig, tu
 def measured_speeds(config: RunConfig, report: RunReport) -> dict[str, float]:
     """The `speed` of each GPU pool with which the run's plan would have stated the time that its trainings took.
 
-    So besides the arithmetic it contains the exchange of data within a fine-tune, copies of offloaded moments, and the
-    stalls for checkpoints.
+    So besides the arithmetic it contains copies of offloaded moments, the stalls for checkpoints, and the exchange of
+    data within a fine-tune as far as the arithmetic does not hide it.
 
     Args:
         config: The run's configuration.
         report: Its report.
     """
+    config = with_cluster_count(config)
     pools = _measurable(config)
     trained = {stage.name: stage for stage in report.stages}
-    flops, seconds = dict.fromkeys(pools, 0.0), dict.fromkeys(pools, 0.0)
+    planned, measured = dict.fromkeys(pools, 0.0), dict.fromkeys(pools, 0.0)
     for stage in build_plan(config).stages:
         found = trained.get(stage.stage)
         if stage.pool in pools and found is not None and found.tokens and found.training_worker_seconds:
             waiting = 0.0
             if stage.stage == "seed" and stage.traffic is not None:  # the network is as fast whatever the cards are
-                waiting = (
-                    exchange_seconds(stage.traffic)
-                    * found.tokens
-                    / config.submodels.optimizer.batch_tokens
-                    * stage.workers
-                )
-            rate = PEAK_FLOPS * UTILISATION * pools[stage.pool].speed
-            flops[stage.pool] += stage.cost.flops / stage.cost.tokens * found.tokens - waiting * rate
-            seconds[stage.pool] += max(
+                steps = found.tokens / config.submodels.optimizer.batch_tokens
+                waiting = stage.traffic.seconds * steps * stage.workers
+            planned[stage.pool] += _seconds_per_token(config, stage) * found.tokens
+            measured[stage.pool] += max(
                 found.training_worker_seconds - waiting, _LEAST_COMPUTED * found.training_worker_seconds
             )
-    return {name: flops[name] / (seconds[name] * PEAK_FLOPS * UTILISATION) for name in pools if seconds[name]}
+    return {name: pool.speed * planned[name] / measured[name] for name, pool in pools.items() if measured[name]}
+
+
+def _seconds_per_token(config: RunConfig, stage: StagePlan) -> float:
+    """Planned worker-seconds per token without what workers wait for exchanges."""
+    if stage.traffic is None:
+        return 3600 * stage.cost.worker_hours / stage.cost.tokens
+    kind = training_stage(stage.stage)
+    family, whole = config.model.family_name, config.model.architecture
+    shape = whole if kind.trains_whole else submodel_architecture(family, whole, config.cluster_count)
+    optimizer = kind.section(config).optimizer if stage.choice is None else stage.choice.optimizer
+    recomputes = bool(optimizer.gradient_checkpointing)
+    flops = flops_per_token(stage.parameters, shape, config.corpus.sequence_length, checkpointing=recomputes)
+    return flops / kind.pool(config).flops(shape.num_experts)
 
 
 def _measurable(config: RunConfig) -> dict[str, AnyPool]:

@@ -288,7 +288,7 @@ def model_memory(
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:
     """Bytes of an element in the forward pass: 2 in bf16, 4 in fp32."""
-    bf16 = optimizer.arithmetic(gpu=gpu > 0) == "bf16"
+    bf16 = optimizer.arithmetic(bf16=gpu > 0) == "bf16"
     return 2 if bf16 else 4
 
 

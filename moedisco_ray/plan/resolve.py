@@ -28,8 +28,12 @@ class ResolvedRun:
     config: RunConfig
 
     def remarks(self) -> Iterator[str]:
-        """A sentence about each training that has other settings than the configuration."""
+        """A sentence about each training with other settings than the configuration, or in fp32 for want of bf16."""
+        pools = {"submodels": self.given.pools.low_memory, "finetune": self.given.finetune_pool}
         for section, name in _SECTIONS.items():
+            old = pools[section].cards_without_bf16
+            if old and getattr(self.given, section).optimizer.precision == "auto":
+                yield f"{' and '.join(old)} has no bf16, so {name} compute in fp32, several times as slowly"
             before, after = getattr(self.given, section).optimizer, getattr(self.config, section).optimizer
             if settings := changes(before, after, f"{section}.optimizer"):
                 yield f"{name} do not fit their cards as configured; the run uses {', '.join(settings)}"

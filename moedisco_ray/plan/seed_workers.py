@@ -6,8 +6,7 @@ during which the cards wait: with r workers each sends 2 (r - 1) / r of 4 bytes 
 
 `auto` takes as many workers as divide the batch evenly, as far as their exchange takes at most a quarter of the time in
 which they compute. A seed that trains on r cards then costs at most a quarter more than on one. Where batches are small
-for the model, or workers have no GPU, it is one worker. A larger number can be set where cards share a node, whose
-links are faster than a network.
+for the model, or workers have no GPU, it is one worker.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ from __future__ import annotations
 import functools
 
 from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, flops_per_token
+from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.fitting import choose
-from moedisco_ray.plan.gang_traffic import GangTraffic, step_bytes
+from moedisco_ray.plan.gang_traffic import GangTraffic, step_exchanges, total_bytes
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.policies.gang import counts
 from moedisco_ray.policies.parallel import Layout
 
-NETWORK_BYTES_PER_SECOND = 1.25e9
-"""Assumed speed at which nodes of the low-memory pool exchange data (bytes/s, each way): a network of 10 Gbit/s."""
 LARGEST_EXCHANGE = 0.25
 """Largest time of an exchange that `auto` accepts, as a multiple of the time in which the workers compute a step."""
 
@@ -36,7 +33,7 @@ def seed_workers(config: RunConfig, vocab_size: int) -> tuple[int, int]:
         config: The run's configuration, with a number of clusters.
         vocab_size: Rows of the embedding.
     """
-    low, optimizer = config.pools.low_memory, config.submodels.optimizer
+    low, optimizer = config.pools.low_memory, config.submodels.optimizer.on(config.pools.low_memory)
     wanted = low.seed_workers
     if not config.tokens.seed:
         return 1, 1
@@ -50,8 +47,8 @@ def seed_workers(config: RunConfig, vocab_size: int) -> tuple[int, int]:
     flops = flops_per_token(parameters, shape, length, checkpointing=False) * optimizer.batch_tokens
 
     def is_worth_it(workers: int) -> bool:
-        computing = flops / (workers * PEAK_FLOPS * UTILISATION * low.speed)
-        return exchange_seconds(seed_traffic(config, shape, vocab_size, workers)) <= LARGEST_EXCHANGE * computing
+        computing = flops / (workers * low.flops(shape.num_experts))
+        return seed_traffic(config, shape, vocab_size, workers).seconds <= LARGEST_EXCHANGE * computing
 
     most = max(filter(is_worth_it, counts(optimizer.batch_tokens // length, 2, low.max_workers)), default=1)
     return 1, most if most == 1 or _fits(config, shape, vocab_size, most, flops) else 1
@@ -59,7 +56,7 @@ def seed_workers(config: RunConfig, vocab_size: int) -> tuple[int, int]:
 
 def _fits(config: RunConfig, shape: Architecture, vocab_size: int, workers: int, step_flops: float) -> bool:
     """Whether the seed fits with its own settings, or with those that a plan would choose for several workers."""
-    low, optimizer = config.pools.low_memory, config.submodels.optimizer
+    low, optimizer = config.pools.low_memory, config.submodels.optimizer.on(config.pools.low_memory)
 
     def measure(trial: Optimizer) -> Memory:
         return member_memory(config, shape, vocab_size, trial, gang=(1, workers), lora=config.submodels.lora)
@@ -74,7 +71,7 @@ def _fits(config: RunConfig, shape: Architecture, vocab_size: int, workers: int,
             pool_gb=low.memory_gb,
             workers=1,
             alone=False,
-            step_seconds=step_flops / (PEAK_FLOPS * UTILISATION * low.speed),
+            step_seconds=step_flops / low.flops(shape.num_experts),
         )
         is not None
     )
@@ -112,7 +109,7 @@ def member_memory(
 
 def seed_traffic(config: RunConfig, shape: Architecture, vocab_size: int, workers: int) -> GangTraffic:
     """Bytes that each of the workers sends in one step of the seed's training."""
-    sent = step_bytes(
+    exchanges = step_exchanges(
         config.model.family_name,
         shape,
         count_parameters(config.model.family_name, shape, vocab_size),
@@ -122,16 +119,12 @@ def seed_traffic(config: RunConfig, shape: Architecture, vocab_size: int, worker
         layout=Layout(replicate=workers),
         exchange="step",
     )
-    return GangTraffic(bytes=sent, sharded=sent, divided=sent, expert=1)
+    sent, seconds = total_bytes(exchanges), sum(each.seconds(config.pools.low_memory) for each in exchanges)
+    return GangTraffic(bytes=sent, sharded=sent, divided=sent, expert=1, seconds=seconds)
 
 
-def exchange_seconds(traffic: GangTraffic) -> float:
-    """Time of an exchange over the assumed network (seconds)."""
-    return traffic.bytes / NETWORK_BYTES_PER_SECOND
-
-
-def exchange_flops(config: RunConfig, traffic: GangTraffic, workers: int) -> float:
+def exchange_flops(config: RunConfig, traffic: GangTraffic, workers: int, experts: int) -> float:
     """Operations per token that the workers could do while they exchange gradients; 0 without GPUs of known speed."""
     low = config.pools.low_memory
-    seconds = exchange_seconds(traffic) if low.gpu else 0.0
-    return seconds * workers * PEAK_FLOPS * UTILISATION * low.speed / config.submodels.optimizer.batch_tokens
+    seconds = traffic.seconds if low.gpu else 0.0
+    return seconds * workers * low.flops(experts) / config.submodels.optimizer.batch_tokens

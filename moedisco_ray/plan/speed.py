@@ -1,9 +1,10 @@
 """Speed of a pool's workers, and its source.
 
-The speed of a GPU is assumed: 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's
-`speed`, unless another run measured it (`moedisco_ray.plan.measured_speed`). The speed of this machine's CPU cores is
-measured by a probe of about two seconds (`moedisco_ray.execution.probe`). The speed of other workers is unknown, and so
-are the figures that depend on it.
+The speed of a GPU is its card's peak x the share of it that published trainings reach (`moedisco_ray.core.cards`). If
+the pool names no card, it is 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % x the pool's `speed`. Another run
+may have measured it (`moedisco_ray.plan.measured_speed`). The speed of this machine's CPU cores is measured by a probe
+of about two seconds (`moedisco_ray.execution.probe`). The speed of other workers is unknown, and so are the figures
+that depend on it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
+from moedisco_ray.core.cards import PEAK_FLOPS, UTILISATION, Card
 from moedisco_ray.core.config import Pool
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 
 START_UP = 60.0
 """Start-up time in seconds that is assumed for workers without a measurement, such as GPU workers."""
 
 STORE_BYTES_PER_SECOND = 125e6
-"""Assumed speed at which one worker writes to storage and reads from it (bytes/s): a network of 1 Gbit/s."""
+"""Highest speed at which one worker is assumed to write to storage and to read from it (bytes/s): 1 Gbit/s."""
 
 
 class Trial(BaseModel, frozen=True):
@@ -95,11 +96,10 @@ def speed_of(pool: Pool, machine: Machine) -> Speed:
         return Speed(
             pool=pool.key,
             known=True,
-            source=(
-                f"measured in {machine.measured_in[pool.key]}: {PEAK_FLOPS * UTILISATION * pool.speed / 1e12:.3g} "
-                "TFLOP/s per worker"
-            ),
+            source=f"measured in {machine.measured_in[pool.key]}: {pool.flops(1) / 1e12:.3g} TFLOP/s per worker",
         )
+    if pool.gpu_card is not None:
+        return Speed(pool=pool.key, known=True, source=_of_card(pool, pool.gpu_card))
     if pool.gpu:
         return Speed(
             pool=pool.key,
@@ -114,6 +114,24 @@ def speed_of(pool: Pool, machine: Machine) -> Speed:
     return Speed(pool=pool.key, known=True, source=f"measured here, {machine.probe.cores} cores")
 
 
+def _of_card(pool: Pool, card: Card) -> str:
+    """The card's speed in words, and whether a publication measured each share of its peak."""
+    mfu, known = card.mfu, {True: "published", False: "assumed"}
+    peak = f"{card.tflops:g} TFLOP/s" if card.bf16 else f"{card.tflops_fp32:g} TFLOP/s in fp32, as it has no bf16"
+    stated = pool.speed * PEAK_FLOPS * UTILISATION / card.flops(moe=False)
+    factor = "" if math.isclose(stated, 1, rel_tol=1e-6) else f", x {stated:.3g} (pools.{pool.name}.speed)"
+    dense, moe = known[mfu.dense_source is not None], known[mfu.moe_source is not None]
+    return (
+        f"{card.name}, {peak} x {mfu.dense:.0%} for dense models ({dense}), {mfu.moe:.0%} for several experts per "
+        f"layer ({moe}){factor}; {START_UP:.0f} s per start"
+    )
+
+
+def store_bytes_per_second(pool: Pool) -> float:
+    """Speed at which each of a pool's workers writes to storage and reads from it, while all of its node do."""
+    return min(STORE_BYTES_PER_SECOND, pool.network_bytes_per_second / pool.gpus_per_node)
+
+
 def seconds_for(pool: Pool, machine: Machine, flops: float, flops_per_token: float, experts: int) -> float | None:
     """Seconds that one worker needs for a number of operations; None if its speed is unknown.
 
@@ -125,7 +143,7 @@ def seconds_for(pool: Pool, machine: Machine, flops: float, flops_per_token: flo
         experts: Experts per layer of the model.
     """
     if pool.gpu:
-        return flops / (PEAK_FLOPS * UTILISATION * pool.speed)
+        return flops / pool.flops(experts)
     return None if machine.probe is None else flops / machine.probe.rate(flops_per_token, experts)
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moedisco_ray.core.config import AnyPool, Architecture, Lora, LowMemoryPool, Optimizer, RunConfig, TrainingStageName
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, TypeShare, flops_per_token, mixed_cost, training_cost
+from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
 from moedisco_ray.plan.gang_traffic import GangTraffic, gang_traffic, planned_layout, with_exchange
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
@@ -21,6 +21,7 @@ from moedisco_ray.plan.seed_workers import exchange_flops, member_memory, seed_t
 from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.worker_plan import WorkerPlan
+from moedisco_ray.policies.parallel import Layout
 
 _FULL = Lora()
 """A training of all weights."""
@@ -127,7 +128,8 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
         ConfigError: A worker fits no node type of a mixed pool, so that the run would wait forever.
     """
     family, length = config.model.family_name, config.corpus.sequence_length
-    optimizer, pool, units = training.optimizer, training.pool, training.units
+    pool, units = training.pool, training.units
+    optimizer = training.optimizer.on(pool)
     together = training.workers if units == 1 and not training.sharded else 1
     # The seed and the sub-models have the same settings, so both must fit, and what needs one worker is open to
     # neither.
@@ -148,7 +150,7 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
     section, workers = "submodels.optimizer", together
     if training.sharded:
         section, workers = "finetune.optimizer", training.workers
-    step_seconds = flops * optimizer.batch_tokens / (workers * PEAK_FLOPS * UTILISATION * pool.speed)
+    step_seconds = flops * optimizer.batch_tokens / (workers * pool.flops(shape.num_experts))
     choice = None
     if pool.gpu and not fits:
         choice = choose(
@@ -186,21 +188,24 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
     waiting = copy_seconds(memory) / step_seconds * flops
     flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
     traffic = _traffic(config, pool, optimizer, whole, vocab_size) if training.sharded else None
-    flops = with_exchange(flops, traffic, pool, optimizer.batch_tokens) + waiting
+    flops = with_exchange(flops, traffic, pool, shape.num_experts, optimizer.batch_tokens) + waiting
     if together > 1:
         traffic = seed_traffic(config, shape, vocab_size, together)
-        flops += exchange_flops(config, traffic, together)
+        flops += exchange_flops(config, traffic, together, shape.num_experts)
     scope: Literal["all", "backbone"] = "all" if training.stage == "seed" else "backbone"
     steps = unit_steps(training.tokens, optimizer, [1] * units)
     tokens = sum(steps) * optimizer.batch_tokens
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:
-        cost, types = mixed_cost(flops, tokens, pool, memory.total / GIB, units=units, owned=training.owned)
+        cost, types = mixed_cost(
+            flops, tokens, pool, memory.total / GIB, experts=shape.num_experts, units=units, owned=training.owned
+        )
     else:
         cost = training_cost(
             flops,
             tokens,
             pool,
+            experts=shape.num_experts,
             units=units,
             owned=training.owned,
             at_once=1 if training.sharded else training.workers,
@@ -223,8 +228,12 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
         remedy=remedy,
         cost=cost,
         types=types,
-        sync=None if training.sharded else plan_sync(config.submodels, steps[-1], units, parameters, scope=scope),
-        replicas=planned_layout(config, optimizer, workers).replicate if training.sharded else together,
+        sync=None if training.sharded else plan_sync(config.submodels, pool, steps[-1], units, parameters, scope=scope),
+        replicas=(
+            _layout(config, pool, optimizer, whole, vocab_size, workers=workers).replicate
+            if training.sharded
+            else together
+        ),
         traffic=traffic,
     )
 
@@ -261,6 +270,26 @@ def _in_four_bits(config: RunConfig) -> Lora | None:
     return None if now.base == "nf4" else lora
 
 
+def _layout(
+    config: RunConfig, pool: AnyPool, optimizer: Optimizer, whole: Architecture, vocab_size: int, *, workers: int
+) -> Layout:
+    """The layout of a gang that trains the whole model."""
+
+    def fits(shards: int) -> bool:
+        needed = worker_memory(
+            config.model.family_name,
+            whole,
+            vocab_size,
+            optimizer,
+            sequence_length=config.corpus.sequence_length,
+            gpu=pool.gpu,
+            workers=shards,
+        )
+        return needed.total <= min(kind.memory_gb for kind in pool.node_types) * GIB
+
+    return planned_layout(config, pool, optimizer, workers, fits)
+
+
 def _gang_memory(
     config: RunConfig, pool: AnyPool, optimizer: Optimizer, whole: Architecture, vocab_size: int, *, workers: int
 ) -> tuple[Memory, Exchange]:
@@ -274,7 +303,7 @@ def _gang_memory(
         sequence_length=config.corpus.sequence_length,
         gpu=pool.gpu,
         workers=workers,
-        layout=planned_layout(config, optimizer, workers),
+        layout=_layout(config, pool, optimizer, whole, vocab_size, workers=workers),
     )
     exchange = exchange_of(
         config.finetune.exchange,
@@ -297,7 +326,7 @@ def _traffic(
         vocab_size,
         optimizer,
         sequence_length=config.corpus.sequence_length,
-        gpu=pool.gpu,
-        layout=planned_layout(config, optimizer, workers),
+        pool=pool,
+        layout=_layout(config, pool, optimizer, whole, vocab_size, workers=workers),
         exchange=_gang_memory(config, pool, optimizer, whole, vocab_size, workers=workers)[1],
     )

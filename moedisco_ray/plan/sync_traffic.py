@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.config import Submodels
+from moedisco_ray.core.config import Pool, Submodels
 from moedisco_ray.plan.parameters import Parameters
-from moedisco_ray.plan.speed import STORE_BYTES_PER_SECOND
+from moedisco_ray.plan.speed import store_bytes_per_second
 from moedisco_ray.policies.sync_points import Scope, sync_count
 
 _STORED = {"fp32": 4, "bf16": 2}
@@ -28,7 +28,7 @@ class Sync(BaseModel, frozen=True):
 
 
 def plan_sync(
-    settings: Submodels, steps: int, members: int, parameters: Parameters, *, scope: Scope = "backbone"
+    settings: Submodels, pool: Pool, steps: int, members: int, parameters: Parameters, *, scope: Scope = "backbone"
 ) -> Sync | None:
     """Plan the syncs of `members` trainings with `steps` steps or more; None if they do not synchronise.
 
@@ -38,6 +38,7 @@ def plan_sync(
 
     Args:
         settings: Settings of the sub-models, which hold for the seed too.
+        pool: Pool of the members; the head, which makes the outer step, is assumed to reach storage as fast.
         steps: Optimizer steps of the member with the fewest.
         members: Number of members.
         parameters: Parameter counts of one member.
@@ -56,5 +57,5 @@ def plan_sync(
     return Sync(
         syncs=syncs,
         bytes=syncs * exchanged * (members * (member + stored) + 7 * _COMMON),
-        wait_seconds=syncs * exchanged * over_network / STORE_BYTES_PER_SECOND,
+        wait_seconds=syncs * exchanged * over_network / store_bytes_per_second(pool),
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import PoolName
-from moedisco_ray.plan.memory import Memory
+from moedisco_ray.core.errors import PoolError
+from moedisco_ray.plan.memory import GIB, Memory
 from moedisco_ray.plan.remedy import Remedy
 
 
@@ -25,6 +26,16 @@ class WorkerPlan(BaseModel, frozen=True):
     processes."""
     remedy: Remedy | None
     """Settings to change if the stage does not fit; null if it fits."""
+
+    @property
+    def problem(self) -> PoolError:
+        """The error of a stage that does not fit its pool."""
+        remedy = f"; {self.remedy}" if self.remedy is not None else ""
+        return PoolError(
+            f"pools.{self.pool}.memory_gb",
+            self.pool_gb,
+            f"a worker of {self.stage} needs {self.memory.total / GIB:.1f} GB{remedy}",
+        )
 
 
 class InferencePlan(WorkerPlan, frozen=True):

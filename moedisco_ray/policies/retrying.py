@@ -8,6 +8,7 @@
 | failed, or the checkpoint storage did not respond | restart, a limited number of times |
 | failed again at the same step, or the loss is not finite | once: go back to an earlier checkpoint and skip batches |
 | out of memory | restart with half of the micro-batch, down to 1; the global batch stays |
+| out of memory with a micro-batch of 1 | once: recompute activations, if the configuration leaves that open |
 
 Going back and skipping batches follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1). They restarted about
 100 steps before a loss spike and skipped 200 to 500 batches. The spike did not return. The same batches caused no spike
@@ -86,6 +87,7 @@ class History:
         step: Step of the last failure; None if there was none or its step is unknown.
         at_step: Number of consecutive failures at that step.
         skip: Skipped batches; None if the unit never went back.
+        recompute: Whether activations are recomputed for want of memory; None: the configuration decides it.
     """
 
     micro_batch: int
@@ -93,6 +95,7 @@ class History:
     step: int | None = None
     at_step: int = 0
     skip: Skip | None = None
+    recompute: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,7 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
     if end.kind in ("preempted", "bad_card"):
         return Again(history)
     if end.kind == "out_of_memory":
-        return _halve(history, end)
+        return _with_less_memory(history, end)
     # Only a failure at a known step is evidence against the step's batch. If a process died, its step is not known
     # precisely.
     at_step = 0
@@ -173,7 +176,10 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
     return Again(history)
 
 
-def _halve(history: History, end: End) -> Again | GiveUp:
+def _with_less_memory(history: History, end: End) -> Again | GiveUp:
+    """Take the levers that change no result beyond rounding, the cheapest first."""
+    if history.micro_batch <= 1 and history.recompute is False:
+        return Again(dataclasses.replace(history, recompute=True))
     if history.micro_batch <= 1:
         return GiveUp(f"one sequence does not fit into the worker's memory: {end.reason}", diverged=False)
     return Again(dataclasses.replace(history, micro_batch=history.micro_batch // 2))
@@ -195,4 +201,5 @@ def _go_back(history: History, end: End, checkpoints: Sequence[int], window: int
     oldest = before[0] if before else 0
     target = max((checkpoint for checkpoint in before if checkpoint <= step - window), default=oldest)
     start = max(target, step - window)
-    return GoBack(History(history.micro_batch, skip=Skip(start, step + window + 1 - start)), target)
+    skip = Skip(start, step + window + 1 - start)
+    return GoBack(History(history.micro_batch, skip=skip, recompute=history.recompute), target)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.config.optimizer import precision_on
+from moedisco_ray.core.cards import BF16_CAPABILITY
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.core.limits import BATCH_TOKENS, MOST_LOGITS
 from moedisco_ray.core.records.events import Advance, no_advance
@@ -278,8 +278,9 @@ def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_token
 
 
 def default_dtype(device: str) -> torch.dtype:
-    """Dtype in which a model is measured: bf16 on a GPU, fp32 elsewhere."""
-    return torch.bfloat16 if precision_on(gpu=device.startswith("cuda")) == "bf16" else torch.float32
+    """Dtype in which a model is measured: bf16 on a GPU that has it, fp32 elsewhere."""
+    bf16 = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from moedisco_ray.training.optimizer import learning_rate, set_learning_rate
 from moedisco_ray.training.optimizer_state import load_optimizer_state
 from moedisco_ray.training.results import drop_checkpoints, finished_result, write_model
 from moedisco_ray.training.sharded_files import cpu_group
-from moedisco_ray.training.sharding import trainable
+from moedisco_ray.training.sharding import check_arithmetic, trainable
 from moedisco_ray.training.stepper import Stepper
 from moedisco_ray.training.sync.member import SyncMember, discard_ahead
 
@@ -87,6 +87,7 @@ def train_in_turns(
 
     Raises:
         NotFiniteError: A loss or a gradient is not finite.
+        ConfigError: The training computes in bf16, and the GPU has none.
         CheckpointError: The initial optimizer state is missing, or belongs to another model.
         CorpusError: The packed tokens are shorter than one sequence.
         RunDirError: The disk is full.
@@ -95,6 +96,7 @@ def train_in_turns(
     recorded = finished_result(job)
     if recorded is not None:
         return recorded
+    check_arithmetic(job.optimizer, world.device)
     # The group comes first: connecting it is the last operation in which workers must arrive together until all files
     # are read.
     with cpu_group(world) as group, job.using_files(), reused_memory(world.device):

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moedisco_ray.core.cards import peak_flops
 from moedisco_ray.core.config import read_architecture
 from moedisco_ray.core.errors import NotFiniteError
 from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.models import read_config
-from moedisco_ray.plan.cards import peak_flops
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training.checkpoints.checkpoint import Progress

@@ -15,7 +15,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from moedisco_ray.core.cards import BF16_CAPABILITY
 from moedisco_ray.core.config import Lora, Optimizer
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.printable import one_line
 from moedisco_ray.models import head_inputs, moe_blocks, open_complete, specialise, with_parameters_in
 from moedisco_ray.models.attention import attend_within_documents, document_arguments
 from moedisco_ray.models.expert_parallel import EXPERT_AXIS, divide
@@ -30,7 +33,25 @@ from moedisco_ray.training.sharded_files import reader
 
 def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
     """The dtype of the forward and backward pass."""
-    return torch.bfloat16 if optimizer.arithmetic(gpu=torch.device(device).type != "cpu") == "bf16" else torch.float32
+    return torch.bfloat16 if optimizer.arithmetic(bf16=torch.device(device).type != "cpu") == "bf16" else torch.float32
+
+
+def check_arithmetic(optimizer: Optimizer, device: str) -> None:
+    """Refuse to compute in bf16 on a GPU without it, which would imitate it many times as slowly.
+
+    Raises:
+        ConfigError: The GPU has no bf16.
+    """
+    if torch.device(device).type != "cuda" or compute_dtype(optimizer, device) != torch.bfloat16:
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < BF16_CAPABILITY:
+        name, version = one_line(torch.cuda.get_device_name(device)), ".".join(map(str, capability))
+        raise ConfigError(
+            "optimizer.precision",
+            optimizer.precision,
+            f"{name} (compute capability {version}) has no bf16; name the card in pools.*.card, or set fp32",
+        )
 
 
 def trainable(

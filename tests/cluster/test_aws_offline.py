@@ -143,7 +143,7 @@ def test_low_memory_demand_that_is_refused_goes_to_the_next_type_and_at_last_on_
         turns.take(BUNDLE["low_memory"])
         if len(instances(aws)) == 2:
             break
-    assert asked == [("g4dn.xlarge", True), ("g6.xlarge", True), ("g5.xlarge", True), ("g6.xlarge", False)]
+    assert asked == [("g6.xlarge", True), ("g5.xlarge", True), ("g6.xlarge", False)]
     assert [machine["InstanceType"] for machine in instances(aws)[1:]] == ["g6.xlarge"]
 
 
@@ -168,7 +168,7 @@ def test_a_gang_of_the_high_pool_falls_back_to_on_demand(aws, config, provider):
         ("InvalidAMIID.NotFound", "correct the account or the cluster file"),
         (
             "MaxSpotInstanceCountExceeded",
-            "request a higher quota, or lower max_workers of low-t4-spot in the cluster file",
+            "request a higher quota, or lower max_workers of low-l4-spot in the cluster file",
         ),
     ],
 )
@@ -185,13 +185,13 @@ def test_a_refusal_that_waiting_does_not_cure_leads_to_no_other_type_and_is_repo
         turns.take(BUNDLE["low_memory"])
     for _ in range(10):
         turns.take(BUNDLE["low_memory"])
-    assert set(asked) == {("g4dn.xlarge", True)}
+    assert set(asked) == {("g6.xlarge", True)}
     assert len(instances(aws)) == 1
     key, told = published[-1]
-    assert (key, list(told)) == ("launch_failures", ["low-t4-spot"])
-    _, text = told["low-t4-spot"]
+    assert (key, list(told)) == ("launch_failures", ["low-l4-spot"])
+    _, text = told["low-l4-spot"]
     assert text.startswith(
-        f"the cloud refuses to start low-t4-spot (Node Launch Exception ({code}): there is none): {remedy};"
+        f"the cloud refuses to start low-l4-spot (Node Launch Exception ({code}): there is none): {remedy};"
     )
     assert [record.getMessage() for record in caplog.records if record.name == spot_fallback.__name__] == [text]
 
@@ -223,11 +223,11 @@ def test_a_gang_stays_in_one_zone_and_other_workers_take_any(aws, config, provid
     start(provider, config, "high-h100-spot")
     full.clear()
     start(provider, config, "high-h100")
-    start(provider, config, "low-t4-spot")
+    start(provider, config, "low-l4-spot")
     zones = {}
     for machine in instances(aws):
         zones.setdefault(machine["InstanceType"], []).append(machine["SubnetId"])
-    assert zones == {"p5.4xlarge": [subnets[1]] * 2, "g4dn.xlarge": [subnets[0]]}
+    assert zones == {"p5.4xlarge": [subnets[1]] * 2, "g6.xlarge": [subnets[0]]}
     full.add(subnets[1])
     with pytest.raises(ray_internals.NodeLaunchException, match="InsufficientInstanceCapacity"):
         start(provider, config, "high-h100-spot")

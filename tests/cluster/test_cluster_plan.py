@@ -23,6 +23,9 @@ from moedisco_ray.plan import GIB, build_plan
 from moedisco_ray.plan.cluster_checks import disagreements
 from moedisco_ray.plan.cluster_file import load_cluster, read_cluster
 
+ON_AZURE = ("pools.low_memory.card=A10", "pools.low_memory.price_per_hour=0.80")
+"""Azure has no L4."""
+
 
 @pytest.fixture(scope="module")
 def default_file(tmp_path_factory):
@@ -40,7 +43,7 @@ def found(default_file, cluster, *overrides):
 
 @pytest.mark.parametrize("name", ["aws/spot", "gcp/spot", "azure/spot", "kuberay"])
 def test_the_default_configuration_agrees_with_every_cloud(default_file, name):
-    config = load_config(default_file)
+    config = load_config(default_file, ON_AZURE if name == "azure/spot" else ())
     assert disagreements(load_cluster(FOLDER / f"{name}.yaml"), config, build_plan(config)) == ()
 
 
@@ -52,7 +55,14 @@ def test_the_default_configuration_agrees_with_every_cloud(default_file, name):
         ("pools.low_memory.max_workers=200", "pools.low_memory.max_workers", "room for 24"),
         ("pools.high_memory.workers=32", "pools.high_memory.workers", "room for 24"),
         ("pools.high_memory.price_per_hour=0.1", "pools.high_memory.price_per_hour", "1.50 to 6.88"),
-        ("submodels.optimizer.micro_batch=64", "pools.low_memory.memory_gb", "low-t4-spot has only 16"),
+        ("pools.low_memory.card=RTX 4090", "pools.low_memory.card", "the file starts L4, A10G; name one of these"),
+        ("pools.high_memory.card=null", "pools.high_memory.card", "the file starts H100, A100-80GB; name the one"),
+        ("pools.high_memory.gpus_per_node=8", "pools.high_memory.gpus_per_node", "high-h100 has room for 1"),
+        (
+            "model.config.hidden_size=32768",
+            "pools.low_memory.memory_gb",
+            "low-l4-spot, low-a10g-spot, low-l4 has only 22",
+        ),
     ],
 )
 def test_a_contradiction_is_told_with_field_value_and_remedy(default_file, override, field, says):
@@ -82,7 +92,7 @@ def test_each_data_owner_needs_a_node_type_with_its_tag(default_file):
 
 def test_tags_without_gpus_are_told(default_file):
     cluster = load("aws/spot")
-    cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "low_mem_gpu": 2}
+    cluster["available_node_types"]["low-a10g-spot"]["resources"] = {"CPU": 4, "GPU": 1, "low_mem_gpu": 2}
     assert any("offers more low_mem_gpu than it has GPUs" in text for _, text in found(default_file, cluster))
 
 
@@ -116,8 +126,8 @@ def planned(default_file):
 @given(memory=st.integers(1, 40))
 def test_a_type_is_too_small_exactly_when_a_worker_needs_more(planned, memory):
     config, plan, cluster = planned
-    t4, *others = cluster.types
-    small = dataclasses.replace(cluster, types=(dataclasses.replace(t4, gpu_memory_gb=memory), *others))
+    first, *others = cluster.types
+    small = dataclasses.replace(cluster, types=(dataclasses.replace(first, gpu_memory_gb=memory), *others))
     need = max(stage.memory.total for stage in plan.stages if stage.pool == "low_memory") / GIB
     assert bool(disagreements(small, config, plan)) == (need > memory)
 
@@ -164,7 +174,7 @@ def test_the_command_ends_with_2_where_they_differ_and_still_prints_the_plan(def
     agreeing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(path)])
     assert (agreeing.exit_code, agreeing.stderr) == (0, "")
     assert agreeing.stdout.splitlines()[-1].startswith("The pools agree with ")
-    assert re.search(r"low-t4-spot +up to 16 +low_mem_gpu +16 +0\.21", agreeing.stdout)
+    assert re.search(r"low-l4-spot +up to 16 +low_mem_gpu +22\.05 +0\.33", agreeing.stdout)
     differing = runner.invoke(
         app, ["plan", str(default_file), "--cluster", str(path), "--json", "--set", "pools.low_memory.gpu=0"]
     )
@@ -176,38 +186,28 @@ def test_the_command_ends_with_2_where_they_differ_and_still_prints_the_plan(def
 
 
 def mixed(**changes):
-    t4 = {
-        "name": "t4",
-        "resource": "t4_gpu",
-        "memory_gb": 16,
-        "price_per_hour": 0.21,
-        "speed": 0.2,
-        "max_workers": 16,
-    } | changes
-    l4 = {
-        "name": "l4",
-        "resource": "low_mem_gpu",
-        "memory_gb": 24,
-        "price_per_hour": 0.33,
-        "speed": 0.35,
-        "max_workers": 8,
-    }
-    return f"pools.low_memory.types={json.dumps([t4, l4])}"
+    a10g = {"name": "a10g", "resource": "a10g_gpu", "card": "A10G", "price_per_hour": 0.42, "max_workers": 16} | changes
+    l4 = {"name": "l4", "resource": "low_mem_gpu", "card": "L4", "price_per_hour": 0.33, "max_workers": 8}
+    return f"pools.low_memory.types={json.dumps([a10g, l4])}"
 
 
 @pytest.mark.parametrize(
     ("change", "field", "says"),
     [
         ({}, None, None),
-        ({"resource": "t5_gpu"}, "pools.low_memory.types.0.resource", "no node type offers it"),
-        ({"memory_gb": 20}, "pools.low_memory.types.0.memory_gb", "low-t4-spot has only 16"),
+        ({"resource": "other_gpu"}, "pools.low_memory.types.0.resource", "no node type offers it"),
+        (
+            {"card": "RTX 4090", "memory_gb": 22},
+            "pools.low_memory.types.0.card",
+            "the file starts A10G; name one of these",
+        ),
         ({"max_workers": 17}, "pools.low_memory.types.0.max_workers", "room for 16"),
-        ({"price_per_hour": 0.5}, "pools.low_memory.types.0.price_per_hour", "0.21 to 0.21"),
+        ({"price_per_hour": 0.5}, "pools.low_memory.types.0.price_per_hour", "0.42 to 0.42"),
     ],
 )
 def test_every_type_of_a_mixed_pool_is_held_against_the_file(default_file, change, field, says):
     cluster = load("aws/spot")
-    cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "t4_gpu": 1}
+    cluster["available_node_types"]["low-a10g-spot"]["resources"] = {"CPU": 4, "GPU": 1, "a10g_gpu": 1}
     told = dict(found(default_file, cluster, mixed(**change)))
     assert list(told) == ([] if field is None else [field])
     assert field is None or says in told[field]

@@ -14,13 +14,13 @@ from torch.nn.functional import cross_entropy, linear
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from moedisco_ray.core.cards import peak_flops
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.core.limits import LOGITS_BYTES
 from moedisco_ray.models import hf_config
 from moedisco_ray.models.attention import BY_DOCUMENT, MASKED, attend_within_documents
 from moedisco_ray.models.expert_parallel import divided_experts
 from moedisco_ray.models.speed import grouped_experts
-from moedisco_ray.plan.cards import peak_flops
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.memory import worker_memory
 from moedisco_ray.plan.parameters import count_parameters

@@ -105,9 +105,7 @@ def test_a_saving_is_never_without_its_baseline_and_what_is_known_of_quality(pai
 
 
 def test_a_run_that_costs_more_than_joint_training_says_so():
-    baseline = make_baseline(
-        CONFIG, tokens=1000, seconds_per_token=0.036, start_up=0, evaluate=0, export=0, rate="measured"
-    )
+    baseline = make_baseline(CONFIG, tokens=1000, seconds_per_token=0.036, start_up=0, evaluate=0, export=0)
     assert baseline.dollars == pytest.approx(0.036)
     verdict = bill(
         [Line(stage="finetune", pool="high_memory", worker_seconds=1.0, dollars=0.0432)], baseline=baseline
@@ -121,9 +119,7 @@ def test_what_a_comparison_measured_takes_the_place_of_what_is_not_known():
     measured = "A comparison measured held-out perplexity: 41.00 against 40.00."
     found = bill(
         [],
-        baseline=make_baseline(
-            CONFIG, tokens=1, seconds_per_token=1, start_up=0, evaluate=0, export=0, rate="measured"
-        ),
+        baseline=make_baseline(CONFIG, tokens=1, seconds_per_token=1, start_up=0, evaluate=0, export=0),
         quality=measured,
     )
     assert found.verdict.endswith(measured)
@@ -235,9 +231,7 @@ def metered_finetune():
 def test_the_baseline_s_start_up_depends_on_the_high_memory_pool_alone(low, high, starting):
     pools = {"low_memory": {"max_workers": low}, "high_memory": {"workers": high, "price_per_hour": HIGH}}
     config = RunConfig.model_validate(CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}, "pools": pools})
-    found = make_baseline(
-        config, tokens=1, seconds_per_token=0, start_up=starting, evaluate=0, export=0, rate="measured"
-    )
+    found = make_baseline(config, tokens=1, seconds_per_token=0, start_up=starting, evaluate=0, export=0)
     assert found.dollars == pytest.approx(starting * high / 3600 * HIGH)
     assert found.seconds == pytest.approx(starting)
 

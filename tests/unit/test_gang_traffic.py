@@ -15,10 +15,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from docs.plans import CHECKPOINTS, planned
-from moedisco_ray.core.config import Optimizer, check_config, read_architecture
+from moedisco_ray.core.config import HighMemoryPool, Optimizer, check_config, read_architecture
 from moedisco_ray.models import expert_parallel
 from moedisco_ray.plan import Plan, StagePlan, build_plan
-from moedisco_ray.plan.gang_traffic import LINK_BYTES_PER_SECOND, gang_traffic, step_bytes
+from moedisco_ray.plan.gang_traffic import gang_traffic, step_exchanges, total_bytes
 from moedisco_ray.plan.memory import Exchange
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.policies.parallel import Layout
@@ -132,15 +132,17 @@ def test_a_worker_sends_the_bytes_of_the_plan(
         precision="fp32",
     )
     sizes = read_architecture(model, FAMILY)
-    expected = step_bytes(
-        FAMILY,
-        sizes,
-        count_parameters(FAMILY, sizes, sizes.vocab_size or 0),
-        recipe,
-        sequence_length=L,
-        gpu=0,
-        layout=layout,
-        exchange=exchange,
+    expected = total_bytes(
+        step_exchanges(
+            FAMILY,
+            sizes,
+            count_parameters(FAMILY, sizes, sizes.vocab_size or 0),
+            recipe,
+            sequence_length=L,
+            gpu=0,
+            layout=layout,
+            exchange=exchange,
+        )
     )
     assert expected == pytest.approx(counted(model, recipe, exchange, layout), rel=0.02)
 
@@ -150,7 +152,14 @@ def test_dividing_the_experts_of_qwen3_saves_two_thirds_of_the_traffic(exchange:
     family, vocabulary, sizes = CHECKPOINTS["Qwen3-30B-A3B"]
     recipe = Optimizer(batch_tokens=WORKERS * 4 * 1024, micro_batch=1, precision="pure_bf16")
     found = gang_traffic(
-        family, sizes, vocabulary, recipe, sequence_length=1024, gpu=1, layout=Layout(data=WORKERS), exchange=exchange
+        family,
+        sizes,
+        vocabulary,
+        recipe,
+        sequence_length=1024,
+        pool=HighMemoryPool(gpu=1),
+        layout=Layout(data=WORKERS),
+        exchange=exchange,
     )
     assert found.bytes == found.sharded
     assert found.expert == WORKERS
@@ -176,7 +185,7 @@ def qwen3(parallel: dict[str, int]) -> Plan:
                 "finetune": {"optimizer": optimizer, "parallel": parallel, "exchange": "micro_batch"},
                 "pools": {
                     "low_memory": {"gpu": 1, "memory_gb": 24, "max_workers": 32},
-                    "high_memory": {"gpu": 1, "memory_gb": 141, "workers": WORKERS},
+                    "high_memory": {"gpu": 1, "card": "H200", "workers": WORKERS, "gpus_per_node": WORKERS},
                 },
             }
         )
@@ -187,19 +196,40 @@ def test_a_plan_knows_divided_experts_and_replicas() -> None:
     def finetune(**parallel: int) -> StagePlan:
         return next(stage for stage in qwen3(parallel).stages if stage.stage == "finetune")
 
-    sharded, divided, replicated = finetune(), finetune(expert=WORKERS), finetune(replicate=2)
+    sharded, divided, replicated = finetune(expert=1), finetune(), finetune(expert=1, replicate=2)
     assert sharded.traffic is not None
     assert divided.traffic is not None
     assert (sharded.traffic.divided, sharded.traffic.sharded) == (divided.traffic.bytes, divided.traffic.sharded)
     assert divided.memory.compute_copies < sharded.memory.compute_copies
     assert divided.memory.weights == sharded.memory.weights
     assert replicated.memory.weights == pytest.approx(2 * sharded.memory.weights, rel=1e-6)
-    # FSDP alone exchanges 1 TB in 3 s, for operations of 0.8 s; with divided experts the operations take longer.
+    # FSDP alone exchanges 1 TB in 2 s; with experts divided among the cards of the node, the operations take longer.
     seconds = {
         name: stage.cost.hours * 3600 / stage.steps for name, stage in (("sharded", sharded), ("divided", divided))
     }
-    assert seconds["sharded"] == pytest.approx(sharded.traffic.bytes / LINK_BYTES_PER_SECOND, rel=0.02)
-    assert divided.traffic.bytes / LINK_BYTES_PER_SECOND < seconds["divided"] < seconds["sharded"] / 2
+    assert sharded.traffic.seconds == pytest.approx(sharded.traffic.bytes / 450e9, rel=0.01)
+    assert seconds["sharded"] == pytest.approx(sharded.traffic.seconds, rel=0.02)
+    assert divided.traffic.seconds < seconds["divided"] < seconds["sharded"] / 2
+
+
+def test_what_crosses_nodes_takes_the_time_of_their_network() -> None:
+    def seconds(**pool: Any) -> float:
+        traffic = gang_traffic(
+            *CHECKPOINTS["Qwen3-30B-A3B"][:1],
+            CHECKPOINTS["Qwen3-30B-A3B"][2],
+            151_936,
+            Optimizer(batch_tokens=WORKERS * 4 * 1024, micro_batch=1),
+            sequence_length=1024,
+            pool=HighMemoryPool(gpu=1, card="H100", **pool),
+            layout=Layout(replicate=2, expert=4),
+            exchange="step",
+        )
+        return traffic.seconds
+
+    on_one, on_two, alone = (seconds(gpus_per_node=count) for count in (8, 4, 1))
+    assert on_one < on_two / 20  # four sums of gradients share the network of a node
+    assert on_one < alone / 20  # tokens cross the network too
+    assert seconds(gpus_per_node=4, network=100) == pytest.approx(on_two / 10, rel=0.2)
 
 
 def test_a_single_worker_exchanges_nothing() -> None:

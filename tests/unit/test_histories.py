@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.store.locations import Location
-from moedisco_ray.execution.ray.histories import follow, remembered
+from moedisco_ray.execution.ray.histories import adjusted, changes_in_words, follow, remembered
 from moedisco_ray.policies.retrying import Again, End, EndKind, GoBack, History
 from moedisco_ray.training import TrainJob
 from moedisco_ray.training.checkpoints import checkpoint
@@ -49,6 +50,23 @@ def test_a_storage_that_is_away_when_workers_end_does_not_end_the_run(
     decision = follow(job, History(8, step=5, at_step=1), End(kind, 5, "its end"), 3, 1)
     assert isinstance(decision, Again)
     assert remembered(job, 1) == decision.history
+
+
+@pytest.mark.parametrize(("given", "recomputes"), [(None, True), (False, False)])
+def test_out_of_memory_takes_the_next_lever_that_the_configuration_leaves_open(
+    job: TrainJob, given: bool | None, recomputes: bool
+) -> None:
+    """Before (a0c02aba): GiveUp, `one sequence does not fit into the worker's memory`, at a micro-batch of 1."""
+    recipe = job.optimizer.model_copy(update={"gradient_checkpointing": given, "micro_batch": 2})
+    job = dataclasses.replace(job, optimizer=recipe)
+    end, words, history = End("out_of_memory", 5, "CUDA out of memory"), list[str](), remembered(job, 1)
+    while isinstance(decision := follow(job, history, end, 3, 1), Again):
+        words.append(changes_in_words(history, decision.history))
+        history = decision.history
+    assert remembered(job, 1) == history
+    last = "; it continues with gradient_checkpointing=true"
+    assert words == ["; it continues with micro_batch=1", *([last] if recomputes else [])]
+    assert adjusted(job, history).optimizer.gradient_checkpointing is (True if recomputes else given)
 
 
 def test_going_back_drops_the_checkpoints_after_the_one_it_goes_back_to(

@@ -851,9 +851,9 @@ def test_equal_units_are_placed_together_as_they_would_be_one_by_one(types, most
         ],
     )
     assume(any(memory >= need_gb for memory, *_ in types))
-    hours = {kind.key: training_cost(1e15, 60, kind).worker_hours / units for kind in pool.node_types}
+    hours = {kind.key: training_cost(1e15, 60, kind, experts=4).worker_hours / units for kind in pool.node_types}
     begun, last = one_by_one(pool, hours, units, need_gb)
-    cost, shares = mixed_cost(1e15, 60, pool, need_gb, units=units)
+    cost, shares = mixed_cost(1e15, 60, pool, need_gb, experts=4, units=units)
     assert [share.units for share in shares] == [begun[kind.key] for kind in pool.node_types]
     assert cost.hours == last
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from run_example import run_report
 from small_run import small_config
 
+from moedisco_ray.core.cards import PEAK_FLOPS, UTILISATION
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError, RunDirError
@@ -24,7 +25,6 @@ from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan, estimate, machine, storage
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 from moedisco_ray.plan.measured_speed import with_measured_speed
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
 
@@ -124,7 +124,13 @@ def test_a_speed_that_is_not_known_is_never_a_number():
 def test_gpu_pools_say_what_is_assumed_and_where_it_is_from():
     plan = build_plan(preset("default"))
     assert plan.bill.dollars > plan.training_dollars
-    assert all("A100 data sheet" in speed.source and "35%" in speed.source for speed in plan.speeds)
+    low, high = (speed.source for speed in plan.speeds)
+    assert low.startswith(
+        "L4, 121 TFLOP/s x 30% for dense models (assumed), 15% for several experts per layer (assumed)"
+    )
+    assert high.startswith("A100-80GB, 312 TFLOP/s x 50% for dense models (published), 20% for several experts")
+    unnamed = build_plan(preset("paper", pools={"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}}))
+    assert all("A100 data sheet" in speed.source and "35%" in speed.source for speed in unnamed.speeds)
     seed = next(stage for stage in plan.stages if stage.stage == "seed")
     assert by_stage(plan)["seed"].worker_seconds == pytest.approx(3600 * seed.cost.worker_hours + seed.units * START_UP)
     assert by_stage(plan)["corpus"].seconds is None
@@ -135,10 +141,9 @@ def test_the_baseline_counts_the_same_things_as_the_run():
     plan = build_plan(DEMO, HERE)
     baseline = {line.stage: line for line in plan.bill.baseline.lines}
     finetune, estimates = next(stage for stage in plan.stages if stage.stage == "finetune"), by_stage(plan)
-    assert baseline["finetune"].worker_seconds == pytest.approx(
-        plan.tokens / finetune.cost.tokens * finetune.cost.flops / 50e9
-    )
-    assert baseline["start-up"].worker_seconds == 4.0
+    steps = DEMO.tokens.total // DEMO.finetune.optimizer.batch_tokens
+    each = finetune.cost.flops / finetune.cost.tokens * DEMO.finetune.optimizer.batch_tokens / 50e9
+    assert baseline["finetune"].worker_seconds == pytest.approx(steps * each + 4.0, rel=0.01)
     assert 0 < baseline["evaluate"].worker_seconds < estimates["evaluate"].worker_seconds
     assert baseline["export"].worker_seconds == pytest.approx(estimates["export"].worker_seconds)
 
@@ -361,10 +366,12 @@ def with_gpus(low=None, **changes):
     return check_config(raw)
 
 
-def test_the_planned_baseline_starts_the_high_memory_pool_s_workers_not_the_fine_tune_s():
-    baseline = build_plan(with_gpus(finetune__pool="low_memory"), HERE).bill.baseline
-    starting = next(line for line in baseline.lines if line.stage == "start-up")
-    assert (starting.pool, starting.worker_seconds) == ("high_memory", START_UP)
+def test_the_planned_baseline_is_on_the_high_memory_pool_wherever_the_fine_tune_is():
+    low, high = (
+        build_plan(with_gpus(finetune__pool=pool), HERE).bill.baseline for pool in ("low_memory", "high_memory")
+    )
+    assert {line.pool for line in low.lines if line.dollars} == {"high_memory"}
+    assert low == high
 
 
 types = st.lists(st.tuples(st.floats(0.1, 5), st.floats(0.2, 2), st.integers(1, 3)), max_size=3).map(

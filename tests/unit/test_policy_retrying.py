@@ -126,16 +126,26 @@ def test_memory_is_halved_down_to_one_sequence() -> None:
     assert after(oom, micro_batch=5) == Again(History(2))
 
 
-@given(st.integers(1, 64))
-def test_halving_ends_at_one_sequence(micro_batch: int) -> None:
-    history = History(micro_batch)
+@given(st.integers(1, 64), st.sampled_from([None, False, True]))
+def test_halving_ends_at_one_sequence(micro_batch: int, recompute: bool | None) -> None:
+    history = History(micro_batch, recompute=recompute)
     while True:
         decision = decide(history, End("out_of_memory", 0, ""), (), LIMITS)
         if isinstance(decision, GiveUp):
             assert history.micro_batch == 1
+            assert history.recompute is not False
             return
-        assert decision.history.micro_batch == history.micro_batch // 2
+        if history.micro_batch == 1:
+            assert (history.recompute, decision.history.recompute) == (False, True)
+        else:
+            assert decision.history.micro_batch == history.micro_batch // 2
         history = decision.history
+
+
+def test_a_training_that_went_back_recomputes_as_before() -> None:
+    again = decide(History(1, recompute=True), End("not_finite", 95, "nan"), CHECKPOINTS, LIMITS)
+    assert isinstance(again, GoBack)
+    assert again.history.recompute is True
 
 
 @given(

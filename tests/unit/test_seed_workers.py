@@ -9,15 +9,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moedisco_ray.core.cards import PEAK_FLOPS, UTILISATION
 from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import build_plan, fitted, with_cluster_count
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
-from moedisco_ray.plan.seed_workers import LARGEST_EXCHANGE, NETWORK_BYTES_PER_SECOND, seed_workers
+from moedisco_ray.plan.seed_workers import LARGEST_EXCHANGE, seed_workers
 from moedisco_ray.plan.stage_plan import StagePlan
 
 VOCABULARY = 16_384
+NETWORK_BYTES_PER_SECOND = 1.25e9
 ADAMW = {"submodels.optimizer.name": "adamw", "finetune.optimizer.name": "adamw"}
 
 
@@ -26,7 +27,7 @@ def config_of(
 ) -> RunConfig:
     raw = yaml.safe_load(preset_text("default"))
     raw["submodels"]["optimizer"]["batch_tokens"] = batch
-    raw["pools"]["low_memory"] |= {"seed_workers": workers, **low}
+    raw["pools"]["low_memory"] |= {"card": None, "memory_gb": 24, "speed": 0.72, "seed_workers": workers, **low}
     for path, value in (changes or {}).items():
         section, _, name = path.rpartition(".")
         place = raw

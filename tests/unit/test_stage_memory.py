@@ -12,8 +12,7 @@ from rich.console import Console
 from moedisco_ray.cli.display.plan import plan_view
 from moedisco_ray.core.config import Architecture, RunConfig
 from moedisco_ray.core.config.load import apply_override
-from moedisco_ray.execution.validation import _too_large
-from moedisco_ray.plan import GIB, InferencePlan, build_plan
+from moedisco_ray.plan import GIB, InferencePlan, build_plan, too_large
 from moedisco_ray.plan.stage_memory import StreamedModel, calibration_memory, scoring_memory, vectors_memory
 from moedisco_ray.stages.merge.calibration_text import spread
 
@@ -91,7 +90,7 @@ def test_a_stage_that_does_not_fit_is_refused_and_its_remedy_makes_it_fit() -> N
     assert remedy.fits
     assert by_stage(with_settings(small, remedy.settings))["evaluate"].fits
     assert "! evaluate does not fit 6 GB: fits with --set evaluation.max_tokens=" in text_of(small)
-    assert any("a worker of evaluate needs" in str(error) for error in _too_large(plan, small))
+    assert any("a worker of evaluate needs" in str(error) for error in (stage.problem for stage in too_large(plan)))
 
 
 def test_a_layer_that_is_larger_than_its_card_has_no_remedy() -> None:

@@ -53,9 +53,13 @@ def test_a_reason_is_given_in_words() -> None:
 
 GPU = {"pools": {"low_memory": {"gpu": 1}}}
 BOTH = {"pools": {"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}}}
+OLD = {"name": "old", "resource": "old_gpu", "card": "T4", "price_per_hour": 0.2}
 RESOLVED: Mapping[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "model.family": ({}, {"model": {"family": "mixtral"}}, "seed"),
     "pools.low_memory.gpu": ({}, GPU, "seed"),
+    "pools.low_memory.card": (GPU, {"pools": {"low_memory": {"gpu": 1, "card": "T4"}}}, "seed"),
+    "pools.low_memory.types": (GPU, {"pools": {"low_memory": {"gpu": 1, "types": [OLD]}}}, "seed"),
+    "pools.high_memory.card": (BOTH, {"pools": {**GPU["pools"], "high_memory": {"gpu": 1, "card": "T4"}}}, "finetune"),
     "pools.high_memory.gpu": (GPU, BOTH, "finetune"),
     "finetune.pool": (GPU, {**GPU, "finetune": {"pool": "low_memory"}}, "finetune"),
     "submodels.seed_members": (

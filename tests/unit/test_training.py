@@ -23,6 +23,7 @@ from tiny_training import BATCH, RECIPE, L, V, ignore, never, run, stop_after, v
 from training_worker import Counting
 from transformers import AutoModelForCausalLM
 
+from moedisco_ray.core.cards import peak_flops
 from moedisco_ray.core.config import FAMILIES, FamilyName, Optimizer, read_architecture
 from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.core.families import DECLARATIONS
@@ -30,7 +31,6 @@ from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.models import check_same, save_model
 from moedisco_ray.packed_tokens import LossMask, TokenStream, batch_indices, write_index, write_packed, write_piece
-from moedisco_ray.plan.cards import peak_flops
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import (

@@ -65,6 +65,7 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
     """
     each = forward_flops(config, plan)
     at_once = next((stage.workers for stage in plan.stages if stage.stage == "submodels"), 1)
+    experts = config.model.architecture.num_experts
     found = []
     for stage, tokens in reads.items():
         pool = config.pools.low_memory if stage == "cluster" else config.finetune_pool
@@ -73,7 +74,7 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
         # expensive.
         workers = at_once if stage == "cluster" else 1
         cost = max(
-            (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.node_types),
+            (training_cost(flops, 1, kind, experts=experts, workers_per_unit=workers) for kind in pool.node_types),
             key=lambda cost: cost.dollars,
         )
         found.append(

@@ -1,6 +1,6 @@
 """Price books: one cheap and one large card each, with price and speed, to price the same operations in three markets.
 
-The speed of a card is its peak in bf16 by the data sheets (`moedisco_ray.plan.cards`) relative to the A100-80GB, unless
+The speed of a card is its peak in bf16 by the data sheets (`moedisco_ray.core.cards`) relative to the A100-80GB, unless
 the paper says otherwise. A card with more peak speed also leaves more of it unused: an H100 trains 2.5 times as fast as
 an A100, not 3.2 times.
 """
@@ -15,9 +15,9 @@ from typing import Literal
 import yaml
 
 from benchmarks.study.grid.records import Dollars, Phase
+from moedisco_ray.core.cards import peak_flops
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.records.summaries import Record
-from moedisco_ray.plan.cards import peak_flops
 
 CLUSTER_FILE = Path(__file__).resolve().parents[3] / "cluster_yaml" / "aws/spot.yaml"
 CHEAP_NODE, LARGE_NODE, JOINING_NODE = "low-l4-spot", "high-h100-spot", "rtx4090"
@@ -115,5 +115,5 @@ def _node_card(node_type: str) -> Card:
     gpu = str(facts["gpu"])
     peak, reference = peak_flops(gpu), peak_flops(_REFERENCE)
     if peak is None or reference is None:
-        raise ValueError(f"no data-sheet speed of {gpu}; add it to moedisco_ray/plan/cards.py")
+        raise ValueError(f"no data-sheet speed of {gpu}; add it to moedisco_ray/core/cards.py")
     return Card(gpu=gpu, price_per_hour=facts["price_per_hour"], speed=_MEASURED_SPEED.get(gpu, peak / reference))

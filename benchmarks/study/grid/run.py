@@ -34,7 +34,6 @@ from moedisco_ray.core.errors import DivergedError
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 
 SLICES_PER_BUDGET = 4
 """A slice of a sweep has a quarter of the smallest budget's tokens."""
@@ -200,7 +199,7 @@ def _remove(directory: Path) -> None:
 
 def _phase(phase: PhaseCost, config: RunConfig) -> Phase:
     pool = config.pools.low_memory if phase.pool == "low_memory" else config.pools.high_memory
-    worker_hours = phase.flops / (PEAK_FLOPS * UTILISATION * pool.speed) / 3600
+    worker_hours = phase.flops / pool.flops(config.model.architecture.num_experts) / 3600
     return Phase(pool=phase.pool, flops=phase.flops, workers=round(worker_hours / phase.hours, 3))
 
 

@@ -21,7 +21,10 @@ def plan_view(plan: Plan) -> RenderableType:
     """A plan as tables of parameters, memory, time and cost, with advice on what to change."""
     parts: list[RenderableType] = [
         Text.assemble((plan.name, "bold"), f"  {plan.family}, {_parts(plan)}, vocabulary {plan.vocab_size:,}"),
-        *(Padding(table(plan), (1, 0, 0, 0)) for table in (_parameters, _memory, _cost, _storage)),
+        *(
+            Padding(table(plan), (1, 0, 0, 0))
+            for table in (_parameters, _memory, *((_cost,) if plan.bill.lines else ()), _storage, _alternatives)
+        ),
     ]
     if any(stage.types for stage in plan.stages):
         parts.append(Padding(_types(plan), (1, 0, 0, 0)))
@@ -40,12 +43,11 @@ def plan_view(plan: Plan) -> RenderableType:
         for stage in plan.stages
         if stage.sync is not None
     ]
-    parts.append(Text(_joint_training(plan.joint_training)))
     parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
     if plan.finetune_elsewhere is not None and plan.finetune_elsewhere.fits_known:
         parts.append(Text(_elsewhere(plan.stages[-1], plan.finetune_elsewhere)))
-    if plan.bill.verdict is not None:
-        parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
+    if plan.verdict is not None:
+        parts.append(Text(plan.verdict, style="bold"))
     if not plan.fits_known:
         parts.append(
             Text(
@@ -80,12 +82,12 @@ def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bo
 
 
 def _synced(stage: str, sync: Sync, *, over_network: bool) -> str:
-    waits = f"; at 1 Gbit/s each model waits {format_seconds(sync.wait_seconds)}" if over_network else ""
+    waits = f"; each model waits {format_seconds(sync.wait_seconds)}" if over_network else ""
     return f"{stage} sync {sync.syncs} times: {gigabytes(sync.bytes)} GB through storage{waits}"
 
 
 def _exchanged(stage: str, traffic: GangTraffic) -> str:
-    line = f"{stage}: each worker sends {gigabytes(traffic.bytes)} GB per step"
+    line = f"{stage}: each worker sends {gigabytes(traffic.bytes)} GB per step, in {format_seconds(traffic.seconds)}"
     if traffic.divided < traffic.bytes:
         divided = gigabytes(traffic.divided)
         return f"{line}; {divided} GB where one node has {traffic.expert} of them (finetune.parallel.expert)"
@@ -101,18 +103,8 @@ def _elsewhere(here: StagePlan, there: StagePlan) -> str:
     costs, now = (
         f"{format_dollars(each.cost.dollars)} in {format_seconds(3600 * each.cost.hours)}" for each in (there, here)
     )
-    sent = (
-        "" if there.traffic is None else f"; the time to send {gigabytes(there.traffic.bytes)} GB per step is not in it"
-    )
     chosen = "" if there.choice is None else f" with {there.choice}"
-    return f"{where}: the fine-tune would cost {costs}{chosen}, instead of {now}{sent}"
-
-
-def _joint_training(stage: StagePlan) -> str:
-    what = f"joint training needs {gigabytes(stage.memory.total)} of {stage.pool_gb:g} GB per high-memory worker"
-    if stage.remedy is not None:
-        return f"{what}: {stage.remedy}"
-    return what if stage.choice is None else f"{what}, with {stage.choice}"
+    return f"{where}: the fine-tune would cost {costs}{chosen}, instead of {now}"
 
 
 def _stated(size: float | None) -> str:
@@ -211,17 +203,19 @@ def _cost(plan: Plan) -> Table:
         "",
         Text(format_dollars(bill.dollars), "bold"),
     )
-    if bill.baseline is not None:
-        full = bill.baseline
+    return table
+
+
+def _alternatives(plan: Plan) -> Table:
+    table = PlainTable("ways to train it", "time", "dollars", "GiB per card", "limit")
+    for way in plan.alternatives:
+        fits = way.limit is None
         table.add_row(
-            Text("joint training (estimate)", "dim"),
-            "high-memory",
-            "",
-            "",
-            count(plan.tokens),
-            format_seconds(full.seconds),
-            "",
-            format_dollars(full.dollars),
+            Text(way.name, "bold" if way.way == "run" else ""),
+            format_seconds(way.seconds) if fits else "",
+            format_dollars(way.dollars) if fits else "",
+            "" if way.memory_gb is None else f"{way.memory_gb:.1f}",
+            Text(way.limit or "", "yellow"),
         )
     return table
 

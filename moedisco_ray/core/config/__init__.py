@@ -5,18 +5,8 @@ from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleIni
 from moedisco_ray.core.config.load import check_config, check_evaluation, load_config, put
 from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.optimizer import Lora, Optimizer
-from moedisco_ray.core.config.pools import (
-    AnyPool,
-    HighMemoryPool,
-    LowMemoryPool,
-    MachineType,
-    Owner,
-    Pool,
-    PoolName,
-    Pools,
-    PricePerHour,
-    Tag,
-)
+from moedisco_ray.core.config.pool import MachineType, Pool, PoolName, PricePerHour, Tag
+from moedisco_ray.core.config.pools import AnyPool, HighMemoryPool, LowMemoryPool, Owner, Pools
 from moedisco_ray.core.config.run import RunConfig, Tags
 from moedisco_ray.core.config.sections import (
     Checkpoint,

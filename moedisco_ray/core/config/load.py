@@ -120,6 +120,15 @@ def _file_mistakes(config: RunConfig) -> Iterator[UserError]:
         elif config.clusters.count != "auto":
             yield from _division_mistakes(config, config.clusters.count)
     yield from _size_mistakes(config)
+    yield from _precision_mistakes(config)
+
+
+def _precision_mistakes(config: RunConfig) -> Iterator[UserError]:
+    for name, pool in (("finetune", config.finetune_pool), ("submodels", config.pools.low_memory)):
+        precision = getattr(config, name).optimizer.precision
+        if pool.cards_without_bf16 and precision in ("bf16", "pure_bf16"):
+            cards = " and ".join(pool.cards_without_bf16)
+            yield ConfigError(f"{name}.optimizer.precision", precision, f"{cards} has no bf16; set it to fp32 or auto")
 
 
 def _size_mistakes(config: RunConfig) -> Iterator[UserError]:
@@ -134,7 +143,7 @@ def _size_mistakes(config: RunConfig) -> Iterator[UserError]:
     in_bf16 = [
         f"{name}.optimizer.precision"
         for name, pool in trainings
-        if pool.gpu and getattr(config, name).optimizer.arithmetic(gpu=True) == "bf16"
+        if pool.gpu and getattr(config, name).optimizer.arithmetic(bf16=pool.bf16) == "bf16"
     ]
     if not in_bf16:
         return

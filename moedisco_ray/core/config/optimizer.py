@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, Section
 from moedisco_ray.core.config.effects import Resolved
+from moedisco_ray.core.config.pool import Pool
 
 Precision = Literal["fp32", "bf16"]
 
@@ -15,9 +16,9 @@ MOST_RANK = 4096
 """Maximum rank of an adapter; a larger one has no fewer parameters than the matrices of large models."""
 
 
-def precision_on(*, gpu: bool) -> Precision:
-    """Default precision on a GPU or a CPU."""
-    return "bf16" if gpu else "fp32"
+def precision_on(*, bf16: bool) -> Precision:
+    """Default precision on cards with bf16, and on others."""
+    return "bf16" if bf16 else "fp32"
 
 
 class Optimizer(Section):
@@ -46,7 +47,7 @@ class Optimizer(Section):
     precision: Annotated[Literal["auto", "fp32", "bf16", "pure_bf16"], Resolved("precision")] = "auto"
     """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer
     state (16 bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is
-    bf16 on a GPU and fp32 on a CPU."""
+    bf16 on a GPU of compute capability 8.0 or more, and fp32 on older GPUs (T4, V100) and on a CPU."""
     within_documents: bool = False
     """Let each token attend only to its own document, not to the other documents that are packed into the same
     sequence. The demo reaches 4 to 7 % fewer bits per byte with it if a sequence holds six documents
@@ -98,15 +99,21 @@ class Optimizer(Section):
         """Dtype of weights, gradients and optimizer state."""
         return "bf16" if self.precision == "pure_bf16" else "fp32"
 
-    def arithmetic(self, *, gpu: bool) -> Precision:
-        """Dtype in which the forward and backward pass compute, on a GPU or a CPU."""
+    def arithmetic(self, *, bf16: bool) -> Precision:
+        """Dtype in which the forward and backward pass compute, on cards with bf16 or on others."""
         match self.precision:
             case "auto":
-                return precision_on(gpu=gpu)
+                return precision_on(bf16=bf16)
             case "pure_bf16":
                 return "bf16"
             case precision:
                 return precision
+
+    def on(self, pool: Pool) -> Self:
+        """The settings with fp32 in place of `auto`, on GPUs that have no bf16; all other settings as they are."""
+        if self.precision != "auto" or not pool.gpu or pool.bf16:
+            return self
+        return self.model_copy(update={"precision": precision_on(bf16=False)})
 
 
 class Lora(Section):

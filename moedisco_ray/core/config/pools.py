@@ -2,118 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import Resolved
 from moedisco_ray.core.config.places import WritesTo, check_storage
+from moedisco_ray.core.config.pool import MOST_WORKERS, Gpus, MachineType, Pool, PoolName, PricePerHour, Tag, Workers
 
-PoolName = Literal["low_memory", "high_memory"]
-MOST_WORKERS = 65_536
-Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
-
-_RAYS_OWN = frozenset(
-    {
-        "CPU",
-        "GPU",
-        "memory",
-        "object_store_memory",
-        "TPU",
-        "HPU",
-        "NPU",
-        "TTNPU",
-        "neuron_cores",
-        "FURIOSA",
-        "MBLT",
-        "RBLN",
-    }
-)
-"""Resources that Ray itself counts on every node, or on every node with that accelerator."""
-_PLACEMENT_GROUP = re.compile(r"(^bundle_group_|_group_(\d+_)?[0-9a-f]{16,})")
-"""Pattern of the resources that Ray itself adds to a node for a placement group."""
-
-
-def _is_a_tag(resource: str) -> str:
-    if resource in _RAYS_OWN or _PLACEMENT_GROUP.search(resource):
-        raise ValueError(
-            f"{resource} is one of Ray's own resources; name a custom resource that only the nodes of this pool offer"
-        )
-    return resource
-
-
-Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$"), AfterValidator(_is_a_tag)]
-"""A custom resource that the nodes of a pool offer. Ray's own resources are rejected, because every node offers
-them."""
 OwnerName = Annotated[str, Field(max_length=32, pattern=r"^[A-Za-z0-9][\w-]{0,31}$")]
-Gpus = Annotated[int, Field(ge=0, le=1), Resolved("precision")]
-PricePerHour = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Pool(Section):
-    """A pool of workers."""
-
-    name: ClassVar[PoolName]
-    """Key of the pool in `pools`."""
-
-    resource: Tag
-    """Custom resource that the pool's nodes offer: each node offers an amount of 1 for each worker that it has room
-    for."""
-    gpu: Gpus = 0
-    """Number of GPUs per worker; with 0, workers train on a CPU."""
-    memory_gb: float = Field(gt=0)
-    price_per_hour: PricePerHour
-    """Dollars per worker-hour."""
-    speed: float = Field(gt=0)
-    """Training speed relative to one A100-80GB."""
-
-    @property
-    def key(self) -> str:
-        """Name of the pool's workers in the bill."""
-        return self.name
-
-    @property
-    def node_types(self) -> tuple[Pool, ...]:
-        """One pool per node type; only the pool itself if it is not mixed."""
-        return (self,)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether the pool has several node types."""
-        return False
-
-    @property
-    def owner(self) -> str | None:
-        """The data owner whose seats these are; None: seats for text without an owner."""
-        return None
-
-    @property
-    def path(self) -> str:
-        """Dotted path of the pool's settings."""
-        return f"pools.{self.name}"
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Custom resources of the node types."""
-        return tuple(each.resource for each in self.node_types)
-
-
-class MachineType(Section):
-    """A node type of a mixed pool."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")
-    """Name of the node type in the report and the bill."""
-    resource: Tag
-    """Custom resource that only nodes of this node type offer."""
-    memory_gb: float = Field(gt=0)
-    price_per_hour: PricePerHour
-    """Dollars per worker-hour."""
-    speed: float = Field(gt=0)
-    """Training speed relative to one A100-80GB."""
-    max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
-    """Maximum number of sub-models that train on this node type at once."""
 
 
 class LowMemoryPool(Pool):
@@ -132,10 +30,10 @@ class LowMemoryPool(Pool):
     their gradients in every step: the result is that of one worker, up to rounding, in fewer hours. A number N means
     always N workers; results are then identical, bit for bit. With [FEWEST, MOST], the seed starts with the workers
     that are free, shrinks when it loses one and grows when more arrive, in sizes that divide the batch; results are
-    then the same up to rounding. `auto` is [1, N], with the largest N whose exchange over a network of 10 Gbit/s takes
-    at most a quarter of the time to compute a step: 1 where batches are small for the model, or workers have no GPU.
-    Cards that share a node exchange faster, so name their number. Of several node types, one worker trains the seed."""
-    types: tuple[MachineType, ...] = Field((), max_length=32)
+    then the same up to rounding. `auto` is [1, N], with the largest N whose exchange, over `network` and between the
+    `gpus_per_node` cards of a node, takes at most a quarter of the time to compute a step: 1 where batches are small
+    for the model, or workers have no GPU. Of several node types, one worker trains the seed."""
+    types: Annotated[tuple[MachineType, ...], Resolved("precision")] = Field((), max_length=32)
     """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource,
     memory, price and speed, which replace the pool's. An empty list means that all nodes are of one type."""
 
@@ -165,7 +63,14 @@ class LowMemoryPool(Pool):
     def node_types(self) -> tuple[LowMemoryPool, ...]:
         """One pool per node type; only the pool itself if it is not mixed."""
         return tuple(
-            _OneType(gpu=self.gpu, type_name=each.name, **each.model_dump(exclude={"name"})) for each in self.types
+            _OneType(
+                gpu=self.gpu,
+                network=self.network,
+                gpus_per_node=self.gpus_per_node,
+                type_name=each.name,
+                **each.model_dump(exclude={"name"}),
+            )
+            for each in self.types
         ) or (self,)
 
     @property

@@ -12,7 +12,7 @@ from moedisco_ray.core.config.effects import NoEffect, Resolved
 from moedisco_ray.core.config.key_of import KeyOf
 from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.places import ReadsFrom, WritesTo, as_model, check_storage
-from moedisco_ray.core.config.pools import PoolName
+from moedisco_ray.core.config.pool import PoolName
 from moedisco_ray.core.config.sources import Source, Sources
 from moedisco_ray.core.registry import BACKBONE_RULES, ROUTER_METHODS, TRACKERS
 from moedisco_ray.core.store.run_models import local_model

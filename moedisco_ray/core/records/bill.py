@@ -6,9 +6,10 @@ Slots without a worker cost money too if they are rented for this run alone. The
 second total, `dollars_with_idle`, includes them.
 
 The baseline is joint training: the same model, trained as a whole on the same number of tokens on the high-memory pool.
-Its worker-seconds per token are those of the fine-tune (measured or planned; scaled by the pools' `speed` if the
-fine-tune runs on the low-memory pool). Added to that are one start-up per worker at the pool's minimum size, and the
-evaluation and export of the finished model. The baseline has no seed, sub-models, clusters or merge.
+In a plan it is planned as a run of its own, with the number of the pool's workers that costs least. After a run, its
+worker-seconds per token are those that the fine-tune measured, scaled by the pools' speed if the fine-tune ran on the
+low-memory pool. Added to that are one start-up per worker at the pool's minimum size, and the evaluation and export of
+the finished model. That baseline has no seed, sub-models, clusters or merge.
 
 Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is itself joint training, or
 not complete, has no saving.
@@ -56,7 +57,7 @@ class Baseline(BaseModel, frozen=True):
     lines: tuple[Line, ...]
     dollars: float
     seconds: float
-    """Wall-clock seconds if the pool has its minimum number of workers."""
+    """Wall-clock seconds, with the workers of the plan that costs least, or after a run with the pool's minimum."""
     rate: Literal["measured", "planned"]
     """Whether the worker-seconds per token were measured or planned. The baseline is an estimate in both cases."""
 
@@ -90,8 +91,8 @@ class Bill(BaseModel, frozen=True):
     quality: str
     """What is known of the model's quality at this cost."""
     verdict: str | None
-    """A sentence with the saving, a note that the baseline is an estimate, and what is known of quality; null without a
-    saving."""
+    """A sentence with the saving, a note that the baseline is an estimate, and what is known of quality; in a plan, the
+    plan's verdict. Null without a saving."""
 
 
 def make_bill(
@@ -101,6 +102,7 @@ def make_bill(
     seconds: float | None,
     baseline: Baseline | None,
     quality: str | None = None,
+    verdict: str | None = None,
     planned: bool,
     complete: bool,
 ) -> Bill:
@@ -112,6 +114,7 @@ def make_bill(
         seconds: Wall-clock seconds of the run; None if unknown.
         baseline: Joint training on the same number of tokens; None if there is nothing to compare with.
         quality: What is known of the model's quality at this cost; None stands for `QUALITY_UNKNOWN`.
+        verdict: The bill's verdict if it has a saving; None: the saving in words.
         planned: Whether the bill belongs to a plan.
         complete: Whether the lines include all stages.
     """
@@ -134,7 +137,7 @@ def make_bill(
         baseline=baseline,
         saving=saving,
         quality=known,
-        verdict=None if saving is None or baseline is None else f"{_in_words(saving, baseline)}. {known}",
+        verdict=None if saving is None or baseline is None else verdict or f"{_in_words(saving, baseline)}. {known}",
     )
 
 
@@ -196,16 +199,9 @@ def _charged(stage: str, pool: str, used: Usage, book: PriceBook) -> Line:
 
 
 def make_baseline(
-    config: RunConfig,
-    *,
-    tokens: int,
-    seconds_per_token: float,
-    start_up: float,
-    evaluate: float,
-    export: float,
-    rate: Literal["measured", "planned"],
+    config: RunConfig, *, tokens: int, seconds_per_token: float, start_up: float, evaluate: float, export: float
 ) -> Baseline:
-    """Estimate time and cost of joint training on the high-memory pool, from those of the run's fine-tune.
+    """Estimate time and cost of joint training on the high-memory pool, from those measured in the run's fine-tune.
 
     Args:
         config: The run's configuration.
@@ -214,10 +210,10 @@ def make_baseline(
         start_up: Seconds that one fine-tune worker takes from its start to its first step.
         evaluate: Worker-seconds to evaluate the finished model.
         export: Worker-seconds to export the finished model.
-        rate: Whether `seconds_per_token` was measured or planned.
     """
     high = config.pools.high_memory
-    scale = config.finetune_pool.speed / high.speed
+    experts = config.model.architecture.num_experts
+    scale = config.finetune_pool.flops(experts) / high.flops(experts)
     training = tokens * seconds_per_token * scale
     lines = (
         line("start-up", high.key, start_up * high.fewest_workers, config),
@@ -228,7 +224,7 @@ def make_baseline(
     return Baseline(
         lines=lines,
         dollars=sum_dollars(lines) or 0.0,
-        rate=rate,
+        rate="measured",
         seconds=start_up + training / high.fewest_workers + (evaluate + export) * scale,
     )
 
@@ -283,7 +279,6 @@ def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
         start_up=meter.start_up.get("finetune", 0.0),
         evaluate=max(0.0, evaluated.held_seconds - evaluated.extra_seconds),
         export=exported.held_seconds,
-        rate="measured",
     )
 
 

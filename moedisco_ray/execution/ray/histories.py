@@ -16,8 +16,11 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
-    """A copy of the job with its history's micro-batch and skipped batches, and the rate at which workers are lost."""
-    optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
+    """A copy of the job with its history's memory settings and skipped batches, and the rate of lost workers."""
+    changes: dict[str, int | bool] = {"micro_batch": history.micro_batch}
+    if history.recompute:
+        changes["gradient_checkpointing"] = True
+    optimizer = job.optimizer.model_copy(update=changes)
     return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 
 
@@ -56,6 +59,15 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
     return decision
 
 
+def changes_in_words(before: History, after: History) -> str:
+    """What a training continues with after it ran out of memory; empty if nothing changed."""
+    if after.recompute and not before.recompute:
+        return "; it continues with gradient_checkpointing=true"
+    if after.micro_batch != before.micro_batch:
+        return f"; it continues with micro_batch={after.micro_batch}"
+    return ""
+
+
 def remembered(job: TrainJob, workers: int) -> History:
     """The training's history of attempts, as an earlier driver stored it; a new one if none is stored.
 
@@ -66,7 +78,8 @@ def remembered(job: TrainJob, workers: int) -> History:
     path = _path(job)
     if not path.exists():
         share = _share(job, workers)
-        return History(micro_batch=min(job.optimizer.micro_batch or share, share))
+        open_to_recompute = False if job.optimizer.gradient_checkpointing is None else None
+        return History(micro_batch=min(job.optimizer.micro_batch or share, share), recompute=open_to_recompute)
     values = read_json(path)
     skip = values.pop("skip")
     return History(**values, skip=Skip(**skip) if skip else None)

@@ -280,7 +280,8 @@ class Queue:
         if self._gang is not None:
             self._gang.forget_growth()
         max_failures = self._context.placement.max_failures
-        decision = histories.follow(job, self._histories[job.name], end, max_failures, ended.workers)
+        before = self._histories[job.name]
+        decision = histories.follow(job, before, end, max_failures, ended.workers)
         if isinstance(decision, GiveUp):
             self._progress.give_up(job.name, decision.reason, diverged=decision.diverged)
             self._sync.drop(job)
@@ -288,7 +289,8 @@ class Queue:
         self._histories[job.name] = decision.history
         self._needs[job.name] = self._need(job)
         if end.kind != "bad_card":  # then nothing has begun, and a warning has said so
-            restarted = {"kind": end.kind, "step": end.step, "reason": end.reason}
+            reason = end.reason + histories.changes_in_words(before, decision.history)
+            restarted = {"kind": end.kind, "step": end.step, "reason": reason}
             self._context.mailbox.push(Event("worker_restarted", job.stage, job.name, restarted))
         self._enqueue(job)
 

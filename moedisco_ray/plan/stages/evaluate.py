@@ -16,15 +16,13 @@ from moedisco_ray.plan.stage_cost import StageCost, Work
 from moedisco_ray.plan.stage_memory import Streams
 
 
-def seconds(reading: Reading, *, finished_only: bool = False) -> float | None:
-    """Seconds that the evaluation takes one worker; with `finished_only`, only the finished model is evaluated."""
+def _seconds(reading: Reading) -> float | None:
+    """Seconds that the evaluation takes one worker."""
     config, evaluation = reading.config, reading.config.evaluation
     tokens = evaluation.max_tokens
     passes = [reading.passes(tokens, whole=True)]
     if evaluation.sources:
         passes.append(reading.passes(tokens, whole=True))
-    if finished_only:
-        return total([*passes, reading.starting(config.finetune_pool)])
     if evaluation.stages and config.tokens.decoupled:
         passes += [reading.passes(tokens, whole=True), reading.passes(tokens, whole=False)]
     if evaluation.stages and config.tokens.seed:
@@ -45,7 +43,7 @@ def seconds(reading: Reading, *, finished_only: bool = False) -> float | None:
 
 
 def _estimate(reading: Reading) -> StageEstimate:
-    return reading.divided("evaluate", reading.config.finetune_pool, seconds(reading))
+    return reading.divided("evaluate", reading.config.finetune_pool, _seconds(reading))
 
 
 def _storage(files: Files) -> StageStorage:

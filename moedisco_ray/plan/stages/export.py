@@ -10,7 +10,7 @@ from moedisco_ray.plan.stage_cost import StageCost, Work
 from moedisco_ray.plan.stage_memory import Streams
 
 
-def seconds(reading: Reading) -> float | None:
+def _seconds(reading: Reading) -> float | None:
     """Seconds that one worker needs for the export."""
     evaluation = reading.config.evaluation
     samples = reading.passes(len(evaluation.prompts) * evaluation.sample_tokens, whole=True)
@@ -18,7 +18,7 @@ def seconds(reading: Reading) -> float | None:
 
 
 def _estimate(reading: Reading) -> StageEstimate:
-    return reading.divided("export", reading.config.finetune_pool, seconds(reading))
+    return reading.divided("export", reading.config.finetune_pool, _seconds(reading))
 
 
 def _storage(files: Files) -> StageStorage:

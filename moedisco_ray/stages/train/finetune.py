@@ -62,7 +62,11 @@ def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
         sequence_length=job.sequence_length,
         gpu=pool.gpu,
     )
-    layout = planned_layout(config, job.optimizer, pool.fewest_workers)
+
+    def fits(shards: int) -> bool:
+        return measure(workers=shards).total <= pool_gb * GIB
+
+    layout = planned_layout(config, pool, job.optimizer, pool.fewest_workers, fits)
     exchange = exchange_of(
         chosen.exchange, lambda each: measure(workers=pool.fewest_workers, exchange=each, layout=layout), pool_gb
     )

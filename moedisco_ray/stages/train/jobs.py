@@ -72,10 +72,11 @@ def recipe_of(config: RunConfig, stage: TrainingStage) -> Optimizer:
     Frozen weights of a training of adapters get the dtype of the pool's arithmetic, on whatever machine they are
     written.
     """
-    recipe = stage.section(config).optimizer
+    pool = stage.pool(config)
+    recipe = stage.section(config).optimizer.on(pool)
     if stage.lora(config) is None or recipe.precision != "auto":
         return recipe
-    return recipe.model_copy(update={"precision": recipe.arithmetic(gpu=stage.pool(config).gpu > 0)})
+    return recipe.model_copy(update={"precision": recipe.arithmetic(bf16=pool.bf16)})
 
 
 def training_home(context: Context, stage: str, name: str) -> Path:

@@ -74,7 +74,7 @@ function BudgetQuestion({ run, answered }) {
     </${Question}>`;
 }
 
-/** The service's verdict on saving and quality. @param {{bill: any}} props */
+/** The service's verdict on saving and quality. @param {{bill: any}} props `bill`: a bill, or a plan. */
 export const Verdict = ({ bill }) => bill.verdict && html`<p class="small verdict-words">${bill.verdict}</p>`;
 
 function heldWords(seconds) {

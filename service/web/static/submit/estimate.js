@@ -62,7 +62,7 @@ export function Estimate({ plan, stale }) {
           <div><dt>Cost</dt><dd>${bill.dollars === null ? "unknown" : dollars(bill.dollars)}</dd></div>
           ${bill.baseline && html`<div><dt>Joint training</dt><dd>${dollars(bill.baseline.dollars)}</dd></div>`}
         </dl>
-        <${Verdict} bill=${bill} />
+        <${Verdict} bill=${plan} />
         <h3>Memory per worker</h3>
         <ul class="memory">${[...plan.stages, ...plan.inference].map((stage) => html`<${StageMemory} key=${stage.stage} stage=${stage} />`)}</ul>
         <h3>Stages</h3>

@@ -1,0 +1,153 @@
+"""GPUs: memory, peak speed, compute capability, links, and the share of the peak that published trainings reach (MFU).
+
+* Memory is what torch reports (GiB), which is less than the name on the box: drivers and error correction take a part.
+* Peaks are from the vendor's data sheets, for dense matrix products in bf16 with fp32 accumulation; for T4 and V100,
+  which have no bf16, in fp16.
+* MFU counts the operations of the model, without recomputation and with full attention (`plan.cost`), relative to that
+  peak. It is the figure of a published training where `Utilisation` names one, and else a cautious assumption.
+* A link is the speed at which cards of one node exchange data, each way: NVLink's where the card has it, else half of
+  what its PCIe slot moves, because data between cards without peer access pass through the machine's memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+PEAK_FLOPS = 312e12
+"""Peak speed of an A100-80GB in bf16 (data sheet), to which a pool's `speed` is relative."""
+UTILISATION = 0.35
+"""Share of the peak that training is assumed to reach on a pool whose card is not named."""
+BF16_CAPABILITY = (8, 0)
+"""Lowest compute capability that multiplies matrices in bf16."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Utilisation:
+    """Share of a card's peak that training reaches (MFU).
+
+    Attributes:
+        dense: MFU of a dense model.
+        moe: MFU of a model with several experts per layer.
+        dense_source: Publication that measured `dense`; None: it is assumed.
+        moe_source: Publication that measured `moe`; None: it is assumed.
+    """
+
+    dense: float = 0.30
+    moe: float = 0.15
+    dense_source: str | None = None
+    moe_source: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A GPU.
+
+    Attributes:
+        name: Name in configurations, cluster files and reports.
+        pattern: Regular expression that finds the card in its name in CUDA or in a cluster file.
+        memory_gb: Memory that torch reports (GiB).
+        tflops: Peak of dense matrix products in bf16, or in fp16 where the card has no bf16 (TFLOP/s).
+        tflops_fp32: Peak in fp32 without TF32 (TFLOP/s).
+        capability: Compute capability in CUDA.
+        link_gb_per_second: Speed between cards of one node, each way (GB/s).
+        mfu: Share of the peak that training reaches.
+    """
+
+    name: str
+    pattern: str
+    memory_gb: float
+    tflops: float
+    tflops_fp32: float
+    capability: tuple[int, int]
+    link_gb_per_second: float
+    mfu: Utilisation = Utilisation()
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the card multiplies matrices in bf16."""
+        return self.capability >= BF16_CAPABILITY
+
+    def flops(self, *, moe: bool) -> float:
+        """Operations per second of training a model, in the precision that `precision: auto` means on this card."""
+        return (self.tflops if self.bf16 else self.tflops_fp32) * 1e12 * (self.mfu.moe if moe else self.mfu.dense)
+
+
+_FOUNDRY = "mosaicml/llm-foundry, scripts/train/benchmarking/README.md: MPT 350M to 7B with FSDP on 8 cards"
+_H100 = Utilisation(
+    dense=0.40,
+    moe=0.24,
+    dense_source=_FOUNDRY,
+    moe_source=(
+        "rounded mean of OLMoE (arXiv 2409.02060) 0.21, Qwen3-30B-A3B (NVIDIA Megatron Bridge 25.09) 0.30, "
+        "Qwen3-235B-A22B (Megatron MoE ModelZoo) 0.28, Mixtral-8x7B (NVIDIA/Megatron-LM issue 756) 0.24 and "
+        "gpt-oss-120B (Megatron Bridge 26.02) 0.19"
+    ),
+)
+_A100 = Utilisation(
+    dense=0.50,
+    moe=0.20,
+    dense_source=_FOUNDRY,
+    moe_source="databricks/megablocks issue 57: 830M with 8 experts, top 2, 9,200 tokens/s per card on 4 nodes",
+)
+_B200 = Utilisation(
+    moe=0.10, moe_source="NVIDIA Megatron Bridge 26.02: gpt-oss-120B in bf16 on 64 cards, 219 TFLOP/s per card"
+)
+_RTX_4090 = Utilisation(
+    dense=0.50,
+    dense_source="karpathy/nanoGPT issue 182: GPT-2 124M at 29 % of 312 TFLOP/s; LLMQ (arXiv 2512.15306): about 0.5",
+)
+
+_Row = tuple[str, str, float, float, float, tuple[int, int], float, Utilisation]
+_ASSUMED = Utilisation()
+_TABLE: tuple[_Row, ...] = (
+    ("B200", r"B200", 178.3, 2250, 80, (10, 0), 900, _B200),
+    ("H200", r"H200", 139.8, 989, 67, (9, 0), 450, _H100),
+    ("H100 PCIe", r"H100[ -]PCIe", 79.1, 756, 51, (9, 0), 24, _H100),
+    ("H100 NVL", r"H100[ -]NVL", 93.0, 835, 60, (9, 0), 24, _H100),
+    ("H100", r"H100", 79.1, 989, 67, (9, 0), 450, _H100),
+    ("A100-40GB", r"A100\b.*\b40GB", 39.4, 312, 19.5, (8, 0), 300, _A100),
+    ("A100-80GB", r"A100", 79.1, 312, 19.5, (8, 0), 300, _A100),
+    ("A800", r"A800", 79.1, 312, 19.5, (8, 0), 200, _A100),
+    ("L40S", r"L40S", 44.3, 362, 91.6, (8, 9), 12, _ASSUMED),
+    ("L40", r"L40", 44.3, 181, 90.5, (8, 9), 12, _ASSUMED),
+    ("L4", r"L4", 22.05, 121, 30.3, (8, 9), 12, _ASSUMED),
+    ("RTX 6000 Ada", r"RTX[ -]6000[ -]Ada", 47.4, 364, 91.1, (8, 9), 12, _ASSUMED),
+    ("A6000", r"A6000", 47.4, 155, 38.7, (8, 6), 12, _ASSUMED),
+    ("A40", r"A40", 44.3, 150, 37.4, (8, 6), 12, _ASSUMED),
+    ("A10G", r"A10G", 22.0, 70, 35, (8, 6), 12, _ASSUMED),
+    ("A10", r"A10", 22.0, 125, 31.2, (8, 6), 12, _ASSUMED),
+    ("RTX 5090", r"RTX[ -]5090", 31.3, 209, 104.8, (12, 0), 24, _ASSUMED),
+    ("RTX 4090", r"RTX[ -]4090", 23.5, 165, 82.6, (8, 9), 12, _RTX_4090),
+    ("RTX 3090", r"RTX[ -]3090", 23.5, 71, 35.6, (8, 6), 12, _ASSUMED),
+    ("V100-32GB", r"V100\b.*\b32GB", 31.7, 125, 15.7, (7, 0), 150, _ASSUMED),
+    ("V100-16GB", r"V100", 15.7, 125, 15.7, (7, 0), 150, _ASSUMED),
+    ("T4", r"T4", 14.56, 65, 8.1, (7, 5), 6, _ASSUMED),
+)
+"""Rows of the table of cards, with the fields of `Card` in their order."""
+CARDS: tuple[Card, ...] = tuple(Card(*row) for row in _TABLE)
+"""All known cards. The first whose pattern occurs in a name is the card of that name."""
+
+
+def find_card(name: str) -> Card | None:
+    """The card with this name, as CUDA, a cluster file or a configuration writes it; None if it is not in the table."""
+    return next((card for card in CARDS if re.search(rf"\b{card.pattern}\b", name)), None)
+
+
+def known_card(name: str) -> str:
+    """The name of a card as the table writes it.
+
+    Raises:
+        ValueError: The card is not in the table.
+    """
+    found = find_card(name)
+    if found is None:
+        known = ", ".join(sorted(card.name for card in CARDS))
+        raise ValueError(f"{name} is none of the known cards ({known}); leave it out, and state memory_gb and speed")
+    return found.name
+
+
+def peak_flops(name: str) -> float | None:
+    """Peak speed of a GPU (FLOP/s), given its name in CUDA; None if the GPU is not in the table."""
+    card = find_card(name)
+    return None if card is None else card.tflops * 1e12
