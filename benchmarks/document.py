@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.speed_sections import (
     checkpoint_stall,
+    corpus_engines,
     corpus_scale,
     expert_offload,
     fake_memory,
@@ -191,6 +192,7 @@ def page() -> str:
         "simulator": simulator,
         "makespan": makespan,
         "corpus_scale": corpus_scale,
+        "corpus_engines": corpus_engines,
         "true_sizes": true_sizes,
         "expert_offload": expert_offload,
         "within_documents": within_documents,
