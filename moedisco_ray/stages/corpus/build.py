@@ -117,7 +117,9 @@ def build(
     if any(source.tokenizer is not None for source in sources.inputs):
         store.publish(tokenizer)  # tasks that read conversations need it
     ranges = range_count(sources.text_bytes)
-    read = _read(sources, engine or in_process(directory / "scratch"), ranges, unit_bytes, store, events)
+    read = _read(
+        sources, engine or in_process(directory / "scratch"), ranges, unit_bytes=unit_bytes, store=store, events=events
+    )
 
     rules = Rules(
         tuple(source.name for source in sources.inputs),
@@ -138,12 +140,16 @@ def build(
     rules = rules.with_extremes(surveyed.extremes_S2)
     if owned is None and tokenizer_directory(config) is None:
         vocab_size = config.tokenizer.train_vocab_size
-        _train_tokenizer(read, rules, selection, ranges, sources.text_bytes, vocab_size, tokenizer)
+        _train_tokenizer(
+            read, rules, selection, ranges, text_bytes=sources.text_bytes, vocab_size=vocab_size, directory=tokenizer
+        )
     encoder = Encoder(tokenizer)
     check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
     store.publish(tokenizer)
     tokenized = read.map(Tokenize(rules, selection, tokenizer, store))
-    written: list[Written] = tokenized.written(WriteParts(rules, ranges, directory, tokenizer, store, events))
+    written: list[Written] = tokenized.written(
+        WriteParts(rules, ranges, directory, tokenizer, store=store, events=events)
+    )
     store.remove(directory / "scratch")
     train_S3 = np.sum([part.train for part in written], axis=0)
     validation_S3 = np.sum([part.validation for part in written], axis=0)
@@ -270,7 +276,7 @@ def _added_up(table: pa.Table, inputs: int) -> _Surveyed:
     dropped_S = np.zeros(inputs, dtype=np.int64)
     for number, file, note in notes:
         dropped_S[number] += note.dropped if file not in reasons.get(number, {}) else 0
-    return _Surveyed(documents_S, distinct_S, kept_S, extremes_S2, dropped_S, reasons)
+    return _Surveyed(documents_S, distinct_S, kept_S, extremes_S2, dropped_S=dropped_S, reasons=reasons)
 
 
 def _skipped(sources: _Sources, found: _Surveyed) -> list[list[Skipped]]:
