@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 from corpus_sources import config_of, contents
+from ray import cloudpickle
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
@@ -43,6 +49,37 @@ def test_ray_data_makes_the_same_bytes_as_one_process_whatever_the_blocks(
 ):
     summary = build(config, tmp_path, RayEngine("t", SHARED, blocks), unit_bytes=700)
     assert (summary, contents(tmp_path)) == in_process
+
+
+@dataclasses.dataclass(frozen=True)
+class DiesOnce:
+    """Yields the tables of a unit; once in the test, its process is killed after the first."""
+
+    read: Callable[[Any], Iterable[pa.Table]]
+    marker: Path
+
+    def __call__(self, unit):
+        for table in self.read(unit):
+            yield table
+            if not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclasses.dataclass(frozen=True)
+class DyingEngine(RayEngine):
+    marker: Path = Path()
+
+    def __call__(self, units, read, here=(), size=None):
+        return super().__call__(units, DiesOnce(read, self.marker), here, size)
+
+
+def test_a_killed_worker_changes_no_byte(ray_cluster, config, in_process, tmp_path):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+    (tmp_path / "made").mkdir()
+    summary = build(config, tmp_path / "made", DyingEngine("t", SHARED, 7, tmp_path / "died"), unit_bytes=700)
+    assert (tmp_path / "died").exists()
+    assert (summary, contents(tmp_path / "made")) == in_process
 
 
 @pytest.mark.parametrize(
