@@ -200,6 +200,7 @@ class Hosts:
         folder = self.base / name
         for part in ("home/.ssh", "tmp", "run"):
             (folder / part).mkdir(parents=True)
+        (folder / "tmp").chmod(0o1777)
         for part in (folder / "home", folder / "home" / ".ssh"):
             part.chmod(0o700)
         shutil.copy(f"{self.key}.pub", folder / "home" / ".ssh" / "authorized_keys")

@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 PORT = 7722
 INTERVAL = 10
 """Steps between two checkpoints."""
-LOST = "moedisco: the connection to {} ended; to join again, ask for a new token"
+LOST = "the connection to {} ended; joining again"
+GONE = "moedisco: {} has been away for 0.5 minutes; to join again, ask for a new token"
 
 
 class Places:
@@ -128,18 +129,31 @@ class Places:
     def join(self, token, *options, **environment):
         return self.moedisco("machine", "join", token, "--gpus=0", "--slots=1", *options, **environment)
 
-    def ssh(self, token, *arguments, seconds=30):
-        """What ssh with a token's certificate prints, and its exit code; None if it was still connected."""
+    def ssh(self, token, *arguments, says="", seconds=30):
+        """What ssh with a token's certificate, or with a key alone, prints after it has sent some lines."""
+        process = self.spawn_ssh(token, *arguments, says=says)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        send(signal.SIGTERM, process)
+        process.wait(10)
+        return process.log.read_text()
+
+    def spawn_ssh(self, token, *arguments, says="", stays=0):
+        """Start ssh, which sends some lines at once and keeps its input open for some seconds."""
         folder = Path(tempfile.mkdtemp(dir=self.base))
-        for name, text in (
-            ("key", token.key),
-            ("key-cert.pub", token.certificate),
-            ("known", f"head {token.host_key}\n"),
-        ):
-            (folder / name).write_text(text)
-            (folder / name).chmod(0o600)
-        process = self.spawn(
+        files = {"key": token.key, "key-cert.pub": token.certificate, "known": f"head {token.host_key}\n"}
+        for name, text in files.items():
+            if text:
+                (folder / name).write_text(text)
+                (folder / name).chmod(0o600)
+        return self.spawn(
             "machine",
+            "bash",
+            "-c",
+            'says=$1 stays=$2; shift 2; (printf "%s" "$says"; sleep "$stays") | "$@"',
+            "bash",
+            says,
+            stays,
             "ssh",
             "-F",
             "none",
@@ -159,11 +173,6 @@ class Places:
             f"{token.user}@{token.host}",
             *arguments[-1],
         )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        send(signal.SIGTERM, process)
-        process.wait(10)
-        return process.log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +217,60 @@ def test_a_token_opens_neither_a_shell_nor_a_port_nor_files(places, gateway):
     token = fresh()
     for user in ("root", "nobody"):
         assert "Permission denied" in places.ssh(token.model_copy(update={"user": user}), "-T", ["id"])
+
+
+def machines_key(places):
+    """A key that a machine has made, and the line that it sends to the head about it."""
+    key = Path(tempfile.mkdtemp(dir=places.base)) / "own"
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+    return key.read_text(), f"key {Path(f'{key}.pub').read_text().split()[1]}\n"
+
+
+def test_a_machine_comes_back_with_its_own_key_until_it_is_revoked(places, gateway):
+    """Before (a0c02aba): the head refused the key: "Permission denied (publickey)"."""
+    token = JoinToken.decode(places.token())
+    key, says = machines_key(places)
+    again = token.model_copy(update={"key": key, "certificate": ""})
+    assert "Permission denied" in places.ssh(again, "-T", [])
+    assert '"ray_address"' in places.ssh(token, "-T", [], says=says)
+    assert "Permission denied" in places.ssh(token, "-T", [], says=says), "a token works once"
+    for _ in range(2):
+        assert '"ray_address"' in places.ssh(again, "-T", ["id; cat /etc/passwd"])
+    assert "PTY allocation request failed" in places.ssh(again, "-tt", [])
+    assert "administratively prohibited" in places.ssh(again, "-W", f"{places.head}:22", [])
+    foreign = f"{token.device}:{token.device + 1}"
+    assert "Tunnel forwarding failed" in places.ssh(again, "-T", "-w", foreign, [], says="")
+
+    connected = places.spawn_ssh(again, "-T", [], stays=60)
+    until(lambda: "ray_address" in connected.log.read_text(), 20, connected.log.read_text)
+    code, shown = finished(
+        places.moedisco("head", "join-token", f"--revoke={token.own_address}", f"--state-dir={places.state}")
+    )
+    assert (code, shown) == (0, f"{token.own_address} is admitted no longer\n")
+    assert "Permission denied" in places.ssh(again, "-T", [])
+    until(lambda: not serving(places, token.slot), 10, "the open connection has ended")
+    send(signal.SIGTERM, connected)
+    connected.wait(70)
+
+
+def serving(places, slot):
+    """Whether the process that served a machine's connection is alive on the head."""
+    process = (places.state / "machines" / f"connection-{slot}").read_text().strip()
+    return f" {process} " in places.cloud.execute("head", "ps", "-eo", "pid,args", "--no-headers")
+
+
+def test_a_machine_that_left_or_was_away_for_days_needs_a_new_token(places, gateway):
+    for what in ("leaves", "is away"):
+        token = JoinToken.decode(places.token())
+        key, says = machines_key(places)
+        again = token.model_copy(update={"key": key, "certificate": ""})
+        places.ssh(token, "-T", [], says=says)
+        if what == "leaves":
+            assert '"ray_address"' in places.ssh(again, "-T", [], says="leave\n")
+        else:
+            eight_days_ago = time.time() - 8 * 86_400
+            os.utime(places.state / "machines" / str(token.slot), (eight_days_ago, eight_days_ago))
+        assert "Permission denied" in places.ssh(again, "-T", []), what
 
 
 def test_refusals_are_one_line_each(places, gateway):
@@ -321,19 +384,24 @@ def test_a_machine_behind_a_nat_joins_trains_and_leaves(places, ray, text, outpu
 
 @pytest.mark.parametrize("way", ["killed", "cut off"])
 def test_a_machine_that_is_lost_in_training_costs_an_interval_at_most(places, ray, text, output, way):
-    with joined(places, ray, places.token(), "--grace=20") as machine:
+    """A machine that was cut off joins again by itself, with the key that it has made.
+
+    Before (a0c02aba): it ended with "the connection to ... ended; to join again, ask for a new token".
+    """
+    with contextlib.ExitStack() as stack:
+        machine = stack.enter_context(joined(places, ray, places.token(), "--grace=20"))
         run = started(places, configuration(text, output, way.replace(" ", "-")))
         step = random.Random(way).randrange(INTERVAL, 2 * INTERVAL)
         until(lambda: trained_steps(run) >= step, 600, run.log.read_text)
         if way == "killed":
             send(signal.SIGKILL, machine)
             machine.wait(30)
+            machine = stack.enter_context(joined(places, ray, places.token(), "--grace=20"))
         else:
             places.home.unplug("machine")
-            code, shown = finished(machine, 120)
-            assert (code, shown.splitlines()[-1]) == (1, LOST.format(places.head)), shown
+            until(lambda: LOST.format(places.head) in machine.log.read_text(), 120, machine.log.read_text)
             places.home.plug_in("machine")
-    with joined(places, ray, places.token(), "--grace=20") as after:
+            until(lambda: machine.log.read_text().count("offers 1 low_mem_gpu") == 2, 180, machine.log.read_text)
         code, shown = finished(run, 900)
         assert code == 0, shown
         events = list(EventLog.parse(run.log.read_bytes()))
@@ -342,7 +410,7 @@ def test_a_machine_that_is_lost_in_training_costs_an_interval_at_most(places, ra
         assert restart.data["kind"] in ("preempted", "died")
         assert steps_lost[restart.unit] <= INTERVAL
         assert not any(steps for unit, steps in steps_lost.items() if unit != restart.unit)
-    assert finished(after)[0] == 0
+    assert finished(machine)[0] == 0
     until(lambda: list(ray.nodes()) == [places.head], 120, "only the head is left")
 
 
@@ -356,10 +424,11 @@ def trained_steps(run):
 
 
 def test_a_machine_whose_head_is_lost_ends_with_one_line(places, ray):
-    with joined(places, ray, places.token()) as machine:
+    with joined(places, ray, places.token(), "--patience=0.5") as machine:
         places.cloud.power_off("head")
-        code, shown = finished(machine, 120)
-    assert (code, shown.splitlines()[-1]) == (1, LOST.format(places.head)), shown
+        code, shown = finished(machine, 240)
+    assert (code, shown.splitlines()[-1]) == (1, GONE.format(places.head)), shown
+    assert LOST.format(places.head) in shown
     assert "Traceback" not in shown
     assert places.home.execute("machine", "ip", "rule").count("lookup") == 3
     until(lambda: not places.home.processes("machine"), 30, lambda: places.home.processes("machine"))

@@ -35,7 +35,7 @@ print(json.dumps({"name": task.name, "resources": found}))
 def test_the_template_runs_our_command_with_its_token():
     task = yaml.safe_load(TEMPLATE.read_text())
     assert task["secrets"] == {TOKEN_VARIABLE: None}
-    assert f'moedisco" join - <<<"${TOKEN_VARIABLE}"' in task["run"]
+    assert f'moedisco" join - --patience=15 <<<"${TOKEN_VARIABLE}"' in task["run"], "else it is never returned"
     assert "TOKEN" in CliRunner().invoke(app, ["join", "--help"]).stdout
     assert task["resources"]["accelerators"] == {"RTX4090": 1}
 

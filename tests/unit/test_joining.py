@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import time
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from moedisco_ray.contrib.join import head
-from moedisco_ray.contrib.join.machine import Machine, check_versions, explain
+from moedisco_ray.contrib.join.connection import explain
+from moedisco_ray.contrib.join.machine import Machine, check_versions
 from moedisco_ray.contrib.join.token import JoinToken, address
 from moedisco_ray.core.errors import ConfigError
 from service.cli import app
@@ -98,7 +100,7 @@ def test_a_network_needs_an_address_for_every_machine(network, fits):
 def gateway(tmp_path, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 0)
     directory = tmp_path / "gateway"
-    for name in ("used", "slots"):
+    for name in ("used", "slots", "machines"):
         (directory / name).mkdir(parents=True)
     for name in ("ca", "host"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True)
@@ -136,6 +138,34 @@ def test_tunnels_are_given_once_and_come_back(gateway):
     serial = json.loads((gateway / "slots" / "2").read_text())["serial"]
     (gateway / "used" / str(serial)).touch()
     assert head.issue(gateway, 60, now).slot == 2, "a used token whose machine has left"
+
+
+def test_a_machine_that_may_come_back_keeps_its_tunnel_while_others_are_free(gateway):
+    now = time.time()
+
+    def away(slot, seconds):
+        machine = gateway / "machines" / str(slot)
+        machine.write_text("KEY")
+        os.utime(machine, (now - seconds, now - seconds))
+        return machine
+
+    first = away(1, 1000)
+    assert head.issue(gateway, 60, now).slot == 2
+    (gateway / "slots" / "2").unlink()
+    second = away(2, 100)
+    assert head.issue(gateway, 60, now).slot == 1, "away for longer"
+    assert (first.exists(), second.exists()) == (False, True), "and it may not come back"
+
+
+def test_a_revoked_machine_may_neither_come_back_nor_come(gateway):
+    made = head.issue(gateway, 60)
+    (gateway / "machines" / str(made.slot)).write_text("KEY")
+    head.revoke(gateway, made.own_address)
+    assert not (gateway / "machines" / str(made.slot)).exists()
+    serial = json.loads((gateway / "slots" / str(made.slot)).read_text())["serial"]
+    assert (gateway / "used" / str(serial)).exists()
+    with pytest.raises(ConfigError, match=r"--revoke: '10\.0\.0\.9': is no address of a machine that joins"):
+        head.revoke(gateway, "10.0.0.9")
 
 
 def test_a_token_needs_a_gateway(tmp_path, monkeypatch):
@@ -191,6 +221,10 @@ def test_what_ssh_says_is_explained_in_one_line(stderr, says):
     line = str(explain(stderr, token()))
     assert says in line
     assert "\n" not in line
+
+
+def test_a_machine_that_is_refused_later_hears_why():
+    assert "revoked or away for days" in str(explain("u@h: Permission denied (publickey).", token(), first=False))
 
 
 def test_another_version_is_refused():

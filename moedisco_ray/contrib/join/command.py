@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -45,10 +46,19 @@ def join(
         float,
         typer.Option(min=0, max=3600, help="Seconds that workers get to save their state when this machine leaves."),
     ] = 60.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="MINUTES",
+            help="Minutes without the head after which this machine gives up.",
+            show_default="never",
+        ),
+    ] = None,
 ) -> None:
     """Let this machine join a cluster's low-memory pool, through an encrypted tunnel.
 
-    Ctrl-C or SIGTERM ends it. Needs root.
+    When the connection breaks, the machine joins again. Ctrl-C or SIGTERM ends it. Needs root.
     """
     from moedisco_ray.contrib.join import machine
     from moedisco_ray.contrib.join.token import JoinToken
@@ -67,18 +77,34 @@ def join(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    machine.join(decoded, offered, stop, say, grace=grace)
+    machine.join(decoded, offered, stop, say, grace=grace, patience=math.inf if patience is None else 60 * patience)
 
 
 @commands.command(rich_help_panel=_PANEL)
 def join_token(
     minutes: Annotated[int, typer.Option(min=1, max=_MOST_MINUTES, help="Minutes for which the token is valid.")] = 60,
     count: Annotated[int, typer.Option(min=1, max=1000, help="Number of tokens, one per machine.")] = 1,
+    revoke: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Print no token, but end the connection of the machine that Ray lists with this address, and admit it "
+            "no longer.",
+        ),
+    ] = None,
     state_dir: StateDir = _STATE,
 ) -> None:
-    """Print a token with which one machine can join the cluster once. Run this command as root on the head node."""
+    """Print a token with which one machine can join the cluster.
+
+    The token opens one connection; its machine may come back until it was away for seven days. Run this command as root
+    on the head node.
+    """
     from moedisco_ray.contrib.join import head
 
+    if revoke is not None:
+        head.revoke(state_dir, revoke)
+        say(f"{revoke} is admitted no longer")
+        return
     for _ in range(count):
         say(head.issue(state_dir, minutes).encoded())
 

@@ -5,29 +5,34 @@ The files are in a directory that only root may write to, because sshd requires 
     ca, host, *.pub     keys that sign tokens and identify the head
     sshd_config         allows nothing but a layer-3 tunnel and the forced command
     admit.sh            refuses a certificate that an earlier connection used
+    known.sh            admits the key that a machine made for itself when it joined
     offer.sh            the forced command: prints offer.json and waits for the end of the connection
     used/               one file per serial number of a used certificate; the unprivileged user of the sshd writes it
+    machines/           per tunnel, the key of the machine that joined with it, and the process that serves its
+                        connection; that user writes them. A key's file is as old as the machine's last connection
     slots/              one file per tunnel: serial number and expiry of its newest token
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from moedisco_ray.contrib.join.gateway_files import gateway_files
 from moedisco_ray.contrib.join.token import JoinToken, Offer, address, device_name
 from moedisco_ray.core.errors import ConfigError
 
@@ -36,50 +41,6 @@ SSHD = "/usr/sbin/sshd"
 _CLOCK_SKEW = 300
 """Seconds by which a certificate's validity begins before its issue, because the head's clock may be set back after the
 issue."""
-_SSHD_CONFIG = """\
-Port {port}
-HostKey {directory}/host
-PidFile none
-AllowUsers {user}
-AuthenticationMethods publickey
-AuthorizedKeysFile none
-TrustedUserCAKeys {directory}/ca.pub
-AuthorizedPrincipalsCommand {directory}/admit.sh %s
-AuthorizedPrincipalsCommandUser {user}
-ForceCommand {directory}/offer.sh
-PermitTunnel point-to-point
-AllowTcpForwarding no
-AllowStreamLocalForwarding no
-AllowAgentForwarding no
-GatewayPorts no
-X11Forwarding no
-PermitTTY no
-PermitUserRC no
-PermitUserEnvironment no
-PermitRootLogin no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-UsePAM no
-MaxSessions 1
-LoginGraceTime 20
-ClientAliveInterval 10
-ClientAliveCountMax 3
-LogLevel VERBOSE
-"""
-_ADMIT = """\
-#!/bin/sh
-# Admits the certificate with serial number $1 if no other connection used it.
-# sshd asks twice per connection, from one process.
-asking="$PPID $(cut -d ' ' -f 22 /proc/$PPID/stat)"
-(set -C; echo "$asking" >"{directory}/used/$1") 2>/dev/null
-[ "$(cat "{directory}/used/$1")" = "$asking" ] && echo join
-"""
-_OFFER = """\
-#!/bin/sh
-cat {directory}/offer.json
-echo
-exec cat >/dev/null
-"""
 
 
 class Gateway(BaseModel, frozen=True):
@@ -101,21 +62,24 @@ def prepare(directory: Path, gateway: Gateway, offer: Offer) -> None:
         ConfigError: This process is not root, a tool is missing, or the network has too few addresses.
     """
     _require_root("join-gateway")
+    if not Path(SSHD).exists():
+        raise ConfigError(SSHD, None, "does not exist; install openssh-server")
     check_network(gateway)
     _require_tools("ip", "ssh-keygen", "useradd")
     _make_user()
     user = pwd.getpwnam(USER)
     directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-    for name in ("used", "slots"):
+    for name in ("used", "slots", "machines"):
         (directory / name).mkdir(exist_ok=True, mode=0o700)
-    os.chown(directory / "used", user.pw_uid, user.pw_gid)
+    for name in ("used", "machines"):
+        os.chown(directory / name, user.pw_uid, user.pw_gid)
     for name in ("ca", "host"):
         if not (directory / name).exists():
             _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"moedisco {name}", "-f", str(directory / name)])
-    values = {"directory": directory, "user": USER, "port": gateway.port}
-    _write(directory / "sshd_config", _SSHD_CONFIG.format(**values), 0o644)
-    _write(directory / "admit.sh", _ADMIT.format(**values), 0o755)
-    _write(directory / "offer.sh", _OFFER.format(**values), 0o755)
+    for name, (text, mode) in gateway_files(directory, USER, gateway.port).items():
+        _write(directory / name, text, mode)
+    with (directory / "sshd_config").open("a", encoding="utf-8") as config:
+        config.write(_without_penalties(directory))
     _write(directory / "offer.json", offer.model_dump_json(), 0o640)
     os.chown(directory / "offer.json", 0, user.pw_gid)
     _write(directory / "gateway.json", gateway.model_dump_json(), 0o644)
@@ -141,13 +105,7 @@ def check_network(gateway: Gateway) -> None:
 
 
 def serve(directory: Path) -> None:
-    """Replace this process with the sshd that accepts joining machines.
-
-    Raises:
-        ConfigError: sshd is not installed.
-    """
-    if not Path(SSHD).exists():
-        raise ConfigError(SSHD, None, "does not exist; install openssh-server")
+    """Replace this process with the sshd that accepts joining machines."""
     Path("/run/sshd").mkdir(exist_ok=True)
     os.execv(SSHD, [SSHD, "-D", "-e", "-f", str(directory / "sshd_config")])  # noqa: S606 - the program itself, not a shell
 
@@ -164,23 +122,19 @@ def issue(directory: Path, minutes: int, now: float | None = None) -> JoinToken:
         ConfigError: This process is not root, no gateway was prepared, or every tunnel has a machine or an unused
             token.
     """
-    _require_root("join-token")
-    try:
-        gateway = Gateway.model_validate_json((directory / "gateway.json").read_bytes())
-    except FileNotFoundError as error:
-        raise ConfigError(
-            "--state-dir", str(directory), "holds no gateway; start `moedisco join-gateway` on this machine first"
-        ) from error
+    gateway = _prepared(directory)
     now = time.time() if now is None else now
     serial = secrets.randbits(63)
     with _locked(directory):
-        slot = next((slot for slot in range(1, gateway.machines + 1) if _is_free(directory, slot, now)), None)
-        if slot is None:
+        free = [slot for slot in range(1, gateway.machines + 1) if _is_free(directory, slot, now)]
+        if not free:
             raise ConfigError(
                 "--machines",
                 gateway.machines,
                 "every tunnel has a machine or an unused token; start the gateway with more",
             )
+        slot = min(free, key=lambda slot: _last_seen(directory, slot))
+        (directory / "machines" / str(slot)).unlink(missing_ok=True)
         _write(directory / "slots" / str(slot), json.dumps({"serial": serial, "expires": now + 60 * minutes}), 0o600)
     with tempfile.TemporaryDirectory() as scratch:
         key = Path(scratch) / "key"
@@ -219,8 +173,57 @@ def issue(directory: Path, minutes: int, now: float | None = None) -> JoinToken:
         )
 
 
+def revoke(directory: Path, machine: str) -> None:
+    """Admit a machine no longer, and end its connection.
+
+    Args:
+        directory: Directory with the files that `prepare` wrote.
+        machine: Address of the machine in its tunnel, under which Ray lists it.
+
+    Raises:
+        ConfigError: This process is not root, no gateway was prepared, or no machine has this address.
+    """
+    gateway = _prepared(directory)
+    slots = {address(gateway.network, slot): slot for slot in range(1, gateway.machines + 1)}
+    if machine not in slots:
+        raise ConfigError(
+            "--revoke", machine, f"is no address of a machine that joins; they begin with {next(iter(slots))}"
+        )
+    name = str(slots[machine])
+    with _locked(directory):
+        (directory / "machines" / name).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            # as if the token was used: it may still be valid
+            (directory / "used" / str(json.loads((directory / "slots" / name).read_text())["serial"])).touch()
+    with contextlib.suppress(OSError, ValueError):
+        serving = int((directory / "machines" / f"connection-{name}").read_text())
+        if Path(f"/proc/{serving}").stat().st_uid == pwd.getpwnam(USER).pw_uid:  # that user wrote the number
+            os.kill(serving, signal.SIGTERM)
+
+
+def _prepared(directory: Path) -> Gateway:
+    _require_root("join-token")
+    try:
+        return Gateway.model_validate_json((directory / "gateway.json").read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "--state-dir", str(directory), "holds no gateway; start `moedisco join-gateway` on this machine first"
+        ) from error
+
+
+def _last_seen(directory: Path, slot: int) -> float:
+    """When the machine that may come back to a tunnel was connected last (Unix time); 0 if none may."""
+    try:
+        return (directory / "machines" / str(slot)).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _is_free(directory: Path, slot: int, now: float) -> bool:
-    """Whether a tunnel has neither a connected machine nor an unused token that is still valid."""
+    """Whether a tunnel has neither a connected machine nor an unused token that is still valid.
+
+    A machine that is away may have one: of such tunnels, the one whose machine is away longest is given to another.
+    """
     try:
         token: Mapping[str, float] = json.loads((directory / "slots" / str(slot)).read_text())
     except FileNotFoundError:
@@ -275,6 +278,15 @@ def _make_user() -> None:
         )
 
 
+def _without_penalties(directory: Path) -> str:
+    """A line with which sshd never shuts out an address, behind which there may be many machines; OpenSSH 9.8 does."""
+    line = "PerSourcePenalties no"
+    known = subprocess.run(  # noqa: S603 - OpenSSH's
+        [SSHD, "-t", "-f", "/dev/null", "-h", str(directory / "host"), "-o", line], capture_output=True, check=False
+    )
+    return f"{line}\n" if known.returncode == 0 else ""
+
+
 def _forget_old(used: Path) -> None:
     """Delete the files of used serial numbers after two weeks; certificates are valid for at most one week."""
     for path in used.iterdir():
@@ -287,7 +299,7 @@ def _utc(seconds: float) -> str:
     return time.strftime("%Y%m%d%H%M%S", time.gmtime(seconds))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     with (directory / "slots" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,60 +1,51 @@
-"""The joining machine's side: open the tunnel, run Ray through it, and leave the cluster without losing work."""
+"""The joining machine's side: run Ray through the tunnel, come back when it breaks, and leave without losing work."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from moedisco_ray.contrib.join.connection import ENDING_WITH_US, Tunnel, Unreachable, leave, made_keys, tunnel
 from moedisco_ray.contrib.join.token import JoinToken, Offer
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError
 from moedisco_ray.execution.cards import check_cards
 from moedisco_ray.execution.node_agent import Drainer, Notice, RayUnavailable
 from moedisco_ray.execution.node_agent.raylets import local_raylets
 
-_CONNECT_SECONDS = 15
-"""Timeout for connecting to the head, in seconds."""
 _POLL_SECONDS = 0.5
 _END_SECONDS = 20
 """Seconds in which Ray's processes must end after SIGTERM; then they are killed."""
 _RULE = 7700
 """Priority of the first routing rule. The number of the routing table is this value plus the tunnel's number."""
-_ENDING_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
-"""Words before a command that must end when this process is killed: a Ray node without it would offer its slots a
-second time after the next `moedisco join`."""
+_PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
+"""Pauses before further connections (s); the last one repeats. Up to half of each is left out, at random, so that the
+machines of a head that comes back do not all come at once."""
+_SETTLED_SECONDS = 30.0
+"""Seconds for which Ray must have run to count as started. What ends it later, such as a new head, may pass."""
 _SHARED = ("ray", "moedisco-ray")
-_MEANINGS = (
-    (
-        "Permission denied",
-        "TOKEN",
-        "the head refuses it: it was used before, or another head issued it; ask for a new one",
-    ),
-    (
-        "Host key verification failed",
-        "TOKEN",
-        "another machine than the head that issued it answers there; ask for a new one",
-    ),
-    ("Tunnel device open failed", "/dev/net/tun", "no tunnel can be opened; this machine needs root and CAP_NET_ADMIN"),
-    ("Tunnel forwarding failed", "TOKEN", "its tunnel is in use on the head; ask for a new one"),
-)
-"""Messages of ssh, each with field and remedy of the error to raise. After any other message, the head was not
-reached."""
 
 
 class LostHead(MoeDiscoError):  # noqa: N818 - an end, which the machine reports
-    """The connection to the head ended, or Ray ended on this machine."""
+    """The machine was a node of the head's Ray cluster, and is none any more."""
+
+
+class NotStarted(MoeDiscoError):  # noqa: N818 - an end, too
+    """The tunnel's network or Ray cannot start on this machine."""
 
 
 class Machine(BaseModel, frozen=True):
@@ -126,24 +117,62 @@ def require_root() -> None:
 
 
 def join(
-    token: JoinToken, machine: Machine, stop: threading.Event, say: Callable[[str], None], *, grace: float
+    token: JoinToken,
+    machine: Machine,
+    stop: threading.Event,
+    say: Callable[[str], None],
+    *,
+    grace: float,
+    patience: float = math.inf,
 ) -> None:
-    """Run as a node of the head's Ray cluster until `stop` is set.
+    """Run as a node of the head's Ray cluster until `stop` is set, and join again whenever the connection ends.
 
     Args:
-        token: The token; it can be used only once.
+        token: The token; it opens the first connection, and the head then admits a key that this machine makes.
         machine: Resources that the node offers.
         stop: Setting this event drains the node and then ends it.
         say: Receives one line of text per change of state.
         grace: Seconds that work on this machine gets to save its state after `stop` is set.
+        patience: Time without the head after which this machine gives up (s).
 
     Raises:
-        ConfigError: torch cannot use one of the GPUs; or the head refuses the token, does not answer, or has other
-            versions of Python or packages.
-        LostHead: The connection to the head ended, or Ray ended on this machine.
+        ConfigError: torch cannot use one of the GPUs; or the head refuses this machine, has other versions of Python or
+            packages, or does not answer the first time.
+        NotStarted: The tunnel's network or Ray does not start the first time.
+        LostHead: The head was away for too long.
     """
     check_cards("--gpus", machine.gpus)
-    with _tunnel(token) as (ssh, offer):
+    with made_keys(token) as keys:
+        key, away_since, pauses = keys.token, time.monotonic(), iter(_PAUSES)
+        while not stop.is_set():
+            try:
+                _stay(token, machine, tunnel(token, keys, key), stop, say, grace)
+                break
+            except LostHead as error:
+                say(f"{error}; joining again")
+                away_since, pauses = time.monotonic(), iter(_PAUSES)
+            except (NotStarted, Unreachable) as error:
+                if key == keys.token:
+                    raise
+                if time.monotonic() - away_since >= patience:
+                    raise LostHead(
+                        f"{token.host} has been away for {patience / 60:g} minutes; to join again, ask for a new token"
+                    ) from error
+            key = keys.own
+            stop.wait(next(pauses, _PAUSES[-1]) * random.uniform(0.5, 1))
+    say("left")
+
+
+def _stay(
+    token: JoinToken,
+    machine: Machine,
+    opening: AbstractContextManager[Tunnel],
+    stop: threading.Event,
+    say: Callable[[str], None],
+    grace: float,
+) -> None:
+    """Run as a node until `stop` is set, over one connection."""
+    with opening as (ssh, offer):
         check_versions(offer.versions, own_versions())
         say(f"connected to {token.host} as {token.own_address}, encrypted; starting Ray")
         os.environ.update(
@@ -153,16 +182,16 @@ def join(
         )
         with _routed(token, offer), _ray(machine.arguments(offer.ray_address, token.own_address)) as ray:
             say(f"offers {machine.slots} {machine.tag} to {offer.ray_address}; Ctrl-C leaves")
+            began = time.monotonic()
             while not stop.wait(_POLL_SECONDS):
                 if ssh.poll() is not None:
-                    raise LostHead(f"the connection to {token.host} ended; to join again, ask for a new token")
+                    raise LostHead(f"the connection to {token.host} ended")
                 if ray.poll() is not None:
-                    raise LostHead(
-                        f"Ray ended with code {ray.returncode}; its logs are in /tmp/ray/session_latest/logs"
-                    )
+                    kind = LostHead if time.monotonic() - began >= _SETTLED_SECONDS else NotStarted
+                    raise kind(f"Ray ended with code {ray.returncode}; its logs are in /tmp/ray/session_latest/logs")
             say(f"leaving: work on this machine has {grace:g} s to save its state")
             _drain(offer.ray_address, ray, grace, say)
-    say("left")
+        leave(ssh)
 
 
 def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
@@ -176,86 +205,6 @@ def check_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
             raise ConfigError(name, ours.get(name), f"the head has {wanted}; install that version here")
 
 
-def explain(stderr: str, token: JoinToken) -> ConfigError:
-    """The error to raise for an ssh process that ended before it received the head's offer."""
-    for sign, field, remedy in _MEANINGS:
-        if sign in stderr:
-            return ConfigError(field, None, remedy)
-    lines = [line for line in stderr.strip().splitlines() if line] or ["no reason given"]
-    return ConfigError(
-        "TOKEN",
-        f"{token.host}:{token.port}",
-        f"the head does not answer there ({lines[-1].strip()}); check that it runs "
-        "`moedisco join-gateway` and that its firewall lets this machine in",
-    )
-
-
-@contextlib.contextmanager
-def _tunnel(token: JoinToken) -> Iterator[tuple[subprocess.Popen[str], Offer]]:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for name, text in (
-            ("key", token.key),
-            ("certificate", token.certificate),
-            ("known", f"moedisco-head {token.host_key}\n"),
-        ):
-            (folder / name).touch(mode=0o600)
-            (folder / name).write_text(text, encoding="utf-8")
-        options = {
-            "CertificateFile": folder / "certificate",
-            "IdentitiesOnly": "yes",
-            "IdentityAgent": "none",
-            "BatchMode": "yes",
-            "UserKnownHostsFile": folder / "known",
-            "StrictHostKeyChecking": "yes",
-            "HostKeyAlias": "moedisco-head",
-            "GlobalKnownHostsFile": "/dev/null",
-            "ExitOnForwardFailure": "yes",
-            "ConnectTimeout": _CONNECT_SECONDS,
-            "ServerAliveInterval": 10,
-            "ServerAliveCountMax": 3,
-            "Tunnel": "point-to-point",
-        }
-        command = [
-            "ssh",
-            "-F",
-            "none",
-            "-T",
-            "-i",
-            str(folder / "key"),
-            "-p",
-            str(token.port),
-            "-w",
-            f"{token.device}:{token.device}",
-            *(f"-o{name}={value}" for name, value in options.items()),
-            f"{token.user}@{token.host}",
-        ]
-        # A separate session, so that Ctrl-C does not end the tunnel before Ray has left the cluster through it.
-        ssh = subprocess.Popen(  # noqa: S603 - ssh with our own arguments
-            [*_ENDING_WITH_US, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            yield ssh, _read_offer(ssh, token)
-        finally:
-            ssh.terminate()
-            ssh.communicate()
-
-
-def _read_offer(ssh: subprocess.Popen[str], token: JoinToken) -> Offer:
-    line = "" if ssh.stdout is None else ssh.stdout.readline()
-    try:
-        return Offer.model_validate_json(line)
-    except ValidationError as error:
-        ssh.terminate()
-        _, stderr = ssh.communicate()
-        raise explain(stderr, token) from error
-
-
 @contextlib.contextmanager
 def _routed(token: JoinToken, offer: Offer) -> Iterator[None]:
     """Route all traffic to the head's own address through the tunnel, except the ssh connection that carries it."""
@@ -263,29 +212,29 @@ def _routed(token: JoinToken, offer: Offer) -> Iterator[None]:
     _ip(f"address add {token.own_address} peer {token.head_address} dev {device}")
     _ip(f"link set {device} mtu 1400 up")
     _ip(f"route replace {offer.ray_host} dev {device} src {token.own_address} table {table}")
-    rules = (
-        f"pref {_RULE} to {offer.ray_host} ipproto tcp dport {token.port} lookup main",
-        f"pref {_RULE + 1} to {offer.ray_host} lookup {table}",
-    )
+    rules = {
+        _RULE: f"to {offer.ray_host} ipproto tcp dport {token.port} lookup main",
+        _RULE + 1: f"to {offer.ray_host} lookup {table}",
+    }
     with contextlib.ExitStack() as undo:
-        for rule in rules:
-            with contextlib.suppress(LostHead):  # of an earlier node of this machine that was killed
-                _ip(f"rule del {rule}")
-            _ip(f"rule add {rule}")
-            undo.callback(_ip, f"rule del {rule}")
+        for priority, rule in rules.items():
+            with contextlib.suppress(NotStarted):  # of an earlier node of this machine that was killed
+                _ip(f"rule del pref {priority}")
+            _ip(f"rule add pref {priority} {rule}")
+            undo.callback(_ip, f"rule del pref {priority}")
         yield
 
 
 def _ip(command: str) -> None:
     done = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)  # noqa: S603, S607 - iproute2
     if done.returncode:
-        raise LostHead(f"ip {command}: {done.stderr.strip()}")
+        raise NotStarted(f"ip {command}: {done.stderr.strip()}")
 
 
 @contextlib.contextmanager
 def _ray(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     ray = subprocess.Popen(  # noqa: S603 - Ray's own command line
-        [*_ENDING_WITH_US, sys.executable, "-P", "-m", "ray.scripts.scripts", *arguments],
+        [*ENDING_WITH_US, sys.executable, "-P", "-m", "ray.scripts.scripts", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from moedisco_ray.core.errors import ConfigError
 
 _PREFIX = "mdj1."
-_FIRST_DEVICE = 7700
+FIRST_DEVICE = 7700
 """Offset of the tunnel devices' numbers: a high number, so that they do not collide with other tunnels of a machine."""
 _FIRST_ADDRESS = 256
 """Offset of the joined machines' addresses in the tunnel's network: machine N has host number 256 + N, and the head has
@@ -27,7 +27,7 @@ _MOST_BYTES = 1 << 16
 
 
 class JoinToken(BaseModel):
-    """All data that a machine needs to connect to the head once."""
+    """All data that a machine needs to connect to the head once; it brings a key of its own for later connections."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class JoinToken(BaseModel):
     @property
     def device(self) -> int:
         """Number N of the tunnel device tunN, the same on both ends."""
-        return _FIRST_DEVICE + self.slot
+        return FIRST_DEVICE + self.slot
 
     @property
     def head_address(self) -> str:
@@ -120,7 +120,7 @@ def address(network: str, slot: int) -> str:
 
 def device_name(slot: int) -> str:
     """Name of a slot's tunnel device on the head."""
-    return f"tun{_FIRST_DEVICE + slot}"
+    return f"tun{FIRST_DEVICE + slot}"
 
 
 def shortened(text: str) -> str:
