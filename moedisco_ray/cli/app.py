@@ -38,7 +38,7 @@ from moedisco_ray.cli.arguments import (
 )
 from moedisco_ray.cli.console import output_console, remark, say, say_text
 from moedisco_ray.cli.continuing import Continuation
-from moedisco_ray.cli.display import View, cluster_view, listener_for, plan_view, report_view
+from moedisco_ray.cli.display import View, listener_for, report_view
 from moedisco_ray.cli.tracking import trackers
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
@@ -55,11 +55,7 @@ from moedisco_ray.core.store.locations import is_uri, joined
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.output_checks import small_disks, unwritable_places
 from moedisco_ray.plan import build_plan, too_large, with_cluster_count
-from moedisco_ray.plan.capacity import cluster_needs, lacking
-from moedisco_ray.plan.cluster_checks import disagreements
-from moedisco_ray.plan.cluster_file import load_cluster
 from moedisco_ray.plan.machine import known_machine, measured_machine
-from moedisco_ray.plan.measured_speed import with_measured_speed
 
 _USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -199,15 +195,24 @@ def plan(
     checked = load_config(config, overrides or ())
     machine = measured_machine(checked, here="RAY_ADDRESS" not in os.environ)
     if measured is not None:
+        from moedisco_ray.plan.measured_speed import with_measured_speed
+
         checked, pools = with_measured_speed(checked, measured)
         machine = machine.model_copy(update={"measured_in": dict.fromkeys(pools, measured)})
     worked_out = build_plan(checked, machine)
     if as_json:
         say_text(worked_out.model_dump_json(indent=2))
     else:
+        from moedisco_ray.cli.display.plan import plan_view
+
         output_console().print(plan_view(worked_out))
     problems: list[object] = [stage.problem for stage in too_large(worked_out)]
     if cluster is not None:
+        from moedisco_ray.cli.display.cluster import cluster_view
+        from moedisco_ray.plan.capacity import cluster_needs, lacking
+        from moedisco_ray.plan.cluster_checks import disagreements
+        from moedisco_ray.plan.cluster_file import load_cluster
+
         started = load_cluster(cluster)
         found = (*disagreements(started, checked, worked_out), *lacking(started, checked, worked_out))
         problems += found

@@ -22,6 +22,8 @@ Way = Literal["joint_high_memory", "joint_low_memory", "without_submodels", "run
 
 _MOST_SIZES = 6
 """Most numbers of workers that are planned per pool."""
+_WORKER = "worker"
+"""What computes in a pool without GPUs."""
 _JOINT_TOKENS = {"seed_share": 0, "finetune_share": 1}
 
 
@@ -141,6 +143,8 @@ def verdict(ways: Sequence[Alternative], quality: str) -> str | None:
 
 
 def _why(best: Alternative) -> str:
+    if best.name.endswith(_WORKER):
+        return ""
     if best.way == "joint_low_memory" and best.workers == 1:
         return ", because one cheap card trains the whole model"
     if best.way == "joint_high_memory":
@@ -209,7 +213,7 @@ def _sizes(sequences: int, most: int) -> tuple[int, ...]:
 
 
 def _card(pool: Pool, otherwise: str) -> str:
-    return pool.card or f"{otherwise} {'card' if pool.gpu else 'worker'}"
+    return pool.card or f"{otherwise} {'card' if pool.gpu else _WORKER}"
 
 
 def _changes(pool: str, pools: Mapping[str, Any]) -> Change:

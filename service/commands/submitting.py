@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
-from moedisco_ray.cli.display import plan_view
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.load import override_value
 from moedisco_ray.core.config.places import Place, names_a_run, with_places
@@ -57,6 +56,8 @@ def estimate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
     if as_json:
         write_json(plan)
         return
+    from moedisco_ray.cli.display.plan import plan_view
+
     write_table(plan_view(plan))
     for note in plan.notes:
         say(note)

@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 from run_example import STAGES, events, report, run_report
 
-from moedisco_ray.cli.display import JsonLines, LiveView, PlainLines, listener_for, plan_view, report_view
+from moedisco_ray.cli.display import JsonLines, LiveView, PlainLines, listener_for, report_view
 from moedisco_ray.cli.display.formatting import count, gigabytes
 from moedisco_ray.cli.display.live import render
+from moedisco_ray.cli.display.plan import plan_view
 from moedisco_ray.cli.display.state import RunState
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text

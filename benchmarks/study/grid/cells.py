@@ -234,7 +234,7 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
             "lr": scale.lr,
         }
     for pool in raw["pools"].values():
-        pool["gpu"] = int(cell.scale == "gpu")
+        pool |= {"gpu": int(cell.scale == "gpu"), "card": None}  # at the speeds of the paper, the pools' defaults
     # Models for CPUs are too small to exchange gradients over a network; a card's cell takes what its plan finds.
     raw["pools"]["low_memory"] |= {
         "max_workers": cell.groups,

@@ -11,8 +11,6 @@ from moedisco_ray.cli.display.formatting import PlainTable, count, gigabytes
 from moedisco_ray.core.records.bill import format_dollars, format_seconds
 from moedisco_ray.core.stages import training_stage
 from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
-from moedisco_ray.plan.capacity import ClusterNeeds
-from moedisco_ray.plan.cluster_file import Cluster
 from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.gang_traffic import GangTraffic
 
@@ -61,26 +59,6 @@ def plan_view(plan: Plan) -> RenderableType:
     return Group(*parts)
 
 
-def cluster_view(cluster: Cluster, needs: ClusterNeeds, file: str, *, agrees: bool) -> RenderableType:
-    """View of a cluster file: its node types, its head, the price of traffic, and whether the pools match it."""
-    table = PlainTable("node type", "workers", "of", "GB per GPU", "dollars per worker-hour")
-    for node in cluster.types:
-        for tag, slots in node.slots.items():
-            memory = f"{node.gpu_memory_gb:g}" if node.gpus else ""
-            table.add_row(node.name, f"up to {slots * node.most}", tag, memory, f"{node.worker_price(tag):.2f}")
-    head = cluster.head
-    of_head = (
-        f"The head needs {needs.head_memory_gb:.1f} of {_stated(head.memory_gb)} GB memory and {needs.head_disk_gb:g} "
-        f"of {_stated(head.disk_gb)} GB disk; the file lets {needs.submodels} sub-models train at once"
-    )
-    traffic, price = gigabytes(needs.moved_bytes), format_dollars(needs.transfer_dollars)
-    network = f"Network: {traffic} GB between storage and nodes, {price}"
-    verdict = (
-        Text(f"The pools agree with {file}", "green") if agrees else Text(f"The pools contradict {file}:", "bold red")
-    )
-    return Group(Padding(table, (1, 0)), Text(of_head), Text(network), verdict)
-
-
 def _synced(stage: str, sync: Sync, *, over_network: bool) -> str:
     waits = f"; each model waits {format_seconds(sync.wait_seconds)}" if over_network else ""
     return f"{stage} sync {sync.syncs} times: {gigabytes(sync.bytes)} GB through storage{waits}"
@@ -105,10 +83,6 @@ def _elsewhere(here: StagePlan, there: StagePlan) -> str:
     )
     chosen = "" if there.choice is None else f" with {there.choice}"
     return f"{where}: the fine-tune would cost {costs}{chosen}, instead of {now}"
-
-
-def _stated(size: float | None) -> str:
-    return "unknown" if size is None else f"{size:g}"
 
 
 def _parts(plan: Plan) -> str:
