@@ -23,7 +23,7 @@ from moedisco_ray.plan import GIB, build_plan
 from moedisco_ray.plan.cluster_checks import disagreements
 from moedisco_ray.plan.cluster_file import load_cluster, read_cluster
 
-ON_AZURE = ("pools.low_memory.card=A10", "pools.low_memory.price_per_hour=0.80")
+ON_AZURE = ("pools.low_memory.card=T4", "pools.low_memory.price_per_hour=0.16")
 """Azure has no L4."""
 
 
