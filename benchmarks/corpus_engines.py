@@ -192,8 +192,9 @@ def main() -> None:
         print(json.dumps(measure(arguments.arm, arguments.blocks[0] or None)))
         return
     roots = {"old": arguments.old, "new": Path(__file__).parents[1]}
+    shown = [f"../{Path(each).name}" if Path(each).is_dir() else each for each in sys.argv[1:]]
     result: dict[str, Any] = {
-        **environment(shlex.join(["python", "-m", "benchmarks.corpus_engines", *sys.argv[1:]])),
+        **environment(shlex.join(["python", "-m", "benchmarks.corpus_engines", *shown])),
         "targets": {"new_over_old": 0.8, "driver_peak_mb": 1000},
         "cells": [],
     }

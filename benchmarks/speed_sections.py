@@ -48,7 +48,8 @@ def made_with(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     dirty = " with uncommitted changes" if result["dirty"] else ""
     where = f"commit {result['commit']}{dirty}, {result['date']}, {result['processor']}, {result['cores']} cores"
-    return f"`{result['command']}`, {where}; {versions}; `{json.dumps(result['setting'])}`"
+    setting = f"; `{json.dumps(result['setting'])}`" if "setting" in result else ""
+    return f"`{result['command']}`, {where}; {versions}{setting}"
 
 
 def at_least(what: str, measured: dict[str, float], target: float) -> str:
