@@ -21,6 +21,7 @@ from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.store.read_roots import ENVIRONMENT, ReadRoots
 from moedisco_ray.core.store.run_store import SHARED
+from moedisco_ray.execution.ray import tables
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.execution.ray.tables import RayEngine
 from moedisco_ray.stages.corpus import build
@@ -80,6 +81,31 @@ def test_a_killed_worker_changes_no_byte(ray_cluster, config, in_process, tmp_pa
     summary = build(config, tmp_path / "made", DyingEngine("t", SHARED, 7, tmp_path / "died"), unit_bytes=700)
     assert (tmp_path / "died").exists()
     assert (summary, contents(tmp_path / "made")) == in_process
+
+
+def test_files_without_documents_are_no_obstacle(ray_cluster, tmp_path, monkeypatch):
+    """Before the first table of each unit had a schema: ArrowInvalid, Schema at index 1 was different."""
+    monkeypatch.setattr(tables, "_SHUFFLED_BYTES", 1)  # a task of the shuffle for each block, as in a large corpus
+    for i in range(4):
+        texts = sentences(f"file {i}", 40 if i % 2 else 0)
+        (tmp_path / f"{i:02d}.txt").write_text("\n".join(texts) or " \n")
+    config = check_config(
+        {
+            "name": "t",
+            "tokenizer": {"train_vocab_size": 350},
+            "clusters": {"count": 2},
+            "corpus": {
+                "sequence_length": 32,
+                "validation_fraction": 0.1,
+                "sources": [{"path": str(tmp_path / "*.txt"), "documents": "line"}],
+            },
+        }
+    )
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    summary = build(config, tmp_path / "here", unit_bytes=5000)
+    assert build(config, tmp_path / "there", RayEngine("t", SHARED), unit_bytes=5000) == summary
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -40,8 +41,9 @@ class Cluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **slots: int) -> None:
         self.slots = slots
-        self._directory = tmp_path
+        self.directory = tmp_path
         monkeypatch.setattr(module.session, "room", self.room)
+        monkeypatch.setattr(module.session, "free_workers", lambda _bundle, aside=(): self.room(LOW, aside))
 
     def room(self, pool: Pool, aside: Collection[str] = ()) -> int:
         del pool
@@ -51,16 +53,16 @@ class Cluster:
         job = TrainJob(
             stage="submodels",
             name=name,
-            model=self._directory,
+            model=self.directory,
             packed_dirs=(),
-            output=self._directory / name,
-            checkpoints=self._directory / name / "steps",
+            output=self.directory / name,
+            checkpoints=self.directory / name / "steps",
             steps=steps,
             sequence_length=1,
             optimizer=Optimizer(),
             checkpoint_every=10,
         )
-        return RunningAttempt(job, LOW, 1, before, StopFile(self._directory / f"end-{name}"))
+        return RunningAttempt(job, LOW, 1, before, StopFile(self.directory / f"end-{name}"))
 
 
 @pytest.fixture
@@ -68,19 +70,28 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
     return Cluster(monkeypatch, tmp_path, slow=2, fast=2)
 
 
-def trains(node: str, step_seconds: float, step: int = 50) -> UnitStatus:
-    return UnitStatus((node,), step=step, step_seconds=step_seconds, start_seconds=10.0)
+def trains(node: str, step_seconds: float, reports: int = 5) -> UnitStatus:
+    return UnitStatus((node,), step=10 * reports, step_seconds=step_seconds, start_seconds=10.0, reports=reports)
+
+
+def end_slow(replacements: Replacements, mail: Mail, running: Sequence[RunningAttempt], **options: object) -> None:
+    """After the last reports, and after a further one of each training."""
+    given = {"waiting": False, "aside": (), **options}
+    replacements.end_slow(running, **given)
+    for name, status in mail.told.items():
+        mail.told[name] = dataclasses.replace(status, step=status.step + 10, reports=status.reports + 1)
+    replacements.end_slow(running, **given)
 
 
 def test_a_slow_training_moves_to_a_free_slot_of_another_node(cluster: Cluster) -> None:
     mail = Mail(a=trains("slow", 5.0), b=trains("fast", 0.5))
     running = [cluster.attempt("a"), cluster.attempt("b")]
     replacements = Replacements(mail, None)
-    replacements.end_slow(running, waiting=False, aside=())
+    end_slow(replacements, mail, running)
     assert [(event.unit, event.data["kind"]) for event in mail.events] == [("a", "moved")]
     assert "a step takes 5 s on this node, and 0.5 s elsewhere" in mail.events[0].data["reason"]
     assert [each.end.requested for each in running] == [True, False]
-    replacements.end_slow(running, waiting=False, aside=())
+    end_slow(replacements, mail, running)
     assert len(mail.events) == 1
     assert replacements.avoided("a", LOW, running[1:], ()) == {"slow"}
     assert replacements.avoided("b", LOW, running[:1], ()) == set()
@@ -100,36 +111,56 @@ def test_it_stays_if_no_other_slot_is_free_for_it(
 ) -> None:
     cluster.slots = slots
     mail = Mail(a=trains("slow", 5.0), b=trains("fast", 0.5))
-    Replacements(mail, None).end_slow([cluster.attempt("a"), cluster.attempt("b")], waiting=waiting, aside=aside)
+    running = [cluster.attempt("a"), cluster.attempt("b")]
+    end_slow(Replacements(mail, None), mail, running, waiting=waiting, aside=aside)
     assert not mail.events
 
 
 def test_speeds_of_an_earlier_attempt_and_of_a_training_alone_say_nothing(cluster: Cluster) -> None:
     mail = Mail(a=trains("slow", 5.0), b=trains("fast", 0.5))
-    alone, again = cluster.attempt("a"), cluster.attempt("a", before=mail.told["a"])
-    Replacements(mail, None).end_slow([alone], waiting=False, aside=())
+    end_slow(Replacements(mail, None), mail, [cluster.attempt("a")])
+    again = cluster.attempt("a", before=mail.told["a"])
     Replacements(mail, None).end_slow([again, cluster.attempt("b")], waiting=False, aside=())
     assert not mail.events
 
 
 def test_a_training_that_ended_tells_what_is_usual(cluster: Cluster) -> None:
-    mail = Mail(a=trains("slow", 0.6, step=1), b=trains("fast", 0.5))
+    mail = Mail(a=trains("slow", 0.6), b=trains("fast", 0.5))
     replacements = Replacements(mail, None)
-    replacements.end_slow([cluster.attempt("a"), cluster.attempt("b")], waiting=False, aside=())
+    end_slow(replacements, mail, [cluster.attempt("a"), cluster.attempt("b")])
     assert not mail.events
     mail.told["a"] = trains("slow", 5.0)
-    replacements.end_slow([cluster.attempt("a")], waiting=False, aside=())
+    end_slow(replacements, mail, [cluster.attempt("a")])
     assert [event.unit for event in mail.events] == ["a"]
+
+
+def test_the_first_report_of_a_process_and_one_slow_interval_are_no_reason(cluster: Cluster) -> None:
+    """A process starts slowly: CUDA, kernels and the compiler are in its first interval."""
+    mail = Mail(a=trains("slow", 5.0, reports=1), b=trains("fast", 0.5))
+    running, replacements = [cluster.attempt("a"), cluster.attempt("b")], Replacements(mail, None)
+    replacements.end_slow(running, waiting=False, aside=())
+    for reports, seconds in ((2, 0.5), (3, 5.0), (4, 0.5), (5, 5.0), (6, 0.5)):
+        mail.told["a"] = trains("slow", seconds, reports)
+        replacements.end_slow(running, waiting=False, aside=())
+    assert not mail.events
+
+
+def test_a_training_moves_once(cluster: Cluster) -> None:
+    mail = Mail(a=trains("slow", 5.0), b=trains("fast", 0.5))
+    replacements = Replacements(mail, None)
+    end_slow(replacements, mail, [cluster.attempt("a"), cluster.attempt("b")])
+    again = dataclasses.replace(cluster.attempt("a"), end=StopFile(cluster.directory / "end-again"))
+    mail.told["a"] = trains("other", 5.0)
+    end_slow(replacements, mail, [again, cluster.attempt("b")])
+    assert len(mail.events) == 1
 
 
 def test_a_node_that_was_left_is_taken_again_if_no_other_has_room(cluster: Cluster) -> None:
     mail = Mail(a=trains("slow", 5.0), b=trains("fast", 0.5))
     running = [cluster.attempt("a"), cluster.attempt("b")]
     replacements = Replacements(mail, None)
-    replacements.end_slow(running, waiting=False, aside=())
+    end_slow(replacements, mail, running)
     cluster.slots = {"slow": 2, "fast": 1}
-    assert replacements.avoided("a", LOW, running[1:], ()) == set()
-    cluster.slots = {"slow": 2, "fast": 2}
     assert replacements.avoided("a", LOW, running[1:], ()) == set()
 
 

@@ -42,6 +42,10 @@ _COLLECTIVE_SECONDS = 300
 worker."""
 
 
+_ELSEWHERE_SECONDS = 60.0
+"""Seconds to wait for a slot on another node than the ones that a training has left because they are slow."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttemptContext:
     """Data that all attempts of a run share.
@@ -55,7 +59,7 @@ class AttemptContext:
         seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None
             if the training is a gang.
         aside: Nodes that the run leaves out, because torch cannot use a GPU there.
-        avoided: Ids of nodes on which this training must not run; a gang may.
+        avoided: Ids of nodes on which this training should not run, if others come soon; a gang may.
     """
 
     run: str
@@ -138,23 +142,44 @@ def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seat
     Raises:
         CardError: torch cannot use the seat's GPU.
     """
-    pool, mailbox = context.placement.pool, context.mailbox
-    name = f"{context.run}-{job.name}"
     try:
-        with seats.taken(pool, context.avoided) as seat:
-            mailbox.set_actor(job.name, attempt_id, seat.actor)
-            seat.wait()
-            mailbox.start_work(job.name, attempt_id, stage=job.stage, pool=pool.key, node=seat.node_id)
-            train = functools.partial(
-                train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name, gpu=pool.gpu > 0
-            )
-            seat.run(name, train)
+        if context.avoided:
+            with contextlib.suppress(_NoneElsewhereError):
+                _on_seat(job, context, attempt_id, seats, seconds=_ELSEWHERE_SECONDS)
+                return []
+        _on_seat(job, dataclasses.replace(context, avoided=()), attempt_id, seats)
     except RayError as error:
         cause = unwrapped(error)
         if isinstance(cause, CardError):
             raise cause from None
         return [cause]
     return []
+
+
+class _NoneElsewhereError(Exception):
+    """No slot came in time on a node that the training does not avoid."""
+
+
+def _on_seat(
+    job: TrainJob, context: AttemptContext, attempt_id: str, seats: Seats, seconds: float | None = None
+) -> None:
+    """Train on a seat; wait for it for some seconds, or as long as it takes.
+
+    Raises:
+        _NoneElsewhereError: The seat did not get a slot in time.
+    """
+    pool, mailbox = context.placement.pool, context.mailbox
+    name = f"{context.run}-{job.name}"
+    with seats.taken(pool, context.avoided) as seat:
+        mailbox.set_actor(job.name, attempt_id, seat.actor)
+        if not seat.wait(seconds):
+            raise _NoneElsewhereError
+        mailbox.start_work(job.name, attempt_id, stage=job.stage, pool=pool.key, node=seat.node_id)
+        train = functools.partial(
+            train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name, gpu=pool.gpu > 0
+        )
+        seat.run(name, train)
+        mailbox.forget_actor(job.name)
 
 
 def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequence[BaseException] | End:

@@ -65,7 +65,14 @@ class MailboxActor:
         self._attempts[unit] = attempt = uuid.uuid4().hex
         self._outcomes.pop(unit, None)
         self._statuses[unit] = dataclasses.replace(
-            self._statuses[unit], nodes=(), step=0, held_at=None, exit_step=None, pulse_at=None, hung_seconds=0.0
+            self._statuses[unit],
+            nodes=(),
+            step=0,
+            reports=0,
+            held_at=None,
+            exit_step=None,
+            pulse_at=None,
+            hung_seconds=0.0,
         )
         return attempt
 
@@ -82,6 +89,9 @@ class MailboxActor:
     def actor(self, unit: str) -> ActorHandle | None:
         return self._actors.get(unit)
 
+    def forget_actor(self, unit: str) -> None:
+        self._actors.pop(unit, None)
+
     def set_workers(self, unit: str, attempt: str, nodes: tuple[str, ...], group: PlacementGroup | None = None) -> None:
         if attempt == self._attempts.get(unit):
             if group is not None:
@@ -92,6 +102,8 @@ class MailboxActor:
         for hold in list(self._meters[unit].open):
             self.push(Event("workers_released", data={"hold": hold, "unit": unit}))
         self._actors.pop(unit, None)
+        # Signs of life of this attempt say nothing about the next one. The node and the step say how this one ended.
+        self._statuses[unit] = dataclasses.replace(self._statuses[unit], held_at=None, pulse_at=None, hung_seconds=0.0)
         return self._groups.pop(unit, None)
 
     def set_exit_step(self, unit: str, attempt: str, step: int) -> None:
@@ -164,6 +176,10 @@ class EventMailbox:
     def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
         """Register the process of an attempt, so that `kill_attempt` can kill it."""
         ray.get(self.handle.set_actor.remote(unit, attempt, actor))
+
+    def forget_actor(self, unit: str) -> None:
+        """Unregister the process of an attempt that has ended its work: the next one may have it."""
+        ray.get(self.handle.forget_actor.remote(unit))
 
     def start_work(self, unit: str, attempt: str, *, stage: str, pool: str, node: str) -> None:
         """Note that an attempt has its seat, and meter the seat from now until `end_attempt`.

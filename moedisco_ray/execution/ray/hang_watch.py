@@ -45,7 +45,8 @@ class HangWatch:
     def end_of(self, unit: str, end: End) -> End:
         """How an attempt ended: if it was killed because it hung, with that reason."""
         reason = self._reasons.pop(unit, None)
-        return end if reason is None else End("died", end.step, reason)
+        killed = reason is not None and end.kind in ("died", "failed")
+        return End("died", end.step, reason) if killed else end
 
     def _hangs(self, status: UnitStatus, now: float) -> str | None:
         """Why a training counts as hung; None if it does not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ class Pulse:
     Args:
         send: Sends a number of seconds to the driver, without waiting for an answer.
         compiles: Whether a step may have to compile something.
+        in_gang: Whether several workers compute a step together.
         dump: Records what all threads do; called once, when a step hangs.
         clock: Returns the current time in seconds.
     """
@@ -31,16 +33,18 @@ class Pulse:
         self,
         send: Callable[[float], object],
         *,
-        compiles: bool,
+        compiles: bool = False,
+        in_gang: bool = False,
         dump: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
-        self._compiles = compiles
+        self._compiles, self._in_gang = compiles, in_gang
         self._dump = dump
         self._clock = clock
         self._durations: deque[float] = deque(maxlen=_LAST_STEPS)
-        self._current = (False, clock())  # whether it computes a step, and since when; replaced as a whole
+        self._lock = threading.Lock()
+        self._current = (False, clock())  # whether it computes a step, and since when
         self._beaten_at = clock()
         self._dumped = False
         self._ended = threading.Event()
@@ -57,24 +61,31 @@ class Pulse:
 
     def step(self, step: int | None) -> None:
         """Note that a step begins, or, with None, that one has ended."""
-        now, (in_step, since) = self._clock(), self._current
-        if in_step:
-            self._durations.append(now - since)
-        self._current = step is not None, now
+        with self._lock:
+            now, (in_step, since) = self._clock(), self._current
+            if in_step:
+                self._durations.append(now - since)
+            self._current = step is not None, now
 
     def beat(self) -> None:
         """Send one message."""
-        now, (in_step, since) = self._clock(), self._current
-        if now - self._beaten_at > _LATE * BEAT_SECONDS:
-            self._current = in_step, now
-            since = now
-        self._beaten_at = now
-        seconds = now - since
-        hangs = seconds > allowed_seconds(tuple(self._durations), in_step=in_step, compiles=self._compiles)
-        if hangs and not self._dumped:
+        with self._lock:
+            now = self._clock()
+            if now - self._beaten_at > _LATE * BEAT_SECONDS:
+                self._current = self._current[0], now
+            self._beaten_at = now
+        if self._hung_seconds() and not self._dumped:
             self._dumped = True
-            self._dump()
-        self._send(seconds if hangs else 0.0)
+            with contextlib.suppress(OSError):
+                self._dump()
+        self._send(self._hung_seconds())
+
+    def _hung_seconds(self) -> float:
+        with self._lock:
+            (in_step, since), durations = self._current, tuple(self._durations)
+            seconds = self._clock() - since
+        allowed = allowed_seconds(durations, in_step=in_step, compiles=self._compiles, in_gang=self._in_gang)
+        return seconds if seconds > allowed else 0.0
 
     def _beat_regularly(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):

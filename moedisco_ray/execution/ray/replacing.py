@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Pool
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
@@ -17,6 +18,8 @@ from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.moving import worth_moving
 from moedisco_ray.training import TrainJob
+
+_LEAST_REPORTS = 2
 
 
 @dataclasses.dataclass
@@ -49,15 +52,15 @@ class Replacements:
     def __init__(self, mailbox: EventMailbox, gang: GangSize | None) -> None:
         self._mailbox = mailbox
         self._gang = gang
-        self._left: defaultdict[str, set[str]] = defaultdict(set)
-        self._speeds: dict[str, float] = {}
+        self._left: dict[str, set[str]] = {}
+        self._speeds: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        self._slow_at: dict[str, int] = {}
 
     def avoided(self, name: str, pool: Pool, running: Sequence[RunningAttempt], aside: Collection[str]) -> set[str]:
         """Ids of the nodes that a training has left because they are slow, as long as others have room."""
-        left = self._left[name]
-        if left and not self._room(pool, running, self._mailbox.statuses(_names(running)), {*aside, *left}):
-            left.clear()
-        return set(left)
+        left = self._left.get(name, set())
+        has_room = left and self._has_room(pool, running, self._mailbox.statuses(_names(running)), {*aside, *left})
+        return left if has_room else set()
 
     def end_slow(self, running: Sequence[RunningAttempt], *, waiting: bool, aside: Collection[str]) -> None:
         """End the attempts to replace.
@@ -80,7 +83,7 @@ class Replacements:
             data = {"kind": kind, "step": status.step, "reason": reason}
             self._mailbox.push(Event("worker_restarted", each.job.stage, each.job.name, data))
             if kind == "moved":
-                self._left[each.job.name] |= {*status.nodes}
+                self._left[each.job.name] = {*status.nodes}
             each.end.request(kind)
             return
 
@@ -91,31 +94,36 @@ class Replacements:
         statuses: Mapping[str, UnitStatus],
         aside: Collection[str],
     ) -> Iterator[tuple[RunningAttempt, str, str]]:
-        """Trainings on slow nodes that have room elsewhere."""
-        # Seconds per step, as if the node type had speed 1. Those of trainings that have ended are kept.
-        self._speeds |= {
-            each.job.name: (statuses[each.job.name].step_seconds or 0.0) * each.pool.speed for each in trained
-        }
-        starts = [status.start_seconds for status in statuses.values() if status.start_seconds is not None]
-        for each in trained:
-            status = statuses[each.job.name]
-            others = [seconds for name, seconds in self._speeds.items() if name != each.job.name]
-            if not others:
+        """Trainings on slow nodes that have room elsewhere. Each moves once."""
+        # By node type, since the speeds that a configuration states for types are only estimates. Those of trainings
+        # that have ended are kept. The first report of an attempt is left out: it includes the start of its process.
+        measured = [each for each in trained if statuses[each.job.name].reports >= _LEAST_REPORTS]
+        for each in measured:
+            self._speeds[each.pool.key][each.job.name] = statuses[each.job.name].step_seconds or 0.0
+        for each in measured:
+            name, status = each.job.name, statuses[each.job.name]
+            others = [seconds for other, seconds in self._speeds[each.pool.key].items() if other != name]
+            if name in self._left or not others:
                 continue
-            here, usual = status.step_seconds or 0.0, statistics.median(others) / each.pool.speed
-            if not worth_moving(each.job.steps - status.step, here, usual, min(starts, default=RESTART_SECONDS)):
+            here, usual = status.step_seconds or 0.0, statistics.median(others)
+            restart_seconds = status.start_seconds or RESTART_SECONDS
+            if not worth_moving(each.job.steps - status.step, here, usual, restart_seconds):
+                self._slow_at.pop(name, None)
                 continue
-            avoided = {*aside, *self._left[each.job.name], *status.nodes}
-            if self._room(each.pool, [other for other in running if other is not each], statuses, avoided):
+            if self._slow_at.setdefault(name, status.reports) == status.reports:
+                continue  # the next report must say so too
+            others_running = [other for other in running if other is not each]
+            if self._has_room(each.pool, others_running, statuses, {*aside, *status.nodes}):
                 where = f"a step takes {here:.2g} s on this node, and {usual:.2g} s elsewhere"
                 yield each, "moved", f"{where}; it continues on another node"
 
-    def _room(
+    def _has_room(
         self, pool: Pool, running: Sequence[RunningAttempt], statuses: Mapping[str, UnitStatus], avoided: set[str]
     ) -> bool:
-        """Whether a slot of a node type is free on a node that is not avoided."""
+        """Whether a slot of a node type is free, of this run and of others, on a node that is not avoided."""
         taken = [each for each in running if each.pool.key == pool.key]
-        return session.room(pool, avoided) > sum(avoided.isdisjoint(statuses[each.job.name].nodes) for each in taken)
+        room = session.room(pool, avoided) > sum(avoided.isdisjoint(statuses[each.job.name].nodes) for each in taken)
+        return room and session.free_workers(Placement(pool, 1, 0).bundle, avoided) > 0
 
 
 def _growing(

@@ -21,6 +21,7 @@ class UnitStatus:
         start_seconds: Seconds from getting workers to the first progress event, in the newest attempt with such an
             event.
         exit_step: Step (from 0) in which the first worker of the newest attempt ended; None if no worker reported it.
+        reports: Number of progress events of the newest attempt.
         pulse_at: Time of the newest attempt's last sign of life, in seconds since the epoch; None if it gave none.
         hung_seconds: Seconds for which the newest attempt has hung, as it says itself.
     """
@@ -32,6 +33,7 @@ class UnitStatus:
     held_at: float | None = dataclasses.field(default=None, compare=False)
     start_seconds: float | None = dataclasses.field(default=None, compare=False)
     exit_step: int | None = None
+    reports: int = dataclasses.field(default=0, compare=False)
     pulse_at: float | None = dataclasses.field(default=None, compare=False)
     hung_seconds: float = dataclasses.field(default=0.0, compare=False)
 
@@ -51,6 +53,7 @@ class UnitStatus:
         return dataclasses.replace(
             self,
             step=data["step"],
+            reports=self.reports + 1,
             step_seconds=1 / speed if speed else self.step_seconds,
             start_seconds=event.time - (self.held_at or 0.0) if first else self.start_seconds,
         )

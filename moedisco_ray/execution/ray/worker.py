@@ -205,6 +205,7 @@ def _reporting_steps(
     pulse = Pulse(
         functools.partial(mailbox.beat.remote, job.name, attempt_id),
         compiles=job.optimizer.compile,
+        in_gang=world.size > 1,
         dump=functools.partial(_log_stacks, job, world),
     )
     with (

@@ -154,11 +154,13 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path, store: RunSto
     scratch.mkdir(parents=True, exist_ok=True)
     chosen: list[Path] = []
     for path in parts:
+        if not count:
+            break
         rows = _rows(store, path)
         if count < rows:
             store.fetch(*([] if store.is_remote else [path]))  # the copy has no checksum
             pq.write_table(store.read_in_place(path, pq.read_table).slice(0, count), scratch / path.name)
-        if min(count, rows):
+        if rows:
             chosen.append(path if count >= rows else scratch / path.name)
         count -= min(count, rows)
     try:

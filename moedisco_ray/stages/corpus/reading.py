@@ -95,6 +95,8 @@ class ReadUnit:
             ConfigError: The source's `map` cannot be imported, or fails.
         """
         tokenizer = unit.source.tokenizer
+        # A unit without documents would be a block without columns, which Ray Data cannot shuffle with others.
+        yield READ.empty_table()
         with self.store.using(*([] if tokenizer is None else [tokenizer])):
             yield from self._tables(unit, chunk)
 
