@@ -92,7 +92,7 @@ def check_story(client: Client, run_id: str, events: list[Event]) -> None:
 
 
 def check_dashboard(service: RealService, run_id: str) -> None:
-    """Ray shows the run's job, its data set, and its trainings on their seats, under the run's name."""
+    """Ray shows the run's job, its data sets, and its trainings on their seats, under the run's name."""
     cluster = LocalRay(service.home / "state").find()
     assert cluster is not None
     with contextlib.closing(Dashboard(cluster.dashboard_url, cluster.token_path)) as dashboard:
@@ -100,7 +100,7 @@ def check_dashboard(service: RealService, run_id: str) -> None:
         names = {attempt: jobs[f"{run_id}-{attempt}"]["metadata"]["job_name"] for attempt in (1, 2)}
         assert names == {1: "small", 2: "small (attempt 2)"}
         data = dashboard.get(f"/api/data/datasets/{jobs[f'{run_id}-1']['job_id']}")["datasets"]
-        assert {entry["dataset"].partition("_")[0] for entry in data} == {"small-corpus"}
+        assert {entry["dataset"].partition("_")[0] for entry in data} == {"small-corpus", "small-cluster"}
         for unit in ("submodel-0", "submodel-1", "finetune"):
             found = dashboard.get(f"/api/v0/tasks?filter_keys=name&filter_predicates=%3D&filter_values=small-{unit}")
             assert {task["type"] for task in found["data"]["result"]["result"]} == {"ACTOR_TASK"}
