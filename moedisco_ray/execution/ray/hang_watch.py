@@ -45,8 +45,9 @@ class HangWatch:
     def end_of(self, unit: str, end: End) -> End:
         """How an attempt ended: if it was killed because it hung, with that reason."""
         reason = self._reasons.pop(unit, None)
-        killed = reason is not None and end.kind in ("died", "failed")
-        return End("died", end.step, reason) if killed else end
+        if reason is None or end.kind not in ("died", "failed"):
+            return end
+        return End("died", end.step, reason)
 
     def _hangs(self, status: UnitStatus, now: float) -> str | None:
         """Why a training counts as hung; None if it does not."""
