@@ -57,10 +57,12 @@ def test_names_of_cuda_and_of_cluster_files_are_found(name: str, card: str) -> N
 
 
 def test_every_card_of_a_cluster_file_is_known_and_has_bf16() -> None:
+    """Azure has no small card with bf16 that runs with the driver of its image."""
     for path in CLUSTER_FILES.glob("*/spot.yaml"):
         for node in yaml.safe_load(path.read_text())["metadata"]["moedisco"]["node_types"].values():
             card = find_card(node["gpu"]) if "gpu" in node else None
-            assert "gpu" not in node or (card is not None and card.bf16), path
+            assert "gpu" not in node or card is not None, path
+            assert card is None or card.bf16 or (path.parent.name, card.name) == ("azure", "T4"), path
 
 
 def test_a_pool_takes_memory_and_speed_of_its_card_unless_they_are_stated() -> None:

@@ -438,12 +438,13 @@ def test_each_step_is_told_before_it_is_made_so_that_an_error_has_one(job: Train
             raise Killed
         return False
 
-    first, second = list[int](), list[int]()
+    first, second = list[int | None](), list[int | None]()
     with pytest.raises(Killed):
         train(job, World(), ignore, fails_after_the_fifth, first.append)
-    assert first == [0, 1, 2, 3, 4]
+    # Each is followed by its end, and the error is of the fifth, whose checkpoint is not saved.
+    assert first == [0, None, 1, None, 2, None, 3, None, 4, None]
     train(job, World(), ignore, never, second.append)
-    assert second == [3, 4, 5, 6, 7]
+    assert second == [3, None, 4, None, 5, None, 6, None, 7, None]
 
 
 def test_a_finished_training_is_not_done_again(job: TrainJob) -> None:

@@ -17,6 +17,7 @@ little older.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,7 +127,7 @@ class Meter:
         work: What each finished stage did when it last completed.
         elapsed: Wall-clock seconds of the attempts that have ended.
         began: Start of the current attempt, in seconds since the epoch; None between attempts.
-        made: Whether the newest attempt started a stage.
+        made: Whether the newest attempt started a stage, or held workers.
         finished: Whether the newest attempt completed the run.
     """
 
@@ -153,7 +154,8 @@ class Meter:
         self.newest = max(self.newest, event.time)
         match event.type:
             case "stage_started":
-                self.stage, self.made = self._stage_of(event), True
+                self.made = True
+                self.stage = self._stage_of(event)
                 self.before[self.stage] = self._held(self.stage)
             case "stage_finished":
                 self._finish_stage(event)
@@ -163,6 +165,7 @@ class Meter:
                 waited = sum(hold.workers * max(0.0, event.time - hold.since) for hold in holds)
                 self.start_up[stage] = waited / max(1, sum(hold.workers for hold in holds))
             case "workers_held":
+                self.made = True
                 stage, hold = self._stage_of(event), event.data["hold"]
                 self._close(hold)
                 self.open[hold] = Hold(event.data["pool"], event.data["workers"], event.time, stage, _price(event))
@@ -224,7 +227,7 @@ class Meter:
         Raises:
             ValidationError: The values are not those of a meter of this version.
         """
-        return _FORM.validate_python(values)
+        return _form().validate_python(values)
 
     def _stage_of(self, event: Event) -> str:
         return event.stage if event.stage in _STAGES else self.stage
@@ -284,7 +287,10 @@ def _add(totals: dict[str, Usage], pool: str, used: Usage) -> None:
     totals[pool] = totals.get(pool, Usage()) + used
 
 
-_FORM = TypeAdapter(Meter)
+@functools.cache
+def _form() -> TypeAdapter[Meter]:
+    """Made when it is needed: that takes as long as the imports of ten modules, and few commands need it."""
+    return TypeAdapter(Meter)
 
 
 def _number(value: object) -> float:
