@@ -146,7 +146,7 @@ def join(
         key, away_since, pauses = keys.token, time.monotonic(), iter(_PAUSES)
         while not stop.is_set():
             try:
-                _stay(token, machine, tunnel(token, keys, key), stop, say, grace)
+                _stay(token, machine, tunnel(token, keys, key), stop, say=say, grace=grace)
                 break
             except LostHead as error:
                 say(f"{error}; joining again")
