@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.corpus_sections import corpus_engines, corpus_scale
 from benchmarks.harness import RESULTS, ROOT
+from benchmarks.page_parts import made_with, number, read, section, span, table
 from benchmarks.speed_sections import (
     checkpoint_stall,
-    corpus_engines,
-    corpus_scale,
     expert_offload,
     fake_memory,
-    made_with,
-    number,
     ray_overhead,
-    read,
     seats,
-    section,
     service_load,
-    span,
-    table,
     training_step,
     true_sizes,
     verification,

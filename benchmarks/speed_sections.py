@@ -1,76 +1,30 @@
-"""The sections of RESULTS.md on the speed and the memory of single parts, and what all sections are written with."""
+"""The sections of RESULTS.md on the speed and the memory of single parts."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from benchmarks.harness import RESULTS, spread
+from benchmarks.page_parts import (
+    at_least,
+    at_most,
+    made_with,
+    number,
+    prose,
+    read,
+    section,
+    span,
+    span_of,
+    spans,
+    table,
+)
 from service.planning.fork_server import Limits
-
-
-def read(name: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return result
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:,.2f}"
-
-
-def span(values: dict[str, float]) -> str:
-    return f"{number(values['median'])} ({number(values['min'])} to {number(values['max'])})"
-
-
-def spans(cell: dict[str, Any], *names: str) -> list[str]:
-    return [span(cell[name]) for name in names]
-
-
-def span_of(cells: dict[str, Any], arm: str) -> str:
-    """The span of an arm; empty for an arm without this figure."""
-    return span(cells[arm]) if arm in cells else ""
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def section(title: str, text: str, *parts: str) -> str:
-    return "\n\n".join([f"## {title}", prose(text), *parts])
-
-
-def prose(text: str) -> str:
-    return " ".join(text.split())
-
-
-def made_with(result: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    dirty = " with uncommitted changes" if result["dirty"] else ""
-    where = f"commit {result['commit']}{dirty}, {result['date']}, {result['processor']}, {result['cores']} cores"
-    setting = f"; `{json.dumps(result['setting'])}`" if "setting" in result else ""
-    return f"`{result['command']}`, {where}; {versions}{setting}"
-
-
-def at_least(what: str, measured: dict[str, float], target: float) -> str:
-    return f"* {what}: {span(measured)}, target {number(target)}: {_verdict(met=measured['median'] >= target)}"
-
-
-def at_most(what: str, measured: dict[str, float], target: float) -> str:
-    return f"* {what}: {span(measured)}, at most {number(target)}: {_verdict(met=measured['median'] <= target)}"
-
-
-def _verdict(*, met: bool) -> str:
-    return "met" if met else "**missed**"
 
 
 def training_step() -> str:
     result = read("training_step")
     rows = [[arm, span(speed)] for arm, speed in result["tokens_per_second"].items()]
-    verdicts = [
-        f"* `{name}`: {span(result[name])}, target {target}: {_verdict(met=result[name]['median'] >= target)}"
-        for name, target in result["targets"].items()
-    ]
+    verdicts = [at_least(f"`{name}`", result[name], target) for name, target in result["targets"].items()]
     return section(
         "A training step",
         """Steady-state tokens per second of one thread, with the same sizes, data and optimizer. *ours*: the product's
@@ -239,116 +193,6 @@ def verification() -> str:
                 at_most("seconds per GB that is verified", result["verify_per_gb"], targets["verify"]),
             ]
         ),
-        made_with(result),
-    )
-
-
-def corpus_engines() -> str:
-    result = read("corpus_engines")
-    rows, verdicts = [], []
-    for cell in result["cells"]:
-        size = f"{cell['megabytes']:,} MB" if "megabytes" in cell else f"{cell['documents']:,} short documents"
-        rows.append(
-            [
-                size,
-                str(cell["blocks"]),
-                *(number(cell[arm]["mb_per_second"]["median"]) for arm in ("new", "old")),
-                *(number(cell[arm]["mb_per_cpu_second"]["median"]) for arm in ("new", "old")),
-                *(number(cell[arm]["driver_peak_mb"]["median"]) for arm in ("new", "old")),
-                number(cell["new"]["spilled_mb"]["median"]),
-                "yes" if cell["equal_bytes"] else "no",
-            ]
-        )
-        target = result["targets"]["new_over_old"]
-        verdicts.append(at_least(f"throughput, new / old, {size}", cell["new_over_old"]["mb_per_second"], target))
-    return section(
-        "The corpus stage on Ray Data next to an engine of our own",
-        """The stage on Ray Data (new) and the staging, buckets and shuffle of our own that it replaced (old, commit
-        a0c02aba), on one machine with two CPUs, from JSON Lines to packed tokens. Blocks are the tasks that read. The
-        machine was not idle; arms took turns.""",
-        table(
-            [
-                "text",
-                "blocks",
-                "MB/s, new",
-                "old",
-                "MB per CPU second, new",
-                "old",
-                "driver's peak in MB, new",
-                "old",
-                "spilled MB, new",
-                "equal bytes",
-            ],
-            rows,
-        ),
-        "\n".join(verdicts),
-        made_with(result),
-    )
-
-
-def corpus_scale() -> str:
-    result = read("corpus_scale")
-    setting, targets = result["setting"], result["targets"]
-    assignment = [
-        [
-            f"{cell['documents']:,}",
-            number(cell["driver_peak_mb"]),
-            number(cell["task_peak_mb"]),
-            number(cell["load_passes"]),
-            f"{cell['largest_over_mean']:.4f}",
-            number(cell["kmeans_seconds"]),
-            number(cell["fit_seconds"]),
-            number(cell["assign_seconds"]),
-        ]
-        for cell in result["assignment"]
-    ]
-    corpus = [
-        [
-            f"{int(size):,}",
-            *spans(cell["mb_per_core_second"], "stage", "bare"),
-            span(cell["stage_over_bare"]),
-            number(cell["peak_mb"]),
-        ]
-        for size, cell in result["corpus"].items()
-    ]
-    verdicts = [
-        at_most(
-            "driver's peak memory in MB, most documents",
-            spread([result["assignment"][-1]["driver_peak_mb"]]),
-            targets["driver_peak_mb"],
-        ),
-        at_most(
-            "peak of the corpus stage in MB, driver and tasks in one process, most text",
-            spread([max(result["corpus"].items(), key=lambda item: int(item[0]))[1]["peak_mb"]]),
-            targets["driver_peak_mb"],
-        ),
-        *(
-            at_least(f"stage / bare, {size} MB", cell["stage_over_bare"], targets["stage_over_bare"])
-            for size, cell in result["corpus"].items()
-        ),
-    ]
-    return section(
-        "Corpus and clusters as the text grows",
-        f"""Synthetic documents with vectors of {setting["dimensions"]} dimensions in files, in {setting["clusters"]}
-        clusters with a capacity of {setting["capacity"]} times the mean: the driver fits k-means and prices on samples,
-        and tasks in {setting["workers"]} processes add up the loads and assign the documents. Peaks include about 400
-        MB of libraries. The corpus stage, from JSON Lines to packed tokens in one process, is compared with
-        `tokenizers` alone in MB of text per second of processor time.""",
-        table(
-            [
-                "documents",
-                "driver, MB",
-                "largest task, MB",
-                "passes",
-                "largest / mean",
-                "k-means, s",
-                "balance, s",
-                "assign, s",
-            ],
-            assignment,
-        ),
-        table(["MB of text", "stage, MB/s", "bare, MB/s", "stage / bare", "peak of the stage, MB"], corpus),
-        "\n".join(verdicts),
         made_with(result),
     )
 

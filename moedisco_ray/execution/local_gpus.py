@@ -31,11 +31,10 @@ def lacking_gpus(config: RunConfig, gpus: int) -> Iterator[PoolError]:
 
 def size_setting(pool: AnyPool, config: RunConfig) -> str:
     """The setting for the number of a pool's workers that must start at once."""
-    size = (
-        "workers"
-        if not isinstance(pool, LowMemoryPool)
-        else "max_workers"
-        if pool is config.finetune_pool
-        else "seed_workers"
-    )
+    if not isinstance(pool, LowMemoryPool):
+        size = "workers"
+    elif pool is config.finetune_pool:
+        size = "max_workers"
+    else:
+        size = "seed_workers"
     return f"pools.{pool.name}.{size}"
