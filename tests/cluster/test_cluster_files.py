@@ -121,7 +121,9 @@ def test_each_pool_has_spot_types_in_order_of_price_and_then_one_on_demand(name)
         assert priorities == sorted(priorities, reverse=True)
         assert len(set(priorities)) == len(priorities)
         spot = [each for each, kind in kinds if market(kind) == "spot"]
-        assert len(spot) >= (2 if tier == "high_memory" else 1), tier
+        # Of Google's small cards, only the L4 has bf16.
+        alone = tier == "cpu" or (name, tier) == ("gcp/spot", "low_memory")
+        assert len(spot) >= (1 if alone else 2), tier
         assert [market(kind) for _, kind in kinds] == ["spot"] * len(spot) + ["on-demand"]
         tag = {"low_memory": "low_mem_gpu", "high_memory": "high_mem_gpu", "cpu": "CPU"}[tier]
         cheapest = [prices[each] for each in spot]
