@@ -1,15 +1,15 @@
 # make demo          start a service and train a small model with it, on CPU, in minutes
-# make test          run the test suite
-# make test-slow     run the tests that take long, or that repeat with other settings what others show
+# make test          run the tests that a change needs before others see it: a quarter of an hour on two cores
+# make test-slow     run what takes longer, or repeats with other settings; ALL_FAMILIES=1 for families like the five of `make test` too
 # make docs          write the reference pages anew and build build/docs, with every link checked
 # make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
 # make house         print the measures of this tree next to those of main, and mark what rose
 # make lint          run ruff, mypy, the import contracts, and the tests of words, documents and source text in tests/gates
-# make check         run lint and tests; ALL_FAMILIES=1 for the cases of every family instead of the five that differ most
+# make check         run lint and `make test`; CI (.ci/run) runs `make test-slow` and `make docs` as well
 # make test-ecosystem   run other programs on what the project writes, and it on what they write; fill in docs/ecosystem.md
 # make test-fake     measure the memory of published checkpoints on FakeTensors
-# make test-gpu      compare training on one NVIDIA GPU with the CPU and the plan; without one, skip
-# make test-chaos    kill processes at seeded moments (CHAOS_SEEDS=30: half an hour)
+# make test-gpu      examine this machine, and compare training on one NVIDIA GPU with the CPU and the plan; without one, skip the latter
+# make test-chaos    kill processes at seeded moments; with 8 of its 30 seeds (CHAOS_SEEDS=8), nearly two hours
 # make test-cluster  run `ray up` for a quarter of an hour; needs root and Debian's openssh-server, iproute2, rsync, openssl and npm
 
 # All dependencies have wheels for Python 3.11 to 3.14. `python -m venv` needs ensurepip, which Debian packages separately.
@@ -33,20 +33,33 @@ demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
 
 # Both at once: tests on Ray wait a good part of their time, and get a processor first. Their output follows that of the others.
+BOTH = @rm -f build/$(REPORT)-*.xml; tests/with_postgresql $(MAKE) --no-print-directory -j2 test-units test-ray \
+	REPORT=$(REPORT) SPEED="$(SPEED)" DIST="$(DIST)"; found=$$?; $(BIN)/python tests/skipped.py build/$(REPORT)-*.xml; exit $$found
+# To import all other files for a few tests takes half a minute.
+ON_RAY = $$(grep -rlw mark.ray tests --include 'test_*.py' | sort)
+REPORT := test
+SPEED := not slow and not families
+DIST := worksteal --timeout 120
+
 test: $(INSTALLED)
-	@rm -f build/test-*.xml; tests/with_postgresql $(MAKE) --no-print-directory -j2 test-units test-ray; found=$$?; \
-	$(BIN)/python tests/skipped.py build/test-*.xml; exit $$found
+	$(BOTH)
+
+test-slow: REPORT := slow
+# What a file prepares takes minutes, so one process has all its tests.
+test-slow: DIST := loadfile --timeout 400
+test-slow: SPEED := $(if $(ALL_FAMILIES),(slow or families),slow and not families)
+test-slow: $(INSTALLED)
+	$(BOTH)
+	tests/with_postgresql env $(PYTEST) --timeout 400 -m "slow and alone" $$(grep -rlw mark.alone tests --include 'test_*.py')
 
 test-units: $(INSTALLED)
-	nice -n 5 env $(PYTEST) -n 2 --dist worksteal --ignore tests/gates --junitxml build/test-units.xml -m "not slow and not ray and not chaos and not cluster and not fake and not gpu"
+	nice -n 5 env $(PYTEST) -n 2 --dist $(DIST) --ignore tests/gates --junitxml build/$(REPORT)-units.xml \
+		-m "$(SPEED) and not alone and not ray and not chaos and not cluster and not fake and not gpu"
 
 test-ray: $(INSTALLED)
-	@mkdir -p build; RAY_worker_niceness=0 $(PYTEST) --junitxml build/test-ray.xml -m "ray and not slow and not chaos and not cluster" \
-		tests/ray tests/service >build/test-ray.log 2>&1; \
-	found=$$?; cat build/test-ray.log; exit $$found
-
-test-slow: $(INSTALLED)
-	$(PYTEST) -m "slow and not chaos and not cluster"
+	@mkdir -p build; RAY_worker_niceness=0 $(PYTEST) --junitxml build/$(REPORT)-ray.xml -m "$(SPEED) and ray and not chaos and not cluster" \
+		$(ON_RAY) >build/$(REPORT)-ray.log 2>&1; \
+	found=$$?; cat build/$(REPORT)-ray.log; exit $$found
 
 # Fills in the table even if a test failed, which the table then shows. The rows of TRL, SmolLM2 and bitsandbytes need packages that are
 # installed without their dependencies, which keeps all versions; where they cannot be had, the table says that the rows were skipped.
@@ -95,6 +108,7 @@ test-fake: $(INSTALLED)
 	$(PYTEST) -m fake
 
 test-gpu: $(INSTALLED)
+	$(BIN)/moedisco doctor
 	$(PYTEST) -m gpu tests/gpu
 
 test-chaos: $(INSTALLED)
@@ -104,7 +118,7 @@ test-cluster: $(INSTALLED)
 	$(PYTEST) -m cluster
 
 unit: $(INSTALLED)
-	$(PYTEST) -n 2 --dist worksteal tests/unit -m "not slow and not fake"
+	$(PYTEST) -n 2 --dist worksteal tests/unit -m "not slow and not families and not fake"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

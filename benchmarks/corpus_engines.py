@@ -2,10 +2,11 @@
 
     git worktree add --detach ../old COMMIT && make -C ../old .venv/.installed
     python -m benchmarks.corpus_engines --old ../old --folder ../texts
+    python -m benchmarks.corpus_engines --blocks 1 7 200 --folder ../texts
 
-An arm, `old` or `new`, is a process of its own with a local Ray of two CPUs. It makes a corpus of 2 MB first, which
-starts Ray's processes, and then the one that is measured. CPU time is that of the driver and of Ray's processes
-together.
+Without another commit, it compares the bytes that several numbers of blocks give. An arm, `old` or `new`, is a process
+of its own with a local Ray of two CPUs. It makes a corpus of 2 MB first, which starts Ray's processes, and then the one
+that is measured. CPU time is that of the driver and of Ray's processes together.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def run_arm(root: Path, text: Path, blocks: int) -> dict[str, Any]:
 
 
 def cell(kind: str, size: int, blocks: int, rounds: int, roots: dict[str, Path], folder: Path | None) -> dict[str, Any]:
-    """Measure both arms in turn on the same texts."""
+    """Measure the arms in turn on the same texts."""
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in roots}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         text = Path(scratch) / "text"
@@ -166,16 +167,20 @@ def cell(kind: str, size: int, blocks: int, rounds: int, roots: dict[str, Path],
             found[arm].append(run_arm(root, text, blocks))
             print(f"{size} {kind}, {arm}: {found[arm][-1]}", file=sys.stderr)
     digests = {result["digest"] for results in found.values() for result in results}
+    compared = {each: new_over_old(found, each) for each in ("mb_per_second", "mb_per_cpu_second") if "old" in found}
     return {
         kind: size,
         "blocks": blocks,
         "equal_bytes": len(digests) == 1,
-        "new_over_old": {
-            each: ratios([result[each] for result in found["new"]], [result[each] for result in found["old"]])
-            for each in ("mb_per_second", "mb_per_cpu_second")
-        },
+        "digests": sorted(digests),
+        "new_over_old": compared,
         **{arm: spreads(results, MEASURED) for arm, results in found.items()},
     }
+
+
+def new_over_old(found: dict[str, list[dict[str, Any]]], figure: str) -> dict[str, float]:
+    """The ratios of one figure of both arms, round by round."""
+    return ratios([result[figure] for result in found["new"]], [result[figure] for result in found["old"]])
 
 
 def main() -> None:
@@ -191,7 +196,9 @@ def main() -> None:
     if arguments.arm:
         print(json.dumps(measure(arguments.arm, arguments.blocks[0] or None)))
         return
-    roots = {"old": arguments.old, "new": Path(__file__).parents[1]}
+    roots = {"new": Path(__file__).parents[1]}
+    if arguments.old:
+        roots = {"old": arguments.old, **roots}
     shown = [f"../{Path(each).name}" if Path(each).is_dir() else each for each in sys.argv[1:]]
     result: dict[str, Any] = {
         **environment(shlex.join(["python", "-m", "benchmarks.corpus_engines", *shown])),
@@ -201,7 +208,7 @@ def main() -> None:
     for kind, sizes in (("megabytes", arguments.megabytes), ("documents", arguments.documents)):
         for size, blocks in itertools.product(sizes, arguments.blocks):
             result["cells"].append(cell(kind, size, blocks, arguments.rounds, roots, arguments.folder))
-            write_result("corpus_engines", result)
+            write_result("corpus_engines" if arguments.old else "corpus_blocks", result)
 
 
 if __name__ == "__main__":

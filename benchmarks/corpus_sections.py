@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from benchmarks.harness import spread
 from benchmarks.page_parts import at_least, at_most, made_with, number, read, section, span, spans, table
 
@@ -10,7 +13,7 @@ def corpus_engines() -> str:
     result = read("corpus_engines")
     rows, verdicts = [], []
     for cell in result["cells"]:
-        size = f"{cell['megabytes']:,} MB" if "megabytes" in cell else f"{cell['documents']:,} short documents"
+        size = _size(cell)
         rows.append(
             [
                 size,
@@ -47,6 +50,34 @@ def corpus_engines() -> str:
         "\n".join(verdicts),
         made_with(result),
     )
+
+
+def corpus_blocks() -> str:
+    result = read("corpus_blocks")
+    rows, digests = [], dict[str, set[str]]()
+    for cell in result["cells"]:
+        size, made = _size(cell), cell["new"]
+        figures = (
+            made[each]["median"] for each in ("mb_per_second", "mb_per_cpu_second", "driver_peak_mb", "spilled_mb")
+        )
+        rows.append([size, str(cell["blocks"]), *map(number, figures), ", ".join(cell["digests"])])
+        digests.setdefault(size, set()).update(cell["digests"])
+    verdicts = []
+    for size, found in digests.items():
+        blocks = " and ".join(row[1] for row in rows if row[0] == size)
+        verdicts.append(f"* equal bytes with {blocks} blocks, {size}: {'met' if len(found) == 1 else '**missed**'}")
+    return section(
+        "The corpus stage with one block and with many",
+        """The corpus on Ray Data from the same texts, read by one task or by many. A digest is that of all names and
+        contents of the corpus.""",
+        table(["text", "blocks", "MB/s", "MB per CPU second", "driver's peak in MB", "spilled MB", "digest"], rows),
+        "\n".join(verdicts),
+        made_with(result),
+    )
+
+
+def _size(cell: Mapping[str, Any]) -> str:
+    return f"{cell['megabytes']:,} MB" if "megabytes" in cell else f"{cell['documents']:,} short documents"
 
 
 def corpus_scale() -> str:

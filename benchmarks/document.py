@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.corpus_sections import corpus_engines, corpus_scale
+from benchmarks.corpus_sections import corpus_blocks, corpus_engines, corpus_scale
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.page_parts import made_with, number, read, section, span, table
 from benchmarks.speed_sections import (
@@ -20,7 +20,10 @@ from benchmarks.speed_sections import (
     verification,
     within_documents,
 )
+from benchmarks.streaming_sections import streamed_host, streamed_timeline
 from benchmarks.study.grid import section as grid_section
+from benchmarks.study.grid.picture import write_picture
+from benchmarks.sync_section import syncs
 
 
 def simulator() -> str:
@@ -185,12 +188,16 @@ def page() -> str:
         "verification": verification,
         "simulator": simulator,
         "makespan": makespan,
+        "syncs": syncs,
         "corpus_scale": corpus_scale,
         "corpus_engines": corpus_engines,
+        "corpus_blocks": corpus_blocks,
         "true_sizes": true_sizes,
         "expert_offload": expert_offload,
         "within_documents": within_documents,
         "fake_memory": fake_memory,
+        "streamed_timeline": streamed_timeline,
+        "streamed_host": streamed_host,
     }
     parts = [
         "# Results",
@@ -204,3 +211,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     (ROOT / "RESULTS.md").write_text(page(), encoding="utf-8")
+    write_picture(ROOT.parent / "docs" / "images" / "ways.png")

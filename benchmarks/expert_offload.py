@@ -76,7 +76,8 @@ def measure(arm: str, home: Path, device: str) -> dict[str, float]:
         if place == "device":
             model = AutoModelForCausalLM.from_pretrained(home / "model", dtype="auto").to(device).eval()
         else:
-            model = open_offloaded(home / "model", Offload(place, int(resident)), device=device)  # type: ignore[arg-type]
+            offload = Offload(place, int(resident))  # type: ignore[arg-type]
+            model = open_offloaded(home / "model", offload, device=device)
         found = {"open_seconds": time.perf_counter() - began}
         for number, name in enumerate(("first", "second")):
             before, clock = _loads(model), Clock()

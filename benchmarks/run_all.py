@@ -1,6 +1,6 @@
 """Measure everything again, then write RESULTS.md from the results.
 
-Except for `corpus_engines`, which compares two commits.
+Except for `corpus_engines` and `syncs`, which compare two commits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ COMMANDS = (
     "expert_offload",
     "within_documents --tokens 300000",
     "fake_memory",
+    "streamed_timeline",
+    "streamed_host",
     "document",
 )
 

@@ -30,7 +30,7 @@ from moedisco_ray.plan.parameters import submodel_architecture
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 ARMS = ("across", "within")
 SEQUENCES, DOCUMENTS, STEPS, WARM = 2, 6, 40, 5
@@ -91,7 +91,7 @@ def step_seconds(sequence: int) -> dict[str, list[float]]:
                 optimizer=recipe,
                 checkpoint_every=None,
             )
-            steppers[arm] = Stepper(trainable(job.model, recipe, World()), job, World())
+            steppers[arm] = ResidentStepper(trainable(job.model, recipe, World()), job, World())
     for step in range(WARM + STEPS):
         for arm, stepper in steppers.items():
             began = time.process_time()

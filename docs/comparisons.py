@@ -13,6 +13,7 @@ from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.records.bill import Line
 from moedisco_ray.plan import GIB, Alternative, Plan, build_plan
+from moedisco_ray.plan.alternatives import saves_little_by_rounding
 from moedisco_ray.plan.files import StageStorage
 
 _L4 = {"gpu": 1, "card": "L4", "price_per_hour": 0.33, "max_workers": 8}
@@ -46,7 +47,7 @@ HEAD = ["machines", "checkpoint", "way", "hours", "dollars", "GiB per card", "li
 
 
 def config_on(machines: str, checkpoint: str | None = None) -> RunConfig:
-    """The default recipe on a set of machines.
+    """The default preset's shares of tokens on a set of machines, which `recipe: auto` compares with the other ways.
 
     Args:
         machines: Name of the set.
@@ -54,6 +55,7 @@ def config_on(machines: str, checkpoint: str | None = None) -> RunConfig:
     """
     raw = yaml.safe_load(preset_text("default"))
     pools = MACHINES[machines]
+    raw["recipe"] = None
     raw["pools"] = {name: dict(pool) for name, pool in pools.items()}
     raw["finetune"]["pool"] = "high_memory" if pools["high_memory"]["gpu"] else "low_memory"
     if checkpoint is not None:
@@ -76,12 +78,18 @@ def rows() -> Iterator[list[str]]:
     """A row per set of machines, published shape and way; the cheapest way that fits is in bold."""
     for machines in MACHINES:
         for checkpoint in CHECKPOINTS:
-            ways = plan_on(machines, checkpoint).alternatives
-            priced = [way for way in ways if way.dollars is not None]
-            best = min(priced, key=lambda way: way.dollars or 0.0, default=None)
-            for way in ways:
-                name = f"**{way.name}**" if way is best else way.name
-                yield [machines, checkpoint, name, *_figures(way)]
+            for row in way_rows(plan_on(machines, checkpoint)):
+                yield [machines, checkpoint, *row]
+
+
+def way_rows(plan: Plan) -> Iterator[list[str]]:
+    """A row per way of a plan; in bold the cheapest one that fits, of those that train the whole model as exactly."""
+    run = plan.alternatives[-1]
+    priced = [way for way in plan.alternatives if way.dollars is not None and way.way != "half"]
+    priced = [way for way in priced if not saves_little_by_rounding(way, run)]
+    best = min(priced, key=lambda way: way.dollars or 0.0, default=None)
+    for way in plan.alternatives:
+        yield [f"**{way.name}**" if way is best else way.name, *_figures(way)]
 
 
 def _figures(way: Alternative) -> list[str]:
@@ -206,6 +214,7 @@ class Published:
         family: Family of the model.
         vocabulary: Entries of the vocabulary.
         sizes: Sizes of the model.
+        why: Why the plan is far from the figure; empty if it is not.
     """
 
     name: str
@@ -219,6 +228,7 @@ class Published:
     family: FamilyName
     vocabulary: int
     sizes: Architecture
+    why: str = ""
 
     @property
     def planned(self) -> float:
@@ -260,7 +270,22 @@ _MPT_1B = Architecture(
     num_experts_per_tok=1,
 )
 """MPT-1B, whose MLP of two matrices is as large as one of three with this width."""
+_LLAMA_8B = Architecture(
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    moe_intermediate_size=14_336,
+    num_experts=1,
+    num_experts_per_tok=1,
+)
+_GPT_OSS_120B = CHECKPOINTS["gpt-oss-20b"][2].model_copy(update={"num_hidden_layers": 36, "num_experts": 128})
 _FOUNDRY = "mosaicml/llm-foundry, scripts/train/benchmarking/README.md"
+_TITAN = "pytorch/torchtitan, benchmarks/llama3_h100_202412_torchtitan.md"
+_AUTOMODEL = "NVIDIA-NeMo/Automodel, docs/performance-summary.md, 2025-10"
+_BRIDGE = "NVIDIA Megatron Bridge, performance summary"
+_FUSED = "Transformer Engine, DeepEP{} and a balanced router, which a run here does not have"
+_DENSE_8B: tuple[FamilyName, int, Architecture] = ("mixtral", 128_256, _LLAMA_8B)
 PUBLISHED = (
     Published(
         "OLMoE-1B-7B", "arXiv 2409.02060, section 4.1", 23_600, "H100", 256, 1024, 4, 4096, *CHECKPOINTS["OLMoE-1B-7B"]
@@ -287,15 +312,83 @@ PUBLISHED = (
         4096,
         *CHECKPOINTS["Mixtral-8x7B"],
     ),
+    Published(
+        "DeepSeek-V2-Lite",
+        "pytorch/torchtitan issue 1789, mean of its four lines: DeepSeek-V3 with these sizes",
+        11_545,
+        "H100",
+        8,
+        32,
+        4,
+        4096,
+        *CHECKPOINTS["DeepSeek-V2-Lite"],
+    ),
+    Published("Llama 3.1 8B (dense)", f"{_TITAN}, table 1, FSDP", 5_762, "H100", 8, 16, 2, 8192, *_DENSE_8B),
+    Published(
+        "Llama 3.1 8B (dense)", f"{_TITAN}, table 3, FSDP, compiled", 6_514, "H100", 128, 256, 2, 8192, *_DENSE_8B
+    ),
     Published("MPT-1B (dense)", _FOUNDRY, 45_455, "H100", 8, 112, 14, 2048, "qwen3_moe", 50_368, _MPT_1B),
     Published("MPT-1B (dense)", _FOUNDRY, 20_513, "A100-80GB", 8, 448, 14, 2048, "qwen3_moe", 50_368, _MPT_1B),
 )
+"""Published trainings from which plans differ by less than a fifth."""
+FAR = (
+    Published(
+        "Qwen3-30B-A3B",
+        _AUTOMODEL,
+        12_040,
+        "H100",
+        8,
+        512,
+        4,
+        4096,
+        *CHECKPOINTS["Qwen3-30B-A3B"],
+        why=_FUSED.format(""),
+    ),
+    Published(
+        "Qwen3-30B-A3B",
+        f"{_BRIDGE}, 25.11",
+        5_275,
+        "H100",
+        16,
+        512,
+        2,
+        4096,
+        *CHECKPOINTS["Qwen3-30B-A3B"],
+        why="a pipeline of two stages in FP8; with dropped tokens, 25.09 has twice as many",
+    ),
+    Published(
+        "gpt-oss-20b",
+        _AUTOMODEL,
+        13_058,
+        "H100",
+        8,
+        256,
+        2,
+        4096,
+        *CHECKPOINTS["gpt-oss-20b"],
+        why=_FUSED.format(", FlexAttention") + "; a plan recomputes activations, because attention sinks keep scores",
+    ),
+    Published(
+        "gpt-oss-120B",
+        f"{_BRIDGE}, 26.02",
+        5_993,
+        "H100",
+        64,
+        1280,
+        1,
+        4096,
+        *CHECKPOINTS["gpt-oss-20b"][:2],
+        _GPT_OSS_120B,
+        why="a pipeline between nodes, where a plan shards all weights over the network",
+    ),
+)
+"""Published trainings from which plans differ by more than a fifth, with the reason."""
 PUBLISHED_HEAD = ["model", "cards", "published tokens/s per card", "planned", "difference", "source"]
 
 
-def published_rows() -> Iterator[list[str]]:
+def published_rows(trainings: Iterable[Published] = PUBLISHED) -> Iterator[list[str]]:
     """A row per published training."""
-    for each in PUBLISHED:
+    for each in trainings:
         difference = each.planned / each.tokens_per_second - 1
         yield [
             each.name,
@@ -304,4 +397,5 @@ def published_rows() -> Iterator[list[str]]:
             f"{each.planned:,.0f}",
             f"{difference:+.0%}",
             each.source,
+            *([each.why] if each.why else ()),
         ]

@@ -89,17 +89,6 @@ def rows(record: Path = RECORD) -> Iterator[list[str]]:
         yield [what, ", ".join(versions), "; ".join(parts)]
 
 
-def programs(record: Path = RECORD) -> str:
-    """The programs of rows that passed, each with its versions: `peft 0.21.2, transformers 4.57.6 and 5.24.0`."""
-    found: dict[str, set[str]] = {}
-    for row in json.loads(record.read_text(encoding="utf-8")).values():
-        passed = row["passed"] > 0 and row["failed"] == 0
-        for program in [*map(" ".join, row["versions"].items()), *row.get("elsewhere", [])] if passed else ():
-            name, _, number = program.partition(" ")
-            found.setdefault(name, set()).add(number)
-    return ", ".join(f"{name} {_listed(sorted(numbers))}" for name, numbers in sorted(found.items()))
-
-
 def families(record: Path = RECORD) -> Iterator[list[str]]:
     """A row per family: which programs compute it, by the last complete run of the tests, and why others do not."""
     found = json.loads(record.read_text(encoding="utf-8"))
@@ -184,10 +173,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if TRACKERS.is_dir():
         sys.path.append(str(TRACKERS))
     config.pluginmanager.register(Recorder())
-
-
-def _listed(words: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _version(package: str) -> str:

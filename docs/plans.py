@@ -278,11 +278,11 @@ HEAD = [
     "parameters of each",
     "settings",
     "times as long",
-    "GB per card",
+    "GiB per card",
     "of",
-    "GB in the machine",
+    "GiB in the machine",
 ]
-INFERENCE_HEAD = ["checkpoint", "stage", "GB of weights", "GB of states and activations", "GB per card", "of"]
+INFERENCE_HEAD = ["checkpoint", "stage", "GB of weights", "GB of states and activations", "GiB per card", "of"]
 _GROUP = 4
 """Experts per sub-model, where the checkpoint has many."""
 _CHEAP, _LARGE = 24, 80

@@ -16,7 +16,8 @@ from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.models import read_config
-from moedisco_ray.plan.memory import GIB, Exchange, model_memory
+from moedisco_ray.plan.memory import GIB, Exchange
+from moedisco_ray.plan.streamed_way import model_memory
 from moedisco_ray.policies.placement import Need, NodeType, fits_nowhere, place
 from moedisco_ray.policies.quorum import Contribution, Quorum
 from moedisco_ray.training import TrainJob, TrainResult
@@ -62,6 +63,7 @@ class Placement:
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
+            self.pool.memory,
             model,
             read_config(model)["model_type"],
             optimizer,
@@ -99,7 +101,7 @@ class Placement:
                 raise PoolError(
                     f"pools.{self.pool.name}.types",
                     max(kind.memory_gb for kind in types),
-                    f"{need.name} needs {need.memory_gb:.1f} GB, more than any node type has; add a larger one, or "
+                    f"{need.name} needs {need.memory_gb:.1f} GiB, more than any node type has; add a larger one, or "
                     "lower submodels.optimizer.micro_batch",
                 )
 

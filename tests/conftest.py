@@ -1,10 +1,12 @@
 """What all tests share: no test measures this machine unless it says so."""
 
 import collections
+import ctypes
 import gc
 import os
 
 import pytest
+from drawn import examples
 from hypothesis import settings
 
 from moedisco_ray.core.families import PAGES
@@ -13,9 +15,11 @@ from moedisco_ray.plan import machine
 from moedisco_ray.plan.speed import Probe, Trial
 
 if "CI" not in os.environ:  # Hypothesis has a profile of its own for CI, without deadlines too
-    settings.register_profile("shared machine", deadline=None)
+    settings.register_profile("shared machine", deadline=None, max_examples=examples(40, 100))
     settings.load_profile("shared machine")
 
+ON_BOTH = ("test_database_", "test_ingest", "test_quotas", "test_reconciler")
+"""Beginnings of the names of files whose tests are about the database itself: they run on each kind each time."""
 UNLIKE = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next")
 """Families that differ most: the plainest, normalised heads, latent attention with groups of experts and shared ones,
 sinks and transposed weights with biases, and recurrent layers."""
@@ -26,13 +30,11 @@ reason."""
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark cases of families that are like another one as slow, in tests that have a case for every family.
+    """Mark cases that repeat what another case shows.
 
-    With the environment variable `ALL_FAMILIES`, no case is marked: `.ci/run` sets it where a change may reach any
-    family. Families of other packages are never marked.
+    These are cases of families that are like another one, in tests that have a case for every family, and cases on
+    PostgreSQL, outside tests of the database. Families of other packages are never marked.
     """
-    if os.environ.get("ALL_FAMILIES"):
-        return
     ours = {page.FAMILY.name for page in PAGES}
     cases = [item for item in items if hasattr(item, "callspec")]
     named = {item: ours & set(item.callspec.id.split("-")) for item in cases}
@@ -41,17 +43,35 @@ def pytest_collection_modifyitems(items):
         families[_test_of(item)] |= named[item]
     for item in cases:
         if named[item] and not named[item] & set(UNLIKE) and len(families[_test_of(item)]) >= MANY:
-            item.add_marker(pytest.mark.slow(reason="the family is like one that each run has"))
+            item.add_marker(pytest.mark.families)
+    for item in cases:
+        if "postgresql" in item.callspec.id.split("-") and not item.path.name.startswith(ON_BOTH):
+            item.add_marker(pytest.mark.slow)
 
 
 def _test_of(item):
     return item.nodeid.partition("[")[0]
 
 
-def pytest_collection_finish():
-    """Exclude imported objects from garbage collection, which spent 40 % of the tests' time on them."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Exclude imported objects from garbage collection, which took 40 % of the tests' time and 28 % of the imports'."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freed_memory():
+    """Return a module's memory to the operating system: after a training, the C library keeps what is freed."""
+    yield
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

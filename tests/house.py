@@ -23,10 +23,8 @@ from moedisco_ray.core.stages import STAGES
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("moedisco_ray", "service")
 MEASURED = (*PRODUCT, "tests", "benchmarks")
-COLUMNS = 120
 STAGE_NAMES = frozenset(stage.name for stage in STAGES)
 
-_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _LAYOUT = frozenset(
     {
@@ -40,14 +38,22 @@ _LAYOUT = frozenset(
     }
 )
 _PAGES = {
-    "documented settings": ("docs/configuration.md", re.compile(r"^\| `", re.MULTILINE)),
+    "settings with a row": ("docs/configuration.md", re.compile(r"^\| `", re.MULTILINE)),
+    "settings with a meaning of their own": (
+        "docs/configuration.md",
+        re.compile(r"^\| `(?!.*\| As `\S+`\. \|$)", re.MULTILINE),
+    ),
     "commands": ("docs/cli.md", re.compile(r"^```text\nmoedisco (?!.* COMMAND \[ARGS\])", re.MULTILINE)),
     "options": ("docs/cli.md", re.compile(r"^\| `-", re.MULTILINE)),
     "REST routes": ("docs/rest.md", re.compile(r"^### `", re.MULTILINE)),
     "lines of README": ("README.md", re.compile(r"\n")),
     "words of README": ("README.md", re.compile(r"\S+")),
 }
-"""Per measure: a document, and what is counted in it. `make docs` writes the references, so run it after a change."""
+"""Per measure: a document, and what is counted in it. `make docs` writes the references, so run it after a change.
+
+In the reference of the configuration, a setting that is as an earlier one has no row if its default is the same too,
+and a row that refers to the earlier one if only its default differs.
+"""
 _READ = frozenset(page for page, _ in _PAGES.values())
 
 
@@ -58,9 +64,8 @@ class Source(NamedTuple):
         lines: Number of lines.
         code_lines: Number of lines that hold more than white space, comments and docstrings.
         tokens: Number of tokens on these lines.
-        wide: Number of lines with more than `COLUMNS` characters.
-        nested: Number of comprehensions inside another one.
         literals: Number of strings that are the name of a stage.
+        configured: Number of functions with a parameter that is the configuration of a run.
         public: Number of functions, classes and constants of the module without a leading underscore.
         tests: Number of test functions.
     """
@@ -68,9 +73,8 @@ class Source(NamedTuple):
     lines: int
     code_lines: int
     tokens: int
-    wide: int
-    nested: int
     literals: int
+    configured: int
     public: int
     tests: int
 
@@ -88,14 +92,12 @@ def measured(text: str, *, tokens: bool = True) -> Source:
         if token.type not in _LAYOUT and token.start not in docstrings
     ]
     code_lines = {line for token in found for line in range(token.start[0], token.end[0] + 1)}
-    lines = text.splitlines()
     return Source(
-        lines=len(lines),
+        lines=len(text.splitlines()),
         code_lines=len(code_lines),
         tokens=len(found),
-        wide=sum(len(line) > COLUMNS for line in lines),
-        nested=len({inner for node in nodes if isinstance(node, _COMPREHENSIONS) for inner in _inside(node)}),
         literals=sum(_text(node) in STAGE_NAMES for node in nodes),
+        configured=sum(isinstance(node, _FUNCTIONS) and _takes_configuration(node) for node in nodes),
         public=sum(not name.startswith("_") for name in _defined(tree)),
         tests=sum(isinstance(node, _FUNCTIONS) and node.name.startswith("test_") for node in nodes),
     )
@@ -123,8 +125,7 @@ def measures(files: Mapping[str, str], sources: Mapping[str, Source]) -> dict[st
         "tokens per line of its code": round(tokens / max(1, _total(product, "code_lines")), 2),
         **{name: len(pattern.findall(files.get(page, ""))) for name, (page, pattern) in _PAGES.items()},
         "literals that name a stage": _total(product, "literals"),
-        f"lines over {COLUMNS} columns": _total(every, "wide"),
-        "nested comprehensions": _total(every, "nested"),
+        "functions that take the configuration": _total(product, "configured"),
         "test functions": _total(every, "tests"),
         **{f"public names of {room}": _total(rooms[room], "public") for room in inside},
     }
@@ -200,8 +201,9 @@ def _text(node: ast.AST) -> str | None:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-def _inside(comprehension: ast.AST) -> Iterator[ast.AST]:
-    return (node for node in ast.walk(comprehension) if isinstance(node, _COMPREHENSIONS) and node is not comprehension)
+def _takes_configuration(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    parameters = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+    return any(each.annotation is not None and "RunConfig" in ast.unparse(each.annotation) for each in parameters)
 
 
 def _defined(tree: ast.Module) -> Iterator[str]:

@@ -29,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("moedisco_ray", "service")
-SELECTED = "not slow and not chaos and not cluster and not fake and not gpu"
+SELECTED = "not slow and not families and not chaos and not cluster and not fake and not gpu"
 STEPS = 2
 """Number of imports between a test file and a module that it is taken to reach."""
 MOST_FALSE_ALARMS = 5

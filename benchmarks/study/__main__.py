@@ -63,7 +63,7 @@ def compare_arms(
     as_json: AsJson = False,
 ) -> None:
     """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""
-    checked = with_cluster_count(load_config(config, overrides or ()))
+    checked = with_cluster_count(load_config(config, [*(overrides or ()), "recipe=null"]))
     names = [name for name in arms.split(",") if name]
     named = joined(checked.output, f"{checked.name}-compared") if output is None else output
     place = named if is_uri(named) else Path(named)

@@ -46,7 +46,8 @@ def attach(ec2: Any, instance: str, zone: str) -> str:
 
 
 def _about(path: str, token: str) -> str:
-    request = urllib.request.Request(f"{_METADATA}/meta-data/{path}", headers={"X-aws-ec2-metadata-token": token})  # noqa: S310
+    headers = {"X-aws-ec2-metadata-token": token}
+    request = urllib.request.Request(f"{_METADATA}/meta-data/{path}", headers=headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
         text: str = answer.read().decode()
     return text

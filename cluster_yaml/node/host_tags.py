@@ -44,4 +44,5 @@ def own_addresses() -> set[str]:
 
 if __name__ == "__main__":
     given = yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print("\n".join(arguments(ClusterMetadata.model_validate(given["metadata"]["moedisco"]), own_addresses())))  # noqa: T201
+    cluster = ClusterMetadata.model_validate(given["metadata"]["moedisco"])
+    print("\n".join(arguments(cluster, own_addresses())))  # noqa: T201

@@ -21,12 +21,12 @@ from moedisco_ray import __version__
 from moedisco_ray.cli import models
 from moedisco_ray.cli.allowed_code import allowed_functions
 from moedisco_ray.cli.arguments import (
+    USUAL_FILE,
     AllowCode,
     AsJson,
     ClusterFile,
     ConfigPath,
     MeasuredIn,
-    NewFile,
     NoVerify,
     Overrides,
     Redo,
@@ -38,13 +38,15 @@ from moedisco_ray.cli.arguments import (
 )
 from moedisco_ray.cli.console import output_console, remark, say, say_text
 from moedisco_ray.cli.continuing import Continuation
-from moedisco_ray.cli.display import View, listener_for, report_view
+from moedisco_ray.cli.display import View, listener_for, next_commands, report_view
+from moedisco_ray.cli.doctor import doctor
+from moedisco_ray.cli.init import init
 from moedisco_ray.cli.tracking import trackers
 from moedisco_ray.core.config import RunConfig, load_config
-from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.printable import escape_output, one_line
+from moedisco_ray.core.records.measurements import THIS_MACHINE, place_of
 from moedisco_ray.core.records.outdated import REMEDY
 from moedisco_ray.core.records.prices import PriceTag
 from moedisco_ray.core.records.run_damage import damage_of, owned_damage_of
@@ -135,7 +137,7 @@ def options(
 
 @app.command()
 def run(
-    config: ConfigPath,
+    config: ConfigPath = USUAL_FILE,
     overrides: Overrides = None,
     as_json: AsJson = False,
     redo: Redo = False,
@@ -181,11 +183,12 @@ def run(
         place = checked.location if is_uri(checked.location) else directory
         console.print(report_view(current_report(place)))
         console.print(f"\nThe model is in {joined(place, 'model')}", soft_wrap=True)
+        console.print(next_commands(place), soft_wrap=True)
 
 
 @app.command()
 def plan(
-    config: ConfigPath,
+    config: ConfigPath = USUAL_FILE,
     overrides: Overrides = None,
     cluster: ClusterFile = None,
     measured: MeasuredIn = None,
@@ -198,7 +201,14 @@ def plan(
         from moedisco_ray.plan.measured_speed import with_measured_speed
 
         checked, pools = with_measured_speed(checked, measured)
-        machine = machine.model_copy(update={"measured_in": dict.fromkeys(pools, measured)})
+        words = dict.fromkeys(pools, f"in {measured}")
+    elif cluster is not None and place_of() == THIS_MACHINE:
+        words = {}  # the machines of the file are others
+    else:
+        from moedisco_ray.plan.measured_machines import with_stored_measurements
+
+        checked, words = with_stored_measurements(checked, place_of())
+    machine = machine.model_copy(update={"measured": words})
     worked_out = build_plan(checked, machine)
     if as_json:
         say_text(worked_out.model_dump_json(indent=2))
@@ -227,38 +237,7 @@ def plan(
 
 
 @app.command()
-def init(
-    path: NewFile = Path("moedisco.yaml"),
-    preset: Annotated[
-        PresetName | None, typer.Option(help="Preset to write.", show_default="default with a GPU, demo without one")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-) -> None:
-    """Write a commented configuration: the named preset, or a preset that this machine can run."""
-    chosen = preset or ("default" if local_gpus() else "demo")
-    text = preset_text(chosen)
-    if str(path) == "-":
-        say_text(text)
-        return
-    try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise ConfigError("PATH", str(path), "exists already; choose another, or pass --force") from error
-    except OSError as error:
-        raise ConfigError("PATH", str(path), f"cannot be written ({error.strerror})") from error
-    if preset is None and chosen == "demo":
-        say(
-            "no GPU found here: the `demo` preset runs on CPU cores; "
-            "`--preset default` is for GPUs, here or on a cluster"
-        )
-    if chosen == "default" and local_gpus() == 1:
-        say("one GPU found here: to run all stages on it, set pools.high_memory.workers to 1")
-    say(f"wrote {path} (preset {chosen}); next: moedisco plan {path}")
-
-
-@app.command()
-def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+def validate(config: ConfigPath = USUAL_FILE, overrides: Overrides = None) -> None:
     """Check a configuration and the files that it names, and list every mistake; nothing is left behind."""
     checked = with_cluster_count(load_config(config, overrides or ()))
     from moedisco_ray.execution.validation import validate as find_problems
@@ -291,7 +270,11 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
     if as_json:
         say_text(report.model_dump_json(indent=2, exclude_unset=True))
     else:
-        output_console().print(report_view(report))
+        console = output_console()
+        console.print(report_view(report))
+        if report.samples:  # the last stage is done
+            console.print()
+            console.print(next_commands(run_dir), soft_wrap=True)
 
 
 @app.command()
@@ -330,7 +313,7 @@ def plot(run_dir: RunDir) -> None:
         say(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
-for command in (models.export, models.push, models.chat, models.evaluate):
+for command in (init, doctor, models.export, models.push, models.chat, models.evaluate):
     app.command()(command)
 for entry in COMMANDS:
     app.registered_commands += load(entry).registered_commands

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JSON file; `moedisco init` writes one.")]
+USUAL_FILE = Path("moedisco.yaml")
+"""The file that `moedisco init` writes, and that commands read, unless another is named."""
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as tokens.total=1000000."),

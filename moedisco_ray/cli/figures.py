@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from moedisco_ray.core.printable import one_line
 from moedisco_ray.core.records.run_record import Curve, RunReport
 from moedisco_ray.core.records.summaries import ClusterMap, RouterRecord
-from moedisco_ray.core.stages import TRAINING
+from moedisco_ray.core.stages import OF_CLUSTERS, TRAINING
 
 # Okabe and Ito's palette, whose colours differ under every kind of colour blindness (jfly.uni-koeln.de/color).
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B7A900", "#555555")
@@ -88,7 +88,7 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
         unit: curve
         for stage in TRAINING
         for unit, curve in sorted(curves.items(), key=lambda item: _number_of(item[0]))
-        if curve.stage == stage
+        if curve.stage == stage.name
     }
     if not curves:
         return None
@@ -96,7 +96,7 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
     figure = blank_figure(8.4, 4.4)
     axes = figure.subplots()
     for unit, curve in curves.items():
-        colour = INK if curve.stage != "submodels" else PALETTE[_number_of(unit) % len(PALETTE)]
+        colour = PALETTE[_number_of(unit) % len(PALETTE)] if curve.stage in OF_CLUSTERS else INK
         x = [starts[curve.stage] + tokens for tokens in curve.tokens]
         smooth = running_mean(curve.loss, max(1, len(x) // 25))
         axes.plot(x, curve.loss, color=colour, alpha=0.25, linewidth=0.8)
@@ -116,11 +116,12 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
                 markevery=max(1, len(x) // 40),
                 label=f"{one_line(unit)}, held out  {losses[-1]:.2f}",
             )
-    if {"submodels", "finetune"} <= starts.keys():
-        axes.axvline(starts["finetune"], color="#777777", linewidth=1, linestyle="--")
+    whole = next((starts[stage.name] for stage in TRAINING if stage.trains_whole and stage.name in starts), None)
+    if whole is not None and OF_CLUSTERS & starts.keys():
+        axes.axvline(whole, color="#777777", linewidth=1, linestyle="--")
         axes.annotate(
             "merge",
-            (starts["finetune"], 1),
+            (whole, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 3),
             textcoords="offset points",
@@ -152,9 +153,9 @@ def _starts(curves: Mapping[str, Curve]) -> dict[str | None, int]:
     starts: dict[str | None, int] = {}
     end = 0
     for stage in TRAINING:
-        lengths = [curve.tokens[-1] for curve in curves.values() if curve.stage == stage]
+        lengths = [curve.tokens[-1] for curve in curves.values() if curve.stage == stage.name]
         if lengths:
-            starts[stage] = end
+            starts[stage.name] = end
             end += max(lengths)
     return starts
 

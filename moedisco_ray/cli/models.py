@@ -151,10 +151,7 @@ def evaluate(
     if not lm_eval and not sources:
         raise ConfigError("--sources", None, "nothing to evaluate; name text, or task files with --lm-eval")
     settings = Evaluation(
-        sources=tuple(Source(path=path) for path in sources or ()),
-        lm_eval=tuple(lm_eval or ()),
-        lm_eval_limit=limit,
-        max_tokens=max_tokens,
+        sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), max_tokens=max_tokens
     )
     check_evaluation(settings)
     from moedisco_ray.cli.generation import checked_device
@@ -163,7 +160,7 @@ def evaluate(
     from moedisco_ray.stages.evaluate.stage import judge
 
     opened, directory = open_model("MODEL", model, checked_device(device))
-    result = judge(opened, directory, settings, read_unseen=read_unseen)
+    result = judge(opened, directory, settings, read_unseen=read_unseen, most_examples=limit)
     if as_json:
         print(json.dumps(result, indent=2))
     else:

@@ -24,6 +24,7 @@ from moedisco_ray.core.records.summaries import (
     StartFigures,
     UnseenFigures,
 )
+from moedisco_ray.core.stages import OF_CLUSTERS, TrainingStage, stage_named
 
 RUN = ""
 """The unit of series that belong to the whole run."""
@@ -75,9 +76,13 @@ def report_points(report: RunReport) -> Iterator[Points]:
         )
     for stage in report.stages:
         trained += stage.tokens or 0
-        if stage.name in measured.stages and stage.name not in ("submodels", "finetune"):
-            yield Points(RUN, _perplexities(measured.stages[stage.name]), trained)
-    for number, figures in enumerate(measured.stages["submodels"].units if "submodels" in measured.stages else ()):
+        whole, kind = measured.stages.get(stage.name), stage_named(stage.name)
+        # Sub-models follow below, and the figures of the finished model are those of the run.
+        if whole is not None and not (isinstance(kind, TrainingStage) and (kind.per_cluster or kind.trains_whole)):
+            yield Points(RUN, _perplexities(whole), trained)
+    for number, figures in enumerate(
+        unit for name in OF_CLUSTERS & measured.stages.keys() for unit in measured.stages[name].units
+    ):
         unit = f"submodel-{number}"
         if figures.perplexity is not None:
             yield Points(

@@ -16,7 +16,6 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.bill import metered_bill
 from moedisco_ray.core.records.events import Event, EventLog
-from moedisco_ray.core.records.finished_models import finished_model
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.registry import TRACKERS, load
@@ -32,10 +31,9 @@ _ENDS: dict[str, End] = {"run_finished": "FINISHED", "run_failed": "FAILED", "ru
 
 
 class Tracker(Protocol):
-    """A tracker: its name, whether it stores models, and what its library raises if it cannot be reached."""
+    """A tracker: its name, and what its library raises if it cannot be reached."""
 
     name: ClassVar[str]
-    stores_models: ClassVar[bool]
     errors: tuple[type[Exception], ...]
 
     def start(self, run_id: str) -> None:
@@ -44,8 +42,8 @@ class Tracker(Protocol):
     def log(self, points: Points) -> None:
         """Log values of a unit, or of the run."""
 
-    def results(self, report: RunReport, figures: Sequence[Path], model: Path | None) -> None:
-        """Log samples, figures (PNG files), and the directory of the exported model, if it is wanted."""
+    def results(self, report: RunReport, figures: Sequence[Path]) -> None:
+        """Log samples and figures (PNG files)."""
 
     def end(self, how: End) -> None:
         """Flush and end all of the tracker's runs."""
@@ -59,16 +57,13 @@ def trackers(config: RunConfig) -> tuple[Tracking, ...]:
     """A listener for the trackers that the configuration names; none if it names none.
 
     Raises:
-        ConfigError: A tracker's library is not installed, or no tracker stores the model that is to be uploaded.
+        ConfigError: A tracker's library is not installed.
     """
     wanted: list[Tracker] = []
     for name, project in config.tracking.trackers.items():
         setting = _setting(name)
         open_tracker: Opener = load(TRACKERS[name], setting, project)
         wanted.append(open_tracker(config, project, setting))
-    if config.tracking.log_model and not any(each.stores_models for each in wanted):
-        remedy = "no tracker of the run stores models; add one that does, or set it to false"
-        raise ConfigError("tracking.log_model", config.tracking.log_model, remedy)
     return (Tracking(config, wanted),) if wanted else ()
 
 
@@ -121,14 +116,12 @@ class Tracking:
     def _finish(self) -> None:
         from moedisco_ray.cli.figures import plot
 
-        directory, model = self._config.directory, None
+        directory = self._config.directory
         report = RunReport.model_validate(checked(read_json(directory / "report.json")))
         drawn = plot(report, directory / "figures")
-        if self._config.tracking.log_model:
-            model = finished_model(self._config.location)
         for points in (bill_points(report.bill), *report_points(report)):
             self._log(points)
-        self._each(lambda tracker: tracker.results(report, drawn, model))
+        self._each(lambda tracker: tracker.results(report, drawn))
 
     def _log(self, points: Points) -> None:
         self._each(lambda tracker: tracker.log(points))

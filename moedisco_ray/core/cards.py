@@ -7,11 +7,13 @@
   peak. It is the figure of a published training where `Utilisation` names one, and else a cautious assumption.
 * A link is the speed at which cards of one node exchange data, each way: NVLink's where the card has it, else half of
   what its PCIe slot moves, because data between cards without peer access pass through the machine's memory.
+* Power is the most that the vendor's data sheet lets the card take, without the machine around it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 PEAK_FLOPS = 312e12
@@ -20,6 +22,8 @@ UTILISATION = 0.35
 """Share of the peak that training is assumed to reach on a pool whose card is not named."""
 BF16_CAPABILITY = (8, 0)
 """Lowest compute capability that multiplies matrices in bf16."""
+LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
+"""First branch of NVIDIA's driver that runs a major version of CUDA, from NVIDIA's table of CUDA compatibility."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Card:
         tflops_fp32: Peak in fp32 without TF32 (TFLOP/s).
         capability: Compute capability in CUDA.
         link_gb_per_second: Speed between cards of one node, each way (GB/s).
+        watts: Power of the card under load (W).
         mfu: Share of the peak that training reaches.
     """
 
@@ -61,6 +66,7 @@ class Card:
     tflops_fp32: float
     capability: tuple[int, int]
     link_gb_per_second: float
+    watts: float
     mfu: Utilisation = Utilisation()
 
     @property
@@ -80,8 +86,8 @@ _H100 = Utilisation(
     dense_source=_FOUNDRY,
     moe_source=(
         "rounded mean of OLMoE (arXiv 2409.02060) 0.21, Qwen3-30B-A3B (NVIDIA Megatron Bridge 25.09) 0.30, "
-        "Qwen3-235B-A22B (Megatron MoE ModelZoo) 0.28, Mixtral-8x7B (NVIDIA/Megatron-LM issue 756) 0.24 and "
-        "gpt-oss-120B (Megatron Bridge 26.02) 0.19"
+        "Qwen3-235B-A22B (Megatron MoE ModelZoo) 0.28, Mixtral-8x7B (NVIDIA/Megatron-LM issue 756) 0.24, "
+        "DeepSeek-V3-16B (pytorch/torchtitan issue 1789) 0.20 and gpt-oss-120B (Megatron Bridge 26.02) 0.19"
     ),
 )
 _A100 = Utilisation(
@@ -98,37 +104,48 @@ _RTX_4090 = Utilisation(
     dense_source="karpathy/nanoGPT issue 182: GPT-2 124M at 29 % of 312 TFLOP/s; LLMQ (arXiv 2512.15306): about 0.5",
 )
 
-_Row = tuple[str, str, float, float, float, tuple[int, int], float, Utilisation]
+_Row = tuple[str, str, float, float, float, tuple[int, int], float, float, Utilisation]
 _ASSUMED = Utilisation()
 _TABLE: tuple[_Row, ...] = (
-    ("B200", r"B200", 178.3, 2250, 80, (10, 0), 900, _B200),
-    ("H200", r"H200", 139.8, 989, 67, (9, 0), 450, _H100),
-    ("H100 PCIe", r"H100[ -]PCIe", 79.1, 756, 51, (9, 0), 24, _H100),
-    ("H100 NVL", r"H100[ -]NVL", 93.0, 835, 60, (9, 0), 24, _H100),
-    ("H100", r"H100", 79.1, 989, 67, (9, 0), 450, _H100),
-    ("A100-40GB", r"A100\b.*\b40GB", 39.4, 312, 19.5, (8, 0), 300, _A100),
-    ("A100-80GB", r"A100", 79.1, 312, 19.5, (8, 0), 300, _A100),
-    ("A800", r"A800", 79.1, 312, 19.5, (8, 0), 200, _A100),
-    ("L40S", r"L40S", 44.3, 362, 91.6, (8, 9), 12, _ASSUMED),
-    ("L40", r"L40", 44.3, 181, 90.5, (8, 9), 12, _ASSUMED),
-    ("L4", r"L4", 22.05, 121, 30.3, (8, 9), 12, _ASSUMED),
-    ("RTX 6000 Ada", r"RTX[ -]6000[ -]Ada", 47.4, 364, 91.1, (8, 9), 12, _ASSUMED),
-    ("A6000", r"A6000", 47.4, 155, 38.7, (8, 6), 12, _ASSUMED),
-    ("A40", r"A40", 44.3, 150, 37.4, (8, 6), 12, _ASSUMED),
-    ("A10G", r"A10G", 22.0, 70, 35, (8, 6), 12, _ASSUMED),
-    ("A10", r"A10", 22.0, 125, 31.2, (8, 6), 12, _ASSUMED),
-    ("RTX 5090", r"RTX[ -]5090", 31.3, 209, 104.8, (12, 0), 24, _ASSUMED),
-    ("RTX 4090", r"RTX[ -]4090", 23.5, 165, 82.6, (8, 9), 12, _RTX_4090),
-    ("RTX 3090", r"RTX[ -]3090", 23.5, 71, 35.6, (8, 6), 12, _ASSUMED),
-    ("V100-32GB", r"V100\b.*\b32GB", 31.7, 125, 15.7, (7, 0), 150, _ASSUMED),
-    ("V100-16GB", r"V100", 15.7, 125, 15.7, (7, 0), 150, _ASSUMED),
-    ("T4", r"T4", 14.56, 65, 8.1, (7, 5), 6, _ASSUMED),
+    ("B200", r"B200", 178.3, 2250, 80, (10, 0), 900, 1000, _B200),
+    ("H200", r"H200", 139.8, 989, 67, (9, 0), 450, 700, _H100),
+    ("H100 PCIe", r"H100[ -]PCIe", 79.1, 756, 51, (9, 0), 24, 350, _H100),
+    ("H100 NVL", r"H100[ -]NVL", 93.0, 835, 60, (9, 0), 24, 400, _H100),
+    ("H100", r"H100", 79.1, 989, 67, (9, 0), 450, 700, _H100),
+    ("A100-40GB", r"A100\b.*\b40GB", 39.4, 312, 19.5, (8, 0), 300, 400, _A100),
+    ("A100-80GB", r"A100", 79.1, 312, 19.5, (8, 0), 300, 400, _A100),
+    ("A800", r"A800", 79.1, 312, 19.5, (8, 0), 200, 400, _A100),
+    ("L40S", r"L40S", 44.3, 362, 91.6, (8, 9), 12, 350, _ASSUMED),
+    ("L40", r"L40", 44.3, 181, 90.5, (8, 9), 12, 300, _ASSUMED),
+    ("L4", r"L4", 22.05, 121, 30.3, (8, 9), 12, 72, _ASSUMED),
+    ("RTX 6000 Ada", r"RTX[ -]6000[ -]Ada", 47.4, 364, 91.1, (8, 9), 12, 300, _ASSUMED),
+    ("A6000", r"A6000", 47.4, 155, 38.7, (8, 6), 12, 300, _ASSUMED),
+    ("A40", r"A40", 44.3, 150, 37.4, (8, 6), 12, 300, _ASSUMED),
+    ("A10G", r"A10G", 22.0, 70, 35, (8, 6), 12, 300, _ASSUMED),
+    ("A10", r"A10", 22.0, 125, 31.2, (8, 6), 12, 150, _ASSUMED),
+    ("RTX 5090", r"RTX[ -]5090", 31.3, 209, 104.8, (12, 0), 24, 575, _ASSUMED),
+    ("RTX 5080", r"RTX[ -]5080", 15.5, 112, 56.3, (12, 0), 24, 360, _ASSUMED),
+    ("RTX 5070 Ti", r"RTX[ -]5070[ -]Ti", 15.5, 87, 43.9, (12, 0), 24, 300, _ASSUMED),
+    ("RTX 5070", r"RTX[ -]5070", 11.5, 61, 30.9, (12, 0), 24, 250, _ASSUMED),
+    ("RTX 4090", r"RTX[ -]4090", 23.5, 165, 82.6, (8, 9), 12, 450, _RTX_4090),
+    ("RTX 4080", r"RTX[ -]4080", 15.5, 97, 48.7, (8, 9), 12, 320, _ASSUMED),
+    ("RTX 4070 Ti SUPER", r"RTX[ -]4070[ -]Ti[ -](?:SUPER|Super)", 15.5, 88, 44.1, (8, 9), 12, 285, _ASSUMED),
+    ("RTX 4070 Ti", r"RTX[ -]4070[ -]Ti", 11.5, 80, 40.1, (8, 9), 12, 285, _ASSUMED),
+    ("RTX 4070", r"RTX[ -]4070", 11.5, 58, 29.1, (8, 9), 12, 200, _ASSUMED),
+    ("RTX 4060 Ti", r"RTX[ -]4060[ -]Ti", 15.5, 44, 22.1, (8, 9), 6, 165, _ASSUMED),
+    ("RTX 3090", r"RTX[ -]3090", 23.5, 71, 35.6, (8, 6), 12, 350, _ASSUMED),
+    ("RTX 3080", r"RTX[ -]3080(?![ -](?:Ti|Laptop))", 9.6, 59, 29.8, (8, 6), 12, 320, _ASSUMED),
+    ("RTX 3060", r"RTX[ -]3060(?![ -](?:Ti|Laptop))", 11.6, 25, 12.7, (8, 6), 12, 170, _ASSUMED),
+    ("V100-32GB", r"V100\b.*\b32GB", 31.7, 125, 15.7, (7, 0), 150, 300, _ASSUMED),
+    ("V100-16GB", r"V100", 15.7, 125, 15.7, (7, 0), 150, 300, _ASSUMED),
+    ("T4", r"T4", 14.56, 65, 8.1, (7, 5), 6, 70, _ASSUMED),
 )
 """Rows of the table of cards, with the fields of `Card` in their order."""
 CARDS: tuple[Card, ...] = tuple(Card(*row) for row in _TABLE)
 """All known cards. The first whose pattern occurs in a name is the card of that name."""
 
 
+@functools.lru_cache(maxsize=256)  # a plan asks for the same names a thousand times
 def find_card(name: str) -> Card | None:
     """The card with this name, as CUDA, a cluster file or a configuration writes it; None if it is not in the table."""
     return next((card for card in CARDS if re.search(rf"\b{card.pattern}\b", name)), None)

@@ -6,6 +6,8 @@ from __future__ import annotations
 STEP_ELEMENTS = 2**24
 """Maximum elements that an optimizer's step handles at once (320 MiB of fp32 copies next to bf16 weights). A whole
 embedding would need several GB. Muon orthogonalises a larger matrix alone."""
+NEWTON_SCHULZ_STEPS = 5
+"""Number of Newton-Schulz steps with which Muon orthogonalises a matrix, as in Jordan et al. 2024."""
 MOMENT_BLOCK = 128
 """Number of elements of a moment in 8 bits that share a scale. With 128, a large element spoils few others, and scales
 in bf16 need only 1.6 % more memory."""
@@ -30,6 +32,8 @@ BATCH_TOKENS = 16_384
 """Maximum positions of a batch that is scored, padding included, unless one window is longer."""
 MOST_LOGITS = 2**25
 """Maximum number of logits in memory while text is scored: 128 MB in fp32."""
+SMALLER = 4
+"""Number by which a second try divides its batches after the first ran out of memory."""
 ENSEMBLE_BLOCK = 64
 """Number of consecutive tokens that are predicted with the same ensemble weights. Separate weights for each token would
 need the distances of every prefix of every document."""
@@ -40,7 +44,23 @@ CALIBRATION_WINDOWS = 16
 BF16_STEP = 8
 """Number that divides the sizes of experts on GPUs in bf16: rows of a grouped product are whole numbers of 16 bytes."""
 
+# Machines.
+USABLE_MEMORY = 0.95
+"""Share of a machine's memory that processes may use; above it, Ray kills processes."""
+WORKER_PROCESS_GB = 3.0
+"""Memory of a worker on its machine (GiB), for CUDA libraries, torch and Ray's raylet; a copy of a checkpoint is
+extra."""
+
 # Text and files.
+TEXT_BYTES_PER_TOKEN = 4
+"""Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
+MOST_READINGS = 4
+"""Number of times that text can be read with nearly the use of new text (Muennighoff et al., arXiv 2305.16264)."""
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")
+"""Endings of compressed files; the ending before them names the format."""
+PARQUET = (".parquet", ".pq")
+TEXT_PER_COMPRESSED = 4
+"""Assumed bytes of text per byte of a compressed file."""
 RANGE_BYTES = 32 * 2**20
 """Text per range of document ids, which one task holds in memory (bytes); more in a corpus of over 128 GB."""
 HELD_BYTES = 128 * 2**20
@@ -49,6 +69,9 @@ CLUSTERED = 1.25
 """Ratio of the tokens that are clustered to the tokens that the sub-models train on, if the corpus is large enough.
 Thanks to the additional text, no sub-model has to repeat text, and routers are also calibrated on text that no
 sub-model has trained on."""
+SAMPLED_DOCUMENTS = 10_000
+"""Number of documents on which k-means and tf-idf are fitted, and from which the silhouette and the map of the clusters
+are computed."""
 CENTROID_DOCUMENTS = 256
 """Minimum number of documents per centroid on which k-means is fitted, unless the corpus has fewer; as by default in
 faiss (`Clustering`). Compared with fits on all of 200,000 documents, the inertia was 0.94 times as large with 8
@@ -56,7 +79,9 @@ clusters. With 64 clusters and 64 documents per centroid it was 1.019 times as l
 BALANCE_DOCUMENTS = 100_000
 """Number of documents on which the prices of balanced clusters are fitted. With 64 clusters, their costs take 26 MB,
 and fitting takes 0.3 GB. The loads of such a sample have an error of about 4 %, which the corrections remove."""
-MOST_TERMS = 50_000
-"""Maximum number of terms of tf-idf."""
+MOST_TERMS, TERM_DIMENSIONS = 50_000, 64
+"""Maximum number of terms of tf-idf, and number of dimensions to which an SVD reduces it."""
+SAMPLE_TOKENS = 48
+"""Number of tokens by which a finished model continues a prompt."""
 SHARD_BYTES = 2 * 2**30
 """Maximum size of a safetensors file (bytes)."""

@@ -105,6 +105,7 @@ BACKBONE_RULES: Mapping[str, Entry] = {
 ROUTER_METHODS: Mapping[str, Entry] = {
     "ridge": Entry("moedisco_ray.stages.merge.router_init:ridge_directions"),
     "random": Entry("moedisco_ray.stages.merge.router_init:random_directions"),
+    "kept": Entry("moedisco_ray.stages.merge.router_init:no_directions"),
 }
 """Methods by which the merge computes the routers, by the name in `merge.router`."""
 

@@ -8,9 +8,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from moedisco_ray.core.config import AnyPool, Finetune, Lora, Optimizer, Pool, RunConfig, Submodels, TrainingStageName
+from moedisco_ray.core.config import (
+    AnyPool,
+    Finetune,
+    LocalInit,
+    Lora,
+    RunConfig,
+    Submodels,
+    TrainingStageName,
+    derived,
+)
 from moedisco_ray.core.config.effects import leaves
-from moedisco_ray.core.config.optimizer import precision_on
 
 Derived = Callable[[RunConfig], Mapping[str, Any]]
 Place = Literal["low_memory", "high_memory", "head"]
@@ -19,33 +27,6 @@ Place = Literal["low_memory", "high_memory", "head"]
 
 def _nothing(_config: RunConfig) -> Mapping[str, Any]:
     return {}
-
-
-def _precision(optimizer: Optimizer, pool: Pool) -> Mapping[str, Any]:
-    return {"precision": optimizer.arithmetic(bf16=pool.bf16), "state": optimizer.state}
-
-
-def _owners(config: RunConfig) -> Mapping[str, Any]:
-    """Storage of each data owner, whose text is there."""
-    return {f"pools.owners.{name}.storage": owner.storage for name, owner in config.pools.owners.items()}
-
-
-def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
-    """Derived values for the seed and the sub-models: precision, and router losses if they have several experts."""
-    routed = config.model.architecture.num_experts > config.cluster_count
-    losses = {"load_balance": config.finetune.load_balance, "z_loss": config.finetune.z_loss}
-    return {**_precision(config.submodels.optimizer, config.pools.low_memory), **(losses if routed else {})}
-
-
-def _seed(config: RunConfig) -> Mapping[str, Any]:
-    """Derived values for the seed: family, those of the sub-models' training, and how several members synchronise."""
-    members, settings = config.seed_members, config.submodels
-    syncs = {"sync_every": settings.sync_every, "outer": settings.outer.model_dump()} if members > 1 else {}
-    return {"family": config.model.family_name, **_submodel_training(config), "seed_members": members, **syncs}
-
-
-def _whole_training(config: RunConfig) -> Mapping[str, Any]:
-    return _precision(config.finetune.optimizer, config.finetune_pool)
 
 
 def _head(_config: RunConfig) -> Place:
@@ -65,16 +46,20 @@ def _where_vectors_are_made(config: RunConfig) -> Place:
     return "head" if config.vectors_pool is None or not config.tokens.decoupled else config.vectors_pool.name
 
 
-def _evaluation(config: RunConfig) -> Mapping[str, Any]:
-    return {"precision": precision_on(bf16=config.finetune_pool.bf16)}
+def _never(_config: RunConfig) -> bool:
+    return False
+
+
+def _always(_config: RunConfig) -> bool:
+    return True
+
+
+def _starts_from_a_model(config: RunConfig) -> bool:
+    return isinstance(config.model.init, LocalInit)
 
 
 def _one(_config: RunConfig) -> int:
     return 1
-
-
-def _no_adapters(_config: RunConfig) -> Lora | None:
-    return None
 
 
 def _adapters(config: RunConfig) -> Lora | None:
@@ -97,6 +82,9 @@ class Stage:
         work: `MODULE:FUNCTION` that makes the artifact, from a `stages.context.Context` and a `Draft` (`core.store`).
         cost: `MODULE:VALUE` of its `plan.stage_cost.StageCost`: time, dollars, files and memory.
         derived: Values that follow from several settings, such as the precision that the pool computes in.
+        reads_files: Whether it reads files of the user; then its fingerprint depends on them, and cannot be computed
+            where they are not.
+        makes_model: Whether its artifact is one model, which the evaluation can measure.
     """
 
     name: str
@@ -107,6 +95,8 @@ class Stage:
     work: str
     cost: str
     derived: Derived = _nothing
+    reads_files: Callable[[RunConfig], bool] = _never
+    makes_model: Callable[[RunConfig], bool] = _never
 
     @property
     def trains(self) -> bool:
@@ -146,28 +136,31 @@ class Stage:
         return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingStage(Stage):
-    """A stage that trains models: it has tokens, a speed and a loss.
+    """A stage that trains models: it has tokens, a speed and a loss. A new one has to say all of this.
 
     Attributes:
         recipe: Section of the configuration with the settings of its trainings.
+        trains_whole: Whether it trains the whole MoE on a gang, and not models of a sub-model's size.
+        per_cluster: Whether it trains a model for each cluster; a data owner trains that of its own.
+        tokens: Number of tokens of all its trainings together.
         members: Number of trainings of one model, whose steps are made at the same time.
+        syncs: What its trainings combine at sync points; None if they have none.
+        keeps_state: Whether the next training continues with its optimizer state.
         measures_held_out: Whether its models are measured on held-out text while they train.
-        has_owners: Whether data owners train models of it.
-        lora: Adapters that train instead of the weights; None if the weights train.
+        lora: Adapters that train instead of the weights, None if the weights train; or None if they always train.
     """
 
-    recipe: Literal["submodels", "finetune"] = "submodels"
-    members: Callable[[RunConfig], int] = _one
-    measures_held_out: bool = True
-    has_owners: bool = False
-    lora: Callable[[RunConfig], Lora | None] = _no_adapters
-
-    @property
-    def trains_whole(self) -> bool:
-        """Whether it trains the whole MoE on a gang, and not models of a sub-model's size."""
-        return self.recipe == "finetune"
+    recipe: Literal["submodels", "finetune"]
+    trains_whole: bool
+    per_cluster: bool
+    tokens: Callable[[RunConfig], int]
+    members: Callable[[RunConfig], int]
+    syncs: Literal["all", "backbone"] | None
+    keeps_state: Callable[[RunConfig], bool]
+    measures_held_out: bool
+    lora: Callable[[RunConfig], Lora | None] | None
 
     def section(self, config: RunConfig) -> Submodels | Finetune:
         """Settings of its trainings."""
@@ -176,6 +169,17 @@ class TrainingStage(Stage):
     def pool(self, config: RunConfig) -> AnyPool:
         """The pool that trains it."""
         return config.finetune_pool if self.trains_whole else config.pools.low_memory
+
+    def at_once(self, config: RunConfig) -> int:
+        """Maximum number of models that train at the same time."""
+        if self.trains_whole:
+            return 1
+        return (config.pools.submodels if self.per_cluster else config.pools.low_memory).max_workers
+
+    def span(self, config: RunConfig) -> tuple[float, float]:
+        """Shares of the run's tokens at which its trainings begin and end."""
+        before = sum(stage.tokens(config) for stage in TRAINING[: TRAINING.index(self)])
+        return before / config.tokens.total, (before + self.tokens(config)) / config.tokens.total
 
 
 STAGES: tuple[Stage, ...] = (
@@ -187,18 +191,29 @@ STAGES: tuple[Stage, ...] = (
         place=_head,
         work="moedisco_ray.stages.corpus.stage:run",
         cost="moedisco_ray.plan.stages.corpus:COST",
-        derived=_owners,
+        derived=derived.places_of_owners,
+        reads_files=_always,
     ),
     TrainingStage(
         "seed",
         "seed",
         needs=("corpus",),
-        reads=("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
+        reads=("deterministic", "model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
         place=_low_memory,
         work="moedisco_ray.execution.stage_work:seed",
         cost="moedisco_ray.plan.stages.seed:COST",
-        derived=_seed,
+        derived=derived.of_seed,
+        reads_files=_starts_from_a_model,
+        makes_model=lambda config: config.tokens.seed > 0,
+        recipe="submodels",
+        trains_whole=False,
+        per_cluster=False,
+        tokens=lambda config: config.tokens.seed,
         members=lambda config: config.seed_members,
+        syncs="all",
+        keeps_state=lambda config: config.submodels.keep_optimizer_state,
+        measures_held_out=True,
+        lora=None,
     ),
     Stage(
         "cluster",
@@ -222,13 +237,19 @@ STAGES: tuple[Stage, ...] = (
         "submodels",
         "submodels",
         needs=("decompose", "cluster"),
-        reads=("tokens", "submodels"),
+        reads=("deterministic", "tokens", "submodels"),
         place=_low_memory,
         work="moedisco_ray.stages.train.submodels:run",
         cost="moedisco_ray.plan.stages.submodels:COST",
-        derived=_submodel_training,
+        derived=derived.of_submodels,
+        recipe="submodels",
+        trains_whole=False,
+        per_cluster=True,
+        tokens=lambda config: config.tokens.submodels,
+        members=_one,
+        syncs="backbone",
+        keeps_state=lambda config: config.finetune.keep_optimizer_state,
         measures_held_out=False,
-        has_owners=True,
         lora=_adapters,
     ),
     Stage(
@@ -239,17 +260,27 @@ STAGES: tuple[Stage, ...] = (
         place=_with_the_gang,
         work="moedisco_ray.stages.merge.stage:run",
         cost="moedisco_ray.plan.stages.merge:COST",
+        makes_model=lambda config: config.tokens.decoupled,
     ),
     TrainingStage(
         "finetune",
         "finetuned",
         needs=("merge",),
-        reads=("finetune",),
+        reads=("deterministic", "finetune"),
         place=_with_the_gang,
         work="moedisco_ray.stages.train.finetune:run",
         cost="moedisco_ray.plan.stages.finetune:COST",
-        derived=_whole_training,
+        derived=derived.of_finetune,
+        makes_model=_always,
         recipe="finetune",
+        trains_whole=True,
+        per_cluster=False,
+        tokens=lambda config: config.tokens.finetune,
+        members=_one,
+        syncs=None,
+        keeps_state=_never,
+        measures_held_out=True,
+        lora=None,
     ),
     Stage(
         "evaluate",
@@ -261,25 +292,27 @@ STAGES: tuple[Stage, ...] = (
             "evaluation.ensemble",
             "evaluation.sources",
             "evaluation.lm_eval",
-            "evaluation.lm_eval_limit",
         ),
         place=_with_the_gang,
         work="moedisco_ray.execution.stage_work:evaluate",
         cost="moedisco_ray.plan.stages.evaluate:COST",
-        derived=_evaluation,
+        derived=derived.of_evaluation,
+        reads_files=_always,
     ),
     Stage(
         "export",
         "model",
         needs=("finetune", "evaluate"),
-        reads=("evaluation.prompts", "evaluation.sample_tokens", "export"),
+        reads=("evaluation.prompts", "export"),
         place=_with_the_gang,
         work="moedisco_ray.stages.export.stage:run",
         cost="moedisco_ray.plan.stages.export:COST",
     ),
 )
-TRAINING = tuple(stage.name for stage in STAGES if stage.trains)
-"""Names of the stages that train."""
+TRAINING = tuple(stage for stage in STAGES if isinstance(stage, TrainingStage))
+"""The stages that train."""
+OF_CLUSTERS = frozenset(stage.name for stage in TRAINING if stage.per_cluster)
+"""Names of the stages that train a model for each cluster."""
 _BY_NAME = {stage.name: stage for stage in STAGES}
 _LEAVES = tuple(leaves(RunConfig))
 
@@ -309,8 +342,11 @@ def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> 
         inputs: Identity of the user's files, by the stage that reads them.
 
     Raises:
-        CheckpointError: `model.init` names a directory without a usable `config.json`.
+        LookupError: A stage reads files of the user, and its `Stage` does not say so.
     """
+    for name in inputs or ():
+        if not stage_named(name).reads_files(config):
+            raise LookupError(f"stage {name} reads files of the user; set its reads_files in core.stages")
     digests: dict[str, str] = {}
     for stage in STAGES:
         needs = {name: digests[name] for name in stage.needs}

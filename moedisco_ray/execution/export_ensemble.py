@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.config import LocalInit, RunConfig
+from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.limits import ENSEMBLE_BLOCK
@@ -65,7 +66,7 @@ def export_ensemble(location: Location, target: Path, *, from_checkpoint: bool =
     kind, parameters, size = _check(config, store, location), 0, 0
     store.fetch(tokenizer, clusters)
     start, special = config.model.init, load_pretrained(tokenizer)
-    origin = Origin(start.directory, not config.tokenizer.replace) if isinstance(start, LocalInit) else None
+    origin = Origin(start_directory(start), not config.tokenizer.replace) if isinstance(start, LocalInit) else None
     target.parent.mkdir(parents=True, exist_ok=True)
     with reporting_full_disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         draft = Path(scratch) / "model"

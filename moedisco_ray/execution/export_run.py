@@ -71,7 +71,6 @@ def export_run(location: Location, target: Path, *, from_checkpoint: bool) -> di
             directory=draft,
             report=report,
             prompts=(),
-            sample_tokens=1,
             seed=config.seed,
             start=config.model,
             own_tokens=not config.tokenizer.replace,

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Model, tokenizer_files
 from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.config.start_files import start_with_weights
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.records.outdated import check_model_up_to_date
@@ -41,8 +43,7 @@ def dense_model(argument: str, place: str, *, experts: int = 1, per_token: int =
     """
     model = _named(argument, place, experts, per_token)
     with about(argument):
-        model = model.model_copy(update={"family": model.family_name})
-        _ = model.architecture
+        model = with_start(model)
         check_start_tensors(model)
     return model
 
@@ -64,7 +65,7 @@ def open_model(argument: str, place: str, device: str) -> tuple[PreTrainedModel,
     """
     init, verifier = _named(argument, place, 1, 1).init, Verifier()
     with about(argument):
-        directory = init.directory_with_weights(verifier)  # type: ignore[union-attr]  # `_named` makes no other
+        directory = start_with_weights(init, verifier)  # type: ignore[arg-type]  # `_named` makes no other
     if not (directory / "config.json").is_file() or not tokenizer_files(directory):
         remedy = "holds no model and tokenizer; name a run's export, RUN_DIR/model, or a model with its tokenizer"
         raise ConfigError(argument, place, remedy)
@@ -86,7 +87,8 @@ def _named(argument: str, place: str, experts: int, per_token: int) -> Model:
     name, _, revision = place.removeprefix(HUB).partition("@")
     if not place.startswith(HUB):
         check_model_up_to_date(argument, place)
-    at_hub = place.startswith(HUB) or (not is_uri(place) and is_hub_name(name) and not os.path.exists(place))  # noqa: PTH110  # no error either
+    exists = os.path.exists(place)  # noqa: PTH110 - it also returns False for an invalid name
+    at_hub = place.startswith(HUB) or (not is_uri(place) and is_hub_name(name) and not exists)
     named = {"upcycle": HUB + name, "revision": revision or None} if at_hub else {"upcycle": place}
     try:
         return Model.model_validate({"init": {**named, "num_experts": experts, "num_experts_per_tok": per_token}})

@@ -14,12 +14,13 @@ from moedisco_ray.core.config import AnyPool, Pool, RunConfig
 from moedisco_ray.core.records.events import Emit
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.execution.sync_board import SyncBoard
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
 from moedisco_ray.stages.context import device_of
-from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train_in_turns
+from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, arithmetic_of, train_in_turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,26 +84,25 @@ class LocalBackend:
         placement.check(list(needs.values()))
         pools = {node_type.key: node_type for node_type in placement.pool.node_types}
         keys = [place_all([needs[job.name]], placement.types({}))[job.name] for job in jobs]
-        coordinator = SyncCoordinator(jobs, emit)
+        board = SyncBoard()
+        coordinator = SyncCoordinator(jobs, board, emit)
         seconds = [0.0] * len(jobs)
         world = World(device=device_of(placement.pool))
-        trainings = [train_in_turns(job, world, emit, lambda: stop.requested) for job in jobs]
+        trainings = [train_in_turns(job, world, emit, lambda: stop.requested, board=board) for job in jobs]
         results: dict[int, TrainResult] = {}
         while len(results) < len(jobs):
             for i, job in enumerate(jobs):
                 if i in results:
                     continue
                 started = time.monotonic()
-                with held_workers(emit, pools[keys[i]], 1, job.stage):
+                with held_workers(emit, pools[keys[i]], 1, job.stage), arithmetic_of(job, world):
                     result = _until_sync_point(trainings[i])
                 seconds[i] += time.monotonic() - started
                 if result is not None:
                     if not result.finished:
                         stop.check()
                     results[i] = result
-            members = coordinator.ready_members()
-            if members is not None:
-                coordinator.combine(members)
+            coordinator.advance()
         return [Trained(results[i], seconds[i], {keys[i]: seconds[i]}) for i in range(len(jobs))]
 
     def train_gang(
@@ -112,7 +112,7 @@ class LocalBackend:
         return self.train_all([job], Placement(pool, 1, max_failures), directory, emit, stop=stop)[0]
 
 
-def _until_sync_point(work: Generator[None, None, TrainResult]) -> TrainResult | None:
+def _until_sync_point(work: Generator[float, None, TrainResult]) -> TrainResult | None:
     """Continue a training; return its result when it ends, or None when it waits at a sync point."""
     try:
         next(work)

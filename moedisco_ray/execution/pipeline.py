@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -210,8 +211,13 @@ def _complete(
             with reporting_full_disk_of_a_task(directory), session.ray_cluster(config, log) as messages:
                 for message in messages:
                     log(Event("warning", data={"message": message}))
-                log.listen(Gauges(config, EventLog.read(directory / EVENTS)))
-                with RayBackend(config) as ray_backend, reporting_idle_slots(config, log, ray_backend.idle_seats):
+                earlier = EventLog.read(directory / EVENTS)
+                log.listen(Gauges(config, earlier))
+                with (
+                    RayBackend(config, _namespace(store), stop, earlier) as ray_backend,
+                    reporting_idle_slots(config, log, ray_backend.idle_seats),
+                ):
+                    ray_backend.examine_new_cards(config, log, store)
                     make_stages(digests, backend=ray_backend)
     else:
         for stage in STAGES:
@@ -229,6 +235,12 @@ def _complete(
     log(dataclasses.replace(last, data=last.data | totals | ({} if worse is None else {"worse_than_start": worse})))
     # Trackers write their last files when they receive the last event.
     store.publish(*(path for path in (directory / "tensorboard", *directory.glob("figures/*.png")) if path.exists()))
+
+
+def _namespace(store: RunStore) -> str:
+    """Ray namespace of the run's actors, which all its drivers share, but no copy of its directory."""
+    place = hashlib.sha256(str(store.location).encode()).hexdigest()[:8]
+    return f"moedisco-{run_id(store.directory)}-{place}"
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from moedisco_ray.core.records.run_damage import EVENTS, RUN_ID, Part, damage_of
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.artifacts import disk_full, run_id, write_json
 from moedisco_ray.core.store.checksums import with_checksum
-from moedisco_ray.core.store.manifests import MANIFEST, MEMBERS, RESULT, TRAINED
+from moedisco_ray.core.store.manifests import MANIFEST, MEMBERS, RESULT, ROSTER, TRAINED
 from moedisco_ray.core.store.run_store import RunStore
 
 CONFIG = "config.json"
@@ -145,8 +145,11 @@ def _repair_sync_points(store: RunStore, part: Part) -> None:
     """
     home = store.directory / part.folder
     if _is_of_members(part):
-        for member in {Path(*Path(file).parts[:3]) for file in part.damaged}:  # sync-0007/members/NAME
-            store.remove(home / member)
+        for file in part.damaged:  # sync-0007/members/NAME.bin
+            written = f"{part.folder}/{Path(file).parent}"
+            # The record of who is combined has checksums of what is written again.
+            for name in (ROSTER, f"{Path(file).stem}.json", f"{Path(file).stem}.bin"):
+                store.delete(f"{written}/{name}")
         return
     store.remove(home)
     for folder in finished_trainings(store):

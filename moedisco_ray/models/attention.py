@@ -62,7 +62,18 @@ def attend_within_documents(model: PreTrainedModel, device: str, dtype: torch.dt
         model.set_attn_implementation(BY_DOCUMENT if _has_kernel(model, device, dtype) else MASKED)
 
 
-def document_arguments(model: PreTrainedModel, input_ids: Tensor, positions_BL: Tensor | None) -> dict[str, Any]:
+def bounds_for(model: PreTrainedModel, positions_BL: Tensor | None) -> Tensor | None:
+    """`document_bounds` if the model computes each document by itself, else None.
+
+    The CPU waits for a GPU to learn them, so what runs layer by layer asks once for all layers.
+    """
+    by_document = model.config._attn_implementation == BY_DOCUMENT  # noqa: SLF001 - as above
+    return document_bounds(positions_BL) if by_document and positions_BL is not None else None
+
+
+def document_arguments(
+    model: PreTrainedModel, input_ids: Tensor, positions_BL: Tensor | None, bounds_N: Tensor | None = None
+) -> dict[str, Any]:
     """Arguments with which transformers' forward pass hides other documents; none if `positions_BL` is None.
 
     Args:
@@ -70,11 +81,14 @@ def document_arguments(model: PreTrainedModel, input_ids: Tensor, positions_BL: 
         input_ids: Token ids [B, L].
         positions_BL: Position of each token in its document; a position that is not its predecessor plus one begins a
             document.
+        bounds_N: Result of `bounds_for`, if it is known already.
     """
     if positions_BL is None:
         return {}
-    if model.config._attn_implementation == BY_DOCUMENT:  # noqa: SLF001 - as above
-        bounds_N, length = document_bounds(positions_BL), positions_BL.shape[1]
+    if bounds_N is None:
+        bounds_N = bounds_for(model, positions_BL)
+    if bounds_N is not None:
+        length = positions_BL.shape[1]
         return {
             "position_ids": positions_BL,
             "cu_seq_lens_q": bounds_N,
@@ -84,7 +98,8 @@ def document_arguments(model: PreTrainedModel, input_ids: Tensor, positions_BL: 
         }
     if family_of(model).separates_documents:
         return {"position_ids": positions_BL}
-    embedded_BLD = model.get_input_embeddings()(input_ids)
+    # transformers reads only batch, length, dtype and device of embeddings.
+    embedded_BLD = torch.empty((), dtype=model.dtype, device=input_ids.device).expand(*input_ids.shape, 1)
     given = {
         "config": model.config,
         "inputs_embeds": embedded_BLD,

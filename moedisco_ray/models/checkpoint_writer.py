@@ -246,8 +246,10 @@ def _write_shard(directory: Path, number: int, shard: dict[str, Tensor]) -> tupl
 
 def _backbone_files(directory: Path) -> dict[str, str]:
     """The file of each backbone tensor, by name. Paths start from a model directory: `../backbone/FILE`."""
-    files = weight_files(directory.parent / BACKBONE)
-    return {key: f"../{BACKBONE}/{path.name}" for path in files for key in open_file(path).keys()}  # noqa: SIM118  # no mapping
+    files: dict[str, str] = {}
+    for path in weight_files(directory.parent / BACKBONE):
+        files |= dict.fromkeys(open_file(path).keys(), f"../{BACKBONE}/{path.name}")
+    return files
 
 
 def _name_shards(directory: Path, drafts: list[tuple[Path, list[str]]], total: int, shared: Mapping[str, str]) -> None:

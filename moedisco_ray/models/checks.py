@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from moedisco_ray.core.config import EXPERT_COUNTS, LocalInit, Model, UpcycleInit
+from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.store.locations import is_uri
 from moedisco_ray.core.store.read_roots import check_folder
@@ -146,18 +147,18 @@ def check_start_tensors(model: Model) -> None:
         if error.field == start.setting:
             raise
         raise CheckpointError(
-            start.setting, str(start.directory), f"{error.field} {error.value}: {error.remedy}"
+            start.setting, str(start_directory(start)), f"{error.field} {error.value}: {error.remedy}"
         ) from error
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         reason = f"transformers builds no model from its config.json ({type(error).__name__}: {first})"
-        raise CheckpointError(start.setting, str(start.directory), reason) from error
+        raise CheckpointError(start.setting, str(start_directory(start)), reason) from error
     _check_shapes(found, expected, start)
 
 
 def _shapes(start: LocalInit, model: Model) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Shapes by canonical name: those of the stored tensors, and those that the configuration requires."""
-    directory = start.directory
+    directory = start_directory(start)
     if isinstance(start, UpcycleInit):
         stored: Any = open_dense(directory, model.family_name, start.num_experts)
         whole = upcycled_config(directory, model.family_name, start.num_experts, start.num_experts_per_tok)
@@ -184,6 +185,6 @@ def _check_shapes(
             more = f", and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise CheckpointError(
                 start.setting,
-                str(start.directory),
+                str(start_directory(start)),
                 f"tensor {keys[0]} {problem}{shapes}{more}; name a directory whose weights fit its config.json",
             )

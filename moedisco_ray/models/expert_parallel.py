@@ -10,8 +10,7 @@ hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,10 +18,19 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.tensor import DTensor
 
+from moedisco_ray.models.grouped import Rows
+
 EXPERT_AXIS = "expert"
 """Name of the axis of workers, in a device mesh, among which experts are divided."""
-Compute = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-"""A function of an experts' module, tokens, selected experts and their weights; returns the weighted sums."""
+
+
+class Compute(Protocol):
+    """A function of an experts' module, tokens, selected experts and their weights; returns the weighted sums."""
+
+    def __call__(
+        self, experts: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, counts: list[int] | None, /
+    ) -> Tensor:
+        """Compute; `counts` says how often each expert is selected, and None that this is not known."""
 
 
 def divide(experts: nn.Module, group: dist.ProcessGroup) -> None:
@@ -54,20 +62,21 @@ def divided_experts(
         compute: Computes experts that this worker has.
     """
     T, K = expert_TK.shape
-    own = _OwnExperts(experts, dist.get_world_size(group))
-    flat_S = expert_TK.reshape(-1)
-    order_S = torch.argsort(flat_S, stable=True)
-    sent_E = torch.bincount(flat_S, minlength=experts.num_experts)
+    workers = dist.get_world_size(group)
+    own = _OwnExperts(experts, workers)
+    expert_S, order_S = torch.sort(expert_TK.reshape(-1), stable=True)
+    ends_E = Rows(expert_S, experts.num_experts).ends_E
+    sent_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
     received_E = torch.empty_like(sent_E)  # by sender, then by expert
     dist.all_to_all_single(received_E, sent_E, group=group)
-    to_each, from_each = (counts_E.view(-1, own.num_experts).sum(dim=1).tolist() for counts_E in (sent_E, received_E))
-    expert_Z = (
-        torch.arange(own.num_experts, device=x_TD.device)
-        .repeat(len(from_each))
-        .repeat_interleave(received_E, output_size=sum(from_each))
-    )  # without the size, the CPU would wait for the GPU once more
+    # the only wait for the GPU
+    sent, received = torch.stack([sent_E, received_E]).view(2, workers, own.num_experts).tolist()
+    to_each, from_each = [sum(counts) for counts in sent], [sum(counts) for counts in received]
+    every_Z = torch.arange(sum(from_each), device=x_TD.device)
+    expert_Z = torch.searchsorted(received_E.cumsum(dim=0), every_Z, right=True) % own.num_experts
     x_ZD = all_to_all_single_autograd(x_TD[order_S // K], from_each, to_each, group)
-    y_ZD = compute(own, x_ZD, expert_Z[:, None], torch.ones_like(expert_Z[:, None], dtype=weight_TK.dtype))
+    counts = [sum(each) for each in zip(*received, strict=True)]
+    y_ZD = compute(own, x_ZD, expert_Z[:, None], torch.ones_like(expert_Z[:, None], dtype=weight_TK.dtype), counts)
     y_SD = all_to_all_single_autograd(y_ZD, to_each, from_each, group) * weight_TK.reshape(-1)[order_S, None]
     inverse_S = torch.empty_like(order_S)
     inverse_S[order_S] = torch.arange(T * K, device=order_S.device)

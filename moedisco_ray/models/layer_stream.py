@@ -73,10 +73,21 @@ def final_states(
 
 
 def layer_step(model: PreTrainedModel, index: int) -> Step:
-    """One decoder layer as a function of hidden states.
+    """One decoder layer as a function of hidden states."""
+    alone = layer_alone(model, index)
 
-    The function calls transformers' forward pass of the whole model, in which all other layers return their input. So
-    transformers computes the attention mask and the position embeddings as for the whole model.
+    def step(hidden_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        found: Tensor = alone(inputs_embeds=hidden_BLD, attention_mask=mask_BL, use_cache=False).last_hidden_state
+        return found
+
+    return step
+
+
+def layer_alone(model: PreTrainedModel, index: int) -> nn.Module:
+    """A copy of transformers' base model that shares one decoder layer, in which all other layers return their input.
+
+    So transformers computes the attention mask and the position embeddings as for the whole model. The copy has neither
+    a last norm nor weights other than the layer's, whose names begin with `layers.INDEX.`.
     """
     base: Any = model.base_model
     alone = copy.copy(base)
@@ -86,12 +97,7 @@ def layer_step(model: PreTrainedModel, index: int) -> Step:
     if factor is not None and index:  # only the inputs of the first layer are embeddings
         setattr(alone, factor, 1.0)
     alone.layers = nn.ModuleList([layer if i == index else _LeftOut() for i, layer in enumerate(base.layers)])
-
-    def step(hidden_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        found: Tensor = alone(inputs_embeds=hidden_BLD, attention_mask=mask_BL, use_cache=False).last_hidden_state
-        return found
-
-    return step
+    return alone
 
 
 def grouped(items: Iterable[T], positions: Callable[[T], int], model: PreTrainedModel) -> Iterator[list[T]]:

@@ -38,7 +38,7 @@ class SelectedExperts(nn.Module):
         super().__init__()
         self.num_experts = int(experts.num_experts)  # type: ignore[arg-type]  # transformers' modules are untyped
         self.loads = 0
-        self._module = (experts,)  # in a tuple, because the stacks of all experts are no weights of this module
+        self._module = (experts.eval(),)  # in a tuple, because the stacks of all experts are no weights of this module
         self._load, self._device = load, device
         self._resident = min(resident, self.num_experts)
         # place in the stacks by expert; the one used last comes last

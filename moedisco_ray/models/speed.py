@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moedisco_ray.core.families import Family
 from moedisco_ray.models.expert_parallel import divided_experts, group_of
+from moedisco_ray.models.grouped import Rows, grouped_product
 from moedisco_ray.models.hf import family_of, moe_blocks, routers
 
 IMPLEMENTATION = "moedisco_sorted"
@@ -64,17 +66,20 @@ def runnable(model: PreTrainedModel) -> PreTrainedModel:
     return specialise(model) if few else model
 
 
-def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
+def sorted_experts(
+    self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, counts: Sequence[int] | None = None
+) -> Tensor:
     """For each token, sum the weighted outputs of its selected experts; each expert runs once, on all its tokens.
 
-    The result is deterministic. On a GPU, `grouped_experts` is called instead: the loop over experts would wait for the
-    GPU.
+    The result is deterministic. On a GPU, `grouped_experts` is called instead: the loop over experts would start many
+    more kernels.
 
     Args:
         self: The experts' module, with `gate_up_proj` w_EGD and `down_proj` w_EDF; or transposed, and with biases.
         x_TD: Input tokens.
         expert_TK: Indices of the selected experts.
         weight_TK: Weights of the selected experts.
+        counts: How often each expert is selected; None: it is counted.
 
     Returns:
         Output tokens y_TD.
@@ -83,38 +88,39 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     if group is not None:
         return divided_experts(self, x_TD, expert_TK, weight_TK, group=group, compute=sorted_experts)
     if x_TD.is_cuda:
-        return grouped_experts(self, x_TD, expert_TK, weight_TK)
-    T, K = expert_TK.shape
-    flat_S = expert_TK.reshape(-1)
-    order_S = torch.argsort(flat_S, stable=True)
-    counts = torch.bincount(flat_S, minlength=self.num_experts).tolist()
-    pieces = torch.split(x_TD[order_S // K], counts)
+        return grouped_experts(self, x_TD, expert_TK, weight_TK, counts)
+    selected = _Selected(self, expert_TK, counts)
+    pieces = torch.split(selected.of(x_TD), selected.rows.counts)
     # The backward pass of unbind stacks the gradients of the experts once; that of indexing would add up E gradients of
     # the whole stack.
     stacks = (stack.unbind(0) for stack in _stacks(self))
-    y_SD = (
-        torch.cat([_expert(self, *each) for each in zip(pieces, *stacks, strict=True)])
-        * weight_TK.reshape(-1)[order_S, None]
-    )
-    inverse_S = torch.empty_like(order_S)
-    inverse_S[order_S] = torch.arange(T * K, device=order_S.device)
-    return y_SD[inverse_S].view(T, K, x_TD.shape[1]).sum(dim=1).to(x_TD.dtype)
+    y_SD = torch.cat([_expert(self, *each) for each in zip(pieces, *stacks, strict=True)])
+    return selected.summed(y_SD, weight_TK).to(x_TD.dtype)
 
 
-def grouped_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Compute the same as `sorted_experts` with transformers' grouped matrix product: two kernels for all experts.
+def grouped_experts(
+    self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, counts: Sequence[int] | None = None
+) -> Tensor:
+    """Compute the same as `sorted_experts` with two products of all experts, as transformers does.
 
-    The CPU does not wait for the GPU. The grouped product ignores autocast and computes in the dtype of the weights, so
-    the weights are cast to autocast's dtype here.
+    Where torch has a kernel for such products, the CPU does not wait for the GPU; elsewhere it waits once. Outside of
+    training, transformers' own function computes them, whose memory plans of evaluations count. The forward pass of
+    streamed training has no gradients, but is computed again with them, by the same operations.
     """
-    device = x_TD.device.type
-    experts = _CastExperts(self, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else self
-    y_TD: Tensor = ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, x_TD, expert_TK, weight_TK)
-    return y_TD
+    if not torch.is_grad_enabled() and not self.training:
+        autocasts = torch.is_autocast_enabled(x_TD.device.type)
+        experts = _CastExperts(self, torch.get_autocast_dtype(x_TD.device.type)) if autocasts else self
+        y_TD: Tensor = ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, x_TD, expert_TK, weight_TK)
+        return y_TD
+    selected = _Selected(self, expert_TK, counts)
+    x_SD, biases = selected.of(x_TD), ("gate_up_proj_bias", "down_proj_bias") if self.has_bias else (None, None)
+    hidden_SF = self._apply_gate(selected.multiplied(self, x_SD, "gate_up_proj", biases[0]))
+    y_SD = selected.multiplied(self, hidden_SF, "down_proj", biases[1])
+    return selected.summed(y_SD, weight_TK).to(x_TD.dtype)
 
 
 class _CastExperts:
-    """An experts module whose weights are cast to another dtype; gradients flow back to the original weights."""
+    """An experts module whose weights are cast to another dtype."""
 
     def __init__(self, experts: nn.Module, dtype: torch.dtype) -> None:
         self._experts = experts
@@ -123,6 +129,37 @@ class _CastExperts:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._experts, name)
+
+
+class _Selected:
+    """The tokens of each expert, one expert after the other.
+
+    Attributes:
+        rows: Which tokens belong to which expert.
+    """
+
+    def __init__(self, experts: Any, expert_TK: Tensor, counts: Sequence[int] | None) -> None:
+        self._shape = expert_TK.shape
+        self._expert_S, self._order_S = torch.sort(expert_TK.reshape(-1), stable=True)
+        self.rows = Rows(self._expert_S, experts.num_experts, counts)
+
+    def of(self, x_TD: Tensor) -> Tensor:
+        """The tokens, once for each of their experts, x_SD."""
+        return x_TD[self._order_S // self._shape[1]]
+
+    def multiplied(self, experts: Any, x_SA: Tensor, stack: str, bias: str | None) -> Tensor:
+        """Products of the tokens with a matrix of their expert, and its bias."""
+        matrices: Tensor = getattr(experts, stack)  # once, because adapters compute it
+        y_SB = grouped_product(x_SA, matrices if experts.is_transposed else matrices.mT, self.rows)
+        return y_SB if bias is None else y_SB + getattr(experts, bias).to(y_SB.dtype)[self._expert_S]
+
+    def summed(self, y_SD: Tensor, weight_TK: Tensor) -> Tensor:
+        """Weighted sum of the outputs of a token's experts, y_TD."""
+        T, K = self._shape
+        y_SD = y_SD * weight_TK.reshape(-1)[self._order_S, None]
+        inverse_S = torch.empty_like(self._order_S)
+        inverse_S[self._order_S] = torch.arange(T * K, device=self._order_S.device)
+        return y_SD[inverse_S].view(T, K, y_SD.shape[1]).sum(dim=1)
 
 
 def _stacks(experts: Any) -> list[Tensor]:
@@ -144,7 +181,8 @@ def _expert(
 
 def _hidden(experts: Any, x_SD: Tensor, up_GD: Tensor, up_bias_G: Tensor | None) -> Tensor:
     up_GD = up_GD.mT if experts.is_transposed else up_GD
-    found_SF: Tensor = experts._apply_gate(functional.linear(x_SD, up_GD, up_bias_G))  # noqa: SLF001 - transformers' own gate of the family
+    x_SG = functional.linear(x_SD, up_GD, up_bias_G)
+    found_SF: Tensor = experts._apply_gate(x_SG)  # noqa: SLF001 - transformers' own gate of the family
     return found_SF
 
 

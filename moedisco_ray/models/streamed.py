@@ -109,7 +109,7 @@ def streamed_model(
 
 
 def open_streamed(
-    directory: Path, *, dtype: torch.dtype, device: str = "cpu", few_tokens: bool = False
+    directory: Path, *, dtype: torch.dtype, device: str = "cpu", resident: bool | None = None, few_tokens: bool = False
 ) -> PreTrainedModel:
     """Open a model directory as a model whose parts load their weights when they run; see `streamed_model`.
 
@@ -117,13 +117,14 @@ def open_streamed(
         directory: A Hugging Face directory of a supported family.
         dtype: Dtype of the weights in memory.
         device: Device that the model runs on.
+        resident: As in `streamed_model`.
         few_tokens: As in `streamed_model`.
 
     Raises:
         CheckpointError: The directory cannot be read, or its tensors are not those of its `config.json`.
     """
     stored, config = open_complete(directory)
-    return streamed_model(stored, config, dtype=dtype, device=device, few_tokens=few_tokens)
+    return streamed_model(stored, config, dtype=dtype, device=device, resident=resident, few_tokens=few_tokens)
 
 
 def open_offloaded(directory: Path, offload: Offload, *, device: str = "cpu") -> PreTrainedModel:

@@ -83,7 +83,8 @@ def _check_named_files(settings: Path) -> None:
     for name, value in values.items():
         for text in value if isinstance(value, list) else [value]:
             # Most tokenizers name files of the machine that saved them; what does not exist here is not read.
-            if name not in _ONLY_SAVED and isinstance(text, str) and os.path.isfile(text):  # noqa: PTH113 - text may be no path
+            is_file = isinstance(text, str) and os.path.isfile(text)  # noqa: PTH113 - text may be no path
+            if is_file and name not in _ONLY_SAVED:
                 check_inside(Path(text))
 
 

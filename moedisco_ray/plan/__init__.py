@@ -1,7 +1,7 @@
 """Plan of a run before it starts: parameters, memory, hours and dollars. No torch, no Ray."""
 
 from moedisco_ray.plan.alternatives import Alternative
-from moedisco_ray.plan.build import Plan, build_plan, fitted, too_large
+from moedisco_ray.plan.build import Plan, build_plan, decided, fitted, readings, too_large
 from moedisco_ray.plan.cluster_count import with_cluster_count
 from moedisco_ray.plan.cost import Cost
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
@@ -25,9 +25,11 @@ __all__ = [
     "Sync",
     "build_plan",
     "count_parameters",
+    "decided",
     "find_remedy",
     "fitted",
     "planned_vocab_size",
+    "readings",
     "submodel_architecture",
     "tokenizer_vocab_size",
     "too_large",

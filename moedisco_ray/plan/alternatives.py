@@ -7,32 +7,55 @@ number of its workers differ. So a plan can say which way is cheapest on these m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from moedisco_ray.core.config import LowMemoryPool, Pool, RunConfig
-from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.errors import UserError
-from moedisco_ray.core.records.bill import Baseline, Bill, format_dollars, format_seconds, is_joint_training
-from moedisco_ray.policies.gang import counts
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.records.bill import Baseline, format_dollars, format_seconds, is_joint_training
+from moedisco_ray.plan.joint_ways import (
+    EXACT_COST,
+    WHOLE,
+    WORKER,
+    Change,
+    Joint,
+    Planner,
+    Trial,
+    Way,
+    exact_first,
+    joint_trials,
+    joint_ways,
+    tried,
+)
 
-Way = Literal["joint_high_memory", "joint_low_memory", "without_submodels", "run"]
+_THIS_RUN = "this run"
+SAME_COST = 1.02
+"""Ratio of two costs up to which the time decides."""
+_ROUNDED = {"bf16": "weights in bf16", "fp8": "optimizer state in fp8", "blocks": "updates in blocks"}
+"""What a way rounds or divides, in words."""
+_MUCH_CHEAPER = 0.9
+"""Largest cost or time of a way with a higher loss, relative to the run's, from which on a verdict mentions it."""
+_GAPS: Mapping[Way, float] = {
+    "joint_high_memory": 0.0,
+    "joint_low_memory": 0.0,
+    "streamed": 0.0,
+    "grown": 0.03,
+    "without_submodels": 0.07,
+    "half": 0.07,
+    "submodels": 0.08,
+}
+"""Gap of each way from random weights: 16 experts, 8.5 tokens per parameter, one seed (docs/results.md)."""
 
-_MOST_SIZES = 6
-"""Most numbers of workers that are planned per pool."""
-_WORKER = "worker"
-"""What computes in a pool without GPUs."""
-_JOINT_TOKENS = {"seed_share": 0, "finetune_share": 1}
 
-
-class Alternative(BaseModel, frozen=True):
+class Alternative(BaseModel, frozen=True, defer_build=True):
     """A way to train the model on the run's tokens, and what it needs."""
 
     way: Way
-    """`joint_high_memory` and `joint_low_memory` train the whole model in one phase on that pool, `without_submodels`
-    gives the tokens of the sub-models to the phase before them, `run` is the configuration itself."""
+    """`joint_high_memory` and `joint_low_memory` train the whole model in one phase on that pool, and `streamed` on one
+    card of a pool, with the weights in main memory. `grown` trains a seed with a part of the experts, and all experts
+    from the middle on; `without_submodels` gives the tokens of the sub-models to the seed; `half` trains another model,
+    with half of the experts, in one phase. `submodels` is what `tokens` says where `recipe` chose another way, and
+    `run` is the run itself."""
     name: str
     """The way in words, with its cards."""
     workers: int
@@ -42,108 +65,230 @@ class Alternative(BaseModel, frozen=True):
     the speed of its workers is unknown."""
     dollars: float | None
     """Cost in dollars; null if it does not fit, or if it is unknown."""
+    kilowatt_hours: float | None = None
+    """Energy that the cards take while they work; null if it does not fit, or if a card is not named."""
+    gap: float | None = None
+    """Loss above that of joint training at equal tokens (nats), as measured with small models (docs/results.md); null
+    if it is not known."""
+    rounded: tuple[str, ...] = ()
+    """What a plan rounds or divides to make it fit: `bf16` weights, optimizer state in `fp8`, or updates of `blocks`.
+    The loss that this costs is not in `gap`."""
     memory_gb: float | None
-    """Memory of the largest worker (GiB), with the configured settings if no others that a plan may choose make it fit;
+    """Memory of the largest worker (GiB), of the settings that lack least if none that a plan may choose make it fit;
     null if the configuration does not allow the way."""
     limit: str | None
     """Why this way is impossible; null if it is not."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """The plan of one way, as far as the comparison needs it.
+class Chosen:
+    """The way that `recipe` chose.
 
     Attributes:
-        memory_gb: Memory of the largest worker (GiB).
-        workers: Largest number of workers at the same time.
-        limit: Why it does not fit; None if it fits.
-        seconds: Wall-clock time, without stages of the head whose time is unknown (s); None if that of workers is.
-        bill: Its bill.
+        way: The way; `submodels` if it is what `tokens` says.
+        name: The way in words.
+        change: The settings that it changes.
+        reason: Why it was chosen, in words.
     """
 
-    memory_gb: float
-    workers: int
-    limit: str | None
-    seconds: float | None
-    bill: Bill
+    way: Way
+    name: str
+    change: Change
+    reason: str
 
 
-Planner = Callable[[RunConfig], Trial]
-
-
-def alternatives(config: RunConfig, run: Trial, plan: Planner) -> tuple[tuple[Alternative, ...], Baseline | None]:
+def alternatives(
+    config: RunConfig, run: Trial, plan: Planner, chosen: Chosen | None = None
+) -> tuple[tuple[Alternative, ...], Baseline | None]:
     """All ways to train the run's model, the run itself last.
 
     Args:
-        config: The run's configuration, with a number of clusters.
+        config: The configuration before a recipe changed it, with a number of clusters.
         run: The plan of the run itself.
         plan: Function that plans another configuration.
+        chosen: What the recipe chose; None without a recipe.
 
     Returns:
         The ways, and the cheapest joint training on the high-memory pool as the baseline of the run's bill; None if
-        none fits, or if the run is joint training itself.
+        none fits, if the run is joint training itself, or if it uses own GPUs.
     """
     found: list[Alternative] = []
     baseline: Baseline | None = None
-    for way, name, sizes, change in _joint(config):
-        tried = [_tried(config, plan, change(size)) for size in sizes]
-        for size, trial in _shown(dict(zip(sizes, tried, strict=True))):
-            found.append(_row(way, f"joint training on {size} x {name}", trial, size))
-            if way == "joint_high_memory" and isinstance(trial, Trial) and trial.limit is None:
-                baseline = _cheaper(baseline, trial)
+    for trials in joint_trials(config, plan):
+        for each in _shown(trials):
+            if chosen is not None and chosen.change == each.change:
+                continue  # the run itself
+            found.append(_row(each.way, each.name, each.trial, each.size))
+            if each.way == "joint_high_memory" and isinstance(each.trial, Trial) and each.trial.limit is None:
+                baseline = _cheaper(baseline, each.trial)
+    way = "run" if chosen is None else chosen.way
+    others: list[tuple[Way, str, Change]] = []
+    if config.model.init == "random":
+        others += [("grown", GROWN_NAME, GROWN), *_half(config)]
     if config.tokens.decoupled and config.tokens.seed:
-        seed = round(1 - config.tokens.finetune_share, 12)
-        trial = _tried(config, plan, {"tokens": {"seed_share": seed}, "evaluation": {"ensemble": False}})
-        found.append(_row("without_submodels", "without sub-models", trial, run.workers))
-    found.append(_row("run", "this run", run, run.workers))
-    itself = is_joint_training(config, {"seed": config.tokens.seed, "submodels": config.tokens.submodels})
-    return tuple(found), None if itself else baseline
+        others.append(("without_submodels", "training without sub-models", _without_submodels(config)))
+    if config.tokens.decoupled and way != "run":
+        others.append(("submodels", "training with sub-models", {}))
+    found += [
+        _row(each, name, tried(config, plan, change), run.workers) for each, name, change in others if each != way
+    ]
+    known = _GAPS if config.model.init == "random" else dict.fromkeys(WHOLE, 0.0)
+    found = [each.model_copy(update={"gap": known.get(each.way)}) for each in found]
+    name = _THIS_RUN if chosen is None else f"{_THIS_RUN}: {chosen.name}"
+    itself = way in WHOLE or is_joint_training({"seed": config.tokens.seed, "submodels": config.tokens.submodels})
+    gap = 0.0 if itself else known.get(way)
+    found.append(_row("run", name, run, run.workers).model_copy(update={"gap": gap}))
+    return tuple(found), None if itself or config.has_own_cards else baseline
 
 
-def _shown(tried: Mapping[int, Trial | str]) -> Iterator[tuple[int, Trial | str]]:
-    """The fewest workers that fit, the number that costs least, and the most; the most alone if no number fits."""
-    fitting = {size: trial for size, trial in tried.items() if isinstance(trial, Trial) and trial.limit is None}
-    if not fitting:
-        yield max(tried.items())
+GROWN: Change = {"tokens": {"seed_share": 0.5, "finetune_share": 0.5}, "evaluation": {"ensemble": False}}
+GROWN_NAME = "growing to all experts in the middle"
+
+
+def _without_submodels(config: RunConfig) -> Change:
+    seed_share = round(1 - config.tokens.finetune_share, 12)
+    return {"tokens": {"seed_share": seed_share}, "evaluation": {"ensemble": False}}
+
+
+def _half(config: RunConfig) -> Iterator[tuple[Way, str, Change]]:
+    """Joint training of a model with half of the experts, on the smaller cards."""
+    sizes = config.model.architecture
+    half = sizes.num_experts // 2
+    if sizes.num_experts % 2 or half < sizes.num_experts_per_tok:
         return
-    cheapest = min(fitting, key=lambda size: fitting[size].bill.dollars or 0.0)
-    yield from ((size, fitting[size]) for size in sorted({min(fitting), cheapest, max(fitting)}))
+    for cards in joint_ways(config):
+        if cards.way == "joint_low_memory":
+            model = config.model.model_dump() | {"config": sizes.model_copy(update={"num_experts": half}).model_dump()}
+            yield (
+                "half",
+                f"{half} experts instead of {sizes.num_experts}, on 1 x {cards.name}",
+                {**cards.change(1), "model": model, "clusters": {"count": 1}},
+            )
+            return
 
 
-def verdict(ways: Sequence[Alternative], quality: str) -> str | None:
-    """Which way costs least on these machines, in words; where all are free, which takes the least time.
+def _shown(trials: Sequence[Joint]) -> Iterator[Joint]:
+    """The fewest workers that fit, the number that costs least, and the most; the most alone if no number fits."""
+    fitting = {each.size: each for each in trials if each.fits}
+    if not fitting:
+        yield trials[-1]
+        return
+    cheapest = min(exact_first(list(fitting.values())), key=lambda each: each.cost).size
+    yield from (fitting[size] for size in sorted({min(fitting), cheapest, max(fitting)}))
+
+
+def verdict(ways: Sequence[Alternative], quality: str, *, keeps_submodels: bool = False) -> str | None:
+    """Which way costs least on these machines, in words; if the run costs no dollars, which of such ways is fastest.
+
+    Ways that are known to end at a higher loss than the run, that train another model, or that save little by rounding
+    what the run does not, are not compared with it. If one of them is much cheaper, a sentence says so.
 
     Args:
         ways: All ways, the run itself last.
         quality: What is known of the quality of the run's model.
+        keeps_submodels: Whether `recipe: auto` would train sub-models whatever they cost.
 
     Returns:
         One sentence, and a second one on quality where the run is the cheapest; None if the run's time or cost is not
         known.
     """
+    words, run = _compared(ways, quality, keeps_submodels=keeps_submodels), ways[-1]
+    if words is None or run.limit is not None or not run.rounded:
+        return words
+    return f"{words} The run fits with {_rounding(run)}; what that costs in loss is not known."
+
+
+def _compared(ways: Sequence[Alternative], quality: str, *, keeps_submodels: bool) -> str | None:
     run = ways[-1]
-    priced = [each for each in ways if each.dollars is not None and each.seconds is not None]
+    fitting = [each for each in ways if each.dollars is not None and each.seconds is not None]
+    priced = [each for each in fitting if not _is_worse(each, run)]
     if run.limit is not None:
-        return _without_the_run(run.limit, priced)
+        return _without_the_run(run.limit, priced, ways)
     if run.dollars is None or run.seconds is None:
         return None
-    free = all(not each.dollars for each in priced)
-    best = min(priced, key=lambda each: _rank(each, free=free))
-    if _rank(best, free=free)[0] >= _rank(run, free=free)[0]:
-        others = [each for each in priced if each is not run]
-        if not others:
-            return f"On these machines nothing else fits: this run takes {_figures(run)}. {quality}"
-        other = min(others, key=lambda each: _rank(each, free=free))
-        least = f"{'takes least time' if free else 'costs least'}: {_figures(run)}"
-        return f"On these machines this run {least}, against {_figures(other)} for {other.name}. {quality}"
-    return (
-        f"On these machines {best.name} is {'faster' if free else 'cheaper'}{_why(best)}: {_figures(best)}, against "
-        f"{_figures(run)} for this run."
+    free = not run.dollars
+    comparable = [each for each in priced if not free or not each.dollars]
+    best = min(comparable, key=lambda each: _rank(each, free=free))
+    if _is_chosen(run) and _costs_the_same(best, run, free=free):
+        return f"On these machines this run takes {_figures(run)}: {best.name} costs hardly less, {_figures(best)}."
+    if _rank(best, free=free)[0] < _rank(run, free=free)[0]:
+        is_auto = run.name == _THIS_RUN and best.way in WHOLE and not keeps_submodels
+        return (
+            f"On these machines {best.name} is {'faster' if free else 'cheaper'}{_why(best)}: {_figures(best)}, "
+            f"against {_figures(run)} for this run.{' `recipe: auto` takes such a way.' if is_auto else ''}"
+        )
+    known = "" if _is_joint(run) else f" {quality}"
+    worse = [each for each in fitting if each not in priced and (not free or not each.dollars)]
+    cheap = min(worse, key=lambda each: _rank(each, free=free), default=None)
+    is_much = cheap is not None and _rank(cheap, free=free)[0] < _MUCH_CHEAPER * _rank(run, free=free)[0]
+    if cheap is not None and is_much:
+        known += f" {cheap.name[0].upper()}{cheap.name[1:]} takes {_figures(cheap)}{_higher(cheap, run)}"
+        known += f", with {_rounding(cheap)}." if saves_little_by_rounding(cheap, run) else "."
+    others = [each for each in comparable if each is not run] or [each for each in priced if each is not run]
+    if not others:
+        alone = "no other way reaches this run's loss: it takes" if worse else "nothing else fits: this run takes"
+        return f"On these machines {alone} {_figures(run)}.{known}"
+    other = min(others, key=lambda each: _rank(each, free=free))
+    scope = " of the ways that reach its loss" if is_much else ""
+    least = f"{'takes least time' if free else 'costs least'}{scope}: {_figures(run)}"
+    if other.dollars and free:
+        least = f"is the only one on own cards{scope}: {_figures(run)}"
+    return f"On these machines this run {least}, against {_figures(other)} for {other.name}{_lower(other, run)}.{known}"
+
+
+def _higher(way: Alternative, run: Alternative) -> str:
+    if way.gap is None or run.gap is None or way.gap <= run.gap:
+        return ""
+    return f", and ends at a loss that is {way.gap - run.gap:.2f} higher"
+
+
+def _lower(way: Alternative, run: Alternative) -> str:
+    """How much lower the loss of a way ends than the run's, in words; nothing if that is not known, or not so."""
+    if way.gap is None or run.gap is None or way.gap >= run.gap:
+        return ""
+    return f", which ends at a loss that is {run.gap - way.gap:.2f} lower"
+
+
+def _is_chosen(run: Alternative) -> bool:
+    return run.name != _THIS_RUN
+
+
+def _costs_the_same(best: Alternative, run: Alternative, *, free: bool) -> bool:
+    """Whether a way costs a little less than the run, and takes longer."""
+    least, dollars = _rank(best, free=free)[0], _rank(run, free=free)[0]
+    return not free and least < dollars <= SAME_COST * least and (best.seconds or 0.0) > (run.seconds or 0.0)
+
+
+def _is_joint(run: Alternative) -> bool:
+    return run.name.startswith(f"{_THIS_RUN}: joint")
+
+
+def _is_worse(way: Alternative, run: Alternative) -> bool:
+    """Whether a way gives up loss that the run does not, or trains another model."""
+    return way is not run and (
+        way.way == "half"
+        or (None not in (way.gap, run.gap) and (way.gap or 0.0) > (run.gap or 0.0))
+        or saves_little_by_rounding(way, run)
     )
 
 
+def saves_little_by_rounding(way: Alternative, run: Alternative) -> bool:
+    """Whether a way has to round to fit, the run does not, and the run costs little more."""
+    free = not run.dollars
+    return (
+        bool(way.rounded)
+        and not run.rounded
+        and run.limit is None
+        and _rank(run, free=free)[0] <= EXACT_COST * _rank(way, free=free)[0]
+    )
+
+
+def _rounding(way: Alternative) -> str:
+    return " and ".join(_ROUNDED[each] for each in way.rounded)
+
+
 def _why(best: Alternative) -> str:
-    if best.name.endswith(_WORKER):
+    if best.name.endswith(WORKER):
         return ""
     if best.way == "joint_low_memory" and best.workers == 1:
         return ", because one cheap card trains the whole model"
@@ -152,9 +297,10 @@ def _why(best: Alternative) -> str:
     return ""
 
 
-def _without_the_run(limit: str, others: Sequence[Alternative]) -> str:
+def _without_the_run(limit: str, others: Sequence[Alternative], ways: Sequence[Alternative]) -> str:
     if not others:
-        return f"This run does not fit these machines ({limit}), nor does any other way."
+        streamed = [f"; {each.name}: {each.limit}" for each in ways if each.way == "streamed"]
+        return f"This run does not fit these machines ({limit}), nor does any other way{''.join(streamed)}."
     best = min(others, key=lambda each: _rank(each, free=all(not other.dollars for other in others)))
     return f"This run does not fit these machines ({limit}); {best.name} does: {_figures(best)}."
 
@@ -165,72 +311,15 @@ def _rank(way: Alternative, *, free: bool) -> tuple[float, float]:
 
 
 def _figures(way: Alternative) -> str:
-    return f"{format_dollars(way.dollars)} in {format_seconds(way.seconds)}"
+    """Dollars and time of a way; where no card costs anything, time and energy."""
+    if way.dollars:
+        return f"{format_dollars(way.dollars)} in {format_seconds(way.seconds)}"
+    return " and ".join([format_seconds(way.seconds), *format_energy(way.kilowatt_hours)])
 
 
-Change = Mapping[str, Mapping[str, Any]]
-
-
-def _joint(config: RunConfig) -> Iterator[tuple[Way, str, tuple[int, ...], Callable[[int], Change]]]:
-    """The pools on which the whole model could train: way, name of the card, numbers of workers, and settings."""
-    low, high = config.pools.low_memory, config.pools.high_memory
-    sequences = config.finetune.optimizer.batch_tokens // config.corpus.sequence_length
-
-    def on_high(workers: int) -> Change:
-        return _changes("high_memory", {"high_memory": high.model_dump() | {"workers": workers}})
-
-    if high.gpu or not low.gpu:  # else there are no large cards
-        yield "joint_high_memory", _card(high, "high-memory"), _sizes(sequences, high.most_workers), on_high
-    for kind in _usual_types(low):
-        same = kind.card is not None and (kind.card, kind.price_per_hour) == (high.card, high.price_per_hour)
-        if high.gpu and same and min(kind.max_workers, low.max_workers) <= high.most_workers:
-            continue  # the same machines
-        own = kind.model_dump(exclude={"type_name"}) | {"types": (), "seed_workers": "auto"}
-
-        def on_low(workers: int, own: Mapping[str, Any] = own) -> Change:
-            return _changes("low_memory", {"low_memory": {**own, "max_workers": workers}})
-
-        yield (
-            "joint_low_memory",
-            _card(kind, "low-memory"),
-            _sizes(sequences, min(kind.max_workers, low.max_workers)),
-            on_low,
-        )
-
-
-def _usual_types(pool: LowMemoryPool) -> tuple[LowMemoryPool, ...]:
-    """The node types on which joint training is planned: of several, the cheapest for its speed, and the largest."""
-    types = pool.node_types
-    cheapest = min(types, key=lambda each: each.price_per_hour / each.speed)
-    largest = max(types, key=lambda each: each.memory_gb)
-    return (cheapest,) if largest.memory_gb == cheapest.memory_gb else (cheapest, largest)
-
-
-def _sizes(sequences: int, most: int) -> tuple[int, ...]:
-    """Numbers of workers to plan: all that divide the batch, or some of them where there are many."""
-    allowed = counts(sequences, 1, most)
-    return tuple(dict.fromkeys(allowed[round(k * (len(allowed) - 1) / (_MOST_SIZES - 1))] for k in range(_MOST_SIZES)))
-
-
-def _card(pool: Pool, otherwise: str) -> str:
-    return pool.card or f"{otherwise} {'card' if pool.gpu else _WORKER}"
-
-
-def _changes(pool: str, pools: Mapping[str, Any]) -> Change:
-    return {"tokens": _JOINT_TOKENS, "finetune": {"pool": pool}, "evaluation": {"ensemble": False}, "pools": pools}
-
-
-def _tried(config: RunConfig, plan: Planner, change: Change) -> Trial | str:
-    """The plan of the configuration with other settings; a text if the configuration does not allow them."""
-    raw = config.model_dump()
-    try:
-        return plan(
-            RunConfig.model_validate(raw | {section: raw[section] | dict(values) for section, values in change.items()})
-        )
-    except ValidationError as error:
-        return str(first_mistake(error.errors()))
-    except UserError as error:
-        return str(error)
+def format_energy(kilowatt_hours: float | None) -> tuple[str, ...]:
+    """Energy in words; nothing if it is unknown."""
+    return () if kilowatt_hours is None else (f"{kilowatt_hours:,.{1 if kilowatt_hours < 10 else 0}f} kWh",)
 
 
 def _row(way: Way, name: str, trial: Trial | str, workers: int) -> Alternative:
@@ -242,6 +331,8 @@ def _row(way: Way, name: str, trial: Trial | str, workers: int) -> Alternative:
         workers=trial.workers,
         seconds=trial.seconds,
         dollars=trial.bill.dollars,
+        kilowatt_hours=trial.kilowatt_hours,
+        rounded=trial.rounded,
         memory_gb=trial.memory_gb,
         limit=trial.limit,
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.limits import USABLE_MEMORY, WORKER_PROCESS_GB
 from moedisco_ray.plan.build import Plan
 from moedisco_ray.plan.cluster_checks import Disagreement
 from moedisco_ray.plan.cluster_file import Cluster, NodeType
@@ -26,25 +27,22 @@ SEAT_MB = 20
 GANG_MB = 700
 """Memory on the head for a gang (MB): the controller and helper actors of its TorchTrainer; measured with
 `benchmarks/seats.py`."""
-WORKER_PROCESS_GB = 3.0
-"""Memory of a worker on its machine (GB), for CUDA libraries, torch and Ray's raylet; a copy of a checkpoint is
-extra."""
 SYSTEM_DISK_GB = 60
 """Disk space for the operating system, GPU driver, installed packages and Ray's logs (GB)."""
 STATE_DISK_GB = 20
 """Disk space on the head for the service's database and the logs of all runs (GB); the run directories are stored
 elsewhere."""
-_USABLE_MEMORY = 0.95
-"""Share of a machine's memory that processes may use; above it, Ray kills processes."""
 _MB_PER_GB = 1024
 
 
-class ClusterNeeds(BaseModel, frozen=True):
+class ClusterNeeds(BaseModel, frozen=True, defer_build=True):
     """Memory, disk and traffic that a run needs on the machines of a cluster file."""
 
     head_memory_gb: float
-    """Memory that the head needs if all nodes that the file allows train sub-models (GB)."""
+    """Memory that the head needs if all nodes that the file allows train sub-models (GiB)."""
     head_disk_gb: float
+    unused: tuple[str, ...]
+    """Node types whose tags no pool of the configuration names, so that the plan does not know them."""
     submodels: int
     """Maximum number of sub-models that the nodes of the cluster file train at the same time."""
     moved_bytes: int
@@ -56,8 +54,10 @@ class ClusterNeeds(BaseModel, frozen=True):
 
 def cluster_needs(cluster: Cluster, config: RunConfig, plan: Plan) -> ClusterNeeds:
     """Compute the head's memory and disk, and the traffic with its price, for a run on the machines of a cluster."""
-    submodels = _submodels(cluster, config)
+    submodels, pools = _submodels(cluster, config), config.pools
+    tags = {tag for pool in (pools.low_memory, pools.high_memory, *pools.of_owners) for tag in pool.tags}
     return ClusterNeeds(
+        unused=tuple(node.name for node in cluster.types if node.slots and tags.isdisjoint(node.slots)),
         head_memory_gb=head_memory_mb(submodels, gang=_has_gang(config)) / _MB_PER_GB,
         head_disk_gb=SYSTEM_DISK_GB + STATE_DISK_GB,
         submodels=submodels,
@@ -84,7 +84,7 @@ def head_memory_mb(submodels: int, *, gang: bool) -> int:
 
 def usable_mb(memory_gb: float) -> int:
     """Memory of a machine that processes may use before Ray kills some of them (MB)."""
-    return math.floor(memory_gb * _MB_PER_GB * _USABLE_MEMORY)
+    return math.floor(memory_gb * _MB_PER_GB * USABLE_MEMORY)
 
 
 def lacking(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
@@ -102,7 +102,7 @@ def _of_head(cluster: Cluster, config: RunConfig) -> Iterator[Disagreement]:
         yield Disagreement(
             f"{head.name}.memory_gb",
             head.memory_gb,
-            f"the head needs {need / _MB_PER_GB:.1f} GB, and 5 % free, for the {submodels} sub-models that may train "
+            f"the head needs {need / _MB_PER_GB:.1f} GiB, and 5 % free, for the {submodels} sub-models that may train "
             f"at once; {lower} it more memory",
         )
     disk = SYSTEM_DISK_GB + STATE_DISK_GB
@@ -125,8 +125,8 @@ def _of_node(cluster: Cluster, node: NodeType, config: RunConfig, plan: Plan) ->
         yield Disagreement(
             f"{node.name}.memory_gb",
             node.memory_gb,
-            f"a node needs {memory:.1f} GB, and 5 % free, because checkpoints wait there until they are stored; choose "
-            "a larger machine, or set the maximum number of nodes to 0",
+            f"a node needs {memory:.1f} GiB, and 5 % free, because checkpoints wait there until they are stored; "
+            "choose a larger machine, or set the maximum number of nodes to 0",
         )
     disk += SYSTEM_DISK_GB
     if node.disk_gb is not None and disk > node.disk_gb:

@@ -55,7 +55,7 @@ def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disa
     )
     of_owners = [
         each
-        for owner in map(config.pools.owner, config.owners)
+        for owner in config.pools.of_owners
         for each in _of_nodes(_offering(cluster, owner), cluster, owner, owner.path, need_gb=_need_gb(plan, low))
     ]
     return (
@@ -70,7 +70,7 @@ def _path(pool: Pool) -> str:
 
 
 def _need_gb(plan: Plan, pool: Pool) -> float:
-    """Memory that the largest worker of a pool needs (GB)."""
+    """Memory that the largest worker of a pool needs (GiB)."""
     return (
         max((stage.memory.total for stage in (*plan.stages, *plan.inference) if stage.pool == pool.name), default=0)
         / GIB
@@ -119,6 +119,7 @@ def _of_nodes(
         *_of_gpus(offering, pool),
         *_of_cards(offering, pool, settings),
         *_of_memory(offering, pool, need_gb, settings),
+        *_of_host(offering, pool, settings),
     ]
 
 
@@ -169,10 +170,19 @@ def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) 
         Disagreement(
             f"{path}.memory_gb",
             pool.memory_gb,
-            f"a worker needs {need_gb:.1f} GB and a GPU of {_names(small)} has only {least:g}; "
+            f"a worker needs {need_gb:.1f} GiB and a GPU of {_names(small)} has only {least:g}; "
             f"set it to {least:g} to see what would fit, or max_workers of {_names(small)} to 0",
         )
     ]
+
+
+def _of_host(offering: list[NodeType], pool: Pool, path: str) -> list[Disagreement]:
+    known = [node for node in offering if node.memory_gb is not None]
+    least = min(known, key=lambda node: node.memory_gb or 0.0, default=None)
+    if pool.host_memory_gb is None or least is None or (least.memory_gb or 0.0) >= pool.host_memory_gb:
+        return []
+    remedy = f"a node {least.name} has {least.memory_gb:g}; set it to that, or let the file start larger ones"
+    return [Disagreement(f"{path}.host_memory_gb", pool.host_memory_gb, remedy)]
 
 
 def _names(types: Iterable[NodeType]) -> str:

@@ -44,11 +44,11 @@ class NodeFacts(BaseModel):
     gpu: str | None = None
     """Name of the GPU model, such as L4 or A100-80GB; null for a node without GPUs."""
     gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory of one GPU (GB); null: that of the card (`moedisco_ray.core.cards`), or 0 for a node without GPUs."""
+    """Memory of one GPU (GiB); null: that of the card (`moedisco_ray.core.cards`), or 0 for a node without GPUs."""
     price_per_hour: Annotated[float, Field(ge=0)]
     """Price of the whole node (dollars per hour)."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory of the machine (GB); null if unknown, in which case it is not checked."""
+    """Memory of the machine (GiB); null if unknown, in which case it is not checked."""
     disk_gb: Annotated[float, Field(gt=0)] | None = None
     """Disk space of the machine (GB); null if unknown, in which case it is not checked."""
     transfer_price_per_gb: Annotated[float, Field(ge=0)] = 0
@@ -93,10 +93,10 @@ class NodeType:
         name: Key of the node type in the cluster file.
         most: Maximum number of nodes of this type at once.
         resources: Resources of a node.
-        gpu_memory_gb: Memory of one GPU (GB).
+        gpu_memory_gb: Memory of one GPU (GiB).
         card: The GPU; None for a node without GPUs, or with a GPU that is not in the table of cards.
         price_per_hour: Dollars per node-hour.
-        memory_gb: Memory of the machine (GB); None if unknown.
+        memory_gb: Memory of the machine (GiB); None if unknown.
         disk_gb: Disk space of the machine (GB); None if unknown.
         transfer_price_per_gb: Price of data transfer between the storage and a node (dollars per GB).
         joins: Whether machines of this type join with `moedisco join`; the file's limit on workers does not count them.
@@ -136,7 +136,7 @@ class Head:
 
     Attributes:
         name: Node type of the head in the cluster file.
-        memory_gb: Memory (GB); None if unknown.
+        memory_gb: Memory (GiB); None if unknown.
         disk_gb: Disk space (GB); None if unknown.
     """
 
@@ -293,6 +293,6 @@ def _pod_facts(template: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gigabytes(quantity: str) -> float:
-    """Convert a memory quantity of Kubernetes, such as 8Gi, to GB."""
+    """Convert a memory quantity of Kubernetes, such as 8Gi, to GiB."""
     unit = quantity.lstrip("0123456789.")
     return float(quantity.removesuffix(unit)) * _QUANTITIES[unit] / GIB

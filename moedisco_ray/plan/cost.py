@@ -12,13 +12,15 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.config import Architecture, LowMemoryPool, Pool
+from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer, Pool
+from moedisco_ray.core.families import FamilyName
 from moedisco_ray.core.records.prices import dollars_of
+from moedisco_ray.plan.muon_flops import muon_flops
 from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.policies.placement import Need, NodeType, ranked
 
 
-class Cost(BaseModel, frozen=True):
+class Cost(BaseModel, frozen=True, defer_build=True):
     """Cost of the training of one stage."""
 
     tokens: int
@@ -85,7 +87,29 @@ def training_cost(
     )
 
 
-class TypeShare(BaseModel, frozen=True):
+def optimizer_flops_per_token(
+    family: FamilyName, architecture: Architecture, optimizer: Optimizer, pool: Pool, *, replicas: int = 1
+) -> float:
+    """Floating-point operations of an optimizer's step on GPUs per token of its batch; only Muon has many.
+
+    Muon's operations do not depend on the batch, and need all experts, so they count where batches are small, or few
+    experts are active. They are large dense products: they run at the speed of dense models, and are expressed as
+    operations at the speed of the model at hand.
+
+    Args:
+        family: The model's family.
+        architecture: Sizes of the model.
+        optimizer: Settings of the optimizer.
+        pool: Pool that trains.
+        replicas: Number of replicas; each computes all of them, and the workers of one replica share them.
+    """
+    if optimizer.name != "muon" or not pool.gpu:
+        return 0.0
+    at_dense_speed = pool.flops(architecture.num_experts) / pool.flops(1)
+    return replicas * muon_flops(family, architecture) * at_dense_speed / optimizer.batch_tokens
+
+
+class TypeShare(BaseModel, frozen=True, defer_build=True):
     """The part of a stage on one node type of a mixed pool."""
 
     name: str
@@ -117,7 +141,7 @@ def mixed_cost(
         flops_each_token: Operations per token.
         tokens: Training tokens, summed over units.
         pool: The pool; at least one of its node types has enough memory.
-        need_gb: Memory of a worker (GB).
+        need_gb: Memory of a worker (GiB).
         experts: Experts per layer.
         units: Number of models that train independently.
         owned: Price of each data owner's seat ($/h). Each trains one of the models, at the pool's own speed.

@@ -15,20 +15,24 @@ because a plan does not read task files: `left_out` names this setting, and the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.bill import Baseline, Bill, line, make_bill
+from moedisco_ray.core.records.prices import dollars_of
 from moedisco_ray.core.stages import STAGES, TrainingStage
 from moedisco_ray.plan.cost import Cost, TypeShare
 from moedisco_ray.plan.reading import Reading, StageEstimate, crowd, priced, total, unknown
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 from moedisco_ray.plan.stage_cost import cost_of
 
+_ROUNDING = 1e-6
 
-class Training(BaseModel, frozen=True):
+
+class Training(BaseModel, frozen=True, defer_build=True):
     """The facts about a training stage from which its time is estimated."""
 
     cost: Cost
@@ -39,7 +43,7 @@ class Training(BaseModel, frozen=True):
     experts: int
     types: tuple[TypeShare, ...] = ()
     sync_seconds: float = 0.0
-    """Time that the syncs take (seconds). Models that take turns on slots give them up meanwhile."""
+    """Time that the syncs take (seconds). Models that take turns on slots hold one for a part of it."""
 
 
 def estimate_stages(
@@ -99,6 +103,20 @@ def no_bill() -> Bill:
     return bare.model_copy(update={"dollars": None, "dollars_with_idle": None})
 
 
+def idle_in_nodes(config: RunConfig, stages: Sequence[StageEstimate]) -> float:
+    """Dollars of the cards that are idle in nodes of several rented cards while others work; no bill has them."""
+    dollars = 0.0
+    for stage in stages:
+        for each in stage.lines:
+            pool = config.pools.at(each.pool)
+            node = pool.gpus_per_node
+            if node > 1 and stage.seconds and each.worker_seconds is not None:
+                held = each.worker_seconds / stage.seconds
+                idle = math.ceil(held / node - _ROUNDING) * node - held
+                dollars += dollars_of(stage.seconds * max(0.0, idle), pool.price_per_hour)
+    return dollars
+
+
 def left_out(config: RunConfig) -> tuple[str, ...]:
     """Settings whose cost a plan does not include."""
     return ("evaluation.lm_eval",) if config.evaluation.lm_eval else ()
@@ -114,8 +132,8 @@ def _training(stage: TrainingStage, training: Training, reading: Reading) -> Sta
         return unknown(name, pool)
     factor = crowd(pool, training.at_once * training.workers_per_unit, machine)
     syncing = training.sync_seconds if pool.gpu else 0.0
-    waiting = syncing if training.units <= training.at_once else 0.0
-    owners = config.owners if stage.has_owners else ()
+    waiting = syncing * training.at_once / training.units
+    owners = config.pools.of_owners if stage.per_cluster else ()
     shared = training.units - len(owners)
     working = 3600 * cost.worker_hours if pool.gpu else seconds  # in a mixed pool, each node type has its own speed
     parts = [
@@ -127,7 +145,7 @@ def _training(stage: TrainingStage, training: Training, reading: Reading) -> Sta
         for share in training.types
     ] or [(pool.key, shared, working * shared / training.units)]
     owned = working - sum(each for _, _, each in parts)
-    parts += [(f"owners.{name}", 1, owned / len(owners)) for name in owners]
+    parts += [(owner.key, 1, owned / len(owners)) for owner in owners]
     lines = [
         line(name, key, (each + (starting + measuring + waiting) * units * training.workers_per_unit) * factor, config)
         for key, units, each in parts

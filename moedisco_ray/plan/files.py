@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.stages import TrainingStage
-from moedisco_ray.plan.host_memory import TEXT_BYTES_PER_TOKEN, decompose_memory
+from moedisco_ray.core.limits import TEXT_BYTES_PER_TOKEN
+from moedisco_ray.core.stages import TRAINING, TrainingStage
+from moedisco_ray.plan.host_memory import decompose_memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.plan.speed import STORE_BYTES_PER_SECOND
 from moedisco_ray.plan.worker_plan import InferencePlan
@@ -22,7 +23,7 @@ _COPY_BYTES_PER_SECOND = 4e9
 """Assumed speed at which a checkpoint is copied from a GPU to host memory (bytes/s); training pauses meanwhile."""
 
 
-class StageStorage(BaseModel, frozen=True):
+class StageStorage(BaseModel, frozen=True, defer_build=True):
     """Storage, memory and traffic of one stage, in bytes."""
 
     stage: str
@@ -68,6 +69,7 @@ class Trained:
         tokens: Training tokens, summed over trainings.
         synced: Bytes that all syncs transfer.
         exchanged: Bytes that the workers of a gang send each other, in all steps together.
+        host: Bytes of host memory of one worker that trains from there, and writes checkpoints without a copy; else 0.
     """
 
     pool: str
@@ -84,6 +86,7 @@ class Trained:
     synced: int = 0
     frozen: int = 0
     exchanged: int = 0
+    host: int = 0
 
     @property
     def checkpoint(self) -> int:
@@ -115,7 +118,7 @@ class Files:
         self.config, self.trained, self.vocab_size, self._inference = config, trained, vocab_size, inference
         self.token_bytes = 2 if vocab_size <= 1 << 16 else 4
         self.corpus_tokens = config.tokens.total if text_bytes is None else text_bytes // TEXT_BYTES_PER_TOKEN
-        finetune = trained.get("finetune")
+        finetune = next((trained[each.name] for each in TRAINING if each.trains_whole and each.name in trained), None)
         earlier = self.earlier
         parts = 0 if earlier is None else earlier.weights * earlier.units
         self.whole = parts if finetune is None else finetune.weights
@@ -129,11 +132,12 @@ class Files:
     @property
     def earlier(self) -> Trained | None:
         """The training before the merge: of the sub-models or, without one, of the seed."""
-        return self.trained.get("submodels", self.trained.get("seed"))
+        parts = [stage.name for stage in TRAINING if not stage.trains_whole and stage.name in self.trained]
+        return self.trained[parts[-1]] if parts else None
 
     def training(self, stage: TrainingStage, each: Trained) -> StageStorage:
         """Storage of one training stage."""
-        handed_over = each.handed_over if self._keeps_optimizer_state(stage) else 0
+        handed_over = each.handed_over if stage.keeps_state(self.config) else 0
         kept = each.weights + handed_over
         packed = self.token_bytes * each.tokens
         stored, written = each.units * kept, each.units * kept
@@ -154,7 +158,7 @@ class Files:
             node_disk=inputs + kept if each.workers > 1 else 0,
             worker_disk=share + (0 if each.workers > 1 else inputs + kept),
             device_memory=each.device,
-            worker_memory=share + each.offloaded,
+            worker_memory=each.host or share + each.offloaded,
             moved=read + written + each.units * saves * each.checkpoint + each.synced,
             exchanged=each.exchanged,
         )
@@ -192,14 +196,6 @@ class Files:
         if found is None:
             return 0, 0
         return (found.memory.total, 0) if found.fits_known else (0, found.memory.total - found.memory.overhead)
-
-    def _keeps_optimizer_state(self, stage: TrainingStage) -> bool:
-        """Whether the training that follows needs the optimizer state of a stage."""
-        following = {
-            "seed": self.config.submodels.keep_optimizer_state,
-            "submodels": self.config.finetune.keep_optimizer_state,
-        }
-        return following.get(stage.name, False)
 
 
 def checkpoint_count(steps: int, hours: float, every: int | None, size: int, workers: int) -> int:

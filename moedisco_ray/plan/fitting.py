@@ -4,6 +4,9 @@ Settings without a value of the user's (`auto` or null) are free, and the micro-
 has a cost: a factor on the time until the same loss. Factors multiply, and the cheapest combination that fits is
 chosen. If the settings fit as they are, nothing changes.
 
+The workers of a gang may wait for each other's data for longer than they compute. A step then takes as long as its
+exchanges: more than once per step, if there are several micro-batches and no memory to keep what was exchanged.
+
 | change | factor | reason |
 |---|---|---|
 | smaller `micro_batch` | 1 | the same operations, in smaller parts |
@@ -16,6 +19,7 @@ chosen. If the settings fit as they are, nothing changes.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +28,7 @@ from pydantic import BaseModel
 
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.config.run import divisors
-from moedisco_ray.plan.memory import GIB, Memory, micro_batch_sequences, worker_sequences
+from moedisco_ray.plan.memory import Memory, micro_batch_sequences, worker_sequences
 
 BLOCK_STEPS = 100
 """Steps for which a block trains; BAdam's authors use 50 to 100."""
@@ -38,7 +42,7 @@ CHANGEABLE = ("micro_batch", "gradient_checkpointing", "precision", "moments", "
 """Settings of the optimizer that a plan may change."""
 
 
-class Choice(BaseModel, frozen=True):
+class Choice(BaseModel, frozen=True, defer_build=True):
     """Settings that a run uses instead of those in its configuration, because the model does not fit with these."""
 
     optimizer: Optimizer
@@ -53,37 +57,80 @@ class Choice(BaseModel, frozen=True):
         return f"{names} (about {self.cost:.1f} times the time)" if self.cost > 1 else names
 
 
+@dataclasses.dataclass(frozen=True)
+class Exchanging:
+    """Time that the workers of a gang exchange weights and gradients in one step (s), by their settings.
+
+    Attributes:
+        in_step: With the memory that the workers have.
+        with_room: With as much memory as they would need to exchange once per step.
+    """
+
+    in_step: Callable[[Optimizer], float]
+    with_room: Callable[[Optimizer], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Where a training has to fit.
+
+    Attributes:
+        sequence_length: Tokens per sequence.
+        pool_gb: Memory of a worker of the pool (GiB).
+        host_gb: Main memory that a worker may fill (GiB); None if unknown.
+        workers: Workers that share the model.
+        alone: Whether all weights are trained and always on one worker, which offloading and blocks need.
+    """
+
+    sequence_length: int
+    pool_gb: float
+    host_gb: float | None
+    workers: int
+    alone: bool
+
+    def trials(self, optimizer: Optimizer) -> Iterator[Optimizer]:
+        """All values of the settings that the configuration leaves open."""
+        return combinations(optimizer, self.sequence_length, self.workers, alone=self.alone)
+
+
 def choose(
     measure: Callable[[Optimizer], Memory],
     optimizer: Optimizer,
+    room: Room,
     *,
     section: str,
-    sequence_length: int,
-    pool_gb: float,
-    workers: int,
-    alone: bool,
     step_seconds: float,
+    exchange: Exchanging | None = None,
 ) -> Choice | None:
     """The cheapest settings that fit; None if none do.
 
     Args:
         measure: Memory of a worker.
         optimizer: The settings in the configuration.
+        room: Where they have to fit.
         section: Dotted path of the optimizer's section.
-        sequence_length: Tokens per sequence.
-        pool_gb: Memory of a worker of the pool (GB).
-        workers: Workers that share the model.
-        alone: Whether all weights are trained and always on one worker, which offloading and blocks need.
         step_seconds: Time of a step without recomputation (s).
+        exchange: Time that a gang's exchanges take in a step; None for a single worker.
     """
-    for cost, trial in by_cost(measure, combinations(optimizer, sequence_length, workers, alone=alone), step_seconds):
-        if measure(trial).total <= pool_gb * GIB:
+    for cost, trial in by_cost(measure, room.trials(optimizer), step_seconds, exchange):
+        if measure(trial).fits(room.pool_gb, room.host_gb):
             return Choice(
                 optimizer=trial,
                 settings=changes(optimizer, trial, section),
-                cost=cost / _cost(optimizer, measure, step_seconds),
+                cost=cost / _cost(optimizer, measure, step_seconds, None if exchange is None else exchange.with_room),
             )
     return None
+
+
+def least_memory(measure: Callable[[Optimizer], Memory], optimizer: Optimizer, room: Room) -> Memory:
+    """The memory of those settings that lack least where none fit, of the settings that `choose` tries.
+
+    Where they lack the host's memory, the card's decides.
+    """
+    return min(
+        map(measure, room.trials(optimizer)),
+        key=lambda memory: (memory.excess(room.pool_gb, room.host_gb), memory.total),
+    )
 
 
 def combinations(
@@ -135,8 +182,23 @@ def copy_seconds(memory: Memory) -> float:
     return 2 * memory.offloaded / OFFLOAD_BYTES_PER_SECOND
 
 
+def time_factor(optimizer: Optimizer, memory: Memory | None, step_seconds: float) -> float:
+    """Time of a step as a multiple of one without recomputation and offloaded moments.
+
+    Args:
+        optimizer: Settings of the step.
+        memory: Memory of a worker; None: nothing is offloaded.
+        step_seconds: Time of a step without recomputation (s).
+    """
+    recomputing = RECOMPUTATION_COST if optimizer.gradient_checkpointing else 1.0
+    return recomputing + (0.0 if memory is None else copy_seconds(memory) / step_seconds)
+
+
 def by_cost(
-    measure: Callable[[Optimizer], Memory], trials: Iterator[Optimizer], step_seconds: float
+    measure: Callable[[Optimizer], Memory],
+    trials: Iterator[Optimizer],
+    step_seconds: float,
+    exchange: Exchanging | None = None,
 ) -> list[tuple[float, Optimizer]]:
     """Settings with their cost, ascending.
 
@@ -144,13 +206,20 @@ def by_cost(
         measure: Memory of a worker.
         trials: The settings.
         step_seconds: Time of a step without recomputation (s).
+        exchange: Time that a gang's exchanges take in a step; None for a single worker.
     """
-    return sorted(((_cost(trial, measure, step_seconds), trial) for trial in trials), key=lambda each: each[0])
+    seconds = None if exchange is None else exchange.in_step
+    return sorted(((_cost(trial, measure, step_seconds, seconds), trial) for trial in trials), key=lambda each: each[0])
 
 
-def _cost(trial: Optimizer, measure: Callable[[Optimizer], Memory], step_seconds: float) -> float:
+def _cost(
+    trial: Optimizer,
+    measure: Callable[[Optimizer], Memory],
+    step_seconds: float,
+    exchange_seconds: Callable[[Optimizer], float] | None,
+) -> float:
     cost = BLOCKS_COST if trial.block_steps else 1.0
-    recomputed = RECOMPUTATION_COST if trial.gradient_checkpointing else 1.0
-    cost *= recomputed + (copy_seconds(measure(trial)) / step_seconds if trial.offload_moments else 0.0)
+    waiting = 0.0 if exchange_seconds is None else exchange_seconds(trial) / step_seconds
+    cost *= max(waiting, time_factor(trial, measure(trial) if trial.offload_moments else None, step_seconds))
     cost *= BF16_COST if trial.precision == "pure_bf16" else 1.0
     return cost * (FP8_COST if trial.moments == "fp8" else 1.0)

@@ -3,7 +3,7 @@
 With w bytes per element in matrix products, gradients reduced in fp32, and M micro-batches per step:
 
 * weights sharded among s workers: each gathers them once per step, or twice for every micro-batch, and reduces their
-  gradients once per step, or for every micro-batch (`finetune.exchange`); embedding, norm and head stay gathered
+  gradients once per step, or, where that does not fit, for every micro-batch; embedding, norm and head stay gathered
   between forward and backward pass. Each gather sends (s - 1) / s of w bytes per parameter, and each reduction (s - 1)
   / s of 4;
 * replicas: each reduction of a shard's gradients sends 2 (r - 1) / r of 4 bytes per parameter of the shard;
@@ -11,7 +11,7 @@ With w bytes per element in matrix products, gradients reduced in fp32, and M mi
   the other workers of the replica. In each MoE layer a token's k copies travel to their experts and back, and their
   gradients likewise: 4 k D w bytes per token, 6 with gradient checkpointing; (e - 1) / e of them leave the worker.
 
-Sums over a few numbers, and what Muon gathers, are left out.
+Sums over a few numbers, and what Muon exchanges, are left out: 8 (s - 1) / s^2 bytes per parameter of shared matrices.
 
 Workers are numbered node by node. An exchange whose workers are all on one node takes place over the links between its
 cards, any other over the network (`pools.*.network`), which all exchanges of a node share.
@@ -33,7 +33,7 @@ from moedisco_ray.policies.parallel import Layout, Sharing
 _GRADIENT_BYTES = 4
 
 
-class GangTraffic(BaseModel, frozen=True):
+class GangTraffic(BaseModel, frozen=True, defer_build=True):
     """Bytes that each worker of a gang sends in one step."""
 
     bytes: int

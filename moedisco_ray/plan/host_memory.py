@@ -2,7 +2,7 @@
 
 * corpus: a task brings together documents of at most 128 MiB, which takes three times as much; or it holds one range of
   ids: its text, the sorted copy, token ids and packed tokens, of at most 32 MiB of text in a corpus of up to 128 GB.
-  Measured for ranges of 16 and 32 MB: 191 and 281 MiB, of 203 and 310 MiB planned.
+  Measured for ranges of 16 MB: 206 to 208 MiB, of 211 MiB planned.
 * cluster: the driver holds the sample's texts twice, once as Python strings, with token ids; the vectors on which
   k-means is fitted, in six copies at most; and the costs on which prices are fitted, in five copies of 8 bytes. Tf-idf
   adds the words of the sample and the components, and vectors of mean tokens the embedding. A task holds one part of
@@ -24,15 +24,16 @@ from moedisco_ray.core.limits import (
     HELD_BYTES,
     MOST_TERMS,
     RANGE_BYTES,
+    SAMPLED_DOCUMENTS,
     SHARD_BYTES,
+    TERM_DIMENSIONS,
+    TEXT_BYTES_PER_TOKEN,
 )
 from moedisco_ray.plan.parameters import Parameters
 
-TEXT_BYTES_PER_TOKEN = 4
-"""Assumed bytes of text per token: typical of English text and a vocabulary of 32,000 or more entries."""
 ID_BYTES = 4
 """Size of a token id in the corpus (bytes)."""
-_TASK_BYTES = 96 * 2**20
+_TASK_BYTES = 112 * 2**20
 """Memory of a text task besides its documents: Python strings of a chunk, tokenizer, buffers of Arrow (bytes)."""
 _TASK_COPIES = 7
 """Memory of the documents in a range of ids, as a multiple of their text."""
@@ -64,13 +65,13 @@ def cluster_memory(config: RunConfig, corpus_tokens: int, vocab_size: int) -> in
     """
     settings, length = config.clusters, config.corpus.sequence_length
     documents = -(-corpus_tokens // length)
-    sample = min(documents, max(settings.sample, settings.number))
+    sample = min(documents, max(SAMPLED_DOCUMENTS, settings.number))
     held = sample * length * (2 * TEXT_BYTES_PER_TOKEN + ID_BYTES)
     held += _COST_COPIES * 8 * settings.number * min(documents, BALANCE_DOCUMENTS)
-    if settings.method == "kmeans":
+    if settings.vectors != "random":
         hidden = config.model.architecture.hidden_size
-        dimensions = settings.dimensions if settings.vectors == "tfidf_svd" else hidden
-        fitted = min(documents, max(settings.sample, CENTROID_DOCUMENTS * settings.number))
+        dimensions = TERM_DIMENSIONS if settings.vectors == "tfidf_svd" else hidden
+        fitted = min(documents, max(SAMPLED_DOCUMENTS, CENTROID_DOCUMENTS * settings.number))
         held += _VECTOR_COPIES * 4 * dimensions * fitted
         if settings.vectors == "tfidf_svd":
             held += _TERM_BYTES * length * sample + 4 * MOST_TERMS * dimensions

@@ -20,8 +20,9 @@ from pydantic import ValidationError
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.globs import Glob
+from moedisco_ray.core.limits import COMPRESSED, PARQUET, TEXT_PER_COMPRESSED
 from moedisco_ray.core.store.artifacts import write_text
-from moedisco_ray.core.store.locations import cache_directory
+from moedisco_ray.core.store.locations import cache_directory, is_uri
 from moedisco_ray.plan.speed import Machine, Probe
 
 _LIBRARIES = ("moedisco-ray", "torch", "transformers", "tokenizers")
@@ -109,14 +110,22 @@ def _text_bytes(config: RunConfig, read_sizes: bool) -> int | None:
         if source.path == "embedded":
             total += _EMBEDDED_BYTES
             continue
-        size = _size(source.path) if read_sizes and "://" not in source.path else None
-        if size is None:
+        size = text_size(source.path) if read_sizes and not is_uri(source.path) else None
+        if not size:
             return None
         total += size
     return total
 
 
-def _size(path: str) -> int | None:
+def text_size(path: str) -> int | None:
+    """Estimated size of the text of a file, a folder or a glob on this machine (bytes).
+
+    Returns:
+        The size; 0 if there are no files, or only empty ones, and None if there are too many to count.
+
+    Raises:
+        GlobError: The path is no glob.
+    """
     found = Path(path).absolute()
     wildcard = min((path.index(sign) for sign in "*?[" if sign in path), default=None)
     if wildcard is None or found.is_dir():
@@ -125,9 +134,14 @@ def _size(path: str) -> int | None:
         base, pattern = Path(path[:wildcard] + "_").absolute().parent, Glob.of(str(found))
     seen = [base] if base.is_file() else list(itertools.islice(_below(base), _MOST_FILES + 1))
     files = [each for each in seen if each.is_file() and (pattern is None or pattern.matches(str(each)))]
-    if not files or len(seen) > _MOST_FILES:
+    if len(seen) > _MOST_FILES:
         return None
-    return sum(file.stat().st_size for file in files)
+    return sum(map(_text_of_file, files))
+
+
+def _text_of_file(file: Path) -> int:
+    """Estimated size of the text in a file (bytes)."""
+    return file.stat().st_size * (TEXT_PER_COMPRESSED if file.name.endswith((*COMPRESSED, *PARQUET)) else 1)
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from moedisco_ray.core.stages import training_stage
 from moedisco_ray.core.store.locations import Location
 from moedisco_ray.plan.build import build_plan
 from moedisco_ray.plan.cluster_count import with_cluster_count
-from moedisco_ray.plan.cost import flops_per_token
+from moedisco_ray.plan.cost import flops_per_token, optimizer_flops_per_token
 from moedisco_ray.plan.parameters import submodel_architecture
 from moedisco_ray.plan.stage_plan import StagePlan
 
@@ -63,7 +63,8 @@ def measured_speeds(config: RunConfig, report: RunReport) -> dict[str, float]:
         found = trained.get(stage.stage)
         if stage.pool in pools and found is not None and found.tokens and found.training_worker_seconds:
             waiting = 0.0
-            if stage.stage == "seed" and stage.traffic is not None:  # the network is as fast whatever the cards are
+            whole = training_stage(stage.stage).trains_whole
+            if not whole and stage.traffic is not None:  # the network is as fast whatever the cards are
                 steps = found.tokens / config.submodels.optimizer.batch_tokens
                 waiting = stage.traffic.seconds * steps * stage.workers
             planned[stage.pool] += _seconds_per_token(config, stage) * found.tokens
@@ -83,7 +84,10 @@ def _seconds_per_token(config: RunConfig, stage: StagePlan) -> float:
     optimizer = kind.section(config).optimizer if stage.choice is None else stage.choice.optimizer
     recomputes = bool(optimizer.gradient_checkpointing)
     flops = flops_per_token(stage.parameters, shape, config.corpus.sequence_length, checkpointing=recomputes)
-    return flops / kind.pool(config).flops(shape.num_experts)
+    pool = kind.pool(config)
+    replicas = 1 if kind.trains_whole else stage.workers
+    flops += optimizer_flops_per_token(family, shape, optimizer, pool, replicas=replicas)
+    return flops / pool.flops(shape.num_experts)
 
 
 def _measurable(config: RunConfig) -> dict[str, AnyPool]:

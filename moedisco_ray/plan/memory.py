@@ -24,12 +24,11 @@ With adapters of a rank (`submodels.lora`), see `plan.adapter_memory`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, computed_field
 
-from moedisco_ray.core.config import Architecture, Lora, Optimizer, read_architecture
+from moedisco_ray.core.config import Architecture, Lora, Optimizer
 from moedisco_ray.core.families import DECLARATIONS, FamilyName
 from moedisco_ray.core.limits import LOGITS_BYTES, MOMENT_BLOCK, STEP_ELEMENTS
 from moedisco_ray.plan.activation_memory import activation_bytes_per_token, layer_bytes_per_token
@@ -44,7 +43,8 @@ Exchange = Literal["step", "micro_batch"]
 GIB = 2**30
 """Bytes of a gigabyte, as GPU vendors count memory."""
 
-_STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
+STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
+"""Bytes per parameter of weights, gradients and both of AdamW's moments, by the dtype of the weights."""
 _FP8_BYTES = 2 * (1 + 2 / MOMENT_BLOCK)
 """Both moments of a matrix in 8 bits, with their scales (bytes per parameter)."""
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
@@ -54,12 +54,15 @@ _FP8_STEP_BYTES = {"fp32": 16, "bf16": 20}
 """Temporary memory of an optimizer step with moments in 8 bits, by precision (bytes per element processed at once)."""
 MUON_BYTES = 32
 """Temporary memory of Muon's step (bytes per element of the matrices that it handles at once): eight fp32 copies."""
+_MUON_EXCHANGE_BYTES = 12
+"""Memory of Muon's exchange in a gang (bytes per element that a worker exchanges at once): in fp32, what it receives,
+what comes back, and what it sent, which the library of the exchange may still hold."""
 FIXED_OVERHEAD = 1 * GIB
 """Assumed memory of the CUDA context and of library workspaces (bytes)."""
 _FRAGMENTATION = 0.05
 
 
-class Memory(BaseModel, frozen=True):
+class Memory(BaseModel, frozen=True, defer_build=True):
     """Bytes that one worker holds at its peak, by part.
 
     The peak is in the backward pass or in the optimizer's step, whichever needs more memory. `activations` and
@@ -80,6 +83,11 @@ class Memory(BaseModel, frozen=True):
     overhead: int
     offloaded: int = 0
     """Moments in the machine's memory; not part of the total."""
+    streamed: int = 0
+    """Weights in the machine's memory, from which one layer at a time comes to the card; not part of the total."""
+    host: int = 0
+    """Bytes that streamed training holds in the machine's memory: weights, gradients, optimizer state, and the inputs
+    of each layer; not part of the total."""
     unpacked: int = 0
     """Bytes that weights in 4 bits take more when the model is written; not part of the total."""
     mean_share: float = 1.0
@@ -96,6 +104,25 @@ class Memory(BaseModel, frozen=True):
         """Memory by part (weights, gradients, ...), in the order of the plan's table."""
         names = ("weights", "gradients", "optimizer", "activations", "compute_copies", "optimizer_step", "overhead")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def on_host(self) -> int:
+        """Bytes that the worker holds in the machine's memory: offloaded moments, or all that streamed training has."""
+        return self.host or self.offloaded
+
+    def fits(self, card_gb: float, host_gb: float | None = None) -> bool:
+        """Whether a worker has enough memory.
+
+        Args:
+            card_gb: Memory of its card (GiB).
+            host_gb: Main memory that it may fill (GiB); None if unknown, and assumed to be enough.
+        """
+        return self.total <= card_gb * GIB and (host_gb is None or self.on_host <= host_gb * GIB)
+
+    def excess(self, card_gb: float, host_gb: float | None = None) -> float:
+        """Memory that a worker needs as a multiple of what it has, of its card or of the host, whichever is larger."""
+        of_host = 0.0 if host_gb is None else self.on_host / max(1.0, host_gb * GIB)
+        return max(self.total / (card_gb * GIB), of_host)
 
 
 def worker_memory(
@@ -128,21 +155,19 @@ def worker_memory(
     parameters = count_parameters(family, architecture, vocab_size)
     layout = layout or Layout(data=workers)
     share = largest_share(parameters, architecture, layout)
-    weight_bytes, gradient_bytes, moment_bytes = _STATE_BYTES[optimizer.state]
+    weight_bytes, gradient_bytes, _ = STATE_BYTES[optimizer.state]
     rank = 0 if lora is None else lora.rank
     width, adapters = compute_bytes(optimizer, gpu), adapter_parameters(family, architecture, rank)
     unpacked = bytes_saved(parameters, lora, width)
     trained = adapters or (largest_block(parameters, architecture) if optimizer.block_steps else share)
     weights = share * width - unpacked + adapters * weight_bytes if rank else share * weight_bytes
     gradients = trained * gradient_bytes
-    moments = round(trained * (_FP8_BYTES if optimizer.moments == "fp8" else moment_bytes))
-    if optimizer.name == "muon":
-        moments -= moment_bytes // 2 * -(-parameters.matrices // layout.shards)
+    moments = state_bytes(optimizer, trained, -(-parameters.matrices // layout.shards))
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4 and not rank
     copies = width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     is_only_pass = worker_sequences(optimizer, sequence_length, workers) * sequence_length == tokens
-    masked = needs_mask(family, architecture, optimizer, gpu)
+    masked, widest = needs_mask(family, architecture, optimizer, gpu), widest_matrix(family, architecture)
     activations = min(LOGITS_BYTES, 16 * vocab_size * tokens) + tokens * activation_bytes_per_token(
         family,
         architecture,
@@ -155,9 +180,7 @@ def worker_memory(
     )
     if rank:
         kept = 1 if optimizer.gradient_checkpointing else architecture.num_hidden_layers  # layers
-        copies += sum_bytes(
-            family, architecture, parameters, width, widest=_widest(family, architecture), checkpointing=kept == 1
-        )
+        copies += sum_bytes(family, architecture, parameters, width, widest=widest, checkpointing=kept == 1)
         activations -= tokens * (
             normalised_bytes(family, architecture, width, layers=kept)
             + router_bytes(family, architecture, width, layers=kept)
@@ -182,7 +205,10 @@ def worker_memory(
         early = 0 if is_only_pass and not rank else gradients
         moment = Moment(early + gradient_bytes * largest, activations, copies)
     elements = min(STEP_ELEMENTS, trained, -(-parameters.largest_tensor // workers))
-    step = _step_bytes(optimizer, _widest(family, architecture), elements)
+    step = step_bytes(optimizer, widest, elements)
+    if optimizer.name == "muon" and layout.shards > 1:
+        rows = -(-(parameters.matrices - parameters.experts) // layout.shards)
+        step += _MUON_EXCHANGE_BYTES * min(max(STEP_ELEMENTS, widest), rows)  # `training.shared_matrices.windows`
     in_backward = moment.total > gradients + step
     parts = {
         "weights": weights,
@@ -201,6 +227,19 @@ def worker_memory(
     )
 
 
+def state_bytes(optimizer: Optimizer, trained: int, matrices: int) -> int:
+    """Bytes of the optimizer's state.
+
+    Args:
+        optimizer: The optimizer's settings.
+        trained: Parameters that train.
+        matrices: Number of these that Muon trains if it is the optimizer.
+    """
+    each = STATE_BYTES[optimizer.state][2]
+    moments = round(trained * (_FP8_BYTES if optimizer.moments == "fp8" else each))
+    return moments - each // 2 * matrices if optimizer.name == "muon" else moments
+
+
 def overhead(held: int) -> int:
     """Assumed bytes besides those that tensors hold: for the CUDA context, library workspaces and fragmentation."""
     return FIXED_OVERHEAD + int(_FRAGMENTATION * held)
@@ -215,22 +254,17 @@ def largest_block(parameters: Parameters, architecture: Architecture) -> int:
     return max(layer + parameters.above_mean, parameters.embedding, parameters.head + last_norm)
 
 
-def exchange_of(
-    setting: Literal["auto", "step", "micro_batch"], measure: Callable[[Exchange], Memory], pool_gb: float
-) -> Exchange:
-    """How often the workers of a sharded training exchange weights and gradients.
+def exchange_of(measure: Callable[[Exchange], Memory], pool_gb: float) -> Exchange:
+    """How often the workers of a sharded training exchange weights and gradients: once per step if that fits.
 
     Args:
-        setting: The configured value.
         measure: Memory of one worker for each value.
-        pool_gb: Memory of one worker of the pool (GB).
+        pool_gb: Memory of one worker of the pool (GiB).
     """
-    if setting != "auto":
-        return setting
     return "step" if measure("step").total <= pool_gb * GIB else "micro_batch"
 
 
-def _widest(family: FamilyName, architecture: Architecture) -> int:
+def widest_matrix(family: FamilyName, architecture: Architecture) -> int:
     """Elements of the largest matrix that a step of Muon orthogonalises; one of dense layers is not looked at."""
     declaration = DECLARATIONS[family]
     rows = [
@@ -244,46 +278,21 @@ def _widest(family: FamilyName, architecture: Architecture) -> int:
     return architecture.hidden_size * max(rows)
 
 
-def _step_bytes(optimizer: Optimizer, widest: int, elements: int) -> int:
+def step_bytes(optimizer: Optimizer, widest: int, elements: int) -> int:
+    """Temporary memory of an optimizer's step.
+
+    Args:
+        optimizer: The optimizer's settings.
+        widest: Elements of the largest matrix that Muon orthogonalises.
+        elements: Elements that the step handles at once.
+    """
     fp8 = optimizer.moments == "fp8"
     by_adamw = (_FP8_STEP_BYTES if fp8 else _STEP_BYTES)[optimizer.state] * elements
     if optimizer.offload_moments:
-        by_adamw += round((_FP8_BYTES if fp8 else _STATE_BYTES[optimizer.state][2]) * elements)
+        by_adamw += round((_FP8_BYTES if fp8 else STATE_BYTES[optimizer.state][2]) * elements)
     if optimizer.name == "adamw":
         return by_adamw
     return max(by_adamw, MUON_BYTES * max(elements, widest))
-
-
-def model_memory(
-    directory: Path,
-    family: FamilyName,
-    optimizer: Optimizer,
-    *,
-    sequence_length: int,
-    gpu: int,
-    workers: int = 1,
-    exchange: Exchange = "micro_batch",
-    layout: Layout | None = None,
-    lora: Lora | None = None,
-) -> Memory:
-    """`worker_memory` of the model in a Hugging Face directory.
-
-    Raises:
-        CheckpointError: The directory holds no model of the family.
-    """
-    architecture = read_architecture(directory, family)
-    return worker_memory(
-        family,
-        architecture,
-        architecture.vocab_size or 0,
-        optimizer,
-        sequence_length=sequence_length,
-        gpu=gpu,
-        workers=workers,
-        exchange=exchange,
-        layout=layout,
-        lora=lora,
-    )
 
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:

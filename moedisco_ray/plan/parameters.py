@@ -16,7 +16,7 @@ CHUNK = 64
 """Tokens that transformers' gated delta rule computes at a time."""
 
 
-class Parameters(BaseModel, frozen=True):
+class Parameters(BaseModel, frozen=True, defer_build=True):
     """Number of parameters of a model by role, over all layers.
 
     A tied head has no parameters of its own, but its matrix product is computed all the same.
@@ -192,6 +192,15 @@ def recurrent_sizes(family: Family, sizes: Architecture) -> tuple[int, int, int,
     )
     key_heads, value_heads, key_size, value_size, window = (int(family.value(sizes.fields, name)) for name in names)
     return key_heads, value_heads, key_size, value_size, window
+
+
+def largest_layer(family: FamilyName, architecture: Architecture, parameters: Parameters) -> int:
+    """Parameters of the largest layer."""
+    layers = architecture.num_hidden_layers
+    dense = min(layers, DECLARATIONS[family].dense_layers(architecture.fields))
+    mixture = (parameters.router + parameters.experts + parameters.shared_expert) // max(1, layers - dense)
+    every = (parameters.attention + parameters.norms - architecture.hidden_size) // layers + parameters.above_mean
+    return every + max(mixture, parameters.dense // max(1, dense))
 
 
 def adapter_parameters(family: FamilyName, architecture: Architecture, rank: int) -> int:

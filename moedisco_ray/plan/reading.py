@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
+from moedisco_ray.core.config import Architecture, Pool, RunConfig
 from moedisco_ray.core.records.bill import Line, line, sum_dollars
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
 
-class StageEstimate(BaseModel, frozen=True):
+class StageEstimate(BaseModel, frozen=True, defer_build=True):
     """The estimate of one stage."""
 
     stage: str
@@ -49,7 +49,7 @@ class Reading:
     @property
     def vectors_of_whole(self) -> bool:
         """Whether documents' vectors are hidden states of a model as large as the MoE."""
-        return isinstance(self.config.model.init, CheckpointInit)
+        return self.config.model.starts_from_moe
 
     def passes(self, tokens: int, *, whole: bool, pool: Pool | None = None) -> float | None:
         """Seconds that a forward pass over tokens takes one worker: a third of a training step's operations.

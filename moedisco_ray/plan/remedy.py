@@ -14,7 +14,7 @@ from moedisco_ray.plan.fitting import by_cost, changes, combinations
 from moedisco_ray.plan.memory import GIB, Memory
 
 
-class Remedy(BaseModel, frozen=True):
+class Remedy(BaseModel, frozen=True, defer_build=True):
     """Settings to change, as arguments of `--set`.
 
     If no settings fit, `settings` are those that need the least memory, and `memory_gb` is the memory that a worker
@@ -30,7 +30,7 @@ class Remedy(BaseModel, frozen=True):
         if self.fits:
             return f"fits with {settings}"
         least = f", even with {settings}" if settings else ""
-        return f"no setting makes it fit; a worker would need {math.ceil(self.memory_gb)} GB{least}"
+        return f"no setting makes it fit; a worker would need {math.ceil(self.memory_gb)} GiB{least}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ def find_remedy(
     section: str,
     sequence_length: int,
     pool_gb: float,
+    host_gb: float | None = None,
     sharded: bool,
     step_seconds: float,
     adapters: bool = False,
@@ -66,25 +67,27 @@ def find_remedy(
         spread: The setting that divides the model further.
         section: Dotted path of the optimizer's section in the configuration.
         sequence_length: Tokens per sequence.
-        pool_gb: Memory of a worker of the pool (GB).
+        pool_gb: Memory of a worker of the pool (GiB).
+        host_gb: Main memory that a worker may fill with offloaded state (GiB); None if unknown.
         sharded: Whether the spread also divides the batch of a step, as sharded training does.
         step_seconds: Time of a step without recomputation (s).
         alone: Whether a model that is not sharded is always on one worker.
         adapters: Whether adapters are trained instead of the weights, which allows neither blocks nor offloading.
     """
-    tried: list[tuple[int, tuple[str, ...]]] = []
+    tried: list[tuple[bool, int, tuple[str, ...]]] = []
     for wider in (spread.now, *spread.more):
         workers = wider if sharded else 1
         trials = combinations(
             optimizer, sequence_length, workers, alone=alone and workers == 1 and not adapters, everything=True
         )
         for _, trial in by_cost(functools.partial(_at, measure, wider), trials, step_seconds):
-            total = measure(trial, wider).total
+            memory = measure(trial, wider)
             widened = (f"{spread.setting}={wider}",) if wider != spread.now else ()
-            tried.append((total, changes(optimizer, trial, section) + widened))
-            if total <= pool_gb * GIB:
-                return Remedy(fits=True, settings=tried[-1][1], memory_gb=total / GIB)
-    total, settings = min(tried, key=lambda attempt: attempt[0])
+            settings = changes(optimizer, trial, section) + widened
+            if memory.fits(pool_gb, host_gb):
+                return Remedy(fits=True, settings=settings, memory_gb=memory.total / GIB)
+            tried.append((not memory.fits(math.inf, host_gb), memory.total, settings))
+    _, total, settings = min(tried, key=lambda attempt: attempt[:2])
     return Remedy(fits=False, settings=settings, memory_gb=total / GIB)
 
 

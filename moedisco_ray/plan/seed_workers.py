@@ -14,11 +14,12 @@ from __future__ import annotations
 import functools
 
 from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
-from moedisco_ray.plan.cost import flops_per_token
-from moedisco_ray.plan.fitting import choose
+from moedisco_ray.plan.cost import flops_per_token, optimizer_flops_per_token
+from moedisco_ray.plan.fitting import Room, choose
 from moedisco_ray.plan.gang_traffic import GangTraffic, step_exchanges, total_bytes
-from moedisco_ray.plan.memory import GIB, Memory, worker_memory
+from moedisco_ray.plan.memory import Memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
+from moedisco_ray.plan.streamed_way import training_memory
 from moedisco_ray.policies.gang import counts
 from moedisco_ray.policies.parallel import Layout
 
@@ -46,9 +47,13 @@ def seed_workers(config: RunConfig, vocab_size: int) -> tuple[int, int]:
     parameters = count_parameters(config.model.family_name, shape, vocab_size)
     flops = flops_per_token(parameters, shape, length, checkpointing=False) * optimizer.batch_tokens
 
+    muon = optimizer_flops_per_token(config.model.family_name, shape, optimizer, low)
+    muon_seconds = muon * optimizer.batch_tokens / low.flops(shape.num_experts)
+
     def is_worth_it(workers: int) -> bool:
-        computing = flops / (workers * low.flops(shape.num_experts))
-        return seed_traffic(config, shape, vocab_size, workers).seconds <= LARGEST_EXCHANGE * computing
+        computing = flops / (workers * low.flops(shape.num_experts)) + muon_seconds / workers
+        again = muon_seconds * (1 - 1 / workers)  # each has all weights, and so all of Muon's arithmetic
+        return seed_traffic(config, shape, vocab_size, workers).seconds + again <= LARGEST_EXCHANGE * computing
 
     most = max(filter(is_worth_it, counts(optimizer.batch_tokens // length, 2, low.max_workers)), default=1)
     return 1, most if most == 1 or _fits(config, shape, vocab_size, most, flops) else 1
@@ -62,15 +67,12 @@ def _fits(config: RunConfig, shape: Architecture, vocab_size: int, workers: int,
         return member_memory(config, shape, vocab_size, trial, gang=(1, workers), lora=config.submodels.lora)
 
     return (
-        measure(optimizer).total <= low.memory_gb * GIB
+        measure(optimizer).fits(low.memory_gb, low.host_gb_per_worker)
         or choose(
             measure,
             optimizer,
+            Room(config.corpus.sequence_length, low.memory_gb, low.host_gb_per_worker, workers=1, alone=False),
             section="submodels.optimizer",
-            sequence_length=config.corpus.sequence_length,
-            pool_gb=low.memory_gb,
-            workers=1,
-            alone=False,
             step_seconds=step_flops / low.flops(shape.num_experts),
         )
         is not None
@@ -91,11 +93,12 @@ def member_memory(
         lora: Adapters of the sub-models.
     """
     measure = functools.partial(
-        worker_memory,
+        training_memory,
         config.model.family_name,
         shape,
         vocab_size,
-        optimizer,
+        optimizer=optimizer,
+        residence=config.pools.low_memory.memory,
         sequence_length=config.corpus.sequence_length,
         gpu=config.pools.low_memory.gpu,
         lora=lora,

@@ -2,9 +2,9 @@
 
 The speed of a GPU is its card's peak x the share of it that published trainings reach (`moedisco_ray.core.cards`). If
 the pool names no card, it is 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % x the pool's `speed`. Another run
-may have measured it (`moedisco_ray.plan.measured_speed`). The speed of this machine's CPU cores is measured by a probe
-of about two seconds (`moedisco_ray.execution.probe`). The speed of other workers is unknown, and so are the figures
-that depend on it.
+(`moedisco_ray.plan.measured_speed`) or `moedisco doctor` (`moedisco_ray.plan.measured_machines`) may have measured it.
+The speed of this machine's CPU cores is measured by a probe of about two seconds (`moedisco_ray.execution.probe`). The
+speed of other workers is unknown, and so are the figures that depend on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STORE_BYTES_PER_SECOND = 125e6
 """Highest speed at which one worker is assumed to write to storage and to read from it (bytes/s): 1 Gbit/s."""
 
 
-class Trial(BaseModel, frozen=True):
+class Trial(BaseModel, frozen=True, defer_build=True):
     """One measured training step of the probe."""
 
     experts: int
@@ -34,7 +34,7 @@ class Trial(BaseModel, frozen=True):
     """FLOP per second of one core's CPU time."""
 
 
-class Probe(BaseModel, frozen=True):
+class Probe(BaseModel, frozen=True, defer_build=True):
     """Measurements of this machine."""
 
     cores: int
@@ -66,7 +66,7 @@ class Probe(BaseModel, frozen=True):
         return math.exp((1 - part) * math.log(low.flops_per_second) + part * math.log(high.flops_per_second))
 
 
-class Machine(BaseModel, frozen=True):
+class Machine(BaseModel, frozen=True, defer_build=True):
     """Known facts about the machine that a run would use."""
 
     probe: Probe | None = None
@@ -74,11 +74,11 @@ class Machine(BaseModel, frozen=True):
     unknown."""
     text_bytes: int | None = None
     """Size of the corpus' sources (bytes); null if unknown."""
-    measured_in: Mapping[str, str] = {}
-    """The run that measured the speed of a pool's GPUs, by pool."""
+    measured: Mapping[str, str] = {}
+    """How the speed of a pool's GPUs was measured, in words, such as `in runs/mine`, by pool."""
 
 
-class Speed(BaseModel, frozen=True):
+class Speed(BaseModel, frozen=True, defer_build=True):
     """The speed of a pool's workers."""
 
     pool: str
@@ -92,11 +92,13 @@ UNKNOWN_MACHINE = Machine()
 
 def speed_of(pool: Pool, machine: Machine) -> Speed:
     """The speed of a pool's workers, and its source."""
-    if pool.gpu and pool.key in machine.measured_in:
+    if pool.gpu and pool.key in machine.measured:
+        dense, moe = (f"{pool.flops(experts) / 1e12:.3g}" for experts in (1, 2))
+        several = "" if moe == dense else f", {moe} with several experts per layer"
         return Speed(
             pool=pool.key,
             known=True,
-            source=f"measured in {machine.measured_in[pool.key]}: {pool.flops(1) / 1e12:.3g} TFLOP/s per worker",
+            source=f"measured {machine.measured[pool.key]}: {dense} TFLOP/s per worker{several}",
         )
     if pool.gpu_card is not None:
         return Speed(pool=pool.key, known=True, source=_of_card(pool, pool.gpu_card))

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from moedisco_ray.core.config import AnyPool, Architecture, CheckpointInit, FamilyName, RunConfig
+from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, RunConfig
 from moedisco_ray.core.families import DECLARATIONS, Family
 from moedisco_ray.core.limits import (
     BATCH_TOKENS,
@@ -59,6 +59,7 @@ from moedisco_ray.plan.parameters import (
     Parameters,
     count_parameters,
     dense_hidden_size,
+    largest_layer,
     latent_sizes,
     recurrent_sizes,
     shared_hidden_size,
@@ -75,7 +76,7 @@ class StreamedModel:
         sizes: Sizes of the model.
         vocab_size: Rows of the embedding.
         gpu: GPUs of the worker; it computes in bf16 if there are any, else in fp32.
-        memory_gb: Memory of the worker (GB).
+        memory_gb: Memory of the worker (GiB).
     """
 
     family: FamilyName
@@ -103,11 +104,7 @@ class StreamedModel:
     @property
     def layer(self) -> int:
         """Bytes of the weights of the largest layer."""
-        parts, layers = self.parameters, self.sizes.num_hidden_layers
-        dense = min(layers, DECLARATIONS[self.family].dense_layers(self.sizes.fields))
-        mixture = (parts.router + parts.experts + parts.shared_expert) // max(1, layers - dense)
-        every = (parts.attention + parts.norms - self.sizes.hidden_size) // layers + parts.above_mean
-        return self.width * (every + max(mixture, parts.dense // max(1, dense)))
+        return self.width * largest_layer(self.family, self.sizes, self.parameters)
 
     @property
     def head(self) -> int:
@@ -297,7 +294,7 @@ class Streams:
 
     def vectors(self, pool: AnyPool, tokens: int) -> Memory:
         """Peak memory of computing documents' vectors."""
-        sizes = self._whole if isinstance(self.config.model.init, CheckpointInit) else self._part
+        sizes = self._whole if self.config.model.starts_from_moe else self._part
         return vectors_memory(self._on(pool, sizes), tokens=tokens, sequence_length=self._length)
 
     def _on(self, pool: AnyPool, sizes: Architecture) -> StreamedModel:

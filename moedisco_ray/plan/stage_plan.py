@@ -5,20 +5,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 from pydantic import ValidationError
 
 from moedisco_ray.core.config import AnyPool, Architecture, Lora, LowMemoryPool, Optimizer, RunConfig, TrainingStageName
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token, mixed_cost, training_cost
-from moedisco_ray.plan.fitting import Choice, choose, copy_seconds
-from moedisco_ray.plan.gang_traffic import GangTraffic, gang_traffic, planned_layout, with_exchange
+from moedisco_ray.core.stages import training_stage
+from moedisco_ray.plan.cost import (
+    Cost,
+    TypeShare,
+    flops_per_token,
+    mixed_cost,
+    optimizer_flops_per_token,
+    training_cost,
+)
+from moedisco_ray.plan.fitting import Choice, Exchanging, Room, choose, copy_seconds, least_memory
+from moedisco_ray.plan.gang_traffic import GangTraffic, gang_traffic, planned_layout, step_exchanges, with_exchange
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.seed_workers import exchange_flops, member_memory, seed_traffic, seed_workers
 from moedisco_ray.plan.steps import unit_steps
+from moedisco_ray.plan.streamed_way import streamed_flops, training_memory
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.worker_plan import WorkerPlan
 from moedisco_ray.policies.parallel import Layout
@@ -45,7 +53,8 @@ class StagePlan(WorkerPlan, frozen=True):
     """Optimizer steps of each training, or of the longest one; sub-models count as equally long."""
     choice: Choice | None
     """Settings that the run uses because the model does not fit with those in the configuration; `memory` and `cost`
-    are with them. Null if it fits as it is, or if no settings without a value of the user's make it fit."""
+    are with them. Null if it fits as it is, or if no settings without a value of the user's make it fit; `memory` is
+    then that of the settings that lack least."""
     block_wise: bool = False
     """Whether one block of weights trains at a time, so that no optimizer state is handed over to the next stage."""
     adapters: int = 0
@@ -107,7 +116,10 @@ def gang_training(config: RunConfig, pool: AnyPool, tokens: int) -> StageTrainin
     """Training of the whole model on a pool."""
     optimizer, workers = config.finetune.optimizer, pool.fewest_workers
     sequences = optimizer.batch_tokens // config.corpus.sequence_length
-    more_workers = tuple(n for n in range(workers + 1, sequences + 1) if sequences % n == 0)
+    # A pool that streams has one worker, and own cards are as many as the machine has.
+    most = sequences if pool.price_per_hour or not pool.gpu else min(sequences, pool.gpus_per_node)
+    counts = () if pool.memory == "streamed" else range(workers + 1, most + 1)
+    more_workers = tuple(n for n in counts if sequences % n == 0)
     size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
     return StageTraining(
         "finetune",
@@ -144,7 +156,8 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
     shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
     memory = measure(optimizer, training.spread.now)
     pool_gb = max(kind.memory_gb for kind in pool.node_types)
-    fits = memory.total <= pool_gb * GIB
+    host_gb = pool.host_gb_per_worker
+    fits = memory.fits(pool_gb, host_gb)
     parameters = count_parameters(family, shape, vocab_size)
     flops = flops_per_token(parameters, shape, length, checkpointing=False)
     section, workers = "submodels.optimizer", together
@@ -153,18 +166,18 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
     step_seconds = flops * optimizer.batch_tokens / (workers * pool.flops(shape.num_experts))
     choice = None
     if pool.gpu and not fits:
-        choice = choose(
-            lambda trial: measure(trial, training.spread.now),
-            optimizer,
-            section=section,
-            sequence_length=length,
-            pool_gb=pool_gb,
-            workers=workers,
-            alone=(not training.sharded or pool.most_workers == 1) and seed_gang[1] == 1 and not training.lora.rank,
-            step_seconds=step_seconds,
+        alone = (not training.sharded or pool.most_workers == 1) and seed_gang[1] == 1 and not training.lora.rank
+        room = Room(length, pool_gb, host_gb, workers, alone)
+        at_spread = functools.partial(measure, spread=training.spread.now)
+        gang = _exchanging(config, pool, whole, vocab_size) if training.sharded and workers > 1 else None
+        choice = choose(at_spread, optimizer, room, section=section, step_seconds=step_seconds, exchange=gang)
+        memory = (
+            least_memory(at_spread, optimizer, room)
+            if choice is None
+            else measure(choice.optimizer, training.spread.now)
         )
     if choice is not None:
-        optimizer, memory, fits = choice.optimizer, measure(choice.optimizer, training.spread.now), True
+        optimizer, fits = choice.optimizer, True
     remedy_for = functools.partial(
         find_remedy,
         optimizer=optimizer,
@@ -172,6 +185,7 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
         section=section,
         sequence_length=length,
         pool_gb=pool_gb,
+        host_gb=host_gb,
         sharded=training.sharded,
         step_seconds=step_seconds,
         alone=seed_gang[1] == 1,
@@ -181,18 +195,10 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
         raise ConfigError(
             f"pools.{pool.name}.types",
             pool_gb,
-            f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any node type has; {remedy}",
+            f"a worker of {training.stage} needs {memory.total / GIB:.1f} GiB, more than any node type has; {remedy}",
         )
-    # The step waits while optimizer state is copied from the host. Express that time as FLOPs, as if the GPU computed
-    # meanwhile.
-    waiting = copy_seconds(memory) / step_seconds * flops
-    flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
-    traffic = _traffic(config, pool, optimizer, whole, vocab_size) if training.sharded else None
-    flops = with_exchange(flops, traffic, pool, shape.num_experts, optimizer.batch_tokens) + waiting
-    if together > 1:
-        traffic = seed_traffic(config, shape, vocab_size, together)
-        flops += exchange_flops(config, traffic, together, shape.num_experts)
-    scope: Literal["all", "backbone"] = "all" if training.stage == "seed" else "backbone"
+    flops, traffic, replicas = _computing(config, training, optimizer, memory, shape, vocab_size=vocab_size)
+    scope = training_stage(training.stage).syncs
     steps = unit_steps(training.tokens, optimizer, [1] * units)
     tokens = sum(steps) * optimizer.batch_tokens
     types: tuple[TypeShare, ...] = ()
@@ -220,6 +226,8 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
         steps=steps[0],
         memory=memory,
         pool_gb=pool_gb,
+        host_memory_gb=pool.host_memory_gb,
+        host_gb=host_gb,
         fits=fits,
         fits_known=pool.gpu > 0,
         choice=choice,
@@ -228,14 +236,46 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
         remedy=remedy,
         cost=cost,
         types=types,
-        sync=None if training.sharded else plan_sync(config.submodels, pool, steps[-1], units, parameters, scope=scope),
-        replicas=(
-            _layout(config, pool, optimizer, whole, vocab_size, workers=workers).replicate
-            if training.sharded
-            else together
-        ),
+        sync=None
+        if scope is None
+        else plan_sync(config.submodels, pool, steps[-1], units, parameters, slots=training.workers, scope=scope),
+        replicas=replicas,
         traffic=traffic,
     )
+
+
+def _computing(
+    config: RunConfig,
+    training: StageTraining,
+    optimizer: Optimizer,
+    memory: Memory,
+    shape: Architecture,
+    *,
+    vocab_size: int,
+) -> tuple[float, GangTraffic | None, int]:
+    """Operations per token of a training, what its workers exchange, and how many of them have the same weights.
+
+    Time for copies and exchanges that computing does not hide counts as the operations that the cards could have made.
+    """
+    family, length, pool = config.model.family_name, config.corpus.sequence_length, training.pool
+    parameters = count_parameters(family, shape, vocab_size)
+    together = training.workers if training.units == 1 and not training.sharded else 1
+    replicas, traffic = together, None
+    if memory.streamed:
+        flops = streamed_flops(family, shape, vocab_size, optimizer, pool, sequence_length=length)
+    else:
+        flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
+    if training.sharded:
+        traffic = _traffic(config, pool, optimizer, shape, vocab_size)
+        replicas = _layout(config, pool, optimizer, shape, vocab_size, workers=training.workers).replicate
+    flops = with_exchange(flops, traffic, pool, shape.num_experts, optimizer.batch_tokens)
+    if not memory.streamed:  # else they are in the time of a step
+        flops += copy_seconds(memory) * pool.flops(shape.num_experts) / optimizer.batch_tokens
+        flops += optimizer_flops_per_token(family, shape, optimizer, pool, replicas=replicas)
+    if together > 1:
+        traffic = seed_traffic(config, shape, vocab_size, together)
+        flops += exchange_flops(config, traffic, together, shape.num_experts)
+    return flops, traffic, replicas
 
 
 def _remedy(
@@ -243,7 +283,7 @@ def _remedy(
 ) -> Remedy:
     """Settings with which a training fits, or takes least memory, even with another optimizer or with 4-bit weights."""
     remedy = remedy_for(measure, adapters=training.lora.rank > 0)
-    if not remedy.fits and training.stage == "submodels" and (lora := _in_four_bits(config)) is not None:
+    if not remedy.fits and training_stage(training.stage).lora and (lora := _in_four_bits(config)) is not None:
         found = remedy_for(functools.partial(measure, lora=lora), adapters=True)
         added = [
             f"submodels.lora.base={lora.base}",
@@ -295,22 +335,46 @@ def _gang_memory(
 ) -> tuple[Memory, Exchange]:
     """Memory of one worker of a gang, and how often the workers exchange weights and gradients."""
     by_exchange = functools.partial(
-        worker_memory,
+        training_memory,
         config.model.family_name,
         whole,
         vocab_size,
-        optimizer,
+        optimizer=optimizer,
+        residence=pool.memory,
         sequence_length=config.corpus.sequence_length,
         gpu=pool.gpu,
         workers=workers,
         layout=_layout(config, pool, optimizer, whole, vocab_size, workers=workers),
     )
-    exchange = exchange_of(
-        config.finetune.exchange,
-        lambda each: by_exchange(exchange=each),
-        min(kind.memory_gb for kind in pool.node_types),
-    )
+    exchange = exchange_of(lambda each: by_exchange(exchange=each), min(kind.memory_gb for kind in pool.node_types))
     return by_exchange(exchange=exchange), exchange
+
+
+def _exchanging(config: RunConfig, pool: AnyPool, whole: Architecture, vocab_size: int) -> Exchanging:
+    """Time of a gang's exchanges, by the settings of its optimizer."""
+    family, workers = config.model.family_name, pool.fewest_workers
+    parameters = count_parameters(family, whole, vocab_size)
+
+    def seconds(optimizer: Optimizer, exchange: Exchange) -> float:
+        exchanges = step_exchanges(
+            family,
+            whole,
+            parameters,
+            optimizer,
+            sequence_length=config.corpus.sequence_length,
+            gpu=pool.gpu,
+            layout=_layout(config, pool, optimizer, whole, vocab_size, workers=workers),
+            exchange=exchange,
+        )
+        return sum(each.seconds(pool) for each in exchanges)
+
+    def in_step(optimizer: Optimizer) -> float:
+        return seconds(optimizer, _gang_memory(config, pool, optimizer, whole, vocab_size, workers=workers)[1])
+
+    def with_room(optimizer: Optimizer) -> float:
+        return seconds(optimizer, "step")
+
+    return Exchanging(in_step, with_room)
 
 
 def _traffic(

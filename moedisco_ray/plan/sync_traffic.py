@@ -1,7 +1,7 @@
 """Bytes that syncs move through storage, and the time for which members wait for them.
 
-The time to compute a sync is negligible: a few additions per parameter. Members write and read in parallel. The driver
-makes the outer step: it reads the members' weights, and writes the common weights and their momentum.
+The time to compute a sync is negligible: a few additions per parameter. Members write, combine and read in parallel,
+each an equal part, so with a slot for each the time does not depend on their number. The driver moves no weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _STORED = {"fp32": 4, "bf16": 2}
 _COMMON = 4  # bytes per element of the common weights and of their momentum
 
 
-class Sync(BaseModel, frozen=True):
+class Sync(BaseModel, frozen=True, defer_build=True):
     """Planned number and data volume of the syncs of a stage's members."""
 
     syncs: int
@@ -28,19 +28,27 @@ class Sync(BaseModel, frozen=True):
 
 
 def plan_sync(
-    settings: Submodels, pool: Pool, steps: int, members: int, parameters: Parameters, *, scope: Scope = "backbone"
+    settings: Submodels,
+    pool: Pool,
+    steps: int,
+    members: int,
+    parameters: Parameters,
+    *,
+    slots: int,
+    scope: Scope = "backbone",
 ) -> Sync | None:
     """Plan the syncs of `members` trainings with `steps` steps or more; None if they do not synchronise.
 
-    At a sync each member writes its weights and reads the common ones. The outer step reads the weights of all members.
-    In 7 more passes it reads the last common weights twice, their momentum twice and the new momentum once, and writes
-    the new weights and the new momentum.
+    At a sync each member writes its weights, reads its range of the weights of all members, which is as much, and reads
+    the common weights. All members together read the last common weights and their momentum once, and write the new
+    ones once. Members that take turns on fewer slots take as many times longer.
 
     Args:
         settings: Settings of the sub-models, which hold for the seed too.
-        pool: Pool of the members; the head, which makes the outer step, is assumed to reach storage as fast.
+        pool: Pool of the members.
         steps: Optimizer steps of the member with the fewest.
         members: Number of members.
+        slots: Number of slots on which they train.
         parameters: Parameter counts of one member.
         scope: Weights that are exchanged: the backbone of sub-models, or all weights of the seed, whose last sync is
             after the last step.
@@ -51,11 +59,6 @@ def plan_sync(
     if not syncs:
         return None
     exchanged = parameters.total - (parameters.experts + parameters.router if scope == "backbone" else 0)
-    stored = _STORED[settings.optimizer.state]
-    member = stored + _COMMON  # bytes per element
-    over_network = member + members * stored + 2 * _COMMON
-    return Sync(
-        syncs=syncs,
-        bytes=syncs * exchanged * (members * (member + stored) + 7 * _COMMON),
-        wait_seconds=syncs * exchanged * over_network / store_bytes_per_second(pool),
-    )
+    member = 2 * _STORED[settings.optimizer.state] + _COMMON  # bytes per element
+    moved = syncs * exchanged * (members * member + 4 * _COMMON)
+    return Sync(syncs=syncs, bytes=moved, wait_seconds=moved / (min(slots, members) * store_bytes_per_second(pool)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.config import LocalInit, RunConfig
+from moedisco_ray.core.config.start_files import named_tokenizer
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.store.read_roots import opened
 
@@ -20,7 +21,7 @@ def planned_vocab_size(config: RunConfig) -> int:
         ConfigError: The tokenizer has more tokens than the model has rows, or cannot be read.
         CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """
-    rows, path = config.model.architecture.vocab_size, config.tokenizer.directory
+    rows, path = config.model.architecture.vocab_size, named_tokenizer(config.tokenizer)
     from_checkpoint = isinstance(config.model.init, LocalInit)
     if rows is not None and from_checkpoint and not config.tokenizer.replace:
         return rows

@@ -11,7 +11,7 @@ class NodeType:
     """A node type of a pool.
 
     Attributes:
-        memory_gb: Memory of a worker (GB).
+        memory_gb: Memory of a worker (GiB).
         price_per_hour: Dollars per worker-hour.
         speed: Relative training speed.
         free: Number of workers that could start now.
@@ -37,7 +37,7 @@ class Need:
     """A sub-model that waits for a worker.
 
     Attributes:
-        memory_gb: Peak memory of its worker (GB).
+        memory_gb: Peak memory of its worker (GiB).
         owner: The data owner whose text it trains on; None: text without an owner.
     """
 

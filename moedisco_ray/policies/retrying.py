@@ -7,8 +7,10 @@
 | died, for an unknown reason | restart, a limited number of times |
 | failed, or the checkpoint storage did not respond | restart, a limited number of times |
 | failed again at the same step, or the loss is not finite | once: go back to an earlier checkpoint and skip batches |
+| out of memory on a GPU | once: restart with settings that are planned to need 7 % less memory (`plan.refit`) |
 | out of memory | restart with half of the micro-batch, down to 1; the global batch stays |
 | out of memory with a micro-batch of 1 | once: recompute activations, if the configuration leaves that open |
+| out of memory on a GPU with both | as the first time, while settings are left that need less |
 
 Going back and skipping batches follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1). They restarted about
 100 steps before a loss spike and skipped 200 to 500 batches. The spike did not return. The same batches caused no spike
@@ -88,6 +90,9 @@ class History:
         at_step: Number of consecutive failures at that step.
         skip: Skipped batches; None if the unit never went back.
         recompute: Whether activations are recomputed for want of memory; None: the configuration decides it.
+        replanned: Whether the settings were planned again for want of memory.
+        fp8_moments: Whether AdamW's moments are stored in 8 bits for want of memory.
+        offload_moments: Whether they are in the machine's memory for want of the card's.
     """
 
     micro_batch: int
@@ -96,6 +101,9 @@ class History:
     at_step: int = 0
     skip: Skip | None = None
     recompute: bool | None = None
+    replanned: bool = False
+    fp8_moments: bool = False
+    offload_moments: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,4 +210,4 @@ def _go_back(history: History, end: End, checkpoints: Sequence[int], window: int
     target = max((checkpoint for checkpoint in before if checkpoint <= step - window), default=oldest)
     start = max(target, step - window)
     skip = Skip(start, step + window + 1 - start)
-    return GoBack(History(history.micro_batch, skip=skip, recompute=history.recompute), target)
+    return GoBack(dataclasses.replace(history, failures=0, step=None, at_step=0, skip=skip), target)

@@ -3,11 +3,15 @@
 Between two sync points every member trains on its own; then their weights become one (Douillard et al., "DiLoCo",
 arXiv 2311.08105). The members of the seed phase combine all weights, and end with a sync point. Sub-models combine
 their backbones, and train from their last sync point up to the merge.
+
+The weights, laid end to end, are divided into equal ranges. Each member that waits at the sync point combines one range
+after the other, from what all members have stored; so no machine reads all weights of all members.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
@@ -28,6 +32,63 @@ class SyncMembers:
 
     members: tuple[str, ...]
     late: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrival:
+    """A member that has published its weights for a sync point.
+
+    Attributes:
+        name: Name of the member.
+        number: Number of the sync point.
+        tokens: Tokens that the member has trained on since it last loaded common weights.
+        ranges: Size (bytes) and SHA-256 of each range of its weights.
+    """
+
+    name: str
+    number: int
+    tokens: int
+    ranges: tuple[tuple[int, str], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the member's weights (bytes)."""
+        return sum(size for size, _ in self.ranges)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What a member does next at a sync point.
+
+    Attributes:
+        action: `arrive`: send an `Arrival`; `wait`: wait for other members; `combine`: combine a range; `stay`: wait
+            until others have combined the last ranges, which takes only a moment; `load`: load the common weights.
+        number: The range to combine, or the sync point whose weights to load.
+    """
+
+    action: Literal["arrive", "wait", "combine", "stay", "load"]
+    number: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncProgress:
+    """The progress of a sync point.
+
+    Attributes:
+        arrived: Names of the members that have published their weights.
+        ranges: Number of ranges to combine; 0 until the roster is recorded.
+        combined: Number of ranges that are combined.
+    """
+
+    arrived: frozenset[str]
+    ranges: int
+    combined: int
+
+
+def range_bounds(elements: int, ranges: int) -> list[tuple[int, int]]:
+    """First element of each range, and that of the next one: equal ranges of weights that are laid end to end."""
+    cuts = [elements * i // ranges for i in range(ranges + 1)]
+    return list(itertools.pairwise(cuts))
 
 
 def sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:

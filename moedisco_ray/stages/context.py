@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from moedisco_ray.backend import Backend
 from moedisco_ray.core.config import Pool, RunConfig, UpcycleInit
+from moedisco_ray.core.config.pools import OwnerPool
 from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.records.summaries import ClusterSummary, Record
 from moedisco_ray.core.stages import stage_named
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.core.store.artifacts import read_manifest, run_id
-from moedisco_ray.core.store.locations import Location, joined, owned_location
+from moedisco_ray.core.store.locations import CORPUS, Location, first_line, joined, owned_location
 from moedisco_ray.core.store.manifests import CHECKPOINTS
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.core.store.run_work import Files, on_files
 from moedisco_ray.core.store.verification import Verifier
+from moedisco_ray.policies.retrying import kind_of
 from moedisco_ray.stages.start import Start
 
 COMMON = "common"
@@ -28,6 +30,28 @@ point."""
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOwner:
+    """A data owner: nodes that work on its text, and a storage that its text does not leave.
+
+    Attributes:
+        name: Its name in `pools.owners`.
+        cluster: The cluster that consists of its text.
+        pool: Seats on its nodes.
+        store: The run's files in its storage; only its nodes may read and write them.
+    """
+
+    name: str
+    cluster: int
+    pool: OwnerPool
+    store: RunStore
+
+    @property
+    def shards(self) -> Path:
+        """Its packed tokens."""
+        return self.store.directory.absolute() / CORPUS / "shards"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +84,15 @@ class Context:
         """Storage of the run and its artifacts."""
         return RunStore.of(self.config.location, verifies=self.verifies, attempt=self.attempt)
 
-    def call(self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def call(
+        self,
+        pool: Pool | None,
+        files: Files,
+        function: Callable[..., T],
+        *args: Any,
+        smaller: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> T:
         """Call a pure function on one worker of a pool and meter its time; without a pool, on any node, unmetered.
 
         Args:
@@ -68,27 +100,39 @@ class Context:
             files: Files of the run that the function reads and writes.
             function: The function.
             args: Positional arguments of the function.
+            smaller: Named arguments of a second call, which takes less memory, if the first one runs out of it; None:
+                there is no second call.
             kwargs: Named arguments of the function.
         """
-        return self.backend.call(pool, self.emit, self.stop, on_files(self.store, files, function, *args, **kwargs))
+        work = on_files(self.store, files, function, *args, **kwargs)
+        try:
+            return self.backend.call(pool, self.emit, self.stop, work)
+        except RuntimeError as error:  # torch's own, or that of the worker on which it was raised
+            if smaller is None or kind_of(f"{type(error).__name__}: {error}", node_lost=False) != "out_of_memory":
+                raise
+            reason = f"{function.__name__} ran out of memory and is tried once more with less: {first_line(error)}"
+        self.emit(Event("warning", data={"message": reason}))
+        work = on_files(self.store, files, function, *args, **{**kwargs, **smaller})
+        return self.backend.call(pool, self.emit, self.stop, work)
 
     def call_with_events(
-        self, pool: Pool | None, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any
+        self,
+        pool: Pool | None,
+        files: Files,
+        function: Callable[..., T],
+        *args: Any,
+        smaller: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> T:
         """Like `call`, for a function with a parameter `events`: an `Emit` that works on any worker."""
         with self.backend.reachable(self.emit) as events:
-            return self.call(pool, files, function, *args, events=events, **kwargs)
+            return self.call(pool, files, function, *args, smaller=smaller, events=events, **kwargs)
 
     def call_without_slot(self, pool: Pool, files: Files, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Like `call`, on one of a pool's nodes, but without a slot and unmetered."""
         return self.backend.call_without_slot(
             pool, self.emit, self.stop, on_files(self.store, files, function, *args, **kwargs)
         )
-
-    def fetched(self, path: Path) -> Path:
-        """Verify a file or directory of the run on this machine, fetch it if it is missing, and return its path."""
-        self.store.fetch(path)
-        return path
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""
@@ -105,14 +149,17 @@ class Context:
             return joined(self.own_storage, local.name)
         return joined(self.store.location, CHECKPOINTS, local.name) if self.store.is_remote else local
 
-    def owner_location(self, owner: str) -> Location:
-        """The run's folder in a data owner's storage; only the owner's nodes use it."""
+    @functools.cached_property
+    def owners(self) -> tuple[DataOwner, ...]:
+        """The data owners, in the order of their clusters."""
         config = self.config
-        return owned_location(config.pools.owners[owner].storage, config.name, run_id(self.directory))
-
-    def owner_store(self, owner: str) -> RunStore:
-        """The run's files in a data owner's storage; only the owner's nodes may read and write them."""
-        return RunStore.of(self.owner_location(owner), verifies=self.verifies, attempt=self.attempt)
+        places = [
+            owned_location(config.pools.owners[name].storage, config.name, run_id(self.directory))
+            for name in config.owners
+        ]
+        stores = [RunStore.of(place, verifies=self.verifies, attempt=self.attempt) for place in places]
+        clusters = range(config.shared_clusters, config.cluster_count)
+        return tuple(map(DataOwner, config.owners, clusters, config.pools.of_owners, stores))
 
     def summary(self, stage: str, kind: type[R]) -> R:
         """The summary of an earlier stage."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from moedisco_ray.core.config import CheckpointInit, LocalInit, Model, RunConfig, UpcycleInit
+from moedisco_ray.core.config.start_files import start_directory, start_with_weights
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.store.verification import Verifier
@@ -64,13 +65,13 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     if isinstance(init, CheckpointInit):
         # transformers would not train the padding token's embedding. The export restores the token.
         directory, left_out = (
-            init.directory_with_weights(start.verifier),
+            start_with_weights(init, start.verifier),
             DECLARATIONS[model.family_name].prediction_layers_field,
         )
         config = {**read_config(directory), "pad_token_id": None} | ({} if left_out is None else {left_out: 0})
         return open_checkpoint(directory), config
     if isinstance(init, UpcycleInit):
-        directory, family = init.directory_with_weights(start.verifier), model.family_name
+        directory, family = start_with_weights(init, start.verifier), model.family_name
         names, config = (
             ModelMap(family),
             upcycled_config(directory, family, init.num_experts, init.num_experts_per_tok, init.split),
@@ -123,7 +124,7 @@ def start_model(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     init = start.model.init
     if not isinstance(init, UpcycleInit):
         return untrained_moe(start)
-    directory, family = init.directory_with_weights(start.verifier), start.model.family_name
+    directory, family = start_with_weights(init, start.verifier), start.model.family_name
     config = upcycled_config(directory, family, init.num_experts, init.num_experts_per_tok)
     return open_dense(directory, family, init.num_experts), submodel_config(config, 1)
 
@@ -156,7 +157,7 @@ def start_problems(config: RunConfig) -> list[UserError]:
 def _check_tensors(config: RunConfig) -> None:
     check_start_tensors(config.model)
     if isinstance(config.model.init, LocalInit):
-        read_generation_config(config.model.init.directory)  # the export copies it, at the end of the run
+        read_generation_config(start_directory(config.model.init))  # the export copies it, at the end of the run
     else:
         rows = config.model.architecture.vocab_size or config.tokenizer.train_vocab_size
         canonical_shapes(

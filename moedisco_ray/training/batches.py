@@ -1,5 +1,8 @@
 """The micro-batches of a worker in a step, with equal shapes on every worker.
 
+A thread reads the sequences of the next step while the present step is computed, because a run at a URI makes a request
+for each of them.
+
 Axes: B sequences of a micro-batch, L positions, n sequences of this worker's part.
 """
 
@@ -7,6 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
@@ -30,6 +36,7 @@ class MicroBatch:
         positions_BL: Position of each token in its document. If the document began in an earlier sequence, positions
             are counted from the start of this sequence. None means that positions are those in the sequence, and that
             tokens attend across documents.
+        bounds_N: Bounds of its documents (`models.attention.bounds_for`), if they are known already.
     """
 
     inputs_BL: Tensor
@@ -37,11 +44,29 @@ class MicroBatch:
     loss_tokens: int
     weights_B: Tensor | None
     positions_BL: Tensor | None = None
+    bounds_N: Tensor | None = None
 
     @property
     def weights_T(self) -> Tensor | None:
         """`weights_B`, repeated for each token; T = B L."""
         return None if self.weights_B is None else self.weights_B.repeat_interleave(self.inputs_BL.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequences:
+    """What a worker reads for a step, in this machine's memory.
+
+    Attributes:
+        tokens_nW: Token ids of the windows, W = L + 1, and zeros of padding sequences.
+        real: Number of sequences that are not padding.
+        counts_nL: The targets that the loss counts; None if it counts all.
+        loss_tokens: Number of targets that the loss counts in the global batch, at least 1.
+    """
+
+    tokens_nW: Tensor
+    real: int
+    counts_nL: Tensor | None
+    loss_tokens: int
 
 
 class Batches:
@@ -50,6 +75,10 @@ class Batches:
     The global batch of a step depends on seed, share and step alone; worker r takes its r-th contiguous part. All parts
     are padded to the size of the largest with sequences of weight 0, because every forward pass of a sharded model
     needs all workers.
+
+    The next step is read ahead, so the `with` block waits at its end until no file is read any more. An error of
+    reading is raised in the step that needs what could not be read: the steps before it are made, and are in the
+    checkpoint of a training that stops.
 
     Raises:
         CorpusError: The packed tokens are shorter than one sequence.
@@ -64,31 +93,55 @@ class Batches:
         self._stop = min(self._start + share, job.batch)
         self._share = share
         self._micro_batch = min(job.optimizer.micro_batch or share, share)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: dict[int, Future[_Sequences]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.shutdown(cancel_futures=True)
 
     def __call__(self, step: int) -> Iterator[MicroBatch]:
         """The micro-batches of a step; steps are counted from 0."""
         device = self._world.device
-        number = self._job.share.batch(step if self._job.skip is None else self._job.skip.batch(step))
-        batch = batch_indices(self._job.seed, number, self._job.batch, len(self._stream))
-        order = batch[self._start : self._stop]
-        real = len(order)
-        counts_nL, loss_tokens = self._counts(batch)
-        windows = np.zeros((self._share, self._job.sequence_length + 1), dtype=np.int64)
-        for row, index in enumerate(order):
-            windows[row] = self._stream.window(int(index))
-        tokens = torch.from_numpy(windows)
-        if device != "cpu":
-            tokens = tokens.pin_memory().to(device, non_blocking=True)
+        read = self._sequences(step)
+        # Nothing waits for a copy from pinned memory: it takes its turn among the kernels of the GPU.
+        tokens = read.tokens_nW.to(device, non_blocking=True)
+        counts_nL = None if read.counts_nL is None else read.counts_nL.to(device, non_blocking=True)
         for start in range(0, self._share, self._micro_batch):
             part = tokens[start : start + self._micro_batch]
-            filled = start + len(part) > real
-            weights_B = (torch.arange(start, start + len(part), device=device) < real).float() if filled else None
+            filled = start + len(part) > read.real
+            weights_B = (torch.arange(start, start + len(part), device=device) < read.real).float() if filled else None
             targets_BL = part[:, 1:] if weights_B is None else part[:, 1:].masked_fill(weights_B[:, None] == 0, -100)
             if counts_nL is not None:
                 targets_BL = targets_BL.masked_fill(~counts_nL[start : start + len(part)], -100)
             start_token = self._job.document_start
             positions_BL = None if start_token is None else document_positions(part[:, :-1], start_token)
-            yield MicroBatch(part[:, :-1], targets_BL, loss_tokens, weights_B, positions_BL)
+            yield MicroBatch(part[:, :-1], targets_BL, read.loss_tokens, weights_B, positions_BL)
+
+    def _sequences(self, step: int) -> _Sequences:
+        ahead = self._ahead.pop(step, None) or self._reader.submit(self._read, step)
+        self._ahead.clear()
+        if step + 1 < self._job.steps:
+            self._ahead[step + 1] = self._reader.submit(self._read, step + 1)
+        return ahead.result()
+
+    def _read(self, step: int) -> _Sequences:
+        number = self._job.share.batch(step if self._job.skip is None else self._job.skip.batch(step))
+        batch = batch_indices(self._job.seed, number, self._job.batch, len(self._stream))
+        order = batch[self._start : self._stop]
+        windows = np.zeros((self._share, self._job.sequence_length + 1), dtype=np.int64)
+        for row, index in enumerate(order):
+            windows[row] = self._stream.window(int(index))
+        counts_nL, loss_tokens = self._counts(batch)
+        tokens_nW = torch.from_numpy(windows)
+        if self._world.device != "cpu":
+            tokens_nW = tokens_nW.pin_memory()
+            counts_nL = None if counts_nL is None else counts_nL.pin_memory()
+        return _Sequences(tokens_nW, len(order), counts_nL, loss_tokens)
 
     def _counts(self, batch: NDArray[np.int64]) -> tuple[Tensor | None, int]:
         """The targets of this worker's n sequences that the loss counts, and their number in the global batch.
@@ -102,7 +155,7 @@ class Batches:
         counts = np.zeros((self._share, self._job.sequence_length), dtype=np.bool_)
         for row, mask in enumerate(masks[self._start : self._stop]):
             counts[row] = mask
-        return torch.from_numpy(counts).to(self._world.device), max(1, sum(int(mask.sum()) for mask in masks))
+        return torch.from_numpy(counts), max(1, sum(int(mask.sum()) for mask in masks))
 
 
 def document_positions(inputs_BL: Tensor, start: int) -> Tensor:

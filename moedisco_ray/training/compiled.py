@@ -7,6 +7,7 @@ of a step depends neither on earlier steps nor on evaluations, and a resumed tra
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -28,8 +29,22 @@ _COMPILERS = {"cpu": ("CXX", "g++"), "cuda": ("CC", "gcc", "clang")}
 """Environment variable and programs with which torch compiles the code of a graph, by device."""
 
 
-def compile_layers(model: PreTrainedModel, device: str) -> None:
+@dataclasses.dataclass
+class Switch:
+    """Whether layers run compiled while they train.
+
+    Attributes:
+        on: Whether they do.
+    """
+
+    on: bool = True
+
+
+def compile_layers(model: PreTrainedModel, device: str) -> Switch:
     """Compile the decoder layers of a model in place, when they first run in training mode.
+
+    Returns:
+        A switch that is on; while it is off, the layers run as they did before.
 
     Raises:
         ConfigError: This machine has no C compiler.
@@ -47,13 +62,22 @@ def compile_layers(model: PreTrainedModel, device: str) -> None:
     for block in moe_blocks(model).values():
         if "forward" not in vars(block):  # `specialise` has replaced the forward pass of the others
             block.forward = types.MethodType(outside(type(block).forward), block)
+    switch = Switch()
     for layer in model.model.layers:
         plain = layer.forward
-        compiled = torch.compile(plain, dynamic=False, recompile_limit=_GRAPHS)  # type: ignore[call-overload]  # a newer argument
-        layer.forward = functools.partial(_forward, layer, plain, compiled)
+        # `recompile_limit` is a newer argument than the annotations know.
+        compiled = torch.compile(plain, dynamic=False, recompile_limit=_GRAPHS)  # type: ignore[call-overload]
+        layer.forward = functools.partial(_forward, layer, plain, compiled, switch)
+    return switch
 
 
 def _forward(
-    layer: nn.Module, plain: Callable[..., Any], compiled: Callable[..., Any], /, *args: Any, **kwargs: Any
+    layer: nn.Module,
+    plain: Callable[..., Any],
+    compiled: Callable[..., Any],
+    switch: Switch,
+    /,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
-    return (compiled if layer.training else plain)(*args, **kwargs)
+    return (compiled if layer.training and switch.on else plain)(*args, **kwargs)

@@ -48,7 +48,7 @@ def summed_cross_entropy(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, 
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
     with torch.autocast(device, enabled=False):
         function = _OnePass if _tile_shape(len(hidden_TD), len(head_VD))[1] == len(head_VD) else _TwoPasses
-        loss: Tensor = function.apply(hidden_TD, head_VD, targets_T, dtype, bias_V)  # type: ignore[no-untyped-call]  # torch's
+        loss: Tensor = function.apply(hidden_TD, head_VD, targets_T, dtype, bias_V)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -45,7 +45,7 @@ def check_experts(model: PreTrainedModel, selections_NE: Tensor, world: World) -
                 continue
             part, offset = local_part(weight.grad)
             found = part.flatten(1).ne(0).any(dim=1) if part.numel() else part.new_zeros(len(part), dtype=torch.bool)
-            moved_NE[n, offset[0] : offset[0] + len(part)] += found
+            moved_NE[n, offset[0] : offset[0] + len(part)] += found.to(moved_NE.device)
     if world.size > 1:
         dist.all_reduce(moved_NE)
     stuck = ((selections_NE > 0) & (moved_NE == 0)).nonzero().tolist()

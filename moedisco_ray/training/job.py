@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from moedisco_ray.core.config import Lora, Optimizer, Outer
+from moedisco_ray.core.config import Lora, Optimizer, Outer, Residence
 from moedisco_ray.core.store.locations import Location
 from moedisco_ray.core.store.manifests import RESULT
 from moedisco_ray.core.store.run_store import SHARED, RunStore
@@ -80,6 +80,7 @@ class SyncPlan:
         max_wait: Maximum seconds that a member waits for the others. After that its training stops unfinished, to be
             resumed later.
         scope: Weights that the members exchange.
+        ranges: Number of equal ranges into which the weights are divided to be combined; usually one per member.
         store: Store of the run that `directory` belongs to.
     """
 
@@ -89,6 +90,7 @@ class SyncPlan:
     patience: float | None = None
     max_wait: float = math.inf
     scope: Scope = "backbone"
+    ranges: int = 1
     store: RunStore = dataclasses.field(default=SHARED, compare=False)
 
 
@@ -107,6 +109,7 @@ class TrainJob:
         sequence_length: Tokens per sequence.
         optimizer: Settings of the optimizer.
         lora: Rank and scale of the adapters that are trained instead of the weights; None: the weights are trained.
+        deterministic: Whether a GPU computes the same bits each time.
         span: Part of the run's tokens, from 0 to 1, that the training covers, for a learning rate that follows the run.
         checkpoint_every: Steps between checkpoints. If it is None, `policies.checkpointing` chooses the interval with
             the least expected cost.
@@ -127,6 +130,8 @@ class TrainJob:
             attend to all earlier tokens of the sequence.
         sharing: How the workers share the model; None: its weights are sharded among all of them.
         exchange: How often the workers exchange weights and gradients; see `sharding.Exchanges`.
+        memory: Where weights and optimizer state are: on the device, or in the host's memory, from which one layer at a
+            time comes to the device.
         with_optimizer_state: Whether to write the final optimizer state into the output directory.
         drop_checkpoints: Whether to delete the checkpoints as soon as the output is complete; a record of the result
             replaces them.
@@ -148,6 +153,7 @@ class TrainJob:
     checkpoint_every: int | None
     keep: int = 2
     lora: Lora | None = None
+    deterministic: bool = False
     span: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     load_balance: float = 0.0
@@ -162,6 +168,7 @@ class TrainJob:
     optimizer_state: Path | None = None
     document_start: int | None = None
     exchange: Exchange = "step"
+    memory: Residence = "resident"
     sharing: Sharing | None = None
     with_optimizer_state: bool = False
     drop_checkpoints: bool = False

@@ -1,8 +1,8 @@
 """The one training loop: for the seed model, the sub-models and the merged Mixture-of-Experts.
 
 The global batch of a step depends on (seed, step) alone, and every loss is a sum over its tokens. So the result is the
-same for any number of workers and any micro-batch size, up to rounding, and bit-identical when a run is interrupted and
-resumed.
+same for any number of workers and any micro-batch size, up to rounding. When a run is interrupted and resumed, it is
+bit-identical on CPUs of one kind, and with `deterministic` on GPUs of one kind; on GPUs without it, up to rounding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from moedisco_ray.core.records.events import Emit
 from moedisco_ray.models import reused_memory
+from moedisco_ray.training.arithmetic import arithmetic_of
 from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.saver import Saver
@@ -27,13 +28,10 @@ from moedisco_ray.training.optimizer_state import load_optimizer_state
 from moedisco_ray.training.results import drop_checkpoints, finished_result, write_model
 from moedisco_ray.training.sharded_files import cpu_group
 from moedisco_ray.training.sharding import check_arithmetic, trainable
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
+from moedisco_ray.training.streamed_stepper import StreamedStepper
+from moedisco_ray.training.sync.coordinator import MemberBoard
 from moedisco_ray.training.sync.member import SyncMember, discard_ahead
-
-_POLL_SECONDS = 0.2
-"""Seconds between two polls while waiting for the other members at a sync point."""
-_REMOTE_POLL_SECONDS = 2.0
-"""Seconds between two polls while waiting at a sync point, if the run is at a URI, where each poll is a request."""
 
 
 def _ignore_step(step: int | None) -> None:
@@ -47,17 +45,19 @@ def train(
     stop: Callable[[], bool],
     on_step: Callable[[int | None], None] = _ignore_step,
     losses_per_hour: Callable[[], float] | None = None,
+    board: MemberBoard | None = None,
 ) -> TrainResult:
     """Run `train_in_turns` to its end, sleeping while it waits."""
-    steps = train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: TrainResult = end.value
-            return result
-        on_step(None)  # it waits for others, and does not hang
-        time.sleep(_REMOTE_POLL_SECONDS if job.store.is_remote else _POLL_SECONDS)
+    steps = train_in_turns(job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, board=board)
+    with arithmetic_of(job, world):
+        while True:
+            try:
+                pause = next(steps)
+            except StopIteration as end:
+                result: TrainResult = end.value
+                return result
+            on_step(None)  # it waits for others, and does not hang
+            time.sleep(pause)
 
 
 def train_in_turns(
@@ -67,11 +67,12 @@ def train_in_turns(
     stop: Callable[[], bool],
     on_step: Callable[[int | None], None] = _ignore_step,
     losses_per_hour: Callable[[], float] | None = None,
-) -> Generator[None, None, TrainResult]:
+    board: MemberBoard | None = None,
+) -> Generator[float, None, TrainResult]:
     """Train from the newest checkpoint, if one exists, and write the model; yield while waiting at a sync point.
 
     If the training is finished and its checkpoints are deleted, return the recorded result. Every worker of a training
-    must call this function. Trainings in one process take turns where they yield.
+    must call this function. Trainings in one process take turns where they yield, inside `arithmetic_of`.
 
     Args:
         job: The training.
@@ -81,9 +82,10 @@ def train_in_turns(
         on_step: Called before each step with its number, counted from 0, and after it with None.
         losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is
             the job's estimate.
+        board: Board on which the members of sync points agree; None without sync points.
 
     Yields:
-        None, each time it polls for the other members at a sync point; never without sync points.
+        Seconds to wait, each time it waits for the other members at a sync point; never without sync points.
 
     Raises:
         NotFiniteError: A loss or a gradient is not finite.
@@ -102,7 +104,7 @@ def train_in_turns(
     with cpu_group(world) as group, job.using_files(), reused_memory(world.device):
         discard_ahead(job)
         result = yield from _train_in_turns(
-            job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, group=group
+            job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, group=group, board=board
         )
     if result.finished and job.drop_checkpoints and world.rank == 0:
         drop_checkpoints(job, result)
@@ -118,11 +120,16 @@ def _train_in_turns(
     on_step: Callable[[int | None], None],
     losses_per_hour: Callable[[], float] | None,
     group: dist.ProcessGroup | None,
-) -> Generator[None, None, TrainResult]:
-    model = trainable(job.model, job.optimizer, world, group, job.exchange, lora=job.lora, seed=job.seed)
-    stepper = Stepper(model, job, world)
-    with Saver(job, saved_part(model), stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver:
-        batches = Batches(job, world)
+    board: MemberBoard | None,
+) -> Generator[float, None, TrainResult]:
+    model = trainable(
+        job.model, job.optimizer, world, group, job.exchange, lora=job.lora, seed=job.seed, memory=job.memory
+    )
+    stepper = (StreamedStepper if job.memory == "streamed" else ResidentStepper)(model, job, world)
+    with (
+        Saver(job, saved_part(model), stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver,
+        Batches(job, world) as batches,
+    ):
         stepper.select(max(0, saver.newest - 1))  # a checkpoint has the optimizer state of the block that trained last
         progress = saver.restore()
         if job.optimizer_state is not None and not saver.newest:
@@ -130,8 +137,8 @@ def _train_in_turns(
         stepper.restore(progress.fractions_NE)
         restored = progress.step
         metrics = TrainingMetrics(job, world, emit, progress)
-        evaluate = HeldOutLoss(job, model, world, metrics, emit)
-        sync = SyncMember(job, model, metrics, world)
+        evaluate = HeldOutLoss(job, stepper, world, metrics, emit)
+        sync = SyncMember(job, model, metrics, world, board)
         agree = Consensus((stop, saver.is_due), world)
 
         def progress_now() -> Progress:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from moedisco_ray.core.cards import peak_flops
 from moedisco_ray.core.config import read_architecture
@@ -23,7 +22,7 @@ from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import HeldOut, TrainJob, World
-from moedisco_ray.training.sharding import autocast, reshard
+from moedisco_ray.training.stepper import Stepper
 
 
 class TrainingMetrics:
@@ -153,11 +152,9 @@ class HeldOutLoss:
     Every worker evaluates all of the text, because a forward pass of a sharded model needs all workers.
     """
 
-    def __init__(
-        self, job: TrainJob, model: PreTrainedModel, world: World, metrics: TrainingMetrics, emit: Emit
-    ) -> None:
+    def __init__(self, job: TrainJob, stepper: Stepper, world: World, metrics: TrainingMetrics, emit: Emit) -> None:
         self._job = job
-        self._model = model
+        self._stepper = stepper
         self._metrics = metrics
         self._world = world
         self._emit = emit
@@ -191,11 +188,8 @@ class HeldOutLoss:
         share = -(-self._job.batch // self._world.size)
         sequences = min(self._job.optimizer.micro_batch or share, share)  # memory is enough for a training micro-batch
         nats, tokens = torch.zeros((), dtype=torch.float64, device=self._world.device), 0
-        self._model.eval()
-        for inputs_BL, targets_BL in held_out.batches(sequences * self._job.sequence_length):
-            with autocast(self._job.optimizer, self._world):
-                nats += self._model(inputs_BL.to(self._world.device), targets_BL.to(self._world.device)).double()
+        batches = held_out.batches(sequences * self._job.sequence_length)
+        for loss_sum, targets_BL in self._stepper.losses(batches):
+            nats += loss_sum.double()
             tokens += int((targets_BL != -100).sum())
-        self._model.train()
-        reshard(self._model)
         return nats.item() / max(1, tokens)

@@ -13,13 +13,13 @@ Vectors, such as norms and biases, keep the dtype of the weights.
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moedisco_ray.core.limits import MOMENT_BLOCK
+from moedisco_ray.training.host_copies import pin
 from moedisco_ray.training.rounding import round_into
 
 SCALE = "_scale"
@@ -49,6 +49,9 @@ def add_moments(state: dict[str, Any], parameter: nn.Parameter, *, fp8: bool, of
         parameter: The parameter.
         fp8: Whether to store matrices in 8 bits.
         offload: Whether to store moments in the machine's memory.
+
+    Raises:
+        ConfigError: The machine cannot lock the memory.
     """
     for key in ("exp_avg", "exp_avg_sq"):
         if fp8 and parameter.ndim > 1:
@@ -107,10 +110,13 @@ def _block(parameter: Tensor) -> int:
 def _zeros(like: Tensor, dtype: torch.dtype, *, offload: bool) -> Tensor:
     if not offload or like.device.type == "cpu":
         return torch.zeros_like(like, dtype=dtype)
-    moment = torch.zeros(like.shape, dtype=dtype, device="cpu")
-    # Pages that cannot be moved are copied without an intermediate copy. (`pin_memory` would round sizes up to powers
-    # of two.)
-    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch's
-    runtime.cudaHostRegister(moment.data_ptr(), moment.nbytes, 1)
-    weakref.finalize(moment, runtime.cudaHostUnregister, moment.data_ptr())
-    return moment
+    return locked(torch.zeros(like.shape, dtype=dtype, device="cpu"))
+
+
+def locked(moment: Tensor) -> Tensor:
+    """Keep the pages of a moment in the machine's memory where they are; return it.
+
+    Raises:
+        ConfigError: The machine cannot lock the memory.
+    """
+    return pin(moment, "optimizer.offload_moments", value=True, remedy="set it to false")

@@ -8,29 +8,29 @@ momentum instead of two moments. The momentum is stored as `exp_avg`, like Adam'
 merges treat both in the same way.
 
 Each expert's matrices are orthogonalised separately. An expert's gate and up projections share one tensor but are two
-matrices.
+matrices. The workers of a gang share the matrices (`training.shared_matrices`).
 
 Axes: E matrices, A rows, B columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.core.limits import STEP_ELEMENTS
+from moedisco_ray.core.limits import NEWTON_SCHULZ_STEPS, STEP_ELEMENTS
 from moedisco_ray.training.rounding import generator, local, round_into
+from moedisco_ray.training.shared_matrices import orthogonal_rows, sharing_group, windows
 
 MOMENTUM = 0.95
 """Decay rate of the momentum, Muon's usual value."""
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the Newton-Schulz step, from Jordan et al."""
-_STEPS = 5
 _ADAM_RMS = 0.2
 """Typical root mean square of AdamW's updates, relative to the learning rate."""
 
@@ -54,6 +54,9 @@ class Muon(torch.optim.Optimizer):
         adamw: Function that makes the AdamW of the other groups.
         seed: Seed of stochastic rounding in bf16.
         rank: Rank of this worker.
+
+    Attributes:
+        adamw: The AdamW of the other groups; it reads and changes the state of this optimizer.
     """
 
     def __init__(
@@ -65,79 +68,104 @@ class Muon(torch.optim.Optimizer):
         rank: int,
     ) -> None:
         super().__init__(groups, {"lr": recipe.lr, "weight_decay": 0.0, "halves": None})
-        self._adamw = adamw([dict(group) for group in self.param_groups if group["halves"] is None])
+        self.adamw = adamw([dict(group) for group in self.param_groups if group["halves"] is None])
         self._seed = seed
         self._rank = rank
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch overloads it by closure
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch overloads it
         """Update every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
         rounding: dict[torch.device, torch.Generator] = {}
         for group in self.param_groups:
             if group["halves"] is not None:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._update(parameter, group, rounding)
-        # `load_state_dict` replaces the state and the groups of this optimizer, so they are passed to AdamW in each
-        # step.
-        self._adamw.state = self.state
-        given = (group for group in self.param_groups if group["halves"] is None)
-        for own, group in zip(self._adamw.param_groups, given, strict=True):
-            own.update(params=group["params"], lr=group["lr"])
-        self._adamw.step()
+                for run in windows([parameter for parameter in group["params"] if parameter.grad is not None]):
+                    self._update_run(run, group, rounding)
+        self.pass_to_adamw()
+        self.adamw.step()
 
-    def _update(
-        self, parameter: nn.Parameter, group: dict[str, Any], rounding: dict[torch.device, torch.Generator]
-    ) -> None:
+    def pass_to_adamw(self) -> None:
+        """Pass state and groups to AdamW: before each step, because `load_state_dict` replaces those of this one."""
+        self.adamw.state = self.state
+        given = (group for group in self.param_groups if group["halves"] is None)
+        for own, group in zip(self.adamw.param_groups, given, strict=True):
+            own.update(params=group["params"], lr=group["lr"])
+
+    def add_state(self, parameter: nn.Parameter) -> None:
+        """Give a matrix the state of a training that has made no step, unless it has a state."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        weight, gradient, momentum = local(parameter), local(parameter.grad), local(state["exp_avg"])
-        if weight.ndim > 2 and not len(weight):  # more workers than experts: this worker has none
-            return
-        # One generator for all matrices of a step: with the same bits in each, their rounding errors would be alike.
-        if weight.device not in rounding:
-            rounding[weight.device] = generator(weight.device, f"muon {self._seed}", int(state["step"]), self._rank)
-        # A stack of matrices is sharded between matrices, so every worker has whole matrices and can handle a few at a
-        # time.
-        at_once = len(weight) if weight.ndim == 2 else max(1, STEP_ELEMENTS // max(1, weight[0].numel()))
-        for parts in zip(*(torch.split(each, at_once) for each in (weight, gradient, momentum)), strict=True):
-            self._update_part(*parts, parameter=parameter, group=group, rounding=rounding[weight.device])
+
+    def rounding(self, device: torch.device, step: int) -> torch.Generator:
+        """Generator of the random bits of a step's matrices."""
+        return generator(device, f"muon {self._seed}", step, self._rank)
+
+    def _update_run(
+        self, parameters: Sequence[Any], group: dict[str, Any], rounding: dict[torch.device, torch.Generator]
+    ) -> None:
+        """Update parameters in their order, after the updates of shared matrices are orthogonalised."""
+        for parameter in parameters:
+            self.add_state(parameter)
+        torch._foreach_add_([self.state[each]["step"] for each in parameters], 1)
+        shared = [parameter for parameter in parameters if sharing_group(parameter) is not None]
+        updates = [_nesterov(local(each.grad), local(self.state[each]["exp_avg"])) for each in shared]
+        orthogonal = iter(orthogonal_rows(shared, updates, functools.partial(_orthogonal, halves=1)))
+        del updates
+        for parameter in parameters:
+            weight, state = local(parameter), self.state[parameter]
+            # One generator for all matrices of a step: with the same bits in each, their rounding errors would be
+            # alike. The CPU waits for a GPU to learn the number of the step, and fp32 needs no rounding.
+            if weight.dtype is not torch.float32 and weight.device not in rounding:
+                rounding[weight.device] = self.rounding(weight.device, int(state["step"]))
+            source = rounding.get(weight.device)
+            if sharing_group(parameter) is not None:
+                _apply(weight, next(orthogonal), group, source)
+                continue
+            if weight.ndim > 2 and not len(weight):  # more workers than experts: this worker has none
+                continue
+            # A stack of matrices is sharded between matrices, so every worker has whole matrices and can handle a few
+            # at a time.
+            whole = (weight, local(parameter.grad), local(state["exp_avg"]))
+            for parts in zip(*(torch.split(each, rows_at_once(weight)) for each in whole), strict=True):
+                self.update_part(*parts, group=group, rounding=source)
 
     @staticmethod
-    def _update_part(
-        weight: Tensor,
-        gradient: Tensor,
-        momentum: Tensor,
-        *,
-        parameter: nn.Parameter,
-        group: dict[str, Any],
-        rounding: torch.Generator,
+    def update_part(
+        weight: Tensor, gradient: Tensor, momentum: Tensor, *, group: dict[str, Any], rounding: torch.Generator | None
     ) -> None:
-        momentum_fp32 = momentum.float().lerp_(gradient.float(), 1 - MOMENTUM)
-        momentum.copy_(momentum_fp32)
-        update = gradient.float().lerp(momentum_fp32, MOMENTUM)  # Nesterov momentum
-        if isinstance(parameter, DTensor) and parameter.ndim == 2:
-            update = _orthogonal_shard(update, parameter)
-        else:
-            update = _orthogonal(update, group["halves"])
-        decay = 1 - group["lr"] * group["weight_decay"]
-        if weight.dtype is torch.float32:
-            weight.mul_(decay).add_(update, alpha=-group["lr"])
-        else:
-            round_into(weight, weight.float().mul_(decay).add_(update, alpha=-group["lr"]), rounding)
+        """Update whole matrices in place.
+
+        Args:
+            weight: A matrix, or some matrices of a stack.
+            gradient: Its gradient.
+            momentum: Its momentum.
+            group: The parameter's group, with the settings.
+            rounding: Generator of the random bits of rounding, which fp32 does not need.
+        """
+        _apply(weight, _orthogonal(_nesterov(gradient, momentum), group["halves"]), group, rounding)
 
 
-def _orthogonal_shard(update: Tensor, parameter: DTensor) -> Tensor:
-    """This worker's rows of the orthogonalised update of a sharded matrix, for which all workers' rows are gathered."""
-    placed = parameter.device_mesh, parameter.placements
-    whole = DTensor.from_local(update, *placed, shape=parameter.shape, stride=parameter.stride()).full_tensor()
-    own: DTensor = distribute_tensor(_orthogonal(whole, 1), *placed, src_data_rank=None)
-    return own.to_local()
+def _nesterov(gradient: Tensor, momentum: Tensor) -> Tensor:
+    """Add a gradient to a momentum, in place, and return the Nesterov momentum in fp32."""
+    momentum_fp32 = momentum.float().lerp_(gradient.float(), 1 - MOMENTUM)
+    momentum.copy_(momentum_fp32)
+    return gradient.float().lerp(momentum_fp32, MOMENTUM)
+
+
+def _apply(weight: Tensor, update: Tensor, group: dict[str, Any], rounding: torch.Generator | None) -> None:
+    decay = 1 - group["lr"] * group["weight_decay"]
+    if rounding is None or weight.dtype is torch.float32:
+        weight.mul_(decay).add_(update, alpha=-group["lr"])
+    else:
+        round_into(weight, weight.float().mul_(decay).add_(update, alpha=-group["lr"]), rounding)
+
+
+def rows_at_once(weight: Tensor) -> int:
+    """Number of rows that an update handles at once: all rows of a matrix, and a few matrices of a stack."""
+    return len(weight) if weight.ndim == 2 else max(1, STEP_ELEMENTS // max(1, weight[0].numel()))
 
 
 def _orthogonal(update: Tensor, halves: int) -> Tensor:
@@ -157,8 +185,8 @@ def orthogonalised(matrices_EAB: Tensor) -> Tensor:
     if tall:
         x_EAB = x_EAB.mT
     x_EAB = x_EAB / x_EAB.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-    a, b, c = _COEFFICIENTS
-    for _ in range(_STEPS):
+    a, b, c = COEFFICIENTS
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram_EAA = x_EAB @ x_EAB.mT
         x_EAB = a * x_EAB + (b * gram_EAA + c * gram_EAA @ gram_EAA) @ x_EAB
     return (x_EAB.mT if tall else x_EAB).float()

@@ -52,13 +52,16 @@ class RouterProbe:
 
     Attributes:
         layers: Number of routers with more than one expert, N.
+        rows: Number of each of these routers, from 0 to N - 1, by the index of its decoder layer.
         experts: Number of experts, E; 0 without such routers.
         top_k: Selected experts per token, K; 0 without such routers.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        every: list[Any] = list(routers(model).values())
-        found = [module for module in every if module.num_experts > 1]
+        every: dict[int, Any] = routers(model)
+        layers = [index for index, module in every.items() if module.num_experts > 1]
+        found = [every[index] for index in layers]
+        self.rows = {index: n for n, index in enumerate(layers)}
         self._kind = family_of(model).router
         self.layers = len(found)
         self.experts: int = found[0].num_experts if found else 0
@@ -107,7 +110,7 @@ class RouterProbe:
             self._sums.append((*sums, _selections(indices_TK, weights_T, self.experts)))
 
 
-def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: int) -> Tensor:
+def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: int, layers: int | None = None) -> Tensor:
     """E sum_e f_e P_e, averaged over the layers (Fedus et al. 2021, Switch Transformer, equations 4 to 6).
 
     P_e is the mean probability of expert e, and f_e the number of its selections per token, so that f sums to K, as in
@@ -118,19 +121,21 @@ def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: in
         probabilities_NE: Sum of the router's probabilities over some or all tokens of the global batch.
         fractions_NE: Number of selections of each expert per token, f.
         tokens: Tokens of the global batch.
+        layers: Number of all layers, if these are only some of them; the losses of all layers then add up.
     """
-    layers, experts = fractions_NE.shape
-    return (fractions_NE * probabilities_NE).sum() * (experts / (layers * tokens))
+    count, experts = fractions_NE.shape
+    return (fractions_NE * probabilities_NE).sum() * (experts / ((layers or count) * tokens))
 
 
-def z_loss(log_partition_N: Tensor, tokens: int) -> Tensor:
+def z_loss(log_partition_N: Tensor, tokens: int, layers: int | None = None) -> Tensor:
     """Mean of logsumexp(logits)^2 over tokens and layers (Zoph et al. 2022, ST-MoE, equation 5).
 
     Args:
         log_partition_N: Sum of logsumexp(logits)^2 over some or all tokens of the global batch.
         tokens: Tokens of the global batch.
+        layers: Number of all layers, if these are only some of them.
     """
-    return log_partition_N.sum() / (len(log_partition_N) * tokens)
+    return log_partition_N.sum() / ((layers or len(log_partition_N)) * tokens)
 
 
 def uniform_fractions(layers: int, experts: int, top_k: int) -> Tensor:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,9 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
         group: dict[str, Any] = {"params": groups[key], "weight_decay": decay if decays else 0.0}
         made.append(group | {"halves": muon_halves} if muon_halves else group)
     rank = world.shard + job.share.member  # members of one worker each have the same seed, but round independently
-    make_adamw = functools.partial(adamw, recipe=job.optimizer, seed=job.seed, rank=rank)
+    make_adamw = functools.partial(
+        adamw, recipe=job.optimizer, seed=job.seed, rank=rank, in_parts=job.memory == "streamed"
+    )
     return Muon(made, job.optimizer, make_adamw, job.seed, rank) if job.optimizer.name == "muon" else make_adamw(made)
 
 
@@ -98,7 +100,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0) -> torch.optim.Optimizer:
+def adamw(
+    groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0, *, in_parts: bool = False
+) -> torch.optim.Optimizer:
     """Make an AdamW that stores its moments in the dtype and the memory that the recipe names.
 
     Args:
@@ -106,9 +110,10 @@ def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: 
         recipe: Learning rate, precision, and storage of the moments.
         seed: Seed of stochastic rounding.
         rank: Rank of this worker; workers round their parts of a tensor independently.
+        in_parts: Whether it must be able to update parts of tensors (`RoundingAdamW.update_part`).
     """
     fp8, offload = recipe.moments == "fp8", bool(recipe.offload_moments)
-    if recipe.state == "fp32" and not fp8 and not offload:
+    if recipe.state == "fp32" and not fp8 and not offload and not in_parts:
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
     return RoundingAdamW(groups, lr=recipe.lr, seed=seed, rank=rank, fp8=fp8, offload=offload)
 
@@ -150,7 +155,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         self._offload = offload
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch overloads it by closure
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch overloads it
         """Update every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("RoundingAdamW takes no closure")
@@ -159,19 +164,50 @@ class RoundingAdamW(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                self.add_state(parameter)
                 state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.zeros(())
-                if len(state) == 1:
-                    moments.add_moments(state, parameter, fp8=self._fp8, offload=self._offload)
                 state["step"] += 1
                 step = int(state["step"])
                 key = (parameter.device, step)
                 if key not in generators:
-                    generators[key] = generator(parameter.device, self._seed, step, self._rank)
-                _update(group, parameter, state, step, generators[key])
+                    generators[key] = self.rounding(parameter.device, step)
+                self.update_part(group, parameter, parameter.grad, state, step=step, source=generators[key])
         for device in {device for device, _ in generators if device.type == "cuda" and self._offload}:
             torch.cuda.synchronize(device)  # the copies to the machine's memory, which a checkpoint may read next
+
+    def add_state(self, parameter: nn.Parameter) -> None:
+        """Give a parameter the state of a training that has made no step, unless it has a state."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+        if len(state) == 1:
+            moments.add_moments(state, parameter, fp8=self._fp8, offload=self._offload)
+
+    def rounding(self, device: torch.device, step: int) -> torch.Generator:
+        """Generator of the random bits of a step."""
+        return generator(device, self._seed, step, self._rank)
+
+    @staticmethod
+    def update_part(
+        group: dict[str, Any],
+        parameter: Tensor,
+        gradient: Tensor,
+        state: Mapping[str, Any],
+        *,
+        step: int,
+        source: torch.Generator,
+    ) -> None:
+        """Update a parameter, or rows of it with their gradient and state, in place.
+
+        Args:
+            group: The parameter's group, with the settings.
+            parameter: The parameter, or rows of it.
+            gradient: Its gradient.
+            state: Its moments, and their scales.
+            step: Number of the step, counted from 1.
+            source: Generator of the random bits of rounding.
+        """
+        _update(group, parameter, gradient, state, step=step, source=source)
 
     @torch.no_grad()
     def set_moment(self, parameter: nn.Parameter, key: Kind, moment: Tensor) -> None:
@@ -182,9 +218,8 @@ class RoundingAdamW(torch.optim.Optimizer):
             key: Name of the moment, `exp_avg` or `exp_avg_sq`.
             moment: The moment, with dtype, device and sharding of the parameter.
         """
+        self.add_state(parameter)
         state = self.state[parameter]
-        if len(state) == 1:
-            moments.add_moments(state, parameter, fp8=self._fp8, offload=self._offload)
         scales = state.get(key + moments.SCALE)
         if scales is None:
             state[key].copy_(moment)
@@ -210,14 +245,20 @@ class RoundingAdamW(torch.optim.Optimizer):
 
 
 def _update(
-    group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, source: torch.Generator
+    group: dict[str, Any],
+    parameter: Tensor,
+    whole_gradient: Tensor,
+    state: Mapping[str, Any],
+    *,
+    step: int,
+    source: torch.Generator,
 ) -> None:
     weight = local(parameter).view(-1)
     if not weight.numel():  # this worker may have no rows of an unevenly sharded tensor
         return
     has_scales = "exp_avg" + moments.SCALE in state
     elements = moments.elements_at_once(parameter, STEP_ELEMENTS) if has_scales else STEP_ELEMENTS
-    split: list[Iterable[Any]] = [torch.split(each, elements) for each in (weight, local(parameter.grad).reshape(-1))]
+    split: list[Iterable[Any]] = [torch.split(each, elements) for each in (weight, local(whole_gradient).reshape(-1))]
     count = -(-weight.numel() // elements)
     for key in ("exp_avg", "exp_avg_sq"):
         split.append(torch.split(local(state[key]).view(-1), elements))

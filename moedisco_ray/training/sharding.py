@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.cards import BF16_CAPABILITY
-from moedisco_ray.core.config import Lora, Optimizer
+from moedisco_ray.core.config import Lora, Optimizer, Residence
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.printable import one_line
 from moedisco_ray.models import head_inputs, moe_blocks, open_complete, specialise, with_parameters_in
@@ -63,6 +63,7 @@ def trainable(
     *,
     lora: Lora | None = None,
     seed: int = 0,
+    memory: Residence = "resident",
 ) -> PreTrainedModel:
     """Load a model for training, with the optimizer settings' precision and gradient checkpointing; see `SummedLoss`.
 
@@ -76,6 +77,7 @@ def trainable(
         exchange: How often workers exchange weights and gradients; see `Exchanges`.
         lora: Adapters to train instead of the weights, on one worker; None: the weights are trained.
         seed: Seed of the adapters' initial values.
+        memory: Where the weights are; `streamed` keeps them in the host's memory.
 
     Raises:
         CheckpointError: The directory holds no model of a supported family.
@@ -91,12 +93,14 @@ def trainable(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if optimizer.within_documents:
         attend_within_documents(model, world.device, compute_dtype(optimizer, world.device))
+    if memory == "streamed":  # which computes every layer again by itself
+        optimizer = optimizer.model_copy(update={"gradient_checkpointing": False})
     configured(with_parameters_in(model, dtype), optimizer)
     if world.size > 1:
         _shard(model, compute_dtype(optimizer, world.device), world, exchange)
     if lora is not None:
         add_adapters(model, lora, dtype=trained)
-    model.to_empty(device=world.device)
+    model.to_empty(device="cpu" if memory == "streamed" else world.device)
     model.tie_weights()
     # Rotary frequencies are computed, not stored.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(world.device)
@@ -132,7 +136,13 @@ def reshard(model: PreTrainedModel) -> None:
 
 
 class SummedLoss:
-    """Base class that makes a causal language model return its loss, not logits, which can be larger than the model."""
+    """Base class that makes a causal language model return its loss, not logits, which can be larger than the model.
+
+    Attributes:
+        head_weight: Weight of the head, if its gradient is to be apart from that of the embedding; None: the model's.
+    """
+
+    head_weight: Tensor | None = None
 
     def forward(self, input_ids: Tensor, targets_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats, summed over all tokens.
@@ -148,7 +158,8 @@ class SummedLoss:
         hidden_BLD = model.base_model(input_ids=input_ids, use_cache=False, **documents).last_hidden_state
         hidden_TD = head_inputs(model, hidden_BLD.flatten(0, 1))
         head = model.get_output_embeddings()
-        return summed_cross_entropy(hidden_TD, head.weight, targets_BL.flatten(), head.bias)
+        weight = head.weight if self.head_weight is None else self.head_weight
+        return summed_cross_entropy(hidden_TD, weight, targets_BL.flatten(), head.bias)
 
 
 def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:
@@ -180,7 +191,8 @@ def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World, exchange: E
     if layout.expert > 1:
         sizes = (layout.replicate, layout.data, layout.expert)[not replicas :]
         axes = init_device_mesh(kind, sizes, mesh_dim_names=("replicate", "data", EXPERT_AXIS)[not replicas :])
-        axes["data", EXPERT_AXIS]._flatten()  # noqa: SLF001 - torch has no public name; norms are then reduced in one operation
+        # Norms are then reduced in one operation.
+        axes["data", EXPERT_AXIS]._flatten()  # noqa: SLF001 - torch has no public name
         for block in moe_blocks(model).values():
             experts: Any = block.get_submodule("experts")
             _divide(experts, axes[EXPERT_AXIS])

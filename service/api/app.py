@@ -23,7 +23,8 @@ from service.api.openapi import document, operation_id
 from service.api.parameters import check_query
 from service.api.problems import handle_problems
 from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching
-from service.api.security import check_known
+from service.api.security import bearer_token, check_known
+from service.api.sessions import session_of
 from service.api.streams import Streams
 from service.api.sub_path import SubPath
 from service.database.session import Database
@@ -165,7 +166,10 @@ def create_app(
         else:
             check_driver(request, context, run_id)
 
-    app.add_middleware(BodyLimit, limit_of=limit_of, check=check)
+    def credential_of(request: Request) -> str | None:
+        return bearer_token(request) or session_of(request, settings)
+
+    app.add_middleware(BodyLimit, limit_of=limit_of, check=check, credential_of=credential_of)
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, prometheus=prometheus)
     if settings.path:

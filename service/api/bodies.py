@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.routing import APIRoute
@@ -21,33 +23,57 @@ MOST_READ = 256 * 2**20
 SMALL = 64 * 2**10
 """Maximum size of a body that is read without authentication (bytes). The limit on connections bounds their total
 size."""
+AT_ONCE = 2
+"""Maximum number of large bodies to one path with one credential that are read and answered at the same time. An owner
+has one estimate that is computed and one that waits: more would be read only to be refused."""
 
 
 class BodyLimit:
     """Middleware that refuses a request body above the limit, and reads a smaller one before it calls the application.
 
     A body above `SMALL` is read only from a caller with a valid token or session, so that other clients cannot use up
-    the memory that drivers need for their reports. The total size of all large bodies being read is limited too.
+    the memory that drivers need for their reports. The total size of all large bodies being read is limited too. Large
+    requests to a path with one credential wait for each other: forty of one client do not delay those of others.
 
     Args:
         app: Next application.
         limit_of: Returns the maximum size of a body sent to a path (bytes).
         check: Raises `Unauthorised` unless the request has a valid credential; called in a thread.
+        credential_of: Returns the credential that `check` looks at; None if there is none.
         most: Limit on the total size of large bodies that are read at the same time (bytes).
     """
 
     def __init__(
-        self, app: ASGIApp, limit_of: Callable[[str], int], check: Callable[[Request], None], most: int = MOST_READ
+        self,
+        app: ASGIApp,
+        limit_of: Callable[[str], int],
+        check: Callable[[Request], None],
+        credential_of: Callable[[Request], str | None],
+        most: int = MOST_READ,
     ) -> None:
         self._app = app
         self._limit_of = limit_of
         self._check = check
+        self._credential_of = credential_of
         self._left = most
+        self._gates = WeakValueDictionary[tuple[str, str], asyncio.Semaphore]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
+        async with self._gate(scope):
+            await self._answer(scope, receive, send)
+
+    def _gate(self, scope: Scope) -> contextlib.AbstractAsyncContextManager[None]:
+        """Where a large request waits for others like it, which would keep those of other clients waiting."""
+        credential = self._credential_of(Request(scope))
+        is_small = _announced(scope) <= SMALL and b"transfer-encoding" not in dict(scope["headers"])
+        if is_small or credential is None:
+            return contextlib.nullcontext()
+        return self._gates.setdefault((scope["path"], credential), asyncio.Semaphore(AT_ONCE))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._limit_of(scope["path"])
         try:
             body = await self._read(scope, receive, limit)

@@ -38,7 +38,8 @@ def isolated(database: Database, run: RunRow, step: str, work: Callable[[], None
             return True  # a request changed or deleted the run; the next round sees it
         except DatabaseError:
             raise
-        except Exception as error:  # noqa: BLE001 - a bug or a damaged record may raise anything, and other runs must not wait for it
+        except Exception as error:  # noqa: BLE001 - a bug or a damaged record may raise anything
+            # Other runs must not wait for this one.
             _log.exception("run %s cannot be %s", run.id, step)
             _mark(database, run, step, f"{_FAILED}{step} ({type(error).__name__}); the service's log has the cause")
             return False

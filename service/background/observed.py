@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moedisco_ray.core.config import AnyPool
+from moedisco_ray.core.stages import TRAINING
 from service.database.quotas import Quotas
 from service.database.tables import RunRow
 from service.domain.admission import ActiveRun, ClusterCapacity, PoolNeed, PoolRoom, QueuedRun, RunLimits
@@ -13,7 +14,7 @@ from service.domain.states import RunState
 from service.errors import UnusableRun
 from service.schemas import PoolList
 
-_ON_LOW_MEMORY = "submodels"
+_ON_LOW_MEMORY = [stage.name for stage in TRAINING if not stage.trains_whole][-1]
 """The last stage that trains on the low-memory pool."""
 
 

@@ -328,7 +328,8 @@ class Reconciler:
                 _log.info("to be repeated: %s", error)
             except DatabaseError:
                 raise
-            except Exception:  # noqa: BLE001 - a damaged record or an answer of Ray may raise anything, and other runs must not wait
+            except Exception:  # noqa: BLE001 - a damaged record or an answer of Ray may raise anything
+                # Other runs must not wait for this one.
                 _log.exception("driver %s cannot be ended", name)
 
     def _end_orphan(self, name: str, job: JobState) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moedisco_ray.cli.arguments import AsJson, ConfigPath, Overrides
+from moedisco_ray.cli.arguments import USUAL_FILE, AsJson, ConfigPath, Overrides
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.load import override_value
 from moedisco_ray.core.config.places import Place, names_a_run, with_places
@@ -30,7 +30,7 @@ Watch = Annotated[bool, typer.Option("--watch", help="Show the run's progress un
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def submit(
-    config: ConfigPath,
+    config: ConfigPath = USUAL_FILE,
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; by default the name in the configuration.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
@@ -48,7 +48,7 @@ def submit(
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
-def estimate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def estimate(config: ConfigPath = USUAL_FILE, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Estimate a run's resources and cost at the service's prices."""
     asked = _absolute(config, overrides or [])
     with connected() as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import delete, func, insert, select
@@ -102,7 +103,8 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
     for unit, last in stored.all():
         if last >= fold.rewound[unit]:
             session.execute(delete(Point).where(of_run, Point.unit == unit, Point.step >= fold.rewound[unit]))
-    session.execute(insert(Point.__table__), [point for points in fold.points.values() for point in points])  # type: ignore[arg-type]
+    points = list(itertools.chain.from_iterable(fold.points.values()))
+    session.execute(insert(Point.__table__), points)  # type: ignore[arg-type]
 
 
 def _priced(event: Event, pools: Pools, prices: Mapping[str, float]) -> Event:

@@ -231,7 +231,8 @@ class EventRow(Table):
     unit: Mapped[str | None] = mapped_column(String(64))
     data: Mapped[dict[str, Any]]
 
-    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - SQLAlchemy's own form; rows are stored in reading order
+    # Rows are stored in the order in which they are read.
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - SQLAlchemy's own form
 
 
 class UnitRow(Table):

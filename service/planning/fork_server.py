@@ -21,7 +21,7 @@ import traceback
 
 from moedisco_ray.core.errors import UserError
 from service.errors import ServiceError, TooCostly
-from service.planning.messages import error_to_json, failure_to_json, outcome_to_json, task_from_json
+from service.planning.messages import error_to_json, failure_to_json, outcome_to_json, task_from_message
 from service.planning.task import done
 
 _NICENESS = 10
@@ -119,7 +119,7 @@ def _run(task: socket.socket, limits: Limits) -> None:
 
 def answer_to(request: bytes, limits: Limits) -> bytes:
     try:
-        return outcome_to_json(done(task_from_json(request)))
+        return outcome_to_json(done(task_from_message(request)))
     except (UserError, ServiceError) as error:
         return error_to_json(error)
     except (MemoryError, RecursionError):

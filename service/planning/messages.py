@@ -5,7 +5,6 @@ A process that has read a stranger's files must not make the service unpickle an
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 from pathlib import Path
@@ -32,11 +31,11 @@ _ERRORS: tuple[type[ServiceError], ...] = (BadRequest, NotFound, StorageUnavaila
 """Errors that consist of their detail."""
 
 
-def task_to_json(task: Task) -> bytes:
-    return json.dumps(
+def task_to_message(task: Task) -> bytes:
+    """A line of JSON, and then the request's body as it arrived, which may be large."""
+    head = json.dumps(
         {
             "kind": task.kind,
-            "body": base64.b64encode(task.body).decode(),
             "here": task.here,
             "policy": task.policy.model_dump_json(),
             "roots": {name: list(map(_place, places)) for name, places in vars(task.roots).items()},
@@ -46,15 +45,17 @@ def task_to_json(task: Task) -> bytes:
             else {field: [start.id, _place(start.location)] for field, start in task.starts.items()},
             "scratch": None if task.scratch is None else str(task.scratch),
         }
-    ).encode()
+    )
+    return b"\n".join([head.encode(), task.body])
 
 
-def task_from_json(content: bytes) -> Task:
-    raw = json.loads(content)
+def task_from_message(content: bytes) -> Task:
+    head, _, body = content.partition(b"\n")
+    raw = json.loads(head)
     roots: dict[str, Any] = {name: tuple(map(_location, places)) for name, places in raw["roots"].items()}
     return Task(
         kind=raw["kind"],
-        body=base64.b64decode(raw["body"]),
+        body=body,
         here=raw["here"],
         policy=Policy.model_validate_json(raw["policy"]),
         roots=Roots(**roots),

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.errors import Overloaded, TooCostly, TooMany
 from service.planning.fork_server import Limits
-from service.planning.messages import outcome_from_json, task_to_json
+from service.planning.messages import outcome_from_json, task_to_message
 from service.planning.task import Outcome, Task
 
 Kind = Literal["estimate", "submission"]
@@ -144,7 +144,7 @@ class PlanningPool:
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             async with asyncio.timeout(self._limits.seconds + _START_SECONDS):
-                writer.write(task_to_json(task))
+                writer.write(task_to_message(task))
                 with contextlib.suppress(ConnectionError):
                     await writer.drain()
                     writer.write_eof()

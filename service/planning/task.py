@@ -13,15 +13,17 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
 from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
-from moedisco_ray.core.config.load import check_files
+from moedisco_ray.core.config.load import with_files
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import words
-from moedisco_ray.core.config.starts import at_newest
+from moedisco_ray.core.config.start_files import named_tokenizer, start_directory
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.records.measurements import THIS_MACHINE
 from moedisco_ray.core.store.locations import Location
 from moedisco_ray.core.store.read_roots import reading_within
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
+from moedisco_ray.plan.measured_machines import with_stored_measurements
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
 from service.domain.policies import Policy
 from service.domain.quotas import check_pools, priced
@@ -232,16 +234,18 @@ def _checked(task: Task, config: RunConfig) -> tuple[RunConfig, Plan, list[str]]
     model_at = functools.partial(copy_model_files, folder=task.scratch or Path())
     found, read = located(config, locations.get, documents_at, model_at)
     with reading_within(task.roots.readable(*read)):
-        return config, _planned(at_newest(found), task.here), notes
+        return config, _planned(found, task.here), notes
 
 
 def _planned(config: RunConfig, here: bool) -> Plan:
     _check_sizes(config)
-    check_files(config)
-    for field, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
+    config = with_files(config, recorded=False)
+    for field, optimizer, _ in config.trainings:
         _check_batch(f"{field}.optimizer.batch_tokens", optimizer, config)
     try:
-        plan = build_plan(config, known_machine(config, here=here))
+        # What `moedisco doctor` measured on this machine changes the plan, and not the configuration that runs.
+        measured, how = with_stored_measurements(config, THIS_MACHINE) if here else (config, {})
+        plan = build_plan(measured, known_machine(config, here=here).model_copy(update={"measured": how}))
     except ArithmeticError as error:
         raise _too_large() from error
     full = plan.joint_training.cost
@@ -253,9 +257,9 @@ def _planned(config: RunConfig, here: bool) -> Plan:
 def _check_sizes(config: RunConfig) -> None:
     """Refuse a configuration whose files are too large to read during a request."""
     found = [(f"evaluation.lm_eval.{i}", path) for i, path in enumerate(config.evaluation.lm_eval)]
-    folders = [("tokenizer.path", config.tokenizer.directory)]
+    folders = [("tokenizer.path", named_tokenizer(config.tokenizer))]
     if isinstance(config.model.init, LocalInit):
-        folders.append((config.model.init.setting, config.model.init.directory))
+        folders.append((config.model.init.setting, start_directory(config.model.init)))
     found += [
         (field, folder / name)
         for field, folder in folders

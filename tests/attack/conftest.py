@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_client import PlanningHere, Service, service
+from api_client import PlanningHere, Service, plain_tracebacks, service
 from starlette.testclient import TestClient
 
 from service.planning.pool import PlanningPool
+
+__all__ = ["plain_tracebacks"]
 
 STORAGE_BUCKET = "s3://checkpoints/moe"
 INPUT_BUCKET = "s3://texts/wiki"

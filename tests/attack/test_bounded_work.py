@@ -51,6 +51,8 @@ def end_tasks(target):
                 task.kill()
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_forty_hostile_estimates_at_once_do_not_delay_other_requests(target):
     """Four owners keep forty estimates of 0.8 MB in flight; another owner looks, estimates and submits meanwhile.
 

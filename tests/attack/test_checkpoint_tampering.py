@@ -233,7 +233,10 @@ def test_no_module_can_unpickle_but_those_that_send_work_to_other_machines() -> 
     for package in (moedisco_ray, service):
         root = Path(str(package.__file__)).parent
         for path in root.rglob("*.py"):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if not any(word in text for word in (*unpicklers, ".load")):
+                continue
+            tree = ast.parse(text)
             imported = {
                 alias.name.split(".")[-1]
                 for node in ast.walk(tree)

@@ -89,6 +89,7 @@ def asking(field: str, value: str) -> dict[str, Any]:
     return raw
 
 
+@pytest.mark.slow
 def test_a_submit_token_reads_nothing_of_the_host_of_a_plain_serve(home: Path) -> None:
     """Before (af276e38): POST /v1/runs with {path: .local/state/moedisco/admin-token, format: text} answered 201."""
     with serving(home) as tenant:

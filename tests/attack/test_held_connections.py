@@ -29,6 +29,7 @@ def target(request, tmp_path_factory):
         found.close()
 
 
+@pytest.mark.slow
 def test_three_thousand_idle_sockets_do_not_block_others(target):
     with contextlib.ExitStack() as stack, target.others_are_served():
         target.hold(stack, 3000)
@@ -46,6 +47,7 @@ def test_heads_and_bodies_that_trickle_in_do_not_block_others(target):
                     each.send(b"x")
 
 
+@pytest.mark.slow
 def test_streams_of_one_token_are_limited_with_a_clear_answer(target):
     status, body = target.ask("POST", "/v1/runs", {"config": demo()})
     assert status == 201

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import concurrent.futures
 import json
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from api_client import PLANNING, Service, demo
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from moedisco_ray.core.config import RunConfig
+from service.api.bodies import AT_ONCE, SMALL, BodyLimit
+from service.api.security import bearer_token
 from service.planning.pool import PlanningPool
 
 SECONDS = 1.0
+KINDS = [("a", "/estimates"), ("a", "/runs"), ("b", "/runs")]
 
 
 @pytest.fixture
@@ -51,6 +61,42 @@ def _asked(api: Service, path: str, text: str, who: str) -> tuple[int, float, fl
             assert other.get("/v1/runs").status_code == 200
             waits.append(time.monotonic() - began)
         return asked.result().status_code, time.monotonic() - started, max(waits)
+
+
+@pytest.mark.parametrize(
+    ("size", "announced", "most"), [(SMALL + 1, True, AT_ONCE), (SMALL + 1, False, AT_ONCE), (SMALL, True, 6)]
+)
+def test_large_requests_with_one_credential_to_one_path_wait_for_each_other(
+    size: int, announced: bool, most: int
+) -> None:
+    inside, largest = collections.Counter[str](), collections.Counter[str]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        who = Headers(scope=scope)["authorization"] + scope["path"]
+        inside[who] += 1
+        largest[who] = max(largest[who], inside[who])
+        await asyncio.sleep(0.02)
+        inside[who] -= 1
+        await Response()(scope, receive, send)
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"x" * size
+
+    async def ask() -> None:
+        limited = BodyLimit(app, lambda _: 10**6, lambda _: None, bearer_token)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(limited), base_url="http://service") as client:
+            asked = (
+                client.post(
+                    path,
+                    content=b"x" * size if announced else parts(),
+                    headers={"Authorization": f"Bearer {who}", "Cookie": f"any={number}"},
+                )
+                for number, (who, path) in enumerate(KINDS * 6)
+            )
+            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+
+    asyncio.run(ask())
+    assert largest == {f"Bearer {who}{path}": most for who, path in KINDS}
 
 
 def test_an_estimate_over_large_folders_looks_into_none(api: Service, tmp_path: Path) -> None:

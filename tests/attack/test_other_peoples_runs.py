@@ -68,7 +68,7 @@ def start(run: str, **changes: Any) -> dict[str, Any]:
     )
 
 
-@pytest.mark.parametrize("named", ["id", "name"])
+@pytest.mark.parametrize("named", [pytest.param("id", marks=pytest.mark.slow), "name"])
 def test_the_owner_and_an_admin_start_from_a_finished_run(api: Service, named: str) -> None:
     run_id = finished(api)
     for who in ("ann", "admin"):

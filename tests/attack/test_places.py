@@ -106,6 +106,7 @@ def test_checkpoints_go_to_a_root_that_the_operator_names(
     assert json.dumps(expected) in json.dumps(api.admin.get(f"/v1/runs/{answer.json()['id']}").json())
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_read_only_under_a_root_that_the_operator_names(
     api: Service, tenant: TestClient, tmp_path: Path
 ) -> None:

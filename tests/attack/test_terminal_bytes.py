@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -27,7 +28,10 @@ from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.measurements import Check, Measurements
 from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.execution.doctor import here
+from moedisco_ray.execution.doctor.work import Work
 from service import schemas
 from service.cli import app
 from service.client import Client, RetryPolicy
@@ -215,6 +219,19 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, place: Path) -> types.ModuleType:
     return module
 
 
+@pytest.fixture
+def _examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An examination whose machine, card and errors have hostile names; a real one takes half a minute."""
+    check = Check(part="system", name=HOSTILE, state="failed", found=HOSTILE, remedy=HOSTILE)
+    found = Measurements(place=HOSTILE, measured_at=0.0, checks=[check])
+
+    def examine_here(_config: RunConfig, _work: Work, show: here.Show) -> Measurements:
+        show(HOSTILE, [check])
+        return found
+
+    monkeypatch.setattr(here, "examine_here", examine_here)
+
+
 RUN_DIRS = [[f"runs/{NAME}"], ["unfinished"], ["other"], [f"{NAME}/{NAME}"]]
 RUN_COMMANDS = [["demo"], [ID], [HOSTILE], ["demo", "--json"]]
 SCENARIOS: dict[str, list[list[str]]] = {
@@ -232,6 +249,14 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "init": [[f"{NAME}-new.yaml", "--preset", "demo"], [f"{NAME}.yaml"], [f"missing/{NAME}/{NAME}.yaml"]],
     "validate": [["demo.yaml"], ["text.yaml"], ["binary.yaml"], ["keys.yaml"], ["broken.yaml"], [NAME]],
     "schema": [[]],
+    "doctor": [
+        ["demo.yaml"],
+        ["demo.yaml", "--json"],
+        ["missing.yaml"],
+        [f"missing/{NAME}.yaml"],
+        ["keys.yaml"],
+        ["broken.yaml"],
+    ],
     "verify": [*RUN_DIRS, [NAME]],
     "show": [*RUN_DIRS, *([*each, "--json"] for each in RUN_DIRS)],
     "plot": [["other"], [NAME], ["unfinished"], [f"runs/{NAME}"]],
@@ -339,8 +364,9 @@ def test_no_command_writes_what_a_terminal_obeys(
     Before (af276e38): all 46 commands fail: run, show, watch, logs, submit, cancel wrote ESC, OSC 52, C1; others U+202E
     of a name.
     """
-    if command == ("run",):
-        request.getfixturevalue("pipeline")
+    replaced = {"run": "pipeline", "doctor": "_examination"}.get(command[-1])
+    if replaced is not None:
+        request.getfixturevalue(replaced)
     for arguments in SCENARIOS[" ".join(command)]:
         check(command, arguments)
         if command[-1] in DRAWING and "--json" not in arguments:
@@ -408,8 +434,9 @@ def test_the_errors_of_a_run_are_shown_without_their_escape_sequences(
 def test_a_sample_keeps_its_lines_and_honest_letters(place: Path) -> None:
     text = "grüße, 語, שלום, 👩\u200d🚀, naïve\n\tand a second line"
     stored = report() | {"samples": [{"prompt": "grüße", "text": text}]}
-    (place / "runs" / NAME / "report.json").write_text(json.dumps(stored))
-    shown = invoke(("show",), [f"runs/{NAME}"]).stdout
+    shutil.copytree(place / "runs" / NAME, place / "runs" / "honest")  # its name is shown too
+    (place / "runs" / "honest" / "report.json").write_text(json.dumps(stored))
+    shown = invoke(("show",), ["runs/honest"]).stdout
     for line in ("grüße, 語, שלום, 👩\u200d🚀, naïve", "and a second line"):
         assert line in shown
     assert "\\u" not in shown

@@ -15,12 +15,12 @@ import torch.distributed as dist
 
 from moedisco_ray.models.checkpoint import Checkpoint
 from moedisco_ray.models.shard_file import ShardFile
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 Moment = Literal["load", "step", "save"]
 MOMENTS: dict[Moment, tuple[type, str]] = {
     "load": (Checkpoint, "__getitem__"),
-    "step": (Stepper, "__call__"),
+    "step": (ResidentStepper, "__call__"),
     "save": (ShardFile, "put"),
 }
 """The method of the product whose calls are counted, for each moment."""

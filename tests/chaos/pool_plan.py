@@ -58,9 +58,7 @@ def draw(seed: int) -> list[Change]:
     stages: list[Stage] = sorted(
         ("finetune" if generator.random() < _FINETUNE_SHARE else "submodels" for _ in range(count)), reverse=True
     )
-    shares = {
-        stage: sorted(generator.uniform(_EARLIEST, _LATEST) for _ in range(stages.count(stage))) for stage in NODES
-    }
+    shares = {stage: _shares(generator, stages.count(stage)) for stage in NODES}
     nodes = dict(NODES)
     changes: list[Change] = []
     for stage in stages:
@@ -76,3 +74,7 @@ def draw(seed: int) -> list[Change]:
         changes.append(Change(kind, stage, shares[stage].pop(0), generator.randrange(8), absence))
         nodes[stage] = changes[-1].nodes_after(nodes[stage])
     return changes
+
+
+def _shares(generator: random.Random, count: int) -> list[float]:
+    return sorted(generator.uniform(_EARLIEST, _LATEST) for _ in range(count))

@@ -66,7 +66,7 @@ def config(output: Path | str) -> RunConfig:
     optimizer = {"name": "muon", "batch_tokens": 1024, "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
     return small_config(
         output,
-        tokens={"total": 200_000, "seed_share": 0.2},
+        tokens={"total": 200_000, "seed_share": 0.2, "finetune_share": 0.4},
         submodels={"sync_every": 20, "optimizer": optimizer},
         finetune={"optimizer": optimizer},
         model={
@@ -80,7 +80,7 @@ def config(output: Path | str) -> RunConfig:
             }
         },
         checkpoint={"every": INTERVAL},
-        evaluation={"max_tokens": 2000, "sample_tokens": 1, "prompts": ["def "]},
+        evaluation={"max_tokens": 2000, "prompts": ["def "]},
     )
 
 

@@ -59,7 +59,7 @@ def test_a_run_survives_twenty_kills(
 
 def long_config(output: Path) -> RunConfig:
     """Enough steps and checkpoints that every driver gets somewhere before it is killed."""
-    return small_config(output, tokens={"total": 2_400_000}, checkpoint={"every": 5})
+    return small_config(output, tokens={"total": 2_400_000, "finetune_share": 0.4}, checkpoint={"every": 5})
 
 
 def same_curves(client: Client, run_id: str, events: list[Event]) -> None:

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 
 def members(directory: Path, patience: float | None) -> list[TrainJob]:
-    sync = SyncPlan(directory / "sync", AT, Outer(), patience)
+    sync = SyncPlan(directory / "sync", AT, Outer(), patience, ranges=2)
     return [
         dataclasses.replace(
             make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, sync=sync

@@ -74,13 +74,13 @@ def config_of(home: Path, output: Path) -> RunConfig:
             },
             "model": {"family": "qwen2_moe", "init": {"checkpoint": str(home / "start")}},
             "tokens": {"total": 40_000, "seed_share": 0.0, "finetune_share": 0.4},
-            "clusters": {"count": GROUPS, "restarts": 2},
+            "clusters": {"count": GROUPS},
             "submodels": {"optimizer": recipe},
             "finetune": {"optimizer": recipe, "parallel": {"expert": 2}},
             "merge": {"calibration_tokens": 2048},
             "checkpoint": {"every": INTERVAL},
             "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": WORKERS}},
-            "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]},
+            "evaluation": {"max_tokens": 4000, "prompts": ["ab"]},
         }
     )
 

@@ -169,18 +169,19 @@ class Role:
                 yield "s3:ListBucket", arn, key
 
     def _allows(self, action, resource, prefix):
-        return any(
-            action in listed(each["Action"])
-            and any(fnmatchcase(resource, pattern) for pattern in listed(each["Resource"]))
-            and (
-                "Condition" not in each
-                or (
-                    prefix is not None
-                    and any(fnmatchcase(prefix, pattern) for pattern in each["Condition"]["StringLike"]["s3:prefix"])
-                )
-            )
-            for each in self._statements
-        )
+        return any(allows(each, action, resource, prefix) for each in self._statements)
+
+
+def allows(statement, action, resource, prefix):
+    if action not in listed(statement["Action"]) or not matches(resource, listed(statement["Resource"])):
+        return False
+    if "Condition" not in statement:
+        return True
+    return prefix is not None and matches(prefix, statement["Condition"]["StringLike"]["s3:prefix"])
+
+
+def matches(text, patterns):
+    return any(fnmatchcase(text, pattern) for pattern in patterns)
 
 
 def listed(value):

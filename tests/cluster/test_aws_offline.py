@@ -147,6 +147,7 @@ def test_low_memory_demand_that_is_refused_goes_to_the_next_type_and_at_last_on_
     assert [machine["InstanceType"] for machine in instances(aws)[1:]] == ["g6.xlarge"]
 
 
+@pytest.mark.slow
 def test_a_gang_of_the_high_pool_falls_back_to_on_demand(aws, config, provider):
     start(provider, config, "head", "head")
     asked = asked_for(provider, lambda _, spot: spot)

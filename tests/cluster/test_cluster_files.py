@@ -16,6 +16,7 @@ from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private import _azure as azure
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from moedisco_ray.core.cards import LEAST_DRIVER
 from moedisco_ray.plan.cluster_file import ClusterMetadata, load_cluster
 
 NODE_CONFIG_KEYS = {
@@ -31,8 +32,6 @@ NODE_CONFIG_KEYS = {
     "gcp/spot": {"machineType", "guestAccelerators", "serviceAccounts", "networkInterfaces", "disks", "scheduling"},
     "azure/spot": {"azure_arm_parameters"},
 }
-LEAST_DRIVER = {12: 525, 13: 580}
-"""First branch of NVIDIA's driver that runs a major version of CUDA, from NVIDIA's table of CUDA compatibility."""
 IMAGES = {
     # The cloud's release notes of the image name its driver: look it up for another image.
     "aws/account.yaml": ("base-oss-nvidia-driver-gpu-ubuntu-22.04/latest", 595),
@@ -285,11 +284,11 @@ def test_every_node_gets_the_token_and_what_it_installs(name):
 @pytest.mark.parametrize("name", [*CLOUDS, "kuberay"])
 def test_the_cluster_guide_has_the_prices_of_the_file(name):
     types = load_cluster(FOLDER / f"{name}.yaml").types
-    prices = [
-        [kind.worker_price(tag) for kind in types if tag in kind.slots] for tag in ("low_mem_gpu", "high_mem_gpu")
-    ]
-    low, high = (f"{min(each):.2f} to {max(each):.2f}" for each in prices)
-    assert f"| {name} | {low} | {high} |" in (ROOT / "docs" / "cluster.md").read_text()
+    cells = [name]
+    for tag in ("low_mem_gpu", "high_mem_gpu"):
+        prices = [kind.worker_price(tag) for kind in types if tag in kind.slots]
+        cells.append(f"{min(prices):.2f} to {max(prices):.2f}")
+    assert f"| {' | '.join(cells)} |" in (ROOT / "docs" / "cluster.md").read_text()
 
 
 def test_kubernetes_and_the_cloud_files_run_the_same_ray():

@@ -12,14 +12,17 @@ from cluster_files import FOLDER, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.train import ScalingConfig
+from rich.console import Console
 from typer.testing import CliRunner
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.cli.app import app
+from moedisco_ray.cli.display.cluster import cluster_view
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import GIB, build_plan
+from moedisco_ray.plan.capacity import cluster_needs
 from moedisco_ray.plan.cluster_checks import disagreements
 from moedisco_ray.plan.cluster_file import load_cluster, read_cluster
 
@@ -30,7 +33,7 @@ ON_AZURE = ("pools.low_memory.card=T4", "pools.low_memory.price_per_hour=0.16")
 @pytest.fixture(scope="module")
 def default_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("plan") / "default.yaml"
-    path.write_text(preset_text("default"))
+    path.write_text(preset_text("default").replace("recipe: auto", "recipe: null"))
     return path
 
 
@@ -45,6 +48,48 @@ def found(default_file, cluster, *overrides):
 def test_the_default_configuration_agrees_with_every_cloud(default_file, name):
     config = load_config(default_file, ON_AZURE if name == "azure/spot" else ())
     assert disagreements(load_cluster(FOLDER / f"{name}.yaml"), config, build_plan(config)) == ()
+
+
+CARDS = {
+    "aws/spot": (["L4", "A10G"], ["H100", "A100-80GB"]),
+    "gcp/spot": (["L4"], ["H100", "A100-80GB"]),
+    "azure/spot": (["T4"], ["H100 NVL", "A100-80GB"]),
+    "kuberay": (["L4"], ["A100-80GB"]),
+    "on-prem": (["RTX 4090"], ["A100-80GB"]),
+}
+"""Small and large cards of each cluster file."""
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_cluster_file_is_compared_with_the_configuration_by_card(default_file, name):
+    cluster = load_cluster(FOLDER / f"{name}.yaml")
+    for tag, cards in zip(("low_mem_gpu", "high_mem_gpu"), CARDS[name], strict=True):
+        assert {node.card.name for node in cluster.types if node.most and tag in node.slots} == set(cards)
+    for pool, cards in zip(("low_memory", "high_memory"), CARDS[name], strict=True):
+        for card in (*cards, "RTX 3090"):
+            config = load_config(default_file, (f"pools.{pool}.card={card}",))
+            fields = [each.field for each in disagreements(cluster, config, build_plan(config))]
+            assert (f"pools.{pool}.card" in fields) == (card not in cards)
+
+
+def test_node_types_that_no_pool_names_are_said(default_file):
+    """Before: a plan passed over them without a word."""
+    config, cluster = load_config(default_file), load_cluster(FOLDER / "aws/spot.yaml")
+    plan = build_plan(config)
+    assert cluster_needs(cluster, config, plan).unused == ()
+    other = load_config(default_file, ("pools.high_memory.resource=other_gpu",))
+    needs = cluster_needs(cluster, other, plan)
+    assert needs.unused == ("high-h100-spot", "high-a100-spot", "high-h100")
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(cluster_view(cluster, needs, "spot.yaml", agrees=False))
+    assert "because no pool names their tags: high-h100-spot, high-a100-spot, high-h100" in text.get()
+
+
+def test_more_main_memory_than_the_files_machines_have_is_told(default_file):
+    told = dict(found(default_file, load("gcp/spot"), "pools.low_memory.host_memory_gb=512"))
+    assert "a node low-l4" in told["pools.low_memory.host_memory_gb"]
+    assert found(default_file, load("gcp/spot"), "pools.low_memory.host_memory_gb=8") == []
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def configuration(hosts, name, tokens, workers):
     return small_config(
         Path("runs"),
         corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"seed_share": 0.02, **tokens},
+        tokens={"seed_share": 0.02, "finetune_share": 0.4, **tokens},
         clusters={"count": 2, "vectors": "hidden_state"},
         pools={"low_memory": {"max_workers": 2}, "high_memory": {"workers": workers}},
     ).model_copy(update={"name": name, "output": Path("runs")})
@@ -99,10 +99,8 @@ def check_launches(hosts, events, high):
     between seed and sub-models may come again, but never while another one has room.
     """
     began = min(event.time for event in events)
-    submodels, ended = (
-        next(event.time for event in events if (event.type, event.stage) == (kind, "submodels"))
-        for kind in ("stage_started", "stage_finished")
-    )
+    times = {event.type: event.time for event in events if event.stage == "submodels"}
+    submodels, ended = times["stage_started"], times["stage_finished"]
     asks = min(event.time for event in events if event.type == "nodes_asked") - 5  # the event follows the request
     present, came = Counter(), Counter()
     for when, node_type, change in (changes := launches(hosts)):

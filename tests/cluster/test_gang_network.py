@@ -40,7 +40,7 @@ def test_a_gang_on_debian_machines_forms_and_trains(hosts):
         ray.start(name, cpus=2, resources={"low_mem_gpu": 1, "high_mem_gpu": 1})
     config = small_config(
         hosts.base / "runs",
-        tokens={"total": 60_000},
+        tokens={"total": 60_000, "finetune_share": 0.4},
         pools={"high_memory": {"workers": 2}},
         checkpoint={"max_failures": 0},
     )

@@ -87,6 +87,7 @@ def started(words: list[str], surroundings: dict[str, str], log: Path) -> Iterat
         process.wait(60)
 
 
+@pytest.mark.slow
 def test_the_command_of_the_kubernetes_file_answers_its_probes(tmp_path: Path, port: int) -> None:
     (cluster,) = [each for each in kubernetes_objects() if each["kind"] == "RayCluster"]
     pod = cluster["spec"]["headGroupSpec"]["template"]["spec"]
@@ -120,6 +121,7 @@ def test_the_command_of_the_kubernetes_file_answers_its_probes(tmp_path: Path, p
     assert token not in (tmp_path / "log").read_text()  # `kubectl logs` shows it
 
 
+@pytest.mark.slow
 def test_the_command_of_the_image_answers_at_its_published_port(tmp_path: Path, port: int) -> None:
     text = (FOLDER / "Dockerfile").read_text()
     assert re.search(rf"^EXPOSE {PORT}$", text, re.MULTILINE)
@@ -130,6 +132,7 @@ def test_the_command_of_the_image_answers_at_its_published_port(tmp_path: Path, 
             healthy(address, port)
 
 
+@pytest.mark.slow
 def test_the_command_beside_the_fake_cluster_answers(tmp_path: Path, port: int) -> None:
     (command,) = re.findall(r"^#   (moedisco serve .*)$", (FOLDER / "local-fake.yaml").read_text(), re.MULTILINE)
     with started([*shlex.split(command), *stand_in(port)], environment(tmp_path), tmp_path / "log"):

@@ -1,12 +1,15 @@
 """The documents agree with the code: references, settings, commands, links and paths."""
 
 import ast
+import operator
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from ray.scripts.scripts import cli as ray
 
 from benchmarks.study.__main__ import app as study
 from docs import generate
@@ -39,6 +42,13 @@ def setting_paths(section, definitions, prefix=""):
                 )
 
 
+def repeated(page):
+    """Settings that the configuration reference describes by another one alone, each with the path of that one."""
+    for section, paths in re.findall(r"^As in `(\S+)`, with the same default: (.+)\.$", page, re.MULTILINE):
+        for path in re.findall(r"`([^`]+)`", paths):
+            yield path, f"{section}.{path.rpartition('.')[2]}"
+
+
 def command_names(application):
     """Names of all commands and groups of a typer application, nested ones included."""
     for command in application.registered_commands:
@@ -60,13 +70,24 @@ def test_what_is_generated_is_up_to_date():
 
 def test_the_references_are_complete():
     schema = RunConfig.model_json_schema()
-    settings = set(
-        re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/configuration.md").read_text().replace("[]", ""), re.MULTILINE)
-    )
+    page = (ROOT / "docs/configuration.md").read_text().replace("[]", "")
+    settings = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)).union(dict(repeated(page)))
     sections = {path.rpartition(".")[0] for path in setting_paths(schema, schema["$defs"])}
     assert set(setting_paths(schema, schema["$defs"])) - sections <= settings
     headings = (ROOT / "docs/cli.md").read_text()
     assert [name for name in command_names(app) if f" {name}\n" not in headings] == []
+
+
+def test_a_setting_without_a_row_is_as_the_one_it_refers_to():
+    page = (ROOT / "docs/configuration.md").read_text()
+    described = set(re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE))
+    defaults = RunConfig.model_validate({"name": "x", "corpus": {"sources": [{"path": "embedded"}]}})
+    pairs = list(repeated(page))
+    assert not described & dict(pairs).keys()
+    assert described >= {first for _, first in pairs}
+    values = [operator.attrgetter(*pair)(defaults) for pair in pairs if "[]" not in pair[0]]
+    assert len(values) > 10
+    assert [pair for pair in values if pair[0] != pair[1]] == []
 
 
 def test_every_setting_that_a_document_names_exists(text):
@@ -92,6 +113,44 @@ def test_every_option_of_a_command_in_a_document_exists(text):
             known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
             named = {word.partition("=")[0] for word in words if word.startswith("-")}
             assert command is program or named <= known | {"--help"}, line
+
+
+def commands_of(text):
+    """Command lines of a document, without comments, the lines of one command joined."""
+    for line in re.findall(r"^\$ (.+)$", text.replace("\\\n", " "), flags=re.MULTILINE):
+        yield from (" ".join(part.split()) for part in re.split(r"&& (?=moedisco|ray )", re.sub(r" +#.*", "", line)))
+
+
+def parse(application, words):
+    """Fail unless a program takes these words: options exist, and arguments are neither too few nor too many."""
+    words = [word.replace("$FILE", "cluster_yaml/aws/spot.yaml") for word in words]
+    while words and words[0] in getattr(application, "commands", {}):
+        application = application.commands[words.pop(0)]
+    assert not getattr(application, "commands", None), f"no such command: {words}"
+    application.make_context(application.name, words)
+
+
+def test_every_command_of_the_first_hour_parses():
+    """Commands of other programs are those of the documents that the cluster files' tests start."""
+    programs = {"moedisco": typer.main.get_command(app), "ray": ray}
+    others = " ".join(
+        " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        for name in ("CONTRIBUTING.md", "docs/cluster.md", "docs/joining.md", "docs/tutorial.md")
+    )
+    lines = list(commands_of((ROOT / "docs/first-hour.md").read_text(encoding="utf-8")))
+    assert len(lines) > 30
+    for line in lines:
+        program, *words = shlex.split(line)
+        if program in programs:
+            parse(programs[program], words)
+        else:
+            assert line.replace(" \\ ", " ") in others.replace(" \\ ", " "), line
+
+
+@pytest.mark.parametrize("line", ["show", "plan my.yaml more", "submit my.yaml --url http://x", "ini my.yaml"])
+def test_a_command_that_does_not_parse_is_found(line):
+    with pytest.raises(Exception, match=r"(?i)missing|unexpected|no such"):
+        parse(typer.main.get_command(app), line.split())
 
 
 def test_every_yaml_block_is_a_part_of_a_configuration(text):

@@ -52,9 +52,6 @@ def test_each_row_says_what_passed_and_why_something_did_not(tmp_path: Path) -> 
     ]
     found = json.loads((tmp_path / "record.json").read_text())
     assert {name: row["families"] for name, row in found.items()} == {"a": [], "b": ["mixtral"], "c": ["family-1"]}
-    assert ecosystem.programs(tmp_path / "record.json") == (
-        f"no-such-package (not installed), other 1.2 beta, pytest {pytest.__version__}"
-    )
     some = [*arguments, "-k", "test_three and 1"]  # this row alone is written anew
     assert pytest.main(some, plugins=[ecosystem.Recorder(tmp_path / "record.json")]) == pytest.ExitCode.OK
     assert [row[2].split(";")[0] for row in ecosystem.rows(tmp_path / "record.json")] == [

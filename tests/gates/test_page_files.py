@@ -17,11 +17,11 @@ def test_every_type_of_event_is_received_and_described():
 
 def test_every_vendored_file_is_listed_with_its_digest_and_has_its_licence():
     vendor = STATIC / "vendor"
-    listed = {
-        cells[1]: cells[-2]
-        for line in (vendor / "README.md").read_text().splitlines()
-        if len(cells := [cell.strip() for cell in line.split("|")]) == 8 and cells[1] not in ("file", "---")
-    }
+    listed = {}
+    for line in (vendor / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 8 and cells[1] not in ("file", "---"):
+            listed[cells[1]] = cells[-2]
     there = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in vendor.iterdir()

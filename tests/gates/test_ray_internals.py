@@ -1,4 +1,4 @@
-"""Private API of Ray is on one page for Ray and one for Ray Train, checked with the installed version."""
+"""Private API of Ray is on one page each for Ray, Ray Train and Ray Data, checked with the installed version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moedisco_ray.execution.ray import ray_internals
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOM = Path(ray_internals.__file__).parent.relative_to(ROOT)
-PAGES = {ROOM / "ray_internals.py", ROOM / "ray_train_internals.py"}
+PAGES = {ROOM / f"{page}_internals.py" for page in ("ray", "ray_train", "ray_data")}
 UNDOCUMENTED = ("ray.autoscaler", "ray.core", "ray.dashboard", "ray.experimental", "ray.train.v2")
 
 
@@ -35,9 +35,7 @@ def imported(source: str) -> Iterator[str]:
 
 def private(source: str) -> list[str]:
     names = [name for name in imported(source) if name.startswith("ray.")]
-    return [
-        name for name in names if name.startswith(UNDOCUMENTED) or any(part.startswith("_") for part in name.split("."))
-    ]
+    return [name for name in names if name.startswith(UNDOCUMENTED) or "._" in name]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.profiler import ProfilerActivity, profile
@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from moedisco_ray.core.cards import peak_flops
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.core.limits import LOGITS_BYTES
-from moedisco_ray.models import hf_config
+from moedisco_ray.models import grouped, hf_config
 from moedisco_ray.models.attention import BY_DOCUMENT, MASKED, attend_within_documents
-from moedisco_ray.models.expert_parallel import divided_experts
 from moedisco_ray.models.speed import grouped_experts
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.memory import worker_memory
@@ -28,7 +27,7 @@ from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.sharding import autocast, compute_dtype, configured
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 SEQUENCE, VOCABULARY = 1024, 50_304
@@ -106,7 +105,7 @@ def test_a_submodel_takes_the_memory_that_the_plan_says(device: str, experts: in
         load_balance=0.01,
         z_loss=0.001,
     )
-    step = Stepper(model_on(device, experts, optimizer), job, World(device=device))
+    step = ResidentStepper(model_on(device, experts, optimizer), job, World(device=device))
     for _ in range(2):
         step(
             MicroBatch(part, part, job.step_tokens, None, positions_of(part) if optimizer.within_documents else None)
@@ -136,7 +135,7 @@ def test_a_submodel_reaches_45_percent_of_the_cards_speed(device: str) -> None:
         checkpoint_every=None,
     )
     step, tokens, seconds = (
-        Stepper(model_on(device, 1, optimizer), job, World(device=device)),
+        ResidentStepper(model_on(device, 1, optimizer), job, World(device=device)),
         tokens_on(device, sequences),
         [],
     )
@@ -150,25 +149,6 @@ def test_a_submodel_reaches_45_percent_of_the_cards_speed(device: str) -> None:
     assert flops / statistics.median(seconds[5:]) / peak >= 0.45
 
 
-def test_experts_that_are_divided_over_nccl_are_all_experts(device: str, tmp_path: Path) -> None:
-    experts = model_on(device, 4, Optimizer(precision="pure_bf16")).model.layers[0].mlp.experts
-    x_TD = torch.randn(64, 2048, device=device, dtype=torch.bfloat16, requires_grad=True)
-    weight_TK, expert_TK = (
-        torch.rand(64, 2, device=device, dtype=torch.bfloat16),
-        torch.rand(64, 4, device=device).topk(2).indices,
-    )
-    expected = grouped_experts(experts, x_TD, expert_TK, weight_TK)
-    [expected_grad] = torch.autograd.grad(expected.float().square().sum(), x_TD)
-    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    try:
-        found = divided_experts(experts, x_TD, expert_TK, weight_TK, group=dist.group.WORLD, compute=grouped_experts)
-        [found_grad] = torch.autograd.grad(found.float().square().sum(), x_TD)
-    finally:
-        dist.destroy_process_group()
-    assert error(found, expected.double()) < BF16_ERROR
-    assert error(found_grad, expected_grad.double()) < BF16_ERROR
-
-
 def test_experts_run_as_one_product_on_cards_that_can(device: str) -> None:
     model = model_on(device, 4, Optimizer(precision="pure_bf16"))
     tokens = tokens_on(device, 1)
@@ -176,8 +156,31 @@ def test_experts_run_as_one_product_on_cards_that_can(device: str) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         torch.autograd.backward(model(tokens, tokens))
     found = {event.key for event in profiler.key_averages()}
-    assert ("aten::_grouped_mm" in found) == (capability >= (8, 0))
-    assert ("transformers::grouped_mm_fallback" in found) == (capability < (8, 0))
+    assert ("aten::_grouped_mm" in found) == (capability[0] in (9, 10))
+    assert "transformers::grouped_mm_fallback" not in found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])
+def test_experts_one_after_the_other_are_all_experts_and_wait_once(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str
+) -> None:
+    experts = model_on(device, 4, Optimizer(precision=precision)).model.layers[0].mlp.experts
+    dtype = experts.down_proj.dtype
+    x_TD = torch.randn(64, 2048, device=device, dtype=dtype, requires_grad=True)
+    weight_TK = torch.rand(64, 2, device=device, dtype=dtype)
+    expert_TK, found = torch.rand(64, 4, device=device).topk(2).indices, []
+    for kernel in (True, False):  # torch computes one after the other too where it has no kernel
+        monkeypatch.setattr(grouped, "has_kernel", lambda _, kernel=kernel: kernel)
+        y_TD = grouped_experts(experts, x_TD, expert_TK, weight_TK)
+        found.append([y_TD, *torch.autograd.grad(y_TD.float().square().sum(), [x_TD, *experts.parameters()])])
+    for theirs, ours in zip(*found, strict=True):
+        assert error(ours, theirs.double()) < (1e-5 if precision == "fp32" else BF16_ERROR)
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        torch.autograd.backward(grouped_experts(experts, x_TD, expert_TK, weight_TK).sum())
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in waits if "synchronizing" in str(each.message)]) == 1
 
 
 def test_attention_stores_no_scores(device: str) -> None:
@@ -223,8 +226,8 @@ def test_packed_documents_run_without_a_mask_on_cards_that_can(device: str, fami
 
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
 def test_the_cpu_does_not_wait_for_the_card_in_a_layer_of_experts(device: str, precision: str) -> None:
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("before compute capability 9.0, torch computes a grouped product expert by expert")
+    if torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("torch has no kernel for grouped products on this card")
     optimizer = Optimizer(precision=precision)
     block = model_on(device, 16, optimizer).model.layers[0].mlp
     dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +65,6 @@ def job(home: Path, tmp_path: Path) -> TrainJob:
     )
 
 
-@pytest.fixture
-def _deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(mode=True)
-    yield
-    torch.use_deterministic_algorithms(mode=False)
-
-
 def on(job: TrainJob, device: str, model: str, **recipe: Any) -> TrainJob:
     """A variant of a job, with paths of its own."""
     optimizer = job.optimizer.model_copy(update=recipe)
@@ -104,6 +96,24 @@ def test_gradients_of_a_submodel_are_those_of_the_cpu(
     assert {name: error for name, error in errors.items() if not error < largest} == {}
 
 
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        ({"precision": "fp32"}, 1e-4),
+        ({"precision": "pure_bf16", "micro_batch": 2}, BF16_ERROR),
+        ({"precision": "bf16", "name": "muon", "micro_batch": 2}, BF16_ERROR),
+        ({"precision": "pure_bf16", "name": "muon", "within_documents": True}, BF16_ERROR),
+    ],
+)
+def test_streamed_losses_are_those_of_resident_training(
+    job: TrainJob, device: str, settings: dict[str, Any], largest: float
+) -> None:
+    resident = on(job, device, "moe", **settings)
+    streamed = variant(resident, "streamed", memory="streamed")
+    found, expected = (train(each, World(device=device), ignore, never).losses for each in (streamed, resident))
+    assert found == pytest.approx(expected, rel=largest)
+
+
 @pytest.mark.parametrize("model", ["dense", "moe"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_losses_are_those_of_the_cpu(job: TrainJob, device: str, model: str, recipe: str) -> None:
@@ -124,13 +134,12 @@ def test_compiled_layers_have_the_losses_of_the_cpu(job: TrainJob, device: str, 
     assert found.losses == pytest.approx(expected.losses, rel=BF16_ERROR)
 
 
-@pytest.mark.usefixtures("_deterministic")
 @pytest.mark.parametrize("model", ["dense", "moe"])
-@pytest.mark.parametrize("recipe", ["bf16", "pure_bf16", "fp8", "offloaded", "documents-bf16"])
+@pytest.mark.parametrize("recipe", ["bf16", "pure_bf16", "fp8", "offloaded", "documents-bf16", "muon"])
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     job: TrainJob, device: str, model: str, recipe: str
 ) -> None:
-    whole = on(job, device, model, **RECIPES[recipe][0])
+    whole = dataclasses.replace(on(job, device, model, **RECIPES[recipe][0]), deterministic=True)
     parts = variant(whole, "parts")
     uninterrupted = train(whole, World(device=device), ignore, never)
     stopped = train(parts, World(device=device), ignore, stop_after(STOP))

@@ -56,14 +56,14 @@ def small_config(output: Path, **changes: Any) -> RunConfig:
                 "num_experts_per_tok": 2,
             },
         },
-        "tokens": {"total": 400_000, "seed_share": 0.0, "finetune_share": 0.4},
-        "clusters": {"count": 2, "vectors": "tfidf_svd", "dimensions": 16, "restarts": 2},
+        "tokens": {"total": 240_000, "seed_share": 0.0, "finetune_share": 0.65},
+        "clusters": {"count": 2, "vectors": "tfidf_svd"},
         "submodels": {"optimizer": {"batch_tokens": 1024, "lr": 2e-3}},
         "finetune": {"optimizer": {"batch_tokens": 1024, "lr": 1e-3, "schedule": "cosine", "warmup": 0.05}},
         "merge": {"calibration_tokens": 4096},
         "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
         "checkpoint": {"every": 10},
-        "evaluation": {"max_tokens": 20_000, "sample_tokens": 8},
+        "evaluation": {"max_tokens": 8_000},
     }
     for section, values in changes.items():
         base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -34,15 +35,15 @@ from moedisco_ray.execution.ray.tasks import Slot
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 LOW, HIGH = LowMemoryPool(gpu=1), HighMemoryPool(gpu=1, workers=2)
-STEPS = 12
-WORKS, HANGS = "TEST_CARD_WORKS", "TEST_CARD_HANGS"
+STEPS, LONG = 12, 4000
+WORKS, HANGS, FAILS = "TEST_CARD_WORKS", "TEST_CARD_HANGS", "TEST_CARD_FAILS"
 
 
 @pytest.fixture
 def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster of raylets on this machine; on nodes with the variable `WORKS`, the CPU stands in for the GPU.
 
-    On those with `HANGS`, a GPU never answers.
+    On those with `HANGS`, a GPU never answers. On those with `FAILS`, the first GPU fails in each sixth step.
     """
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray.shutdown()  # the shared cluster of other tests, if it is connected
@@ -51,9 +52,22 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         if WORKS in os.environ:
             worker = importlib.import_module("moedisco_ray.execution.ray.worker")
             worker.get_device = lambda: worker.torch.device("cpu")
-            importlib.import_module("moedisco_ray.execution.ray.card_check")._own_card = lambda: ("0", "cpu")
+            importlib.import_module("moedisco_ray.execution.ray.card_check").own_card = lambda: ("0", "cpu")
+        if FAILS in os.environ:
+            worker = importlib.import_module("moedisco_ray.execution.ray.worker")
+            trains = worker.train
+
+            def train(job: Any, world: Any, emit: Any, should_stop: Any, on_step: Any, **settings: Any) -> Any:
+                def begin(step: int | None) -> None:
+                    if step == 5 and ray.get_gpu_ids() == [0]:
+                        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+                    on_step(step)
+
+                return trains(job, world, emit, should_stop, begin, **settings)
+
+            worker.train = train
         if HANGS in os.environ:
-            importlib.import_module("moedisco_ray.execution.ray.card_check")._own_card = lambda: time.sleep(3600)
+            importlib.import_module("moedisco_ray.execution.ray.card_check").own_card = lambda: time.sleep(3600)
 
     cluster = Cluster(
         initialize_head=True,
@@ -72,14 +86,14 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def add_node(cluster: Cluster, slots: int = 1, *, works: bool = False, hangs: bool = False) -> str:
+def add_node(cluster: Cluster, slots: int = 1, *, works: bool = False, hangs: bool = False, fails: bool = False) -> str:
     """Add a node with a slot of both pools for each GPU; returns its id."""
     node = cluster.add_node(
         num_cpus=2,
         num_gpus=slots,
         resources={"low_mem_gpu": slots, "high_mem_gpu": slots},
         object_store_memory=80_000_000,
-        env_vars={name: "1" for name, is_set in ((WORKS, works), (HANGS, hangs)) if is_set},
+        env_vars={name: "1" for name, is_set in ((WORKS, works), (HANGS, hangs), (FAILS, fails)) if is_set},
     )
     return str(node.node_id)
 
@@ -121,6 +135,24 @@ def test_sub_models_train_on_the_node_whose_card_works(mixed: Cluster, tmp_path:
     assert nodes_of(events) == {good}
     assert bad not in nodes_of(events)
     assert not [event for event in events if event.type == "worker_restarted"]  # no training is to blame
+
+
+def test_a_card_that_fails_twice_gets_no_more_work_and_the_other_of_its_node_does_it(
+    mixed: Cluster, tmp_path: Path
+) -> None:
+    """Before: a failure at one step was the batch's fault, so the training skipped it, and then was given up."""
+    add_node(mixed, slots=2, works=True, fails=True)
+    jobs = [
+        dataclasses.replace(make_job(tmp_path / name, LONG), name=name, checkpoint_every=LONG, log_every=100)
+        for name in ("one", "two")
+    ]
+    events: list[Event] = []
+    trained = train_all(jobs, Placement(LOW, workers=1, max_failures=1), tmp_path / "ray", events.append)
+    assert [each.result.losses for each in trained] == [here(jobs[0]).losses] * 2
+    warnings = [event.data["message"] for event in events if event.type == "warning"]
+    [line] = [each for each in warnings if each.startswith("trainings failed 2 times in a row on card 0 of node ")]
+    assert "ECC" in line
+    assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["failed", "bad_card"]
 
 
 def test_other_work_goes_to_the_node_whose_card_works(mixed: Cluster) -> None:

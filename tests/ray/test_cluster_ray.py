@@ -33,12 +33,11 @@ def files_under(directory):
 
 
 @pytest.mark.parametrize(
-    ("method", "vectors", "parts"),
-    [("kmeans", "tfidf_svd", 4), ("kmeans", "hidden_state", 2), ("random", "tfidf_svd", 3)],
+    ("vectors", "parts"), [pytest.param("tfidf_svd", 4, marks=pytest.mark.slow), ("hidden_state", 2), ("random", 3)]
 )
-def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_thread, tmp_path):
+def test_the_artifact_is_that_of_the_pure_path(vectors, parts, one_thread, tmp_path):
     corpus, model = write_corpus(tmp_path / "corpus", parts=parts), write_model(tmp_path / "model")
-    config = run_config(method=method, vectors=vectors)
+    config = run_config(vectors=vectors)
     here, there = tmp_path / "here", tmp_path / "there"
     pure = build_here(config, corpus, model, here, LocalWorkers())
     meter = Meter()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -120,34 +118,6 @@ def test_ray_train_knows_the_metrics_and_the_newest_checkpoint(
     assert known["checkpoint_dir_name"] == f"steps/step-{60:07}"
     assert known["metrics"]["step"] == 60
     assert known["metrics"]["loss"] == pytest.approx(trained.result.losses[-1], rel=0.2)
-
-
-@pytest.fixture
-def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of the dashboard of a Ray cluster on this machine with two slots of the high-memory pool."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # as in a run that joins a Ray cluster
-    ray.shutdown()  # the shared cluster of other tests, if it is connected
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 2,
-            "resources": {"high_mem_gpu": 2},
-            "include_dashboard": True,
-            "object_store_memory": 80_000_000,
-        },
-    )
-    joined = ray.init(
-        address=cluster.address,
-        runtime_env={"env_vars": {"RAY_ADDRESS": cluster.address}},
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
-        yield f"http://{joined.dashboard_url}"
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def test_rays_train_page_shows_every_attempt_at_a_gang_under_one_name(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 from pathlib import Path
 
 import failing_jobs
 import pytest
-from failing_jobs import HangsOnce, here, make_job
+from failing_jobs import HUNG_SECONDS, HangsOnce, here, make_job
 from ray import cloudpickle
 
 from moedisco_ray.backend import Placement
@@ -17,21 +18,25 @@ from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import hang_watch
 from moedisco_ray.execution.ray.backend import train_all
+from moedisco_ray.execution.ray.pulse import BEAT_SECONDS
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 PLACEMENT = Placement(LowMemoryPool(), workers=1, max_failures=3)
 STEPS = 200
+HANGS = "submodel-1"
 
 
 class Stopper:
     """Stops the process of a training, as a debugger or a frozen machine would, once it has passed a step."""
 
-    def __init__(self, step: int) -> None:
-        self.step, self.pid, self.stopped, self.events = step, 0, False, list[Event]()
+    def __init__(self, unit: str, step: int) -> None:
+        self.unit, self.step, self.pid, self.stopped, self.events = unit, step, 0, False, list[Event]()
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
+        if event.unit != self.unit:
+            return
         if event.type == "unit_started" and not self.pid:
             self.pid = event.data["pid"]
         if event.type == "progress" and event.data["step"] >= self.step and not self.stopped:
@@ -39,31 +44,22 @@ class Stopper:
             self.stopped = True
 
 
-def restarts(events: list[Event]) -> list[dict[str, object]]:
-    return [event.data for event in events if event.type == "worker_restarted"]
-
-
-def test_a_stopped_process_is_ended_and_its_training_goes_on(
+def test_a_stopped_process_and_a_step_that_never_ends_are_ended_and_their_trainings_go_on(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Both at once, on the two slots. The step leaves its stack in the log."""
     monkeypatch.setattr(hang_watch, "SILENT_SECONDS", 25.0)
-    undisturbed = here(make_job(tmp_path / "undisturbed", STEPS))
-    stopper = Stopper(60)
-    [trained] = train_all([make_job(tmp_path / "stopped", STEPS)], PLACEMENT, tmp_path / "ray", stopper)
-    [restart] = restarts(stopper.events)
-    assert restart["kind"] == "died"
-    assert "no sign of life" in str(restart["reason"])
-    assert trained.result.losses == undisturbed.losses
-
-
-def test_a_step_that_never_ends_leaves_its_stack_in_the_log(ray_cluster: None, tmp_path: Path) -> None:
-    undisturbed = here(make_job(tmp_path / "undisturbed", STEPS))
-    job = dataclasses.replace(make_job(tmp_path / "hangs", STEPS, HangsOnce), logs=tmp_path / "logs")
     cloudpickle.register_pickle_by_value(failing_jobs)  # workers cannot import it
-    events: list[Event] = []
-    [trained] = train_all([job], PLACEMENT, tmp_path / "ray", events.append)
-    [restart] = restarts(events)
-    assert restart["kind"] == "died"
-    assert "no step ended for 1" in str(restart["reason"])
-    assert "in step_tokens" in (tmp_path / "logs" / "submodel-0.0.log").read_text()
-    assert trained.result.losses == undisturbed.losses
+    undisturbed = here(make_job(tmp_path / "undisturbed", STEPS))
+    hangs = dataclasses.replace(make_job(tmp_path / "hangs", STEPS, HangsOnce), name=HANGS, logs=tmp_path / "logs")
+    stopped = make_job(tmp_path / "stopped", STEPS)
+    stopper = Stopper(stopped.name, 60)
+    trained = train_all([stopped, hangs], PLACEMENT, tmp_path / "ray", stopper)
+    assert [each.result.losses for each in trained] == [undisturbed.losses] * 2
+    restarts = {event.unit: event.data for event in stopper.events if event.type == "worker_restarted"}
+    assert {unit: restart["kind"] for unit, restart in restarts.items()} == {stopped.name: "died", HANGS: "died"}
+    assert "no sign of life" in restarts[stopped.name]["reason"]
+    found = re.search(r"no step ended for (\d+) s", restarts[HANGS]["reason"])
+    assert found is not None
+    assert HUNG_SECONDS <= int(found[1]) <= HUNG_SECONDS + 2 * BEAT_SECONDS
+    assert "in step_tokens" in (tmp_path / "logs" / f"{HANGS}.0.log").read_text()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_run import small_config
+from small_run import begin_at, small_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -22,12 +22,13 @@ if "runtime_env/agent/main.py" in pathlib.Path("/proc/self/cmdline").read_text()
 """Runs at the start of each Python process: the first agent says its port after the 15 s for which Ray waits."""
 
 
-def test_a_late_agent_costs_a_second_start(tmp_path: Path) -> None:
+def test_a_late_agent_costs_a_second_start(undisturbed: Path, tmp_path: Path) -> None:
     """Before (af276e38): exit code 1, and a traceback that ended in "The current node timed out during startup"."""
     (tmp_path / "late").mkdir()
     (tmp_path / "late" / "sitecustomize.py").write_text(LATE)
     config = tmp_path / "small.json"
     config.write_text(small_config(tmp_path).model_dump_json())
+    begin_at("export", small_config(tmp_path), undisturbed)  # the other stages need no second Ray
     environment = {
         "PYTHONPATH": str(tmp_path / "late"),
         "FIRST_START": str(tmp_path / "first"),

@@ -19,17 +19,18 @@ SERVICE_COMMANDS = re.findall(
 )
 SMALL = [
     "corpus.sources=[{path: embedded}]",
-    "tokens.total=120_000",
+    "tokens.total=60_000",
     "tokenizer.train_vocab_size=600",
     "model.config.hidden_size=32",
     "evaluation.max_tokens=4000",
-    "clusters.sample=300",
     "clusters.count=2",
     "clusters.vectors=tfidf_svd",
     "tokens.seed_share=0",
+    "pools.low_memory.max_workers=1",
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_the_readmes_commands_work_in_order(tmp_path: Path) -> None:

@@ -42,19 +42,28 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_cluster: None, tmp
     assert trained.result.losses == pytest.approx(roomy.losses, rel=1e-5)
 
 
-def test_a_batch_with_a_nan_loss_is_left_out_once_and_reported(ray_cluster: None, tmp_path: Path) -> None:
-    job = make_job(tmp_path, STEPS)
-    spoil(job, step=7)
+@pytest.mark.slow
+def test_a_batch_with_a_nan_loss_or_an_error_that_comes_back_is_left_out_and_reported(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    """The error has its step though none was reported, and its batch is left out after it came a second time."""
+    nan, error = make_job(tmp_path / "nan", STEPS), make_job(tmp_path / "error", STEPS)
+    error = dataclasses.replace(error, name="submodel-1", log_every=100)
+    spoil(nan, step=7)
+    spoil(error, 7, UNKNOWN)
     events: list[Event] = []
-    [trained] = train_all([job], PLACEMENT, tmp_path / "ray", events.append)
-    [restart] = [event.data for event in events if event.type == "worker_restarted"]
-    assert restart["kind"] == "not_finite"
-    assert restart["step"] == 7
-    assert "step 8 is nan" in restart["reason"]
-    assert trained.result.restored_step == 5
+    placement = dataclasses.replace(PLACEMENT, max_failures=3)
+    trained = train_all([nan, error], placement, tmp_path / "ray", events.append)
+    restarts = [(event.unit, event.data) for event in events if event.type == "worker_restarted"]
+    [of_nan] = [data for unit, data in restarts if unit == nan.name]
+    assert (of_nan["kind"], of_nan["step"]) == ("not_finite", 7)
+    assert "step 8 is nan" in of_nan["reason"]
+    of_error = [data for unit, data in restarts if unit == error.name]
+    assert [(data["kind"], data["step"]) for data in of_error] == [("failed", 7)] * 2
     # One batch before it and one behind it are left out as well.
-    spared = dataclasses.replace(make_job(tmp_path / "spared", STEPS), skip=Skip(start=6, width=3))
-    assert trained.result.losses == here(spared).losses
+    spared = here(dataclasses.replace(make_job(tmp_path / "spared", STEPS), skip=Skip(start=6, width=3)))
+    assert [each.result.restored_step for each in trained] == [5, 5]
+    assert [each.result.losses for each in trained] == [spared.losses] * 2
 
 
 # the first time is as in the test before, and what follows from a second one is a pure function's decision
@@ -67,21 +76,6 @@ def test_what_diverges_twice_is_given_up(ray_cluster: None, tmp_path: Path) -> N
     with pytest.raises(TrainingError, match=r"submodel-0: diverged at step 8 after it went back .* nan"):
         train_all([job], PLACEMENT, tmp_path / "ray", events.append)
     assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["not_finite"]
-
-
-@pytest.mark.chaos
-def test_an_error_has_its_step_though_none_was_told_of_and_two_at_one_step_go_back(
-    ray_cluster: None, tmp_path: Path
-) -> None:
-    job = dataclasses.replace(make_job(tmp_path, STEPS), log_every=100)
-    spoil(job, 7, UNKNOWN)
-    events: list[Event] = []
-    [trained] = train_all([job], dataclasses.replace(PLACEMENT, max_failures=3), tmp_path / "ray", events.append)
-    restarts = [event.data for event in events if event.type == "worker_restarted"]
-    assert [(restart["kind"], restart["step"]) for restart in restarts] == [("failed", 7)] * 2
-    assert trained.result.restored_step == 5
-    spared = dataclasses.replace(make_job(tmp_path / "spared", STEPS), skip=Skip(start=6, width=3))
-    assert trained.result.losses == here(spared).losses
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from second_node import second_node
-from small_run import small_config
+from small_run import begin_at, small_config
 from waiting import until
 
 from moedisco_ray.backend import Placement
-from moedisco_ray.core.config import HighMemoryPool
+from moedisco_ray.core.config import HighMemoryPool, RunConfig
 from moedisco_ray.core.errors import RunDirError, UserError
 from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.stages import STAGES
@@ -26,24 +27,35 @@ from moedisco_ray.training import TrainJob
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 LOCAL = LocalBackend()
+TOKENS = 150_000
+
+
+def short_config(output: Path, **changes: Any) -> RunConfig:
+    """The small run with fewer tokens, as no test here waits for a moment in it."""
+    return small_config(output, **{"tokens": {"total": TOKENS}, **changes})
 
 
 @pytest.fixture(scope="module")
 def on_ray(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipeline.run(small_config(tmp_path_factory.mktemp("on_ray")))
+    return pipeline.run(short_config(tmp_path_factory.mktemp("on_ray")))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline.run(short_config(tmp_path_factory.mktemp("plain")), backend=LOCAL)
 
 
 @pytest.fixture
-def finished(undisturbed: Path, tmp_path: Path) -> Path:
-    """A copy of the undisturbed run."""
-    return Path(shutil.copytree(undisturbed, tmp_path / undisturbed.name))
+def finished(plain: Path, tmp_path: Path) -> Path:
+    """A copy of the run in one plain process."""
+    return Path(shutil.copytree(plain, tmp_path / plain.name))
 
 
 def test_every_stage_leaves_its_artifact_and_the_report_counts_them(on_ray: Path) -> None:
     assert all(read_manifest(on_ray / stage.directory) for stage in STAGES)
     report = read_json(on_ray / "report.json")
     assert [stage["name"] for stage in report["stages"]] == [stage.name for stage in STAGES]
-    assert report["tokens"] == pytest.approx(400_000, rel=0.02)
+    assert report["tokens"] == pytest.approx(TOKENS, rel=0.02)
     assert report["bill"]["dollars"] > 0
     assert {"submodel-0", "submodel-1", "finetune"} == set(report["curves"])
     assert not (on_ray / "checkpoints").exists()
@@ -55,10 +67,10 @@ def test_the_model_has_learnt(on_ray: Path) -> None:
     assert stages["finetune"]["perplexity"] < stages["merge"]["perplexity"]
 
 
-def test_ray_and_one_plain_process_make_the_same_bits(on_ray: Path, undisturbed: Path) -> None:
+def test_ray_and_one_plain_process_make_the_same_bits(on_ray: Path, plain: Path) -> None:
     models = [f"{part}/model.safetensors" for part in ("submodels/0", "submodels/1", "merged", "finetuned", "model")]
     for name in ("clusters/report.json", *models):
-        assert (on_ray / name).read_bytes() == (undisturbed / name).read_bytes(), name
+        assert (on_ray / name).read_bytes() == (plain / name).read_bytes(), name
 
 
 def test_a_fresh_process_with_only_transformers_loads_it_and_writes_text(on_ray: Path) -> None:
@@ -84,7 +96,7 @@ def test_a_second_run_does_nothing_again(finished: Path) -> None:
     before = {stage.name: read_manifest(finished / stage.directory) for stage in STAGES}
     report = (finished / "report.json").read_bytes()
     events: list[Event] = []
-    pipeline.run(small_config(finished.parent), (events.append,), backend=LOCAL)
+    pipeline.run(short_config(finished.parent), (events.append,), backend=LOCAL)
     assert [event.stage for event in events if event.type == "stage_skipped"] == [stage.name for stage in STAGES]
     assert {stage.name: read_manifest(finished / stage.directory) for stage in STAGES} == before
     assert (finished / "report.json").read_bytes() == report
@@ -93,28 +105,26 @@ def test_a_second_run_does_nothing_again(finished: Path) -> None:
 def test_another_runs_directory_is_refused_and_left_alone(finished: Path) -> None:
     before = (finished / "config.json").read_bytes()
     with pytest.raises(RunDirError, match=r"tokens\.total"):
-        pipeline.run(small_config(finished.parent, tokens={"total": 500_000}), backend=LOCAL)
+        pipeline.run(short_config(finished.parent, tokens={"total": 500_000}), backend=LOCAL)
     assert (finished / "config.json").read_bytes() == before
 
 
 def test_redo_makes_again_only_what_a_setting_changes(finished: Path) -> None:
     events: list[Event] = []
     pipeline.run(
-        small_config(finished.parent, evaluation={"max_tokens": 10_000, "sample_tokens": 8}),
-        (events.append,),
-        redo=True,
-        backend=LOCAL,
+        short_config(finished.parent, evaluation={"max_tokens": 5_000}), (events.append,), redo=True, backend=LOCAL
     )
     made = [event.stage for event in events if event.type == "stage_started"]
     assert made == ["evaluate", "export"]
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_one_comes(
     ray_cluster: None, undisturbed: Path, tmp_path: Path
 ) -> None:
     events: list[Event] = []
     config = small_config(tmp_path, pools={"low_memory": {"resource": "late_gpu", "max_workers": 2}})
+    begin_at("submodels", config, undisturbed)
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(pipeline.run, config, (events.append,))
         until(lambda: any(event.stage == "submodels" for event in events), 120)
@@ -154,6 +164,7 @@ def _text(directory: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, undisturbed: Path, tmp_path: Path) -> None:
     config = small_config(undisturbed.parent)
 

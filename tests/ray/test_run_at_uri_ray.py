@@ -22,7 +22,7 @@ from moedisco_ray.execution import pipeline
 
 NODES: dict[str, dict[str, int]] = {"cpu": {}, "low": {"low_mem_gpu": 2}, "high": {"high_mem_gpu": 1}}
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def server(bucket: str, cluster: Cluster, tmp_path: Path) -> str:
 
 
 def small(output: str) -> RunConfig:
-    return small_config(Path("unused"), pools={"low_memory": {"max_workers": 2}}).model_copy(update={"output": output})
+    return small_config(Path("unused"), pools={"low_memory": {"max_workers": 1}}).model_copy(update={"output": output})
 
 
 def test_nodes_that_share_nothing_give_the_same_bits(server: str, undisturbed: Path, tmp_path: Path) -> None:

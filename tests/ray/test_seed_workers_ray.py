@@ -10,19 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import OneCorpus, small_config
+from small_run import begin_at, small_config
 from waiting import until
 
+from moedisco_ray.backend import Backend
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint
 
-# Slow: two whole runs. A gang on Ray is in test_run.py, and a training of several workers in
-# tests/unit/test_parallel.py.
+# Slow: a whole run and two seeds. A training of several workers without Ray is in tests/unit/test_parallel.py.
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
-STEPS, BATCH = 120, 256
+STEPS, BATCH = 80, 256
 OPTIMIZER = {"name": "muon", "batch_tokens": BATCH, "lr": 2e-3, "schedule": "run_cosine", "warmup": 0.02}
 
 
@@ -43,7 +46,7 @@ def config_at(output: Path, workers: int | tuple[int, int]) -> RunConfig:
         submodels={"optimizer": OPTIMIZER, "sync_every": 4},
         finetune={"optimizer": OPTIMIZER},
         pools={"low_memory": {"max_workers": 2, "seed_workers": workers}, "high_memory": {"workers": 1}},
-        evaluation={"max_tokens": 3000, "sample_tokens": 4, "every_tokens": 50 * BATCH},
+        evaluation={"max_tokens": 3000, "every_tokens": 30 * BATCH},
     )
 
 
@@ -65,8 +68,23 @@ def together(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return pipeline.run(config_at(tmp_path_factory.mktemp("together"), 2))
 
 
+def train_seed(config: RunConfig, done: Path, backend: Backend | None = None) -> None:
+    """Make a run of another one's corpus, which ends after its seed."""
+    begin_at("seed", config, done)
+    stop = StopFile(config.directory.parent / "stop")
+
+    def end(event: Event) -> None:
+        if event.type == "stage_finished" and event.stage == "seed":
+            stop.request("cancelled")
+
+    with pytest.raises(RunStopped):
+        pipeline.run(config, (end,), backend=backend, stop=stop)
+
+
 def test_two_workers_train_the_seed_of_one(together: Path, tmp_path: Path) -> None:
-    alone = pipeline.run(config_at(tmp_path, 1), backend=OneCorpus())
+    config = config_at(tmp_path, 1)
+    train_seed(config, together, LocalBackend())
+    alone = config.directory
     (ours, weights), (theirs, expected) = seed(together), seed(alone)
     assert (ours["steps"], ours["tokens"]) == (theirs["steps"], theirs["tokens"]) == (STEPS, STEPS * BATCH)
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
@@ -81,9 +99,10 @@ def test_the_sub_models_continue_from_it_and_the_report_counts_its_workers(toget
     stages = {stage["name"]: stage for stage in read_json(together / "report.json")["stages"]}
     assert stages["seed"]["workers"] == 2
     assert stages["seed"]["worker_seconds"] > 0
+    unit, _ = seed(together)
+    assert unit["workers"] == 2
 
 
-@pytest.mark.chaos
 def test_a_seed_that_lost_a_worker_ends_with_the_same_bits(together: Path, tmp_path: Path) -> None:
     config = config_at(tmp_path, 2)
     log = config.directory / "events.jsonl"
@@ -96,10 +115,10 @@ def test_a_seed_that_lost_a_worker_ends_with_the_same_bits(together: Path, tmp_p
         )
 
     with ThreadPoolExecutor(1) as thread:
-        run = thread.submit(pipeline.run, config)
-        until(lambda: run.done() or any(event.data["step"] > 20 for event in seen("progress")), 200)
+        run = thread.submit(train_seed, config, together)
+        until(lambda: run.done() or any(event.data["step"] > 12 for event in seen("progress")), 200)
         os.kill(seen("unit_started")[-1].data["pid"], signal.SIGKILL)
-        directory = run.result(300)
+        run.result(300)
     assert [event.data["kind"] for event in seen("worker_restarted")] == ["died"]
-    (_, weights), (_, expected) = seed(directory), seed(together)
+    (_, weights), (_, expected) = seed(config.directory), seed(together)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)

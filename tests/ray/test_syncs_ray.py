@@ -18,7 +18,7 @@ from moedisco_ray.training import DataShare, SyncPlan, TrainJob
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
 
 
-@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.chaos), 2])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path, slots: int) -> None:
     torch.set_num_threads(1)
     write_shard(tmp_path / "shard")
@@ -38,7 +38,7 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
                 optimizer=RECIPE,
                 checkpoint_every=100,
                 seed=k,
-                sync=SyncPlan(place / "sync", (4,), Outer()),
+                sync=SyncPlan(place / "sync", (4,), Outer(), ranges=2),
             )
             for k in range(2)
         ]
@@ -60,7 +60,7 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
 
 # the way on Ray is that of a sync of backbones; test_parallel_seed.py syncs all weights in one process
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.chaos), 2])
+@pytest.mark.parametrize("slots", [1, 2])
 def test_members_of_a_seed_end_with_one_model(ray_cluster: None, tmp_path: Path, slots: int) -> None:
     torch.set_num_threads(1)
     write_shard(tmp_path / "shard")
@@ -81,7 +81,7 @@ def test_members_of_a_seed_end_with_one_model(ray_cluster: None, tmp_path: Path,
                 checkpoint_every=100,
                 share=DataShare(k, 2),
                 drop_checkpoints=True,
-                sync=SyncPlan(place / "sync", (4, 6), Outer(), scope="all"),
+                sync=SyncPlan(place / "sync", (4, 6), Outer(), scope="all", ranges=2),
             )
             for k in range(2)
         ]

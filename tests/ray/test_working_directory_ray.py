@@ -12,7 +12,7 @@ import pytest
 import ray
 import yaml
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
 SHADOWED = ("moedisco_ray", "numpy", "service", "torch", "yaml")
 PLANTED = """\

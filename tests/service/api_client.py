@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+import structlog
 from databases import migrate
 from fake_jobs import FakeJobs, FakePools
 from fastapi import FastAPI
@@ -33,7 +35,7 @@ from service.domain.states import RunState
 from service.notifier import Notifier
 from service.planning import fork_server
 from service.planning.fork_server import Limits
-from service.planning.messages import outcome_from_json, task_to_json
+from service.planning.messages import outcome_from_json, task_to_message
 from service.planning.pool import PlanningPool
 from service.planning.task import Outcome, Task
 from service.ray_side.dashboard import Dashboard
@@ -161,13 +163,21 @@ class PlanningHere(PlanningPool):
     """Does in this process what the others do, in less than half the time, without their limits on time and memory."""
 
     async def done(self, task: Task) -> Outcome:
-        answer = await run_in_threadpool(fork_server.answer_to, task_to_json(task), Limits())
+        answer = await run_in_threadpool(fork_server.answer_to, task_to_message(task), Limits())
         return outcome_from_json(answer)
 
 
 def demo(**changes: Any) -> dict[str, Any]:
     """The smallest configuration."""
     return {"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}} | changes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """Log errors as the service does: without its settings, structlog draws a box around each, for a quarter second."""
+    *processors, _ = structlog.get_config()["processors"]
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*processors, plain])
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_client import Service, service
+from api_client import PLANNING, PlanningHere, Service, plain_tracebacks, service
 from browser import browser
 from databases import (
     database,
@@ -17,6 +17,8 @@ from databases import (
     postgresql_url,
 )
 
+from service.planning.pool import PlanningPool
+
 __all__ = [
     "browser",
     "database",
@@ -24,6 +26,7 @@ __all__ = [
     "empty_database",
     "empty_url",
     "migrated_postgresql",
+    "plain_tracebacks",
     "postgresql_url",
 ]
 
@@ -31,8 +34,13 @@ __all__ = [
 @pytest.fixture
 def api(tmp_path: Path, database_url: str) -> Iterator[Service]:
     """The application, on each kind of database."""
-    with service(tmp_path, database_url=database_url) as made:
+    with service(tmp_path, _planning(database_url), database_url=database_url) as made:
         yield made
+
+
+def _planning(database_url: str | None) -> PlanningPool:
+    """With SQLite, the processes that plan: what they do is the same with another database."""
+    return PlanningHere() if database_url and database_url.startswith("postgresql") else PLANNING
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -40,5 +48,5 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The same, once for a module's tests that change nothing but runs of their own."""
     home = tmp_path_factory.mktemp("shared")
     place = postgresql_database() if request.param == "postgresql" else contextlib.nullcontext(None)
-    with place as url, service(home, database_url=url) as made:
+    with place as url, service(home, _planning(url), database_url=url) as made:
         yield made

@@ -7,6 +7,7 @@ import tracemalloc
 
 import pytest
 import run_example
+from api_client import service
 
 from service.api import logs
 from service.api.files import open_file
@@ -15,6 +16,18 @@ from service.errors import NotFound
 from service.run_storage import DirectoryRun, read
 
 DATA = bytes(range(256)) * 8
+
+
+@pytest.fixture
+def database_url(tmp_path):
+    """Files are read in the same way whatever the kind of database."""
+    return f"sqlite:///{tmp_path / 'service.sqlite3'}"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    with service(tmp_path_factory.mktemp("shared")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from api_client import demo, service
+from drawn import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -211,7 +212,7 @@ SECTIONS = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30, 150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(SECTIONS, JSON, max_size=3))
 def test_no_configuration_breaks_the_service(api, sections):
     answer = post(api, {"config": demo(**sections)}, "/v1/estimates")

@@ -239,7 +239,7 @@ def test_a_run_without_budget_left_is_not_resumed(api):
 
 def test_a_retry_is_a_new_run_with_changes(api):
     parent = api.submit(name="first", tags={"a": "b"})
-    changes = {"tokens.total": 5_000_000, "corpus.sources.0.weight": 2, "clusters.count": 2, "tracking.log_model": True}
+    changes = {"tokens.total": 5_000_000, "corpus.sources.0.weight": 2, "clusters.count": 2, "deterministic": True}
     answer = api.ann.post(f"/v1/runs/{parent['id']}/retry", json={"changes": changes, "priority": 7})
     assert answer.status_code == 201
     run = answer.json()

@@ -33,7 +33,7 @@ QUIET = [
     HealthCheck.large_base_example,
     HealthCheck.function_scoped_fixture,
 ]
-SEQUENCES = 60
+SEQUENCES = 20
 ENDLESS = {"stream_events", "get_log"}
 """With `follow` these wait for a run that does not end here."""
 
@@ -88,7 +88,7 @@ def sent(api, case, seen, real=None):
     seen[operation].add(answer.status_code)
 
 
-@pytest.mark.parametrize("requests", [15, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_every_operation_answers_as_documented_with_a_finished_run_present(api, document, real, requests):
     seen = collections.defaultdict(set)
     for found in document.get_all_operations():
@@ -97,15 +97,19 @@ def test_every_operation_answers_as_documented_with_a_finished_run_present(api, 
             operation.as_strategy(generation_mode=mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
         )
 
-        @seed(1)
-        @settings(
-            max_examples=requests, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], database=None
-        )
-        @given(right | wrong, st.booleans())
-        def ask(case, named):
-            sent(api, case, seen, real if named else None)
+        for number in (requests, 4 * requests):  # the second time only if all that reads was refused
 
-        ask()
+            @seed(1)
+            @settings(
+                max_examples=number, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], database=None
+            )
+            @given(right | wrong, st.booleans())
+            def ask(case, named):
+                sent(api, case, seen, real if named else None)
+
+            ask()
+            if operation.method != "get" or 200 in seen[operation.definition.raw["operationId"]]:
+                break
     assert len(seen) >= 37, "an operation was not asked for"
     assert 201 in seen["create_token"]
     reading = {

@@ -225,6 +225,7 @@ def test_every_command_has_help():
         "merge",
         "chat",
         "verify",
+        "doctor",
         "join",
         "join_token",
         "join_gateway",
@@ -255,7 +256,7 @@ def test_every_command_has_help():
 
 
 def test_the_training_commands_work_unchanged(config):
-    assert "GB per worker" in ran("plan", config)
+    assert "GiB per worker" in ran("plan", config)
     assert ran("--version") == CliRunner().invoke(training, ["--version"]).stdout
     assert (
         mistake("plan", config, "--set", "tokns.total=1") == "moedisco: tokns: no such setting; did you mean 'tokens'?"

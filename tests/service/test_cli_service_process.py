@@ -70,6 +70,7 @@ def begin(running, run_id):
     )
 
 
+@pytest.mark.slow
 def test_a_run_from_submission_to_its_end(running, moedisco):
     code, out, err = moedisco.run("submit", "demo.yaml", "--json")
     assert (code, err) == (0, moedisco.named)
@@ -100,6 +101,7 @@ def test_a_run_from_submission_to_its_end(running, moedisco):
     assert (code, err) == (2, f"{moedisco.named}moedisco: RUN: 'demo': no such run; `moedisco list` shows your runs\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["watch", "logs"])
 def test_ctrl_c_leaves_the_run(running, moedisco, command):
     run_id = running.made.submit()["id"]
@@ -116,6 +118,7 @@ def test_ctrl_c_leaves_the_run(running, moedisco, command):
     assert json.loads(moedisco.run("status", run_id, "--json")[1])["state"] == "running"
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_live_view(running, moedisco):
     run_id = running.made.submit()["id"]
     begin(running, run_id)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import examples
 from hostile_places import NEEDS, put
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -155,7 +156,7 @@ def is_denied(path: str | Path, root: Path) -> bool:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(50, 150), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(value=values(), inner=st.booleans())
 @example(value=".ssh/id", inner=False)
 @example(value="ROOT/state", inner=False)

@@ -28,9 +28,11 @@ def service(tmp_path: Path) -> Iterator[RealService]:
         yield running
 
 
+@pytest.mark.slow
 def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path) -> None:
     with service.client() as client:
-        run = client.submit(small_config(tmp_path / "ignored").model_copy(update={"output": Path("runs")}))
+        config = small_config(tmp_path / "ignored", pools={"low_memory": {"max_workers": 1}})
+        run = client.submit(config.model_copy(update={"output": Path("runs")}))
         watcher = Watcher(client, run.id)
         watcher.wait_for(lambda story: story.reached("submodels", 15))
         service.kill()

@@ -189,6 +189,7 @@ def serving(home: Path, *words: str, output: int | None = None) -> Iterator[str]
         process.wait(60)
 
 
+@pytest.mark.slow
 def test_a_service_keeps_its_token_out_of_its_log_and_its_state_for_its_owner(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir(mode=0o755)
     (tmp_path / "state" / "service.sqlite3").touch(0o644)  # an earlier version's
@@ -235,6 +236,7 @@ def test_a_terminal_is_shown_the_link_that_signs_in(tmp_path: Path) -> None:
     assert asked == [204, 401]
 
 
+@pytest.mark.slow
 def test_a_token_is_made_without_a_running_service_and_opens_the_service_that_is_started(tmp_path: Path) -> None:
     made = moedisco(
         tmp_path,

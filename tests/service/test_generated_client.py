@@ -66,6 +66,7 @@ def client(site, generated):
         yield made
 
 
+@pytest.mark.slow
 def test_runs_reports_and_pools_are_read_typed(site, generated, client):
     models = generated("models")
     run_id = finish(site)

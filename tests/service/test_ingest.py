@@ -60,14 +60,15 @@ def unit(database, run):
     return found
 
 
+def columns(row):
+    return {key: value for key, value in vars(row).items() if key not in ("_sa_instance_state", "run_id")}
+
+
 def image(database, run):
     """Everything that ingest leaves behind."""
     row = reload(database, run)
     with database.read() as session:
-        units = [
-            {key: value for key, value in vars(each).items() if key not in ("_sa_instance_state", "run_id")}
-            for each in runs.units(session, run.id)
-        ]
+        units = [columns(each) for each in runs.units(session, run.id)]
     events = [
         (each.position, each.type, each.stage, each.unit, each.time, each.data) for each in whole_stream(database, run)
     ]

@@ -78,6 +78,7 @@ def state_dir(tmp_path: Path) -> Iterator[Path]:
     tiny(tmp_path).stop()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(state_dir, monkeypatch):
     """One life of a cluster, on which jobs and pools are looked at too: starting it takes most of the time."""
@@ -245,6 +246,7 @@ def test_the_services_client_follows_a_cluster_that_starts_again_with_another_to
     cluster.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_failed_start_names_its_log_and_leaves_nothing(state_dir, monkeypatch):
     monkeypatch.setattr(local, "START_PAUSES", (0.0,))

@@ -5,11 +5,13 @@ import json
 import os
 import re
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 import run_example
 from axe_playwright_python.sync_playwright import Axe
+from databases import insert_run
 from page_runs import begin, finish, train
 from page_server import site as serve
 from playwright.sync_api import expect
@@ -154,6 +156,8 @@ def test_a_wrong_token_is_refused_with_a_message(open_page):
 def test_a_run_is_submitted_after_its_estimate_was_shown(site, page):
     page.get_by_role("link", name="New run").first.click()
     expect(page.get_by_text("Fits the pools")).to_be_visible()
+    # Before: in the red of what does not fit, though only the memory of workers without GPUs is not known.
+    expect(page.locator(".verdict")).to_have_class("verdict open")
     expect(page.get_by_role("region", name="Estimate")).to_contain_text("Joint training")
     page.get_by_label("Budget, dollars").fill("2.5")
     page.get_by_label("Priority").fill("7")
@@ -239,6 +243,7 @@ def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
     expect(state_pill(page)).to_have_text("queued")
 
 
+@pytest.mark.slow
 def test_a_retry_sends_the_changes_only(site, page):
     run_id = begin(site)
     site.service.bring(run_id, RunState.FAILED)
@@ -264,6 +269,7 @@ def test_the_model_of_a_finished_run_is_downloaded(site, page, tmp_path):
         assert any(name.endswith("config.json") for name in archive.getnames())
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_says_first_that_it_ended_worse_than_its_start(site, page):
     """The heading, the report and the list of runs have the verdict; that of a run that helped has none.
 
@@ -301,6 +307,7 @@ def test_a_finished_run_shows_its_report_clusters_samples_and_log(site, page):
     expect(page.get_by_role("group", name="Events, newest first")).to_contain_text("Stage export finished")
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_one_cost_and_one_saving_everywhere(site, page):
     run_id = finish(site)
     directory = site.service.directory(run_id)
@@ -332,19 +339,21 @@ def test_a_finished_run_has_one_cost_and_one_saving_everywhere(site, page):
         expect(page.get_by_role("region", name="Estimate")).to_contain_text(part)
 
 
+@pytest.mark.slow
 def test_what_happened_while_the_service_was_away_is_caught_up(site, page):
     run_id = begin(site)
     train(site, run_id, "seed", 1, 10, stage="seed")
     page.goto(f"/#/runs/{run_id}")
     expect(unit_row(page, "seed")).to_contain_text("9 / 400")
     site.stop()
-    expect(page.get_by_text("The service cannot be reached.")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("The service cannot be reached.")).to_be_visible(timeout=20_000)
     train(site, run_id, "seed", 10, 50, stage="seed")
     site.start()
-    expect(page.get_by_text("The service cannot be reached.")).to_have_count(0, timeout=15_000)
-    expect(unit_row(page, "seed")).to_contain_text("49 / 400", timeout=15_000)
+    expect(page.get_by_text("The service cannot be reached.")).to_have_count(0, timeout=20_000)
+    expect(unit_row(page, "seed")).to_contain_text("49 / 400", timeout=20_000)
 
 
+@pytest.mark.slow
 def test_hidden_tabs_hold_no_connection_and_catch_up(site, page):
     """A browser opens six connections per host, and a visible tab of an active run holds two: events and log."""
     run_id = begin(site)
@@ -376,6 +385,7 @@ def test_hidden_tabs_hold_no_connection_and_catch_up(site, page):
     expect(state_pill(page)).to_have_text("cancelled")
 
 
+@pytest.mark.slow
 def test_the_list_filters_and_follows(site, page):
     first, second = site.service.submit(name="alpha")["id"], site.service.submit(name="beta")["id"]
     page.goto("/#/runs")
@@ -383,7 +393,7 @@ def test_the_list_filters_and_follows(site, page):
     page.get_by_label("Find by name").fill("alp")
     expect(page.get_by_role("row")).to_have_count(2)
     site.service.start(first)
-    expect(page.get_by_role("row").filter(has_text="alpha")).to_contain_text("running", timeout=10_000)
+    expect(page.get_by_role("row").filter(has_text="alpha")).to_contain_text("running")
     page.get_by_label("Find by name").fill("")
     page.get_by_role("button", name="queued").click()
     expect(page.get_by_role("row").filter(has_text="beta")).to_be_visible()
@@ -392,8 +402,11 @@ def test_the_list_filters_and_follows(site, page):
     assert page.url.endswith(second)
 
 
+@pytest.mark.slow
 def test_older_runs_follow_too_and_none_is_left_out(site, page):
-    oldest, *_ = [site.service.submit(name=f"run-{i}")["id"] for i in range(52)]
+    oldest = site.service.submit(name="run-0")["id"]
+    for i in range(1, 52):
+        insert_run(site.service.database, name=f"run-{i}", now=time.time())
     page.goto("/#/runs")
     rows = page.get_by_role("row")
     expect(rows).to_have_count(1 + 50)
@@ -402,12 +415,12 @@ def test_older_runs_follow_too_and_none_is_left_out(site, page):
     page.get_by_role("button", name="Older runs").click()
     expect(page.get_by_text("try again")).to_be_visible()
     page.unroute_all()
-    expect(rows).to_have_count(1 + 52, timeout=10_000)
+    expect(rows).to_have_count(1 + 52)
     expect(page.get_by_role("button", name="Older runs")).to_have_count(0)
     site.service.start(oldest)
-    expect(rows.last).to_contain_text("running", timeout=10_000)
+    expect(rows.last).to_contain_text("running")
     site.service.submit(name="new")
-    expect(rows.filter(has_text="new")).to_be_visible(timeout=10_000)
+    expect(rows.filter(has_text="new")).to_be_visible()
     expect(rows).to_have_count(1 + 53)
 
 
@@ -450,6 +463,7 @@ def test_the_page_folds_events_as_the_terminal_does(site, page):
     assert folded["sizes"] == {"documents": terminal.cluster_documents, "tokens": terminal.cluster_tokens}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [
@@ -478,7 +492,8 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
         expect(page.locator(sign)).to_be_visible()
         page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than its window"
-        found = [
-            entry for entry in Axe().run(page).response["violations"] if entry["impact"] in ("serious", "critical")
-        ]
-        assert [(entry["id"], [node["html"] for node in entry["nodes"]]) for entry in found] == [], name
+        found = {}
+        for entry in Axe().run(page).response["violations"]:
+            if entry["impact"] in ("serious", "critical"):
+                found[entry["id"]] = [node["html"] for node in entry["nodes"]]
+        assert found == {}, name

@@ -46,6 +46,7 @@ def without(section):
     return lambda text: re.sub(rf"^{section}:.*\n( .*\n)*", "", text, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_read_changes_nothing(site, page):
     run_id = begin(site)
     site.service.ann.patch(f"/v1/runs/{run_id}", json={"budget_dollars": 5})
@@ -64,6 +65,7 @@ def test_a_budget_that_cannot_be_read_changes_nothing(site, page):
     assert stored(site, run_id).budget_dollars == 10
 
 
+@pytest.mark.slow
 def test_a_section_removed_from_a_retry_gets_its_defaults(site, page):
     run_id = failed(site, clusters={"count": 2}, tokens={"total": 30_000_000})
     assert retry(page, run_id, without("clusters")) == {"clusters": {}}
@@ -71,6 +73,7 @@ def test_a_section_removed_from_a_retry_gets_its_defaults(site, page):
     assert (config.clusters, config.tokens.total) == (Clusters(), 30_000_000)
 
 
+@pytest.mark.slow
 def test_a_setting_outside_of_sections_cannot_be_removed_from_a_retry(site, page):
     run_id = failed(site, seed=7)
     page.goto(f"/#/runs/{run_id}/retry")
@@ -81,6 +84,7 @@ def test_a_setting_outside_of_sections_cannot_be_removed_from_a_retry(site, page
     expect(page.get_by_role("alert")).to_have_text("seed: a retry needs a value; write one.")
 
 
+@pytest.mark.slow
 def test_tags_with_a_dot_are_changed_in_a_retry(site, page):
     run_id = failed(site, tags={"team.a": "x", "grant": "y"})
     site.service.ann.patch(f"/v1/runs/{run_id}", json={"tags": {"team.a": "x", "grant": "z"}})
@@ -89,6 +93,7 @@ def test_tags_with_a_dot_are_changed_in_a_retry(site, page):
     assert stored(site, page.url.rsplit("/", 1)[1]).tags == {"team.a": "w", "grant": "z"}
 
 
+@pytest.mark.slow
 def test_a_run_at_a_uri_is_retried_unchanged(browser, tmp_path):
     with s3_server("runs"), serve(tmp_path, output_roots=("s3://runs/team",)) as site:
         run_id = failed(site, output="s3://runs/team/moe")
@@ -101,6 +106,7 @@ def test_a_run_at_a_uri_is_retried_unchanged(browser, tmp_path):
         page.context.close()
 
 
+@pytest.mark.slow
 def test_an_estimate_that_was_lost_is_asked_for_again(site, page):
     page.goto("/#/submit")
     button = page.get_by_role("button", name="Submit")
@@ -108,10 +114,10 @@ def test_an_estimate_that_was_lost_is_asked_for_again(site, page):
     site.stop()
     text = page.get_by_label("Configuration, YAML")
     text.fill(text.input_value().replace("name: demo", "name: other"))
-    expect(page.get_by_text("The service cannot be reached.")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("The service cannot be reached.")).to_be_visible(timeout=20_000)
     expect(button).to_be_disabled()
     site.start()
-    expect(button).to_be_enabled(timeout=15_000)
+    expect(button).to_be_enabled(timeout=20_000)
 
 
 def test_the_time_of_a_run_is_that_of_its_attempts(site, page):

@@ -7,6 +7,7 @@ from playwright.sync_api import expect
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 def test_the_reference_shows_every_operation_without_asking_any_other_host(browser, tmp_path):
     with serve(tmp_path) as site, browser.new_context() as context:
         page, faults, asked = context.new_page(), [], set()

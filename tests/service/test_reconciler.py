@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import examples
 from fake_jobs import FakeJobs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -569,7 +570,7 @@ TO_THE_RUN = ("cancel", "kill", "resume")
 HAPPENINGS = st.lists(st.sampled_from(["round"] * 3 + [*TO_A_DRIVER, *TO_RAY, *TO_THE_RUN]), max_size=40)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(happenings=HAPPENINGS)
 def test_whatever_happens_a_run_comes_to_an_end(scene, happenings):
     """No event makes a round fail; no attempt has two drivers; a run ends once Ray answers and its drivers ended."""

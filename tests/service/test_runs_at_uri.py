@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from api_client import Service, demo, service
+from api_client import PlanningHere, Service, demo, service
 from pydantic import ValidationError
 from reconciling import FINISH, Scene
 from s3_standin import s3_server
@@ -60,7 +60,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Service]:
-    with service(tmp_path, output_roots=(OUTPUT,)) as made:
+    with service(tmp_path, PlanningHere(), output_roots=(OUTPUT,)) as made:
         yield made
 
 
@@ -316,6 +316,8 @@ def test_events_that_were_not_reported_come_from_the_uri(database: Database, tmp
     assert scene.run(run_id).state == "succeeded"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_run_whose_bucket_is_gone_can_be_killed(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scene = Scene.on(database, tmp_path, output_roots=(tmp_path / "runs", OUTPUT))
     run_id = scene.running(output=OUTPUT)
@@ -356,6 +358,8 @@ def test_retention_measures_and_deletes_the_objects(database: Database, tmp_path
     assert list(store_of(f"{OUTPUT}/{other}/demo").remote.list()) == ["ray.log"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_objects_that_could_not_be_deleted_are_deleted_in_the_next_round(
     database: Database, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,10 @@ _ALL = ["<|endoftext|>", "and", *[word for words in WORDS.values() for word in w
 VOCABULARY = {word: i for i, word in enumerate(_ALL)}
 
 
+def ids_of(words: Iterable[str]) -> list[int]:
+    return [VOCABULARY[word] for word in words]
+
+
 def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: int = 0) -> Path:
     """Three domains with few words in common, in parts by ascending id."""
     generator = np.random.default_rng(seed)
@@ -38,7 +43,7 @@ def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: in
                 "id": hashlib.blake2b(text.encode(), digest_size=16).digest(),
                 "source": name,
                 "text": text,
-                "tokens": [VOCABULARY[word] for word in words],
+                "tokens": ids_of(words),
                 "packed": len(words) + 1,
                 "copies": 1 + i % 7 // 6,
             }
@@ -85,7 +90,7 @@ def write_model(directory: Path) -> Path:
 
 
 def run_config(**clusters: object) -> RunConfig:
-    settings = {"count": 3, "vectors": "tfidf_svd", "dimensions": 8, "sample": 100} | clusters
+    settings = {"count": 3, "vectors": "tfidf_svd"} | clusters
     return RunConfig.model_validate(
         {
             "name": "test",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -44,13 +46,47 @@ class Finished:
 
 
 @contextlib.contextmanager
-def finished_run(home: Path, config: RunConfig | None = None) -> Iterator[Finished]:
-    """Make a run below a folder, with one thread: by default a tiny one."""
+def finished_run(home: Path, config: RunConfig) -> Iterator[Finished]:
+    """Make a run below a folder, with one thread."""
+    with one_thread():
+        shutil.copytree(pipeline.run(config, backend=LocalBackend()), home / "copy")
+        yield Finished(config, home / "copy")
+
+
+def pinned_run() -> contextlib.AbstractContextManager[Finished]:
+    """The pinned run of qwen3_moe; see `shared_run`."""
+    return shared_run(_qwen3_moe)
+
+
+def _qwen3_moe(home: Path) -> RunConfig:
+    return config_of("qwen3_moe", home)
+
+
+@contextlib.contextmanager
+def shared_run(configure: Callable[[Path], RunConfig]) -> Iterator[Finished]:
+    """A run that is made once per process, and one thread; who changes its directory restores it first.
+
+    Args:
+        configure: Function that writes what the run reads below a folder, and returns its configuration.
+    """
+    with one_thread():
+        home, config = _made(configure)
+        yield Finished(config, Path(home.name) / "copy")
+
+
+@functools.cache
+def _made(configure: Callable[[Path], RunConfig]) -> tuple[tempfile.TemporaryDirectory[str], RunConfig]:
+    home = tempfile.TemporaryDirectory()
+    config = configure(Path(home.name))
+    with finished_run(Path(home.name), config):
+        return home, config
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    config = config or config_of("qwen3_moe", home)
-    shutil.copytree(pipeline.run(config, backend=LocalBackend()), home / "copy")
-    yield Finished(config, home / "copy")
+    yield
     torch.set_num_threads(threads)
 
 

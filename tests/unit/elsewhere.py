@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from gang_processes import processes
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import RunConfig
@@ -23,6 +24,7 @@ from moedisco_ray.core.store.locations import CACHE
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.core.store.run_work import Files, on_files, unpickled
 from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.execution.sync_board import SyncBoard
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import build_clusters
@@ -31,7 +33,8 @@ from moedisco_ray.stages.tables import InProcess
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train
 
 
-def _begin(folder: Path) -> None:
+def _begin(folder: Path, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)  # it is that of the process that forked this one, which may have begun earlier
     os.environ[CACHE] = str(folder / str(os.getpid()))
     torch.set_num_threads(1)
 
@@ -51,8 +54,19 @@ class _Item:
         return self.function(self.item)
 
 
-def _train(job: TrainJob) -> TrainResult:
-    return train(job, World(), discard, lambda: False)
+class _Boards(BaseManager):
+    """Serves the board of sync points to the processes."""
+
+
+_Boards.register("board", SyncBoard)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Train:
+    board: Any
+
+    def __call__(self, job: TrainJob) -> TrainResult:
+        return train(job, World(), discard, lambda: False, board=self.board)
 
 
 class Elsewhere(LocalBackend):
@@ -63,7 +77,7 @@ class Elsewhere(LocalBackend):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._processes = ProcessPoolExecutor(3, multiprocessing.get_context("spawn"), _begin, (folder,))
+        self._processes = ProcessPoolExecutor(3, processes(), _begin, (folder, dict(os.environ)))
 
     def __enter__(self) -> Self:
         return self
@@ -109,13 +123,13 @@ class Elsewhere(LocalBackend):
         stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
-        coordinator = SyncCoordinator(jobs, emit)
-        running = [self._submit(job.store, _Item(_train, job)) for job in jobs]
-        while not all(future.done() for future in running):
-            members = coordinator.ready_members()
-            if members is not None:
-                coordinator.combine(members)
-            time.sleep(0.2)
+        with _Boards(ctx=processes()) as boards:
+            board = boards.board()  # type: ignore[attr-defined]
+            coordinator = SyncCoordinator(jobs, board, emit)
+            running = [self._submit(job.store, _Item(_Train(board), job)) for job in jobs]
+            while not all(future.done() for future in running):
+                coordinator.advance()
+                time.sleep(0.2)
         return [Trained(unpickled(future.result()), 1.0, {"low_memory": 1.0}) for future in running]
 
 
@@ -156,18 +170,12 @@ class _Mapped:
         self.engine = _Engine(backend, self._store)
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
-        halves = [part for part in (parts[::2], parts[1::2]) if part]
-        calls = [
-            on_files(
-                self._store,
-                Files([*half, vectoriser], [directory / part.name for part in half]),
-                embed_parts,
-                half,
-                vectoriser=vectoriser,
-                directory=directory,
-                events=discard,
+        futures = []
+        for half in filter(None, (parts[::2], parts[1::2])):
+            files = Files([*half, vectoriser], [directory / part.name for part in half])
+            call = on_files(
+                self._store, files, embed_parts, half, vectoriser=vectoriser, directory=directory, events=discard
             )
-            for half in halves
-        ]
-        for future in [self._backend._submit(self._store, call) for call in calls]:
+            futures.append(self._backend._submit(self._store, call))
+        for future in futures:
             future.result()

@@ -34,7 +34,7 @@ from moedisco_ray.training import optimizer as optimizer_module
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.lora import add_adapters
 from moedisco_ray.training.sharding import compute_dtype, configured
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 aten = torch.ops.aten
 SEQUENCE = 1024
@@ -93,7 +93,7 @@ class Moments:
         peaks: Bytes, by `MOMENTS`.
     """
 
-    def __init__(self, live: LiveBytes, step: Stepper) -> None:
+    def __init__(self, live: LiveBytes, step: ResidentStepper) -> None:
         self.peaks = dict.fromkeys(MOMENTS, 0)
         self._live, self._now = live, MOMENTS[0]
         layers = step._model.model.layers
@@ -284,7 +284,7 @@ def measured(
         if recipe.within_documents:
             patch.setattr(masking_utils, "find_packed_sequence_indices", lambda positions_BL: positions_BL)
         make_real(model)
-        step = Stepper(model, job, World())
+        step = ResidentStepper(model, job, World())
         step._checked = True  # the first step's check of the experts reads their gradients
         step.select(deep_step(family, architecture, vocabulary, recipe))
         count = recipe.batch_tokens // SEQUENCE

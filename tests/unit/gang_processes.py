@@ -24,7 +24,7 @@ _SECONDS = 400.0
 
 
 @functools.cache
-def _processes() -> ForkServerContext:
+def processes() -> ForkServerContext:
     """Processes that begin with torch imported, which takes longer than most gangs train."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["moedisco_ray.training"])
@@ -58,7 +58,7 @@ def gang(
         pickle.dumps(Work(size, directory / f"rendezvous-{name}", timeout, tuple(work), fault, layout, gradients))
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    worker = _processes().Process(target=training_worker.main, args=(file, environment))
+    worker = processes().Process(target=training_worker.main, args=(file, environment))
     with mock.patch.dict(os.environ, environment):  # what is imported before `main` reads it too
         worker.start()
     try:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         text = body.decode()
         asked = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
         asked = [asked] if isinstance(asked, str) else asked
-        folders = [path for path in asked if any(each.startswith(f"{path}/") for each in found[1])]
+        folders = [path for path in asked if _is_folder(path, found[1])]
         self._send(
             200,
             [
@@ -317,3 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+
+def _is_folder(path: str, files: Iterable[str]) -> bool:
+    return any(each.startswith(f"{path}/") for each in files)

@@ -49,22 +49,18 @@ def logprobs(file: Path, prompts: list[list[int]], *, count: int) -> tuple[list[
             ("/completion", {"prompt": prompts[-1], "n_predict": count, "return_tokens": True, **common}),
         ],
     )
-    return [
-        {
-            each["id"]: each["logprob"]
-            for step in answer.get("completion_probabilities", [])
-            for each in step["top_logprobs"]
-        }
-        for answer in answers
-    ], last["tokens"]
+    return [_logprobs_in(answer) for answer in answers], last["tokens"]
+
+
+def _logprobs_in(answer: dict[str, Any]) -> dict[int, float]:
+    steps = answer.get("completion_probabilities", [])
+    return {each["id"]: each["logprob"] for step in steps for each in step["top_logprobs"]}
 
 
 def encoded(file: Path, texts: list[str]) -> list[list[int]]:
     """Tokens of texts, with the special tokens that the file asks for."""
-    return [
-        answer["tokens"]
-        for answer in ask(file, [("/tokenize", {"content": text, "add_special": True}) for text in texts])
-    ]
+    questions = [("/tokenize", {"content": text, "add_special": True}) for text in texts]
+    return [answer["tokens"] for answer in ask(file, questions)]
 
 
 def _main(file: str) -> None:

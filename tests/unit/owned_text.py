@@ -48,7 +48,7 @@ def owned_config(
         "finetune": {"optimizer": {"batch_tokens": 512}, "keep_optimizer_state": False},
         "merge": {"calibration_tokens": 4096},
         "checkpoint": {"every": 5},
-        "evaluation": {"max_tokens": 5000, "sample_tokens": 4, "every_tokens": 4096},
+        "evaluation": {"max_tokens": 5000, "every_tokens": 4096},
         "pools": {"owners": {name: {"storage": places[name], "resource": f"{name}_gpu"} for name in OWNERS}},
     }
     for section, values in changes.items():

@@ -91,12 +91,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "mixtral": {
         "model": {"init": {"upcycle": "START", "num_experts": EXPERTS}},
         "tokens": {"seed_share": 0.3, "finetune_share": 0.3},
-        "clusters": {"vectors": "tfidf_svd", "dimensions": 8},
+        "clusters": {"vectors": "tfidf_svd"},
     },
     "olmoe": {
+        "merge": {"router": "ridge"},
         "model": {"init": {"checkpoint": "START"}},
         "tokens": {"seed_share": 0.0, "finetune_share": 0.3},
-        "clusters": {"method": "random"},
+        "clusters": {"vectors": "random"},
     },
 }
 
@@ -171,13 +172,13 @@ def config_of(family: str, home: Path) -> RunConfig:
             "tokenizer": {} if family in STARTS else {"train_vocab_size": 400},
             "model": settings["model"],
             "tokens": {"total": 20_000, **settings["tokens"]},
-            "clusters": {"count": DOMAINS, "capacity": 1.2, "restarts": 2, **settings.get("clusters", {})},
+            "clusters": {"count": DOMAINS, "capacity": 1.2, **settings.get("clusters", {})},
             "submodels": {"optimizer": recipe, "sync_every": 4, "outer": NESTEROV},
             "finetune": {"optimizer": recipe},
             "merge": {"calibration_tokens": 2048, **settings.get("merge", {})},
             "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
             "checkpoint": {"every": 10},
-            "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]},
+            "evaluation": {"max_tokens": 4000, "prompts": ["ab"]},
         }
     )
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ class Stored:
     tags: set[str] = dataclasses.field(default_factory=set)
     samples: list[str] = dataclasses.field(default_factory=list)
     figures: set[str] = dataclasses.field(default_factory=set)
-    model: set[str] = dataclasses.field(default_factory=set)
     ends: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -36,18 +35,14 @@ def tensorboard(config: RunConfig) -> Stored:
     def read(folder: Path) -> Stored:
         board = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
         board.Reload()
-        texts = {
-            tag.removesuffix("/text_summary"): [
-                str(value.tensor_proto.string_val[0], "utf-8") for value in board.Tensors(tag)
-            ]
-            for tag in board.Tags()["tensors"]
-        }
+        texts = {}
+        for tag in board.Tags()["tensors"]:
+            tensors = [value.tensor_proto for value in board.Tensors(tag)]
+            texts[tag.removesuffix("/text_summary")] = [str(each.string_val[0], "utf-8") for each in tensors]
         lines = [line.strip().partition(": ") for line in texts.get("config", [""])[-1].splitlines()]
         settings = {name: value for name, _, value in lines}
         return Stored(
-            series={
-                tag: [(point.step, point.value) for point in board.Scalars(tag)] for tag in board.Tags()["scalars"]
-            },
+            series={tag: _points(board.Scalars(tag)) for tag in board.Tags()["scalars"]},
             settings=settings,
             tags={f"{k.removeprefix('tags.')}:{v}" for k, v in settings.items() if k.startswith("tags.")},
             samples=[texts[tag][-1] for tag in texts if tag.startswith("samples/")],
@@ -93,14 +88,16 @@ def wandb(config: RunConfig) -> Stored:
                 if name.startswith("figures/"):
                     assert (path.parent / "files" / value["path"]).stat().st_size == value["size"]
                     stored.figures.add(name.removeprefix("figures/"))
-            if record.artifact.type == "model":
-                stored.model |= {entry.path for entry in record.artifact.manifest.contents}
             if record.WhichOneof("record_type") == "exit":
                 stored.ends.append("FINISHED" if record.exit.exit_code == 0 else "KILLED")
     assert len(groups) == 1
     stored = runs[next(run_id for run_id, name in names.items() if not name)]
     stored.units = {name: runs[run_id] for run_id, name in names.items() if name}
     return stored
+
+
+def _points(values: Iterable[Any]) -> list[tuple[int, float]]:
+    return [(each.step, each.value) for each in values]
 
 
 def _records(content: bytes) -> Iterator[bytes]:
@@ -128,10 +125,7 @@ def mlflow(config: RunConfig) -> Stored:
 
     def read(run: Any) -> Stored:
         return Stored(
-            series={
-                name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
-                for name in run.data.metrics
-            },
+            series={name: _points(client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics},
             settings=run.data.params,
             tags={f"{key}:{value}" for key, value in run.data.tags.items()},
             ends=[run.info.status],
@@ -151,7 +145,6 @@ def mlflow(config: RunConfig) -> Stored:
         stored.samples = [text for sample in samples for text in sample.values()]
         assert {"report.json", "config.json"} <= files()
     stored.figures = {Path(name).stem for name in files("figures")}
-    stored.model = files("model")
     return stored
 
 

@@ -19,13 +19,20 @@ KEYS = {
 
 @contextlib.contextmanager
 def s3_server(bucket: str, address: str = "127.0.0.1") -> Iterator[str]:
-    """HOST:PORT of a server with one bucket; the environment holds what its clients need."""
+    """HOST:PORT of a server with one bucket; the environment holds what its clients need.
+
+    The bucket is gone afterwards: servers in one process share what they hold, so that the next one with a bucket of
+    this name would begin with its objects.
+    """
     server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket=bucket)
+        made = boto3.resource("s3", endpoint_url=f"http://{host}:{port}").Bucket(bucket)
+        made.create()
         yield f"{host}:{port}"
+        made.objects.all().delete()
+        made.delete()
     server.stop()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from clustering_corpus import VOCABULARY
+from clustering_corpus import ids_of
 from moe_models import VOCAB
 from small_run import small_config
 from test_chosen_experts import model_of
@@ -44,7 +44,7 @@ def train(home: Path, name: str, texts: tuple[str, ...], **changes: Any) -> Path
             home / "runs",
             name=name,
             corpus={"sources": sources, "sequence_length": 32, "validation_fraction": 0.1},
-            evaluation={"stages": False, "max_tokens": 500, "sample_tokens": 1},
+            evaluation={"stages": False, "max_tokens": 500},
             submodels={"optimizer": {"batch_tokens": 384, "lr": 3e-3}},
             **changes,
         ),
@@ -81,7 +81,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loss(directory: Path, name: str) -> float:
     """Loss that transformers computes on text of a domain that no model has seen."""
-    ids = torch.tensor([[0, *(VOCABULARY[word] for word in sentence)] for sentence in sentences(name, 100, 9)])
+    ids = torch.tensor([[0, *ids_of(sentence)] for sentence in sentences(name, 100, 9)])
     with torch.no_grad():
         found: torch.Tensor = AutoModelForCausalLM.from_pretrained(directory)(input_ids=ids, labels=ids).loss
     return found.item()
@@ -113,6 +113,7 @@ def two_layers(home: Path) -> Path:
     return train_two_layers(home, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "own", "elsewhere", "least_better"),
     [
@@ -129,7 +130,8 @@ def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(
     done = CliRunner().invoke(app, ["experts", str(model), *arguments, "--calibration", str(home / f"{NEW}.txt")])
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    before, after = ({name: loss(directory, name) for name in (*OLD, NEW)} for directory in (model / "model", output))
+    before = {name: loss(model / "model", name) for name in (*OLD, NEW)}
+    after = {name: loss(output, name) for name in (*OLD, NEW)}
     for name in OLD:
         assert after[name] < (1 + MOST_WORSE) * before[name]
     assert after[NEW] < (1 - least_better) * before[NEW]
@@ -147,6 +149,7 @@ def test_an_expert_from_elsewhere_adds_its_domain_and_costs_the_others_nothing(
             assert same_bits(new[key], old[key])
 
 
+@pytest.mark.slow
 def test_what_an_expert_from_elsewhere_costs_known_text_is_warned_of(home: Path, tmp_path: Path) -> None:
     """A run whose two-layer routers lose more than `MOST_WORSE` on one of its domains."""
     model, output = train_two_layers(home, 0), tmp_path / "larger"

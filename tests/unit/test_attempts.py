@@ -28,7 +28,8 @@ from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import attempts, causes, worker
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.causes import end_of, failures_of, last_line
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, RunMailbox
+from moedisco_ray.execution.ray.mailbox_actor import MailboxActor
 from moedisco_ray.execution.ray.ray_train_internals import (
     InsufficientClusterResourcesError,
     WorkerGroupStartupFailedError,
@@ -55,7 +56,7 @@ class Mail(EventMailbox):
     """Mailbox of a unit with a given outcome."""
 
     def __init__(self, outcome: object) -> None:
-        super().__init__(handle=None, check=lambda: None)
+        super().__init__(RunMailbox(None), check=lambda: None)
         self._outcome = outcome
 
     def begin_attempt(self, unit: str) -> str:

@@ -58,6 +58,7 @@ def own_windows(config: RunConfig, cluster: int) -> list[list[int]]:
     return [stream[at : at + LENGTH + 1] for at in range(0, len(stream) - LENGTH, LENGTH)]
 
 
+@pytest.mark.slow
 def test_a_router_learns_a_cluster_from_its_own_text(config: RunConfig) -> None:
     batches = calibration(Context(config, config.directory, "0" * 64, lambda _: None, LocalBackend()))
     for cluster in range(2):
@@ -68,6 +69,7 @@ def test_a_router_learns_a_cluster_from_its_own_text(config: RunConfig) -> None:
         assert set(rows) <= set(own)
 
 
+@pytest.mark.slow
 def test_a_clusters_text_is_its_own(config: RunConfig) -> None:
     for cluster in range(2):
         shard = TokenStream([config.directory / "clusters" / "shards" / str(cluster)], LENGTH)

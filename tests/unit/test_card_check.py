@@ -20,6 +20,7 @@ from moedisco_ray.execution import card_product
 from moedisco_ray.execution.ray import card_check, nodes_aside, seats
 from moedisco_ray.execution.ray.card_check import check_card
 from moedisco_ray.execution.ray.nodes_aside import NodesAside
+from moedisco_ray.policies.setting_aside import Place
 
 FIELD = "pools.low_memory.gpu"
 LOW, HIGH = LowMemoryPool(gpu=1), HighMemoryPool(gpu=1)
@@ -193,7 +194,7 @@ def test_a_card_that_hangs_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(seats.ray, "get", never)
     aside = NodesAside()
-    seat = seats.Seat(mock.MagicMock(), LOW, aside, node_id="n1")
+    seat = seats.Seat(mock.MagicMock(), "seat", LOW, aside, Place("n1"))
     with pytest.raises(CardError, match=r"^pools\.low_memory\.gpu: 1: torch does not finish .* node n1 within 180 s; "):
         seat.run("train", lambda: None)
     assert not seat.checked

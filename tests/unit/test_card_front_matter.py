@@ -86,7 +86,7 @@ def test_the_hub_reads_the_origin_and_the_measured_figures(report: RunReport, tm
 
 def test_a_model_of_the_hub_is_the_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "README.md").write_text(START_CARD)
-    monkeypatch.setattr("moedisco_ray.core.config.inits.local_model", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("moedisco_ray.core.config.start_files.local_model", lambda *_, **__: tmp_path)
     found = facts_of(Model.model_validate({"init": {"checkpoint": "hf://org/name", "commit": "0" * 40}}), [])
     assert (found.base_model, found.license) == ("org/name", "other")
 

@@ -11,7 +11,7 @@ import yaml
 
 from moedisco_ray.core.cards import CARDS, find_card
 from moedisco_ray.core.config import LowMemoryPool, Optimizer, RunConfig, check_config
-from moedisco_ray.core.config.load import check_files
+from moedisco_ray.core.config.load import with_files
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.stages import training_stage
@@ -24,7 +24,7 @@ CLUSTER_FILES = Path(__file__).resolve().parents[2] / "cluster_yaml"
 
 
 def config(card: str | None, **changes: Any) -> RunConfig:
-    raw = yaml.safe_load(preset_text("default"))
+    raw = yaml.safe_load(preset_text("default")) | {"recipe": None}
     raw["pools"]["low_memory"] |= {"card": card}
     raw["submodels"]["optimizer"] |= changes
     return check_config(raw)
@@ -84,7 +84,7 @@ def test_a_pool_takes_memory_and_speed_of_its_card_unless_they_are_stated() -> N
     ],
 )
 def test_a_card_that_cannot_be_is_refused(low: dict[str, Any], words: str) -> None:
-    raw = yaml.safe_load(preset_text("default"))
+    raw = yaml.safe_load(preset_text("default")) | {"recipe": None}
     raw["pools"]["low_memory"] |= low
     with pytest.raises(ConfigError, match=words):
         check_config(raw)
@@ -105,7 +105,7 @@ def test_auto_is_fp32_on_cards_without_bf16_in_the_plan_and_in_the_run() -> None
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
 def test_bf16_on_a_card_without_it_is_refused(precision: str) -> None:
     with pytest.raises(ConfigError, match=r"submodels.optimizer.precision: .*T4 has no bf16; set it to fp32 or auto"):
-        check_files(config("T4", precision=precision))
+        with_files(config("T4", precision=precision), recorded=False)
 
 
 @pytest.mark.parametrize(("capability", "precision"), [((8, 0), "auto"), ((7, 5), "fp32")])

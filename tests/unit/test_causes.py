@@ -9,7 +9,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfDiskError, RayTaskError, UserCodeException
 
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.execution.ray.causes import node_gone, reporting_full_disk_of_a_task, unwrapped
+from moedisco_ray.execution.ray.causes import may_be_of_the_card, node_gone, reporting_full_disk_of_a_task, unwrapped
 from moedisco_ray.execution.ray.ray_train_internals import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 
 TRACEBACK = """Traceback (most recent call last):
@@ -133,3 +133,24 @@ def test_other_errors_pass_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, reporting_full_disk_of_a_task(Path("/runs/x")):
         raise error
     assert caught.value is error
+
+
+def test_no_card_is_blamed_for_a_full_disk_or_a_mistake_in_code() -> None:
+    """Before: a training that failed twice with such an error put its card aside."""
+    others = [
+        OSError(28, "No space left on device"),
+        OSError("[Errno 28] No space left on device"),
+        RuntimeError("a task failed: Disk quota exceeded"),
+        OutOfDiskError("no room to spill"),
+        TypeError("bug"),
+        KeyError("bug"),
+    ]
+    assert not any(may_be_of_the_card([unwrapped(of_task(error))]) for error in others)
+    mine = [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        actor_died("it was killed"),
+        OSError(5, "Input/output error"),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ]
+    assert all(may_be_of_the_card([error]) for error in mine)
+    assert may_be_of_the_card([])  # its worker ended without a result

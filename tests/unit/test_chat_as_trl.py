@@ -76,6 +76,11 @@ def test_conversations_have_the_labels_of_trl(tmp_path: Path, limit: int) -> Non
         )
 
 
+def with_token_before(loss_mask: list[bool]) -> list[bool]:
+    """A mask that also counts the token before each counted one."""
+    return [each or following for each, following in pairwise([*loss_mask, False])]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_turns_in_published_templates_are_those_that_trl_marks(tmp_path: Path, family: str) -> None:
     templates = pytest.importorskip("trl.chat_template_utils", reason="trl is not installed")
@@ -85,7 +90,7 @@ def test_turns_in_published_templates_are_those_that_trl_marks(tmp_path: Path, f
     expected = labelled(tokenizer, tmp_path, [{"messages": talk} for talk in talks], assistant_only_loss=True)
     found = [(each.ids.tolist(), each.loss_mask.tolist()) for each in map(made.render, talks)]
     if family == "qwen2_5":  # TRL also counts the line break before an answer, which the prompt for it ends with
-        found = [(ids, [each or following for each, following in pairwise([*mask, False])]) for ids, mask in found]
+        found = [(ids, with_token_before(mask)) for ids, mask in found]
     assert found == expected
 
 

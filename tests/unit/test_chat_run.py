@@ -48,18 +48,12 @@ def config_of(
             "tokenizer": {"path": str((tokenizer or home) / "tokenizer")},
             "model": {"family": "qwen3_moe", "config": sizes},
             "tokens": {"total": total, "seed_share": 0.3, "finetune_share": 0.3},
-            "clusters": {"count": 2, "restarts": 2},
+            "clusters": {"count": 2},
             "submodels": {"optimizer": recipe},
             "finetune": {"optimizer": recipe},
             "merge": {"calibration_tokens": 2048},
             "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
-            "evaluation": {
-                "max_tokens": 100_000,
-                "sample_tokens": 4,
-                "prompts": ["ab"],
-                "every_tokens": 2048,
-                **evaluation,
-            },
+            "evaluation": {"max_tokens": 100_000, "prompts": ["ab"], "every_tokens": 2048, **evaluation},
         }
     )
 
@@ -195,12 +189,13 @@ def test_the_exported_model_answers_in_its_template_and_ends_there(tmp_path: Pat
 
 def test_completions_and_tools_reach_the_corpus(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer", WITH_TOOLS)
-    asked = {ending: [f"what is question {number} of {ending}?" for number in range(60)] for ending in ("jsonl", "csv")}
+    in_jsonl = [f"what is question {number} of jsonl?" for number in range(60)]
+    in_csv = [f"what is question {number} of csv?" for number in range(60)]
     (tmp_path / "pairs.jsonl").write_text(
-        "".join(json.dumps({"asked": prompt, "completion": " it is a word"}) + "\n" for prompt in asked["jsonl"])
+        "".join(json.dumps({"asked": prompt, "completion": " it is a word"}) + "\n" for prompt in in_jsonl)
     )
     (tmp_path / "pairs.csv").write_text(
-        "asked,completion\n" + "".join(f"{prompt}, it is a word\n" for prompt in asked["csv"])
+        "asked,completion\n" + "".join(f"{prompt}, it is a word\n" for prompt in in_csv)
     )
     talks = [(conversation(number)[:-1], conversation(number)[-1:], tools_of(number)) for number in range(60)]
     rows = [dict(zip(("prompt", "completion", "tools"), talk, strict=True)) for talk in talks]
@@ -219,7 +214,7 @@ def test_completions_and_tools_reach_the_corpus(tmp_path: Path) -> None:
         for row in pq.read_table(tmp_path / "made" / folder).to_pylist()
     }
     reference = {}
-    for prompt in (*asked["jsonl"], *asked["csv"]):
+    for prompt in (*in_jsonl, *in_csv):
         whole = tokenizer(prompt + " it is a word" + tokenizer.eos_token)["input_ids"]
         reference[prompt + " it is a word"] = whole, len(whole) - len(tokenizer(prompt)["input_ids"])
     for prompt, completion, tools in talks:

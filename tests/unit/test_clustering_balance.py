@@ -119,6 +119,11 @@ def test_documents_that_are_all_alike_end_the_corrections(tmp_path):
     assert len(files.answers) == 1
 
 
+def labels_in(directory):
+    files = sorted((directory / "assignments").iterdir())
+    return np.concatenate([pq.read_table(path)["cluster"] for path in files])
+
+
 @pytest.mark.parametrize("vectors", ["tfidf_svd", "mean_token"])
 def test_the_stage_balances_documents_beyond_the_sample(vectors, tmp_path):
     corpus, model = write_corpus(tmp_path / "corpus", documents=1500, parts=4), write_model(tmp_path / "model")
@@ -133,11 +138,8 @@ def test_the_stage_balances_documents_beyond_the_sample(vectors, tmp_path):
     assert sum(entry["documents"] for entry in sampled["clusters"]) == 1500
     assert sampled["balance"] <= 1.05 * 1.01  # a document is 1 % of a cluster's tenth part
     assert whole["balance"] <= 1.05
-    labels = [
-        np.concatenate([pq.read_table(path)["cluster"] for path in sorted((tmp_path / name / "assignments").iterdir())])
-        for name in ("sampled", "whole")
-    ]
-    assert (labels[0] == labels[1]).mean() > 0.9
+    same = labels_in(tmp_path / "sampled") == labels_in(tmp_path / "whole")
+    assert same.mean() > 0.9
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8192])
@@ -174,11 +176,12 @@ def test_files_are_written_and_read_in_blocks(rows, tmp_path, monkeypatch):
 def test_k_means_is_fitted_on_a_sample_of_many_documents(tmp_path, monkeypatch):
     """Documents after the first 3 x 64 do not change the centroids."""
     monkeypatch.setattr("moedisco_ray.stages.clustering.build.CENTROID_DOCUMENTS", 64)
+    monkeypatch.setattr("moedisco_ray.stages.clustering.build.SAMPLED_DOCUMENTS", 150)
     corpus, model = write_corpus(tmp_path / "corpus", documents=900, parts=3), write_model(tmp_path / "model")
     fits = []
     for name in ("all", "fewer"):
         (tmp_path / name).mkdir()
-        build_clusters(run_config(sample=150), corpus, model, tmp_path / name, LocalWorkers())
+        build_clusters(run_config(), corpus, model, tmp_path / name, LocalWorkers())
         fits.append(np.load(tmp_path / name / "cluster_model" / "clusters.npz")["centroids"])
         (corpus / "train" / "part-00002.parquet").unlink(missing_ok=True)
     np.testing.assert_array_equal(*fits)

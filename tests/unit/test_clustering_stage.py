@@ -42,6 +42,11 @@ def model_dir(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(autouse=True)
+def _a_sample_of_fewer_documents_than_the_corpus(monkeypatch):
+    monkeypatch.setattr("moedisco_ray.stages.clustering.build.SAMPLED_DOCUMENTS", 100)
+
+
 def build(corpus, model_dir, directory, **clusters):
     return build_clusters(run_config(**clusters), corpus, model_dir, directory, LocalWorkers())
 
@@ -148,14 +153,14 @@ def test_domains_are_found_and_the_report_shows_them(corpus, model_dir, tmp_path
 
 
 def test_random_clusters_are_balanced_and_know_nothing_of_domains(corpus, model_dir, tmp_path):
-    summary = build(corpus, model_dir, tmp_path / "balanced", method="random")
+    summary = build(corpus, model_dir, tmp_path / "balanced", vectors="random")
     assert summary["balance"] <= 1.05
     assert summary["nmi"] < 0.05
     assert summary["inertia"] is None
     report = json.loads((tmp_path / "balanced" / "report.json").read_text())
-    assert report["method"] == "random"
+    assert report["vectors"] == "random"
     assert all(len(entry["examples"]) == 3 for entry in report["clusters"])
-    build(corpus, model_dir, tmp_path / "free", method="random", capacity=None)
+    build(corpus, model_dir, tmp_path / "free", vectors="random", capacity=None)
     free_N = read(tmp_path / "free" / "assignments")["cluster"].to_numpy()
     assert np.bincount(free_N).min() > 50  # of 240 in 3
     np.testing.assert_array_equal(assigned_anew(corpus, tmp_path / "free"), free_N)
@@ -179,10 +184,10 @@ def test_fewer_documents_than_clusters_is_told(model_dir, tmp_path):
         build(corpus, model_dir, tmp_path, count=6)
 
 
-@pytest.mark.parametrize(("parts", "method"), [(1, "kmeans"), (4, "kmeans"), (4, "random")])
-def test_the_number_of_parts_changes_nothing(parts, method, model_dir, corpus, tmp_path):
+@pytest.mark.parametrize(("parts", "vectors"), [(1, "tfidf_svd"), (4, "tfidf_svd"), (4, "random")])
+def test_the_number_of_parts_changes_nothing(parts, vectors, model_dir, corpus, tmp_path):
     other = write_corpus(tmp_path / "corpus", parts=parts)
-    one, two = (build(path, model_dir, tmp_path / str(i), method=method) for i, path in enumerate((corpus, other)))
+    one, two = (build(path, model_dir, tmp_path / str(i), vectors=vectors) for i, path in enumerate((corpus, other)))
     assert one == two
     assert read(tmp_path / "0" / "assignments").equals(read(tmp_path / "1" / "assignments"))
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from clustering_corpus import VOCABULARY, WORDS, write_model
+from clustering_corpus import WORDS, ids_of, write_model
 from moe_models import tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -33,7 +33,7 @@ def model_dir(tmp_path_factory):
 def documents():
     generator = np.random.default_rng(0)
     texts = [" ".join(generator.choice(words, n)) for words in WORDS.values() for n in (3, 9, 5, 40, 9, 1, 8, 7)]
-    return texts, [np.array([VOCABULARY[word] for word in text.split()], np.int32) for text in texts]
+    return texts, [np.array(ids_of(text.split()), np.int32) for text in texts]
 
 
 def make(kind, model_dir, documents):

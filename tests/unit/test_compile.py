@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +18,9 @@ from training_worker import Counting
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models import check_same, load_model
 from moedisco_ray.policies.parallel import Layout
-from moedisco_ray.training import TrainJob
-from moedisco_ray.training.compiled import compile_layers
+from moedisco_ray.training import TrainJob, World, compile_probe, stepper
+from moedisco_ray.training.compile_probe import Trial
+from moedisco_ray.training.compiled import Switch, compile_layers
 
 pytestmark = [
     pytest.mark.timeout(900),  # a compiler runs
@@ -62,9 +66,19 @@ def close(found: TrainJob, expected: TrainJob) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["dense", "moe", "recurrent"])
-def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob, model: str) -> None:
-    job = dataclasses.replace(job, model=job.model.with_name(model))
+@pytest.mark.parametrize("model", ["dense", "recurrent"])
+def test_compiled_layers_train_alike(job: TrainJob, model: str) -> None:
+    job = dataclasses.replace(job, model=job.model.with_name(model), steps=3)
+    compiled = variant(job, "compiled", optimizer=COMPILED)
+    assert run(compiled).losses == pytest.approx(run(job).losses, rel=1e-5)
+    close(compiled, job)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiled_layers_are_evaluated_and_resume_bit_for_bit(job: TrainJob) -> None:
+    """With graphs around the experts."""
+    job = dataclasses.replace(job, model=job.model.with_name("moe"))
     compiled = variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2))
     found, expected = run(compiled), run(job)
     assert found.losses == pytest.approx(expected.losses, rel=1e-5)
@@ -79,7 +93,7 @@ def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob, model
     check_same(weights(parts.output), weights(compiled.output))
 
 
-@pytest.mark.parametrize(("model", "graphs"), [("dense", 1), ("moe", 2)])
+@pytest.mark.parametrize(("model", "graphs"), [("dense", 1), pytest.param("moe", 2, marks=pytest.mark.slow)])
 def test_layers_of_one_kind_share_graphs(
     job: TrainJob, monkeypatch: pytest.MonkeyPatch, model: str, graphs: int
 ) -> None:
@@ -97,6 +111,91 @@ def test_layers_of_one_kind_share_graphs(
     found = run(variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2)))
     assert found.losses == run(job).losses
     assert len(compiled) == graphs  # of two layers; around a layer's experts there are two
+
+
+Backend = Callable[[torch.fx.GraphModule, object], Callable[..., Any]]
+
+
+def same(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+    del inputs
+    return graph
+
+
+def doubled(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+    del inputs
+    return lambda *given: [2 * each if each.is_floating_point() else each for each in graph(*given)]
+
+
+def broken(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+    raise RuntimeError("the compiler has a bug")
+
+
+@pytest.mark.parametrize(("backend", "is_on"), [(same, True), (doubled, False), (broken, False)])
+@pytest.mark.parametrize("model", ["dense", "moe"])
+def test_a_probe_compiles_what_computes_the_same_and_leaves_no_trace(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, model: str, backend: Backend, is_on: bool
+) -> None:
+    switches, usual = list[Switch](), torch.compile
+
+    def compiled(*given: Any) -> Switch:
+        switches.append(compile_layers(*given))
+        return switches[-1]
+
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: usual(function, **settings, backend=backend))
+    monkeypatch.setattr(stepper, "compile_layers", compiled)
+    monkeypatch.setattr(compile_probe, "may_compile", lambda job, _: job.name == "tried")
+    monkeypatch.setattr(compile_probe, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(compile_probe, "_FASTER", math.inf)
+    job = dataclasses.replace(job, model=job.model.with_name(model))
+    tried = dataclasses.replace(variant(job, "tried"), name="tried")
+    torch.compiler.reset()
+    found, expected = run(tried), run(job)
+    assert [switch.on for switch in switches] == [is_on]
+    assert found.losses == expected.losses
+    check_same(weights(tried.output), weights(job.output))
+
+
+PLAIN = Trial(loss=2.0, norm=1.0, seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "passes", "is_on"),
+    [
+        (Trial(2.001, 1.01, 0.8), 1800, True),
+        (Trial(2.001, 1.01, 0.8), 1799, False),
+        (Trial(2.001, 1.01, 1.0), 10_000, False),
+        (Trial(2.1, 1.0, 0.5), 10_000, False),
+        (Trial(2.0, 1.2, 0.5), 10_000, False),
+        (Trial(math.nan, 1.0, 0.5), 10_000, False),
+    ],
+)
+def test_only_a_long_training_that_is_faster_and_the_same_is_compiled(
+    compiled: Trial, passes: int, is_on: bool
+) -> None:
+    switches = list[Switch]()
+
+    def compiling() -> Switch:
+        switches.append(Switch())
+        return switches[-1]
+
+    compile_probe.probe(compiling, lambda: compiled if switches else PLAIN, passes, "name")
+    assert [switch.on for switch in switches if switch.on] == [True] * is_on
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "may"),
+    [
+        ({}, World(device="cuda:0"), True),
+        ({}, World(), False),
+        ({}, World(size=2, device="cuda:0"), False),
+        ({"compile": False}, World(device="cuda:0"), False),
+        ({"gradient_checkpointing": True}, World(device="cuda:0"), False),
+    ],
+)
+def test_the_compiler_is_tried_on_one_gpu(job: TrainJob, changes: dict[str, bool], world: World, may: bool) -> None:
+    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update=changes))
+    assert compile_probe.may_compile(job, world) is may
+    assert not compile_probe.may_compile(dataclasses.replace(job, deterministic=True), world)
 
 
 @needs_compiler

@@ -151,6 +151,22 @@ def test_every_setting_with_a_mistake_is_told_once():
     assert pickle.loads(pickle.dumps(caught.value)).others[0].field == caught.value.others[0].field
 
 
+@pytest.mark.parametrize(
+    ("section", "setting", "form"),
+    [
+        ("model", "init", "must be random, {checkpoint: MODEL} or {upcycle: MODEL}"),
+        ("corpus", "sources", "must be a list, such as [{path: my.txt}]"),
+    ],
+)
+def test_a_text_in_place_of_a_section_names_the_forms_of_the_section(section, setting, form):
+    """Before: `must be 'random'`, and `must be a list`."""
+    raw = parse_yaml(preset_text("demo"))
+    raw[section] |= {setting: "x"}
+    with pytest.raises(ConfigError) as caught:
+        check_config(raw)
+    assert str(caught.value) == f"{section}.{setting}: 'x': {form}"
+
+
 def test_every_missing_file_is_told(tmp_path):
     raw = parse_yaml(preset_text("demo"))
     raw["corpus"]["sources"] = [{"path": str(tmp_path / name), "name": "same"} for name in "ab"]

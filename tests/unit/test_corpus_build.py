@@ -14,8 +14,12 @@ from corpus_sources import scattered
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError
+from moedisco_ray.core.store.artifacts import Draft
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.packed_tokens import TokenStream
+from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.corpus import build, input_identity
+from moedisco_ray.stages.corpus import stage as corpus
 from moedisco_ray.stages.corpus.documents import DOCUMENTS, document_id
 from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
 
@@ -153,7 +157,8 @@ PEAK = """
 import sys
 from pathlib import Path
 from moedisco_ray.core.config import check_config
-from moedisco_ray.stages.corpus import build, documents, tables
+from moedisco_ray.stages import tables
+from moedisco_ray.stages.corpus import build, documents
 folder = Path(sys.argv[1])
 documents.RANGE_BYTES = tables.HELD_BYTES = 1 << 20
 (folder / "made").mkdir()
@@ -189,3 +194,20 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
         )
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] + 25, peaks
+
+
+class Counted(LocalBackend):
+    """A backend whose corpora have 1,000 tokens."""
+
+    def build_corpus(self, config, directory, emit):
+        return {"tokens": 1000}
+
+
+@pytest.mark.parametrize(("total", "said"), [(4000, []), (100_000, ["the text is read 100 times; up to 4 are"])])
+def test_a_text_that_will_be_read_too_often_is_said_once_its_tokens_are_counted(sources, tmp_path, total, said):
+    """Before: a run began without a word, and its report said `read 100.0 times`."""
+    events = []
+    optimizer = {"optimizer": {"batch_tokens": 32}}
+    config = run_config(sources, tokens={"total": total}, submodels=optimizer, finetune=optimizer)
+    corpus.run(Context(config, tmp_path, "0" * 64, events.append, Counted()), Draft(tmp_path))
+    assert [(event.type, event.data["message"][:39]) for event in events] == [("warning", text) for text in said]

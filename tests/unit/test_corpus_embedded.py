@@ -7,7 +7,7 @@ import pytest
 from corpus_sources import documents_of
 from packaging.requirements import Requirement
 
-from moedisco_ray.core.config import Source
+from moedisco_ray.core.config import CorpusSource, Source
 from moedisco_ray.stages.corpus import embedded
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units
@@ -32,10 +32,12 @@ def hard_dependencies():
 
 def test_every_package_it_reads_comes_with_this_one():
     assert set(embedded._ALL) <= hard_dependencies()
-    assert {name for domain in embedded._DOMAINS.values() for name in domain.packages} <= set(embedded._ALL)
+    assert {name for domain in embedded.DOMAINS.values() for name in domain.packages} <= set(embedded._ALL)
 
 
-@pytest.mark.parametrize("name", embedded.domain_names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "python" else [pytest.mark.slow]) for name in embedded.DOMAINS]
+)
 def test_a_domain_is_distinct_readable_text_of_bounded_documents(name):
     texts = embedded.domain_texts(name, 300_000)
     assert 300_000 <= sum(len(text) for text in texts) < 305_000
@@ -49,9 +51,9 @@ def test_a_domain_is_distinct_readable_text_of_bounded_documents(name):
 def test_the_embedded_source_becomes_one_named_source_per_domain(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "domain_texts", lambda name: [f"{name} one", f"{name} two\nlines"])
     inputs = expand_sources(
-        [Source(path="embedded", weight=2), Source(path="embedded", name="mine")], tmp_path, Limits(1024, 8192)
+        [CorpusSource(path="embedded", weight=2), Source(path="embedded", name="mine")], tmp_path, Limits(1024, 8192)
     )
-    names = embedded.domain_names()
+    names = list(embedded.DOMAINS)
     assert [item.name for item in inputs] == [*names, *(f"mine-{name}" for name in names)]
     assert [item.order for item in inputs] == list(range(2 * len(names)))
     assert [item.settings.weight for item in inputs] == [2] * len(names) + [1] * len(names)

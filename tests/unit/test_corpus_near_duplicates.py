@@ -74,6 +74,10 @@ def make(directory, config, **options):
     return build(config, directory, **options)
 
 
+def similarity_with_closest(text, texts):
+    return max(jaccard(text, other) for other in texts if other != text)
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_dropped_has_an_exact_similarity_above_the_threshold(seed, tmp_path):
     texts = some_texts(np.random.default_rng(seed))
@@ -83,7 +87,7 @@ def test_what_is_dropped_has_an_exact_similarity_above_the_threshold(seed, tmp_p
     assert left <= set(texts)
     assert summary["near_duplicates"] == len(texts) - len(left)
     assert summary["documents"] + summary["validation_documents"] == len(left)
-    closest = {text: max(jaccard(text, other) for other in texts if other != text) for text in texts}
+    closest = {text: similarity_with_closest(text, texts) for text in texts}
     # The threshold is far from all similarities, in standard errors of the estimate (0.035).
     assert all(similarity > 0.88 or similarity < 0.5 for similarity in closest.values())
     for text in set(texts) - left:

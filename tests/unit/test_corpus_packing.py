@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,15 +74,17 @@ def test_each_document_is_packed_as_often_as_it_has_copies_pass_after_pass(found
     assert index["tokens"] == len(stream)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20, 60), deadline=None)
 @given(parts, st.integers(1, 3), st.integers(0, 99))
 def test_packing_by_cluster_is_a_partition_of_packing_all(found, clusters, seed):
     generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
     members = [generator.integers(clusters, size=len(rows)) for rows in found]
     with tempfile.TemporaryDirectory() as scratch:
         whole = pack(found, Path(scratch) / "all")
-        indices = [pack(found, Path(scratch) / str(k), [own == k for own in members]) for k in range(clusters)]
-        for k, index in enumerate(indices):
+        indices = []
+        for k in range(clusters):
+            index = pack(found, Path(scratch) / str(k), [own == k for own in members])
+            indices.append(index)
             flat = [row for rows in found for row in rows]
             mine = [row for row, member in zip(flat, itertools.chain(*members), strict=True) if member == k]
             expected = [tokens for c in range(4) for tokens, copies in mine if copies > c]

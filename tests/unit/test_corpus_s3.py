@@ -13,9 +13,12 @@ from small_run import small_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.stages import corpus
 
-DOCUMENTS = {
-    f"wiki/{i:03}.txt": f"Article {i}. " + " ".join(f"word{i * j % 97}" for j in range(120)) for i in range(40)
-}
+
+def article(number: int) -> str:
+    return f"Article {number}. " + " ".join(f"word{number * i % 97}" for i in range(120))
+
+
+DOCUMENTS = {f"wiki/{number:03}.txt": article(number) for number in range(40)}
 
 
 @pytest.fixture(scope="module")

@@ -44,10 +44,16 @@ def config(sources: list[dict[str, Any]], **corpus: Any) -> RunConfig:
 def made(directory: Path, sources: list[dict[str, Any]], **corpus: Any) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     directory.mkdir()
     summary = build(config(sources, **corpus), directory)
-    return summary, {
-        side: pa.concat_tables([pq.read_table(path) for path in sorted((directory / side).glob("part-*.parquet"))])
-        for side in ("train", "validation")
-    }
+    return summary, {side: pq.read_table(directory / side) for side in ("train", "validation")}
+
+
+def sides_in_order(tables: dict[str, pa.Table]) -> list[str]:
+    """The side of each paragraph of `prose`, by the number at its end."""
+    sides = {}
+    for side, table in tables.items():
+        for text in table["text"].to_pylist():
+            sides[int(text.split()[-1].rstrip("."))] = side
+    return [sides[number] for number in sorted(sides)]
 
 
 def held_out(tables: dict[str, pa.Table], source: str) -> set[str]:
@@ -93,10 +99,7 @@ def test_parts_of_a_document_and_neighbours_are_on_one_side(tmp_path: Path) -> N
 
     (tmp_path / "running.txt").write_text(prose(7, 2000))
     _, tables = made(tmp_path / "running", [{"path": str(tmp_path / "running.txt")}], validation_fraction=0.3)
-    side_of = {
-        int(text.split()[-1].rstrip(".")): side for side, table in tables.items() for text in table["text"].to_pylist()
-    }
-    order = [side_of[i] for i in sorted(side_of)]
+    order = sides_in_order(tables)
     changes = sum(a != b for a, b in itertools.pairwise(order))
     assert len(order) > 1000
     # eight neighbours at a time; one by one, it were eight times as many
@@ -108,11 +111,9 @@ def test_neighbouring_paragraphs_are_on_one_side_as_documents_of_running_text_ar
     _, tables = made(
         tmp_path / "made", [{"path": str(tmp_path / "x.txt"), "documents": "paragraph"}], validation_fraction=0.3
     )
-    side_of = {
-        int(text.split()[-1].rstrip(".")): side for side, table in tables.items() for text in table["text"].to_pylist()
-    }
-    assert len(side_of) == 2000
-    changes = sum(a != b for a, b in itertools.pairwise(side_of[i] for i in sorted(side_of)))
+    order = sides_in_order(tables)
+    assert len(order) == 2000
+    changes = sum(a != b for a, b in itertools.pairwise(order))
     # eight at a time; one by one, it were 840
     assert 2000 / 9 * 2 * 0.3 * 0.7 * 0.5 < changes < 2000 / 7 * 2 * 0.3 * 0.7 * 1.5
     # Short text has groups enough for both sides all the same.

@@ -91,9 +91,11 @@ RULES = Rules(("a", "b"), (1.5, 0.6), 0.2, 3, 64)
 
 def documents(numbers):
     """Documents of two sources, some of them equal."""
-    sides = [[Document(f"text {n}", begins=n % 3 > 0) for n in numbers if n % 2 == order] for order in (0, 1)]
-    found = [staged_table(side, order, bytes(16)) for order, side in enumerate(sides)]
-    return dedupe_and_sort(pa.concat_tables([STAGED.empty_table(), *found]))
+    found = [STAGED.empty_table()]
+    for order in (0, 1):
+        own = [Document(f"text {n}", begins=n % 3 > 0) for n in numbers if n % 2 == order]
+        found.append(staged_table(own, order, bytes(16)))
+    return dedupe_and_sort(pa.concat_tables(found))
 
 
 @settings(max_examples=40, deadline=None)

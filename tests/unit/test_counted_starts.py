@@ -12,6 +12,7 @@ from test_upcycle import DENSE_SIZES, RELATIVES, declared
 from transformers import AutoConfig
 
 from moedisco_ray.core.config import FAMILIES, Architecture, Model
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import config_values, hf_config
 from moedisco_ray.models.dense import upcycled_config
@@ -38,7 +39,8 @@ ROLES = (
 
 def check_count(model: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Compare the parameters that a plan counts for a `model` section with those of a `config.json`, by role."""
-    section = Model.model_validate(model)
+    section = with_start(Model.model_validate(model))
+    assert Model.model_validate_json(section.model_dump_json()) == section, "a run records the sizes of its start"
     theirs = dict.fromkeys((role for _, role in ROLES), 0)
     for name, tensor in skeleton(values).named_parameters():
         if tensor.requires_grad:

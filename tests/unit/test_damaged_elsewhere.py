@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from damaged_runs import FOLDERS, Finished, finished_run, flip_bit, results
+from damaged_runs import FOLDERS, Finished, flip_bit, results, shared_run
 from owned_text import OWNERS, owned_config
 from pinned_runs import config_of
+from small_run import begin_at
 from test_damaged_runs import change_digit, invoke
 
 from moedisco_ray.core.config import RunConfig
@@ -35,9 +36,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    home = tmp_path_factory.mktemp("owned")
-    with finished_run(home, owned_config(home)) as found:
+def owned() -> Iterator[Finished]:
+    with shared_run(owned_config) as found:
         yield found
 
 
@@ -57,6 +57,7 @@ def started(events: list[Event]) -> list[str]:
     return [str(event.stage) for event in events if event.type == "stage_started"]
 
 
+@pytest.mark.slow
 def test_damage_in_an_owners_storage_is_named_and_repaired(owned: Finished) -> None:
     """With its stage and owner. The repaired corpus is the same, so the models that were made from it stay.
 
@@ -107,8 +108,13 @@ def test_verify_says_which_storage_it_cannot_read(owned: Finished) -> None:
     assert all(f"corpus of owner {name}: not verified: the storage cannot be read here" in output for name in OWNERS)
 
 
-def half_trained(config: RunConfig, home: Path) -> Path:
-    """Train until the first sub-model is finished and the second is not; return the folder of the first."""
+def half_trained(config: RunConfig, home: Path, done: Path | None = None) -> Path:
+    """Train until the first sub-model is finished and the second is not; return the folder of the first.
+
+    A finished run of the same text gives what comes before.
+    """
+    if done is not None:
+        begin_at("submodels", config, done)
     stop = StopFile(home / "stop")
     begun: list[str] = []
 
@@ -125,26 +131,32 @@ def half_trained(config: RunConfig, home: Path) -> Path:
     return record.parent
 
 
-def without_syncs(home: Path) -> RunConfig:
-    config = config_of("qwen3_moe", home)
+@pytest.fixture(scope="module")
+def without_syncs(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = config_of("qwen3_moe", tmp_path_factory.mktemp("undisturbed"))
     return config.model_copy(update={"submodels": config.submodels.model_copy(update={"sync_every": None})})
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    return results(pipeline.run(without_syncs(tmp_path_factory.mktemp("undisturbed")), backend=LocalBackend()))
+def undisturbed(without_syncs: RunConfig) -> Path:
+    return pipeline.run(without_syncs, backend=LocalBackend())
 
 
+@pytest.fixture
+def config(without_syncs: RunConfig, tmp_path: Path) -> RunConfig:
+    return without_syncs.model_copy(update={"output": tmp_path / "runs"})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["trained/model.safetensors", "result.json"])
 def test_the_damaged_output_of_a_finished_training_is_made_again(
-    tmp_path: Path, file: str, undisturbed: dict[str, object]
+    config: RunConfig, undisturbed: Path, tmp_path: Path, file: str
 ) -> None:
     """The stage is interrupted after one of its trainings; only this one is repeated.
 
     Before (af276e38): the run made another model, exit 0, with either file.
     """
-    config = without_syncs(tmp_path)
-    folder = half_trained(config, tmp_path)
+    folder = half_trained(config, tmp_path, undisturbed)
     if file == "result.json":
         change_digit(folder / file, '"tokens": ')
     else:
@@ -158,18 +170,18 @@ def test_the_damaged_output_of_a_finished_training_is_made_again(
     assert f"damaged: {file} of {folder.name} of stage submodels; its training is made again" in [
         event.data["message"] for event in events if event.type == "warning"
     ]
-    assert results(config.directory) == undisturbed
+    assert results(config.directory) == results(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_damaged_output_that_a_stage_has_just_taken_over_is_made_again(
-    tmp_path: Path, undisturbed: dict[str, object]
+    config: RunConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
     """A kill between the commit of a stage and the deletion of its trainings: both have the same files, by links.
 
     Before (2a4777cc): each repair took the damaged output over again.
     """
-    config = without_syncs(tmp_path)
-    folder = half_trained(config, tmp_path)
+    folder = half_trained(config, tmp_path, undisturbed)
     shutil.copytree(folder.parent, tmp_path / "trainings")
     again(config)
     for later in FOLDERS[FOLDERS.index("submodels") + 1 :]:
@@ -180,15 +192,16 @@ def test_a_damaged_output_that_a_stage_has_just_taken_over_is_made_again(
     flip_bit(damaged)
     shutil.copy2(damaged, folder / "trained" / "model.safetensors")
     again(config, repairs=True)
-    assert results(config.directory) == undisturbed
+    assert results(config.directory) == results(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_damaged_output_at_a_uri_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, object]
+    config: RunConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before (2a4777cc): `verify` listed nothing; `--repair` kept the object until the next stage found the damage."""
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    config = without_syncs(tmp_path).model_copy(update={"output": f"file://{tmp_path}/uri"})
+    config = config.model_copy(update={"output": f"file://{tmp_path}/uri"})
     folder = half_trained(config, tmp_path)
     at_uri = tmp_path / "uri" / config.name
     manifest = at_uri / folder.relative_to(RunStore.of(config.location).directory) / "trained" / "manifest.json"
@@ -199,7 +212,7 @@ def test_a_damaged_output_at_a_uri_is_made_again(
     monkeypatch.setenv(CACHE, str(tmp_path / "elsewhere"))
     store = RunStore.of(config.location)
     store.fetch(*(store.directory / part for part in ("model", "evaluation")))
-    assert results(store.directory) == undisturbed
+    assert results(store.directory) == results(undisturbed)
 
 
 def test_a_damaged_name_of_the_checkpoints_storage_is_named(tmp_path: Path) -> None:

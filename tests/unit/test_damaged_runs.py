@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from changed_files import accept_changes
-from damaged_runs import Finished, finished_run, flip_bit, lose_page, results
+from damaged_runs import Finished, flip_bit, lose_page, pinned_run, results
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
@@ -23,8 +23,8 @@ from moedisco_ray.execution.local_backend import LocalBackend
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    with finished_run(tmp_path_factory.mktemp("damaged")) as found:
+def made() -> Iterator[Finished]:
+    with pinned_run() as found:
         yield found
 
 
@@ -172,6 +172,7 @@ def test_repair_makes_the_damaged_stage_again_and_keeps_what_fits(finished: Fini
     assert invoke("verify", finished.directory)[0] == 0
 
 
+@pytest.mark.slow
 def test_what_was_made_from_another_result_is_made_again(finished: Finished) -> None:
     """As after a repair on a GPU, whose result has other last bits.
 

@@ -14,11 +14,11 @@ from test_damaged_elsewhere import again
 from test_damaged_runs import invoke
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.errors import DamagedError, RunStopped
+from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.run_damage import damage_of
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.core.store.manifests import MEMBERS, SYNCED
-from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.manifests import COMBINED, MEMBERS, SYNCED
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
@@ -80,19 +80,18 @@ def one_of(made: Finished, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("harm", [flip_bit, lose_page])
-def test_readers_name_each_damaged_file_of_a_sync_point(interrupted: Finished, harm: Callable[[Path], None]) -> None:
+def test_each_damaged_file_of_a_sync_point_is_named(interrupted: Finished, harm: Callable[[Path], None]) -> None:
     interrupted.restore()
-    folders = {path.parent for path in sync_files(interrupted) if path.name != SYNCED}
-    assert {folder.parts[4] for folder in folders} == {"common", "momentum", MEMBERS}
-    for path in sync_files(interrupted):
-        if path.name == SYNCED:
-            continue
+    files = sync_files(interrupted)
+    assert {path.name if path.name == SYNCED else path.parts[4] for path in files} == {*COMBINED, MEMBERS, SYNCED}
+    for path in files:
         harm(interrupted.directory / path)
-        with pytest.raises(DamagedError, match=f"^{path} in {interrupted.directory} is damaged: .*--repair"):
-            RunStore.of(interrupted.directory).fetch(interrupted.directory / path.parent)
+        damaged = [f"{part.folder}/{name}" for part in damage_of(interrupted.directory) for name in part.damaged]
+        assert damaged == [str(path)]
         shutil.copy2(interrupted.copy / path, interrupted.directory / path)
 
 
+@pytest.mark.slow
 def test_no_sync_point_changes_the_model_silently(interrupted: Finished, undisturbed: dict[str, object]) -> None:
     """A flipped bit in the weights of every folder, and in the record, at the same time.
 
@@ -100,7 +99,7 @@ def test_no_sync_point_changes_the_model_silently(interrupted: Finished, undistu
     5.
     """
     interrupted.restore()
-    read = [one_of(interrupted, kind) for kind in ("common/model", "momentum/model", f"{MEMBERS}/", SYNCED)]
+    read = [one_of(interrupted, kind) for kind in ("common/0", "momentum/0", ".bin", SYNCED)]
     said = resumed(interrupted, read, (flip_bit,))
     assert results(interrupted.directory) == undisturbed
     assert all(
@@ -108,7 +107,8 @@ def test_no_sync_point_changes_the_model_silently(interrupted: Finished, undistu
     )
 
 
-@pytest.mark.parametrize("kind", ["common/model", "momentum/model", "sync.json"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["momentum/0", "sync.json"])
 def test_a_stage_with_damaged_sync_points_is_made_again_from_its_start(
     interrupted: Finished, undisturbed: dict[str, object], kind: str
 ) -> None:
@@ -127,11 +127,13 @@ def test_a_stage_with_damaged_sync_points_is_made_again_from_its_start(
     assert results(interrupted.directory) == undisturbed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [".bin", ".json"])
 def test_what_a_member_wrote_is_written_again_from_its_checkpoint(
-    interrupted: Finished, undisturbed: dict[str, object]
+    interrupted: Finished, undisturbed: dict[str, object], kind: str
 ) -> None:
     interrupted.restore()
-    damaged = one_of(interrupted, "members/")
+    damaged = next(path for path in sync_files(interrupted) if path.parent.name == MEMBERS and path.suffix == kind)
     flip_bit(interrupted.directory / damaged)
     events = again(interrupted.config, repairs=True)
     assert (
@@ -142,6 +144,7 @@ def test_what_a_member_wrote_is_written_again_from_its_checkpoint(
     assert results(interrupted.directory) == undisturbed
 
 
+@pytest.mark.slow
 def test_checkpoints_elsewhere_do_not_outlive_the_sync_points_that_they_know(
     tmp_path: Path, undisturbed: dict[str, object]
 ) -> None:
@@ -151,6 +154,6 @@ def test_checkpoints_elsewhere_do_not_outlive_the_sync_points_that_they_know(
         update={"checkpoint": config.checkpoint.model_copy(update={"storage": str(tmp_path / "storage")})}
     )
     made = interrupt(config, tmp_path)
-    flip_bit(made.directory / one_of(made, "common/model"))
+    flip_bit(made.directory / one_of(made, "common/0"))
     again(config, repairs=True)
     assert results(config.directory) == undisturbed

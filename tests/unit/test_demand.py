@@ -19,17 +19,11 @@ from moedisco_ray.execution.ray.autoscaling import demand as module
 from moedisco_ray.execution.ray.autoscaling.demand import Demand
 from moedisco_ray.policies.arrival import ASSUMED_BOOT
 
-KINDS = {
-    kind.key: kind
-    for kind in LowMemoryPool.model_validate(
-        {
-            "types": [
-                {"name": name, "resource": name, "memory_gb": 9, "price_per_hour": price, "speed": 1}
-                for name, price in (("a", 1), ("b", 2))
-            ]
-        }
-    ).node_types
-}
+TYPES = [
+    {"name": "a", "resource": "a", "memory_gb": 9, "price_per_hour": 1, "speed": 1},
+    {"name": "b", "resource": "b", "memory_gb": 9, "price_per_hour": 2, "speed": 1},
+]
+KINDS = {kind.key: kind for kind in LowMemoryPool.model_validate({"types": TYPES}).node_types}
 A, B = KINDS
 
 

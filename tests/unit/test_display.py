@@ -273,7 +273,7 @@ def test_show_leaves_out_what_was_not_measured():
         assert part not in text
 
 
-@pytest.mark.parametrize(("state", "verdict"), [("pure_bf16", "fits"), ("bf16", "submodels fits 24 GB with")])
+@pytest.mark.parametrize(("state", "verdict"), [("pure_bf16", "fits"), ("bf16", "submodels fits 24 GiB with")])
 def test_a_plan_shows_what_fits_and_with_which_settings(tmp_path, state, verdict):
     path = tmp_path / "run.yaml"
     path.write_text(preset_text("paper"))
@@ -287,7 +287,7 @@ def test_a_plan_shows_what_fits_and_with_which_settings(tmp_path, state, verdict
 @pytest.mark.parametrize("width", [80, 90, 100, 120])
 def test_a_narrow_terminal_takes_no_digit(tmp_path, width):
     path = tmp_path / "run.yaml"
-    path.write_text(preset_text("default"))
+    path.write_text(preset_text("default").replace("recipe: auto", "recipe: null"))
     plan = build_plan(load_config(path))
     text = text_of(plan_view(plan), width)
     assert "…" not in text
@@ -322,7 +322,7 @@ def test_every_event_type_is_json():
 
 def test_a_plan_on_a_mixed_pool_shows_the_node_types_of_sub_models(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(preset_text("default"))
+    path.write_text(preset_text("default").replace("recipe: auto", "recipe: null"))
     types = [
         {
             "name": name,
@@ -347,18 +347,18 @@ def test_a_plan_on_a_mixed_pool_shows_the_node_types_of_sub_models(tmp_path):
 
 def test_a_plan_prices_the_fine_tune_on_both_pools(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(preset_text("default"))
+    path.write_text(preset_text("default").replace("recipe: auto", "recipe: null"))
 
     def line(*overrides):
         text = " ".join(text_of(plan_view(build_plan(load_config(path, overrides)))).split())
-        return re.search(r"finetune\.pool=.*?(not fit \d+ GB|On these)", text)[0]
+        return re.search(r"finetune\.pool=.*?(not fit \d+ GiB|On these)", text)[0]
 
     assert re.fullmatch(
         r"finetune\.pool=low_memory, 8 workers: the fine-tune would cost \$\S+ in .+, instead of \$\S+ in .+ On these",
         line(),
     )
     assert line("finetune.pool=low_memory").startswith("finetune.pool=high_memory, 1 worker: the fine-tune would cost ")
-    assert line("pools.low_memory.memory_gb=1", "clusters.count=4").endswith("the fine-tune would not fit 1 GB")
+    assert line("pools.low_memory.memory_gb=1", "clusters.count=4").endswith("the fine-tune would not fit 1 GiB")
 
 
 @pytest.mark.parametrize(("contribution", "says"), [("checkpoint", "its checkpoint of step 40"), ("seed", "its seed")])

@@ -74,7 +74,7 @@ def config_at(home: Path, **changes: Any) -> RunConfig:
         **{
             "corpus": {"sources": sources, "sequence_length": LENGTH, "max_document_tokens": LENGTH},
             "tokens": {"total": 40_000, "seed_share": 0.0, "finetune_share": 0.1},
-            "evaluation": {"ensemble": True, "max_tokens": MOST_TOKENS, "sample_tokens": 1},
+            "evaluation": {"ensemble": True, "max_tokens": MOST_TOKENS},
             **changes,
         },
     )
@@ -202,6 +202,7 @@ def test_the_loss_is_that_of_the_report(
     assert nats / report["tokens"] == pytest.approx(report["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.ecosystem("Use: ensemble of the sub-models in transformers", "transformers")
 def test_it_loads_where_our_package_is_absent(
     package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path
@@ -244,7 +245,7 @@ def test_it_loads_in_an_environment_that_was_not_made_for_it(
 
 
 def test_generation_with_caches_and_padding_is_that_without(model: EnsembleForCausalLM, text: list[int]) -> None:
-    short, settings = text[:41], {"max_new_tokens": 60, "min_new_tokens": 60, "do_sample": False}
+    short, settings = text[:41], {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
     ids = torch.tensor([text[:100], [0] * 59 + short])
     mask = torch.tensor([[1] * 100, [0] * 59 + [1] * 41])
     for beams in (1, 2):
@@ -258,7 +259,7 @@ def test_generation_with_caches_and_padding_is_that_without(model: EnsembleForCa
     steps = model.generate(ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **settings)
     with torch.no_grad():
         at_once = model(
-            steps.sequences, attention_mask=torch.cat([mask, torch.ones(2, 60, dtype=torch.int64)], dim=1)
+            steps.sequences, attention_mask=torch.cat([mask, torch.ones(2, 30, dtype=torch.int64)], dim=1)
         ).logits
         assert torch.allclose(torch.stack(steps.logits, dim=1), at_once[:, 99:-1], atol=1e-4)
         cache = model(ids[:1, :90], use_cache=True).past_key_values
@@ -268,6 +269,7 @@ def test_generation_with_caches_and_padding_is_that_without(model: EnsembleForCa
             model(ids[:1, 90:], past_key_values=cache)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own, at a plain upload
 def test_a_pushed_ensemble_loads_from_the_hub(
     package: Path, model: EnsembleForCausalLM, text: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

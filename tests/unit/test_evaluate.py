@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import math
@@ -7,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fake_steps import LiveBytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moe_models import model_map, random_tensors, tiny_config
 from sklearn.metrics import normalized_mutual_info_score
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
@@ -16,15 +19,22 @@ from transformers import AutoModelForCausalLM
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CorpusError, RunError
 from moedisco_ray.core.families import DECLARATIONS
-from moedisco_ray.models import hf_config, layer_stream, save_model, streamed
+from moedisco_ray.models import Role, hf_config, layer_stream, save_model, streamed
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats, log_weights
-from moedisco_ray.stages.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages, evaluate_unseen
+from moedisco_ray.stages.evaluate.measure import (
+    evaluate,
+    evaluate_ensemble,
+    evaluate_stages,
+    evaluate_unseen,
+    xz_bits_per_byte,
+)
 from moedisco_ray.stages.evaluate.routers import (
     RouterMeter,
     dead_experts,
     entropy,
     expert_load,
+    expert_similarity,
     normalized_mutual_information,
 )
 from moedisco_ray.stages.scoring import Score, document_nats, perplexity, plan_batches, predict_tokens, token_nats
@@ -156,6 +166,51 @@ def test_the_head_in_pieces_gives_the_same(documents, monkeypatch):
     whole = document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH)
     monkeypatch.setattr("moedisco_ray.stages.scoring.MOST_LOGITS", 3 * VOCAB)
     assert document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH) == pytest.approx(whole, rel=1e-6)
+
+
+def test_xz_needs_few_bits_for_text_that_repeats_itself(documents):
+    repeated = dataclasses.replace(documents, texts=("the same words over and over again " * 500,))
+    noise = "".join(map(chr, np.random.Generator(np.random.Philox(key=3)).integers(32, 127, 20_000)))
+    assert xz_bits_per_byte(repeated) < 0.2
+    assert 6 < xz_bits_per_byte(dataclasses.replace(documents, texts=(noise,))) < 8.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_copies_of_an_expert_are_told_from_experts_of_their_own(family):
+    config = tiny_config(family, EXPERTS, hidden_size=64)
+    names, own = model_map(config), random_tensors(config, seed=2)
+    copies = {}
+    for key, tensor in own.items():
+        role = names.classify(key)
+        if role.role is Role.EXPERT and role.expert is not None:
+            copies[key] = own[names.renumbered(key, role.expert % 2)]
+        elif role.role is Role.EXPERT:
+            copies[key] = tensor.index_select(role.expert_axis, torch.arange(EXPERTS) % 2)
+        else:
+            copies[key] = tensor
+    apart, alike = expert_similarity(own, names), expert_similarity(copies, names)
+    assert apart.keys() == alike.keys() != set()
+    assert max(apart.values()) < 0.3
+    assert list(alike.values()) == pytest.approx([1.0] * len(alike))
+
+
+class FreshTensors(dict[str, torch.Tensor]):
+    """Tensors that are read from a file each time."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key).clone()
+
+
+def test_experts_are_compared_one_layer_after_the_other():
+    """Before: parts of all layers were in memory together, 300 MB for a model of 48 layers with 128 experts."""
+    peaks = []
+    for layers in (2, 6):
+        config = tiny_config("qwen3_moe", EXPERTS, hidden_size=64, num_hidden_layers=layers)
+        tensors = FreshTensors(random_tensors(config, seed=2))
+        with LiveBytes() as live:
+            assert len(expert_similarity(tensors, model_map(config))) == layers
+        peaks.append(live.peak)
+    assert peaks[0] == peaks[1] > 0
 
 
 @settings(max_examples=50, deadline=None)
@@ -459,3 +514,12 @@ def test_one_near_cluster_gets_all_the_weight():
     weights = np.exp(log_weights(np.array([[0.0, 1.0, 1.0], [0.2, 0.2, 0.2]])))
     assert weights[0] == pytest.approx([1 / (1 + 2 * math.exp(-10)), *[math.exp(-10) / (1 + 2 * math.exp(-10))] * 2])
     assert weights[1] == pytest.approx([1 / 3] * 3)
+
+
+def test_a_second_smaller_try_measures_the_same_up_to_rounding(documents, tmp_path):
+    save_model(tiny_model("qwen3_moe"), tmp_path / "model")
+    settings = {"prefix": EOS, "sequence_length": LENGTH}
+    usual = evaluate(tmp_path / "model", documents, **settings)
+    smaller = evaluate(tmp_path / "model", documents, **settings, batch_tokens=LENGTH, resident=False)
+    assert smaller["perplexity"] == pytest.approx(usual["perplexity"], rel=1e-6)
+    assert smaller["tokens"] == usual["tokens"]

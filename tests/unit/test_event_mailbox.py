@@ -10,19 +10,17 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.ray import event_mailbox as module
-from moedisco_ray.execution.ray.event_mailbox import (
-    EventMailbox,
-    MailboxActor,
-    UnitStatus,
-    forwarding,
-    loss_rate_reader,
-    open_mailbox,
-)
+from moedisco_ray.execution.ray import worker_mailbox
+from moedisco_ray.execution.ray.boxes import MOST_AT_ONCE, Boxes
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, forwarding, open_mailbox
+from moedisco_ray.execution.ray.mailbox_actor import TRAININGS, MailboxActor
+from moedisco_ray.execution.ray.unit_status import UnitStatus
+from moedisco_ray.execution.ray.worker_mailbox import loss_rate_reader, stop_reader
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 WORDS = st.tuples(
@@ -66,6 +64,29 @@ def test_events_arrive_in_order_while_the_block_runs() -> None:
         check()
         box.events.append(Event("unit_finished"))
     assert seen == ["progress", "checkpoint", "unit_finished"]
+
+
+def test_a_driver_that_finds_very_many_events_takes_all_in_messages_of_limited_size() -> None:
+    """Before: one message with all that had come while the run had no driver."""
+    boxes, seen, sizes = Boxes(), list[float](), list[int]()
+    for number in range(3 * MOST_AT_ONCE + 1):
+        boxes.put("box", Event("progress", time=number))
+
+    def take() -> list[Event]:
+        found = boxes.wait("box", 10.0)
+        sizes.append(len(found))
+        return found
+
+    with forwarding(
+        take,
+        lambda event: seen.append(event.time),
+        60.0,
+        lambda count: boxes.drop("box", count),
+        lambda: boxes.wake("box"),
+    ):
+        pass
+    assert seen == list(range(3 * MOST_AT_ONCE + 1))
+    assert max(sizes) == MOST_AT_ONCE
 
 
 def test_a_full_disk_is_noticed_inside_the_block() -> None:
@@ -117,7 +138,7 @@ def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[
     assert both.actor("unit") == alone.actor("unit")
     assert both.end_attempt("unit") == alone.end_attempt("unit")
     emitted = [step for _, word, step in words if word == "progress"]
-    assert [event.data["step"] for event in both.take()] == emitted  # they happened, and are kept
+    assert [event.data["step"] for event in both.wait("", TRAININGS, 0.0)] == emitted  # they happened, and are kept
 
 
 def test_a_new_attempt_is_nowhere_yet() -> None:
@@ -133,15 +154,19 @@ def test_a_new_attempt_is_nowhere_yet() -> None:
 @pytest.mark.parametrize("raises", [False, True])
 def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.MonkeyPatch, raises: bool) -> None:
     killed: list[object] = []
-    mailbox = SimpleNamespace(take=SimpleNamespace(remote=list))
+    mailbox = SimpleNamespace()
+    mailbox.wait = SimpleNamespace(remote=lambda *_asked: [])
+    mailbox.wake = SimpleNamespace(remote=lambda _box: None)
+    mailbox.leave = SimpleNamespace(remote=lambda: killed.append(mailbox))
+    started = SimpleNamespace(options=lambda **_settings: SimpleNamespace(remote=lambda _namespace: mailbox))
     monkeypatch.setattr(
         module,
         "ray",
         SimpleNamespace(
             get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "5d" * 28),
             get=lambda value: value,
-            kill=killed.append,
-            remote=lambda **_settings: lambda _kind: SimpleNamespace(remote=lambda: mailbox),
+            wait=lambda those, **_limit: (those, []),
+            remote=lambda **_settings: lambda _kind: started,
         ),
     )
 
@@ -153,7 +178,7 @@ def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.M
 
     with (
         pytest.raises(TrainingError) if raises else contextlib.nullcontext(),
-        open_mailbox(lambda _event: None, 60.0) as mail,
+        open_mailbox(lambda _event: None, interval=60.0) as mail,
     ):
         use(mail)
     assert killed == [mailbox]
@@ -179,7 +204,7 @@ def test_a_training_hears_of_losses_and_waits_for_no_answer(monkeypatch: pytest.
 
     handle = SimpleNamespace(losses_per_hour=SimpleNamespace(remote=lambda: asked.append(now[0])))
     monkeypatch.setattr(
-        module, "ray", SimpleNamespace(wait=lambda those, **_limit: (those if answers else [], []), get=get)
+        worker_mailbox, "ray", SimpleNamespace(wait=lambda those, **_limit: (those if answers else [], []), get=get)
     )
     latest = loss_rate_reader(handle, 0.1, lambda: now[0])
     for now[0], said, known, times in (
@@ -193,3 +218,23 @@ def test_a_training_hears_of_losses_and_waits_for_no_answer(monkeypatch: pytest.
     ):
         answers[:] = said
         assert (latest(), asked) == (known, times)
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [(True, True), (False, False), (ActorUnavailableError("busy", b"5" * 16), False), (ActorDiedError(), True)],
+)
+def test_a_training_whose_mailbox_has_ended_saves_and_ends(
+    monkeypatch: pytest.MonkeyPatch, answer: bool | RayActorError, ends: bool
+) -> None:
+    """Before: it trained on, on a slot that was paid for, and its result reached no one."""
+
+    def get(_answer: object) -> bool:
+        if isinstance(answer, RayActorError):
+            raise answer
+        return answer
+
+    handle = SimpleNamespace(is_ending=SimpleNamespace(remote=lambda attempt: attempt))
+    monkeypatch.setattr(worker_mailbox, "ray", SimpleNamespace(wait=lambda those, **_limit: (those, []), get=get))
+    must_end = stop_reader(handle, "attempt")
+    assert [must_end(), must_end()] == [False, ends]

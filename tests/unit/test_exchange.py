@@ -18,7 +18,7 @@ from moedisco_ray.plan.memory import Exchange, Memory, exchange_of
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 WORKERS = 8
 
@@ -66,7 +66,7 @@ def traffic(directory: Path, exchange: Exchange, micro_batches: int) -> Traffic:
         exchange=exchange,
     )
     world = World(0, WORKERS)
-    step = Stepper(trainable(directory, recipe, world, exchange=exchange), job, world)
+    step = ResidentStepper(trainable(directory, recipe, world, exchange=exchange), job, world)
     tokens = torch.ones(4, L, dtype=torch.long)
     batch = [MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(4 // micro_batches)]
     step(batch)
@@ -92,15 +92,12 @@ def test_exchanging_for_every_micro_batch_multiplies_the_traffic(model: Path) ->
     assert one.gathered > 1.5 * once.gathered  # again in the backward pass
 
 
-@pytest.mark.parametrize(
-    ("setting", "room", "expected"),
-    [("auto", 3.0, "step"), ("auto", 1.0, "micro_batch"), ("step", 1.0, "step"), ("micro_batch", 3.0, "micro_batch")],
-)
-def test_auto_exchanges_once_per_step_if_that_fits(setting: Any, room: float, expected: Exchange) -> None:
+@pytest.mark.parametrize(("room", "expected"), [(3.0, "step"), (1.0, "micro_batch")])
+def test_workers_exchange_once_per_step_if_that_fits(room: float, expected: Exchange) -> None:
     def measure(exchange: Exchange) -> Memory:
         copies = 2**31 if exchange == "step" else 2**29
         return Memory(
             weights=0, gradients=0, optimizer=0, activations=0, compute_copies=copies, optimizer_step=0, overhead=0
         )
 
-    assert exchange_of(setting, measure, room) == expected
+    assert exchange_of(measure, room) == expected

@@ -31,6 +31,9 @@ VOCAB, POSITIONS, EXPERTS = 320, 48, 4
 TEXTS = ("def f(x): return x  # Größe 漢字", "hello world the cat sat on the mat")
 TOKENS = torch.arange(2 * 24).mul(31).remainder(VOCAB).view(2, 24)
 
+NAMED = {"mixtral", "olmoe", "qwen3_moe"}
+"""Families of tests that have no case for each."""
+OF_ALL_FAMILIES = "test_a_process_with_only_transformers"
 READER = """
 import sys
 from pathlib import Path
@@ -153,10 +156,12 @@ def save_fused(model, directory):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, tokenizer_dir):
-    """Models by name: every family, one in bf16 and shards, one tied, one that was stored in its fused form."""
+def exported(request, tmp_path_factory, tokenizer_dir):
+    """Models by name: families that selected tests look at, one in bf16 and shards, one tied, one stored fused."""
     root = tmp_path_factory.mktemp("exported")
-    built = {family: tiny_model(family) for family in FAMILIES}
+    selected = " ".join(item.name for item in request.session.items if item.path == request.path)
+    asked = {name for name in FAMILIES if f"[{name}]" in selected or OF_ALL_FAMILIES in selected}
+    built = {family: tiny_model(family) for family in FAMILIES if family in asked | NAMED}
     built |= {
         "bf16": tiny_model("qwen3_moe", torch.bfloat16),
         "tied": tiny_model("olmoe", tie_word_embeddings=True),
@@ -167,7 +172,7 @@ def exported(tmp_path_factory, tokenizer_dir):
             save_fused(model, root / "trained" / name)
         else:
             save_model(model, root / "trained" / name, max_shard_bytes=20_000 if name == "bf16" else 2**30)
-        export(root / "trained" / name, tokenizer_dir, root / name, REPORT, prompts=("the cat", ""), sample_tokens=8)
+        export(root / "trained" / name, tokenizer_dir, root / name, REPORT, prompts=("the cat", ""))
     return root, built
 
 
@@ -183,6 +188,7 @@ def test_a_count_of_experts_under_another_name_is_left_out(tmp_path):
     assert "num_local_experts" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.ecosystem("Use: Hugging Face directory in transformers", "transformers")
 @pytest.mark.parametrize("module", sorted({page.module for page in DECLARATIONS.values()}, key=str))
 def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokenizer_dir, module, record_property):

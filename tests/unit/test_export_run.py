@@ -128,6 +128,7 @@ def test_a_damaged_checkpoint_is_refused(in_finetune: RunConfig, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_after_its_fine_tune_exports_that(tmp_path: Path) -> None:
     config = small_config(tmp_path / "runs", tokens={**TOKENS, "total": 8_000})
     stopped(config, StopFile(tmp_path / "stop"), "evaluate", 0)
@@ -139,6 +140,7 @@ def test_a_run_that_ended_after_its_fine_tune_exports_that(tmp_path: Path) -> No
     assert (code, "--output" in output) == (2, True), output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [True, False])
 def test_the_text_may_be_gone_or_changed(tmp_path: Path, gone: bool) -> None:
     text = tmp_path / "text.txt"

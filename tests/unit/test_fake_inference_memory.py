@@ -121,6 +121,7 @@ def check_evaluation(checkpoint: str, card: int, live: InferenceBytes, monkeypat
     compare(scoring_memory(model, tokens=BATCHES * BATCH_TOKENS, sequence_length=SEQUENCE), live, card)
 
 
+@pytest.mark.slow
 def test_calibrating_olmoe_takes_what_the_plan_says(live: InferenceBytes) -> None:
     check_calibration("OLMoE-1B-7B", 80, live)
 

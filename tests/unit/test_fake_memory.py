@@ -51,10 +51,12 @@ def compare(checkpoint: str, sizes: Architecture, optimizer: Optimizer, lora: Lo
     )
 
 
+@pytest.mark.slow
 def test_a_submodel_of_olmoe_takes_what_the_plan_says() -> None:
     check("OLMoE-1B-7B", 1, 2 * SEQUENCE, precision="pure_bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["full", "nf4"])
 def test_adapters_of_a_submodel_of_olmoe_take_what_the_plan_says(base: str) -> None:
     check("OLMoE-1B-7B", 1, 2 * SEQUENCE, rank=16, base=base, precision="bf16")

@@ -113,12 +113,13 @@ def test_cluster_names_are_in_order_of_number():
     assert labels == [f"cluster {k}" for k in range(12)]
 
 
+def colours_in(axes):
+    return {dots.get_label().split("  ")[0]: tuple(dots.get_facecolor()[0]) for dots in axes.collections}
+
+
 def test_sources_take_the_colours_of_the_clusters_that_hold_them():
     points = ClusterMap(x=[0.0] * 6, y=[0.0] * 6, cluster=[0, 0, 0, 1, 1, 1], source=["z", "z", "a", "a", "a", "a"])
-    clusters, sources = (
-        {dots.get_label().split("  ")[0]: tuple(dots.get_facecolor()[0]) for dots in axes.collections}
-        for axes in draw_clusters(points).axes
-    )
+    clusters, sources = map(colours_in, draw_clusters(points).axes)
     assert sources == {"z": clusters["cluster 0"], "a": clusters["cluster 1"]}
 
 

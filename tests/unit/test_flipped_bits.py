@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from damaged_runs import FOLDERS, Finished, continued, finished_run, flip_and_lose, flip_bit, lose_page
+from damaged_runs import FOLDERS, Finished, continued, finished_run, flip_and_lose, flip_bit, lose_page, pinned_run
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
@@ -24,8 +24,8 @@ TOKENS = 200_000
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    with finished_run(tmp_path_factory.mktemp("damaged")) as found:
+def made() -> Iterator[Finished]:
+    with pinned_run() as found:
         yield found
 
 
@@ -53,7 +53,13 @@ def check_continued(made: Finished, folder: str, paths: list[Path], *harms: Call
     return list(tried.said)
 
 
-@pytest.mark.parametrize("folder", FOLDERS[:-1])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(folder, marks=[] if folder in ("submodels", "merged") else [pytest.mark.slow])
+        for folder in FOLDERS[:-1]
+    ],
+)
 def test_no_file_of_a_stage_changes_the_model_silently(made: Finished, folder: str) -> None:
     """Every kind of file of each stage, with the later stages to be made again: both harms at once, then each alone.
 
@@ -77,7 +83,7 @@ def named_by_reader(directory: Path, path: Path) -> bool:
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_no_file_of_a_whole_demo_run_changes_the_model_silently(tmp_path: Path) -> None:
     """One bit of every file of a run of the preset `demo`: `moedisco verify` and the stages' reader name the file.

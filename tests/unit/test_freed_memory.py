@@ -37,6 +37,7 @@ print(ordinary, reused, kept, resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no mallopt")
 def test_freed_memory_is_used_again_and_returned_at_the_end() -> None:
     """In a process of its own, because the options hold for the whole process."""

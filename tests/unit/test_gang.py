@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import backend, queue, session
 from moedisco_ray.execution.ray.attempts import AttemptContext
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, RunMailbox
 from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.gang import Sizes
@@ -55,7 +55,7 @@ class Scripted(EventMailbox):
     """A cluster, its mailbox and its reservation; its attempts are functions, taken one after the other."""
 
     def __init__(self, slots: int | list[int], *attempts: Callable[[Scripted, int, Stops], TrainResult | End]) -> None:
-        super().__init__(handle=None, check=self.fail)
+        super().__init__(RunMailbox(None), check=self.fail)
         self.slots = [slots] if isinstance(slots, int) else slots
         self.attempts = list(attempts)
         self.boot_times = [1e9]
@@ -87,6 +87,9 @@ class Scripted(EventMailbox):
 
     def push(self, event: Event) -> None:
         self.events.append(event)
+
+    def begin(self, units: Collection[str], begun: Collection[str]) -> None:
+        pass
 
     def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         return dict.fromkeys(units, self.now)
@@ -165,7 +168,7 @@ def gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gang:
         monkeypatch.setattr(queue, "POLL_SECONDS", 0.001)
         monkeypatch.setattr(queue, "GRACE_SECONDS", cluster.grace)
         monkeypatch.setattr(checkpoint, "steps", lambda _location: [])
-        monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(cluster))
+        monkeypatch.setattr(backend, "open_mailbox", lambda *_: contextlib.nullcontext(cluster))
         for name, found in (
             ("autoscales", True),
             ("room", 8),

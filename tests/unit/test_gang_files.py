@@ -92,8 +92,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @pytest.fixture(scope="module")
 def two(home: Home) -> Home:
-    gang(2, home.directory, [*((job, None) for job in home.copies(2)), (home.job("undisturbed"), None)])
+    gang(2, home.directory, [(job, None) for job in home.copies(2)])
     return home
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Home) -> Path:
+    """The output of a gang's training."""
+    gang(2, home.directory, [(job := home.job("undisturbed"), None)])
+    return job.output
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +124,7 @@ def test_a_gang_of_any_size_writes_the_bits_that_it_has_read(
     assert not list(output.parent.glob(".*"))
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_gang_of_any_size_writes_the_optimizer_state_that_it_has_read(
     request: pytest.FixtureRequest, home: Home, size: int
 ) -> None:
@@ -132,8 +139,10 @@ def test_a_gang_of_any_size_writes_the_optimizer_state_that_it_has_read(
         check_same(found.tensors[kind], expected.tensors[kind])
 
 
-def test_every_worker_writes_its_share(four: Home) -> None:
-    output = four.directory / "shared-4" / "out"
+def test_every_worker_writes_its_share(home: Home) -> None:
+    job = home.job("share", steps=0)
+    gang(4, home.directory, [(job, None)])
+    output = job.output
     files = sorted(output.glob("*.safetensors"))
     sizes = [path.stat().st_size for path in files]
     assert len(files) == 4
@@ -143,23 +152,22 @@ def test_every_worker_writes_its_share(four: Home) -> None:
     check_same(canonical_state(model.state_dict(), ModelMap("qwen2_moe")), weights(output))
 
 
-@pytest.mark.chaos
-def test_a_worker_may_read_and_write_ten_times_longer_than_collectives_wait(two: Home) -> None:
-    gang(2, two.directory, [(two.job("slow"), None)], fault=Fault(0, ("load", "save"), seconds=20), timeout=2)
-    check_same(weights(two.directory / "slow" / "out"), weights(two.directory / "undisturbed" / "out"))
+@pytest.mark.slow
+def test_a_worker_may_read_and_write_ten_times_longer_than_collectives_wait(home: Home, undisturbed: Path) -> None:
+    gang(2, home.directory, [(home.job("slow"), None)], fault=Fault(0, ("load", "save"), seconds=20), timeout=2)
+    check_same(weights(home.directory / "slow" / "out"), weights(undisturbed))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "rank"),
-    [pytest.param("load", 1, marks=pytest.mark.chaos), pytest.param("step", 0, marks=pytest.mark.chaos), ("save", 1)],
-)
-def test_a_gang_that_lost_a_worker_ends_up_with_the_same_bits(two: Home, place: Any, rank: int) -> None:
-    job = two.job(f"killed-{place}")
-    gang(2, two.directory, [(job, None)], fault=Fault(rank, (place,)))
+@pytest.mark.parametrize(("place", "rank"), [("load", 1), ("step", 0), ("save", 1)])
+def test_a_gang_that_lost_a_worker_ends_up_with_the_same_bits(
+    home: Home, undisturbed: Path, place: Any, rank: int
+) -> None:
+    job = home.job(f"killed-{place}")
+    gang(2, home.directory, [(job, None)], fault=Fault(rank, (place,)))
     assert not job.output.exists()
-    gang(2, two.directory, [(job, None)])
-    check_same(weights(job.output), weights(two.directory / "undisturbed" / "out"))
+    gang(2, home.directory, [(job, None)])
+    check_same(weights(job.output), weights(undisturbed))
 
 
 @given(st.data(), st.sampled_from(FAMILIES), st.sampled_from(["gate_up_proj", "down_proj"]))

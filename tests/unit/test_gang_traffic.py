@@ -25,7 +25,7 @@ from moedisco_ray.policies.parallel import Layout
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 WORKERS, SEQUENCES = 8, 4
 FAMILY = "qwen3_moe"
@@ -59,7 +59,7 @@ class Travel(torch.autograd.Function):
         return tokens.clone()
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch declares any number of gradients
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch takes any number
         if Travel.counted is not None:
             Travel.counted.travelled += gradient.nbytes
         return gradient.clone()
@@ -90,7 +90,7 @@ def counted(directory: Path, recipe: Optimizer, exchange: Exchange, layout: Layo
         exchange=exchange,
     )
     world = World(0, WORKERS, layout=layout)
-    step = Stepper(trainable(directory, recipe, world, exchange=exchange), job, world)
+    step = ResidentStepper(trainable(directory, recipe, world, exchange=exchange), job, world)
     tokens = torch.ones(SEQUENCES, L, dtype=torch.long)
     batch = [MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(recipe.micro_batch or SEQUENCES)]
     step(batch)
@@ -166,8 +166,8 @@ def test_dividing_the_experts_of_qwen3_saves_two_thirds_of_the_traffic(exchange:
     assert found.divided <= found.sharded / 3
 
 
-def qwen3(parallel: dict[str, int]) -> Plan:
-    """Plan of a fine-tune on eight cards."""
+def qwen3(parallel: dict[str, int], room: dict[str, float]) -> Plan:
+    """Plan of a fine-tune on eight cards; `room` is their memory, if it is less than they have."""
     family, vocabulary, sizes = CHECKPOINTS["Qwen3-30B-A3B"]
     optimizer = {"batch_tokens": WORKERS * 4 * 1024, "micro_batch": 1}
     return build_plan(
@@ -182,10 +182,10 @@ def qwen3(parallel: dict[str, int]) -> Plan:
                 },
                 "tokens": {"total": 1_000_000_000},
                 "submodels": {"optimizer": optimizer},
-                "finetune": {"optimizer": optimizer, "parallel": parallel, "exchange": "micro_batch"},
+                "finetune": {"optimizer": optimizer, "parallel": parallel},
                 "pools": {
                     "low_memory": {"gpu": 1, "memory_gb": 24, "max_workers": 32},
-                    "high_memory": {"gpu": 1, "card": "H200", "workers": WORKERS, "gpus_per_node": WORKERS},
+                    "high_memory": {"gpu": 1, "card": "H200", "workers": WORKERS, "gpus_per_node": WORKERS, **room},
                 },
             }
         )
@@ -193,16 +193,18 @@ def qwen3(parallel: dict[str, int]) -> Plan:
 
 
 def test_a_plan_knows_divided_experts_and_replicas() -> None:
-    def finetune(**parallel: int) -> StagePlan:
-        return next(stage for stage in qwen3(parallel).stages if stage.stage == "finetune")
+    def finetune(room: dict[str, float], **parallel: int) -> StagePlan:
+        return next(stage for stage in qwen3(parallel, room).stages if stage.stage == "finetune")
 
-    sharded, divided, replicated = finetune(expert=1), finetune(), finetune(expert=1, replicate=2)
+    little = {"memory_gb": 84.0}  # too little to exchange once per step, even with divided experts
+    sharded, divided = finetune(little, expert=1), finetune(little)
     assert sharded.traffic is not None
     assert divided.traffic is not None
     assert (sharded.traffic.divided, sharded.traffic.sharded) == (divided.traffic.bytes, divided.traffic.sharded)
     assert divided.memory.compute_copies < sharded.memory.compute_copies
     assert divided.memory.weights == sharded.memory.weights
-    assert replicated.memory.weights == pytest.approx(2 * sharded.memory.weights, rel=1e-6)
+    one, two = (finetune({}, expert=1, replicate=replicas).memory.weights for replicas in (1, 2))
+    assert two == pytest.approx(2 * one, rel=1e-6)
     # FSDP alone exchanges 1 TB in 2 s; with experts divided among the cards of the node, the operations take longer.
     seconds = {
         name: stage.cost.hours * 3600 / stage.steps for name, stage in (("sharded", sharded), ("divided", divided))

@@ -349,6 +349,7 @@ def test_what_llama_cpp_computes_differently_is_refused(
     assert not (tmp_path / "tiny.gguf").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ecosystem("Use: GGUF file in llama.cpp", "xllamacpp")
 def test_a_finished_run_becomes_a_file_that_writes_what_its_export_writes(tmp_path: Path) -> None:
     config = small_config(tmp_path / "runs", tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4})

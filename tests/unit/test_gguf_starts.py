@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ from moedisco_ray.contrib.gguf.file import write_gguf as export
 from moedisco_ray.contrib.gguf.reading import write_directory
 from moedisco_ray.contrib.gguf.tensors import GgufTensor, gguf_tensors
 from moedisco_ray.core.config import Merge, Model
+from moedisco_ray.core.config.start_files import start_directory, start_with_weights
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.store import model_files
 from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.core.store.locations import CACHE
 from moedisco_ray.core.store.read_roots import ReadRoots, reading_within
@@ -57,16 +62,35 @@ def file(llama: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert files in this process: a process of its own takes seconds to import transformers."""
+
+    usual = subprocess.run
+
+    def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        if "moedisco_ray.contrib.gguf.reading" not in command:
+            return usual(command, **settings)
+        try:
+            write_directory(*map(Path, command[-2:]))
+        except Exception as error:  # noqa: BLE001  # what ends the process, whatever it is
+            return subprocess.CompletedProcess(command, 1, "", "".join(traceback.format_exception(error)))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(model_files.subprocess, "run", run)
+
+
 def init(path: Path) -> dict[str, Any]:
     return {"init": {"upcycle": str(path), "num_experts": 4}}
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
 @pytest.mark.parametrize("tied", [False, True])
 def test_upcycling_keeps_the_function(tied: bool, tmp_path: Path) -> None:
     llama = tiny_llama(tmp_path / "llama", tied=tied)
     write_gguf(llama, tmp_path / "tiny.gguf")
-    model = Model.model_validate(init(tmp_path / "tiny.gguf"))
+    model = with_start(Model.model_validate(init(tmp_path / "tiny.gguf")))
     assert (model.family_name, model.architecture.num_experts) == ("mixtral", 4)
     write_whole(
         Start(model, Path("no-tokenizer"), 64, 0),
@@ -83,10 +107,11 @@ def test_upcycling_keeps_the_function(tied: bool, tmp_path: Path) -> None:
         assert torch.allclose(runnable(load_model(tmp_path / "moe"))(ids).logits, llama(ids).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
 def test_quantised_weights_are_those_of_their_blocks(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     write_gguf(llama, tmp_path / "small.gguf", gguf.GGMLQuantizationType.Q8_0)
-    directory = Model.model_validate(init(tmp_path / "small.gguf")).init.directory
+    directory = start_directory(Model.model_validate(init(tmp_path / "small.gguf")).init)
     found = AutoModelForCausalLM.from_pretrained(directory).state_dict()
     for key, tensor in llama.state_dict().items():
         if tensor.ndim == 2:
@@ -96,10 +121,11 @@ def test_quantised_weights_are_those_of_their_blocks(llama: LlamaForCausalLM, tm
             assert not torch.equal(found[key], tensor)
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
 def test_digits_are_split_off_where_llama_cpp_does(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     write_gguf(llama, tmp_path / "tiny.gguf", pre="smollm")
-    tokenizer = AutoTokenizer.from_pretrained(Model.model_validate(init(tmp_path / "tiny.gguf")).init.directory)
+    tokenizer = AutoTokenizer.from_pretrained(start_directory(Model.model_validate(init(tmp_path / "tiny.gguf")).init))
     texts = [*TEXT, *HARD, "in  1999\n\n    2001"]
     assert llama_cpp.encoded(tmp_path / "tiny.gguf", texts) == [tokenizer(text)["input_ids"] for text in texts]
 
@@ -144,7 +170,7 @@ def test_an_exported_file_is_a_start_again(family: str, changes: dict[str, Any],
     again = tmp_path / "again"
     again.mkdir()
     write_directory(tmp_path / "tiny.gguf", again)
-    model = Model.model_validate({"init": {"checkpoint": str(again)}})
+    model = with_start(Model.model_validate({"init": {"checkpoint": str(again)}}))
     assert (model.family_name, model.architecture.moe_intermediate_size) == (family, config["moe_intermediate_size"])
     assert open_checkpoint(again).keys() >= open_checkpoint(tmp_path).keys()
     ids = torch.tensor([AutoTokenizer.from_pretrained(again)(TEXT[0])["input_ids"]])
@@ -153,13 +179,14 @@ def test_an_exported_file_is_a_start_again(family: str, changes: dict[str, Any],
         assert torch.allclose(runnable(load_model(again))(ids).logits, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("start", ["checkpoint", "upcycle"])
 def test_a_mixtral_is_no_start(start: str, tmp_path: Path) -> None:
     write_model(tmp_path, "mixtral")
     path = tmp_path / "tiny.gguf"
     export(tmp_path, path, name="tiny")
     with pytest.raises(CheckpointError) as caught:
-        _ = Model.model_validate({"init": {start: str(path)}}).architecture
+        with_start(Model.model_validate({"init": {start: str(path)}}))
     assert str(caught.value) == (
         f"model.init.{start}: '{path}': expert_count: 4: is that of a Mixtral, "
         "which transformers reads as a dense Llama; name the Hugging Face directory of the model instead"
@@ -183,6 +210,7 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path, monkeyp
     assert open_checkpoint(again).keys() == open_checkpoint(tmp_path).keys()
 
 
+@pytest.mark.usefixtures("here")
 def test_a_family_that_transformers_does_not_read_is_no_start(tmp_path: Path) -> None:
     write_model(tmp_path, "qwen3_next")
     path = tmp_path / "tiny.gguf"
@@ -190,7 +218,7 @@ def test_a_family_that_transformers_does_not_read_is_no_start(tmp_path: Path) ->
     with pytest.raises(
         CheckpointError, match=rf"^model\.init\.checkpoint: '{path}': is no GGUF file that .* qwen3next .*\)$"
     ):
-        _ = Model.model_validate({"init": {"checkpoint": str(path)}}).architecture
+        with_start(Model.model_validate({"init": {"checkpoint": str(path)}}))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +260,7 @@ def test_a_file_without_some_weights_is_refused(tmp_path: Path) -> None:
         write_directory(tmp_path / "tiny.gguf", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.ecosystem("Start: GGUF file", "gguf", "transformers")
 def test_a_run_takes_tokenizer_and_template_from_the_file_and_converts_it_once(file: Path, tmp_path: Path) -> None:
     config = small_config(
@@ -246,7 +275,7 @@ def test_a_run_takes_tokenizer_and_template_from_the_file_and_converts_it_once(f
     assert tokenizer(TEXT[1])["input_ids"] == byte_level_bpe(tmp_path / "bpe").encode(TEXT[1]).ids
     assert "message['content']" in tokenizer.chat_template
     assert read_json(directory / "report.json")["start"] == {"kind": "upcycle", "name": "tiny"}
-    written = config.model.init.directory_with_weights()
+    written = start_with_weights(config.model.init)
     before = (written / "model.safetensors").stat()
     assert pipeline.is_finished(config)
     assert (written / "model.safetensors").stat() == before
@@ -257,10 +286,10 @@ def test_another_cache_is_no_other_start_and_another_file_is(
     llama: LlamaForCausalLM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(tmp_path, model={"family": None, "config": None, **init(file)})
-    before = input_identity(config)["seed"], config.model.init.directory
+    before = input_identity(config)["seed"], start_directory(config.model.init)
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     assert input_identity(config)["seed"] == before[0]
-    assert config.model.init.directory != before[1]
+    assert start_directory(config.model.init) != before[1]
     again = tmp_path / "tiny.gguf"
     write_gguf(llama, again)
     assert (
@@ -280,17 +309,18 @@ def test_a_file_is_evaluated(llama: LlamaForCausalLM, file: Path, tmp_path: Path
     assert json.loads(shown.stdout)["unseen"]["loss"] == pytest.approx(loss, abs=1e-4)
 
 
+@pytest.mark.usefixtures("here")
 def test_mistakes_are_one_line(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(20))
     for name, line in (("absent.gguf", "cannot be read"), ("broken.gguf", "is no GGUF file that transformers")):
         path = tmp_path / name
         with pytest.raises(CheckpointError, match=rf"^model\.init\.upcycle: '{path}': {line}") as caught:
-            _ = Model.model_validate(init(path)).architecture
+            with_start(Model.model_validate(init(path)))
         assert "\n" not in str(caught.value)
     refusal = "a control service does not read; name a directory"
     with reading_within(ReadRoots([file.parent])), pytest.raises(CheckpointError, match=refusal):
-        _ = Model.model_validate(init(file)).architecture
+        with_start(Model.model_validate(init(file)))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     with pytest.raises(CheckpointError, match=r"needs the package gguf; pip install 'moedisco-ray\[gguf\]'$"):
-        _ = Model.model_validate(init(file)).architecture
+        with_start(Model.model_validate(init(file)))

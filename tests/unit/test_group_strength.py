@@ -97,7 +97,7 @@ def same_expert_twice(config: dict[str, object], method: str, directory: Path) -
     """By layer, the share of tokens that select both copies of an expert, in a seed grown from half of the experts."""
     names = ModelMap(str(config["model_type"]))
     seed = random_tensors(submodel_config(config, GROUP), seed=5)
-    whole = with_seed(seed, random_weights(config, 1), names, distinct_rows=method == "concat")
+    whole = with_seed(seed, random_weights(config, 1), names, distinct_rows=method == "kept")
     generator = np.random.default_rng(0)
     batches = [(generator.integers(0, VOCAB, (8, LENGTH)), np.zeros(8, dtype=np.int64)) for _ in range(8)]
     write_checkpoint(
@@ -114,5 +114,5 @@ def same_expert_twice(config: dict[str, object], method: str, directory: Path) -
 def test_a_grown_seed_selects_few_experts_twice(tmp_path: Path) -> None:
     config = tiny_config("qwen3_moe", 2 * GROUP)
     assert config["num_experts_per_tok"] == K
-    assert min(same_expert_twice(config, "concat", tmp_path / "noise")) > 0.5
+    assert min(same_expert_twice(config, "kept", tmp_path / "noise")) > 0.5
     assert max(same_expert_twice(config, "principal", tmp_path / "divided")) <= 1.2 * (1 - SHARE)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox
 from moedisco_ray.execution.ray.hang_watch import HangWatch
+from moedisco_ray.execution.ray.mailbox_actor import MailboxActor
 from moedisco_ray.execution.ray.pulse import BEAT_SECONDS, Pulse
 from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.policies.hanging import LONG_SECONDS, SILENT_SECONDS, START_SECONDS, allowed_seconds

@@ -120,8 +120,8 @@ def test_the_harness_counts_what_the_logits_say(model: Path, tmp_path: Path, off
         None,
         None,
     )
-    one = Evaluation(lm_eval=files, lm_eval_limit=1)
-    few = judge(open_streamed(model, dtype=torch.float32), model, one, read_unseen=read_unseen)["lm_eval"]
+    streamed, settings = open_streamed(model, dtype=torch.float32), Evaluation(lm_eval=files)
+    few = judge(streamed, model, settings, read_unseen=read_unseen, most_examples=1)["lm_eval"]
     assert [entry["examples"] for entry in few] == [1, 1]
     assert few[0]["acc_stderr"] is None
 

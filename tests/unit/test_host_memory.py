@@ -17,8 +17,10 @@ from benchmarks import corpus_scale, true_sizes
 from moedisco_ray.core.config import Architecture, check_config
 from moedisco_ray.models import config_values, hf_config, random_weights, submodel_config
 from moedisco_ray.plan.host_memory import cluster_memory, corpus_memory, decompose_memory
+from moedisco_ray.plan import host_memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
+from moedisco_ray.stages.clustering.vectors import tfidf
 from moedisco_ray.stages.corpus import documents
 from moedisco_ray.stages.corpus.build import build
 from moedisco_ray.stages.decompose import write_submodels
@@ -26,6 +28,7 @@ from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
 torch.set_num_threads(1)
 documents._FEW_RANGES = 1       # one task holds all text
+host_memory.TERM_DIMENSIONS = tfidf.TERM_DIMENSIONS = 256   # vectors as long as those of hidden states
 home = Path(sys.argv[1])
 save_trained(train_bpe(itertools.islice(corpus_scale.sentences(1), 200), 4096), home / "tokenizer")
 
@@ -45,7 +48,7 @@ def run(name, size, hidden):
         "name": "memory", "corpus": {"sources": [{"path": str(place / "text")}], "sequence_length": 512},
         "tokenizer": {"path": str(home / "tokenizer")}, "tokens": {"total": size // 2},
         "model": {"config": {"num_experts": 8}},
-        "clusters": {"count": 8, "vectors": "tfidf_svd", "dimensions": 256}})
+        "clusters": {"count": 8, "vectors": "tfidf_svd"}})
     sizes = Architecture(hidden_size=hidden, num_hidden_layers=2, num_experts=8, moe_intermediate_size=hidden)
     whole = config_values(hf_config("qwen3_moe", sizes, 4096, 512, 0))
     part = count_parameters("qwen3_moe", submodel_architecture("qwen3_moe", sizes, 2), 4096)

@@ -35,7 +35,7 @@ def refused(result: Result, message: str) -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (ENDLESS, "needs more than 3 s of computing time"),
+        pytest.param(ENDLESS, "needs more than 3 s of computing time", marks=pytest.mark.slow),
         (LARGE, "needs more than 1 GiB of memory"),
         ("{{ raise_exception('the user is not polite') }}", "refuses these messages (the user is not polite)"),
         ("{{ 1 // 0 }}", "refuses these messages ("),
@@ -51,6 +51,7 @@ def test_chat_ends_in_one_line_where_a_template_takes_too_much(tmp_path: Path, t
     refused(CliRunner().invoke(app, ["chat", str(tmp_path), "--max-tokens", "2"], input="hello\n"), message)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_validate_ends_in_one_line_where_a_tokenizers_template_never_ends(tmp_path: Path) -> None:
     """Protects a run on conversations with a stranger's tokenizer.
@@ -58,7 +59,7 @@ def test_validate_ends_in_one_line_where_a_tokenizers_template_never_ends(tmp_pa
     Before (af276e38): the first row was still rendered after 60 s.
     """
     write_tokenizer(tmp_path / "tokenizer", ENDLESS)
-    path = write_rows(tmp_path / "chat.jsonl", "messages", [conversation(number) for number in range(9)])
+    path = write_rows(tmp_path / "chat.jsonl", "messages", [conversation(number) for number in range(3000)])
     config = tmp_path / "run.yaml"
     config.write_text(
         json.dumps(
@@ -98,7 +99,10 @@ def test_other_templates_are_rendered_after_one_that_was_ended(tmp_path: Path) -
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "9 (Killed)"), (signal.SIGTERM, "15 (Terminated)")])
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGKILL, "9 (Killed)"), pytest.param(signal.SIGTERM, "15 (Terminated)", marks=pytest.mark.slow)],
+)
 def test_a_process_that_others_end_is_not_said_to_need_memory(tmp_path: Path, number: int, name: str) -> None:
     """Protects a user from replacing a template after the kernel ended its process on a machine without memory."""
     write_tokenizer(tmp_path / "endless", ENDLESS)

@@ -4,8 +4,7 @@ import pytest
 
 from tests import house
 
-CODE = (
-    '''"""A module."""
+CODE = '''"""A module."""
 
 import os
 
@@ -18,23 +17,22 @@ class Part:
 
     def of(self, name):     # a comment
         """Docstrings and comments are no code, though they may name "merge"."""
-        return name == "merge" or [[x for x in y] for y in name]
+        return name == "merge" or [x for x in name]
 
 
-def _inner():
+def _inner(config: RunConfig | None, *, other: int):
     pass
 
 
 async def test_something():
     assert "seeds" != "seed"
 '''
-    f"{'# ' + 'x' * 120}\n"
-)
 
 
 def test_a_source_is_measured_by_its_code_and_not_by_its_text():
     found = house.measured(CODE)
-    assert (found.lines, found.wide, found.nested, found.literals, found.tests) == (CODE.count("\n"), 1, 1, 2, 1)
+    assert (found.lines, found.literals, found.tests) == (CODE.count("\n"), 2, 1)
+    assert found.configured == 1
     assert found.public == len(["LIMIT", "rate", "Part", "test_something"])
     assert found.code_lines == 10
     without = house.measured(CODE.replace("  # a comment", "").replace('"""A part."""\n', "\n"))
@@ -47,7 +45,7 @@ def test_a_tree_is_measured_by_rooms_and_by_its_reference_pages():
         "moedisco_ray/core/b/c.py": CODE,
         "service/errors.py": CODE,
         "tests/unit/test_a.py": CODE,
-        "docs/configuration.md": "| setting |\n| --- |\n| `a.b` | 1 |\n| `a.c` | 2 |\n",
+        "docs/configuration.md": "| setting |\n| --- |\n| `a.b` | 1 |\n| `a.c` | As `a.b`. |\n\nAs in `a`: `d.b`.\n",
         "README.md": "two words\n",
         "docs/cli.md": (
             "```text\nmoedisco [OPTIONS] COMMAND [ARGS]...\n```\n"
@@ -56,8 +54,16 @@ def test_a_tree_is_measured_by_rooms_and_by_its_reference_pages():
         "docs/rest.md": "### `GET /a`\n",
     }
     found = house.measures(files, {CODE: house.measured(CODE)})
-    named = ("documented settings", "commands", "options", "REST routes", "lines of README", "words of README")
-    assert [found[name] for name in named] == [2, 1, 1, 1, 1, 2]
+    named = (
+        "settings with a row",
+        "settings with a meaning of their own",
+        "commands",
+        "options",
+        "REST routes",
+        "lines of README",
+        "words of README",
+    )
+    assert [found[name] for name in named] == [2, 1, 1, 1, 1, 1, 2]
     assert (found["public names of moedisco_ray/core"], found["public names of service"]) == (8, 4)
     assert (found["literals that name a stage"], found["test functions"]) == (6, 4)
 

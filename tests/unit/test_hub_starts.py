@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config.start_files import start_directory, start_with_weights
 from moedisco_ray.core.errors import CheckpointError, ConfigError, RunDirError
 from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.core.store.hub import hub_cache, is_hub_name
@@ -63,6 +64,7 @@ def upcycled(output: Path, name: str = NAME, **init: Any) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub", "hf-xet")
 def test_a_run_keeps_the_commit_that_it_began_with(server: Hub, files: Path, tmp_path: Path) -> None:
     first = next(iter(server.repositories[NAME].commits))
@@ -106,9 +108,9 @@ def test_weights_are_downloaded_only_where_they_are_read(server: Hub, tmp_path: 
     asked = [path for _, path, _ in server.requests]
     assert not [path for path in asked if "safetensors" in path]
     before = len(asked)
-    assert config.model.init.directory.is_relative_to(hub_cache())
+    assert start_directory(config.model.init).is_relative_to(hub_cache())
     assert len(server.requests) == before, "a commit that was downloaded is not asked for again"
-    assert (config.model.init.directory_with_weights() / "model.safetensors").is_file()
+    assert (start_with_weights(config.model.init) / "model.safetensors").is_file()
 
 
 @pytest.mark.ecosystem("Start: model of a hub (a stand-in on loopback)", "huggingface-hub", "hf-xet")
@@ -125,12 +127,10 @@ def test_weights_come_through_xet_storage_and_a_failure_there_is_one_line(
         ".* set HF_HUB_DISABLE_XET=1 to"
     )
     with pytest.raises(CheckpointError, match=line):
-        _ = init.directory_with_weights()
+        start_with_weights(init)
     assert [path for _, path, _ in server.requests if "xet" in path]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    assert (init.directory_with_weights() / "model.safetensors").read_bytes() == (
-        files / "model.safetensors"
-    ).read_bytes()
+    assert (start_with_weights(init) / "model.safetensors").read_bytes() == (files / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", [NAME, f"hf://{NAME}@main"])
@@ -166,7 +166,7 @@ def test_the_token_is_the_environments_and_in_no_configuration_or_log(
         upcycled(tmp_path, "closed/model")
     monkeypatch.setenv("HF_TOKEN", server.token)
     config = upcycled(tmp_path, "closed/model")
-    assert config.model.init.directory_with_weights().is_dir()
+    assert start_with_weights(config.model.init).is_dir()
     assert ("GET", f"Bearer {server.token}") in {
         (method, authorization) for method, _, authorization in server.requests
     }
@@ -233,7 +233,7 @@ def test_a_directory_of_this_name_comes_first(
 
 def test_a_process_with_read_roots_reads_the_models_that_they_name(server: Hub, files: Path, tmp_path: Path) -> None:
     server.add("tiny-org/other", files)
-    directory, other = (upcycled(tmp_path, name).model.init.directory for name in (NAME, "tiny-org/other"))
+    directory, other = (start_directory(upcycled(tmp_path, name).model.init) for name in (NAME, "tiny-org/other"))
     with reading_within(ReadRoots(own=[f"hf://{NAME}"])):
         with opened(directory / "config.json") as found:
             assert json.loads(found.read_text())["model_type"] == "llama"

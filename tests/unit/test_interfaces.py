@@ -9,13 +9,18 @@ import pytest
 from moedisco_ray.execution.ray import interfaces
 from moedisco_ray.execution.ray.interfaces import interface_variables, name_interface
 
-ADDRESSES = {
-    "lo": ["127.0.0.1", "::1", "00:00:00:00:00:00"],
-    "docker0": ["172.17.0.1", "fe80::42%docker0"],
-    "eth1": ["10.0.0.7", "2001:db8::7"],
-    "eth1:0": ["10.0.0.8"],
-    "tun7001": ["10.97.0.3", "fe80::7%tun7001"],
-}
+ADDRESSES = [
+    ("lo", "127.0.0.1"),
+    ("lo", "::1"),
+    ("lo", "00:00:00:00:00:00"),
+    ("docker0", "172.17.0.1"),
+    ("docker0", "fe80::42%docker0"),
+    ("eth1", "10.0.0.7"),
+    ("eth1", "2001:db8::7"),
+    ("eth1:0", "10.0.0.8"),
+    ("tun7001", "10.97.0.3"),
+    ("tun7001", "fe80::7%tun7001"),
+]
 
 
 @pytest.mark.parametrize(

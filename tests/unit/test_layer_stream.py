@@ -42,8 +42,7 @@ def on_device(model):
     return [parameter for parameter in model.parameters() if not parameter.is_meta]
 
 
-@pytest.mark.parametrize("resident", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "resident"), [(torch.float32, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_streamed_model_gives_the_bits_of_the_model_in_memory(family, dtype, resident, tmp_path):
     config = tiny_config(family, num_hidden_layers=3, tie_word_embeddings=family == "olmoe")
@@ -181,6 +180,10 @@ def test_weights_that_do_not_fit_the_configuration_are_an_error(change, tmp_path
         open_streamed(tmp_path, dtype=torch.float32)(TOKENS)
 
 
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
 @settings(max_examples=40, deadline=None)
 @given(moe(), st.integers(500, 9000))
 def test_a_layout_gives_the_bytes_of_the_librarys_own_writer(tmp_path_factory, case, limit):
@@ -189,10 +192,7 @@ def test_a_layout_gives_the_bytes_of_the_librarys_own_writer(tmp_path_factory, c
     layout = {key: Stored(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
     write_checkpoint(home / "held", tensors.items(), config, limit)
     write_checkpoint(home / "streamed", tensors.items(), config, limit, layout=layout)
-    held, streamed = (
-        {path.name: path.read_bytes() for path in (home / name).iterdir()} for name in ("held", "streamed")
-    )
-    assert held == streamed
+    assert contents(home / "held") == contents(home / "streamed")
     check_same(open_checkpoint(home / "streamed"), tensors)
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from tiny_training import BATCH, RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
 
 from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.limits import MOMENT_BLOCK
 from moedisco_ray.models import check_same, open_checkpoint
 from moedisco_ray.models.optimizer_state import KINDS, OPTIMIZER_FOLDER
@@ -21,10 +22,10 @@ from moedisco_ray.training import TrainJob, World, optimizer_state, write_partia
 from moedisco_ray.training import optimizer as optimizer_module
 from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.checkpoints import checkpoint
-from moedisco_ray.training.moments import decoded, encode
+from moedisco_ray.training.moments import add_moments, decoded, encode
 from moedisco_ray.training.optimizer import RoundingAdamW
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 STEPS = 8
 
@@ -102,14 +103,14 @@ def test_no_root_of_a_second_moment_becomes_zero() -> None:
     assert stored(value, is_root=True).min() >= 2.0**-18
 
 
-@pytest.mark.parametrize(("precision", "width"), [("auto", 10), ("pure_bf16", 6)])
+@pytest.mark.parametrize(("precision", "width"), [("auto", 10), pytest.param("pure_bf16", 6, marks=pytest.mark.slow)])
 def test_moments_in_8_bits_learn_like_those_in_fp32(job: TrainJob, precision: str, width: int) -> None:
     job = dataclasses.replace(job, steps=60, checkpoint_every=100)
     exact = run(job)
     small = with_recipe(job, "small", moments="fp8", precision=precision)
     assert run(small).loss == pytest.approx(exact.loss, rel=0.03)
     model = trainable(small.model, small.optimizer, World())
-    stepper = Stepper(model, small, World())
+    stepper = ResidentStepper(model, small, World())
     ones = torch.ones(1, L, dtype=torch.long)
     model(ones, ones).backward()
     stepper.optimizer.step()
@@ -135,7 +136,7 @@ def test_moments_in_8_bits_survive_being_handed_over(job: TrainJob, home: Path, 
     run(first)
     start, state = first.output, first.output / OPTIMIZER_FOLDER
     model_object = trainable(start, recipe, World())
-    stepper = Stepper(model_object, job, World())
+    stepper = ResidentStepper(model_object, job, World())
     optimizer_state.load_optimizer_state(state, model_object, stepper.optimizer, World())
     optimizer_state.save_optimizer_state(model_object, stepper.optimizer, job.output / "again", World())
     for kind in KINDS:
@@ -145,8 +146,8 @@ def test_moments_in_8_bits_survive_being_handed_over(job: TrainJob, home: Path, 
 # --- moments in the machine's memory
 
 
-@pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
-@pytest.mark.parametrize("moments", ["auto", "fp8"])
+@pytest.mark.parametrize("precision", [pytest.param("auto", marks=pytest.mark.slow), "pure_bf16"])
+@pytest.mark.parametrize("moments", ["auto", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_moments_in_the_machines_memory_change_no_bit(
     job: TrainJob, precision: str, moments: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +166,7 @@ def test_moments_in_the_machines_memory_change_no_bit(
 def test_one_block_at_a_time_has_gradients_and_moments(job: TrainJob) -> None:
     job = with_recipe(job, "blocks", block_steps=2)
     model = trainable(job.model, job.optimizer, World())
-    stepper = Stepper(model, job, World())
+    stepper = ResidentStepper(model, job, World())
     order: list[frozenset[str]] = []
     inputs = torch.randint(1, 60, (2, L), generator=torch.Generator().manual_seed(0))
     for step in range(16):
@@ -254,7 +255,14 @@ SMALL: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("recipe", SMALL, ids=str)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(each, id=str(each), marks=[pytest.mark.slow] if len(each) == 1 else [])
+        for each in SMALL
+        if len(each) != 2  # the last one has both
+    ],
+)
 def test_a_resumed_training_is_exact(job: TrainJob, recipe: dict[str, Any]) -> None:
     whole = with_recipe(job, "whole", **recipe)
     losses = run(whole).losses
@@ -297,3 +305,21 @@ def test_an_update_in_fp32_is_torchs_own() -> None:
         mine.step()
         reference.step()
     assert torch.equal(ours, theirs)
+
+
+def test_memory_that_the_machine_cannot_lock_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before: the result of the call was ignored, and each step copied moments through pages that can be moved."""
+
+    class Runtime:
+        def cudaHostRegister(self, *_: int) -> int:
+            return 2
+
+        def cudaGetErrorString(self, _: int) -> str:
+            return "out of memory"
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    parameter = torch.nn.Parameter(torch.empty(2**18, device="meta"))
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.offload_moments: True: .* lock 1 MiB .*out of memory.*ulimit -l"
+    ):
+        add_moments({}, parameter, fp8=False, offload=True)

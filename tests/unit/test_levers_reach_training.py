@@ -147,7 +147,13 @@ def test_its_losses_are_those_of_the_one_by_hand(run: Finished, tmp_path: Path) 
     assert (result.finished, result.steps) == (True, STEPS)
 
 
-@pytest.mark.parametrize(("lever", "off"), [("load_balance", 0.0), ("z_loss", 0.0), ("span", (0.0, 1.0))])
+@pytest.mark.parametrize(
+    ("lever", "off"),
+    [
+        ("load_balance", 0.0),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("z_loss", 0.0), ("span", (0.0, 1.0)))),
+    ],
+)
 def test_without_one_of_its_levers_it_comes_to_other_losses(
     run: Finished, tmp_path: Path, lever: str, off: Any
 ) -> None:
@@ -180,7 +186,7 @@ def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
         span=(0.0, 0.6),
         load_balance=0.05,
         z_loss=0.004,
-        sync=SyncPlan(given.sync.directory, at, Outer(lr=0.9, momentum=0.5), 600.0),
+        sync=SyncPlan(given.sync.directory, at, Outer(lr=0.9, momentum=0.5), 600.0, ranges=2),
     )
 
 
@@ -240,8 +246,8 @@ def test_syncs_are_those_of_the_configuration_where_there_are_any(tmp_path: Path
     ).submodels
     # The shorter syncs at the same shares of its steps. The merge replaces a sync at the last step.
     assert sync_plans([20, 12], settings, tmp_path) == [
-        SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 600.0),
-        SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 600.0),
+        SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 600.0, ranges=2),
+        SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 600.0, ranges=2),
     ]
     assert sync_plans([20], settings, tmp_path) == [None]
     assert sync_plans([5, 4], settings, tmp_path) == [None, None]

@@ -26,8 +26,9 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, hf_config, load_model, save_model, skeleton, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
-from moedisco_ray.plan import build_plan, stage_plan
+from moedisco_ray.plan import Plan, build_plan, stage_plan
 from moedisco_ray.plan.adapter_memory import NF4_BYTES
+from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.memory import worker_memory
 from moedisco_ray.plan.parameters import adapter_parameters, count_parameters
 from moedisco_ray.stages.train import jobs
@@ -36,7 +37,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.lora import ADAPTER_FOLDER, Adapter, adapters, merge_adapters, save_adapters
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 # PEFT reads it
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -182,7 +183,7 @@ def test_only_adapters_train_and_the_base_stays_the_same(job: TrainJob, home: Pa
     )
     model = trainable(job.model, job.optimizer, World(), lora=LORA, seed=5)
     frozen = {name: each.detach().clone() for name, each in model.named_parameters() if not each.requires_grad}
-    stepper = Stepper(model, job, World())
+    stepper = ResidentStepper(model, job, World())
     for _ in range(3):
         model(inputs(), inputs()).backward()
         stepper.optimizer.step()
@@ -194,7 +195,7 @@ def test_only_adapters_train_and_the_base_stays_the_same(job: TrainJob, home: Pa
     assert all((adapter.b_EOR != 0).any() for adapter in adapters(model).values())
 
 
-@pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
+@pytest.mark.parametrize("lora", [pytest.param(LORA, id="full"), pytest.param(NF4, id="nf4", marks=pytest.mark.slow)])
 def test_a_training_learns_and_writes_the_merged_weights_and_the_adapters(job: TrainJob, lora: Lora) -> None:
     job = dataclasses.replace(job, steps=80, checkpoint_every=100, lora=lora)
     losses = run(job).losses
@@ -224,8 +225,17 @@ RECIPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize(
+    ("recipe", "lora"),
+    [
+        ({}, NF4),
+        (RECIPES[-1], LORA),
+        *(
+            pytest.param(recipe, lora, marks=pytest.mark.slow)
+            for recipe, lora in ((RECIPES[0], LORA), (RECIPES[1], LORA), (RECIPES[1], NF4), (RECIPES[2], NF4))
+        ),
+    ],
+)
 def test_a_resumed_training_is_exact(job: TrainJob, recipe: dict[str, Any], lora: Lora) -> None:
     job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update=recipe), lora=lora)
     whole = variant(job, "whole")
@@ -376,19 +386,22 @@ def test_the_plan_of_a_run_needs_less_memory_and_smaller_checkpoints(home: Path,
     assert with_adapters.stages[-1].memory == without.stages[-1].memory  # the fine-tune
 
 
+def on_disk(plan: Plan) -> list[StageStorage]:
+    return [each.model_copy(update={"device_memory": 0}) for each in plan.storage]
+
+
 def test_weights_in_4_bits_need_less_memory_but_models_of_the_same_size(home: Path, tmp_path: Path) -> None:
     gpu = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1}}
-    plans = [
+    in_4_bits, full = (
         build_plan(lora_config(tmp_path, home / "start", pools=gpu, submodels={"lora": {"rank": 4, "base": base}}))
         for base in ("nf4", "full")
-    ]
-    small, large = (of_submodels(plan.stages).memory for plan in plans)
+    )
+    small, large = of_submodels(in_4_bits.stages).memory, of_submodels(full.stages).memory
     assert small.weights + small.unpacked == large.weights > small.weights
-    on_disk = [[each.model_copy(update={"device_memory": 0}) for each in plan.storage] for plan in plans]
-    assert on_disk[0] == on_disk[1]
+    assert on_disk(in_4_bits) == on_disk(full)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_plan_proposes_4_bits_where_nothing_else_fits(
     home: Path, tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +435,7 @@ def finished(home: Path) -> Path:
     return pipeline.run(lora_config(home / "runs", home / "start"), backend=LocalBackend())
 
 
+@pytest.mark.slow
 @pytest.mark.ecosystem("Use: LoRA of PEFT on an exported model", "peft", "transformers")
 def test_peft_adapts_the_exported_model_again(finished: Path, tmp_path: Path) -> None:
     check_lora_on_top(finished / "model", inputs(), tmp_path, lr=2e-2, steps=20)

@@ -65,8 +65,9 @@ def test_a_start_of_another_shape_is_an_error():
 def test_weights_change_the_backbone_alone():
     config = tiny_config("mixtral", 4)
     parts = [random_tensors(tiny_config("mixtral", 2), seed=k) for k in range(2)]
-    even, uneven = (
-        {report.key: tensor for tensor, report in merge(parts, parts[0], model_map(config), weights)}
-        for weights in ((0.5, 0.5), (0.25, 0.75))
-    )
+
+    def merged(*weights):
+        return {report.key: tensor for tensor, report in merge(parts, parts[0], model_map(config), weights)}
+
+    even, uneven = merged(0.5, 0.5), merged(0.25, 0.75)
     assert {model_map(config).classify(key).role for key in differences(even, uneven)} == {Role.BACKBONE}

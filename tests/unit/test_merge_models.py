@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from clustering_corpus import VOCABULARY, WORDS, write_corpus
+from clustering_corpus import VOCABULARY, WORDS, ids_of, write_corpus
 from hub_standin import hub
 from huggingface_hub import ModelCard, metadata_load
 from moe_models import LENGTH, VOCAB
@@ -95,9 +95,8 @@ def reference(
         if page.stacks:
             joined = {"gate": ("input", ("gate", "up")), "down": ("output", ("down",))}
             for name, parts in [joined[part]] if part in joined else []:
-                found[f"{at}.{page.block}.{name}_linear.weight"] = torch.stack(
-                    [torch.cat([model[f"{at}.mlp.{each}_proj.weight"] for each in parts]) for model in models]
-                )
+                rows = [projections(model, at, parts) for model in models]
+                found[f"{at}.{page.block}.{name}_linear.weight"] = torch.stack(rows)
             continue
         scale = 0.5 if page.shared is not None and part == "down" else 1.0
         for k, model in enumerate(models):
@@ -105,6 +104,10 @@ def reference(
         if page.shared is not None:
             found[f"{at}.mlp.{page.shared.module}.{part}_proj.weight"] = tensor * (1.0 if page.shared.gate else scale)
     return found
+
+
+def projections(model: Mapping[str, torch.Tensor], layer: str, names: tuple[str, ...]) -> torch.Tensor:
+    return torch.cat([model[f"{layer}.mlp.{name}_proj.weight"] for name in names])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -153,7 +156,7 @@ def sentences(name: str, count: int, seed: int) -> list[list[str]]:
 
 def trained(model: torch.nn.Module, texts: list[list[str]], steps: int, directory: Path, tokenizer: Path) -> Path:
     rng, optimizer = np.random.default_rng(0), torch.optim.AdamW(model.parameters(), 3e-3)
-    ids = torch.tensor([[VOCABULARY[word] for word in sentence] for sentence in texts])
+    ids = torch.tensor([ids_of(sentence) for sentence in texts])
     for _ in range(steps):
         batch_BL = ids[rng.integers(0, len(ids), 16)]
         model(input_ids=batch_BL, labels=batch_BL).loss.backward()
@@ -404,7 +407,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
         tokenizer.save_pretrained(tmp_path / name)
     (tmp_path / "one.txt").write_text("ship sail", encoding="utf-8")
     given = {"models": ["a", "b"], "base": "a", "output": "moe"} | change
-    models, texts = ([str(tmp_path / each) for each in given.get(name, ())] for name in ("models", "texts"))
+    models = [str(tmp_path / each) for each in given["models"]]
+    texts = [str(tmp_path / each) for each in given.get("texts", ())]
     with pytest.raises(error) as caught:
         merge_models(
             models,

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from moe_models import ALONE, LENGTH, VOCAB, built, in_memory, model_map, moe, random_tensors, tiny_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CheckpointError, ConfigError
@@ -153,7 +154,8 @@ def test_shards_are_small_complete_and_load(tied, tmp_path):
     total = write_checkpoint(tmp_path, tensors.items(), config, max_shard_bytes=8000)
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 2
-    assert all(sum(t.nbytes for t in load_file(f).values()) <= 8000 for f in files)
+    for file in files:
+        assert sum(tensor.nbytes for tensor in load_file(file).values()) <= 8000
     assert json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == total
     check_same(open_checkpoint(tmp_path), tensors)
     check_same(dict(model_tensors(load_model(tmp_path))), tensors)
@@ -350,6 +352,25 @@ def test_the_path_of_gpus_computes_what_the_path_of_cpus_computes(autocast):
         assert torch.linalg.vector_norm(loop - grouped) < (2e-2 if autocast else 1e-6) * torch.linalg.vector_norm(loop)
     exact_TD = sorted_experts(experts, x_TD, expert_TK, weight_TK)
     assert torch.allclose(found[1][0], exact_TD, rtol=1e-5) is not autocast, "bf16 rounds"
+
+
+def test_a_forward_pass_without_gradients_takes_the_path_of_training_while_the_model_trains(monkeypatch):
+    """Before: the forward pass of streamed training took another path than the one that computes it again."""
+    experts = specialise(build(tiny_config("qwen3_moe", 4))).model.layers[0].mlp.experts
+    seen, usual = [], ALL_EXPERTS_FUNCTIONS["grouped_mm"]
+
+    def noting(*given):
+        seen.append(experts.training)
+        return usual(*given)
+
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, "grouped_mm", noting)
+    x_TD, expert_TK = torch.randn(8, experts.down_proj.shape[1]), torch.arange(8)[:, None] % 4
+    with torch.no_grad():
+        trained, evaluated = (
+            grouped_experts(experts.train(mode), x_TD, expert_TK, torch.ones(8, 1)) for mode in (True, False)
+        )
+    assert seen == [False]
+    torch.testing.assert_close(trained, evaluated)
 
 
 @pytest.mark.parametrize("path", [sorted_experts, grouped_experts])

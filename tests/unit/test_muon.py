@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from tiny_training import BATCH, RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
 from torch import nn
 
-from moedisco_ray.core.config import FAMILIES, Architecture, Optimizer, RunConfig
+from moedisco_ray.core.config import FAMILIES, Architecture, FamilyName, LowMemoryPool, Optimizer, RunConfig
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import check_same, hf_config, load_model, skeleton
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state
+from moedisco_ray.plan.cost import optimizer_flops_per_token
+from moedisco_ray.plan.muon_flops import muon_flops
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.muon import MOMENTUM, Muon, is_matrix, orthogonalised
 from moedisco_ray.training.optimizer import adamw, make_optimizer
@@ -74,6 +77,31 @@ def test_the_matrices_are_those_of_the_layers_without_routers(family: str) -> No
     if page.shared is not None:
         expected |= {f"mlp.{page.shared.module}.{each}_proj.weight" for each in ("gate", "up", "down")}
     assert chosen == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_counts_the_operations_of_muons_matrices(family: FamilyName) -> None:
+    """Before: three functions counted them, the plan's by a formula that was 30 % off for latent attention."""
+    sizes = Architecture(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        moe_intermediate_size=24,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    recipe, exact = Optimizer(name="muon", batch_tokens=512), 0
+    for name, each in skeleton(hf_config(family, sizes, 64, 16, 0)).named_parameters():
+        if is_matrix(name, each):
+            halves = 2 if name.endswith("gate_up_proj") and not DECLARATIONS[family].interleaved else 1
+            *experts, rows, columns = each.shape
+            short, long = sorted((rows // halves, columns))
+            exact += math.prod(experts) * halves * 5 * (4 * short**2 * long + 2 * short**3)
+    assert muon_flops(family, sizes) == exact
+    pool = LowMemoryPool(gpu=1, card="L4")
+    planned = optimizer_flops_per_token(family, sizes, recipe, pool)
+    assert planned == pytest.approx(exact / 512 * pool.flops(4) / pool.flops(1))
+    assert not optimizer_flops_per_token(family, sizes, Optimizer(), pool)
 
 
 @given(rows=st.integers(1, 24), columns=st.integers(1, 24), count=st.integers(1, 3), seed=st.integers(0, 99))

@@ -41,10 +41,9 @@ def test_what_depends_on_transformers_passes_with_the_oldest_one(
     assert f'"{allowed},<6"' in (pytestconfig.rootpath / "pyproject.toml").read_text(encoding="utf-8"), "make it again"
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in FILES]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment["ALL_FAMILIES"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "ecosystem and not slow", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "-q", "-m", "ecosystem", "-p", "no:cacheprovider", *files],
         cwd=pytestconfig.rootpath,
         env=environment,
         capture_output=True,

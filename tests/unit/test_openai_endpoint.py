@@ -102,6 +102,7 @@ def same(found: str, expected: str) -> bool:
     return found.strip("\ufffd \n") == expected.strip("\ufffd \n")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_official_client_gets_what_the_model_generates(
     client: openai.OpenAI,

@@ -208,6 +208,7 @@ def finished(tmp_path: Path, tokens: dict[str, float], **changes: bool) -> Path:
     return pipeline.run(type(config).model_validate(raw), backend=OneCorpus())
 
 
+@pytest.mark.slow
 def test_a_run_passes_them_on_twice(tmp_path: Path) -> None:
     tokens = {"total": 24_000, "seed_share": 0.4, "finetune_share": 0.3}
     kept = finished(tmp_path / "kept", tokens)

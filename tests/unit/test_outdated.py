@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from pinned_runs import config_of
+from damaged_runs import pinned_run
 from typer.testing import CliRunner, Result
 
 from moedisco_ray.cli.app import app
@@ -22,31 +21,23 @@ from moedisco_ray.execution.local_backend import LocalBackend
 LATER = ["finetune", "evaluate", "export"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def changed(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
     """The configuration of a finished run with another merge, which was made again; what follows it was not yet."""
-    home = tmp_path_factory.mktemp("changed")
-    config, stop = config_of("qwen3_moe", home), home / "stop"
-    pipeline.run(config, backend=LocalBackend())
-    assert outdated(config) == []
+    stop = tmp_path_factory.mktemp("changed") / "stop"
 
     def end(event: Event) -> None:
         if event.type == "stage_finished":
             stop.write_text("cancelled")
 
-    merge = config.merge.model_copy(update={"calibration_tokens": 1024})
-    found = config.model_copy(update={"merge": merge})
-    with pytest.raises(RunStopped):
-        pipeline.run(found, (end,), redo=True, backend=LocalBackend(), stop=StopFile(stop))
-    return found
+    with pinned_run() as made:
+        made.restore()
+        assert outdated(made.config) == []
+        merge = made.config.merge.model_copy(update={"calibration_tokens": 1024})
+        config = made.config.model_copy(update={"merge": merge})
+        with pytest.raises(RunStopped):
+            pipeline.run(config, (end,), redo=True, backend=LocalBackend(), stop=StopFile(stop))
+        yield config
 
 
 def invoke(*arguments: object) -> Result:

@@ -18,7 +18,11 @@ parts_of_documents = st.lists(st.lists(documents, max_size=5), max_size=4)
 
 
 def pack(directory, parts, vocab_size=100):
-    return write_packed(directory, [[np.array(d, dtype=np.int32) for d in part] for part in parts], EOS, vocab_size)
+    return write_packed(directory, [arrays(part) for part in parts], EOS, vocab_size)
+
+
+def arrays(documents):
+    return [np.array(document, dtype=np.int32) for document in documents]
 
 
 def joined(parts):

@@ -18,7 +18,7 @@ from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, 
 from moedisco_ray.core.records.events import EventLog
 from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
-from moedisco_ray.models import open_checkpoint
+from moedisco_ray.models import differences, open_checkpoint
 from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.merge.backbone import combine
@@ -51,7 +51,7 @@ def mixtral(tmp_path: Path) -> Path:
 
 
 def run(tmp_path: Path, **changes: Any) -> Path:
-    return pipeline.run(small_config(tmp_path / "runs", tokens=FEW_TOKENS, **changes), backend=OneCorpus())
+    return pipeline.run(small_config(tmp_path / "runs", **{"tokens": FEW_TOKENS, **changes}), backend=OneCorpus())
 
 
 def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral: Path) -> None:
@@ -81,11 +81,35 @@ def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral:
     assert AutoModelForCausalLM.from_pretrained(directory / "model").config.model_type == "mixtral"
 
 
+@pytest.mark.parametrize("clusters", [2, 4])
+def test_of_a_pretrained_moe_submodels_that_learn_nothing_become_the_start_again(
+    tmp_path: Path, mixtral: Path, clusters: int
+) -> None:
+    """Before: the routers were computed anew, and the loss of the start was lost."""
+    still = {"optimizer": {"name": "adamw", "lr": 1e-30, "weight_decay": 0.0, "batch_tokens": 1024}}
+    directory = run(
+        tmp_path,
+        model={"family": "mixtral", "config": None, "init": {"checkpoint": str(mixtral)}},
+        clusters={"count": clusters, "vectors": "mean_token"},
+        tokenizer={"replace": True},
+        tokens={"total": 8_000, "seed_share": 0.0, "finetune_share": 0.4},
+        evaluation={"max_tokens": 500},
+        submodels=still,
+        finetune=still,
+        merge={"router": None, "calibration_tokens": 1024},
+    )
+    start = dict(open_checkpoint(mixtral))
+    for part in ("merged", "model"):
+        assert differences(dict(open_checkpoint(directory / part)), start) == []
+
+
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [
-        ("qwen2_moe", {"norm_topk_prob": False, "shared_expert_intermediate_size": 24}),
-        ("olmoe", {"norm_topk_prob": False}),
+        pytest.param(
+            "qwen2_moe", {"norm_topk_prob": False, "shared_expert_intermediate_size": 24}, marks=pytest.mark.slow
+        ),
+        pytest.param("olmoe", {"norm_topk_prob": False}, marks=pytest.mark.slow),
         (
             "deepseek_v2",
             {"fields": {"kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}},
@@ -109,6 +133,7 @@ def test_families_with_unnormalised_routers(tmp_path: Path, family: str, sizes: 
     assert stages["finetune"]["perplexity"] < 0.95 * stages["merge"]["perplexity"]
 
 
+@pytest.mark.slow
 def test_what_came_before_the_finished_model_is_measured_only_if_it_is_asked_for(tmp_path: Path) -> None:
     directory = run(tmp_path, evaluation={"stages": False})
     evaluation = read_json(directory / "evaluation" / "evaluation.json")
@@ -160,7 +185,7 @@ def test_text_that_was_never_trained_on_is_measured_beside_the_validation_text(e
     evaluation = read_json(elaborate / "report.json")["evaluation"]
     unseen = evaluation["unseen"]
     assert [entry["source"] for entry in unseen["sources"]] == ["json", "unseen-1"]
-    assert sum(entry["tokens"] for entry in unseen["sources"]) == unseen["tokens"] <= 20_000
+    assert sum(entry["tokens"] for entry in unseen["sources"]) == unseen["tokens"] <= 8_000
     # Of a file of the corpus only what is held out, or stands in no other file, is left.
     assert unseen["trained_on"] > 10 * unseen["sources"][1]["documents"]
     assert unseen["bits_per_byte"] > 0
@@ -214,6 +239,7 @@ def test_syncs_are_in_the_report_and_their_last_backbone_is_kept(tmp_path: Path)
     assert not (directory / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_after_syncs_the_merged_backbone_is_the_mean_of_the_sub_models(tmp_path: Path) -> None:
     directory = run(tmp_path, submodels={"sync_every": 3}, merge={"backbone": "uniform"})
     common = open_checkpoint(directory / "submodels" / "common")
@@ -319,7 +345,7 @@ def check_rows_equal(tensors: Any) -> bool:
     return bool(torch.equal(first, second))
 
 
-@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("normalised", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_upcycling_copies_the_seeds_expert_and_keeps_its_scale(tmp_path: Path, normalised: bool) -> None:
     directory = pipeline.run(
         small_config(
@@ -362,6 +388,7 @@ def test_upcycling_copies_the_seeds_expert_and_keeps_its_scale(tmp_path: Path, n
     assert torch.allclose(seed, whole_model, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_without_a_fine_tune_the_model_is_the_merged_one(tmp_path: Path) -> None:
     directory = pipeline.run(
         small_config(

@@ -44,7 +44,6 @@ NAME_NO_PLACE = {
     ),
     "evaluation.sources.*.exclude.*",
     "evaluation.sources.*.name",
-    "evaluation.sources.*.owner",
     "evaluation.sources.*.text_column",
     "evaluation.prompts.*",
     "pools.low_memory.resource",

@@ -21,8 +21,6 @@ SMALL = (
     "model.config.hidden_size=32",
     "model.config.moe_intermediate_size=64",
     "evaluation.max_tokens=5000",
-    "evaluation.sample_tokens=4",
-    "clusters.sample=300",
 )
 
 
@@ -32,7 +30,7 @@ def files(tmp_path: Path) -> list[Path]:
     if SHARED.is_dir():
         return sorted(SHARED.glob("*.txt"))[:7]
     paths = []
-    for name in embedded.domain_names()[:7]:
+    for name in list(embedded.DOMAINS)[:7]:
         paths.append(tmp_path / f"{name}.txt")
         paths[-1].write_text("\n\n".join(embedded.domain_texts(name, 360_000)), encoding="utf-8")
     return paths

@@ -16,7 +16,7 @@ from moedisco_ray.core.cards import PEAK_FLOPS, UTILISATION
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError, RunDirError
-from moedisco_ray.core.records.bill import Bill, metered_bill
+from moedisco_ray.core.records.bill import Bill, format_dollars, metered_bill
 from moedisco_ray.core.records.events import BILL_FIGURES, EventLog
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.report import build_report
@@ -122,7 +122,7 @@ def test_a_speed_that_is_not_known_is_never_a_number():
 
 
 def test_gpu_pools_say_what_is_assumed_and_where_it_is_from():
-    plan = build_plan(preset("default"))
+    plan = build_plan(preset("default").model_copy(update={"recipe": None}))
     assert plan.bill.dollars > plan.training_dollars
     low, high = (speed.source for speed in plan.speeds)
     assert low.startswith(
@@ -238,6 +238,8 @@ def test_text_that_is_not_here_has_no_size(tmp_path):
     assert size(str(tmp_path), f"{tmp_path}/*.txt", str(tmp_path / "a.txt")) == 111 + 100 + 100
     assert size(str(tmp_path), "s3://bucket/x") is None
     assert size(f"{tmp_path}/*.none") is None
+    (tmp_path / "c.jsonl.gz").write_bytes(b"x" * 10)
+    assert size(str(tmp_path / "c.jsonl.gz")) == 40
 
 
 def test_at_the_speed_that_a_run_has_measured_its_plan_states_the_time_of_its_trainings(tmp_path):
@@ -261,7 +263,7 @@ def test_at_the_speed_that_a_run_has_measured_its_plan_states_the_time_of_its_tr
     (run / "report.json").write_text(done.model_dump_json())
     measured, pools = with_measured_speed(config, str(run))
     assert pools == ("low_memory", "high_memory")
-    plan = build_plan(measured, Machine(measured_in=dict.fromkeys(pools, "RUN")))
+    plan = build_plan(measured, Machine(measured=dict.fromkeys(pools, "in RUN")))
     assert all(speed.source.startswith("measured in RUN: ") for speed in plan.speeds)
     planned, trained = {stage.stage: stage for stage in plan.stages}, {stage.name: stage for stage in done.stages}
     for stages in (("seed", "submodels"), ("finetune",)):
@@ -292,7 +294,7 @@ def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
     }
     config = small_config(
         tmp_path / "runs",
-        tokens={"total": 60_000, "seed_share": 0.4, "finetune_share": 0.3},
+        tokens={"total": 36_000, "seed_share": 0.4, "finetune_share": 0.3},
         model={"family": "qwen3_moe", "config": sizes},
     )
     known = machine.measured_machine(config, here=True)
@@ -425,7 +427,7 @@ def test_a_plan_contains_what_a_setting_costs(stages, changes):
 
 @pytest.mark.parametrize("slots", [2, 8])
 def test_gpu_workers_wait_for_syncs(slots):
-    raw = yaml.safe_load(preset_text("default"))
+    raw = yaml.safe_load(preset_text("default")) | {"recipe": None}
     raw["pools"]["low_memory"]["max_workers"] = slots
     with_syncs, without = (
         build_plan(check_config(raw | {"submodels": raw["submodels"] | {"sync_every": every}})) for every in (8, None)
@@ -434,8 +436,7 @@ def test_gpu_workers_wait_for_syncs(slots):
     assert stage.fits_known
     ours, theirs = (by_stage(plan)["submodels"] for plan in (with_syncs, without))
     assert ours.seconds - theirs.seconds == pytest.approx(stage.sync.wait_seconds)
-    # models that take turns give up their slots
-    held = stage.units * stage.sync.wait_seconds if stage.units <= slots else 0.0
+    held = min(stage.units, slots) * stage.sync.wait_seconds
     assert ours.worker_seconds - theirs.worker_seconds == pytest.approx(held)
     assert stage.sync.wait_seconds > 0
     assert by_stage(with_syncs)["seed"] == by_stage(without)["seed"]  # one card
@@ -464,3 +465,20 @@ def test_the_planned_evaluation_also_finds_the_clusters_of_the_text():
 def test_an_upcycled_seed_s_calibration_is_planned():
     sparse = with_gpus(tokens__seed_share=0.5, tokens__finetune_share=0.5)
     assert by_stage(build_plan(sparse, HERE))["merge"].worker_seconds > START_UP
+
+
+def test_a_plan_says_what_idle_cards_of_whole_nodes_add_to_a_bill_by_the_card() -> None:
+    """One of 8 cards at $2 an hour merges, evaluates and exports, while 7 wait. Before: nothing."""
+    nodes = {"gpu": 1, "card": "H100", "price_per_hour": 2.0, "workers": 8, "gpus_per_node": 8}
+    low = {"gpu": 1, "card": "L4", "price_per_hour": 0.0, "max_workers": 8}
+    config = preset("demo", pools={"low_memory": low, "high_memory": nodes})
+    plan = build_plan(config)
+    alone = [each for each in plan.estimates if each.stage in ("merge", "evaluate", "export")]
+    assert all(each.worker_seconds == pytest.approx(each.seconds) for each in alone)
+    [gang] = [each for each in plan.estimates if each.stage == "finetune"]
+    waits = 8 * (gang.seconds or 0.0) - (gang.worker_seconds or 0.0)  # for the controller of the gang
+    idle = 7 * sum(each.seconds or 0.0 for each in alone) + waits
+    assert estimate.idle_in_nodes(config, plan.estimates) == pytest.approx(2.0 * idle / 3600)
+    assert f"where nodes are rented whole, their idle cards add {format_dollars(2.0 * idle / 3600)}" in plan.assumptions
+    single = preset("demo", pools={"low_memory": low, "high_memory": nodes | {"workers": 1, "gpus_per_node": 1}})
+    assert "rented whole" not in build_plan(single).assumptions

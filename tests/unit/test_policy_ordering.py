@@ -36,8 +36,16 @@ def best_makespan(work: list[float], slots: int) -> float:
     return min(makespan(list(order), slots) for order in itertools.permutations(work))
 
 
+def units_of(work: list[float]) -> list[Remaining]:
+    return [remaining(str(k), value) for k, value in enumerate(work)]
+
+
+def planned(units: list[Remaining]) -> list[float]:
+    return [unit.planned for unit in units]
+
+
 def longest_first_of(work: list[float]) -> list[float]:
-    return [unit.planned for unit in longest_first([remaining(str(k), value) for k, value in enumerate(work)])]
+    return planned(longest_first(units_of(work)))
 
 
 @given(works, st.integers(1, 4))
@@ -85,12 +93,10 @@ def test_a_plan_that_is_wrong_by_one_factor_orders_like_a_right_one(
 def test_exchanging_pairs_is_never_worse_than_longest_first(
     work: list[float], running: list[float], slots: int
 ) -> None:
-    units = [remaining(str(k), value) for k, value in enumerate(work)]
+    units = units_of(work)
     order = soonest_done(units, running, slots)
     assert sorted(unit.name for unit in order) == sorted(unit.name for unit in units)
-    end, before = (
-        max(finish_times(running, [unit.planned for unit in each], slots)) for each in (order, longest_first(units))
-    )
+    end, before = (max(finish_times(running, planned(each), slots)) for each in (order, longest_first(units)))
     assert end <= before
     assert order == longest_first(units) or end < before * 0.996
 
@@ -98,7 +104,7 @@ def test_exchanging_pairs_is_never_worse_than_longest_first(
 @pytest.mark.parametrize("slots", [1, 2, 3, 4])
 def test_it_finds_the_best_schedule_of_the_benchmarks_sub_models(slots: int) -> None:
     shares = [1.8, 1.5, 1.2, 1.1, 0.9, 0.8, 0.5, 0.2]
-    order = soonest_done([remaining(str(k), share) for k, share in enumerate(shares)], [], slots)
+    order = soonest_done(units_of(shares), [], slots)
 
     def last_end(places: tuple[int, ...]) -> float:
         ends = [0.0] * slots
@@ -107,7 +113,7 @@ def test_it_finds_the_best_schedule_of_the_benchmarks_sub_models(slots: int) -> 
         return max(ends)
 
     best = min(map(last_end, itertools.product(range(slots), repeat=len(shares))))
-    assert makespan([unit.planned for unit in order], slots) == pytest.approx(best)
+    assert makespan(planned(order), slots) == pytest.approx(best)
 
 
 def test_many_units_and_an_empty_pool_are_left_longest_first() -> None:

@@ -6,7 +6,8 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from drawn import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.policies.retrying import (
@@ -148,6 +149,7 @@ def test_a_training_that_went_back_recomputes_as_before() -> None:
     assert again.history.recompute is True
 
 
+@settings(max_examples=examples(15, 100))
 @given(
     st.lists(ends_of(*FAILURES), min_size=21, max_size=40),
     st.lists(ends_of("preempted"), max_size=30),

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import Model, check_config
+from moedisco_ray.core.config.start_files import start_with_weights
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.core.store.checksums import with_checksum
 from moedisco_ray.models import check_same, open_checkpoint, write_checkpoint
@@ -69,9 +71,9 @@ def test_a_pushed_model_is_private_whole_and_a_start_again(server: Hub, run: Pat
     assert files.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
     assert files["README.md"].decode() == CARD
     assert server.token not in output
-    start = Model.model_validate({"init": {"checkpoint": f"hf://{NAME}"}})
+    start = with_start(Model.model_validate({"init": {"checkpoint": f"hf://{NAME}"}}))
     assert start.family_name == "mixtral"
-    check_same(open_checkpoint(start.init.directory_with_weights()), open_checkpoint(run / "model"))
+    check_same(open_checkpoint(start_with_weights(start.init)), open_checkpoint(run / "model"))
 
 
 @pytest.mark.ecosystem("Use: push to a hub (a stand-in on loopback)", "huggingface-hub")
@@ -95,8 +97,8 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(server: Hub,
     assert push(str(more), NAME)[0] == 0
     files = server.repositories[NAME].commits[server.repositories[NAME].branches["main"]]
     assert "model.safetensors" not in files, "transformers would load this file, of the earlier model"
-    start = Model.model_validate({"init": {"checkpoint": f"hf://{NAME}"}})
-    check_same(open_checkpoint(start.init.directory_with_weights()), open_checkpoint(more))
+    start = with_start(Model.model_validate({"init": {"checkpoint": f"hf://{NAME}"}}))
+    check_same(open_checkpoint(start_with_weights(start.init)), open_checkpoint(more))
     assert push(str(run), NAME)[0] == 0
     files = server.repositories[NAME].commits[server.repositories[NAME].branches["main"]]
     assert files.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +19,12 @@ from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.locations import Location
-from moedisco_ray.execution.ray import backend, event_mailbox
+from moedisco_ray.execution.ray import backend
 from moedisco_ray.execution.ray import queue as module
 from moedisco_ray.execution.ray.attempts import AttemptContext
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, MailboxActor
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, RunMailbox
 from moedisco_ray.execution.ray.forecast import RESTART_SECONDS
+from moedisco_ray.execution.ray.mailbox_actor import MailboxActor
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
@@ -39,8 +40,15 @@ class Mail(EventMailbox):
     """Mail of two trainings; one has no slot yet."""
 
     def __init__(self) -> None:
-        super().__init__(SimpleNamespace(push=SimpleNamespace(remote=lambda event: event)), check=lambda: None)
+        super().__init__(RunMailbox(None), check=lambda: None)
+        self.events: list[Event] = []
         self.killed = {name: threading.Event() for name in NAMES}
+
+    def push(self, event: Event) -> None:
+        self.events.append(event)
+
+    def begin(self, units: Collection[str], begun: Collection[str]) -> None:
+        pass
 
     def status(self, unit: str) -> UnitStatus:
         return UnitStatus(("node",) if unit == "placed" else ())
@@ -83,9 +91,8 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
 
     monkeypatch.setattr(module, "attempt", attempt)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(event_mailbox.ray, "get", lambda value: value)
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
-    monkeypatch.setattr(module.session, "room", lambda _pool, _aside=(): 2)
+    monkeypatch.setattr(module.session, "room", lambda *_: 2)
     monkeypatch.setattr(module.session, "slots_staying", lambda _pool, _aside=(): 2)
     monkeypatch.setattr(module.session, "free_workers", lambda _bundle, _aside=(): 0)
     jobs = [
@@ -142,6 +149,27 @@ def test_a_run_that_is_stopped_waits_for_checkpoints_and_for_no_slots(queue: Que
     assert {name: killed.is_set() for name, killed in mail.killed.items()} == {"placed": False, "unplaced": True}
 
 
+def test_what_an_earlier_driver_has_begun_is_waited_for_even_if_nothing_is_to_start(
+    queue: Queue, end: StopFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: a driver that was stopped at once killed it without a checkpoint; one that had enough let it train."""
+    joined: list[tuple[str, object]] = []
+
+    def attempt(job: TrainJob, context: AttemptContext) -> TrainResult:
+        joined.append((job.name, context.begun))
+        return TrainResult(3, 3, (), 1.0, 0, finished=False)
+
+    monkeypatch.setattr(module, "attempt", attempt)
+    seat = SimpleNamespace(pool=LowMemoryPool())
+    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as threads:
+        patch.setattr(Queue, "_claimed", lambda _queue: {"placed": (seat, "its attempt")})
+        later = Queue(queue._jobs, queue._context, threads, queue._progress)
+        later.resume()
+        end.request("ended")
+        later.wait_for_ends()
+    assert joined == [("placed", (seat, "its attempt"))]
+
+
 def test_one_that_hangs_is_killed_after_its_time(
     queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,8 +224,7 @@ def test_the_forecast_counts_the_starts_of_what_waits(
 def test_a_pool_that_has_no_slot_for_anything_is_told_of_each_time(
     queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch, there: int, grace: str, warned: bool
 ) -> None:
-    events, placed = list[Event](), list[str]()
-    monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
+    placed = list[str]()
     monkeypatch.setattr(mail, "status", lambda _unit: UnitStatus(tuple(placed)))
     monkeypatch.setattr(module.session, "slots_staying", lambda _pool, _aside=(): there)
     monkeypatch.setattr(
@@ -206,22 +233,20 @@ def test_a_pool_that_has_no_slot_for_anything_is_told_of_each_time(
     monkeypatch.setattr(module, grace, 0.0)
     for placed[:] in ([], [], ["node"], [], []):
         queue.start()
-    assert [event.data["message"] for event in events if event.type == "warning"] == ["waits for 1 of low_mem_gpu"] * (
-        2 * warned
-    )
+    assert [event.data["message"] for event in mail.events if event.type == "warning"] == [
+        "waits for 1 of low_mem_gpu"
+    ] * (2 * warned)
 
 
 def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
     queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = list[Event]()
-    monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
     monkeypatch.setattr(mail, "status", lambda _unit: UnitStatus())
     monkeypatch.setattr(module.session, "free_workers", lambda _bundle, _aside=(): 1)
     monkeypatch.setattr(module, "START_SECONDS", 0.0)
     queue.start()
     queue.start()
-    assert events == []
+    assert mail.events == []
 
 
 def test_reads_at_the_queue_do_not_look_at_the_storage(
@@ -261,9 +286,9 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
 
     monkeypatch.setattr(module, "attempt", attempt)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(mail))
+    monkeypatch.setattr(backend, "open_mailbox", lambda *_: contextlib.nullcontext(mail))
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
-    monkeypatch.setattr(module.session, "room", lambda _pool, _aside=(): 1)
+    monkeypatch.setattr(module.session, "room", lambda *_: 1)
     job = TrainJob(
         stage="submodels",
         name="placed",

@@ -202,6 +202,7 @@ def test_roots_come_from_the_environment_and_follow_the_machines_own_links(data,
         listed(data / "a.txt")
 
 
+@pytest.mark.slow
 def test_the_embedded_text_is_the_runs_own(tmp_path):
     with reading_within(ReadRoots()):
         inputs = expand_sources([Source(path="embedded")], tmp_path, LIMITS)

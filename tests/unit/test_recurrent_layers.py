@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
 from moedisco_ray.core.config import Architecture, Model, RunConfig, check_config, read_architecture
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import (
@@ -169,18 +170,19 @@ def composite(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Ten
         return home, model(input_ids=TOKENS).logits
 
 
+def projections(experts: dict[str, torch.Tensor], block: str, part: str) -> torch.Tensor:
+    return torch.stack([experts[f"{block}.experts.{e}.{part}_proj.weight"] for e in range(8)])
+
+
 def stacked(source: Path, target: Path) -> Path:
     """The same model with the experts of a layer in one tensor, and with a layer that predicts further tokens."""
     target.mkdir()
     found = load_file(source / "model.safetensors")
     experts = {name: found.pop(name) for name in list(found) if ".experts." in name}
     for block in {name.split(".experts.")[0] for name in experts}:
-        parts = {
-            part: torch.stack([experts[f"{block}.experts.{e}.{part}_proj.weight"] for e in range(8)])
-            for part in ("gate", "up", "down")
-        }
-        found[f"{block}.experts.gate_up_proj"] = torch.cat([parts["gate"], parts["up"]], dim=1)
-        found[f"{block}.experts.down_proj"] = parts["down"]
+        gate, up, down = (projections(experts, block, part) for part in ("gate", "up", "down"))
+        found[f"{block}.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
+        found[f"{block}.experts.down_proj"] = down
     save_file(found | {"mtp.layers.0.mlp.gate.weight": torch.zeros(1)}, target / "model.safetensors")
     return written(target, json.loads((source / "config.json").read_text()))
 
@@ -196,7 +198,7 @@ def test_the_language_model_of_a_composite_model_is_a_start(
         AutoModelForCausalLM.from_pretrained(source).save_pretrained(tmp_path / "text")
         source = tmp_path / "text"
         assert any("language_model" in name for name in load_file(source / "model.safetensors"))
-    section = Model.model_validate({"init": {"checkpoint": str(source)}})
+    section = with_start(Model.model_validate({"init": {"checkpoint": str(source)}}))
     assert section.family_name == read_config(source)["model_type"] == FAMILY
     assert section.architecture.num_experts == 8
     assert section.architecture.fields["full_attention_interval"] == 2

@@ -49,13 +49,15 @@ def test_an_entry_whose_package_is_absent_is_an_error_with_a_remedy() -> None:
 
 def test_a_merge_rule_is_a_file_and_a_line_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("toy_rules")
-    module.MEDIAN = BackboneRule(tuple, lambda delta_CM, _: delta_CM.median(dim=0).values)  # type: ignore[attr-defined]
-    module.means = lambda total, _: normalised(total.xy_DC.T / total.count_C[:, None], total)  # type: ignore[attr-defined]
+    vars(module).update(
+        MEDIAN=BackboneRule(tuple, lambda delta_CM, _: delta_CM.median(dim=0).values),
+        means=lambda total, _: normalised(total.xy_DC.T / total.count_C[:, None], total),
+    )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(BACKBONE_RULES, "median", Entry("toy_rules:MEDIAN"))  # type: ignore[arg-type]
     monkeypatch.setitem(ROUTER_METHODS, "means", Entry("toy_rules:means"))  # type: ignore[arg-type]
     config = check_config(MINIMAL | {"merge": {"backbone": "median", "router": "means"}})
-    assert config.merge.from_data
+    assert config.merge.from_data(from_moe=True)
     weights = merge_weights(config.merge.backbone, [1, 1, 2])
     copies = [torch.tensor([value, 2.0]) for value in (1.0, 5.0, 9.0)]
     merged, _ = combine("norm", copies, torch.zeros(2), weights, backbone_rule(config.merge.backbone).change)

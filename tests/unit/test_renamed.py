@@ -59,6 +59,21 @@ def test_a_stored_value_that_nothing_replaces_is_named_in_one_line(
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_gone_from_the_entries_of_a_list_is_left_out() -> None:
+    minimal = {"name": "x", "corpus": {"sources": [{"path": "embedded", "weight": 2.0}]}}
+    unseen = {"path": "s3://bucket/text", "name": "law"}
+    stored = {**minimal, "evaluation": {"sources": [unseen | {"weight": 1.0, "owner": None}]}}
+    assert stored_config(stored) == stored_config({**minimal, "evaluation": {"sources": [unseen]}})
+    assert stored_config(stored).corpus.sources[0].weight == 2
+
+
 def test_a_section_of_which_nothing_is_left_has_its_defaults() -> None:
     minimal = {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}}
     assert stored_config({**minimal, "finetune": {"dense_gate": 0.5}}) == stored_config(minimal)
+
+
+@pytest.mark.parametrize(("method", "vectors"), [("kmeans", "mean_token"), ("random", "random")])
+def test_a_value_that_another_setting_took_over_is_found_there(method: str, vectors: str) -> None:
+    minimal = {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}}
+    stored = {**minimal, "clusters": {"method": method, "vectors": "mean_token", "restarts": 2}}
+    assert stored_config(stored) == stored_config({**minimal, "clusters": {"vectors": vectors}})

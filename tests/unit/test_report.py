@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -15,7 +16,15 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.bill import format_dollars, format_seconds
 from moedisco_ray.core.records.event_totals import CURVE_POINTS, EventTotals, thin
 from moedisco_ray.core.records.events import Event, EventLog
-from moedisco_ray.core.records.findings import cluster_rows, evaluation_rows, expert_note, start_note, task_table
+from moedisco_ray.core.records.findings import (
+    cluster_rows,
+    evaluation_rows,
+    expert_note,
+    learnt_notes,
+    slope_note,
+    start_note,
+    task_table,
+)
 from moedisco_ray.core.records.report import (
     TABLE_COLUMNS,
     build_report,
@@ -24,8 +33,8 @@ from moedisco_ray.core.records.report import (
     report_speeds,
     report_table,
 )
-from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import EvaluationRecord, ExportSummary
+from moedisco_ray.core.records.run_record import Curve, RunReport
+from moedisco_ray.core.records.summaries import CorpusSummary, EvaluationRecord, ExportSummary
 from moedisco_ray.core.stages import STAGES, fingerprints
 from moedisco_ray.core.store.artifacts import Manifest, write_json
 from moedisco_ray.core.store.checksums import with_checksum
@@ -248,8 +257,55 @@ def test_text_by_name_tasks_and_experts_as_they_are_shown():
         "normalised mutual information of a document's main expert: 0.25 with its cluster; "
         "1 of 4 experts are dead (under 1 % of an even load)"
     )
+    copies = {**MEASURED, "routers": [{**router, "similarity": 0.99} for router in MEASURED["routers"]]}
+    note = expert_note(EvaluationRecord.model_validate(copies))
+    assert note is not None
+    assert "warning: the experts of a layer are nearly copies of each other (cosine 0.99)" in note
     nothing = EvaluationRecord()
     assert (task_table(nothing), evaluation_rows(nothing), expert_note(nothing)) == ([], [], None)
+
+
+def test_figures_come_with_what_they_mean():
+    evaluation = EvaluationRecord(
+        bits_per_byte=1.5,
+        xz_bits_per_byte=2.25,
+        load_by_source={"wiki": [0.5, 0.3, 0.2], "law": [0.2, 0.3, 0.5], "code": [0.2, 0.6, 0.2]},
+    )
+    corpus = CorpusSummary(tokens=1000)
+    assert learnt_notes(evaluation, corpus, 2500) == [
+        "1.50 bits per byte of held-out text, where xz needs 2.25: the model has learnt more than repetitions",
+        "the text was read 2.5 times",
+        "expert 0 takes 50% of the selections on wiki, and 20% on other sources",
+        "expert 2 takes 50% of the selections on law, and 20% on other sources",
+        "expert 1 takes 60% of the selections on code, and 30% on other sources",
+    ]
+    little, often = learnt_notes(EvaluationRecord(bits_per_byte=2.5, xz_bits_per_byte=2.25), corpus, 9000)
+    assert little.endswith("the model has not yet learnt more than repetitions; train on more tokens")
+    assert often == (
+        "the text was read 9.0 times; up to 4 are nearly as good as new text, and more than 16 gain little: add text, "
+        "or lower tokens.total"
+    )
+    even = EvaluationRecord(load_by_source={"wiki": [0.5, 0.5], "law": [0.45, 0.55]})
+    assert learnt_notes(even, CorpusSummary(), 9000) == []
+
+
+def losses(slope, noise=0.0, first=0, points=60):
+    """A loss that changes by `slope` with each doubling of a run's 600 tokens, the whole model's from `first` on."""
+    tokens = [first + (600 - first) * (i + 1) // points for i in range(points)]
+    loss = [5 + slope * math.log2(count) + noise * (-1) ** i for i, count in enumerate(tokens)]
+    return Curve(stage="finetune", tokens=[count - first for count in tokens], loss=loss)
+
+
+def test_the_slope_says_what_the_last_third_gained_and_twice_the_tokens_would():
+    assert slope_note(losses(-0.2), 600, 5400.0) == (
+        "over the last third of the tokens, 30 min 00 s, the training loss fell by 0.12; twice the tokens: about -0.20"
+    )
+    assert slope_note(losses(-0.2, first=300), 600, 2700.0) == slope_note(losses(-0.2), 600, 5400.0)
+    nothing = (losses(0.1), losses(-0.01, noise=1.0), losses(-0.2, first=500), losses(-0.2, points=6), None)
+    assert [slope_note(curve, 600, 5400.0) for curve in nothing] == [None] * 5
+    broken = losses(-0.2)
+    broken.loss[-1] = math.inf
+    assert "fell by 0.1" in (slope_note(broken, 600, 5400.0) or "")
 
 
 def test_the_start_stands_next_to_the_result_and_a_sentence_says_whether_the_run_helped():

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,16 @@ def test_a_function_gets_and_returns_what_it_does_with_hugging_face_datasets(
     assert 0 < len(reference) < len(ROWS)
 
 
+def grouped(found: Iterable[Document]) -> list[list[str]]:
+    """Texts of documents by group."""
+    groups: list[list[str]] = []
+    for document in found:
+        if document.begins:
+            groups.append([])
+        groups[-1].append(document.text)
+    return groups
+
+
 @pytest.mark.parametrize("unit", ["auto", "file", "paragraph", "line"])
 def test_documents_of_plain_text_are_rows_and_groups_stay_apart(tmp_path: Path, module: Module, unit: str) -> None:
     path = tmp_path / "x.txt"
@@ -110,18 +120,14 @@ def test_documents_of_plain_text_are_rows_and_groups_stay_apart(tmp_path: Path, 
     )
     # It drops first, inner and last documents of groups.
     name = module("def keep(row):\n    return None if len(row['text']) % 4 == 0 else {'text': row['text'][::-1]}\n")
-    groups: list[list[str]] = []
-    for document in documents(path, documents=unit):
-        if document.begins:
-            groups.append([])
-        groups[-1].append(document.text)
-    found: list[list[str]] = []
-    for document in documents(path, documents=unit, map=f"{name}:keep"):
-        if document.begins:
-            found.append([])
-        found[-1].append(document.text)
-    kept = ([text[::-1].strip("\n") for text in group if len(text) % 4] for group in groups)
-    assert found == [group for group in kept if group]
+    groups = grouped(documents(path, documents=unit))
+    found = grouped(documents(path, documents=unit, map=f"{name}:keep"))
+    kept = []
+    for group in groups:
+        left = [text[::-1].strip("\n") for text in group if len(text) % 4]
+        if left:
+            kept.append(left)
+    assert found == kept
     assert 0 < sum(map(len, found)) < sum(map(len, groups)) or unit == "file"
 
 
@@ -150,7 +156,7 @@ def made(config: RunConfig, directory: Path, **options: Any) -> tuple[dict[str, 
 def test_a_corpus_is_that_of_text_cleaned_beforehand_and_counts_dropped_rows(tmp_path: Path, module: Module) -> None:
     space: dict[str, Any] = {}
     exec(KEEP, space)
-    cleaned = [row for row in (space["keep"](dict(row)) for row in ROWS) if row is not None]
+    cleaned = [kept for row in ROWS if (kept := space["keep"](dict(row))) is not None]
     (tmp_path / "clean").mkdir()
     before = {
         "path": str(write_table(tmp_path, ".jsonl", ROWS)),

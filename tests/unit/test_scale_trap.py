@@ -88,7 +88,7 @@ def logits(model, tokens):
         return model(torch.as_tensor(tokens)).logits
 
 
-@pytest.mark.parametrize("router", ["ridge", "concat"])
+@pytest.mark.parametrize("router", ["ridge", "kept"])
 @pytest.mark.parametrize("family", NORMALISED)
 def test_normalised_weights_keep_the_branches_logits(family, router, tmp_path):
     config = tiny_config(family, CLUSTERS)
@@ -316,7 +316,7 @@ def test_only_routers_and_rescaled_projections_differ_from_the_plain_merge(tmp_p
 def test_concat_with_normalised_weights_is_the_plain_merge(tmp_path):
     config = tiny_config("olmoe", CLUSTERS)
     parts = separate_branches(config, tmp_path / "parts")
-    merged(config, parts, tmp_path / "merged", method="concat")
+    merged(config, parts, tmp_path / "merged", method="kept")
     assert differences(random_tensors(config, seed=2), open_checkpoint(tmp_path / "merged")) == []
 
 

@@ -98,6 +98,7 @@ def test_what_the_first_work_imports_is_not_searched_for_garbage_again(seat: Sea
     assert gc.get_freeze_count() <= frozen  # what later work leaves alive can still become garbage
 
 
+@pytest.mark.slow
 def test_a_process_that_used_no_gpu_makes_no_context_on_it() -> None:
     gpu = Cuda(used=5, cached=7, broken=True, initialized=False)
     assert clear(gpu.modules) == clear({}) == 0
@@ -119,6 +120,19 @@ def test_an_error_that_breaks_the_gpu_s_context_fails_the_work_that_made_it(
         seat.run(breaks)
 
 
+class Placed:
+    """Where Ray has put the seat."""
+
+    def get_gpu_ids(self) -> list[int]:
+        return [0]
+
+    def get_runtime_context(self) -> Placed:
+        return self
+
+    def get_node_id(self) -> str:
+        return "node"
+
+
 def test_memory_that_stays_ends_the_seat_before_its_next_work(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Cuda()
     monkeypatch.setattr(seat_actor, "sys", gpu)
@@ -126,11 +140,12 @@ def test_memory_that_stays_ends_the_seat_before_its_next_work(seat: Seat, monkey
     def leaks(size: int) -> None:
         gpu.used = size
 
+    monkeypatch.setattr(seat_actor, "ray", Placed())
     seat.run(lambda: leaks(1 << 20))
-    assert seat.node()
+    assert seat.place() == ("node", "0")
     seat.run(lambda: leaks(1 << 30))
     with pytest.raises(RuntimeError, match=f"{1 << 30} bytes"):
-        seat.node()
+        seat.place()
 
 
 def test_a_seat_imports_neither_torch_nor_the_package_s_heavy_parts() -> None:

@@ -51,8 +51,15 @@ def loads(model: PreTrainedModel) -> list[int]:
     return [experts.loads for experts in found]
 
 
-@pytest.mark.parametrize(("place", "resident"), [("cpu", 3), ("disk", None), ("disk", 0), ("disk", EXPERTS)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("place", "resident", "dtype"),
+    [
+        ("cpu", 3, torch.float32),
+        ("disk", None, torch.bfloat16),
+        ("disk", 0, torch.float32),
+        ("disk", EXPERTS, torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("family", [*FAMILIES, pytest.param("granitemoe", id="stacks")])
 def test_logits_are_those_of_the_model_in_memory(family, dtype, place, resident, tmp_path):
     written(tmp_path, family, dtype)

@@ -28,6 +28,8 @@ from typer.testing import CliRunner
 from docs.ecosystem import VERSION
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import Merge, Model
+from moedisco_ray.core.config.start_files import start_directory, start_with_weights
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model, runnable
@@ -59,12 +61,12 @@ def file() -> Path:
 
 @pytest.fixture(scope="module")
 def start(file: Path) -> Model:
-    return Model.model_validate({"init": {"upcycle": str(file), "num_experts": 2}})
+    return with_start(Model.model_validate({"init": {"upcycle": str(file), "num_experts": 2}}))
 
 
 @pytest.fixture(scope="module")
 def dense(start: Model) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(start.init.directory_with_weights())
+    return AutoModelForCausalLM.from_pretrained(start_with_weights(start.init))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             finetune={"optimizer": training | {"lr": 5e-5}},
             merge={"calibration_tokens": 1024},
             checkpoint={"every": 1000},
-            evaluation={"max_tokens": 500, "stages": False, "sample_tokens": 4},
+            evaluation={"max_tokens": 500, "stages": False},
         ),
         backend=LocalBackend(),
     )
@@ -115,7 +117,7 @@ def test_upcycling_keeps_the_function(start: Model, dense: PreTrainedModel, tmp_
         device="cpu",
         directory=tmp_path,
     )
-    ids = torch.tensor([AutoTokenizer.from_pretrained(start.init.directory)("".join(TEXT))["input_ids"]])
+    ids = torch.tensor([AutoTokenizer.from_pretrained(start_directory(start.init))("".join(TEXT))["input_ids"]])
     with torch.no_grad():
         found, expected = runnable(load_model(tmp_path))(ids, labels=ids), dense(ids, labels=ids)
     assert (found.logits - expected.logits).abs().max() < 1e-5 * expected.logits.abs().max()

@@ -89,8 +89,8 @@ def test_a_stage_that_does_not_fit_is_refused_and_its_remedy_makes_it_fit() -> N
     assert remedy is not None
     assert remedy.fits
     assert by_stage(with_settings(small, remedy.settings))["evaluate"].fits
-    assert "! evaluate does not fit 6 GB: fits with --set evaluation.max_tokens=" in text_of(small)
-    assert any("a worker of evaluate needs" in str(error) for error in (stage.problem for stage in too_large(plan)))
+    assert "! evaluate does not fit 6 GiB: fits with --set evaluation.max_tokens=" in text_of(small)
+    assert any("a worker of evaluate needs" in str(stage.problem) for stage in too_large(plan))
 
 
 def test_a_layer_that_is_larger_than_its_card_has_no_remedy() -> None:

@@ -39,6 +39,7 @@ def test_at_most_one_event_a_second_and_each_has_the_count_so_far(steps: list[tu
     assert all(event.data | {"done": 0} == {"done": 0, "total": 100, "unit": "tensors"} for event in emitted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe"])
 def test_every_stage_that_does_not_train_counts_its_work(tmp_path: Path, family: str) -> None:
     directory = pipeline.run(config_of(family, tmp_path), backend=LocalBackend())

@@ -110,7 +110,7 @@ def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], aft
     ("section", "setting", "value", "first"),
     [
         ("corpus", "sources", [{"path": "embedded", "map": "clean:keep"}], "corpus"),
-        ("clusters", "method", "random", "cluster"),
+        ("clusters", "vectors", "random", "cluster"),
         ("clusters", "capacity", None, "cluster"),
         ("submodels", "lora", {"alpha": 8.0}, "submodels"),
         ("merge", "backbone", "uniform", "merge"),
@@ -118,7 +118,6 @@ def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], aft
         ("finetune", "z_loss", 0.5, "finetune"),
         ("evaluation", "max_tokens", 5, "evaluate"),
         ("evaluation", "sources", [{"path": "s3://bucket/other"}], "evaluate"),
-        ("evaluation", "lm_eval_limit", 5, "evaluate"),
         ("export", "dtype", "bf16", "export"),
     ],
 )
@@ -126,6 +125,11 @@ def test_a_setting_changes_its_stage_and_those_after_it_alone(
     section: str, setting: str, value: Any, first: str
 ) -> None:
     assert remade(digests(), digests(**{section: {setting: value}})) == from_stage(first)
+
+
+def test_deterministic_kernels_change_all_trainings() -> None:
+    changed = {name for name, before in digests().items() if before != digests(deterministic=True)[name]}
+    assert changed == set(from_stage("seed"))
 
 
 def test_router_losses_belong_to_the_first_stage_whose_model_has_several_experts() -> None:

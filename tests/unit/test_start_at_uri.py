@@ -36,7 +36,9 @@ def first(home: Path) -> Iterator[RunConfig]:
     with s3_server("starts") as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE, str(home / "cache"))
         output = f"s3://starts/team?endpoint_override={server}&scheme=http"
-        config = config_of("qwen3_moe", home).model_copy(update={"output": output})
+        config = config_of("qwen3_moe", home)
+        few = config.tokens.model_copy(update={"total": 15_000})
+        config = config.model_copy(update={"output": output, "tokens": few})
         pipeline.run(config, backend=LocalBackend())
         shutil.rmtree(cache_directory())
         yield config

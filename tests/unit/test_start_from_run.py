@@ -23,6 +23,7 @@ def documents(directory: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_a_finished_runs_model_and_text_are_the_next_runs_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

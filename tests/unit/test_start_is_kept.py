@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import Merge, Model, RunConfig
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.records.events import EventLog
 from moedisco_ray.core.records.run_record import RunReport
@@ -61,7 +62,7 @@ def run_of(output: Path, family: str, start: Path, unseen: Sequence[dict[str, An
         clusters={"count": 2, "vectors": "hidden_state"},
         model={"family": family, "config": None, "init": {"upcycle": str(start), "num_experts": 2}},
         merge={"calibration_tokens": 1024},
-        evaluation={"max_tokens": 2000, "sample_tokens": 4, "sources": list(unseen)},
+        evaluation={"max_tokens": 2000, "sources": list(unseen)},
         **changes,
     )
 
@@ -74,6 +75,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
     return pipeline.run(run_of(home / "runs", "mixtral", llama, [unseen]), backend=LocalBackend())
 
 
+@pytest.mark.slow
 def test_the_start_is_measured_on_all_text_and_stands_next_to_the_result(exported: Path, llama: Path) -> None:
     found = EvaluationRecord.model_validate(read_json(exported / "evaluation" / "evaluation.json"))
     assert found.start is not None
@@ -110,7 +112,7 @@ def test_the_loss_before_and_after_the_upcycle_is_the_same_on_its_own_tokens(tmp
         for text in read:
             ids_BL = tokenizer(text, return_tensors="pt")["input_ids"]
             nats.append((ids_BL.shape[1] - 1) * float(dense(input_ids=ids_BL, labels=ids_BL).loss))
-    model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(llama), "num_experts": 4}})
+    model = with_start(Model.model_validate({"family": "mixtral", "init": {"upcycle": str(llama), "num_experts": 4}}))
     write_whole(
         Start(model, Path("unused"), 256, 0),
         clusters=2,
@@ -310,7 +312,7 @@ def test_end_tokens_that_the_start_does_not_name_are_its_tokenizer_s_not_the_cla
     (start / "config.json").write_text(json.dumps(read_json(start / "config.json") | named), encoding="utf-8")
     if settings is not None:
         (start / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(start), "num_experts": 2}})
+    model = with_start(Model.model_validate({"family": "mixtral", "init": {"upcycle": str(start), "num_experts": 2}}))
     write_whole(
         Start(model, Path("unused"), 256, 0),
         clusters=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections import Counter
 from contextlib import nullcontext
@@ -10,22 +11,25 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from fake_steps import experts_of_gpus
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import FAMILIES, Architecture, FamilyName, Optimizer
 from moedisco_ray.core.families import DECLARATIONS, PAGES
-from moedisco_ray.models import hf_config
+from moedisco_ray.models import grouped, hf_config
+from moedisco_ray.models.expert_parallel import divided_experts
+from moedisco_ray.models.speed import grouped_experts
 from moedisco_ray.training import TrainJob, World
 from moedisco_ray.training.batches import MicroBatch
 from moedisco_ray.training.sharding import configured
-from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.stepper import ResidentStepper
 
 aten = torch.ops.aten
-SEQUENCE, SEQUENCES, VOCABULARY = 16, 4, 128
+SEQUENCE, SEQUENCES, MICRO_BATCHES, VOCABULARY = 16, 4, 2, 128
 LAYER = {
     "mixtral": (298, 415, 36),
     "qwen2_moe": (407, 524, 36),
@@ -113,9 +117,7 @@ class _Methods(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def step_of(family: FamilyName, experts: int, layers: int, **recipe: Any) -> Step:
-    """The second step of a training with two micro-batches."""
-    optimizer = Optimizer(batch_tokens=SEQUENCES * SEQUENCE, micro_batch=SEQUENCES // 2, **recipe)
+def model_of(family: FamilyName, experts: int, layers: int, optimizer: Optimizer) -> PreTrainedModel:
     latent = DECLARATIONS[family].attention.latent
     sizes = Architecture(
         hidden_size=64,
@@ -127,9 +129,14 @@ def step_of(family: FamilyName, experts: int, layers: int, **recipe: Any) -> Ste
         num_key_value_heads=None if latent else 2,
     )
     dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
-    model = configured(
-        AutoModelForCausalLM.from_config(hf_config(family, sizes, VOCABULARY, SEQUENCE, 0), dtype=dtype), optimizer
-    )
+    config = hf_config(family, sizes, VOCABULARY, SEQUENCE, 0)
+    return configured(AutoModelForCausalLM.from_config(config, dtype=dtype), optimizer)
+
+
+def step_of(family: FamilyName, experts: int, layers: int, **recipe: Any) -> Step:
+    """The second step of a training with two micro-batches."""
+    optimizer = Optimizer(batch_tokens=SEQUENCES * SEQUENCE, micro_batch=SEQUENCES // MICRO_BATCHES, **recipe)
+    model = model_of(family, experts, layers, optimizer)
     job = TrainJob(
         stage="submodels",
         name="step",
@@ -144,15 +151,16 @@ def step_of(family: FamilyName, experts: int, layers: int, **recipe: Any) -> Ste
         load_balance=0.01 * (experts > 1),
         z_loss=0.001 * (experts > 1),
     )
-    step, counted = Stepper(model, job, World()), Step()
+    step, counted = ResidentStepper(model, job, World()), Step()
     tokens = torch.arange(SEQUENCES * SEQUENCE).view(SEQUENCES, SEQUENCE) % VOCABULARY
-    batches = [MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(SEQUENCES // 2)]
+    batches = [MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(SEQUENCES // MICRO_BATCHES)]
     step(batches)
     with counted, _Methods(counted):
         step(batches)
     return counted
 
 
+@functools.cache
 def of_a_layer(family: FamilyName, experts: int, *, grouped: bool) -> int:
     """Operations of a step with two layers, less those with one."""
     with experts_of_gpus() if grouped else nullcontext():
@@ -191,4 +199,40 @@ def test_a_step_waits_for_no_tensor_but_at_named_places(family: FamilyName, prec
 
 
 def test_the_loop_over_experts_is_seen_to_wait() -> None:
-    assert "speed.py: sorted_experts" in step_of("qwen3_moe", 4, 1).reads
+    assert "grouped.py: counts" in step_of("qwen3_moe", 4, 1).reads
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_a_layer_waits_once_per_pass_where_torch_has_no_kernel_for_grouped_products(
+    monkeypatch: pytest.MonkeyPatch, family: FamilyName
+) -> None:
+    """Before: each of the products waited, 6 per layer and micro-batch, or 8 if activations are recomputed."""
+    monkeypatch.setattr(grouped, "has_kernel", lambda _: False)
+    with experts_of_gpus():
+        one, two = (step_of(family, 4, layers, precision="bf16") for layers in (1, 2))
+    assert two.reads - one.reads == {"grouped.py: counts": MICRO_BATCHES}
+    assert not [name for name in two.kernels if "grouped_mm" in name]
+
+
+def test_a_layer_has_six_grouped_products_each_of_which_may_wait() -> None:
+    with experts_of_gpus():
+        one, two = (step_of("qwen3_moe", 4, layers, precision="bf16").kernels for layers in (1, 2))
+    assert (two - one)["aten._grouped_mm.default"] == 6 * MICRO_BATCHES
+
+
+def test_divided_experts_wait_once_in_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before: four waits, two of them in `bincount`, and those of the products."""
+    monkeypatch.setattr(grouped, "has_kernel", lambda _: False)
+    experts = model_of("qwen3_moe", 4, 1, Optimizer()).model.layers[0].mlp.experts
+    x_TD, weight_TK = torch.randn(10, 64, requires_grad=True), torch.rand(10, 2)
+    expert_TK, counted = torch.rand(10, 4).topk(2).indices, Step()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        with counted, _Methods(counted):
+            found = divided_experts(
+                experts, x_TD, expert_TK, weight_TK, group=dist.group.WORLD, compute=grouped_experts
+            )
+            torch.autograd.backward(found.sum())
+    finally:
+        dist.destroy_process_group()
+    assert counted.reads == {"expert_parallel.py: divided_experts": 1}

@@ -17,7 +17,7 @@ from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.core.store.artifacts import read_manifest
 from moedisco_ray.execution import pipeline
 
-TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}
+TOKENS = {"total": 30_000, "seed_share": 0.0, "finetune_share": 0.4}
 
 
 def test_a_stopped_run_has_a_checkpoint_and_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_stopped_run_has_a_checkpoint_and_ends_as_the_undisturbed_one(tmp_path
     stop = StopFile(tmp_path / "stop")
 
     def ask(event: Event) -> None:
-        if event.type == "progress" and event.unit == "finetune" and event.data["step"] >= 10:
+        if event.type == "progress" and event.unit == "finetune" and event.data["step"] >= 5:
             stop.request("budget")
 
     with pytest.raises(RunStopped, match="budget"):
@@ -36,7 +36,7 @@ def test_a_stopped_run_has_a_checkpoint_and_ends_as_the_undisturbed_one(tmp_path
     assert list((config.directory / "checkpoints").glob("finetune-*/small-finetune/steps/step-*"))
     events: list[Event] = []
     pipeline.run(config, (events.append,), backend=OneCorpus())
-    assert next(event.data["step"] for event in events if event.type == "progress") > 10
+    assert next(event.data["step"] for event in events if event.type == "progress") > 5
     ours, theirs = (run / "finetuned" / "model.safetensors" for run in (config.directory, undisturbed))
     assert ours.read_bytes() == theirs.read_bytes()
     meter = Meter()

@@ -217,7 +217,7 @@ def test_a_training_goes_where_it_fits_for_the_least_money(sized: tuple[TrainJob
     assert one.memory_gb < 2 < sixteen.memory_gb < 9 < all_at_once.memory_gb
     placement.check(needs[:2])
     with pytest.raises(
-        PoolError, match=r"^pools\.low_memory\.types: 9\.0: c needs \d+\.\d GB, more than any node type has; add"
+        PoolError, match=r"^pools\.low_memory\.types: 9\.0: c needs \d+\.\d GiB, more than any node type has; add"
     ):
         placement.check(needs)
     assert place_all(needs[:2], placement.types({})) == {"a": "low_memory.small", "b": "low_memory.large"}

@@ -52,6 +52,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_stage_is_two_files_and_a_line(tmp_path: Path) -> None:
     package = tmp_path / "code" / "moedisco_ray"

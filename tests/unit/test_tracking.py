@@ -3,6 +3,7 @@ import json
 import posixpath
 import re
 import sys
+import time
 import types
 
 import pytest
@@ -20,20 +21,19 @@ from moedisco_ray.core import registry
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.events import Event
-from moedisco_ray.core.store.artifacts import OnDisk, commit
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
 pytestmark = pytest.mark.filterwarnings("default")  # the trackers' libraries warn about their own dependencies
 
 
-def config(tmp_path, *, log_model=False, **trackers):
+def config(tmp_path, **trackers):
     return RunConfig.model_validate(
         {
             "name": "demo",
             "corpus": {"sources": [{"path": "embedded"}]},
             "output": str(tmp_path),
-            "tracking": {"trackers": trackers, "log_model": log_model},
+            "tracking": {"trackers": trackers},
             "tags": {"team": "language models"},
         }
     )
@@ -188,7 +188,7 @@ def tracked(request, tmp_path_factory):
     pytest.importorskip(kind, reason=f"{kind} is not installed")
     with pytest.MonkeyPatch.context() as patch:
         environment(patch, folder)
-        made = config(folder, log_model=kind != "tensorboard", **{kind: True if kind == "tensorboard" else "project"})
+        made = config(folder, **{kind: True if kind == "tensorboard" else "project"})
         started, *rest, last = (event for event in events() if event.type != "run_failed")
         stopped = Event("run_stopped", data={"reason": "cancelled"})
         for attempt in ([started, *rest[:STOP], stopped], [started, *rest[STOP - 4 :], *MEASURED, last]):
@@ -200,12 +200,12 @@ def tracked(request, tmp_path_factory):
                     write(made.directory)
                 listener(event)
             listener.close()
+            # TensorBoard orders the files of a folder by name: by the second, then by a number as text, 10 before 9.
+            time.sleep(1 - time.time() % 1)
         return kind, READERS[kind](made)
 
 
 def write(directory):
-    with commit(directory / "model", "", OnDisk(), "export") as draft:
-        (draft.path / "model.safetensors").write_bytes(b"weights")
     (directory / "report.json").write_text(json.dumps(run_report()), encoding="utf-8")
 
 
@@ -252,11 +252,10 @@ def test_every_promised_series_is_read_back(tracked):
     assert len(run["bill/dollars"]) > 1  # while the run went on, too
 
 
-def test_samples_figures_model_settings_and_tags_are_read_back(tracked):
-    kind, stored = tracked
+def test_samples_figures_settings_and_tags_are_read_back(tracked):
+    _, stored = tracked
     assert any("The license of the" in sample for sample in stored.samples)
     assert stored.figures == {"loss", "clusters", "experts"}
-    assert stored.model == (set() if kind == "tensorboard" else {"model.safetensors", "manifest.json"})
     assert "team:language models" in stored.tags
     assert stored.settings["name"] == "demo"
 
@@ -279,13 +278,10 @@ def trained(tmp_path_factory):
         environment(patch, folder)
         made = small_config(
             folder / "runs",
-            tokens={"total": 60_000, "seed_share": 0.2},
+            tokens={"total": 60_000, "seed_share": 0.2, "finetune_share": 0.4},
             clusters={"count": 2},
-            tracking={
-                "trackers": {kind: True if kind == "tensorboard" else "project" for kind in kinds},
-                "log_model": len(kinds) == 3,
-            },
-            evaluation={"max_tokens": 2_000, "sample_tokens": 4, "every_tokens": 4_096},
+            tracking={"trackers": {kind: True if kind == "tensorboard" else "project" for kind in kinds}},
+            evaluation={"max_tokens": 2_000, "every_tokens": 4_096},
         )
         listeners = trackers(made)
         pipeline.run(made, listeners, backend=LocalBackend())
@@ -294,6 +290,7 @@ def trained(tmp_path_factory):
         yield made, kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.ecosystem(*ROWS[kind])) for kind in READERS])
 def test_a_run_writes_every_promised_series(trained, kind):
     made, kinds = trained
@@ -320,7 +317,6 @@ def test_a_run_writes_every_promised_series(trained, kind):
     }
     assert stored.samples
     assert stored.figures == {"loss", "clusters", "experts"}
-    assert (kind == "tensorboard") != ("model.safetensors" in stored.model)
 
 
 class Faulty:
@@ -377,12 +373,6 @@ def test_a_run_that_never_started_leaves_nothing(tmp_path):
         listener(events()[3])
         listener.close()
         assert library.calls == []
-
-
-def test_a_model_needs_a_tracker_that_stores_it(tmp_path):
-    for wanted in ({"tensorboard": True}, {}):
-        with pytest.raises(ConfigError, match=r"^tracking.log_model: True: no tracker of the run stores models; "):
-            trackers(config(tmp_path, **wanted, log_model=True))
 
 
 def test_a_tracker_that_does_not_exist_and_a_project_of_tensorboard_are_errors(tmp_path):

@@ -114,6 +114,7 @@ def test_a_run_with_nothing_made_yet_has_nothing_to_draw(tmp_path: Path) -> None
     assert "interrupted" in show(config.directory)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_at_once_gives_its_directory_to_the_mended_one(tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from safetensors.torch import load_file, save_file
 from small_run import OneCorpus, small_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray.core.config import Merge, Model, check_config
-from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.config import Merge, Model, RunConfig, check_config
+from moedisco_ray.core.config.start_sizes import with_start
+from moedisco_ray.core.errors import CheckpointError, ConfigError, RunStopped
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stages import fingerprints
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.models import ModelMap, check_start_tensors, load_model, open_checkpoint, runnable, write_checkpoint
@@ -63,7 +67,9 @@ def declared(kind: str, sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_of(family: str, start: Path, **changes: Any) -> Model:
-    return Model.model_validate({"family": family, "init": {"upcycle": str(start), "num_experts": 4, **changes}})
+    return with_start(
+        Model.model_validate({"family": family, "init": {"upcycle": str(start), "num_experts": 4, **changes}})
+    )
 
 
 def upcycled(directory: Path, family: str, start: Path, **changes: Any) -> Path:
@@ -266,7 +272,7 @@ def test_copies_whose_weights_would_not_sum_to_one_are_refused(tmp_path: Path) -
     with pytest.raises(
         CheckpointError, match=r"^model\.init\.num_experts_per_tok: 3: changes .* set it to num_experts"
     ):
-        _ = model_of("deepseek_v2", tmp_path, num_experts_per_tok=3).architecture
+        model_of("deepseek_v2", tmp_path, num_experts_per_tok=3)
 
 
 def test_copies_whose_weights_cannot_sum_to_one_are_refused(tmp_path: Path) -> None:
@@ -275,7 +281,7 @@ def test_copies_whose_weights_cannot_sum_to_one_are_refused(tmp_path: Path) -> N
     with pytest.raises(
         CheckpointError, match=r"^model\.init\.upcycle: .* cannot be upcycled: the weights of a token's"
     ):
-        _ = model_of("phimoe", tmp_path).architecture
+        model_of("phimoe", tmp_path)
 
 
 def test_its_experts_are_the_mlp_and_its_backbone_the_rest(tmp_path: Path) -> None:
@@ -314,10 +320,16 @@ def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
     assert "started from are those of `seed`, a dense model whose MLP became the experts." in card
     losses = [read_json(run / "report.json")["evaluation"]["perplexity"] for run in (first, directory)]
     assert losses[1] < losses[0]
-    untrained = pipeline.run(
-        small_config(tmp_path / "third", tokens=FEW_TOKENS | {"seed_share": 0.0}, **changes), backend=OneCorpus()
-    )
-    begun = open_checkpoint(untrained / "seed")
+    untrained = small_config(tmp_path / "third", tokens=FEW_TOKENS | {"seed_share": 0.0}, **changes)
+    stop = StopFile(tmp_path / "stop")
+
+    def end(event: Event) -> None:
+        if event.type == "stage_finished" and event.stage == "seed":
+            stop.request("cancelled")
+
+    with pytest.raises(RunStopped):
+        pipeline.run(untrained, (end,), backend=OneCorpus(), stop=stop)
+    begun = open_checkpoint(untrained.directory / "seed")
     assert all(
         torch.equal(tensor, begun[key]) for key, tensor in open_checkpoint(first / "seed").items() if "gate" not in key
     )
@@ -338,18 +350,36 @@ def test_the_family_is_that_of_the_dense_models_closest_relative(
     tmp_path: Path, kind: str, changes: dict[str, Any], family: str
 ) -> None:
     start = dense(tmp_path / "dense", kind, **changes)
-    model = Model.model_validate({"init": {"upcycle": str(start), "num_experts": 4}})
-    assert (model.family, model.family_name) == (None, family)
+    model = with_start(Model.model_validate({"init": {"upcycle": str(start), "num_experts": 4}}))
+    assert model.family_name == family
     check_start_tensors(model)
     typed = model_of(family, start)
     assert model.architecture == typed.architecture
+
+
+def test_a_checked_configuration_has_the_sizes_of_its_start_and_reads_them_no_more(tmp_path: Path) -> None:
+    """Before: each use of the sizes read the start's `config.json`; without it, none was known."""
+    start = dense(tmp_path / "dense", "qwen3")
+    raw: dict[str, Any] = {"name": "x", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": LENGTH}}
+    raw["model"] = {"init": {"upcycle": str(start), "num_experts": 4}}
+    with pytest.raises(RuntimeError, match="was not read"):
+        _ = RunConfig.model_validate(raw).model.architecture
+    config = check_config(raw)
+    stored = config.model_dump(mode="json")
+    assert check_config(stored) == config
+    stored["model"]["config"]["hidden_size"] *= 2
+    with pytest.raises(ConfigError, match=r"^model\.config: differs from the sizes of model\.init\.upcycle .* remove"):
+        check_config(stored)
+    shutil.rmtree(start)
+    assert (config.model.family_name, config.model.architecture.hidden_size) == ("qwen3_moe", 16)
+    assert fingerprints(config) == fingerprints(RunConfig.model_validate_json(config.model_dump_json()))
 
 
 @pytest.mark.parametrize("family", ALONE)
 def test_the_family_of_an_moe_is_in_its_config(tmp_path: Path, family: str) -> None:
     config = tiny_config(family, 4)
     write_checkpoint(tmp_path / "moe", random_tensors(config).items(), config)
-    assert Model.model_validate({"init": {"checkpoint": str(tmp_path / "moe")}}).family_name == family
+    assert with_start(Model.model_validate({"init": {"checkpoint": str(tmp_path / "moe")}})).family_name == family
 
 
 @pytest.mark.parametrize(
@@ -364,7 +394,7 @@ def test_a_model_without_a_family_is_one_line(tmp_path: Path, init: str, kind: s
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     model = Model.model_validate({"init": {init: str(tmp_path)}})
     with pytest.raises(CheckpointError, match=rf"^model\.init\.{init}: .*: {line}"):
-        _ = model.family_name
+        with_start(model)
 
 
 @pytest.mark.parametrize(

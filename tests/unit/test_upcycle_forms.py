@@ -209,7 +209,7 @@ def test_the_decided_number_of_sub_models_cuts_no_group(tmp_path: Path, experts:
         (
             {"split": 2, "num_experts": 4},
             4,
-            r"clusters\.count 4 does not divide the model's 2 groups of model\.init\.split 2 experts; use one of 1, 2",
+            r"clusters\.count: 4 does not divide the model's 2 groups of model\.init\.split 2 experts; use one of 1, 2",
         ),
     ],
 )

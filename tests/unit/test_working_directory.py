@@ -35,6 +35,7 @@ def moedisco(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_plan_measures_this_machine_without_the_modules_of_the_working_directory(folder: Path) -> None:
     """The speed probe is a process of its own; `python -m` would search the working directory first.
 
@@ -46,6 +47,7 @@ def test_a_plan_measures_this_machine_without_the_modules_of_the_working_directo
     assert not marker.exists(), marker.read_text()
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_read_without_the_modules_of_the_working_directory(folder: Path) -> None:
     """Before (af276e38): the process that reads GGUF imported `moedisco_ray.py` of the working directory."""
     (folder / "model.gguf").write_bytes(b"GGUF" + bytes(100))

@@ -95,7 +95,7 @@ def first_gradients(job: TrainJob, world: World) -> dict[str, tuple[torch.Tensor
     found: dict[str, tuple[torch.Tensor, tuple[int, ...]]] = {}
     with mock.patch.object(stepper, "LARGEST_NORM", math.inf):
         model = sharding.trainable(job.model, job.optimizer, world, exchange=job.exchange)
-        step = stepper.Stepper(model, job, world)
+        step = stepper.ResidentStepper(model, job, world)
 
         def keep(*_: object) -> None:
             for name, parameter in model.named_parameters():

@@ -61,6 +61,12 @@ def _small_moes(base: RunConfig) -> int:
     return next(count for count in reversed(divisors(whole.num_experts)) if whole.num_experts // count >= least)
 
 
+def half_of_experts(base: RunConfig) -> int:
+    """Half of a model's experts, and no fewer than a token uses."""
+    whole = base.model.architecture
+    return max(whole.num_experts_per_tok, whole.num_experts // 2)
+
+
 _ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.seed_members": 1}
 _GROWN: Mapping[str, Any] = {  # the seed also gets the sub-models' tokens, which shows what sub-models add
     **_WHOLE,
@@ -103,13 +109,16 @@ REFERENCE = "joint"
 ARMS: Mapping[str, Arm] = {
     REFERENCE: Arm("joint, high-memory pool", _JOINT),
     "joint-low": Arm("joint, low-memory pool", {**_JOINT, "finetune.pool": "low_memory"}),
+    "half": Arm(
+        "joint, half of the experts, low-memory pool",
+        {**_JOINT, "finetune.pool": "low_memory", "model.config.num_experts": half_of_experts},
+    ),
     "disco": Arm("MoE-DisCo, as configured", {}),
     "paper": Arm(
         "MoE-DisCo, as the paper",
         {
             "tokens.seed_share": 0.0,
             "tokens.finetune_share": 0.194,
-            "clusters.method": "kmeans",
             "clusters.vectors": "mean_token",
             "clusters.capacity": None,
             "submodels.optimizer.name": "adamw",
@@ -131,17 +140,11 @@ ARMS: Mapping[str, Arm] = {
     # Expert Upcycling (arXiv 2604.19835), without its choice of experts by gradient norm.
     "expert-upcycling": Arm("Expert Upcycling", {**_GROWN, "clusters.count": _small_moes}),
     "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE, **_FRESH, **_RESTARTED}),
-    "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
+    "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.vectors": "random"}),
     "ensemble": Arm(
         # The ensemble's temperature is set for distances of tf-idf vectors.
         "c-BTM ensemble",
-        {
-            "tokens.finetune_share": 0.0,
-            "clusters.method": "kmeans",
-            "clusters.vectors": "tfidf_svd",
-            **_ONE_SHOT,
-            "evaluation.ensemble": True,
-        },
+        {"tokens.finetune_share": 0.0, "clusters.vectors": "tfidf_svd", **_ONE_SHOT, "evaluation.ensemble": True},
         "ensemble",
     ),
 }

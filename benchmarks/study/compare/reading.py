@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.study.compare.accounting import Reader, ReadingStage, Reads
 from benchmarks.study.compare.records import Measured
-from moedisco_ray.core.config import CheckpointInit, RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.limits import ENSEMBLE_BLOCK
 from moedisco_ray.core.records.summaries import EvaluationRecord, Figures
@@ -75,9 +75,10 @@ def expected_reads(config: RunConfig, measured: Measured, corpus: Path) -> Reads
     """
     settings, reads = config.clusters, dict[ReadingStage, dict[Reader, float]]()
     if config.tokens.decoupled:
-        kind = settings.vectors if settings.method == "kmeans" else settings.method
         clustered = documents_needed(config, _train_parts(corpus))
-        reads["cluster"] = _clustering(config, _train_lengths(corpus)[:clustered], kind, config.corpus.sequence_length)
+        reads["cluster"] = _clustering(
+            config, _train_lengths(corpus)[:clustered], settings.vectors, config.corpus.sequence_length
+        )
     if _merges(config, measured):
         tokens = _packed(corpus / "shards")
         if config.tokens.decoupled:
@@ -121,13 +122,14 @@ def _merge(config: RunConfig, tokens: Sequence[int], packed: Sequence[int]) -> d
     """
     length = config.corpus.sequence_length
     counts = calibration_windows(config.merge, length, tokens, [_windows(each, length) for each in packed])
-    return {"whole_states": _passes(config, config.merge.router) * length * sum(counts)}
+    router = config.merge.method(from_moe=config.model.starts_from_moe)
+    return {"whole_states": _passes(config, router) * length * sum(counts)}
 
 
 def _upcycling(config: RunConfig, packed: int) -> dict[Reader, float]:
     length = config.corpus.sequence_length
     return {
-        "whole_states": _passes(config, "concat")
+        "whole_states": _passes(config, "kept")
         * length
         * sample_windows(config.merge, length, _windows(packed, length))
     }
@@ -140,7 +142,7 @@ def _passes(config: RunConfig, router: str) -> float:
     not need it.
     """
     whole = config.model.architecture
-    if router == "concat" and (whole.norm_topk_prob or not config.merge.from_data):
+    if router == "kept" and (whole.norm_topk_prob or not config.merge.from_data(from_moe=config.model.starts_from_moe)):
         return 0.0
     return 2 - 1 / whole.num_hidden_layers
 
@@ -156,7 +158,7 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
         reads["submodel"] += tokens * ((config.tokens.seed > 0) + config.tokens.decoupled)
         reads["whole"] += tokens * (config.tokens.decoupled and not ensemble)
     if config.measures_start:
-        reads["whole" if isinstance(config.model.init, CheckpointInit) else "submodel"] += tokens
+        reads["whole" if config.model.starts_from_moe else "submodel"] += tokens
     if config.tokens.decoupled:
         documents = load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens
         asked_N = np.array([len(document) for document in documents])
@@ -164,14 +166,14 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
             asked_N = np.concatenate(
                 [asked_N, *(np.arange(ENSEMBLE_BLOCK, length, ENSEMBLE_BLOCK) for length in asked_N)]
             )
-        if settings.method == "kmeans" and settings.vectors == "hidden_state":
+        if settings.vectors == "hidden_state":
             reads[_vector_model(config)] += int(np.minimum(asked_N, config.corpus.sequence_length).sum())
     return {reader: float(count) for reader, count in reads.items() if count}
 
 
 def _vector_model(config: RunConfig) -> Reader:
     """Model whose hidden states are the documents' vectors: the seed, or the checkpoint from which the run started."""
-    return "whole_states" if isinstance(config.model.init, CheckpointInit) else "submodel_states"
+    return "whole_states" if config.model.starts_from_moe else "submodel_states"
 
 
 def _train_lengths(corpus: Path) -> Lengths:

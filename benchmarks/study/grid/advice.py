@@ -13,9 +13,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.study.compare.arms import REFERENCE, planned
+from benchmarks.study.compare.arms import REFERENCE, half_of_experts, planned
 from benchmarks.study.grid.cells import Cell, Start
 from benchmarks.study.grid.levers import KNOWN, WITH_ADAMW
+from benchmarks.study.grid.pieces import HALF
 from benchmarks.study.grid.records import Phase, PieceResult
 from benchmarks.study.grid.section import ROWS
 from benchmarks.study.grid.summary import JOINT_LOW, on_cheap_cards
@@ -26,14 +27,7 @@ from moedisco_ray.core.records.summaries import Record
 
 SIZE_FACTOR = 2.0
 """Largest ratio of a model's operations per token to those of the measured models."""
-_OF_THE_SIZE = (
-    "clusters.count",
-    "clusters.restarts",
-    "clusters.sample",
-    "merge.calibration_tokens",
-    "submodels.optimizer.lr",
-    "finetune.optimizer.lr",
-)
+_OF_THE_SIZE = ("clusters.count", "merge.calibration_tokens", "submodels.optimizer.lr", "finetune.optimizer.lr")
 """Settings that suit the measured models and their text, which are no advice for others."""
 
 
@@ -294,7 +288,11 @@ def _settings(config: RunConfig, piece: PieceResult) -> dict[str, Any]:
         group = piece.cell.experts // piece.recipe["clusters.count"]
         if config.model.architecture.num_experts % group == 0:
             found["clusters.count"] = config.model.architecture.num_experts // group
-    return found if piece.arm != JOINT_LOW else found | {"finetune.pool": "low_memory"}
+    if piece.arm in (JOINT_LOW, HALF):
+        found["finetune.pool"] = "low_memory"
+    if piece.arm == HALF:
+        found["model.config.num_experts"] = half_of_experts(config)
+    return found
 
 
 def _cost(phases: Sequence[Phase], price: float) -> float:

@@ -201,6 +201,7 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
     raw = yaml.safe_load(preset_text("default"))
     raw |= {
         "name": str(cell),
+        "recipe": None,
         "seed": seed,
         "output": str(work),
         "corpus": {
@@ -224,7 +225,7 @@ def base_config(cell: Cell, seed: int, corpora: Path | None, work: Path) -> RunC
         "checkpoint": {"every": "auto"},
     }
     raw["tokens"]["total"] = cell.tokens
-    raw["clusters"] |= {"count": cell.groups, "restarts": 2, "sample": 2000}
+    raw["clusters"]["count"] = cell.groups
     raw["merge"]["calibration_tokens"] = scale.calibration_tokens
     raw["submodels"]["sync_every"] = scale.sync_every
     for section in ("submodels", "finetune"):

@@ -168,7 +168,7 @@ def advise_on(
     as_json: AsJson = False,
 ) -> None:
     """Recommend an arm with its settings, and a number of experts, by the published grid; refuses outside its range."""
-    checked = with_cluster_count(load_config(config, overrides or ()))
+    checked = with_cluster_count(load_config(config, [*(overrides or ()), "recipe=null"]))
     advice = advise(checked, published(PUBLISHED), serving_tokens)
     console = output_console()
     if as_json:

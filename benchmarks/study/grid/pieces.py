@@ -28,7 +28,8 @@ from benchmarks.study.grid.cells import (
 from moedisco_ray.core.config import FamilyName
 
 OURS = "disco"
-ARMS = (REFERENCE, OURS, "expert-upcycling", "upcycle")
+HALF = "half"
+ARMS = (REFERENCE, OURS, HALF, "expert-upcycling", "upcycle")
 """Arms of the grid, most important first."""
 GPU_ARMS = (REFERENCE, OURS, "expert-upcycling")
 _FIRST = (REFERENCE, OURS)

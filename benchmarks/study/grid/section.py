@@ -1,4 +1,4 @@
-"""The grid's section of RESULTS.md and the table of README.md, from results/pieces.jsonl."""
+"""The grid's section of RESULTS.md and the table of docs/results.md, from results/pieces.jsonl."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.study.compare.arms import ARMS, REFERENCE
 from benchmarks.study.grid.cells import SCALES, SHAPES
 from benchmarks.study.grid.files import PUBLISHED, published
 from benchmarks.study.grid.levers import LEVERS, WITH_ADAMW
-from benchmarks.study.grid.pieces import OURS
+from benchmarks.study.grid.pieces import HALF, OURS
 from benchmarks.study.grid.prices import books
 from benchmarks.study.grid.records import Dollars, Figures
 from benchmarks.study.grid.summary import FURTHEST, JOINT_LOW, summarise
@@ -21,13 +21,14 @@ ROWS: Mapping[str, str] = {
     OURS: "ours",
     "expert-upcycling": "Expert Upcycling, grown at 95 % of the tokens",
     "upcycle": "sparse upcycling at 95 %",
+    HALF: "half of the experts, joint on the cheap pool",
     JOINT_LOW: "joint on the cheap pool",
     **{arm: each.title for arm, each in {**LEVERS, **WITH_ADAMW}.items()},
     **{arm: ARMS[arm].title for arm in ("paper", "btx", "random-clusters", "ensemble")},
 }
 """Rows of a table, by arm; arms without a result have none."""
-FOUR = (OURS, "expert-upcycling", "upcycle", JOINT_LOW)
-"""Arms of the README's table."""
+HEADLINE_ARMS = (OURS, "expert-upcycling", "upcycle", JOINT_LOW)
+"""Arms of the table in docs/results.md."""
 _MARKETS = tuple(books())
 HEAD = [
     "arm",
@@ -63,24 +64,16 @@ def _rows(every: Sequence[Figures], table: Sequence[Figures]) -> list[list[str]]
 
 
 def headline() -> tuple[str, list[list[str]]]:
-    """The README's table: four arms at our largest multiple of tokens, in the cell where most of them were measured.
+    """The table of docs/results.md: the main arms at our largest multiple of tokens, where most of them were measured.
 
     Returns:
         The title, and the rows under `HEADLINE`; arms without a result have a row that says so.
     """
     every = entries()
-    table = max(
-        (table for table in _tables(every) if OURS in _arms(table)),
-        key=lambda table: (
-            table[0].budget_tokens // SCALES[table[0].scale].tokens,
-            len(_arms(table) & set(FOUR)),
-            -_importance(table[0]),
-            len(_joint(table).seeds),
-        ),
-    )
+    table = _headline_table(every)
     to_loss = all(None not in each.dollars_to_joint_loss.model_dump().values() for each in table if each.arm == OURS)
     rows = []
-    for arm in FOUR:
+    for arm in HEADLINE_ARMS:
         found = next((each for each in table if each.arm == arm), None)
         if found is None:
             rows.append([ROWS[arm], "not measured", *[_UNKNOWN] * (len(HEADLINE) - 2)])
@@ -91,6 +84,25 @@ def headline() -> tuple[str, list[list[str]]]:
     meant = "to reach joint training's loss" if to_loss else "for the same tokens"
     about = f"Dollars are those {meant}, hours those for the same tokens; joint training on one large card is 1."
     return f"{title(table)}. {about}", rows
+
+
+def headline_cell() -> list[Figures]:
+    """The figures of that table's cell, at every budget."""
+    every = entries()
+    cell = _cell(_headline_table(every)[0])
+    return [each for each in every if _cell(each) == cell]
+
+
+def _headline_table(every: Sequence[Figures]) -> list[Figures]:
+    return max(
+        (table for table in _tables(every) if OURS in _arms(table)),
+        key=lambda table: (
+            table[0].budget_tokens // SCALES[table[0].scale].tokens,
+            len(_arms(table) & set(HEADLINE_ARMS)),
+            -_importance(table[0]),
+            len(_joint(table).seeds),
+        ),
+    )
 
 
 def _arms(table: Sequence[Figures]) -> set[str]:

@@ -60,21 +60,19 @@ class Runs:
             self._known[setting] = [Phase(setting, seed).run() for seed in self._seeds]
         return self._known[setting]
 
-    def ratios(self, **changes: Any) -> Cell:
-        """Makespan and dollars relative to their lower bounds."""
-        outcomes = self(**changes)
-        return {
-            "makespan_over_bound": spread([outcome.makespan / outcome.bound for outcome in outcomes]),
-            "dollars_over_bound": spread([outcome.dollars / outcome.bound_dollars for outcome in outcomes]),
-            "losses": spread([outcome.losses for outcome in outcomes]),
-            "hours_done_again": spread([outcome.lost_hours for outcome in outcomes]),
-        }
+    def makespan(self, **changes: Any) -> Cell:
+        """Makespan relative to its lower bound."""
+        return {"makespan_over_bound": spread([outcome.makespan / outcome.bound for outcome in self(**changes)])}
+
+    def dollars(self, **changes: Any) -> Cell:
+        """Dollars relative to their lower bound."""
+        return {"dollars_over_bound": spread([each.dollars / each.bound_dollars for each in self(**changes)])}
 
 
 def order(runs: Runs) -> dict[str, dict[str, Cell]]:
     def both(machines: int) -> dict[str, Cell]:
         return {
-            name: runs.ratios(at_once=machines, order=name, losses_per_hour=LOSS_RATES[USUAL_RATE])
+            name: runs.makespan(at_once=machines, order=name, losses_per_hour=LOSS_RATES[USUAL_RATE])
             for name in ("longest_first", "as_given")
         }
 
@@ -84,10 +82,10 @@ def order(runs: Runs) -> dict[str, dict[str, Cell]]:
 def interval(runs: Runs) -> dict[str, dict[str, Cell]]:
     def every_interval(rate: float) -> dict[str, Cell]:
         return {
-            "ours": runs.ratios(losses_per_hour=rate),
-            **{f"{every:.0f} s": runs.ratios(losses_per_hour=rate, every=every) for every in INTERVALS},
-            "ours, notices heard": runs.ratios(losses_per_hour=rate, heard=1.0),
-            "ours, zones at once": runs.ratios(losses_per_hour=rate, together=0.5),
+            "ours": runs.dollars(losses_per_hour=rate),
+            **{f"{every:.0f} s": runs.dollars(losses_per_hour=rate, every=every) for every in INTERVALS},
+            "ours, notices heard": runs.dollars(losses_per_hour=rate, heard=1.0),
+            "ours, zones at once": runs.dollars(losses_per_hour=rate, together=0.5),
         }
 
     return {name: every_interval(rate) for name, rate in LOSS_RATES.items()}
@@ -95,7 +93,7 @@ def interval(runs: Runs) -> dict[str, dict[str, Cell]]:
 
 def assumption(runs: Runs) -> dict[str, dict[str, Cell]]:
     def every_prior(rate: float) -> dict[str, Cell]:
-        return {label: runs.ratios(losses_per_hour=rate, prior=prior) for label, prior in PRIORS.items()}
+        return {label: runs.dollars(losses_per_hour=rate, prior=prior) for label, prior in PRIORS.items()}
 
     return {name: every_prior(LOSS_RATES[name]) for name in ("Advisor, 5 % a month", USUAL_RATE)}
 

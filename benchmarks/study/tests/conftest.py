@@ -1,7 +1,13 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+if "CI" not in os.environ:  # Hypothesis has a profile of its own for CI, without deadlines too
+    settings.register_profile("shared machine", deadline=None)
+    settings.load_profile("shared machine")
 
 
 @pytest.fixture

@@ -127,6 +127,18 @@ def test_the_cheapest_option_is_first_and_has_its_measured_settings() -> None:
     assert advise(config(experts=24), both).options[0].settings["clusters.count"] in (3, 6)
 
 
+def test_the_half_size_model_is_advised_with_its_number_of_experts() -> None:
+    half = [
+        each.model_copy(update={"arm": "half", "loss": each.loss + 0.01})
+        for each in grid(gap=0.0)
+        if each.arm == REFERENCE
+    ]
+    found = {each.arm: each for each in advise(config(), [*grid(gap=0.0), *half]).options}
+    assert found["half"].settings["model.config.num_experts"] == 8
+    assert found["half"].settings["finetune.pool"] == "low_memory"
+    assert "model.config.num_experts" not in found["joint-low"].settings
+
+
 def test_numbers_of_experts_are_compared_at_one_loss_and_with_serving() -> None:
     worse = [each.model_copy(update={"loss": each.loss + 0.25}) for each in grid(experts=8)]
     dense = [smaller(each, 2) for each in worse]

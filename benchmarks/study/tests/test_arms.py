@@ -42,8 +42,8 @@ def test_every_arm_and_lever_is_a_configuration_of_its_own(base):
     configs = {name: of(base, name) for name in levers.KNOWN}
     assert all(map(trains_all_tokens, configs.values()))
     assert {config.tokens.total for config in configs.values()} == {base.tokens.total}
-    recipes = {name: recipe(config) for name, config in configs.items()}
-    assert recipes["disco"] == recipe(base)
+    recipes = {name: (recipe(config), config.model.architecture) for name, config in configs.items()}
+    assert recipes["disco"] == (recipe(base), base.model.architecture)
     assert [pair for pair in itertools.combinations(recipes, 2) if recipes[pair[0]] == recipes[pair[1]]] == []
 
 
@@ -98,7 +98,7 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
     assert config.tokens.total == own.tokens
     experts_of_seed = own.experts // config.clusters.count
     group = own.experts // own.groups
-    seeded = {"joint": 0, "disco": group, "expert-upcycling": group, "upcycle": 1}
+    seeded = {"joint": 0, "half": 0, "disco": group, "expert-upcycling": group, "upcycle": 1}
     assert (experts_of_seed if config.tokens.seed else 0) == seeded[name]
     assert config.tokens.decoupled == (name == "disco")
     if config.tokens.seed:  # all arms make as many steps in the seed phase
@@ -108,7 +108,8 @@ def test_arms_of_the_sparse_cell_are_what_they_are_called(name: str, scale: str)
         )
     assert config.pools.low_memory.max_workers == own.groups
     flops = sum(stage.cost.flops for stage in build_plan(config).stages)
-    joint = arm_config(base, REFERENCE, ARMS[REFERENCE], Path("runs"), "tokens", base.tokens.total)
+    reference = "joint-low" if config.finetune.pool == "low_memory" else REFERENCE
+    joint = arm_config(base, reference, ARMS[reference], Path("runs"), "tokens", base.tokens.total)
     # waiting for a network would add to them
     assert flops <= sum(stage.cost.flops for stage in build_plan(joint).stages)
 

@@ -166,6 +166,7 @@ def close(ours: Reads, theirs: Reads, windows: int) -> bool:
     return all(tokens == pytest.approx(theirs[stage], abs=margins[stage]) for stage, tokens in ours.items())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_as_much_is_counted_as_models_are_given(tmp_path: Path) -> None:
     config = config_of(tmp_path, merge={"calibration_tokens": 1024})
@@ -211,6 +212,7 @@ def test_upcycling_is_calibrated_where_a_scale_has_to_be_matched(
     assert reads["merge"] == {"whole_states": passes * 1024}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_an_ensemble_asks_every_sub_model_and_weighs_them(tmp_path: Path) -> None:
     # which a model reads for, as tf-idf is not
@@ -236,11 +238,11 @@ def test_clusters_that_no_model_reads_for_cost_nothing(tmp_path: Path) -> None:
     corpus = config.directory / "corpus"
     plan = build_plan(base)
 
-    def clustering(**values: Any) -> float:
-        arm = Arm("", {f"clusters.{name}": value for name, value in values.items()})
+    def clustering(vectors: str) -> float:
+        arm = Arm("", {"clusters.vectors": vectors})
         reads = expected_reads(arm_config(base, "disco", arm, tmp_path, "tokens", 8000), "finetune", corpus)
         return dollars_of(overheads(base, plan, {"cluster": reads["cluster"]}))
 
-    for free in ({"vectors": "mean_token"}, {"vectors": "tfidf_svd"}, {"method": "random"}):
-        assert clustering(**free) == 0
-    assert clustering(vectors="hidden_state") > 0
+    for free in ("mean_token", "tfidf_svd", "random"):
+        assert clustering(free) == 0
+    assert clustering("hidden_state") > 0

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
 import torch
 from grid_example import JOINT, MADE, OURS, cell, piece, write_corpora
@@ -17,8 +18,9 @@ from benchmarks import document
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.compare.run import compare
-from benchmarks.study.grid import cells, command, files, pieces, prices, run, section, summary
+from benchmarks.study.grid import cells, command, files, picture, pieces, prices, run, section, summary
 from benchmarks.study.grid.records import Entry, Figures, PieceResult, TunedArm
+from moedisco_ray.cli.figures import STYLE
 from moedisco_ray.core.errors import ConfigError, NotFiniteError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.artifacts import read_json
@@ -132,6 +134,7 @@ def test_sub_models_have_a_router_to_train(experts: int, top_k: int) -> None:
     assert experts // cell(experts=experts, top_k=top_k).groups >= top_k
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_a_killed_grid_continues_with_the_same_results(
     tmp_path: Path, corpora: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,6 +175,7 @@ def test_a_killed_grid_continues_with_the_same_results(
     assert {path.name: path.read_bytes() for path in killed.published.iterdir()} == published
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_thread")
 def test_compare_agrees_with_the_grid_on_a_cell(tmp_path: Path, corpora: Path, undisturbed: Path) -> None:
     base = cells.base_config(cell(), 0, corpora, tmp_path)
@@ -360,7 +364,8 @@ def test_a_table_has_a_row_for_each_arm_at_the_largest_budget_and_the_slope_of_t
     ]
     (title, rows), *_ = found.items()
     assert f"{16 * cells.SMOKE.tokens:,} tokens, seed 0, at the starting values, not tuned" in title
-    assert [row[0] for row in rows] == ["ours", *RIVALS, "joint on the cheap pool"]
+    half = "half of the experts, joint on the cheap pool"
+    assert [row[0] for row in rows] == ["ours", *RIVALS, half, "joint on the cheap pool"]
     assert {len(row) for row in rows} == {len(section.HEAD)}
     assert rows[0][1:3] == ["+0.160", "+0.030"]
     assert rows[-1][1:3] == ["+0.000", "+0.000"]
@@ -395,7 +400,21 @@ def test_a_row_says_what_it_lacks_of_its_tables_title() -> None:
     assert rows[1][0] == f"{RIVALS[1]}, seed 1"
 
 
-def test_the_readme_has_four_rows_at_the_largest_budget_of_ours(
+def test_a_line_of_the_picture_has_a_point_per_budget_at_its_dollars() -> None:
+    results = [
+        piece(arm, 4.0 / budget, budget=budget, phases=phases)
+        for budget in (1, 4)
+        for arm, phases in ((REFERENCE, JOINT), ("disco", OURS))
+    ]
+    with mpl.rc_context(STYLE):
+        [axes] = picture.draw(summary.summarise(results)).axes
+    lines = {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    assert lines["whole model on an A100"] == ([1.0, 4.0], [4.0, 1.0])
+    assert lines["parts on RTX 4090s, then an A100"][0] == pytest.approx([0.29, 1.16], abs=0.02)
+    assert lines["grown on RTX 4090s, then an A100"] == ([], [])
+
+
+def test_the_table_of_results_has_four_rows_at_the_largest_budget_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(section, "PUBLISHED", tmp_path / "published")

@@ -11,13 +11,22 @@ from rich.console import Console
 
 from moedisco_ray.cli.display.live import LiveView
 from moedisco_ray.cli.display.plain import JsonLines, PlainLines
-from moedisco_ray.cli.display.show import evaluation_view, report_view
+from moedisco_ray.cli.display.show import evaluation_view, next_commands, report_view
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.printable import printed
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.plan import Plan
 
-__all__ = ["JsonLines", "LiveView", "PlainLines", "View", "evaluation_view", "listener_for", "report_view"]
+__all__ = [
+    "JsonLines",
+    "LiveView",
+    "PlainLines",
+    "View",
+    "evaluation_view",
+    "listener_for",
+    "next_commands",
+    "report_view",
+]
 
 
 class View(Protocol):

@@ -30,7 +30,7 @@ def count(number: float) -> str:
 
 
 def gigabytes(size: float) -> str:
-    """Bytes in GB of 2^30 bytes, the unit in which GPUs are sold."""
+    """Bytes in GiB, the unit of the memory that torch reports."""
     value = size / 2**30
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 

@@ -10,9 +10,15 @@ from rich.text import Text
 from moedisco_ray.cli.display.formatting import PlainTable, count, gigabytes
 from moedisco_ray.core.records.bill import format_dollars, format_seconds
 from moedisco_ray.core.stages import training_stage
-from moedisco_ray.plan import Parameters, Plan, StagePlan, Sync
+from moedisco_ray.plan import GIB, Parameters, Plan, StagePlan, Sync, readings
 from moedisco_ray.plan.files import StageStorage
 from moedisco_ray.plan.gang_traffic import GangTraffic
+from moedisco_ray.plan.worker_plan import WorkerPlan
+
+_ROUNDED = (
+    "loss: above joint training at equal tokens, measured with small models; not in it is what bf16 weights, fp8 "
+    "optimizer state or updates in blocks cost, which make a way fit"
+)
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -26,13 +32,15 @@ def plan_view(plan: Plan) -> RenderableType:
     ]
     if any(stage.types for stage in plan.stages):
         parts.append(Padding(_types(plan), (1, 0, 0, 0)))
+    if any(way.rounded for way in plan.alternatives):
+        parts.append(Text(_ROUNDED, style="dim"))
     parts += [
-        Text(f"{stage.stage} fits {stage.pool_gb:g} GB with {stage.choice}; the run uses these settings")
+        Text(f"{stage.stage} fits {stage.pool_gb:g} GiB with {stage.choice}; the run uses these settings")
         for stage in plan.stages
         if stage.choice is not None
     ]
     parts += [
-        Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
+        Text(f"! {_misfit(stage)}: {stage.remedy}", style="yellow")
         for stage in (*plan.stages, *plan.inference)
         if stage.remedy is not None
     ]
@@ -42,8 +50,15 @@ def plan_view(plan: Plan) -> RenderableType:
         if stage.sync is not None
     ]
     parts += [Text(_exchanged(stage.stage, stage.traffic)) for stage in plan.stages if stage.traffic is not None]
-    if plan.finetune_elsewhere is not None and plan.finetune_elsewhere.fits_known:
+    # Of joint training, the table has the other pool.
+    if len(plan.stages) > 1 and plan.finetune_elsewhere is not None and plan.finetune_elsewhere.fits_known:
         parts.append(Text(_elsewhere(plan.stages[-1], plan.finetune_elsewhere)))
+    if (read := readings(plan)) is not None:
+        note, is_often = read
+        parts.append(Text(f"! {note}" if is_often else note, style="yellow" if is_often else ""))
+    parts += [Text(str(idle)) for idle in plan.idle]
+    if plan.recipe is not None:
+        parts.append(Text(plan.recipe))
     if plan.verdict is not None:
         parts.append(Text(plan.verdict, style="bold"))
     if not plan.fits_known:
@@ -59,34 +74,40 @@ def plan_view(plan: Plan) -> RenderableType:
     return Group(*parts)
 
 
+def _misfit(stage: WorkerPlan) -> str:
+    if stage.memory.total > stage.pool_gb * GIB:
+        return f"{stage.stage} does not fit {stage.pool_gb:g} GiB"
+    return stage.shortage
+
+
 def _synced(stage: str, sync: Sync, *, over_network: bool) -> str:
     waits = f"; each model waits {format_seconds(sync.wait_seconds)}" if over_network else ""
-    return f"{stage} sync {sync.syncs} times: {gigabytes(sync.bytes)} GB through storage{waits}"
+    return f"{stage} sync {sync.syncs} times: {gigabytes(sync.bytes)} GiB through storage{waits}"
 
 
 def _exchanged(stage: str, traffic: GangTraffic) -> str:
-    line = f"{stage}: each worker sends {gigabytes(traffic.bytes)} GB per step, in {format_seconds(traffic.seconds)}"
+    line = f"{stage}: each worker sends {gigabytes(traffic.bytes)} GiB per step, in {format_seconds(traffic.seconds)}"
     if traffic.divided < traffic.bytes:
         divided = gigabytes(traffic.divided)
-        return f"{line}; {divided} GB where one node has {traffic.expert} of them (finetune.parallel.expert)"
+        return f"{line}; {divided} GiB where one node has {traffic.expert} of them (finetune.parallel.expert)"
     if traffic.bytes < traffic.sharded:
-        return f"{line}; {gigabytes(traffic.sharded)} GB if all weights were sharded"
+        return f"{line}; {gigabytes(traffic.sharded)} GiB if all weights were sharded"
     return line
 
 
 def _elsewhere(here: StagePlan, there: StagePlan) -> str:
     where = f"finetune.pool={there.pool}, {there.workers} worker{'s' if there.workers > 1 else ''}"
     if not there.fits:
-        return f"{where}: the fine-tune would not fit {there.pool_gb:g} GB"
+        return f"{where}: the fine-tune would not fit {there.pool_gb:g} GiB"
     costs, now = (
         f"{format_dollars(each.cost.dollars)} in {format_seconds(3600 * each.cost.hours)}" for each in (there, here)
     )
     chosen = "" if there.choice is None else f" with {there.choice}"
-    return f"{where}: the fine-tune would cost {costs}{chosen}, instead of {now}"
+    return f"{where}: the fine-tune would cost {costs}{chosen}, instead of {now}, both without starts of workers"
 
 
 def _parts(plan: Plan) -> str:
-    if all(stage.stage != "submodels" for stage in plan.stages):
+    if not any(training_stage(stage.stage).per_cluster for stage in plan.stages):
         return "no sub-models"
     plural = "s" if plan.experts_per_submodel > 1 else ""
     why = " (clusters.count: auto)" if plan.clusters_chosen else ""
@@ -121,7 +142,7 @@ def _parameters(plan: Plan) -> Table:
 
 def _memory(plan: Plan) -> Table:
     table = PlainTable(
-        "GB per worker",
+        "GiB per worker",
         "weights",
         "gradients",
         "optimizer",
@@ -181,13 +202,19 @@ def _cost(plan: Plan) -> Table:
 
 
 def _alternatives(plan: Plan) -> Table:
-    table = PlainTable("ways to train it", "time", "dollars", "GiB per card", "limit")
+    costs = any(way.dollars for way in plan.alternatives)
+    has_cards = any(way.kilowatt_hours is not None for way in plan.alternatives)
+    columns = [*(["dollars"] if costs else []), *(["kWh"] if has_cards else [])]
+    table = PlainTable("ways to train it", "time", *columns, "loss", "GiB per card", "limit")
     for way in plan.alternatives:
         fits = way.limit is None
+        energy = "" if way.kilowatt_hours is None else f"{way.kilowatt_hours:,.1f}"
         table.add_row(
             Text(way.name, "bold" if way.way == "run" else ""),
             format_seconds(way.seconds) if fits else "",
-            format_dollars(way.dollars) if fits else "",
+            *([format_dollars(way.dollars) if fits else ""] if costs else []),
+            *([energy] if has_cards else []),
+            " ".join(["" if way.gap is None else f"{way.gap:+.2f}", *way.rounded]),
             "" if way.memory_gb is None else f"{way.memory_gb:.1f}",
             Text(way.limit or "", "yellow"),
         )
@@ -196,7 +223,7 @@ def _alternatives(plan: Plan) -> Table:
 
 def _storage(plan: Plan) -> Table:
     table = PlainTable(
-        "GB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved", "exchanged"
+        "GiB", "stored", "checkpoints", "card", "memory", "disk per node", "disk per worker", "moved", "exchanged"
     )
     for stage in plan.storage:
         table.add_row(stage.stage, *_stored(stage))
@@ -213,7 +240,9 @@ def _storage(plan: Plan) -> Table:
         gigabytes(sum(stage.moved for stage in plan.storage)),
         gigabytes(sum(stage.exchanged for stage in plan.storage)),
     )
-    table.add_row(Text("joint training", "dim"), *_stored(plan.joint_training_storage))
+    has_large = plan.joint_training.fits_known or not plan.fits_known
+    if len(plan.stages) > 1 and has_large:  # else the run is joint training, or there are no large cards
+        table.add_row(Text("joint training", "dim"), *_stored(plan.joint_training_storage))
     return table
 
 
@@ -236,7 +265,7 @@ def _stored(stage: StageStorage) -> tuple[str, ...]:
 
 
 def _types(plan: Plan) -> Table:
-    table = PlainTable("low-memory type", "stage", "tag", "GB", "", "models", "worker-hours", "dollars")
+    table = PlainTable("low-memory type", "stage", "tag", "GiB", "", "models", "worker-hours", "dollars")
     for stage in plan.stages:
         for share in stage.types:
             verdict = Text("fits", "green") if share.fits else Text("too small", "yellow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -18,7 +19,9 @@ from moedisco_ray.core.records.findings import (
     TASK_COLUMNS,
     evaluation_rows,
     expert_note,
+    learnt_notes,
     left_out,
+    slope_note,
     start_note,
     task_table,
     worse_than_start,
@@ -26,6 +29,8 @@ from moedisco_ray.core.records.findings import (
 from moedisco_ray.core.records.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.records.summaries import ClusterEntry, Departure, EvaluationRecord, Sample
+from moedisco_ray.core.stages import TRAINING
+from moedisco_ray.core.store.locations import Location
 
 _MOST_TERMS = 8
 
@@ -37,7 +42,8 @@ def report_view(report: RunReport) -> RenderableType:
     parts: list[RenderableType] = [] if worse is None else [Text(worse, style="bold red")]
     parts += [title, *_state(report), _stages(report)]
     parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.corpus))]
-    parts += [Text(speed, style="dim") for speed in report_speeds(report)]
+    parts += [Text(line, style="dim") for line in report_speeds(report)]
+    parts += [Text(note.words, style="dim") for note in report.machines]
     if (verdict := report_verdict(report)) is not None:
         parts.append(Text(verdict, style="bold"))
     if report.clusters.clusters:
@@ -45,12 +51,34 @@ def report_view(report: RunReport) -> RenderableType:
         parts.append(_section(heading, _clusters(report.clusters.clusters, report.evaluation)))
     if not report.evaluation.is_empty:
         parts.append(_section(f"Validation{_age(report, 'evaluate')}", evaluation_view(report.evaluation)))
+        notes = [*learnt_notes(report.evaluation, report.corpus, report.tokens), *_slope(report)]
+        parts += [Text(f"{note[0].upper()}{note[1:]}.") for note in notes]
     if report.left:
         parts.append(_section("What left the data owners' storages", _left(report.left)))
     if report.samples:
         heading = f"What the model writes{_age(report, 'export')}"
         parts.append(_section(heading, Group(*(_sample(sample) for sample in report.samples))))
     return Group(*parts)
+
+
+def next_commands(run: Location) -> Text:
+    """What to do with a finished run."""
+    place = shlex.quote(str(run))
+    commands = (
+        (f"moedisco chat {place}", "talk to the model"),
+        (f"moedisco plot {place}", "draw losses and costs"),
+        (f"moedisco export {place} --to hf", "copy the model as a Hugging Face directory"),
+    )
+    width = max(len(command) for command, _ in commands)
+    return Text("\n".join(f"  {command:{width}}  {what}" for command, what in commands), "dim")
+
+
+def _slope(report: RunReport) -> list[str]:
+    whole = [stage.name for stage in TRAINING if stage.trains_whole]
+    curve = next((curve for curve in report.curves.values() if curve.stage in whole), None)
+    seconds = sum(stage.seconds for stage in report.stages if stage.name in whole)
+    note = slope_note(curve, report.tokens, seconds)
+    return [] if note is None else [note]
 
 
 def _age(report: RunReport, name: str) -> str:

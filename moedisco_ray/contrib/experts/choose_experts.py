@@ -22,6 +22,7 @@ from moedisco_ray.contrib.merge.calibration_texts import (
 )
 from moedisco_ray.contrib.merge.merge_models import FREE_FIELDS, complete
 from moedisco_ray.core.config import EXPERT_COUNTS, Model
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.records.finished_models import finished_model
@@ -280,7 +281,10 @@ class _Comparison:
         found = list[dict[str, Any]]()
         for name, directory in models:
             start = Start(
-                Model.model_validate({"init": {"checkpoint": str(directory)}}), self.tokenizer, self.length, 0
+                with_start(Model.model_validate({"init": {"checkpoint": str(directory)}})),
+                self.tokenizer,
+                self.length,
+                0,
             )
             row = held_out_losses(start, self.texts, self.encoder, self.device)
             found.append(

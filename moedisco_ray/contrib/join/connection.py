@@ -83,7 +83,8 @@ def made_keys(token: JoinToken) -> Iterator[Keys]:
         ):
             path.touch(mode=0o600)
             path.write_text(text, encoding="utf-8")
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys.own)], check=True)  # noqa: S603, S607 - OpenSSH's
+        new_key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys.own)]
+        subprocess.run(new_key, check=True)  # noqa: S603 - OpenSSH's
         yield keys
 
 

@@ -107,7 +107,7 @@ def check_network(gateway: Gateway) -> None:
 def serve(directory: Path) -> None:
     """Replace this process with the sshd that accepts joining machines."""
     Path("/run/sshd").mkdir(exist_ok=True)
-    os.execv(SSHD, [SSHD, "-D", "-e", "-f", str(directory / "sshd_config")])  # noqa: S606 - the program itself, not a shell
+    os.execv(SSHD, [SSHD, "-D", "-e", "-f", str(directory / "sshd_config")])  # noqa: S606 - not a shell
 
 
 def issue(directory: Path, minutes: int, now: float | None = None) -> JoinToken:

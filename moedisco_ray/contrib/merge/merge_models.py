@@ -25,6 +25,8 @@ from moedisco_ray.contrib.merge.calibration_texts import (
 )
 from moedisco_ray.contrib.merge.finetunes import Finetune
 from moedisco_ray.core.config import Model, UpcycleInit, tokenizer_files
+from moedisco_ray.core.config.start_files import start_with_weights
+from moedisco_ray.core.config.start_sizes import with_start
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.store.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.store.run_models import model_name
@@ -127,7 +129,7 @@ def merge_models(
     starts = [dense_model(*each, experts=len(models), per_token=experts_per_token) for each in places]
     inits = [model.init for model in starts if isinstance(model.init, UpcycleInit)]
     verifier = Verifier()
-    names, paths = [model_name(init.place) for init in inits], [init.directory_with_weights(verifier) for init in inits]
+    names, paths = [model_name(init.place) for init in inits], [start_with_weights(init, verifier) for init in inits]
     configs = _configs(starts, paths, *sizes)
     warnings = [*_other_tokenizers(paths)]
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def merge_models(
             "layers": merged["layers"],
         }
         if encoder is not None:
-            starts.append(Model.model_validate({"init": {"checkpoint": str(draft)}}))
+            starts.append(with_start(Model.model_validate({"init": {"checkpoint": str(draft)}})))
             rows = [
                 held_out_losses(Start(model, paths[-1], length, 0, verifier), found, encoder, device)
                 for model in starts

@@ -25,7 +25,6 @@ class Mlflow:
     """An MLflow run on the server at MLFLOW_TRACKING_URI, with a nested run per unit."""
 
     name: ClassVar[str] = "mlflow"
-    stores_models: ClassVar[bool] = True
 
     def __init__(self, config: RunConfig, experiment: str, library: ModuleType) -> None:
         self._config = config
@@ -49,15 +48,13 @@ class Mlflow:
         # sends.
         self._library.log_metrics(points.values, step=points.position, run_id=self._run(points.unit), synchronous=False)
 
-    def results(self, report: RunReport, figures: Sequence[Path], model: Path | None) -> None:
-        """Log samples, figures, report and model."""
+    def results(self, report: RunReport, figures: Sequence[Path]) -> None:
+        """Log samples, figures and report."""
         client, run = self._client, self._run(RUN)
         client.log_dict(run, {"samples": [sample.model_dump() for sample in report.samples]}, "samples.json")
         client.log_artifact(run, str(self._config.directory / "report.json"))
         for figure in figures:
             client.log_artifact(run, str(figure), "figures")
-        if model is not None:
-            client.log_artifacts(run, str(model), "model")
 
     def end(self, how: End) -> None:
         """Send what is left, and end every run."""

@@ -24,13 +24,9 @@ def open_tracker(config: RunConfig, project: str | Literal[True], setting: str) 
 
 
 class TensorBoard:
-    """Writes to RUN_DIR/tensorboard, as one TensorBoard run per unit, so that units share a chart.
-
-    It stores no models.
-    """
+    """Writes to RUN_DIR/tensorboard, as one TensorBoard run per unit, so that units share a chart."""
 
     name: ClassVar[str] = "tensorboard"
-    stores_models: ClassVar[bool] = False
 
     def __init__(self, config: RunConfig, library: ModuleType) -> None:
         self._config = config
@@ -49,11 +45,10 @@ class TensorBoard:
         for name, value in points.values.items():
             writer.add_scalar(name, value, points.position)
 
-    def results(self, report: RunReport, figures: Sequence[Path], model: Path | None) -> None:
+    def results(self, report: RunReport, figures: Sequence[Path]) -> None:
         """Log samples and figures."""
         from matplotlib.image import imread
 
-        del model
         writer = self._writer(RUN)
         for sample in report.samples:
             writer.add_text(f"samples/{plain(sample.prompt)}", f"**{sample.prompt}**{sample.text}")

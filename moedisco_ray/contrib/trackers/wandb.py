@@ -25,7 +25,6 @@ class WeightsAndBiases:
     """A Weights & Biases run under the run's id, and one per unit; together they form a group."""
 
     name: ClassVar[str] = "wandb"
-    stores_models: ClassVar[bool] = True
 
     def __init__(self, config: RunConfig, project: str, library: ModuleType) -> None:
         self._config = config
@@ -50,16 +49,14 @@ class WeightsAndBiases:
                 self._defined.add((points.unit, name))
         run.log({**points.values, points.axis: points.position})
 
-    def results(self, report: RunReport, figures: Sequence[Path], model: Path | None) -> None:
-        """Log samples, figures and the model."""
+    def results(self, report: RunReport, figures: Sequence[Path]) -> None:
+        """Log samples and figures."""
         run, library = self._run(RUN), self._library
         if report.samples:
             rows = [[sample.prompt, sample.text] for sample in report.samples]
             run.log({"samples": library.Table(columns=["prompt", "text"], data=rows)})
         if figures:
             run.log({f"figures/{figure.stem}": library.Image(str(figure)) for figure in figures})
-        if model is not None:
-            run.log_model(path=str(model), name=f"{self._config.name}-model")
 
     def end(self, how: End) -> None:
         """End every run."""

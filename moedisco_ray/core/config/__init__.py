@@ -5,7 +5,7 @@ from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleIni
 from moedisco_ray.core.config.load import check_config, check_evaluation, load_config, put
 from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.optimizer import Lora, Optimizer
-from moedisco_ray.core.config.pool import MachineType, Pool, PoolName, PricePerHour, Tag
+from moedisco_ray.core.config.pool import MachineType, Pool, PoolName, PricePerHour, Residence, Tag
 from moedisco_ray.core.config.pools import AnyPool, HighMemoryPool, LowMemoryPool, Owner, Pools
 from moedisco_ray.core.config.run import RunConfig, Tags
 from moedisco_ray.core.config.sections import (
@@ -23,7 +23,7 @@ from moedisco_ray.core.config.sections import (
     Tracking,
     TrainingStageName,
 )
-from moedisco_ray.core.config.sources import Source
+from moedisco_ray.core.config.sources import CorpusSource, Source
 from moedisco_ray.core.config.start_sizes import EXPERT_COUNTS, read_architecture
 from moedisco_ray.core.config.tokenizers import tokenizer_directory, tokenizer_files
 from moedisco_ray.core.families import FAMILIES, FamilyName
@@ -37,6 +37,7 @@ __all__ = [
     "CheckpointInit",
     "Clusters",
     "Corpus",
+    "CorpusSource",
     "Evaluation",
     "Export",
     "FamilyName",
@@ -55,6 +56,7 @@ __all__ = [
     "PoolName",
     "Pools",
     "PricePerHour",
+    "Residence",
     "RunConfig",
     "Source",
     "Submodels",

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from moedisco_ray.core.config.base import MOST_EXPERTS, Section
 from moedisco_ray.core.config.places import ReadsFrom, as_start
 from moedisco_ray.core.store.hub import HUB, REVISION, is_hub, is_hub_name
 from moedisco_ray.core.store.locations import Location
-from moedisco_ray.core.store.run_models import local_model, whole_model
-from moedisco_ray.core.store.verification import Verifier
 
 ModelPlace = Annotated[Path | str, ReadsFrom(run_part="model", hub=True), AfterValidator(as_start)]
 
@@ -24,8 +23,9 @@ class LocalInit(Section):
 
     revision: str | None = Field(None, max_length=255, pattern=REVISION)
     """Branch, tag or commit of a model of the Hugging Face hub. Null means its main branch."""
-    commit: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
-    """Commit that `revision` named when the run began, in the run's own `config.json`; leave it out."""
+    commit: SkipJsonSchema[Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None] = None
+    """Commit that `revision` named when the run began: a record in the run's own `config.json`. It is no setting, and
+    not in the schema."""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,22 +53,6 @@ class LocalInit(Section):
         found: Location = getattr(self, self.KEY)
         revision = self.commit or self.revision
         return f"{found}@{revision}" if is_hub(found) and revision is not None else found
-
-    @property
-    def directory(self) -> Path:
-        """The Hugging Face directory on this machine from which the run starts.
-
-        If the model is at a URI, it lacks the weights.
-
-        Raises:
-            CheckpointError: The URI holds no model, the hub cannot be reached, or the directory also holds an adapter.
-            StorageError: The URI does not respond.
-        """
-        return whole_model(self.setting, local_model(self.setting, self.place, weights=False))
-
-    def directory_with_weights(self, verifier: Verifier | None = None) -> Path:
-        """Like `directory`, with the weights; `verifier` is that of `local_model`."""
-        return whole_model(self.setting, local_model(self.setting, self.place, verifier=verifier))
 
 
 class CheckpointInit(LocalInit):

@@ -1,4 +1,4 @@
-"""A text setting that names an entry of a table."""
+"""A text setting that names an entry of a table, or none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 @dataclasses.dataclass(frozen=True)
 class KeyOf:
-    """Marks a text that must be a key of a table; the table is read at each check.
+    """Marks a text that must be a key of a table, unless it is null; the table is read at each check.
 
     Attributes:
         table: The table.
@@ -26,10 +26,11 @@ class KeyOf:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
         """The schema, with all keys."""
-        return {"type": "string", "enum": list(self.table)}
+        names = {"type": "string", "enum": list(self.table)}
+        return {"anyOf": [names, {"type": "null"}]} if "anyOf" in handler(schema) else names
 
-    def _known(self, key: str) -> str:
-        if key not in self.table:
+    def _known(self, key: str | None) -> str | None:
+        if key is not None and key not in self.table:
             *others, last = map(repr, self.table)
             expected = f"{', '.join(others)} or {last}" if others else last
             raise PydanticCustomError("literal_error", "must be {expected}", {"expected": expected})

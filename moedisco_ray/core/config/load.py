@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import names_a_run, places, words
-from moedisco_ray.core.config.run import CARRIES_STATE, RunConfig, check_division, lost_documents
+from moedisco_ray.core.config.run import RunConfig
 from moedisco_ray.core.config.sections import Evaluation
 from moedisco_ray.core.config.sources import Source
-from moedisco_ray.core.config.starts import pinned, with_hub_names, with_recorded_count
+from moedisco_ray.core.config.start_files import named_tokenizer
+from moedisco_ray.core.config.starts import looked_up, with_hub_names
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.config.yaml_text import YamlError, parse_yaml
 from moedisco_ray.core.errors import ConfigError, UserError, raise_together
@@ -71,19 +72,33 @@ def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunCon
         raise first_mistake(error.errors()) from error
     if for_service and any(names_a_run(place.value) for place in places(config)):
         return config
-    config = pinned(config) if for_service else with_recorded_count(pinned(config))
-    check_files(config)
-    return config
+    found = with_files(config, recorded=not for_service)
+    if not for_service:
+        return found
+    return config.model_copy(update={"model": config.model.model_copy(update={"init": found.model.init})})
 
 
-def check_files(config: RunConfig) -> None:
-    """Check the local files that the configuration names, before anything starts.
+def with_files(config: RunConfig, *, recorded: bool) -> RunConfig:
+    """Check the files that a configuration names, and return it with what is read of them; see `looked_up`.
+
+    Nothing after this reads the model to start from to know its family and sizes.
 
     Raises:
-        ConfigError: A path does not exist; the error names the first one, and its `others` the rest.
+        ConfigError: A path does not exist, or a setting contradicts the start; the error names the first mistake, and
+            its `others` the rest.
         CheckpointError: The directory in `model.init` holds no model that `model.family` can start from.
+        StorageError: The run is at a URI that does not respond.
     """
-    raise_together(_file_mistakes(config))
+    raise_together(_runs_named(config))  # the checks below would open them
+    mistakes = list(_file_mistakes(config))
+    try:
+        config = looked_up(config, recorded=recorded)
+    except UserError as error:
+        mistakes.append(error)
+    else:
+        mistakes += _size_mistakes(config)
+    raise_together((*mistakes, *_precision_mistakes(config)))
+    return config
 
 
 def check_evaluation(evaluation: Evaluation) -> None:
@@ -95,55 +110,46 @@ def check_evaluation(evaluation: Evaluation) -> None:
     raise_together(_evaluation_mistakes(evaluation))
 
 
+def _runs_named(config: RunConfig) -> Iterator[UserError]:
+    for place in places(config):
+        if names_a_run(place.value):
+            yield ConfigError(
+                place.field,
+                words(place.value),
+                "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by "
+                "name; submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model",
+            )
+
+
 def _file_mistakes(config: RunConfig) -> Iterator[UserError]:
-    named = [place for place in places(config) if names_a_run(place.value)]
-    for place in named:
-        yield ConfigError(
-            place.field,
-            words(place.value),
-            "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by "
-            "name; submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model",
-        )
-    if named:  # the checks below would open them
-        return
     yield from _source_mistakes("corpus.sources", config.corpus.sources)
     yield from _evaluation_mistakes(config.evaluation)
-    if config.tokenizer.directory is not None and not os.path.isdir(config.tokenizer.directory):  # noqa: PTH112 - see `_source_mistakes`
+    tokenizer = named_tokenizer(config.tokenizer)
+    if tokenizer is not None and not os.path.isdir(tokenizer):  # noqa: PTH112 - see `_source_mistakes`
         yield ConfigError(
             "tokenizer.path",
             str(config.tokenizer.path),
             "no such directory; leave it out to use the tokenizer of model.init, or to train one",
         )
-    if isinstance(config.model.init, LocalInit):
-        if (setting := lost_documents(config)) is not None:
-            yield ConfigError(setting, value=True, remedy=CARRIES_STATE)
-        elif config.clusters.count != "auto":
-            yield from _division_mistakes(config, config.clusters.count)
-    yield from _size_mistakes(config)
-    yield from _precision_mistakes(config)
 
 
 def _precision_mistakes(config: RunConfig) -> Iterator[UserError]:
-    for name, pool in (("finetune", config.finetune_pool), ("submodels", config.pools.low_memory)):
-        precision = getattr(config, name).optimizer.precision
-        if pool.cards_without_bf16 and precision in ("bf16", "pure_bf16"):
-            cards = " and ".join(pool.cards_without_bf16)
-            yield ConfigError(f"{name}.optimizer.precision", precision, f"{cards} has no bf16; set it to fp32 or auto")
+    for name, optimizer, pool in reversed(config.trainings):
+        if pool.cards_without_bf16 and optimizer.precision in ("bf16", "pure_bf16"):
+            cards, remedy = " and ".join(pool.cards_without_bf16), "set it to fp32 or auto"
+            yield ConfigError(f"{name}.optimizer.precision", optimizer.precision, f"{cards} has no bf16; {remedy}")
 
 
 def _size_mistakes(config: RunConfig) -> Iterator[UserError]:
     """Sizes of experts that GPUs cannot multiply in bf16: rows of a grouped product are whole numbers of 16 bytes."""
-    try:
-        sizes = config.model.architecture
-    except UserError:  # no model to start from, which another check reports
-        return
+    sizes = config.model.architecture
     has_several = config.clusters.count == "auto" or sizes.num_experts > config.clusters.count
-    trainings = [("finetune", config.finetune_pool)]
-    trainings += [("submodels", config.pools.low_memory)] if has_several else []  # a single expert is a plain product
     in_bf16 = [
         f"{name}.optimizer.precision"
-        for name, pool in trainings
-        if pool.gpu and getattr(config, name).optimizer.arithmetic(bf16=pool.bf16) == "bf16"
+        for name, optimizer, pool in reversed(config.trainings)
+        if pool.gpu
+        and optimizer.arithmetic(bf16=pool.bf16) == "bf16"
+        and (has_several or name != "submodels")  # a single expert is a plain product
     ]
     if not in_bf16:
         return
@@ -156,17 +162,6 @@ def _size_mistakes(config: RunConfig) -> Iterator[UserError]:
         elif size % BF16_STEP:
             next_size = -(-size // BF16_STEP) * BF16_STEP
             yield ConfigError(f"model.config.{name}", size, f"{rule}; set it to {next_size}, or {in_fp32}")
-
-
-def _division_mistakes(config: RunConfig, clusters: int) -> Iterator[UserError]:
-    try:
-        check_division(config.model.family_name, config.model.architecture, clusters, config.model.experts_together)
-    except ValidationError as error:
-        yield first_mistake(error.errors())
-    except UserError as error:
-        yield error
-    except ValueError as error:
-        yield ConfigError("clusters.count", None, str(error))
 
 
 def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[UserError]:
@@ -184,7 +179,7 @@ def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[UserError]:
 
 def _source_mistakes(field: str, sources: Sequence[Source]) -> Iterator[UserError]:
     for i, source in enumerate(sources):
-        if source.owner is not None:  # only the owner's nodes may see it
+        if source.data_owner is not None:  # only the owner's nodes may see it
             continue
         local = "://" not in source.path and source.path != "embedded" and not set("*?[") & set(source.path)
         if local and not os.path.exists(source.path):  # noqa: PTH110 - it also returns False for an invalid name

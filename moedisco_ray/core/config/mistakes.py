@@ -20,6 +20,12 @@ _MOST_SEEN, _MOST_GROUPED, _MOST_SHOWN = 1000, 200, 20
 """Most mistakes to look at, to compare and to show, so that the time of an answer is bounded."""
 _LONGEST_SHOWN, _MOST_ENTRIES_SHOWN = 300, 16
 """Maximum characters of a text, and entries of a list, that a message repeats."""
+_FORMS = {
+    "corpus.sources": "must be a list, such as [{path: my.txt}]",
+    "evaluation.sources": "must be a list, such as [{path: my.txt}]",
+    "model.init": "must be random, {checkpoint: MODEL} or {upcycle: MODEL}",
+}
+"""What is expected where users write a text instead of a list or a section."""
 _TAGS = frozenset(
     {"Architecture", "int", "constrained-int", "constrained-str", "literal['random']", "literal['auto']", "[key]"}
 )
@@ -63,7 +69,8 @@ def _shown(mistake: Mapping[str, Any]) -> ConfigError:
         return ConfigError(field, None, f"no such setting; {hint}")
     if mistake["type"] == "missing":
         return ConfigError(field, None, "is missing; `moedisco init` writes a configuration with every setting")
-    message = plain_words(mistake)
+    message = _FORMS.get(field) if isinstance(mistake["input"], str) else None
+    message = message or plain_words(mistake)
     if not field:  # a rule across sections: its message begins with the field
         field, _, message = message.partition(" ")
         return ConfigError(field, None, message)

@@ -10,11 +10,11 @@ from moedisco_ray.core.config.architecture import Architecture, check_sizes
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import Resolved
 from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
-from moedisco_ray.core.config.start_sizes import family_of, read_architecture, read_dense_architecture
 from moedisco_ray.core.families import DECLARATIONS, FamilyName
 
 _RANDOM_FAMILY = "qwen3_moe"
 """Family of a model with random weights, unless `model.family` names another one."""
+_NOT_READ = "the model to start from was not read; `check_config` and `with_start` read it"
 
 
 class Model(Section):
@@ -26,17 +26,13 @@ class Model(Section):
     qwen2_moe), Qwen2 becomes qwen2_moe, Qwen3 becomes qwen3_moe, OLMo-2 becomes flex_olmo, ERNIE 4.5 becomes
     ernie4_5_moe, and Granite becomes granitemoe."""
     config: Architecture | None = None
-    """Sizes of the model. Leave them out if `init` names a directory, which has its own."""
+    """Sizes of the model. Leave them out if `init` names a model, which has its own; the run's `config.json` records
+    them."""
     init: Literal["random"] | CheckpointInit | UpcycleInit = "random"
 
     @model_validator(mode="after")
-    def _one_source_of_sizes(self) -> Self:
-        if isinstance(self.init, LocalInit) and self.config is not None:
-            raise ValueError(
-                f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove "
-                "model.config"
-            )
-        if self.config is not None:
+    def _the_family_has_the_sizes(self) -> Self:
+        if self.config is not None and not isinstance(self.init, LocalInit):
             family = DECLARATIONS[self.family or _RANDOM_FAMILY]
             check_sizes(self.config, family)
             normalised = family.router.normalised(self.config.norm_topk_prob)
@@ -46,31 +42,33 @@ class Model(Section):
         return self
 
     @property
-    def family_name(self) -> FamilyName:
-        """`family` with its default resolved.
+    def known(self) -> bool:
+        """Whether family and sizes are known; those of a start are not before `with_start` has read them."""
+        return not isinstance(self.init, LocalInit) or (self.family is not None and self.config is not None)
 
-        Raises:
-            CheckpointError: The directory that `init` names holds no model that a family can start from.
-        """
-        if self.family is not None:
-            return self.family
-        return family_of(self.init) if isinstance(self.init, LocalInit) else _RANDOM_FAMILY
+    @property
+    def family_name(self) -> FamilyName:
+        """`family` with its default resolved."""
+        if not self.known:
+            raise RuntimeError(_NOT_READ)
+        return self.family or _RANDOM_FAMILY
 
     @property
     def architecture(self) -> Architecture:
-        """Sizes of the model, from `config` or from the `config.json` of the directory that `init` names.
-
-        Raises:
-            CheckpointError: The directory holds no model that this family can start from.
-        """
-        if isinstance(self.init, CheckpointInit):
-            return read_architecture(self.init.directory, self.family_name)
-        if isinstance(self.init, UpcycleInit):
-            return read_dense_architecture(self.init, self.family_name)
+        """Sizes of the model: `config` with its default resolved."""
+        if not self.known:
+            raise RuntimeError(_NOT_READ)
         sizes = self.config or Architecture()
+        if isinstance(self.init, LocalInit):
+            return sizes
         return sizes.model_copy(
             update={"norm_topk_prob": DECLARATIONS[self.family_name].router.normalised(sizes.norm_topk_prob)}
         )
+
+    @property
+    def starts_from_moe(self) -> bool:
+        """Whether the run starts from a trained MoE."""
+        return isinstance(self.init, CheckpointInit)
 
     @property
     def experts_together(self) -> int:

@@ -39,15 +39,17 @@ class Optimizer(Section):
     `run_cosine`, share of the run's tokens, at its start. A later phase then has no warm-up, even if it begins with a
     new optimizer state."""
     weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay: each step multiplies the weights, but not norms and biases, by 1 - rate x this."""
     batch_tokens: int = Field(16_384, gt=0, le=LARGEST)
     """Number of tokens in one step, over all workers."""
     micro_batch: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of sequences in one forward pass of a worker. Null means the worker's whole share of the batch. A smaller
-    value needs less memory and gives the same result."""
+    """Number of sequences in one forward pass of a worker. Null means the worker's whole share of the batch, or, on a
+    GPU, as much of it as fits the memory. A smaller value needs less memory and gives the same result."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "pure_bf16"], Resolved("precision")] = "auto"
     """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer
     state (16 bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is
-    bf16 on a GPU of compute capability 8.0 or more, and fp32 on older GPUs (T4, V100) and on a CPU."""
+    bf16 on a GPU of compute capability 8.0 or more, and fp32 on older GPUs (T4, V100) and on a CPU. A training in bf16
+    may compute its few products in fp32 with TF32; a training in fp32 never does."""
     within_documents: bool = False
     """Let each token attend only to its own document, not to the other documents that are packed into the same
     sequence. The demo reaches 4 to 7 % fewer bits per byte with it if a sequence holds six documents
@@ -71,13 +73,14 @@ class Optimizer(Section):
     AdamW and a model on one worker. With 0, all weights are trained in every step. Null means 100 on a GPU whose memory
     is too small without blocks, and 0 otherwise."""
 
-    compile: bool = False
-    """Compile the decoder layers with `torch.compile`, which fuses small operations. It is meant for long trainings on
-    GPUs, above all of sub-models with one expert per layer: of layers with several experts only attention and norms are
-    compiled, and with `gradient_checkpointing` nothing. The first step waits for the compiler, and every machine that
-    trains needs gcc (on a CPU, g++). Losses differ from those without `compile` by rounding. A resumed training still
-    equals an uninterrupted one bit for bit on CPUs of one kind. Plans count neither the time nor the memory that it
-    saves."""
+    compile: bool | None = None
+    """Compile the decoder layers with `torch.compile`, which fuses small operations; of layers with several experts
+    only attention and norms are compiled, and with `gradient_checkpointing` nothing. Null means that a training of half
+    an hour or more on one GPU tries it in its first step, and keeps it if loss and gradient are the same up to rounding
+    and the micro-batch takes less time; its log says so. With true, the first step waits for the compiler, and every
+    machine that trains needs gcc (on a CPU, g++). Losses differ from those without `compile` by rounding. A resumed
+    training still equals an uninterrupted one bit for bit on CPUs of one kind. Plans count neither the time nor the
+    memory that it saves."""
 
     @model_validator(mode="after")
     def _only_adamw_saves_memory(self) -> Self:

@@ -26,12 +26,6 @@ def check_owners(config: RunConfig) -> None:
                 f"corpus.sources.{i}.owner {source.owner!r} is not in pools.owners; add it there, with storage and "
                 "resource"
             )
-    for i, source in enumerate(config.evaluation.sources):
-        if source.owner is not None:
-            raise ValueError(
-                f"evaluation.sources.{i}.owner {source.owner!r} is not possible, because the evaluation reads only "
-                "text without an owner; remove the source"
-            )
     for name in owners:
         if not config.corpus.of_owner(name):
             raise ValueError(

@@ -11,8 +11,11 @@ from pydantic import AfterValidator, Field, model_validator
 from moedisco_ray.core.cards import PEAK_FLOPS, UTILISATION, Card, find_card, known_card
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import Resolved
+from moedisco_ray.core.limits import USABLE_MEMORY, WORKER_PROCESS_GB
 
 PoolName = Literal["low_memory", "high_memory"]
+Residence = Literal["resident", "streamed"]
+"""Where the weights and the optimizer state of a training are; see `Pool.memory`."""
 MOST_WORKERS = 65_536
 Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
 
@@ -59,64 +62,71 @@ _GIGABIT = 1e9 / 8
 """Bytes per second of 1 Gbit/s."""
 
 
-def _by_card(raw: Any) -> Any:
-    """Add the memory and the speed of a card to settings that name it and do not state them."""
-    if not isinstance(raw, Mapping):
-        return raw
-    name = raw.get("card")
-    card = find_card(name) if isinstance(name, str) else None
-    if card is None:
-        return raw
-    speed = card.flops(moe=False) / (PEAK_FLOPS * UTILISATION)
-    follows = {"memory_gb": card.memory_gb, "speed": speed}
-    return {**raw, **{key: value for key, value in follows.items() if raw.get(key) is None}}
-
-
-def _check_memory(card: str | None, memory_gb: float) -> None:
-    known = None if card is None else find_card(card)
-    if known is not None and memory_gb > known.memory_gb:
-        raise ValueError(
-            f"memory_gb {memory_gb:g} is more than a {known.name} has, {known.memory_gb:g}; lower it, or leave it out"
-        )
-
-
-class Pool(Section):
-    """A pool of workers."""
-
-    name: ClassVar[PoolName]
-    """Key of the pool in `pools`."""
+class Slots(Section):
+    """What one worker gets on the nodes of a pool, or on those of one node type."""
 
     resource: Tag
-    """Custom resource that the pool's nodes offer: each node offers an amount of 1 for each worker that it has room
-    for."""
-    gpu: Gpus = 0
-    """Number of GPUs per worker; with 0, workers train on a CPU."""
+    """Custom resource that only these nodes offer: each offers an amount of 1 for each worker that it has room for."""
     card: Annotated[CardName | None, Resolved("precision")] = None
-    """The pool's GPU, such as `L4`, `RTX 4090`, `A100-80GB` or `H100` (`moedisco_ray.core.cards` lists them). Memory,
-    speed, and the precision that `auto` means follow from it. Null: an unknown GPU with the stated memory and speed."""
+    """The GPU, such as `L4`, `RTX 4090`, `A100-80GB` or `H100` (`moedisco_ray.core.cards` lists them). Memory, speed,
+    and the precision that `auto` means follow from it. Null: an unknown GPU with the stated memory and speed."""
     memory_gb: float = Field(gt=0)
-    """Memory of a worker (GB). If it is left out and `card` is set, that of the card."""
+    """Memory of a worker (GiB). If it is left out and `card` is set, that of the card."""
     price_per_hour: PricePerHour
     """Dollars per worker-hour."""
     speed: float = Field(gt=0)
     """Training speed relative to one A100-80GB at 35 % of its peak. If it is left out and `card` is set, that of the
     card."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follows_from_card(cls, raw: Any) -> Any:
+        """Add the memory and the speed of a card to settings that name it and do not state them."""
+        if not isinstance(raw, Mapping):
+            return raw
+        name = raw.get("card")
+        card = find_card(name) if isinstance(name, str) else None
+        if card is None:
+            return raw
+        speed = card.flops(moe=False) / (PEAK_FLOPS * UTILISATION)
+        follows = {"memory_gb": card.memory_gb, "speed": speed}
+        return {**raw, **{key: value for key, value in follows.items() if raw.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _card_has_the_memory(self) -> Self:
+        known = None if self.card is None else find_card(self.card)
+        if known is not None and self.memory_gb > known.memory_gb:
+            raise ValueError(
+                f"memory_gb {self.memory_gb:g} is more than a {known.name} has, {known.memory_gb:g}; lower it, or "
+                "leave it out"
+            )
+        return self
+
+
+class Pool(Slots):
+    """A pool of workers."""
+
+    name: ClassVar[PoolName]
+    """Key of the pool in `pools`."""
+
+    gpu: Gpus = 0
+    """Number of GPUs per worker; with 0, workers train on a CPU."""
+    memory: Residence = "resident"
+    """Where trainings have their weights and optimizer state. `resident`: on the card. `streamed`: in the host's
+    memory. One layer at a time then comes to the card, so the card needs room for two layers, whatever the size of the
+    model, and the host for 6 bytes per parameter with Muon in `pure_bf16`, up to 16 with AdamW in fp32. All
+    micro-batches of a step pass a layer before the next one comes: with tens of thousands of tokens per step the copies
+    take no time, with fewer the card waits for them. The result is that of `resident`, bit for bit on a CPU. Each
+    training has one worker."""
     gpus_per_node: int = Field(1, ge=1, le=MOST_WORKERS)
     """Number of workers on one node. They exchange data over the links between its cards, and others over the
     network."""
     network: Network = 10.0
     """Network of a node (Gbit/s, each way), which its workers share. Storage is assumed to give a worker 1 Gbit/s of it
     at most."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _follows_from_card(cls, raw: Any) -> Any:
-        return _by_card(raw)
-
-    @model_validator(mode="after")
-    def _card_has_the_memory(self) -> Self:
-        _check_memory(self.card, self.memory_gb)
-        return self
+    host_memory_gb: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    """Main memory of a node (GiB), which its workers share. Optimizer state that does not fit there is not offloaded.
+    Null: unknown, and assumed to be enough for what is configured; `recipe` then chooses no streamed training."""
 
     @property
     def gpu_card(self) -> Card | None:
@@ -156,6 +166,18 @@ class Pool(Section):
         return self.network * _GIGABIT
 
     @property
+    def workers_per_node(self) -> int:
+        """Maximum number of workers on one node at a time."""
+        return self.gpus_per_node
+
+    @property
+    def host_gb_per_worker(self) -> float | None:
+        """Main memory that a worker may fill with data, besides its process (GiB); None if it is unknown."""
+        if self.host_memory_gb is None:
+            return None
+        return max(0.0, self.host_memory_gb * USABLE_MEMORY / self.workers_per_node - WORKER_PROCESS_GB)
+
+    @property
     def key(self) -> str:
         """Name of the pool's workers in the bill."""
         return self.name
@@ -186,31 +208,10 @@ class Pool(Section):
         return tuple(each.resource for each in self.node_types)
 
 
-class MachineType(Section):
+class MachineType(Slots):
     """A node type of a mixed pool."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")
     """Name of the node type in the report and the bill."""
-    resource: Tag
-    """Custom resource that only nodes of this node type offer."""
-    card: Annotated[CardName | None, Resolved("precision")] = None
-    """The node type's GPU, as `pools.low_memory.card`."""
-    memory_gb: float = Field(gt=0)
-    """Memory of a worker (GB). If it is left out and `card` is set, that of the card."""
-    price_per_hour: PricePerHour
-    """Dollars per worker-hour."""
-    speed: float = Field(gt=0)
-    """Training speed relative to one A100-80GB at 35 % of its peak. If it is left out and `card` is set, that of the
-    card."""
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
     """Maximum number of sub-models that train on this node type at once."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _follows_from_card(cls, raw: Any) -> Any:
-        return _by_card(raw)
-
-    @model_validator(mode="after")
-    def _card_has_the_memory(self) -> Self:
-        _check_memory(self.card, self.memory_gb)
-        return self

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import Resolved
 from moedisco_ray.core.config.places import WritesTo, check_storage
-from moedisco_ray.core.config.pool import MOST_WORKERS, Gpus, MachineType, Pool, PoolName, PricePerHour, Tag, Workers
+from moedisco_ray.core.config.pool import MOST_WORKERS, MachineType, Pool, PoolName, PricePerHour, Tag, Workers
 
 OwnerName = Annotated[str, Field(max_length=32, pattern=r"^[A-Za-z0-9][\w-]{0,31}$")]
 
@@ -19,7 +19,6 @@ class LowMemoryPool(Pool):
 
     name = "low_memory"
     resource: Tag = "low_mem_gpu"
-    gpu: Gpus = 0
     memory_gb: float = Field(24, gt=0)
     price_per_hour: PricePerHour = 0.35
     speed: float = Field(0.72, gt=0)
@@ -28,11 +27,12 @@ class LowMemoryPool(Pool):
     seed_workers: Workers | tuple[Workers, Workers] | Literal["auto"] = "auto"
     """Workers that train the seed together. Each holds the whole seed and takes a share of every batch, and they add up
     their gradients in every step: the result is that of one worker, up to rounding, in fewer hours. A number N means
-    always N workers; results are then identical, bit for bit. With [FEWEST, MOST], the seed starts with the workers
-    that are free, shrinks when it loses one and grows when more arrive, in sizes that divide the batch; results are
-    then the same up to rounding. `auto` is [1, N], with the largest N whose exchange, over `network` and between the
-    `gpus_per_node` cards of a node, takes at most a quarter of the time to compute a step: 1 where batches are small
-    for the model, or workers have no GPU. Of several node types, one worker trains the seed."""
+    always N workers; repeated runs then have the same bits on CPUs, and with `deterministic` on GPUs. With [FEWEST,
+    MOST], the seed starts with the workers that are free, shrinks when it loses one and grows when more arrive, in
+    sizes that divide the batch; results are then the same up to rounding. `auto` is [1, N], with the largest N whose
+    exchange, over `network` and between the `gpus_per_node` cards of a node, takes at most a quarter of the time to
+    compute a step: 1 where batches are small for the model, or workers have no GPU. Of several node types, one worker
+    trains the seed."""
     types: Annotated[tuple[MachineType, ...], Resolved("precision")] = Field((), max_length=32)
     """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource,
     memory, price and speed, which replace the pool's. An empty list means that all nodes are of one type."""
@@ -51,6 +51,10 @@ class LowMemoryPool(Pool):
         return self.max_workers
 
     @property
+    def workers_per_node(self) -> int:
+        return min(self.gpus_per_node, self.max_workers)
+
+    @property
     def fewest_for_seed(self) -> int:
         """Minimum number of workers with which the seed starts."""
         return 1 if self.seed_workers == "auto" else min(_bounds(self.seed_workers))
@@ -65,8 +69,10 @@ class LowMemoryPool(Pool):
         return tuple(
             _OneType(
                 gpu=self.gpu,
+                memory=self.memory,
                 network=self.network,
                 gpus_per_node=self.gpus_per_node,
+                host_memory_gb=self.host_memory_gb,
                 type_name=each.name,
                 **each.model_dump(exclude={"name"}),
             )
@@ -188,14 +194,13 @@ class HighMemoryPool(Pool):
 
     name = "high_memory"
     resource: Tag = "high_mem_gpu"
-    gpu: Gpus = 0
     memory_gb: float = Field(80, gt=0)
     price_per_hour: PricePerHour = 2.28
     speed: float = Field(1.0, gt=0)
     workers: Workers | tuple[Workers, Workers] = 1
-    """Size of the gang. A number N means always N workers; results are then identical, bit for bit. With [FEWEST,
-    MOST], the gang starts with the workers that are free, shrinks when it loses a worker and grows when more arrive, in
-    sizes that divide the batch; results are then the same up to rounding."""
+    """Size of the gang. A number N means always N workers; repeated runs then have the same bits on CPUs, and with
+    `deterministic` on GPUs. With [FEWEST, MOST], the gang starts with the workers that are free, shrinks when it loses
+    a worker and grows when more arrive, in sizes that divide the batch; results are then the same up to rounding."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:
@@ -214,6 +219,10 @@ class HighMemoryPool(Pool):
     def most_workers(self) -> int:
         """Maximum number of workers of the gang."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def workers_per_node(self) -> int:
+        return min(self.gpus_per_node, self.most_workers)
 
     @property
     def elastic(self) -> bool:
@@ -242,15 +251,19 @@ class Pools(Section):
         """The pools on which sub-models train: the low-memory pool and the data owners' pools."""
         if not self.owners:
             return self.low_memory
-        parts = (self.low_memory, *map(self.owner, self.owners))
+        parts = (self.low_memory, *self.of_owners)
         shared = self.low_memory.model_dump(exclude={"max_workers"})
         return _Joint(**shared, max_workers=min(MOST_WORKERS, sum(part.max_workers for part in parts)), parts=parts)
 
-    def owner(self, name: str) -> OwnerPool:
-        """The pool of a data owner's seats."""
+    @property
+    def of_owners(self) -> tuple[OwnerPool, ...]:
+        """The pool of each data owner's seats."""
         shared = self.low_memory.model_dump(exclude={"resource", "types"})
-        own = self.owners[name].model_dump(include={"resource", "price_per_hour"}, exclude_none=True)
-        return OwnerPool(**(shared | own), owner_name=name)
+        own = {"resource", "price_per_hour"}
+        return tuple(
+            OwnerPool(**(shared | owner.model_dump(include=own, exclude_none=True)), owner_name=name)
+            for name, owner in self.owners.items()
+        )
 
     def needed(self, finetune: PoolName, *, seed: bool) -> tuple[tuple[AnyPool, int], ...]:
         """The pools that a run uses, each with the number of workers that it needs at the same time.
@@ -259,7 +272,7 @@ class Pools(Section):
             finetune: The pool that fine-tunes; if it is the low-memory one, the run does not need the other.
             seed: Whether a seed trains.
         """
-        owned = tuple((self.owner(name), 1) for name in self.owners)
+        owned = tuple((pool, 1) for pool in self.of_owners)
         if finetune == "low_memory":
             return (self.low_memory, self.low_memory.fewest_workers), *owned
         low = (self.low_memory, self.low_memory.fewest_for_seed if seed else 1)

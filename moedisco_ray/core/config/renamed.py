@@ -7,7 +7,7 @@ setting's old name is an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +21,10 @@ REMOVED = frozenset(
     {
         "clusters.text",
         "clusters.iterations",
+        "clusters.method",
+        "clusters.dimensions",
+        "clusters.restarts",
+        "clusters.sample",
         *(
             f"{section}.optimizer.{name}"
             for section in ("submodels", "finetune")
@@ -45,8 +49,12 @@ REMOVED = frozenset(
         "finetune.spike_guard",
         "finetune.early_stop",
         "finetune.max_failures",
+        "finetune.exchange",
         "checkpoint.keep",
         "evaluation.slice_tokens",
+        "evaluation.lm_eval_limit",
+        "evaluation.sample_tokens",
+        "tracking.log_model",
     }
 )
 REMOVED_UNLESS_USED: Mapping[str, Any] = {
@@ -58,6 +66,8 @@ REMOVED_UNLESS_USED: Mapping[str, Any] = {
 }
 """Removed settings, each with the one value that had no effect: with this value the setting is dropped. With any other
 value the setting changed results, so it is kept, and the validation refuses it."""
+REMOVED_FROM_ENTRIES: Mapping[str, frozenset[str]] = {"evaluation.sources": frozenset({"weight", "owner"})}
+"""Lists, each with the settings that were removed from its entries."""
 RENAMED: Mapping[str, str] = {
     "submodels.max_failures": "checkpoint.max_failures",
     "submodels.keep_moments": "submodels.keep_optimizer_state",
@@ -65,6 +75,7 @@ RENAMED: Mapping[str, str] = {
     **{f"tracking.{name}": f"tracking.trackers.{name}" for name in ("tensorboard", "wandb", "mlflow")},
 }
 _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("clusters.method", "random"): ("clusters.vectors", "random"),
     ("merge.router", "concat"): ("merge.router", "random"),
     ("submodels.optimizer.state", "bf16"): ("submodels.optimizer.precision", "pure_bf16"),
     ("finetune.optimizer.state", "bf16"): ("finetune.optimizer.precision", "pure_bf16"),
@@ -106,11 +117,22 @@ def read_stored_config(content: bytes | None, location: Location) -> RunConfig:
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings by dotted path, under today's names and without removed settings."""
     kept = {
-        RENAMED.get(path, path): value
+        RENAMED.get(path, path): _entries(path, value)
         for path, value in settings.items()
         if path not in REMOVED and (path, value) not in REMOVED_UNLESS_USED.items()
     }
     return kept | dict(new for (path, value), new in _VALUES.items() if settings.get(path) == value)
+
+
+def _entries(path: str, value: Any) -> Any:
+    removed = REMOVED_FROM_ENTRIES.get(path)
+    if removed is None or not isinstance(value, list):
+        return value
+    return [_without(each, removed) if isinstance(each, dict) else each for each in value]
+
+
+def _without(entry: dict[str, Any], removed: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in removed}
 
 
 def _nested(raw: Mapping[str, Any]) -> dict[str, Any]:

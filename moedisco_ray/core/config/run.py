@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,12 +11,13 @@ from moedisco_ray.core.config.architecture import Architecture
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
 from moedisco_ray.core.config.extent import check_extent
-from moedisco_ray.core.config.inits import CheckpointInit, LocalInit, UpcycleInit
+from moedisco_ray.core.config.inits import LocalInit, UpcycleInit
 from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.owners import check_owners
 from moedisco_ray.core.config.places import WritesTo, as_location
 from moedisco_ray.core.config.pools import AnyPool, LowMemoryPool, Pools
+from moedisco_ray.core.config.residence import check_residence
 from moedisco_ray.core.config.sections import (
     Checkpoint,
     Clusters,
@@ -43,11 +44,10 @@ Tags = Annotated[
 ]
 """Labels of a run: at most 16, with keys and values of at most 63 characters."""
 
-
 _MOST_SHOWN = 8
 """Maximum number of cluster counts that an error suggests."""
 
-CARRIES_STATE = "does not hold in recurrent layers, which carry a state from one document to the next; set it to false"
+_CARRIES_STATE = "does not hold in recurrent layers, which carry a state from one document to the next; set it to false"
 """Why a model with recurrent layers cannot train with `within_documents`."""
 
 
@@ -57,6 +57,18 @@ class RunConfig(Section):
     name: Annotated[str, NoEffect("it names the run directory")] = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
     """Name of the run and of its directory, OUTPUT/NAME."""
     seed: int = Field(0, ge=0, lt=2**31)
+    deterministic: bool = False
+    """Train on GPUs with slower kernels that give the same bits each time, on equal cards, driver, torch and gang, or
+    end with an error. Without it, results on GPUs differ by rounding; those on equal CPUs never do."""
+    recipe: Annotated[
+        Literal["auto", "joint", "grown"] | None, NoEffect("the shares of the tokens and the pool say what it decided")
+    ] = None
+    """Which way to train the model. `joint` trains the whole MoE in one phase, on the cards that cost least for it (own
+    cards: on those that take least time). `grown` trains a seed with a part of the experts, and all experts from the
+    middle on, without sub-models. `auto` is `joint` wherever the MoE fits the cards of a pool, or the main memory next
+    to one of them (`host_memory_gb`), or `grown` if that reaches the same loss for less; with data owners, adapters, or
+    an ensemble to measure, and where nothing else fits, it is what `tokens` says. Null means what `tokens` says. A run
+    keeps the way that it began with."""
     tags: Annotated[Tags, NoEffect("they are labels for people")] = Field(default_factory=dict)
     """Labels by which to find the run: at most 16 pairs of a key and a value, each of at most 63 characters."""
     corpus: Corpus
@@ -70,7 +82,7 @@ class RunConfig(Section):
     pools: Annotated[
         Pools, NoEffect("they say where work runs and what it costs; the precision that follows counts")
     ] = Pools()
-    checkpoint: Annotated[Checkpoint, NoEffect("a resumed training gives the same bits as an undisturbed one")] = (
+    checkpoint: Annotated[Checkpoint, NoEffect("a resumed training continues as an undisturbed one would")] = (
         Checkpoint()
     )
     evaluation: Evaluation = Evaluation()
@@ -99,6 +111,14 @@ class RunConfig(Section):
     def finetune_pool(self) -> AnyPool:
         """The pool that fine-tunes the whole MoE."""
         return self.pools.low_memory if self.finetune.pool == "low_memory" else self.pools.high_memory
+
+    @property
+    def trainings(self) -> tuple[tuple[str, Optimizer, AnyPool], ...]:
+        """Each section with the settings of trainings: its name, its optimizer, and the pool that trains with it."""
+        return (
+            ("submodels", self.submodels.optimizer, self.pools.low_memory),
+            ("finetune", self.finetune.optimizer, self.finetune_pool),
+        )
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -132,6 +152,12 @@ class RunConfig(Section):
         return self.pools.needed(self.finetune.pool, seed=self.tokens.seed > 0)
 
     @property
+    def has_own_cards(self) -> bool:
+        """Whether GPUs that the run uses cost nothing per hour, because they belong to the user."""
+        types = (each for pool, _ in self.needed_pools for each in pool.node_types)
+        return any(each.gpu and not each.price_per_hour for each in types)
+
+    @property
     def alone_with_the_seed(self) -> str | None:
         """The setting for which one worker must train the seed; None if several can."""
         recipe = self.submodels.optimizer
@@ -139,8 +165,8 @@ class RunConfig(Section):
             return f"submodels.optimizer.block_steps {recipe.block_steps}"
         if recipe.offload_moments:
             return f"submodels.optimizer.offload_moments {recipe.offload_moments}"
-        if self.pools.low_memory.mixed:
-            return "pools.low_memory.types"
+        if self.pools.low_memory.mixed or self.pools.low_memory.memory == "streamed":
+            return f"pools.low_memory.{'types' if self.pools.low_memory.mixed else 'memory streamed'}"
         return f"submodels.seed_members {self.seed_members}" if self.seed_members > 1 else None
 
     def owner_of(self, cluster: int) -> str | None:
@@ -164,7 +190,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if isinstance(self.model.init, CheckpointInit):
+        if self.model.starts_from_moe:
             if self.tokens.seed_share:
                 raise ValueError(
                     "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a dense "
@@ -187,7 +213,7 @@ class RunConfig(Section):
             )
         if self.finetune_pool.mixed:
             raise ValueError("finetune.pool must have one node type; remove pools.low_memory.types")
-        for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
+        for where, optimizer, _ in self.trainings:
             self._batch_is_whole(where, optimizer)
         tuning = self.finetune.optimizer
         if self.finetune_pool.most_workers > 1 and (tuning.block_steps or tuning.offload_moments):
@@ -204,6 +230,7 @@ class RunConfig(Section):
             )
         self._gang_divides_the_batch()
         check_owners(self)
+        check_residence(self)
         self._unseen_text_is_no_corpus()
         return self
 
@@ -218,10 +245,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _the_seed_has_its_workers(self) -> Self:
-        wanted, sequences = (
-            self.pools.low_memory.seed_workers,
-            self.submodels.optimizer.batch_tokens // self.corpus.sequence_length,
-        )
+        low, batch = self.pools.low_memory, self.submodels.optimizer.batch_tokens
+        wanted, sequences = low.seed_workers, batch // self.corpus.sequence_length
         if not self.tokens.seed or wanted in ("auto", 1, (1, 1)):
             return self
         if self.clusters.count == "auto" and self.submodels.seed_members is None:
@@ -266,7 +291,7 @@ class RunConfig(Section):
 
     @property
     def _needs_a_trained_model(self) -> bool:
-        return self.tokens.decoupled and self.clusters.method == "kmeans" and self.clusters.vectors == "hidden_state"
+        return self.tokens.decoupled and self.clusters.vectors == "hidden_state"
 
     def _batch_is_whole(self, where: str, optimizer: Optimizer) -> None:
         if optimizer.batch_tokens % self.corpus.sequence_length:
@@ -294,12 +319,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _the_model_fits(self) -> Self:
-        # The sizes of a checkpoint are on disk; `check_files` checks them.
-        if not isinstance(self.model.init, LocalInit):
-            if (setting := lost_documents(self)) is not None:
-                raise ValueError(f"{setting} true {CARRIES_STATE}")
+        if self.model.known:
+            if (setting := _lost_documents(self)) is not None:
+                raise ValueError(f"{setting} true {_CARRIES_STATE}")
             if self.clusters.count != "auto":
-                check_division(self.model.family_name, self.model.architecture, self.clusters.count)
+                model = self.model
+                check_division(model.family_name, model.architecture, self.clusters.count, model.experts_together)
         return self
 
     @model_validator(mode="after")
@@ -326,13 +351,9 @@ def _place(source: Source) -> str:
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
 
 
-def lost_documents(config: RunConfig) -> str | None:
-    """The setting `within_documents` if it is on and recurrent layers of the model mix documents anyway; else None.
-
-    Raises:
-        CheckpointError: The directory that `model.init` names holds no model that the family can start from.
-    """
-    for section, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
+def _lost_documents(config: RunConfig) -> str | None:
+    """The setting `within_documents` if it is on and recurrent layers of the model mix documents anyway; else None."""
+    for section, optimizer, _ in config.trainings:
         if optimizer.within_documents:
             family, sizes = DECLARATIONS[config.model.family_name], config.model.architecture
             if family.recurrent_layers(sizes.fields, sizes.num_hidden_layers):

@@ -13,9 +13,8 @@ from moedisco_ray.core.config.key_of import KeyOf
 from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.places import ReadsFrom, WritesTo, as_model, check_storage
 from moedisco_ray.core.config.pool import PoolName
-from moedisco_ray.core.config.sources import Source, Sources
+from moedisco_ray.core.config.sources import CorpusSource, Source, Sources
 from moedisco_ray.core.registry import BACKBONE_RULES, ROUTER_METHODS, TRACKERS
-from moedisco_ray.core.store.run_models import local_model
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 TrainingStageName = Literal["seed", "submodels", "finetune"]
@@ -30,7 +29,7 @@ _ROUNDING = 1e-9
 class Corpus(Section):
     """The training text."""
 
-    sources: Sources = Field(min_length=1)
+    sources: Sources[CorpusSource] = Field(min_length=1)
     """Sources of the text. A source that is listed twice counts once."""
     validation_fraction: float = Field(0.02, gt=0, lt=0.5)
     """Share of each source's documents that is held out, chosen by a hash of their text. Parts of a long document are
@@ -46,7 +45,7 @@ class Corpus(Section):
     Jaccard index of the documents' sets of five consecutive words, estimated by MinHash. The document from the earlier
     source is kept. With null, only documents whose text is equal are dropped."""
 
-    def of_owner(self, owner: str | None) -> dict[int, Source]:
+    def of_owner(self, owner: str | None) -> dict[int, CorpusSource]:
         """The sources of a data owner, or for None the sources without an owner, by their position in `sources`."""
         return {i: source for i, source in enumerate(self.sources) if source.owner == owner}
 
@@ -68,14 +67,6 @@ class Tokenizer(Section):
     trained on the corpus. The model then has to learn its embedding again."""
     train_vocab_size: int = Field(8192, ge=300, le=LARGEST)
     """Size of the byte-level BPE vocabulary to train."""
-
-    @property
-    def directory(self) -> Path | None:
-        """The directory on this machine that `path` names; None if `path` is not set.
-
-        Errors are those of `local_model`.
-        """
-        return None if self.path is None else local_model("tokenizer.path", self.path, weights=False)
 
 
 class Tokens(Section):
@@ -121,11 +112,6 @@ class Tokens(Section):
         """Number of tokens of all sub-models together."""
         return self.total - self.seed - self.finetune
 
-    def span(self, stage: TrainingStageName) -> tuple[float, float]:
-        """Shares of the run's tokens at which a stage of training begins and ends."""
-        split, merged = self.seed / self.total, (self.total - self.finetune) / self.total
-        return {"seed": (0.0, split), "submodels": (split, merged), "finetune": (merged, 1.0)}[stage]
-
 
 class Clusters(Section):
     """Clustering of the documents."""
@@ -135,21 +121,13 @@ class Clusters(Section):
     number, from two on, whose sub-models fit the low-memory pool: larger sub-models reach a lower loss for the same
     dollars. A larger number takes fewer hours, if there is a slot for each. The number is decided when a run begins,
     and recorded in its `config.json`."""
-    method: Literal["kmeans", "random"] = "kmeans"
-    """How documents are assigned to clusters. `kmeans` clusters document vectors, as in the paper. `random` assigns by
-    a hash of the text (an ablation in the paper)."""
-    vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
-    """Document vectors for `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the
-    seed model."""
-    dimensions: int = Field(64, ge=2, le=LARGEST)
-    """Number of SVD components of `tfidf_svd`."""
+    vectors: Literal["mean_token", "tfidf_svd", "hidden_state", "random"] = "hidden_state"
+    """Document vectors that k-means clusters: mean token embedding (the paper), tf-idf reduced to 64 dimensions by an
+    SVD, or mean hidden state of the seed model. `random` is no k-means: it assigns documents by a hash of their text
+    (an ablation in the paper)."""
     capacity: float | None = Field(1.05, ge=1)
     """Maximum number of tokens in a cluster, as a multiple of the mean over clusters. Null means no limit, as in the
     paper."""
-    restarts: int = Field(4, ge=1, le=64)
-    sample: int = Field(10_000, ge=16, le=LARGEST)
-    """Number of sampled documents (at least 256 per cluster for k-means). The sample fits k-means and the tf-idf
-    vocabulary, and the silhouette and the 2-D map are computed from it."""
 
     @property
     def number(self) -> int:
@@ -219,18 +197,27 @@ class Merge(Section):
     backbone: Annotated[str, KeyOf(BACKBONE_RULES)] = "token_weighted"
     """How the mean of the sub-models' backbones weights them: all equally, or each by the number of tokens that it was
     trained on."""
-    router: Annotated[str, KeyOf(ROUTER_METHODS)] = "ridge"
-    """How the merge makes the routers. `ridge` computes them from data: each cluster's experts begin with the cluster's
-    share of the tokens, nine tokens of ten select experts of one cluster only, where groups have enough of them, and if
-    top-k weights are not normalised, experts keep their output scale. `random` initialises them randomly, as in the
-    paper, and adjusts none of these."""
+    router: Annotated[str | None, KeyOf(ROUTER_METHODS)] = None
+    """How the merge makes the routers. `kept` concatenates the rows that the sub-models trained, and changes nothing
+    else: of a trained MoE, which it is meant for, sub-models that learnt nothing become the same MoE again. `ridge`
+    computes them from data: each cluster's experts begin with the cluster's share of the tokens, nine tokens of ten
+    select experts of one cluster only, where groups have enough of them, and if top-k weights are not normalised,
+    experts keep their output scale. `random` initialises them randomly, as in the paper, and adjusts none of these.
+    Null means `kept` in a run that starts from an MoE, and `ridge` in others."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Number of training tokens from which the routers are computed."""
 
-    @property
-    def from_data(self) -> bool:
+    def method(self, *, from_moe: bool) -> str:
+        """How the merge makes the routers.
+
+        Args:
+            from_moe: Whether the run starts from a trained MoE.
+        """
+        return self.router or ("kept" if from_moe else "ridge")
+
+    def from_data(self, *, from_moe: bool) -> bool:
         """Whether the merge computes routers, expert loads and output scales from data."""
-        return self.router != "random"
+        return self.method(from_moe=from_moe) not in ("kept", "random")
 
 
 class Parallel(Section):
@@ -255,10 +242,6 @@ class Finetune(Section):
     """Pool whose workers train the MoE together, each with a shard of it: the few large workers of `high_memory`, or
     all workers of `low_memory`."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
-    exchange: Literal["auto", "step", "micro_batch"] = "auto"
-    """How often the workers exchange weights and gradients: once per step, for which each holds all of them meanwhile
-    (6 bytes per parameter in bf16, 8 in fp32), or for every micro-batch. auto: once per step if the plan fits the
-    pool's memory."""
     parallel: Parallel = Parallel()
     load_balance: float = Field(0.01, ge=0)
     """Weight of the load-balance loss over the global batch; sub-models with several experts use it too."""
@@ -305,19 +288,15 @@ class Evaluation(Section):
     run starts from is always measured, unless `tokenizer.replace` gives it other tokens."""
     ensemble: bool = False
     """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
-    sources: Sources = ()
+    sources: Sources[Source] = ()
     """Text that is never trained on, to evaluate the finished model. Each source contributes an equal share of
-    `max_tokens`, read in the order of its files. Documents that are in the corpus are left out. `weight` has no effect
-    here."""
+    `max_tokens`, read in the order of its files. Documents that are in the corpus are left out."""
     lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = Field((), max_length=64)
     """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, either with `query`,
     `choices` and `gold` (the index of the right choice, from 0), or with `context` and `continuation`. Each task is
     named after its file."""
-    lm_eval_limit: int | None = Field(None, ge=1, le=LARGEST)
-    """Maximum number of examples per task file, taken from its start. Null means all."""
     prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
-    """Prompts that the finished model continues, as samples in the report."""
-    sample_tokens: int = Field(48, ge=1, le=4096)
+    """Prompts that the finished model continues by 48 tokens, as samples in the report."""
 
     @property
     def slice_tokens(self) -> int:
@@ -342,6 +321,3 @@ class Tracking(Section):
     """Name of the project or experiment by tracker: `wandb` (Weights & Biases), `mlflow` (its server is that of the
     environment variable MLFLOW_TRACKING_URI), or true for the name of the run. `tensorboard` takes true alone and
     writes to RUN_DIR/tensorboard."""
-    log_model: bool = False
-    """Also upload the finished model, with all of its weights, to the trackers that store models: Weights & Biases and
-    MLflow."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -85,11 +85,16 @@ class Source(Section):
     on_error: Literal["fail", "skip"] = "fail"
     """What to do with a file that is binary, not UTF-8, damaged or has an unknown ending: end the run, or skip the file
     and list it in the report."""
-    weight: float = Field(1.0, gt=0, le=100)
-    """Number of copies of each document in one pass over the corpus; 0.5 keeps half of the documents."""
-    owner: str | None = None
-    """Data owner in `pools.owners` that the text stays with: only the owner's nodes read it. With null, the text has no
-    owner. Such text serves for the tokenizer, the seed, the routers, the fine-tune and the evaluation."""
+
+    @property
+    def copies(self) -> float:
+        """Number of copies of each document in one pass."""
+        return 1.0
+
+    @property
+    def data_owner(self) -> str | None:
+        """The data owner whose text it is; None: text without an owner."""
+        return None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -119,7 +124,28 @@ class Source(Section):
         return self
 
 
-def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+class CorpusSource(Source):
+    """Text to train on from one place."""
+
+    weight: float = Field(1.0, gt=0, le=100)
+    """Number of copies of each document in one pass over the corpus; 0.5 keeps half of the documents."""
+    owner: str | None = None
+    """Data owner in `pools.owners` that the text stays with: only the owner's nodes read it. With null, the text has no
+    owner. Such text serves for the tokenizer, the seed, the routers, the fine-tune and the evaluation."""
+
+    @property
+    def copies(self) -> float:
+        return self.weight
+
+    @property
+    def data_owner(self) -> str | None:
+        return self.owner
+
+
+S = TypeVar("S", bound=Source)
+
+
+def _each_once(sources: tuple[S, ...]) -> tuple[S, ...]:
     return tuple(dict.fromkeys(sources))  # a repeated source adds nothing: of equal documents only the first is kept
 
 
@@ -131,5 +157,5 @@ def _not_too_many(sources: object) -> object:
 
 
 Sources = Annotated[
-    tuple[Source, ...], Field(max_length=MOST_SOURCES), AfterValidator(_each_once), BeforeValidator(_not_too_many)
+    tuple[S, ...], Field(max_length=MOST_SOURCES), AfterValidator(_each_once), BeforeValidator(_not_too_many)
 ]

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 
 from moedisco_ray.core.config.architecture import LEAST_EXPERT, Architecture, check_positions_and_top_k
 from moedisco_ray.core.config.inits import LocalInit, UpcycleInit
+from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.rope import read_scaling
+from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.config.wording import plain_words
-from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS, REFUSED, Family, FamilyName, language_model, unsupported
 from moedisco_ray.core.store.read_roots import opened
 
@@ -24,13 +26,45 @@ LARGEST_CONFIG_BYTES = 1 << 20
 """Maximum size of a model's `config.json` (bytes); published ones have a few thousand."""
 
 
+def with_start(model: Model) -> Model:
+    """The section `model` with the family and the sizes of the model that `init` names.
+
+    Raises:
+        CheckpointError: The directory holds no model that the family can start from.
+        ConfigError: `model.config` has other sizes than the model.
+    """
+    init = model.init
+    if not isinstance(init, LocalInit):
+        return model
+    family = model.family or family_of(init)
+    sizes = (
+        read_dense_architecture(init, family)
+        if isinstance(init, UpcycleInit)
+        else read_architecture(start_directory(init), family)
+    )
+    if model.config not in (None, sizes):
+        raise ConfigError(
+            "model.config", None, f"differs from the sizes of {init.setting} {str(init.place)!r}; remove model.config"
+        )
+    return model.model_copy(update={"family": family, "config": sizes})
+
+
+def holds_experts(start: LocalInit) -> bool:
+    """Whether a start model is a Mixture-of-Experts model, whatever its family.
+
+    Raises:
+        CheckpointError: The `config.json` cannot be read.
+    """
+    return (_experts(_read(start.setting, start_directory(start))) or 0) > 1
+
+
 def family_of(start: LocalInit) -> FamilyName:
     """The family of the MoE that a start model is or becomes.
 
     Raises:
         CheckpointError: The `config.json` cannot be read, or its model is, or becomes, none of a declared family.
     """
-    directory = start.directory
+    directory = start_directory(start)
     raw = _read(start.setting, directory)
     if "model_type" not in raw:
         raise CheckpointError(
@@ -77,7 +111,7 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
     Raises:
         CheckpointError: The `config.json` cannot be read, or its model cannot become one of this family.
     """
-    directory = start.directory
+    directory = start_directory(start)
     raw = _read(start.setting, directory)
     kind = raw.get("model_type")
     declaration = DECLARATIONS[family]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.run import RunConfig
+from moedisco_ray.core.config.start_files import named_tokenizer, start_directory
 from moedisco_ray.core.errors import ConfigError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
@@ -34,11 +35,11 @@ def tokenizer_directory(config: RunConfig) -> Path | None:
         ConfigError: The run starts from a model without tokenizer files, and `tokenizer.path` is not set.
     """
     if config.tokenizer.path is not None:
-        return config.tokenizer.directory
+        return named_tokenizer(config.tokenizer)
     start = config.model.init
     if not isinstance(start, LocalInit) or config.tokenizer.replace:
         return None
-    directory = start.directory
+    directory = start_directory(start)
     if not tokenizer_files(directory):
         raise ConfigError(
             "tokenizer.path",

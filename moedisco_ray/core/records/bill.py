@@ -12,7 +12,8 @@ low-memory pool. Added to that are one start-up per worker at the pool's minimum
 the finished model. That baseline has no seed, sub-models, clusters or merge.
 
 Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is itself joint training, or
-not complete, has no saving.
+not complete, has no saving. Nor has one on GPUs that cost nothing per hour: own cards cost time and energy, which no
+share of rented cards' dollars measures.
 
 The plan, `report.json`, the REST API, the tables, the web page, the model card and the trackers all read this one
 structure.
@@ -38,7 +39,7 @@ QUALITY_UNKNOWN = (
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
 
 
-class Line(BaseModel, frozen=True):
+class Line(BaseModel, frozen=True, defer_build=True):
     """Usage and cost of one stage on one pool."""
 
     stage: str
@@ -51,7 +52,7 @@ class Line(BaseModel, frozen=True):
     """Cost at the prices at which the slots were taken, or are planned; null if the seconds are unknown."""
 
 
-class Baseline(BaseModel, frozen=True):
+class Baseline(BaseModel, frozen=True, defer_build=True):
     """Estimated cost of joint training: the whole model, on the same number of tokens, on the high-memory pool."""
 
     lines: tuple[Line, ...]
@@ -62,7 +63,7 @@ class Baseline(BaseModel, frozen=True):
     """Whether the worker-seconds per token were measured or planned. The baseline is an estimate in both cases."""
 
 
-class Bill(BaseModel, frozen=True):
+class Bill(BaseModel, frozen=True, defer_build=True):
     """The cost of a run."""
 
     planned: bool
@@ -83,8 +84,8 @@ class Bill(BaseModel, frozen=True):
     seconds: float | None
     """Wall-clock seconds of the run, over all attempts; null if a plan cannot estimate them."""
     baseline: Baseline | None
-    """What the saving is measured against; null if the run itself is joint training, and as long as the fine-tune's
-    speed is unknown."""
+    """What the saving is measured against; null if the run itself is joint training or uses own GPUs, and as long as
+    the fine-tune's speed is unknown."""
     saving: float | None
     """1 - `dollars` / the baseline's dollars; a value below 0 means that the run costs more. Never show it without
     `verdict`. Null unless the bill is complete and has a baseline."""
@@ -229,14 +230,13 @@ def make_baseline(
     )
 
 
-def is_joint_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
-    """Whether a run trains nothing but the whole model on the high-memory pool.
+def is_joint_training(tokens: Mapping[str, int]) -> bool:
+    """Whether a run trains nothing but the whole model, on whichever pool.
 
     Args:
-        config: The run's configuration.
         tokens: Tokens of each training stage.
     """
-    return config.finetune.pool == "high_memory" and not any(tokens.get(stage) for stage in ("seed", "submodels"))
+    return not any(tokens.get(stage.name) for stage in TRAINING if not stage.trains_whole)
 
 
 def idle_in_words(bill: Bill) -> str:
@@ -267,9 +267,9 @@ def format_dollars(dollars: float | None) -> str:
 
 
 def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
-    tokens = {stage: meter.work[stage].tokens for stage in TRAINING if stage in meter.work}
+    tokens = {stage.name: meter.work[stage.name].tokens for stage in TRAINING if stage.name in meter.work}
     whole = meter.work.get("finetune", Work())
-    if not whole.tokens or not whole.loop_seconds or is_joint_training(config, tokens):
+    if not whole.tokens or not whole.loop_seconds or is_joint_training(tokens) or config.has_own_cards:
         return None
     evaluated, exported = meter.work.get("evaluate", Work()), meter.work.get("export", Work())
     return make_baseline(

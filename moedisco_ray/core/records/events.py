@@ -38,7 +38,8 @@ EventType = Literal[
     "worker_restarted",  # stage, unit, reason
     # hold, pool, workers, unit, price_per_hour: workers took slots of a pool, and pay this price (dollars per
     "workers_held",
-    # worker-hour) until they release them; unit: the training, if any
+    # worker-hour) until they release them; unit: the training, if any; until: when they released them, if that was
+    # before the event could be stored
     "workers_released",  # hold
     "slots_free",  # pool, slots, price_per_hour: number of slots that exist and that no worker holds, from now on
     "nodes_asked",  # pool, workers, seconds: nodes for these workers are requested, and needed after these seconds

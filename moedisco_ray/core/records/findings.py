@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from moedisco_ray.core.limits import MOST_READINGS
+from moedisco_ray.core.records.bill import format_seconds
+from moedisco_ray.core.records.run_record import Curve
 from moedisco_ray.core.records.summaries import (
     CorpusSummary,
     EvaluationRecord,
@@ -14,6 +18,7 @@ from moedisco_ray.core.records.summaries import (
     StartFigures,
     UnseenFigures,
 )
+from moedisco_ray.core.stages import OF_CLUSTERS
 
 FEW_DOCUMENTS = 30
 """Number of documents below which the figures of a cluster or a validation set are mostly noise."""
@@ -23,8 +28,20 @@ _UNSEEN = ", never trained on"
 _NAMED = 8
 _LARGEST_LOSS = 700.0
 """Maximum loss whose perplexity is computed: e to the power of 710 is no number."""
+_COPIES = 0.9
+"""Cosine between the weights of two experts above which they are nearly copies: 0.99 was measured in a small
+upcycled MoE after its training."""
+_USELESS_READINGS = 16
+"""Number of times after which reading the same text again gains little (Muennighoff et al., arXiv 2305.16264)."""
+_OWN_EXPERT = 1.5
+"""Ratio of an expert's load on a source to that on others from which it counts as the source's own."""
 _ROUNDING = 1e-4
 """Difference of two losses that rounding may make (nats per token)."""
+
+_LAST = 2 / 3
+"""Share of a run's tokens after which its slope is measured."""
+_FEWEST_POINTS = 8
+"""Fewest losses from which a slope is fitted."""
 
 TASK_COLUMNS = ("task", "accuracy", "by length", "chance", "examples")
 
@@ -43,8 +60,11 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
         rows += _with_start(entry.source, entry, before.get(entry.source))
     for owner, held_out in evaluation.owners.items():
         rows.append((f"{owner}'s text", held_out))
-        if "submodels" in held_out.stages:
-            rows.append((f"{owner}'s text, with the owner's sub-model", held_out.stages["submodels"]))
+        rows += [
+            (f"{owner}'s text, with the owner's sub-model", figures)
+            for name, figures in held_out.stages.items()
+            if name in OF_CLUSTERS
+        ]
     if len(unseen.sources) > 1:
         rows += _with_start(f"all{_UNSEEN}", unseen, unseen.start)
     before = {} if unseen.start is None else {entry.source: entry for entry in unseen.start.sources}
@@ -97,7 +117,106 @@ def expert_note(evaluation: EvaluationRecord) -> str | None:
         sum(len(router.load) for router in evaluation.routers),
     )
     known = f"normalised mutual information of a document's main expert: {shared}; " if shared else ""
-    return f"{known}{dead} of {experts} experts are dead (under 1 % of an even load)"
+    note = f"{known}{dead} of {experts} experts are dead (under 1 % of an even load)"
+    similar = [router.similarity for router in evaluation.routers if router.similarity is not None]
+    if similar and (mean := sum(similar) / len(similar)) > _COPIES:
+        note += (
+            f"; warning: the experts of a layer are nearly copies of each other (cosine {mean:.2f}), so the model "
+            "computes little more than one with fewer experts would"
+        )
+    return note
+
+
+def learnt_notes(evaluation: EvaluationRecord, corpus: CorpusSummary, tokens: int) -> list[str]:
+    """Sentences on what the figures mean: against a plain compressor, how often the text was read, who reads what.
+
+    Args:
+        evaluation: What was measured.
+        corpus: Summary of the corpus stage.
+        tokens: Number of tokens that the run trained on.
+    """
+    notes = []
+    ours, plain = evaluation.bits_per_byte, evaluation.xz_bits_per_byte
+    if ours is not None and plain is not None:
+        meaning = (
+            "the model has learnt more than repetitions"
+            if ours < plain
+            else "the model has not yet learnt more than repetitions; train on more tokens"
+        )
+        notes.append(f"{ours:.2f} bits per byte of held-out text, where xz needs {plain:.2f}: {meaning}")
+    if corpus.tokens and tokens:
+        notes.append(reading_note(tokens, corpus.tokens, "the text was read"))
+    return [*notes, *_readers(evaluation.load_by_source)]
+
+
+def is_read_often(tokens: int, text_tokens: int) -> bool:
+    """Whether a training repeats its text so often that more text would help more than more training."""
+    return tokens > MOST_READINGS * text_tokens
+
+
+def reading_note(tokens: int, text_tokens: int, start: str = "the text is read") -> str:
+    """How often a training reads its text; where it is often, a sentence on what that means.
+
+    Args:
+        tokens: Number of tokens of the training.
+        text_tokens: Number of tokens of the text.
+        start: Beginning of the note.
+    """
+    times = tokens / text_tokens
+    note = f"{start} {times:,.0f} times" if times >= 100 else f"{start} {times:.1f} times"
+    if not is_read_often(tokens, text_tokens):
+        return note
+    return (
+        f"{note}; up to {MOST_READINGS} are nearly as good as new text, and more than {_USELESS_READINGS} gain little: "
+        "add text, or lower tokens.total"
+    )
+
+
+def slope_note(curve: Curve | None, tokens: int, seconds: float) -> str | None:
+    """What the last third of a run's tokens gained, and what as many tokens again would gain at that slope.
+
+    The loss is fitted as a line over the logarithm of the tokens. None if the whole model did not train on all of the
+    last third, or if its losses are too few or too noisy for a slope.
+
+    Args:
+        curve: Losses of the whole model's training, the last one of the run.
+        tokens: Number of tokens that the run trained on.
+        seconds: Time of that training (s).
+    """
+    if curve is None or not tokens or not curve.tokens:
+        return None
+    trained = curve.tokens[-1]
+    points = [
+        (math.log2(tokens - trained + count), loss)
+        for count, loss in zip(curve.tokens, curve.loss, strict=True)
+        if tokens - trained + count >= _LAST * tokens and math.isfinite(loss)
+    ]
+    if trained < (1 - _LAST) * tokens or len(points) < _FEWEST_POINTS:
+        return None
+    places, losses = zip(*points, strict=True)
+    slope, start = statistics.linear_regression(places, losses)
+    spread = math.sqrt(sum((place - statistics.fmean(places)) ** 2 for place in places))
+    noise = math.sqrt(sum((loss - start - slope * place) ** 2 for place, loss in points) / (len(points) - 2)) / spread
+    if not slope <= -2 * noise:
+        return None
+    taken = format_seconds(seconds * (1 - _LAST) * tokens / trained)
+    return (
+        f"over the last third of the tokens, {taken}, the training loss fell by {-slope * -math.log2(_LAST):.2f}; "
+        f"twice the tokens: about {slope:.2f}"
+    )
+
+
+def _readers(load_by_source: Mapping[str, Sequence[float]]) -> Iterable[str]:
+    """For each source with an expert of its own, the expert that is selected most often beyond its share elsewhere."""
+    for source, load_E in load_by_source.items() if len(load_by_source) > 1 else ():
+        others = [load for name, load in load_by_source.items() if name != source]
+        elsewhere_E = [sum(loads) / len(others) for loads in zip(*others, strict=True)]
+        expert = max(range(len(load_E)), key=lambda e: load_E[e] - elsewhere_E[e])
+        if load_E[expert] > _OWN_EXPERT * elsewhere_E[expert]:
+            yield (
+                f"expert {expert} takes {load_E[expert]:.0%} of the selections on {source}, and "
+                f"{elsewhere_E[expert]:.0%} on other sources"
+            )
 
 
 def against_start(figures: Figures, start: Figures | None) -> StartComparison | None:

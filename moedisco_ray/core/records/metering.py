@@ -165,10 +165,7 @@ class Meter:
                 waited = sum(hold.workers * max(0.0, event.time - hold.since) for hold in holds)
                 self.start_up[stage] = waited / max(1, sum(hold.workers for hold in holds))
             case "workers_held":
-                self.made = True
-                stage, hold = self._stage_of(event), event.data["hold"]
-                self._close(hold)
-                self.open[hold] = Hold(event.data["pool"], event.data["workers"], event.time, stage, _price(event))
+                self._hold(event)
             case "workers_released":
                 self._close(event.data["hold"])
             case "slots_free":
@@ -248,6 +245,16 @@ class Meter:
             extra_seconds=_number(summary.get("extra_seconds")),
         )
 
+    def _hold(self, event: Event) -> None:
+        self.made = True
+        hold = event.data["hold"]
+        self._close(hold)
+        self.open[hold] = Hold(
+            event.data["pool"], event.data["workers"], event.time, self._stage_of(event), _price(event)
+        )
+        if until := _number(event.data.get("until")):
+            self._close(hold, until)
+
     def _close_all(self) -> None:
         for name in list(self.open):
             self._close(name)
@@ -260,11 +267,11 @@ class Meter:
     def _end_idle(self, pool: str, end: float) -> None:
         _add(self.idle, pool, self.free.pop(pool, Free(0, end)).used(end))
 
-    def _close(self, name: str) -> None:
-        """End a hold, if there is one with this id."""
+    def _close(self, name: str, end: float | None = None) -> None:
+        """End a hold, if there is one with this id, by default at the time of the newest event."""
         hold = self.open.pop(name, None)
         if hold is not None:
-            _add(self.closed.setdefault(hold.stage, {}), hold.pool, hold.used(self.newest))
+            _add(self.closed.setdefault(hold.stage, {}), hold.pool, hold.used(self.newest if end is None else end))
 
 
 def _usage(slots: int, since: float, end: float, price_per_hour: float | None) -> Usage:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from moedisco_ray.core.config import LocalInit, RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.renamed import read_stored_config
-from moedisco_ray.core.errors import RunDirError, StorageError, UserError
+from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.store.artifacts import Manifest, parse_manifest
 from moedisco_ray.core.store.hub import is_hub
@@ -22,8 +22,6 @@ from moedisco_ray.core.store.manifests import MANIFEST
 from moedisco_ray.core.store.run_store import RunStore
 
 REMEDY = "`moedisco run` with the run's configuration makes it again"
-_READ_TEXT = ("corpus", "evaluate")
-"""Stages whose fingerprints depend on files of the user, which need not be on this machine."""
 
 
 def outdated_stages(config: RunConfig, manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
@@ -106,18 +104,9 @@ def _has_other_inputs(manifest: Manifest, manifests: Mapping[str, Manifest]) -> 
 
 
 def _has_other_settings(stage: Stage, config: RunConfig, manifest: Manifest, manifests: Mapping[str, Manifest]) -> bool:
-    starts = config.model.init if isinstance(config.model.init, LocalInit) else None
-    is_away = starts is not None and is_uri(starts.place)
-    if (
-        stage.name in _READ_TEXT
-        or (stage.name == "seed" and starts is not None)
-        or (stage.name == "submodels" and is_away)
-    ):
+    if stage.reads_files(config) or not config.model.known:
         return False  # the fingerprint cannot be computed again; other inputs still show
     if any(need not in manifests for need in stage.needs):
         return False
-    try:
-        expected = stage.fingerprint(config, {need: manifests[need].fingerprint for need in stage.needs})
-    except (UserError, StorageError):  # the model that the run started from is gone
-        return False
+    expected = stage.fingerprint(config, {need: manifests[need].fingerprint for need in stage.needs})
     return manifest.fingerprint != expected

@@ -15,12 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
+from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.config.starts import with_recorded_way
 from moedisco_ray.core.records.bill import Bill, format_dollars, format_seconds, metered_bill
 from moedisco_ray.core.records.event_totals import EventTotals
 from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.records.findings import against_start
+from moedisco_ray.core.records.measurements import MEASUREMENTS, machine_notes, read_measurements
 from moedisco_ray.core.records.outdated import REMEDY, outdated_stages
-from moedisco_ray.core.records.run_record import SCHEMA_VERSION, RunReport, StageReport, StartRecord, UnfinishedUnit
+from moedisco_ray.core.records.run_record import (
+    SCHEMA_VERSION,
+    MachineNote,
+    RunReport,
+    StageReport,
+    StartRecord,
+    UnfinishedUnit,
+)
 from moedisco_ray.core.records.summaries import (
     ClusterReport,
     ClusterSummary,
@@ -33,7 +43,7 @@ from moedisco_ray.core.records.summaries import (
     TrainingSummary,
     UnitRecord,
 )
-from moedisco_ray.core.stages import STAGES, stage_named
+from moedisco_ray.core.stages import OF_CLUSTERS, STAGES, Stage, TrainingStage, stage_named
 from moedisco_ray.core.store.artifacts import Manifest, parse_manifest, versions
 from moedisco_ray.core.store.manifests import MANIFEST
 from moedisco_ray.core.store.run_models import model_name
@@ -42,7 +52,7 @@ ReadFile = Callable[[str], bytes | None]
 """Function that takes a relative path in a run directory and returns the file's content, or None if the file does not
 exist."""
 
-TABLE_COLUMNS = ("stage", "pool", "workers", "tokens", "time", "cost", "loss", "perplexity")
+TABLE_COLUMNS = ("stage", "pool", "workers", "tokens", "time", "cost", "training loss", "held-out perplexity")
 
 
 def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) -> RunReport:
@@ -63,11 +73,15 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         for stage in STAGES
         if (manifest := parse_manifest(read(f"{stage.directory}/{MANIFEST}"), stage.directory)) is not None
     }
-    summaries, outdated = (
-        {name: manifest.summary for name, manifest in manifests.items()},
-        outdated_stages(config, manifests),
-    )
+    summaries = {name: manifest.summary for name, manifest in manifests.items()}
+    recorded = _recorded(read)
+    outdated = outdated_stages(recorded or config, manifests)
     config = _with_cluster_count(config, summaries)
+    if recorded is not None:
+        config = with_recorded_way(config, recorded)
+    if recorded is not None and not config.model.known:
+        known = {"family": recorded.model.family, "config": recorded.model.config}
+        config = config.model_copy(update={"model": config.model.model_copy(update=known)})
     evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))
     owners = {f"submodel-{k}": config.owner_of(k) for k in range(config.shared_clusters, config.cluster_count)}
     events = EventTotals(
@@ -95,7 +109,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         name=config.name,
         seed=config.seed,
         tags=dict(config.tags),
-        family=_family(config.model, read),
+        family=config.model.family_name if config.model.known else config.model.family or "unknown",
         start=_start(config.model),
         stages=stages,
         tokens=sum(stage.tokens or 0 for stage in stages),
@@ -108,9 +122,25 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         samples=[Sample.model_validate(sample) for sample in summaries.get("export", {}).get("samples", [])],
         curves=events.losses.curves(),
         held_out=events.held_out.curves(),
+        machines=_machines(read),
         left=_departures(summaries, events.sizes, owners, config),
         versions=newest.versions if newest is not None else versions(),
     )
+
+
+def _machines(read: ReadFile) -> list[MachineNote]:
+    content = read(MEASUREMENTS)
+    return [] if content is None else machine_notes(read_measurements(content, MEASUREMENTS))
+
+
+def _recorded(read: ReadFile) -> RunConfig | None:
+    """The run's own `config.json`, with all that was decided when it began; None for a run that waits.
+
+    A control service gives the configuration as it was submitted, whose prices no file of the run may change.
+    """
+    with contextlib.suppress(ValueError):  # a damaged file, or one of another version
+        return stored_config(json.loads(read("config.json") or b"{}"))
+    return None
 
 
 def _with_cluster_count(config: RunConfig, summaries: Mapping[str, Mapping[str, Any]]) -> RunConfig:
@@ -138,16 +168,6 @@ def _departures(
         if owner is not None and unit in sizes
     ]
     return sorted(noted, key=lambda each: config.owners.index(each.owner))
-
-
-def _family(model: Model, read: ReadFile) -> str:
-    """Family of a run's model.
-
-    A run's own `config.json` has it, so that no other file is read; a run that waits has none yet.
-    """
-    if model.family is not None or not isinstance(model.init, LocalInit):
-        return model.family_name
-    return str(_document(read("config.json")).get("model", {}).get("family") or "unknown")
 
 
 def _start(model: Model) -> StartRecord:
@@ -255,7 +275,7 @@ def _stage(
     report = StageReport(
         name=name,
         pool=stage.place(config),
-        workers=_workers(name, units, config),
+        workers=_workers(stage, units, config),
         seconds=manifest.seconds,
         tokens=tokens if stage.trains else None,
         worker_seconds=sum(line.worker_seconds or 0.0 for line in lines),
@@ -269,7 +289,7 @@ def _stage(
         bits_per_byte=measured.bits_per_byte,
         outdated=outdated,
     )
-    return report.model_copy(update={"unfinished": _unfinished(units)}) if name == "submodels" else report
+    return report.model_copy(update={"unfinished": _unfinished(units)}) if name in OF_CLUSTERS else report
 
 
 def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:
@@ -286,12 +306,13 @@ def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:
     ]
 
 
-def _workers(name: str, units: list[UnitRecord], config: RunConfig) -> float:
-    if name == "submodels":
-        return min(len(units) or config.cluster_count, config.pools.submodels.max_workers)
-    if name == "seed" and len(units) > 1:
-        return min(len(units), config.pools.low_memory.max_workers)
-    return round(units[0].workers, 1) if name in ("seed", "finetune") and units else 1
+def _workers(stage: Stage, units: list[UnitRecord], config: RunConfig) -> float:
+    if not isinstance(stage, TrainingStage):
+        return 1
+    trainings = len(units) or (config.cluster_count if stage.per_cluster else 0)
+    if stage.per_cluster or trainings > 1:
+        return min(trainings, stage.at_once(config))
+    return round(units[0].workers, 1) if units else 1
 
 
 def _file(run_dir: Path, path: str) -> bytes | None:

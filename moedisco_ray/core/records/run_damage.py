@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,9 +17,23 @@ from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.artifacts import parse_manifest
 from moedisco_ray.core.store.checksums import Entry, in_threads, without_checksum
 from moedisco_ray.core.store.locations import CORPUS, Location, is_uri, owned_location
-from moedisco_ray.core.store.manifests import CHECKPOINTS, MANIFEST, RESULT, SYNC, SYNCED, TRAINED, files_in
+from moedisco_ray.core.store.manifests import (
+    CHECKPOINTS,
+    COMBINED,
+    KEPT_SYNCS,
+    MANIFEST,
+    MEMBERS,
+    RESULT,
+    ROSTER,
+    SYNC,
+    SYNCED,
+    TRAINED,
+    entries_of,
+    files_in,
+)
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.core.store.verification import damage_in
+from moedisco_ray.core.store.written import entries_in
 
 RUN_ID = "run.json"
 EVENTS = "events.jsonl"
@@ -180,24 +196,54 @@ def _trainings(store: RunStore) -> Iterator[Part]:
 
 def _sync_points(store: RunStore) -> Iterator[Part]:
     """The files of the sync points of stages that are not finished."""
-    found: dict[str, list[str]] = {}
-    for name in sorted(_in_checkpoints(store)):
-        folder, _, file = name.rpartition("/")
-        home = "/".join(folder.split("/")[:3])  # checkpoints/STAGE-FINGERPRINT/sync
-        if not home.endswith(f"/{SYNC}") or "/." in folder or file not in (MANIFEST, SYNCED):
-            continue
-        if file == MANIFEST:
-            damaged = damage_in_folder(store, folder) or []
-        else:
-            damaged = [] if _is_intact(store.read(name) or b"") else [file]
-        found.setdefault(home, []).extend(f"{folder}/{each}".removeprefix(f"{home}/") for each in damaged)
+    found: dict[str, set[str]] = {}
+    for name in _in_checkpoints(store):
+        parts = name.split("/")  # checkpoints/STAGE-FINGERPRINT/sync/sync-0007/...
+        if len(parts) > 4 and parts[2] == SYNC and not parts[-1].startswith("."):
+            found.setdefault("/".join(parts[:3]), set()).add("/".join(parts[3:]))
     for home, files in found.items():
-        yield Part(home.split("/")[1].rpartition("-")[0], tuple(files), home, is_sync=True)
+        completed = sorted(file for file in files if file.endswith(f"/{SYNCED}"))
+        damaged = [*_damage_of_members(store, home, files), *_damage_in_syncs(store, home, completed)]
+        yield Part(home.split("/")[1].rpartition("-")[0], tuple(sorted(damaged)), home, is_sync=True)
+
+
+def _damage_of_members(store: RunStore, home: str, files: Collection[str]) -> Iterator[str]:
+    """Names, below `home`, of the damaged files that members and coordinator wrote for a sync point to come."""
+    for name in (each for each in files if each.split("/")[1] == MEMBERS and each.endswith(".json")):
+        values, weights = _values(store.read(f"{home}/{name}")), f"{name.removesuffix('.json')}.bin"
+        if values is None:
+            yield name
+        elif not name.endswith(f"/{ROSTER}") and not _is_made_of(store, f"{home}/{weights}", values["ranges"]):
+            yield weights
+
+
+def _damage_in_syncs(store: RunStore, home: str, completed: Sequence[str]) -> Iterator[str]:
+    """Names, below `home`, of the damaged files of completed sync points: records, and weights of the last ones."""
+    for name in completed:
+        values, folder = _values(store.read(f"{home}/{name}")), name.split("/")[0]
+        if values is None:
+            yield name
+        elif name in completed[-KEPT_SYNCS:]:
+            files = {file: entry for file, entry in entries_of(values).items() if str(Path(file).parent) in COMBINED}
+            right = in_threads(
+                lambda each: _is_made_of(store, each[0], [each[1]]),
+                [(f"{home}/{folder}/{file}", entry) for file, entry in files.items()],
+            )
+            yield from (f"{folder}/{file}" for file, is_right in zip(files, right, strict=True) if not is_right)
+
+
+def _is_made_of(store: RunStore, name: str, entries: Sequence[Sequence[Any]]) -> bool:
+    """Whether consecutive parts of a file have these sizes and checksums."""
+    parts = [Entry(*each) for each in entries]
+    return entries_in(store, store.directory / name, [part.size for part in parts]) == parts
+
+
+def _values(content: bytes | None) -> dict[str, Any] | None:
+    """The values of a JSON document with a checksum; None if it is damaged or missing."""
+    with contextlib.suppress(ValueError):
+        return without_checksum(content or b"")
+    return None
 
 
 def _is_intact(content: bytes) -> bool:
-    try:
-        without_checksum(content)
-    except ValueError:
-        return False
-    return True
+    return _values(content) is not None

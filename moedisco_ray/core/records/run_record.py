@@ -80,6 +80,27 @@ class Curve(Record):
     """Nats per token."""
 
 
+class MachineNote(Record):
+    """What was measured on the slots with one kind of card."""
+
+    kind: str
+    """Name of the card, the versions of its driver and of torch."""
+    slots: int
+    """Number of slots that were looked at."""
+    measured_at: float
+    """Time of the measurement (s since the epoch)."""
+    free_bytes: int | None = None
+    """Smallest free memory of these cards (bytes)."""
+    tflops: dict[str, float] = Field(default_factory=dict)
+    """Median speed of two layers of the model that a stage trains (TFLOP/s), by stage."""
+    mfu: dict[str, float] = Field(default_factory=dict)
+    """The same as a share of the card's peak."""
+    problems: list[str] = Field(default_factory=list)
+    """Checks that did not pass."""
+    words: str
+    """The measurement in one line."""
+
+
 class StartRecord(Record):
     """What the model was started from."""
 
@@ -124,6 +145,8 @@ class RunReport(Record):
     """Training loss by unit."""
     held_out: dict[str, Curve] = Field(default_factory=dict)
     """Held-out loss by unit, if the configuration asks for it."""
+    machines: list[MachineNote] = Field(default_factory=list)
+    """What was measured on the cards of the run before it began; empty if nothing was."""
     left: list[Departure] = Field(default_factory=list)
     """What left the storages of data owners; empty if no text has an owner."""
     versions: dict[str, str]

@@ -16,7 +16,8 @@ Contribution = Literal["finished", "checkpoint", "seed"]
 class Record(BaseModel):
     """Base of all records."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    # Commands that read no records need not wait until their checks are built.
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True, defer_build=True)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values; parts that were never set are left out."""
@@ -236,6 +237,8 @@ class RouterRecord(Record):
     """Mean entropy of the router's probabilities for a token (nats)."""
     load_entropy: float | None = None
     """Entropy of `load` (nats)."""
+    similarity: float | None = None
+    """Mean over experts of the cosine of their weights with those of the closest other expert; 1 for copies."""
     nmi_cluster: float | None = None
     nmi_source: float | None = None
 
@@ -304,6 +307,8 @@ class EvaluationRecord(Figures):
     """The model that the run started from, before any training; null for random weights, and if it was not measured."""
     ensemble: Figures | None = None
     unseen: UnseenFigures | None = None
+    xz_bits_per_byte: float | None = None
+    """Bits per byte of the validation text if xz compresses it, as a figure that every language model should beat."""
     lm_eval: list[TaskFigures] = Field(default_factory=list)
     owners: dict[str, OwnerFigures] = Field(default_factory=dict)
     """Figures on the held-out text of data owners, measured on their own nodes."""

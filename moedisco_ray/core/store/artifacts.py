@@ -4,6 +4,7 @@ RUN_DIR/
 ├── config.json      the resolved configuration
 ├── run.json         the run's id, made once
 ├── events.jsonl     all events, in order
+├── measurements.json  what was measured on the run's cards before it began
 ├── report.json      the final report
 ├── ray.log          Ray's output
 ├── corpus/          tokenizer/, train/ and validation/ documents (Parquet), shards/ (packed tokens)

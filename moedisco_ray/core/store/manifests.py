@@ -23,9 +23,14 @@ LEASE = "lease.json"
 CHECKPOINTS, LOGS, OBJECTS, RECEIPTS, STEPS = "checkpoints", "logs", "objects", "receipts", "steps"
 TRAINED, RESULT = "trained", "result.json"
 """Folder of a training's output, and file with its result, in the training's folder below `checkpoints`."""
-SYNC, MEMBERS, SYNCED = "sync", "members", "sync.json"
-"""Folder of a stage's sync points, next to its trainings; in each of them, folder of what members write, and its last
-file."""
+SYNC, MEMBERS, ROSTER, SYNCED = "sync", "members", "roster.json", "sync.json"
+"""Folder of a stage's sync points, next to its trainings; in each of them, folder of what members write, the record
+there of who is combined, and the last file."""
+COMBINED = ("common", "momentum")
+"""Folders of a sync point with what the members have combined: weights, and the momentum of the outer step."""
+KEPT_SYNCS = 2
+"""Number of sync points whose weights are kept. The latest is not enough, because a late member may still read the one
+before."""
 DRAFTS = ".drafts"
 """Folder at a URI of Azure for objects that are being written; see `remote`."""
 

@@ -52,7 +52,7 @@ def resolve(location: Location) -> tuple[Any, str]:
         pyarrow.ArrowInvalid: The file system is not supported.
     """
     if is_hub(location):
-        from moedisco_ray.core.store.hub_files import hub_files  # noqa: PLC0415  # the hub's client takes a moment to import
+        from moedisco_ray.core.store.hub_files import hub_files  # noqa: PLC0415 - the hub's client is slow to import
 
         place = str(location).removeprefix(HUB).partition("?")[0].rstrip("/")
         return fs.PyFileSystem(fs.FSSpecHandler(hub_files())), place

@@ -56,7 +56,7 @@ def local_model(setting: str, place: Location, *, weights: bool = True, verifier
             verify_model(Path(place), verifier=verifier)
         return Path(place)
     if is_hub(place):
-        from moedisco_ray.core.store.hub_files import hub_directory  # noqa: PLC0415  # the hub's client takes a moment to import
+        from moedisco_ray.core.store.hub_files import hub_directory  # noqa: PLC0415 - the client is slow to import
 
         return hub_directory(setting, str(place), weights=weights)
     store, name = _store_of(place)

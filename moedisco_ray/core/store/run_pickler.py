@@ -12,21 +12,18 @@ if TYPE_CHECKING:
 
 
 class RunPickler(pickle.Pickler):
-    """Pickles one value; `names` are then the paths of the runs that it holds."""
+    """Pickles one value, with paths of runs at a URI as names in their stores."""
 
     def __init__(self, file: io.BytesIO, *stores: RunStore) -> None:
         super().__init__(file)
         self._stores = stores
-        self.names: dict[str, None] = {}
 
     def reducer_override(self, value: Any) -> Any:
         """How to pickle a path of a run; pickle calls this method for every value."""
         for store in self._stores if isinstance(value, Path) and value.is_absolute() else ():
             name = store.name_of(value)
-            if name is not None:
-                self.names[name] = None
-                if store.is_remote:
-                    return _path_of, (store, name)
+            if name is not None and store.is_remote:
+                return _path_of, (store, name)
         return NotImplemented
 
 

@@ -274,12 +274,6 @@ class RunStore:
         RunPickler(file, self, *others).dump(value)
         return file.getvalue()
 
-    def paths_in(self, value: Any) -> list[Path]:
-        """All paths in the run directory that a value contains, at any depth, in order."""
-        pickler = RunPickler(io.BytesIO(), self)
-        pickler.dump(value)
-        return [self.directory / name for name in pickler.names]
-
     def link(self, source: Path, target: Path) -> None:
         """Copy a finished directory into a draft without its data: by hard links, at a URI by references to objects."""
         if self.is_remote:

@@ -15,7 +15,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from moedisco_ray.core.store.run_store import RunStore
 
-I = TypeVar("I")
 T = TypeVar("T")
 
 

@@ -76,7 +76,7 @@ def run_drain(raylet: Raylet, notice: Notice) -> None:
         notice.reason,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DRAIN_SECONDS)  # noqa: S603 - ours
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DRAIN_SECONDS)  # noqa: S603
     except subprocess.TimeoutExpired as error:
         raise RayUnavailable(f"Ray at {raylet.gcs_address} does not answer") from error
     if done.returncode:

@@ -25,16 +25,26 @@ from moedisco_ray.core.store.artifacts import disk_full
 from moedisco_ray.core.store.locations import first_line
 from moedisco_ray.execution.cards import CHECK_SECONDS
 from moedisco_ray.execution.ray.card_check import check_card
-from moedisco_ray.execution.ray.causes import FULL, dead_nodes, end_of, failures_of, last_line, unwrapped
+from moedisco_ray.execution.ray.causes import (
+    FULL,
+    dead_nodes,
+    end_of,
+    failures_of,
+    last_line,
+    may_be_of_the_card,
+    unwrapped,
+)
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, relaying_stops
+from moedisco_ray.execution.ray.mailbox_actor import UnderWay
 from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterResourcesError
-from moedisco_ray.execution.ray.seats import Seats
+from moedisco_ray.execution.ray.seats import PlaceAsideError, Seat, Seats
 from moedisco_ray.execution.ray.train_callbacks import CardCheck, SlotReporter
 from moedisco_ray.execution.ray.train_reports import forget_earlier_run, ray_train_run
 from moedisco_ray.execution.ray.train_storage import train_storage
 from moedisco_ray.execution.ray.worker import train_on_seat, train_on_worker
 from moedisco_ray.policies.retrying import End
+from moedisco_ray.policies.setting_aside import Place
 from moedisco_ray.training import TrainJob, TrainResult
 
 _COLLECTIVE_SECONDS = 300
@@ -58,7 +68,9 @@ class AttemptContext:
         mailbox: Carries the workers' events to the driver.
         seats: The run's warm processes that hold one slot each. A training with one worker runs in such a process. None
             if the training is a gang.
-        aside: Nodes that the run leaves out, because torch cannot use a GPU there.
+        aside: Nodes and cards that the run leaves out.
+        begun: The seat on which an earlier driver has begun this training, and the id of the attempt; None if a new
+            attempt begins.
         avoided: Ids of nodes on which this training should not run, if others come soon; a gang may.
     """
 
@@ -69,6 +81,7 @@ class AttemptContext:
     mailbox: EventMailbox
     seats: Seats | None = None
     aside: NodesAside = dataclasses.field(default_factory=NodesAside)
+    begun: tuple[Seat, str] | None = None
     avoided: Collection[str] = ()
 
 
@@ -88,6 +101,10 @@ def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     except CardError as error:
         context.aside.put(error, context.mailbox.push)
         return End("bad_card", None, str(error))
+    except PlaceAsideError as error:
+        return End("bad_card", None, f"the run leaves {error} out")
+    except _NeverBegunError:
+        return End("preempted", None, "an earlier driver had not started it", saved=True)
     if isinstance(outcome, TrainResult):
         context.aside.found_working()  # of a gang, whose workers check their GPUs themselves
     if isinstance(outcome, End) and outcome.costly:
@@ -98,18 +115,17 @@ def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
 def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     mailbox = context.mailbox
     dead_before = dead_nodes()
-    attempt_id = mailbox.begin_attempt(job.name)
-    # Without a shared directory, workers cannot see the driver's stop files.
-    relaying = (
-        relaying_stops(mailbox, attempt_id, context.stop_files) if job.store.is_remote else contextlib.nullcontext()
-    )
+    attempt_id = mailbox.begin_attempt(job.name) if context.begun is None else context.begun[1]
+    where = Place()
+    # Without a shared directory, workers cannot see the driver's stop files, and those of an earlier driver watch its.
+    relays = job.store.is_remote or context.begun is not None
+    relaying = relaying_stops(mailbox, attempt_id, context.stop_files) if relays else contextlib.nullcontext()
     try:
         with relaying:
-            failures = (
-                _fit_gang(job, context, attempt_id)
-                if context.seats is None
-                else _train_on_seat(job, context, attempt_id, context.seats)
-            )
+            if context.seats is None:
+                failures = _fit_gang(job, context, attempt_id)
+            else:
+                failures, where = _train_on_seat(job, context, attempt_id, context.seats)
         # The error that a worker returned is the cause; those of the other workers only report that they lost this
         # worker.
         outcome = mailbox.outcome(job.name)
@@ -130,40 +146,72 @@ def _attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
                 f"the Ray cluster never has {context.placement.workers} of it at once, whatever its autoscaler "
                 "brings; give a node type of the cluster file this tag, or name the tag that one has",
             )
-        return end_of(failures, mailbox.status(job.name), dead_before)
+        end = end_of(failures, mailbox.status(job.name), dead_before)
+        return _blamed(end, where, job.name, context) if may_be_of_the_card(failures) else end
+    context.aside.training_finished(where)
     if not outcome.finished and not outcome.waits_for_sync and not any(stop.requested for stop in context.stop_files):
         return End("preempted", outcome.steps, "its node is about to be taken away", saved=True)
     return outcome
 
 
-def _train_on_seat(job: TrainJob, context: AttemptContext, attempt_id: str, seats: Seats) -> Sequence[BaseException]:
-    """Train on a seat; the result is the error that ended the training, or an empty list if none did.
+def _blamed(end: End, where: Place, unit: str, context: AttemptContext) -> End:
+    """The end of an attempt; one that puts the card aside on which it happened is not the training's fault."""
+    if end.kind not in ("failed", "died") or not where.node_id or any(stop.requested for stop in context.stop_files):
+        return end
+    aside = context.aside.training_failed(context.placement.pool, where, unit, end, context.mailbox.push)
+    return dataclasses.replace(end, kind="bad_card") if aside else end
+
+
+def _train_on_seat(
+    job: TrainJob, context: AttemptContext, attempt_id: str, seats: Seats
+) -> tuple[Sequence[BaseException], Place]:
+    """Train on a seat; returns the error that ended the training, if one did, and where the seat was.
 
     Raises:
         CardError: torch cannot use the seat's GPU.
+        PlaceAsideError: Ray gave the seat a card that the run leaves out.
     """
     try:
+        if context.begun is not None:
+            return [], _join(job, context, *context.begun, seats)
         if context.avoided:
             with contextlib.suppress(_NoneElsewhereError):
-                _on_seat(job, context, attempt_id, seats, seconds=_ELSEWHERE_SECONDS)
-                return []
-        _on_seat(job, dataclasses.replace(context, avoided=()), attempt_id, seats)
+                return [], _on_seat(job, context, attempt_id, seats, seconds=_ELSEWHERE_SECONDS)
+        return [], _on_seat(job, dataclasses.replace(context, avoided=()), attempt_id, seats)
     except RayError as error:
-        cause = unwrapped(error)
+        return [unwrapped(error)], Place()
+    except _SeatFailedError as failed:
+        cause = unwrapped(failed.error)
         if isinstance(cause, CardError):
             raise cause from None
-        return [cause]
-    return []
+        return [cause], failed.place
 
 
 class _NoneElsewhereError(Exception):
     """No slot came in time on a node that the training does not avoid."""
 
 
+class _NeverBegunError(Exception):
+    """An earlier driver took a seat for the training, and ended before it called the function."""
+
+
+class _SeatFailedError(Exception):
+    """The work on a seat failed.
+
+    Attributes:
+        error: Ray's error.
+        place: Where the seat was.
+    """
+
+    def __init__(self, error: RayError, place: Place) -> None:
+        super().__init__(str(error))
+        self.error, self.place = error, place
+
+
 def _on_seat(
     job: TrainJob, context: AttemptContext, attempt_id: str, seats: Seats, seconds: float | None = None
-) -> None:
-    """Train on a seat; wait for it for some seconds, or as long as it takes.
+) -> Place:
+    """Train on a seat; wait for it for some seconds, or as long as it takes. Returns where it was.
 
     Raises:
         _NoneElsewhereError: The seat did not get a slot in time.
@@ -174,12 +222,27 @@ def _on_seat(
         mailbox.set_actor(job.name, attempt_id, seat.actor)
         if not seat.wait(seconds):
             raise _NoneElsewhereError
-        mailbox.start_work(job.name, attempt_id, stage=job.stage, pool=pool.key, node=seat.node_id)
+        under_way = UnderWay(attempt_id, seat.name, pool.key, str(job.checkpoints), seat.node_id)
+        mailbox.start_work(job.name, job.stage, under_way)
         train = functools.partial(
             train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name, gpu=pool.gpu > 0
         )
-        seat.run(name, train)
+        try:
+            seat.run(name, train, attempt_id)
+        except RayError as error:
+            raise _SeatFailedError(error, seat.place) from error
         mailbox.forget_actor(job.name)
+        return seat.place
+
+
+def _join(job: TrainJob, context: AttemptContext, seat: Seat, attempt_id: str, seats: Seats) -> Place:
+    """Wait for the end of a training that an earlier driver has begun on a seat; returns where the seat is."""
+    with seats.lent(seat):
+        if not seat.join(attempt_id):
+            raise _NeverBegunError
+        seat.locate()
+        context.mailbox.forget_actor(job.name)
+        return seat.place
 
 
 def _fit_gang(job: TrainJob, context: AttemptContext, attempt_id: str) -> Sequence[BaseException] | End:

@@ -12,15 +12,19 @@ from typing import Any, ParamSpec, Self, TypeVar
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import AnyPool, HighMemoryPool, Pool, RunConfig
 from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.stages import OF_CLUSTERS
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
+from moedisco_ray.execution.ray.boxes import MOST_AT_ONCE
 from moedisco_ray.execution.ray.clustering import build_clusters
 from moedisco_ray.execution.ray.corpus import build_corpus
-from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
+from moedisco_ray.execution.ray.event_mailbox import RunMailbox, end_mailbox, open_mailbox, run_mailbox
 from moedisco_ray.execution.ray.gang import GangSize
+from moedisco_ray.execution.ray.named_actors import mailbox_name
+from moedisco_ray.execution.ray.new_cards import examine_new_cards
 from moedisco_ray.execution.ray.nodes_aside import NodesAside
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.ray.seats import Seats
@@ -34,6 +38,8 @@ from moedisco_ray.training import TrainJob
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_LOGGED = 2 * MOST_AT_ONCE
+"""Number of stored events to compare with those that seats have sent: more than a driver stores before it says so."""
 _NO_SLOT_SHARE = 0.02
 """Part of a slot that a function holds which runs next to the slots."""
 
@@ -43,30 +49,58 @@ trainings, and the factor by which lost nodes and checkpoints lengthen the remai
 
 
 class RayBackend:
-    """A `backend.Backend` on the connected Ray cluster. The run's name is the prefix of every name that Ray shows."""
+    """A `backend.Backend` on the connected Ray cluster. The run's name is the prefix of every name that Ray shows.
 
-    def __init__(self, config: RunConfig) -> None:
+    Args:
+        config: The run's configuration.
+        namespace: Ray namespace of the run's actors. A later driver with the same one finds the seats that this one
+            leaves behind if it dies. None for a new one.
+        stop: File that, once it exists, ends the seats of a driver that has died, too.
+        logged: The events that an earlier driver of the run has stored.
+    """
+
+    def __init__(
+        self, config: RunConfig, namespace: str | None = None, stop: StopFile = NEVER, logged: Sequence[Event] = ()
+    ) -> None:
         self._run = config.name
+        namespace = namespace or f"moedisco-{uuid.uuid4().hex}"
+        self._mailbox, under_way = run_mailbox(mailbox_name(self._run), namespace, stop, logged[-_LOGGED:])
         self._high = config.pools.high_memory
         # If both pools share a tag, reserving slots for the gang would starve the sub-models that the gang waits for.
         self._reserves = config.finetune_pool is self._high and self._high.resource not in config.pools.low_memory.tags
-        self._seats = Seats(config.name)
+        self._seats = Seats(self._run, mailbox=self._mailbox, under_way=under_way)
         self._reservation = Reservation(self._high, f"{config.name}-ahead", aside=self._seats.aside)
 
     def __enter__(self) -> Self:
-        self._seats.__enter__()
+        with contextlib.ExitStack() as stack:  # if this fails, the seats of an earlier driver keep their mailbox
+            stack.enter_context(self._mailbox.renewed())
+            self._seats.__enter__()
+            self._renewal = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._seats.__exit__(*error)
+        with self._renewal:
+            try:
+                self._seats.__exit__(*error)
+            finally:  # a seat that could not be ended ends when the mailbox has
+                if not self._mailbox.taken_over.is_set():
+                    end_mailbox(self._mailbox.handle)
 
     def idle_seats(self, tag: str) -> int:
         """Number of slots with a tag that this run's idle seats hold now."""
         return self._seats.idle(tag)
 
+    def examine_new_cards(self, config: RunConfig, emit: Emit, store: RunStore) -> None:
+        """Look at the cards of the run; see `new_cards`.
+
+        An earlier driver whose seats are at work has looked at them, and the seats must not end for it.
+        """
+        if not self._seats.has_under_way:
+            examine_new_cards(config, self._seats, emit, store)
+
     def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
         """Build the corpus with Ray Data over the sources' files."""
-        return build_corpus(config, directory, emit=emit)
+        return build_corpus(config, directory, emit=emit, mailbox=self._mailbox)
 
     def build_clusters(
         self,
@@ -89,6 +123,7 @@ class RayBackend:
             stop=stop,
             seats=self._seats,
             store=store,
+            mailbox=self._mailbox,
         )
 
     def call(
@@ -124,8 +159,8 @@ class RayBackend:
     @contextlib.contextmanager
     def reachable(self, emit: Emit) -> Iterator[Emit]:
         """Yield an `emit` that workers may call: a mailbox actor passes their events to `emit` until the block ends."""
-        with open_mailbox(emit) as mailbox:
-            yield attempt_emitter(mailbox.handle, "")
+        with open_mailbox(emit, self._mailbox, uuid.uuid4().hex) as mailbox:
+            yield mailbox.emitter
 
     def train_all(
         self,
@@ -150,6 +185,7 @@ class RayBackend:
                 run=self._run,
                 seats=self._seats,
                 observer=self._observer(jobs[0].stage, emit),
+                mailbox=self._mailbox,
             )
             on_failure.pop_all()
         return trained
@@ -162,9 +198,17 @@ class RayBackend:
             self._reservation.hand_over()
             self._seats.end_idle_of_other_pools(pool)
             [trained] = train_all(
-                [job], Placement(pool, 1, max_failures), directory, emit, stop=stop, run=self._run, seats=self._seats
+                [job],
+                Placement(pool, 1, max_failures),
+                directory,
+                emit,
+                stop=stop,
+                run=self._run,
+                seats=self._seats,
+                mailbox=self._mailbox,
             )
             return trained
+        self._seats.end_under_way()
         with session.freeing(pool.resource, self._seats.idle(pool.resource) if session.autoscales() else 0):
             self._seats.end_idle()
         # The gang takes over what is reserved for it: a request of its own would be for further nodes.
@@ -179,10 +223,11 @@ class RayBackend:
             run=self._run,
             reservation=reserved,
             aside=self._seats.aside,
+            mailbox=self._mailbox,
         )
 
     def _observer(self, stage: str, emit: Emit) -> Observer | None:
-        if stage != "submodels" or not self._reserves or not session.autoscales():
+        if stage not in OF_CLUSTERS or not self._reserves or not session.autoscales():
             return None
         pool = self._high
         # Clamp to the autoscaler's maximum: a larger gang is never scheduled.
@@ -215,6 +260,7 @@ def train_all(
     seats: Seats | None = None,
     observer: Observer | None = None,
     gang: GangSize | None = None,
+    mailbox: RunMailbox | None = None,
 ) -> list[Trained]:
     """Train all jobs, in parallel as far as the pool has slots; waiting jobs hold no slots.
 
@@ -231,6 +277,7 @@ def train_all(
         observer: Called at every poll; see `Observer`.
         gang: Decides the number of workers, if `jobs` is one job that trains as a gang. None if each job trains with
             one worker, on a seat.
+        mailbox: The run's mailbox; None to start one.
 
     Raises:
         MoeDiscoError: A job failed with an error of this package that no retry repairs, such as a full disk.
@@ -245,7 +292,7 @@ def train_all(
     progress = SubmodelProgress(jobs, quorum, placement.workers, directory / "submodel_progress.json")
     with (
         contextlib.ExitStack() as stack,
-        open_mailbox(emit) as mailbox,
+        open_mailbox(emit, mailbox) as opened,
         ThreadPoolExecutor(len(jobs) + 1, thread_name_prefix="trainer") as threads,
     ):
         if gang is None:
@@ -258,25 +305,28 @@ def train_all(
             placement=placement,
             directory=directory,
             stop_files=(stop, end),
-            mailbox=mailbox,
+            mailbox=opened,
             seats=seats,
             aside=aside,
         )
         queue = Queue(jobs, context, threads, progress, gang)
         try:
+            queue.resume()
             while queue.should_wait:
                 stop.check()
-                mailbox.check()
+                opened.check()
                 queue.start()
                 if observer is not None:
-                    observer(*queue.seconds_left, session.room(placement.pool), queue.stretch)
+                    observer(*queue.seconds_left, aside.room(placement.pool), queue.stretch)
                 queue.poll()
             end.request("enough")
             queue.leave_unfinished()
         finally:
-            # However the queue ends, stop its trainers with a checkpoint before the executor waits for them.
-            end.request("ended")
-            queue.wait_for_ends()
+            # However the queue ends, stop its trainers with a checkpoint before the executor waits for them. They train
+            # on if another driver has taken over the run.
+            if mailbox is None or not mailbox.taken_over.is_set():
+                end.request("ended")
+                queue.wait_for_ends()
         return queue.results
 
 
@@ -291,6 +341,7 @@ def train_gang(
     run: str = "run",
     reservation: Reservation | None = None,
     aside: NodesAside | None = None,
+    mailbox: RunMailbox | None = None,
 ) -> Trained:
     """Train one job as a gang, with as many workers as the pool has slots for, within the pool's bounds.
 
@@ -305,6 +356,7 @@ def train_gang(
         run: Prefix for the names that Ray shows.
         reservation: Slots that an earlier stage has requested for the gang; None if no slots have been requested.
         aside: Nodes that the run leaves out; None if none is known yet.
+        mailbox: The run's mailbox; None to start one.
 
     Raises:
         MoeDiscoError: As in `train_all`.
@@ -313,5 +365,5 @@ def train_gang(
     placement = Placement(pool, sizes.fewest, max_failures)
     reservation = reservation or Reservation(pool, f"{run}-{job.name}-ahead")
     gang = GangSize(placement, sizes, reservation, aside=aside)
-    [trained] = train_all([job], placement, directory, emit, stop=stop, run=run, gang=gang)
+    [trained] = train_all([job], placement, directory, emit, stop=stop, run=run, gang=gang, mailbox=mailbox)
     return trained

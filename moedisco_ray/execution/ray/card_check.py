@@ -9,12 +9,17 @@ import ray
 from moedisco_ray.core.errors import CardError
 from moedisco_ray.execution.card_product import failure
 
+ALLOCATOR_VARIABLES = frozenset({"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"})
+"""Variables with settings of torch's allocator; the one without a maker is for any GPU. With segments that grow, less
+memory is lost to fragments: torch's out-of-memory errors name them as the first remedy."""
+
 
 def check_card(field: str) -> None:
     """Compute on this worker's GPU.
 
     Ray Train lets each worker of a gang see the GPUs of all workers on its node; the one that Ray gave to this process
-    is checked.
+    is checked. It is the first use of the GPU, for which torch reads the settings of its allocator: where the user has
+    none, memory segments grow.
 
     Args:
         field: Setting that asks for the GPU, such as `pools.low_memory.gpu`.
@@ -22,12 +27,14 @@ def check_card(field: str) -> None:
     Raises:
         CardError: torch cannot compute on the GPU.
     """
-    found = failure(field, *_own_card(), ray.util.get_node_ip_address())
+    if not os.environ.keys() & ALLOCATOR_VARIABLES:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    found = failure(field, *own_card(), ray.util.get_node_ip_address())
     if found is not None:
         raise CardError(field, 1, found, ray.get_runtime_context().get_node_id())
 
 
-def _own_card() -> tuple[str, str]:
+def own_card() -> tuple[str, str]:
     """The GPU that Ray gave to this process: its index on the machine, and torch's name for it."""
     held = [str(index) for index in ray.get_gpu_ids()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

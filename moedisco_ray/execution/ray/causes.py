@@ -39,6 +39,8 @@ _NODE_GONE = re.compile(
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers (`errno`) of a full disk and of an exceeded disk quota."""
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
+_OTHER_CAUSES = (OutOfDiskError, ImportError, NameError, AttributeError, TypeError, LookupError)
+"""Errors that no GPU and no machine causes. A broken machine raises `OSError` too."""
 _RAY_DISK = (
     "the disk that Ray keeps its files on is full; free some space there, or name another directory with this "
     "variable, and run the command again"
@@ -76,6 +78,16 @@ def end_of(failures: Sequence[BaseException], status: UnitStatus, dead_before: C
     # The other workers of a gang only report that they lost the one that died.
     died = kind == "failed" and (start_failed or any(isinstance(failure, RayActorError) for failure in failures))
     return End("died" if died else kind, status.current_step, reason, saved=no_slots)
+
+
+def may_be_of_the_card(failures: Sequence[BaseException]) -> bool:
+    """Whether a GPU, or a machine, may be the cause of errors: not of a full disk, or of a mistake in code."""
+    return not any(isinstance(failure, _OTHER_CAUSES) or _is_full(failure) for failure in failures)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether an error is of a full disk; if it was wrapped, its text alone may say so."""
+    return getattr(error, "errno", None) in FULL or _NO_SPACE.search(str(error)) is not None
 
 
 def _stay_alive(nodes: Collection[str], seconds: float) -> bool:
@@ -137,8 +149,7 @@ def reporting_full_disk_of_a_task(directory: Path) -> Iterator[None]:
         causes = list(_chain(error))
         if any(isinstance(cause, OutOfDiskError) for cause in causes):
             raise DiskFullError("RAY_TMPDIR", None, _RAY_DISK) from error
-        # Ray Data wraps a task's error and keeps only its text.
-        if any(getattr(cause, "errno", None) in FULL for cause in causes) or _NO_SPACE.search(str(error)):
+        if any(map(_is_full, [error, *causes])):
             raise disk_full(directory) from error
         raise
 

@@ -12,6 +12,7 @@ wait for slots, nor leave out nodes, nor say when an actor holds its slot, which
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.core.store.run_work import Files, on_files
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
+from moedisco_ray.execution.ray.event_mailbox import RunMailbox, open_mailbox
 from moedisco_ray.execution.ray.seats import Seats
 from moedisco_ray.execution.ray.tables import RayEngine
 from moedisco_ray.execution.ray.tasks import Slot
@@ -44,6 +45,7 @@ def build_clusters(
     stop: StopFile,
     seats: Seats,
     store: RunStore | None = None,
+    mailbox: RunMailbox | None = None,
 ) -> dict[str, Any]:
     """Run `clustering.stage.build_clusters` on the connected Ray cluster.
 
@@ -56,6 +58,7 @@ def build_clusters(
         stop: Stop request, which ends the wait for a slot.
         seats: The run's seats (warm processes that hold slots), on which vectors are computed.
         store: The run; by default, that of the configuration.
+        mailbox: The run's mailbox; None to start one.
 
     Raises:
         RunStopped: The run was asked to end before a slot was free.
@@ -64,7 +67,7 @@ def build_clusters(
     store.fetch(model_dir / "config.json")
     node_types = config.pools.low_memory.node_types
     node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
-    workers = RayWorkers(Slot(node_type, emit, stop, seats), RayEngine(f"{config.name}-cluster", store))
+    workers = RayWorkers(Slot(node_type, emit, stop, seats), RayEngine(f"{config.name}-cluster", store), mailbox)
     return build(config, corpus_dir, model_dir, directory, workers, emit=emit, store=store)
 
 
@@ -76,10 +79,12 @@ class RayWorkers:
         slot: Calls a function that computes vectors in the actor that holds a GPU of the low-memory pool, or in a CPU
             task.
         engine: Reads, counts and packs documents.
+        mailbox: The run's mailbox; None to start one.
     """
 
     slot: Slot
     engine: RayEngine
+    mailbox: RunMailbox | None = None
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write the documents' vectors, on all slots in parallel.
@@ -87,11 +92,11 @@ class RayWorkers:
         If a slot is lost, another slot computes its parts again.
         """
         pool = self.slot.pool
-        slots = _cpus() if pool is None else session.room(pool, self.slot.seats.aside.of(pool))
+        slots = _cpus() if pool is None else self.slot.seats.aside.room(pool)
         count = max(1, min(slots, len(parts)))
         files, vectoriser, directory = [path.absolute() for path in parts], vectoriser.absolute(), directory.absolute()
         with (
-            open_mailbox(lambda event: progress.add(event.data["done"])) as mailbox,
+            open_mailbox(lambda event: progress.add(event.data["done"]), self.mailbox, uuid.uuid4().hex) as mailbox,
             ThreadPoolExecutor(count, thread_name_prefix="vectors") as threads,
         ):
 
@@ -105,7 +110,7 @@ class RayWorkers:
                         share,
                         vectoriser=vectoriser,
                         directory=directory,
-                        events=attempt_emitter(mailbox.handle, ""),
+                        events=mailbox.emitter,
                         device="cuda" if pool is not None and pool.gpu else "cpu",
                     )
                 )

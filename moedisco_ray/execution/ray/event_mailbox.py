@@ -1,204 +1,209 @@
-"""Delivery of events from the workers to the driver, through one small actor per run."""
+"""The driver's side of the run's mailbox, the actor that carries the workers' events."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import threading
-import time
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.exceptions import ActorDiedError, RayActorError, RayError
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from moedisco_ray.core.errors import MoeDiscoError
+from moedisco_ray.core.errors import MoeDiscoError, RunError
 from moedisco_ray.core.records.events import Emit, Event
-from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.run_work import unpickled
+from moedisco_ray.execution.ray.mailbox_actor import POLLS, TRAININGS, MailboxActor, TakenOverError, UnderWay, mark_of
 from moedisco_ray.execution.ray.unit_status import UnitStatus
-from moedisco_ray.policies.checkpointing import HOUR, loss_rate
+from moedisco_ray.execution.ray.worker_mailbox import STOP_SECONDS, attempt_emitter
 
-_LOSS_RATE_SECONDS = 60.0
-"""Interval at which a worker reads the run's rate of lost workers, in seconds."""
-_STOP_SECONDS = 1.0
-"""Interval at which the driver and each worker check for a stop request, in seconds."""
+_POLL_SECONDS = 10.0
+"""Maximum time for which the actor holds a call for events back, in seconds."""
+_MOST_POLLS = 8
+"""Number of calls that the actor holds back at once; those of a dead driver are among them for some seconds."""
+_RENEW_SECONDS = 1.0
+"""Interval between two signs of life, in seconds."""
+_ANSWER_SECONDS = 10.0
+"""Maximum time to wait for the answer to a sign of life, in seconds."""
+_LEAVE_SECONDS = 5.0
+"""Seconds in which an actor that is asked to end must do so."""
+_STARTS = 3
 
 
-class MailboxActor:
-    """Stores events until the driver takes them, and each unit's status, outcome and held worker-seconds.
+@dataclasses.dataclass(frozen=True)
+class RunMailbox:
+    """The mailbox actor of a run, and the driver that it serves.
 
-    A worker that lost its connection may outlive its attempt: only the newest attempt changes the status and outcome of
-    a unit.
+    Attributes:
+        handle: The actor.
+        namespace: Ray namespace of the run's actors; empty if they end with this driver.
+        driver: Id of this driver.
+        taken_over: Set once another driver works on the run. Then this driver ends, and leaves the run's seats alone.
+        lost: Set once the actor has ended. Then this driver ends, and the seats save checkpoints and end by themselves.
     """
 
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._attempts: dict[str, str] = {}
-        self._outcomes: dict[str, bytes] = {}  # pickled: their classes would bring torch into this process
-        self._meters: defaultdict[str, Meter] = defaultdict(Meter)
-        self._statuses: defaultdict[str, UnitStatus] = defaultdict(UnitStatus)
-        self._groups: dict[str, PlacementGroup] = {}
-        self._actors: dict[str, ActorHandle] = {}
-        self._losses = 0
-        self._ending: set[str] = set()
+    handle: ActorHandle
+    namespace: str = ""
+    driver: str = ""
+    taken_over: threading.Event = dataclasses.field(default_factory=threading.Event, compare=False)
+    lost: threading.Event = dataclasses.field(default_factory=threading.Event, compare=False)
 
-    def push(self, event: Event, attempt: str | None = None) -> None:
-        self._events.append(event)
-        if event.type in ("workers_held", "workers_released"):
-            self._meters[event.data["unit"]].update(event)
-        elif event.unit is not None and attempt in (None, self._attempts.get(event.unit)):
-            self._statuses[event.unit] = self._statuses[event.unit].updated(event)
+    def call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """Call a method of the actor as the run's driver, and wait for the result.
 
-    def take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
+        Raises:
+            TakenOverError: Another driver works on the run now.
+            RunError: The actor has ended.
+        """
+        with self._noting():
+            return ray.get(self.handle.serve.remote(self.driver, method, *arguments, **named))
 
-    def begin_attempt(self, unit: str) -> str:
-        self._attempts[unit] = attempt = uuid.uuid4().hex
-        self._outcomes.pop(unit, None)
-        self._statuses[unit] = dataclasses.replace(
-            self._statuses[unit],
-            nodes=(),
-            step=0,
-            reports=0,
-            held_at=None,
-            exit_step=None,
-            pulse_at=None,
-            hung_seconds=0.0,
-        )
-        return attempt
+    def events(self, box: str, seconds: float) -> list[Event]:
+        """The first events of a box, once there is one; they stay until they are dropped.
 
-    def beat(self, unit: str, attempt: str, hung_seconds: float) -> None:
-        if attempt == self._attempts.get(unit):
-            self._statuses[unit] = dataclasses.replace(
-                self._statuses[unit], pulse_at=time.time(), hung_seconds=hung_seconds
-            )
+        Raises:
+            RunError: As from `call`.
+        """
+        with self._noting():
+            found: list[Event] = ray.get(self.handle.wait.remote(self.driver, box, seconds))
+        return found
 
-    def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
-        if attempt == self._attempts.get(unit):
-            self._actors[unit] = actor
+    def renew(self) -> None:
+        """Show the mailbox that this driver lives, so that it keeps the seats.
 
-    def actor(self, unit: str) -> ActorHandle | None:
-        return self._actors.get(unit)
+        Raises:
+            RunError: As from `call`.
+            GetTimeoutError: The mailbox does not answer.
+        """
+        with self._noting():
+            if self.namespace and not ray.get(self.handle.renew.remote(self.driver), timeout=_ANSWER_SECONDS):
+                self.taken_over.set()
+        self.check()
 
-    def forget_actor(self, unit: str) -> None:
-        self._actors.pop(unit, None)
+    @contextlib.contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Renew it every second until the block ends, in a thread that waits for nothing else."""
+        ended = threading.Event()
 
-    def set_workers(self, unit: str, attempt: str, nodes: tuple[str, ...], group: PlacementGroup | None = None) -> None:
-        if attempt == self._attempts.get(unit):
-            if group is not None:
-                self._groups[unit] = group
-            self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=nodes, held_at=time.time())
+        def renew_regularly() -> None:
+            while not ended.wait(_RENEW_SECONDS):
+                with contextlib.suppress(RayError, RunError):  # others check for them
+                    self.renew()
 
-    def end_attempt(self, unit: str) -> PlacementGroup | None:
-        for hold in list(self._meters[unit].open):
-            self.push(Event("workers_released", data={"hold": hold, "unit": unit}))
-        self._actors.pop(unit, None)
-        # Signs of life of this attempt say nothing about the next one. The node and the step say how this one ended.
-        self._statuses[unit] = dataclasses.replace(self._statuses[unit], held_at=None, pulse_at=None, hung_seconds=0.0)
-        return self._groups.pop(unit, None)
+        thread = threading.Thread(target=renew_regularly, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
-    def set_exit_step(self, unit: str, attempt: str, step: int) -> None:
-        # The other workers of a gang end because they lost the first one: only the first one's step counts.
-        if attempt == self._attempts.get(unit) and self._statuses[unit].exit_step is None:
-            self._statuses[unit] = dataclasses.replace(self._statuses[unit], exit_step=step)
+    def check(self) -> None:
+        """Raise an error if this driver must not continue.
 
-    def set_outcome(self, unit: str, attempt: str, outcome: bytes) -> None:
-        if attempt == self._attempts.get(unit):
-            self._outcomes[unit] = outcome
+        Raises:
+            TakenOverError: Another driver works on the run now.
+            RunError: The actor has ended.
+        """
+        if self.taken_over.is_set():
+            raise TakenOverError("another driver has taken over the run; this one ends")
+        if self.lost.is_set():
+            raise RunError("the run's mailbox, an actor on the driver's machine, was killed; run the command again")
 
-    def outcome(self, unit: str) -> bytes | None:
-        return self._outcomes.get(unit)
-
-    def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
-        return {unit: self._statuses[unit] for unit in units}
-
-    def end(self, attempt: str) -> None:
-        self._ending.add(attempt)
-
-    def is_ending(self, attempt: str) -> bool:
-        return attempt in self._ending
-
-    def count_loss(self) -> None:
-        self._losses += 1
-
-    def losses_per_hour(self) -> float:
-        return loss_rate(self._losses, sum(sum(held.values()) for held in self.held().values()) / HOUR)
-
-    def held(self) -> dict[str, dict[str, float]]:
-        for meter in self._meters.values():
-            meter.update(Event("heartbeat"))  # adds the worker-seconds of workers that are still held
-        return {unit: meter.worker_seconds for unit, meter in self._meters.items()}
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except TakenOverError:  # Ray's form of it has a traceback as its text
+            self.taken_over.set()
+            self.check()
+        except ActorDiedError:
+            self.lost.set()
+            self.check()
 
 
 class EventMailbox:
     """The driver's side of the mailbox actor.
 
     Attributes:
+        mailbox: The actor, as this driver calls it.
         handle: The actor, to be passed to workers.
         check: Raises the error that stopped the forwarding of events, such as a full disk. Code that waits for workers
             calls it regularly.
+        emitter: An `Emit` for workers on any node, whose events are not those of a training.
     """
 
-    def __init__(self, handle: ActorHandle, check: Callable[[], None]) -> None:
-        self.handle = handle
+    def __init__(self, mailbox: RunMailbox, check: Callable[[], None], box: str = TRAININGS) -> None:
+        self.mailbox = mailbox
+        self.handle = mailbox.handle
         self.check = check
+        self.emitter = attempt_emitter(mailbox.handle, "", box)
+
+    def begin(self, units: Collection[str], begun: Collection[str]) -> None:
+        """Begin a group of trainings; the mailbox forgets all others.
+
+        Args:
+            units: Names of the trainings.
+            begun: Names of those that an earlier driver has begun.
+        """
+        self.mailbox.call("begin", list(units), list(begun))
 
     def push(self, event: Event) -> None:
         """Emit an event of the driver itself, in order with those of the workers."""
-        ray.get(self.handle.push.remote(event))
+        self.mailbox.call("push", event)
 
     def begin_attempt(self, unit: str) -> str:
         """Start a new attempt at a unit and return its id; clears the outcome and nodes of the earlier attempt."""
-        attempt: str = ray.get(self.handle.begin_attempt.remote(unit))
+        attempt: str = self.mailbox.call("begin_attempt", unit)
         return attempt
 
     def end_attempt(self, unit: str) -> None:
-        """Release the attempt's metered slots, and its placement group if a worker died during start-up."""
-        group = ray.get(self.handle.end_attempt.remote(unit))
+        """Release the attempt's metered slots, and its placement group if a worker died during start-up.
+
+        An attempt that another driver has taken over continues.
+        """
+        if self.mailbox.taken_over.is_set():
+            return
+        group = self.mailbox.call("end_attempt", unit)
         if group is not None:
             remove_placement_group(group)
 
     def kill_attempt(self, unit: str) -> None:
         """End the attempt at a unit, if one is under way, whatever its workers do or wait for."""
-        actor = ray.get(self.handle.actor.remote(unit))
+        actor = self.mailbox.call("actor", unit)
         if actor is not None:
             ray.kill(actor)
 
     def set_actor(self, unit: str, attempt: str, actor: ActorHandle) -> None:
         """Register the process of an attempt, so that `kill_attempt` can kill it."""
-        ray.get(self.handle.set_actor.remote(unit, attempt, actor))
+        self.mailbox.call("set_actor", unit, attempt, actor)
 
     def forget_actor(self, unit: str) -> None:
         """Unregister the process of an attempt that has ended its work: the next one may have it."""
-        ray.get(self.handle.forget_actor.remote(unit))
+        self.mailbox.call("forget_actor", unit)
 
-    def start_work(self, unit: str, attempt: str, *, stage: str, pool: str, node: str) -> None:
+    def start_work(self, unit: str, stage: str, under_way: UnderWay) -> None:
         """Note that an attempt has its seat, and meter the seat from now until `end_attempt`.
 
         Args:
             unit: Name of the training.
-            attempt: Id of the attempt.
             stage: Stage of the training.
-            pool: Key of the seat's pool in the meter.
-            node: Id of the seat's node.
+            under_way: The attempt and its seat.
         """
-        self.push(
-            Event("workers_held", stage, data={"hold": uuid.uuid4().hex[:12], "unit": unit, "pool": pool, "workers": 1})
-        )
-        ray.get(self.handle.set_workers.remote(unit, attempt, (node,)))
+        hold = {"hold": uuid.uuid4().hex[:12], "unit": unit, "pool": under_way.pool, "workers": 1}
+        self.push(Event("workers_held", stage, data=hold))
+        self.mailbox.call("set_workers", unit, under_way.attempt, (under_way.node,), seat=under_way)
 
     def count_loss(self) -> None:
         """Count that workers were lost before they saved a final checkpoint; `losses_per_hour` uses this count."""
-        ray.get(self.handle.count_loss.remote())
+        self.mailbox.call("count_loss")
 
     def status(self, unit: str) -> UnitStatus:
         """The last known state of a unit."""
@@ -206,12 +211,12 @@ class EventMailbox:
 
     def statuses(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         """The last known states of several units, by name, requested in one message."""
-        found: dict[str, UnitStatus] = ray.get(self.handle.statuses.remote(units))
+        found: dict[str, UnitStatus] = self.mailbox.call("statuses", units)
         return found
 
     def losses_per_hour(self) -> float:
         """Number of lost workers per worker-hour over all units, as `policies.checkpointing` estimates it."""
-        found: float = ray.get(self.handle.losses_per_hour.remote())
+        found: float = self.mailbox.call("losses_per_hour")
         return found
 
     def outcome(self, unit: str) -> Any:
@@ -219,7 +224,7 @@ class EventMailbox:
 
         An error of this package is raised instead of returned.
         """
-        pickled: bytes | None = ray.get(self.handle.outcome.remote(unit))
+        pickled: bytes | None = self.mailbox.call("outcome", unit)
         outcome = None if pickled is None else unpickled(pickled)
         if isinstance(outcome, MoeDiscoError):
             raise outcome
@@ -227,40 +232,108 @@ class EventMailbox:
 
     def held(self) -> dict[str, dict[str, float]]:
         """Worker-seconds held so far, over all attempts, by unit and pool key."""
-        found: dict[str, dict[str, float]] = ray.get(self.handle.held.remote())
+        found: dict[str, dict[str, float]] = self.mailbox.call("held")
         return found
 
 
 @contextlib.contextmanager
-def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
-    """Yield a mailbox, and call `emit` with its events, in order, from one thread, until the block ends.
+def private_mailbox() -> Iterator[RunMailbox]:
+    """Start a mailbox that ends with the block, or with this driver."""
+    actor = _start()
+    try:
+        yield RunMailbox(actor)
+    finally:
+        end_mailbox(actor)
+
+
+def run_mailbox(
+    name: str, namespace: str, stop: StopFile, logged: Sequence[Event] = ()
+) -> tuple[RunMailbox, dict[str, UnderWay]]:
+    """Take over the mailbox that an earlier driver of the run has left, or start one.
+
+    Args:
+        name: Name of the actor.
+        namespace: Ray namespace of the run's actors.
+        stop: File that, once it exists, ends the run's seats even if no driver does.
+        logged: The newest events in the run's log.
+
+    Returns:
+        The mailbox, and the trainings on seats that an earlier driver has begun, by unit.
+
+    Raises:
+        RunError: The mailbox does not start.
+    """
+    driver = uuid.uuid4().hex
+    for _ in range(_STARTS):
+        actor = _start(name, namespace)
+        with contextlib.suppress(RayActorError):  # its lease was over, and it ended at this moment
+            found: dict[str, UnderWay] = ray.get(actor.take_over.remote(driver, stop, [*map(mark_of, logged)]))
+            return RunMailbox(actor, namespace, driver), found
+    raise RunError(f"the actor {name} does not start; see the Ray logs")
+
+
+def end_mailbox(actor: ActorHandle) -> None:
+    """End a mailbox the regular way, or at once if it does not answer."""
+    if not ray.wait([actor.leave.remote()], timeout=_LEAVE_SECONDS)[0]:
+        ray.kill(actor)
+
+
+def _start(name: str | None = None, namespace: str = "") -> ActorHandle:
+    # On the driver's node: an actor on a spot machine would end the run when the machine is lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    named = {"name": name, "namespace": namespace, "lifetime": "detached", "get_if_exists": True} if namespace else {}
+    # Ray's list of tasks is in the head's memory, and would hold little else.
+    remote = ray.remote(num_cpus=0, concurrency_groups={POLLS: _MOST_POLLS}, enable_task_events=False)(MailboxActor)
+    actor: ActorHandle = remote.options(scheduling_strategy=here, **named).remote(namespace)
+    return actor
+
+
+@contextlib.contextmanager
+def open_mailbox(
+    emit: Emit, mailbox: RunMailbox | None = None, box: str = TRAININGS, interval: float = 0.2
+) -> Iterator[EventMailbox]:
+    """Call `emit` with the events of a box of a mailbox, in order, from one thread, until the block ends.
 
     Args:
         emit: Receives the events.
-        interval: Seconds between two polls of the actor.
+        mailbox: The run's mailbox; None to start one for the block.
+        box: Name of the box.
+        interval: Minimum seconds between two calls for events.
+
+    Yields:
+        The mailbox.
 
     Raises:
         Exception: The error that `emit` raised, unless the block raised one.
     """
-    # On the driver's node: an actor on a spot machine would end the run when the machine is lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Five polls per second would fill Ray's list of tasks, which is in the head's memory.
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here, enable_task_events=False)(MailboxActor).remote()
-    try:
-        with forwarding(lambda: ray.get(actor.take.remote()), emit, interval) as check:
-            yield EventMailbox(actor, check)
-    finally:
-        ray.kill(actor)
+    with contextlib.ExitStack() as stack:
+        found = mailbox or stack.enter_context(private_mailbox())
+        with forwarding(
+            lambda: found.events(box, _POLL_SECONDS),
+            emit,
+            interval,
+            lambda count: found.call("drop", box, count),
+            lambda: found.handle.wake.remote(box),
+        ) as check:
+            yield EventMailbox(found, check, box)
 
 
 @contextlib.contextmanager
-def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iterator[Callable[[], None]]:
+def forwarding(
+    take: Callable[[], list[Event]],
+    emit: Emit,
+    interval: float,
+    drop: Callable[[int], object] = lambda _count: None,
+    wake: Callable[[], object] = lambda: None,
+) -> Iterator[Callable[[], None]]:
     """Until the block ends, call `emit` in a thread with each event from `take`; at the end, forward the rest.
 
     Args:
-        take: Returns the events since its last call.
+        take: Waits for events, and returns the first of them.
         emit: Receives the events.
-        interval: Seconds between two calls of `take`.
+        interval: Minimum seconds between two calls of `take`.
+        drop: Removes a number of events that `emit` has received from those that `take` returns.
+        wake: Ends the wait of `take`, without events if there are none.
 
     Yields:
         A function that raises the error that ended the thread, if one did.
@@ -271,11 +344,16 @@ def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> 
     ended = threading.Event()
 
     def forward() -> None:
-        last = False
-        while not last:
+        last, events = False, list[Event]()
+        while events or not last:
             last = ended.wait(interval)
-            for event in take():
+            if last:
+                wake()
+            events = take()
+            for event in events:
                 emit(event)
+            if events:
+                drop(len(events))
 
     with ThreadPoolExecutor(1, thread_name_prefix="event-mailbox") as thread:
         forwarder = thread.submit(forward)
@@ -288,22 +366,9 @@ def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> 
             yield check
         finally:
             ended.set()
+            wake()
             wait([forwarder])
         forwarder.result()
-
-
-@dataclasses.dataclass(frozen=True)
-class _AttemptEmitter:
-    handle: ActorHandle
-    attempt: str
-
-    def __call__(self, event: Event) -> None:
-        self.handle.push.remote(event, self.attempt)
-
-
-def attempt_emitter(handle: ActorHandle, attempt: str) -> Emit:
-    """An `Emit` for a worker of an attempt; it does not wait for delivery."""
-    return _AttemptEmitter(handle, attempt)
 
 
 @contextlib.contextmanager
@@ -312,7 +377,7 @@ def relaying_stops(mailbox: EventMailbox, attempt: str, stop_files: Sequence[Sto
     ended = threading.Event()
 
     def relay() -> None:
-        while not ended.wait(_STOP_SECONDS):
+        while not ended.wait(STOP_SECONDS):
             if any(stop.requested for stop in stop_files):
                 mailbox.handle.end.remote(attempt)
                 return
@@ -324,52 +389,3 @@ def relaying_stops(mailbox: EventMailbox, attempt: str, stop_files: Sequence[Sto
     finally:
         ended.set()
         thread.join()
-
-
-def stop_reader(handle: ActorHandle, attempt: str) -> Callable[[], bool]:
-    """Return a check, which does not block training, of whether the mailbox asked an attempt to end.
-
-    Args:
-        handle: The run's mailbox actor.
-        attempt: Id of the attempt.
-    """
-    ending, asked_at = False, float("-inf")
-    answers: list[Any] = []
-
-    def requested() -> bool:
-        nonlocal ending, asked_at
-        if answers and ray.wait(answers, timeout=0)[0]:
-            with contextlib.suppress(RayActorError):  # the mailbox is gone; sending the next event ends the worker
-                ending = ray.get(answers.pop()) or ending
-        if not answers and not ending and time.monotonic() - asked_at >= _STOP_SECONDS:
-            asked_at = time.monotonic()
-            answers.append(handle.is_ending.remote(attempt))
-        return ending
-
-    return requested
-
-
-def loss_rate_reader(
-    handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic
-) -> Callable[[], float]:
-    """A function that returns the rate of lost workers (per worker-hour) in the run, without blocking training.
-
-    Args:
-        handle: The run's mailbox actor.
-        known: The rate when the worker began.
-        clock: Returns the current time in seconds.
-    """
-    asked_at = clock()
-    answers: list[Any] = []
-
-    def latest() -> float:
-        nonlocal known, asked_at
-        if answers and ray.wait(answers, timeout=0)[0]:
-            with contextlib.suppress(RayActorError):  # the mailbox is gone; sending the next event ends the worker
-                known = ray.get(answers.pop())
-        if not answers and clock() - asked_at >= _LOSS_RATE_SECONDS:
-            asked_at = clock()
-            answers.append(handle.losses_per_hour.remote())
-        return known
-
-    return latest

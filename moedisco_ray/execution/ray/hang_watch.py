@@ -45,9 +45,9 @@ class HangWatch:
     def end_of(self, unit: str, end: End) -> End:
         """How an attempt ended: if it was killed because it hung, with that reason."""
         reason = self._reasons.pop(unit, None)
-        if reason is None or end.kind not in ("died", "failed"):
+        if reason is None or end.kind not in ("died", "failed", "bad_card"):
             return end
-        return End("died", end.step, reason)
+        return End("bad_card" if end.kind == "bad_card" else "died", end.step, reason)
 
     def _hangs(self, status: UnitStatus, now: float) -> str | None:
         """Why a training counts as hung; None if it does not."""

@@ -7,7 +7,7 @@ other host reaches it; and NCCL takes the first interface, which may be a bridge
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import psutil
 import ray
@@ -19,21 +19,19 @@ def name_interface() -> None:
     A variable that the user has set keeps its value. Nothing is set if no interface has the address, as behind address
     translation.
     """
-    addresses = {
-        interface: [each.address for each in addresses] for interface, addresses in psutil.net_if_addrs().items()
-    }
+    addresses = [(name, each.address) for name, found in psutil.net_if_addrs().items() for each in found]
     for variable, value in interface_variables(ray.util.get_node_ip_address(), addresses).items():
         os.environ.setdefault(variable, value)
 
 
-def interface_variables(address: str, addresses: Mapping[str, Iterable[str]]) -> dict[str, str]:
+def interface_variables(address: str, addresses: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Environment variables by which gloo and NCCL use the interface that has an address; empty if none has it.
 
     Args:
         address: Address of the node in the Ray cluster; a loopback address selects the loopback interface.
-        addresses: Addresses by interface. An IPv6 address may end with `%` and the interface.
+        addresses: Each interface with each of its addresses. An IPv6 address may end with `%` and the interface.
     """
-    found = next((name for name, own in addresses.items() if address in (each.partition("%")[0] for each in own)), None)
+    found = next((name for name, own in addresses if own.partition("%")[0] == address), None)
     if found is None:
         return {}
     # NCCL takes a name without `=` as a prefix, so that `eth1` also selects `eth10`, and knows no labels of addresses,

@@ -14,6 +14,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.bill import metered_bill
 from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.records.metering import Meter
+from moedisco_ray.core.stages import OF_CLUSTERS
 from moedisco_ray.execution.ray import ray_internals
 
 _POLL_SECONDS = 2.0
@@ -56,7 +57,7 @@ class Gauges:
             self._speed.set(event.data["tokens_per_second"], unit)
             if event.data.get("mfu") is not None:
                 self._mfu.set(event.data["mfu"], unit)
-        if event.stage == "submodels":
+        if event.stage in OF_CLUSTERS:
             if event.unit is not None:
                 self._begun.add(event.unit)
             ended = event.type in ("stage_finished", "stage_skipped")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 import uuid
 from collections import Counter
@@ -26,7 +27,8 @@ from moedisco_ray.execution.ray.forecast import Forecast
 from moedisco_ray.execution.ray.gang import GangSize
 from moedisco_ray.execution.ray.hang_watch import HangWatch
 from moedisco_ray.execution.ray.replacing import Replacements, RunningAttempt
-from moedisco_ray.execution.ray.sync_thread import SyncThread
+from moedisco_ray.execution.ray.seats import Seat
+from moedisco_ray.execution.ray.syncs import SyncThread
 from moedisco_ray.execution.ray.unit_status import UnitStatus
 from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
@@ -89,15 +91,23 @@ class Queue:
         self._wait_notice = WaitNotice(context.mailbox.push)
         self._hang_watch = HangWatch(context.mailbox)
         self._replacements = Replacements(context.mailbox, gang)
-        self._sync = SyncThread(jobs, threads, context.mailbox.push)
+        self._sync = SyncThread(jobs, threads, context.mailbox)
         context.placement.check(list(self._needs.values()))
+        self._begun = self._claimed()
+        context.mailbox.begin([job.name for job in jobs], self._begun)
         for job in jobs:
             if job.name in progress.finished:
                 self._emit_finished(job)
-            else:
+            elif job.name not in self._begun:
                 self._enqueue(job)
         wait(self._queueing)
         self._move_queued()
+
+    def resume(self) -> None:
+        """Wait for the trainings that an earlier driver has begun, also if none is to start: else no one ends them."""
+        for job in self._jobs:
+            if (begun := self._begun.pop(job.name, None)) is not None:
+                self._run(job, job, begun[0].pool, 1, begun)
 
     @property
     def should_wait(self) -> bool:
@@ -137,7 +147,6 @@ class Queue:
         """
         if self._waiting:
             self._context.aside.check(self._context.placement.pool, self._context.placement.workers)
-        aside = self._context.aside.of(self._context.placement.pool)
         room = self._room(self._context.placement.pool)
         order = self._order(room)
         slot_for_each = self._slot_for_each(room)
@@ -146,18 +155,8 @@ class Queue:
             self._demand.hand_over()
         for name, pool, workers in placed:
             job = self._waiting.pop(name)
-            end = StopFile(self._context.directory / f"end-{uuid.uuid4().hex}")
-            context = dataclasses.replace(
-                self._context,
-                placement=dataclasses.replace(self._context.placement, pool=pool, workers=workers),
-                stop_files=(*self._context.stop_files, end),
-                avoided=self._replacements.avoided(name, pool, list(self._running.values()), aside),
-            )
             adjusted = histories.adjusted(job, self._histories[name], self._context.mailbox.losses_per_hour())
-            adjusted = self._sync.with_stay(adjusted, slot_for_each=slot_for_each)
-            self._progress.workers[name] = workers
-            begun = RunningAttempt(job, pool, workers, self._context.mailbox.status(name), end)
-            self._running[self._threads.submit(attempt, adjusted, context)] = begun
+            self._run(job, self._sync.with_stay(adjusted, slot_for_each=slot_for_each), pool, workers)
         if self._demand is not None:
             self._demand.request_for(
                 [need for need in order if need.name in self._waiting], self._context.placement, self._taken
@@ -227,6 +226,30 @@ class Queue:
                 )
         self._progress.save(self._context.mailbox.held, now=True)
 
+    def _claimed(self) -> dict[str, tuple[Seat, str]]:
+        """Seats on which an earlier driver has begun trainings that are not finished, by the trainings' names."""
+        if self._context.seats is None:
+            return {}
+        wanted = {job.name: str(job.checkpoints) for job in self._jobs if job.name not in self._progress.finished}
+        return self._context.seats.claimed(wanted, self._pools)
+
+    def _run(
+        self, job: TrainJob, adjusted: TrainJob, pool: Pool, workers: int, begun: tuple[Seat, str] | None = None
+    ) -> None:
+        """Start an attempt at a training, or wait for the one that an earlier driver has begun."""
+        aside = self._context.aside.of(self._context.placement.pool)
+        end = StopFile(self._context.directory / f"end-{uuid.uuid4().hex}")
+        context = dataclasses.replace(
+            self._context,
+            placement=dataclasses.replace(self._context.placement, pool=pool, workers=workers),
+            stop_files=(*self._context.stop_files, end),
+            begun=begun,
+            avoided=self._replacements.avoided(job.name, pool, list(self._running.values()), aside),
+        )
+        self._progress.workers[job.name] = workers
+        running = RunningAttempt(job, pool, workers, self._context.mailbox.status(job.name), end)
+        self._running[self._threads.submit(attempt, adjusted, context)] = running
+
     @property
     def _running_jobs(self) -> list[TrainJob]:
         return [each.job for each in self._running.values()]
@@ -236,7 +259,7 @@ class Queue:
         return Counter(each.pool.key for each in self._running.values())
 
     def _room(self, pool: Pool) -> int:
-        return session.room(pool, self._context.aside.of(pool))
+        return self._context.aside.room(pool)
 
     def _forecast(self, waiting: Iterable[TrainJob]) -> Forecast:
         status = self._context.mailbox.statuses([job.name for job in self._jobs])
@@ -281,14 +304,17 @@ class Queue:
             self._gang.forget_growth()
         max_failures = self._context.placement.max_failures
         before = self._histories[job.name]
-        decision = histories.follow(job, before, end, max_failures, ended.workers)
+        card_gb = None
+        if ended.pool.gpu:
+            card_gb = min(ended.pool.memory_gb, self._context.mailbox.status(job.name).card_gb or math.inf)
+        decision = histories.follow(job, before, end, max_failures, workers=ended.workers, card_gb=card_gb)
         if isinstance(decision, GiveUp):
             self._progress.give_up(job.name, decision.reason, diverged=decision.diverged)
             self._sync.drop(job)
             return
         self._histories[job.name] = decision.history
         self._needs[job.name] = self._need(job)
-        if end.kind != "bad_card":  # then nothing has begun, and a warning has said so
+        if end.kind != "bad_card" or end.step is not None:  # else nothing has begun, and a warning has said so
             reason = end.reason + histories.changes_in_words(before, decision.history)
             restarted = {"kind": end.kind, "step": end.step, "reason": reason}
             self._context.mailbox.push(Event("worker_restarted", job.stage, job.name, restarted))

@@ -3,8 +3,9 @@
 Every entry was checked with the Ray version in `CHECKED_WITH`. A test fails with any other version, or if another file
 imports a private module of Ray. Review this module before you change the Ray version in pyproject.toml.
 
-The entries of Ray Train are in `ray_train_internals`: importing Ray Train takes another second and 120 MB, which the
-program that drains a node in its last seconds, and the autoscaler on a small head node, should not spend.
+The entries of Ray Train and Ray Data are in `ray_train_internals` and `ray_data_internals`: importing Ray Train takes
+another second and 120 MB, which the program that drains a node in its last seconds, and the autoscaler on a small head
+node, should not spend.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from moedisco_ray.core.errors import PoolError, RunError, raise_together
 from moedisco_ray.core.records.events import Emit, Event, discard
 from moedisco_ray.core.user_code import offered_folders
 from moedisco_ray.execution.local_gpus import lacking_gpus, size_setting
-from moedisco_ray.execution.ray import ray_internals
+from moedisco_ray.execution.ray import ray_data_internals, ray_internals
 
 START_PAUSES = (2.0, 10.0)
 """Pauses before a local Ray is started again (s): Ray gives up when a busy machine takes over 15 s for one of its
@@ -86,6 +86,30 @@ def ray_cluster(config: RunConfig, emit: Emit = discard) -> Iterator[list[str]]:
                 ray.shutdown()
 
 
+@contextlib.contextmanager
+def existing_cluster(address: str, log: Path) -> Iterator[None]:
+    """Connect to an existing Ray cluster until the block ends. Output that is printed meanwhile is written to a file.
+
+    Args:
+        address: Address of the cluster. A connection that this process has already is used, and kept.
+        log: The file; its folder is made.
+
+    Raises:
+        PoolError: No Ray cluster answers.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with _output_to(log):
+        _quiet()
+        ours = not ray.is_initialized()
+        if ours:
+            _join(address)
+        try:
+            yield
+        finally:
+            if ours:
+                ray.shutdown()
+
+
 def slots(pool: Pool, aside: Collection[str] = ()) -> int:
     """Number of slots of a pool on the Ray cluster, whether free or held, without those on the nodes `aside`."""
     return _slots(pool, _offered(aside))
@@ -97,6 +121,15 @@ def slots_staying(pool: Pool, aside: Collection[str] = ()) -> int:
     Ray counts all of them, but starts nothing on draining nodes.
     """
     return slots(pool, {*ray_internals.draining_nodes(), *aside})
+
+
+def slots_on(pool: Pool, node_id: str) -> int:
+    """Number of slots of a pool on one node, whether free or held; 0 if the node is gone."""
+    return _slots(pool, next((node["Resources"] for node in ray.nodes() if _is(node, node_id)), {}))
+
+
+def _is(node: Mapping[str, Any], node_id: str) -> bool:
+    return bool(node["Alive"]) and node["NodeID"] == node_id
 
 
 def _offered(aside: Collection[str]) -> Mapping[str, float]:
@@ -169,9 +202,16 @@ def autoscales() -> bool:
     return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
 
 
-def room(pool: Pool, aside: Collection[str] = ()) -> int:
-    """Number of one-worker trainings that a pool's nodes can run at once, without the nodes `aside`."""
-    return min(sum(slots_staying(node_type, aside) for node_type in pool.node_types), max_workers(pool))
+def room(pool: Pool, aside: Collection[str] = (), cards_aside: int = 0) -> int:
+    """Number of one-worker trainings that a pool's nodes can run at once.
+
+    Args:
+        pool: The pool.
+        aside: Ids of nodes whose slots do not count.
+        cards_aside: Number of further slots that do not count.
+    """
+    found = sum(slots_staying(node_type, aside) for node_type in pool.node_types)
+    return max(0, min(found - cards_aside, max_workers(pool)))
 
 
 def max_workers(pool: Pool) -> int:
@@ -330,7 +370,11 @@ def _sum_by_tag(*tags: tuple[str, int]) -> dict[str, float]:
 
 
 def _quiet() -> None:
-    """Keep Ray's messages off the terminal; its logs stay in its session directory."""
+    """Keep Ray's messages off the terminal, and Ray Data's bookkeeping out of the lists that Ray shows.
+
+    Ray's logs stay in its session directory.
+    """
+    ray_data_internals.hide_bookkeeping()
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

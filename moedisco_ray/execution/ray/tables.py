@@ -33,6 +33,8 @@ from moedisco_ray.stages.tables import RANGE, MapTable
 R = TypeVar("R")
 U = TypeVar("U")
 
+_LEAST_READ_BYTES = 2 << 20
+"""Minimum size of the text that a task reads (bytes), unless it is all there is: a task costs as much as reading it."""
 _BLOCK_BYTES = 128 << 20
 """Target size of the blocks that are read (bytes)."""
 _SHUFFLED_BYTES = 128 << 20
@@ -48,7 +50,7 @@ class RayEngine:
     Attributes:
         name: Name of the data sets in Ray's dashboard.
         store: The run.
-        blocks: Number of tasks that read; by default, one per unit. The number does not change the result.
+        blocks: Number of tasks that read; by default, one per unit, or fewer for little text. The result is the same.
     """
 
     name: str
@@ -71,7 +73,8 @@ class RayEngine:
         sources = [ray.data.from_arrow(list(here))] if here else []
         if units:
             source = _Documents(units, read, self.store, size)
-            sources.append(ray.data.read_datasource(source, override_num_blocks=self.blocks or len(units)))
+            most = len(units) if size is None else max(1, size // _LEAST_READ_BYTES)
+            sources.append(ray.data.read_datasource(source, override_num_blocks=self.blocks or min(most, len(units))))
         first, *others = sources
         return first.union(*others) if others else first
 
@@ -100,7 +103,10 @@ class RayTables:
             shuffled = self._data_set(_BLOCK_BYTES).repartition(count, keys=[RANGE])
             bundles = list(shuffled.materialize().iter_internal_ref_bundles())
         blocks = [entry.ref for bundle in bundles for entry in bundle.blocks if entry.metadata.num_rows]
-        return RayTables(self.engine, functools.partial(ray.data.from_arrow_refs, blocks))
+        # Made once, since it asks for each block's schema in a task. What follows keeps its options: ranges stay whole.
+        with DataContext.current(_context(_UNDIVIDED_BYTES)):
+            data = ray.data.from_arrow_refs(blocks)
+        return RayTables(self.engine, lambda: data)
 
     def collected(self, schema: pa.Schema) -> pa.Table:
         """All rows, on the driver."""
@@ -116,17 +122,22 @@ class RayTables:
         return sink.returned
 
     def _data_set(self, block_bytes: int) -> Dataset:
-        context = DataContext.get_current().copy()
-        context.target_max_block_size = block_bytes
-        context.shuffle_input_batch_bytes = _SHUFFLED_BYTES
-        context.shuffle_compression = "lz4"
-        with DataContext.current(context):
+        with DataContext.current(_context(block_bytes)):
             data = self.source()
             for function in self.functions:
                 moved = movable(self.engine.store, function)
                 data = data.map_batches(moved, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
         data.set_name(self.engine.name)
         return data
+
+
+def _context(block_bytes: int) -> DataContext:
+    """Ray Data's options of a data set, which those that are made from it keep."""
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = block_bytes
+    context.shuffle_input_batch_bytes = _SHUFFLED_BYTES
+    context.shuffle_compression = "lz4"
+    return context
 
 
 class _Documents(Datasource):

@@ -17,7 +17,7 @@ from moedisco_ray.core.errors import CardError, MoeDiscoError, RunError
 from moedisco_ray.core.records.events import Emit
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.seats import Seats
+from moedisco_ray.execution.ray.seats import PlaceAsideError, Seats
 from moedisco_ray.execution.ray.task_worker import work
 from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 
@@ -89,6 +89,8 @@ class Slot:
                 self.seats.aside.put(error.cause, self.emit)
             except CardError as error:
                 self.seats.aside.put(error, self.emit)
+            except PlaceAsideError:
+                continue  # the seat keeps that card, so that the next one gets another
 
     def _in_task(self, name: str, call: Callable[[], T]) -> T:
         bundle = self.free_bundle

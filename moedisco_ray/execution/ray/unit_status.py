@@ -24,6 +24,7 @@ class UnitStatus:
         reports: Number of progress events of the newest attempt.
         pulse_at: Time of the newest attempt's last sign of life, in seconds since the epoch; None if it gave none.
         hung_seconds: Seconds for which the newest attempt has hung, as it says itself.
+        card_gb: Memory that the newest attempt's cards have for it (GiB); None before it begins, and without cards.
     """
 
     nodes: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class UnitStatus:
     reports: int = dataclasses.field(default=0, compare=False)
     pulse_at: float | None = dataclasses.field(default=None, compare=False)
     hung_seconds: float = dataclasses.field(default=0.0, compare=False)
+    card_gb: float | None = dataclasses.field(default=None, compare=False)
 
     @property
     def current_step(self) -> int | None:
@@ -46,6 +48,8 @@ class UnitStatus:
         data = event.data
         if event.type == "checkpoint":
             return dataclasses.replace(self, stall=data["stall"])
+        if event.type == "unit_started":
+            return dataclasses.replace(self, card_gb=data.get("card_gb"))
         if event.type != "progress":
             return self
         speed = data["tokens_per_second"] * data["step"] / data["tokens"] if data["tokens"] else 0.0

@@ -24,9 +24,11 @@ from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import ray_internals
-from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, loss_rate_reader, stop_reader
+from moedisco_ray.execution.ray.card_memory import fitted_to_card
 from moedisco_ray.execution.ray.pulse import Pulse
+from moedisco_ray.execution.ray.syncs import MailboxBoard
 from moedisco_ray.execution.ray.train_reports import TrainReports
+from moedisco_ray.execution.ray.worker_mailbox import attempt_emitter, loss_rate_reader, stop_reader
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 _NOTICE_SECONDS = 1.0
@@ -44,8 +46,8 @@ def train_on_seat(
 
     Args:
         job: The training.
-        stop_files: The training ends with a checkpoint once one of these files exists. For a run at a URI, the driver
-            sends the stop request through the mailbox instead.
+        stop_files: The training ends with a checkpoint once one of these files exists. For a run at a URI, and for one
+            that has got another driver, the stop request comes through the mailbox instead.
         mailbox: The run's mailbox actor; it receives events and the outcome, and passes on stop requests.
         attempt_id: Id of the attempt in the mailbox.
         name: Name of the Ray Train run.
@@ -74,6 +76,9 @@ def train_on_worker(
         world = dataclasses.replace(world, layout=job.sharing.layout(world.size, _workers_per_node(device)))
     reports = TrainReports(job, world)
     emit = reports.noting(attempt_emitter(mailbox, attempt_id))
+    card_gb: float | None = None
+    if device.type == "cuda":
+        job, card_gb = fitted_to_card(job, world, emit)
     if world.rank == 0:
         emit(
             Event(
@@ -87,18 +92,17 @@ def train_on_worker(
                     "node": ray.util.get_node_ip_address(),
                     "node_id": ray.get_runtime_context().get_node_id(),
                     "pid": os.getpid(),
+                    **({} if card_gb is None else {"card_gb": card_gb}),
                 },
             )
         )
     preempted = _preemption_check(world)
-    asked_to_end = (
-        stop_reader(mailbox, attempt_id) if job.store.is_remote else lambda: any(stop.requested for stop in stop_files)
-    )
+    asked_by_mailbox = stop_reader(mailbox, attempt_id)
 
     def should_stop() -> bool:
         if in_gang:
             reports.send_if_due()
-        return asked_to_end() | preempted()
+        return asked_by_mailbox() | any(stop.requested for stop in stop_files) | preempted()
 
     with _reporting_steps(job, world, mailbox, attempt_id) as on_step:
         try:
@@ -110,6 +114,7 @@ def train_on_worker(
                     should_stop,
                     on_step,
                     losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour),
+                    board=MailboxBoard.of_member(mailbox),
                 )
             if in_gang:
                 reports.send()
@@ -204,7 +209,7 @@ def _reporting_steps(
     """
     pulse = Pulse(
         functools.partial(mailbox.beat.remote, job.name, attempt_id),
-        compiles=job.optimizer.compile,
+        compiles=bool(job.optimizer.compile),
         in_gang=world.size > 1,
         dump=functools.partial(_log_stacks, job, world),
     )

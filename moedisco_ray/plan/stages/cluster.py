@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moedisco_ray.core.limits import CLUSTERED
+from moedisco_ray.core.limits import CLUSTERED, TEXT_BYTES_PER_TOKEN
 from moedisco_ray.plan.files import Files, StageStorage
-from moedisco_ray.plan.host_memory import ID_BYTES, TEXT_BYTES_PER_TOKEN, cluster_memory
+from moedisco_ray.plan.host_memory import ID_BYTES, cluster_memory
 from moedisco_ray.plan.reading import Reading, StageEstimate, total
 from moedisco_ray.plan.stage_cost import StageCost, Work
 from moedisco_ray.plan.stage_memory import Streams

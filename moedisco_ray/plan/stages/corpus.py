@@ -6,8 +6,9 @@ packed tokens (2, or 4 if the vocabulary has more than 65,536 entries).
 
 from __future__ import annotations
 
+from moedisco_ray.core.limits import TEXT_BYTES_PER_TOKEN
 from moedisco_ray.plan.files import Files, StageStorage
-from moedisco_ray.plan.host_memory import ID_BYTES, TEXT_BYTES_PER_TOKEN, corpus_memory
+from moedisco_ray.plan.host_memory import ID_BYTES, corpus_memory
 from moedisco_ray.plan.reading import Reading, StageEstimate
 from moedisco_ray.plan.stage_cost import StageCost
 

@@ -7,6 +7,7 @@ sub-models are read from storage.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from moedisco_ray.core.limits import ENSEMBLE_BLOCK
@@ -61,9 +62,8 @@ def _works(streams: Streams) -> Iterator[Work]:
     config, pool = streams.config, streams.config.finetune_pool
     setting, tokens = "evaluation.max_tokens", config.evaluation.max_tokens
     yield Work("evaluate", pool, setting, tokens, lambda count: streams.evaluation(pool, count))
-    if config.owners:
-        owned = config.pools.owner(config.owners[0])  # all owners' seats have the same memory
-        yield Work("evaluate by owners", owned, setting, tokens, lambda count: streams.evaluation(owned, count))
+    for owned in config.pools.of_owners[:1]:  # all owners' seats have the same memory
+        yield Work("evaluate by owners", owned, setting, tokens, functools.partial(streams.evaluation, owned))
 
 
 COST = StageCost(_estimate, _storage, _works)

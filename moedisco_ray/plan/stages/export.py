@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moedisco_ray.core.limits import SAMPLE_TOKENS
 from moedisco_ray.plan.files import Files, StageStorage
 from moedisco_ray.plan.reading import Reading, StageEstimate, total
 from moedisco_ray.plan.stage_cost import StageCost, Work
@@ -12,8 +13,7 @@ from moedisco_ray.plan.stage_memory import Streams
 
 def _seconds(reading: Reading) -> float | None:
     """Seconds that one worker needs for the export."""
-    evaluation = reading.config.evaluation
-    samples = reading.passes(len(evaluation.prompts) * evaluation.sample_tokens, whole=True)
+    samples = reading.passes(len(reading.config.evaluation.prompts) * SAMPLE_TOKENS, whole=True)
     return total([samples, reading.starting(reading.config.finetune_pool)])
 
 
@@ -31,9 +31,10 @@ def _works(streams: Streams) -> Iterator[Work]:
         yield Work(
             "export",
             pool,
-            "evaluation.sample_tokens",
-            evaluation.sample_tokens,
+            "evaluation.prompts",
+            SAMPLE_TOKENS,
             lambda tokens: streams.generation(pool, tokens),
+            remedy="evaluation.prompts=[]",
         )
 
 

@@ -19,7 +19,7 @@ def _training(config: RunConfig, _vocab_size: int) -> StageTraining:
         sharded=False,
         spread=more_clusters(config),
         lora=config.submodels.lora,
-        owned=tuple(config.pools.owner(name).price_per_hour for name in config.owners),
+        owned=tuple(pool.price_per_hour for pool in config.pools.of_owners),
     )
 
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from moedisco_ray.core.config import Clusters, RunConfig
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS, CLUSTERED
+from moedisco_ray.core.limits import BALANCE_DOCUMENTS, CENTROID_DOCUMENTS, CLUSTERED, SAMPLED_DOCUMENTS
 from moedisco_ray.core.records.events import Emit, StageProgress, discard
 from moedisco_ray.core.records.findings import cluster_warnings
 from moedisco_ray.core.store.artifacts import write_json
@@ -32,7 +32,7 @@ from moedisco_ray.core.store.run_store import SHARED, RunStore
 from moedisco_ray.packed_tokens import Piece, write_index
 from moedisco_ray.stages.clustering.balance import Assignment, Loads, fit_assignment
 from moedisco_ray.stages.clustering.distances import Array
-from moedisco_ray.stages.clustering.kmeans import Fit, fit_kmeans
+from moedisco_ray.stages.clustering.kmeans import RESTARTS, Fit, fit_kmeans
 from moedisco_ray.stages.clustering.model import ClusterModel
 from moedisco_ray.stages.clustering.packing import LOADS, CountLoads, Packed, PackParts, Part, ReadAssigned, loads_in
 from moedisco_ray.stages.clustering.report import Sample, cluster_report
@@ -132,7 +132,7 @@ def build_clusters(
 
 def reads_model(settings: Clusters) -> bool:
     """Whether clustering reads the weights of the seed model, or of the checkpoint that the run starts from."""
-    return settings.method != "kmeans" or settings.vectors in ("mean_token", "hidden_state")
+    return settings.vectors != "tfidf_svd"  # the report of random clusters shows mean tokens
 
 
 def documents_needed(config: RunConfig, parts: Sequence[Path], store: RunStore = SHARED) -> int:
@@ -183,7 +183,7 @@ class _Stage:
     def build(self, parts: Sequence[Path], documents: int) -> dict[str, Any]:
         """Cluster all documents of the parts and write the artifact."""
         config, settings, workers = self.config, self.config.clusters, self.workers
-        sampled = first_documents(parts, max(settings.sample, settings.number), self.store)
+        sampled = first_documents(parts, max(SAMPLED_DOCUMENTS, settings.number), self.store)
         inputs = FitInputs(
             texts=sampled["text"].to_pylist(),
             tokens=token_arrays(sampled),
@@ -192,8 +192,8 @@ class _Stage:
             settings=settings,
             seed=config.seed,
         )
-        by_distance = settings.method == "kmeans"
-        vectoriser = kind(settings.vectors if by_distance else settings.method).fit(inputs)
+        by_distance = settings.vectors != "random"
+        vectoriser = kind(settings.vectors).fit(inputs)
         model_path, scratch = self.directory / "cluster_model", self.directory / "vectors.scratch"
         try:
             for path in (model_path, scratch, self.directory / "assignments"):
@@ -266,19 +266,14 @@ class _Stage:
         return first
 
     def _fit_kmeans(self, x_ND: Array) -> Fit:
-        settings = self.config.clusters
-        progress = StageProgress(self.emit, "cluster", "k-means restarts", settings.restarts)
-        return fit_kmeans(
-            x_ND, settings.number, restarts=settings.restarts, seed=self.config.seed, on_restart=lambda: progress.add(1)
-        )
+        progress = StageProgress(self.emit, "cluster", "k-means restarts", RESTARTS)
+        return fit_kmeans(x_ND, self.config.cluster_count, seed=self.config.seed, on_restart=lambda: progress.add(1))
 
     def _write_report(
         self, report: dict[str, Any], fit: Fit | None, dimensions: int, indices: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        settings = self.config.clusters
         report |= {
-            "method": settings.method,
-            "vectors": settings.vectors if settings.method == "kmeans" else "mean_token",
+            "vectors": self.config.clusters.vectors,
             "dimensions": dimensions,
             "inertia": fit.inertia if fit else None,
             "inertias": list(fit.inertias) if fit else [],

@@ -16,6 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from moedisco_ray.stages.clustering.distances import Array
 
+RESTARTS = 4
+"""Number of restarts; the best one is kept."""
 ITERATIONS = 50
 """Maximum number of Lloyd steps per restart; nearly all restarts converge earlier."""
 _FITS = 3
@@ -40,22 +42,19 @@ class Fit:
     inertias: tuple[float, ...]
 
 
-def fit_kmeans(
-    x_ND: Array, k: int, *, restarts: int = 4, seed: int = 0, on_restart: Callable[[], None] = lambda: None
-) -> Fit:
+def fit_kmeans(x_ND: Array, k: int, *, seed: int = 0, on_restart: Callable[[], None] = lambda: None) -> Fit:
     """Cluster vectors by k-means. Clusters are numbered in the order of their first vectors.
 
     Args:
         x_ND: Vectors, in an order that depends only on the documents; at least k.
         k: Number of clusters.
-        restarts: Number of restarts; the best one is returned.
         seed: Random seed of the initial centroids.
         on_restart: Called before each restart.
     """
     fits: list[KMeans] = []
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct vectors than clusters
-        for restart in range(restarts):
+        for restart in range(RESTARTS):
             on_restart()
             state = int(np.random.SeedSequence([seed, restart]).generate_state(1)[0])
             fits.append(KMeans(k, n_init=_FITS, max_iter=ITERATIONS, random_state=state).fit(x_ND))

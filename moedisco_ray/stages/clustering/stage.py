@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.config import CheckpointInit
+from moedisco_ray.core.config.start_files import start_directory, start_with_weights
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.summaries import ClusterSummary, CorpusSummary
@@ -24,7 +25,7 @@ def run(context: Context, draft: Draft) -> None:
         return
     model = context.of("seed")
     if isinstance(init := config.model.init, CheckpointInit):
-        model = init.directory_with_weights(context.verifier) if reads_model(config.clusters) else init.directory
+        model = start_with_weights(init, context.verifier) if reads_model(config.clusters) else start_directory(init)
     meter = Meter()
 
     def metered(event: Event) -> None:

@@ -123,7 +123,7 @@ def build(
 
     rules = Rules(
         tuple(source.name for source in sources.inputs),
-        tuple(source.settings.weight for source in sources.inputs),
+        tuple(source.settings.copies for source in sources.inputs),
         config.corpus.validation_fraction,
         config.seed,
         config.corpus.document_tokens,
@@ -208,7 +208,7 @@ def _listed(config: RunConfig, directory: Path, owned: Owned | None) -> _Sources
         tokenizer=directory / "tokenizer",
     )
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
-    return _Sources(inputs, listings, [sum(file.text_bytes for file in listing.files) for listing in listings])
+    return _Sources(inputs, listings, [listing.text_bytes for listing in listings])
 
 
 def _read(sources: _Sources, engine: Engine, ranges: int, unit_bytes: int, store: RunStore, events: Emit) -> Tables:

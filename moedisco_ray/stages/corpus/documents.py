@@ -64,7 +64,7 @@ DOCUMENTS = pa.schema(
 - `loss_mask`: whether the loss counts each token; null if it counts all
 """
 
-_SMALL_RANGE_BYTES = 1 << 20
+_SMALL_RANGE_BYTES = 2 << 20
 """Minimum bytes of text per range. A small corpus is divided down to this size, so that several cores can work on
 it."""
 _FEW_RANGES = 8

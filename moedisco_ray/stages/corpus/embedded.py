@@ -117,7 +117,7 @@ def write_embedded(directory: Path) -> dict[str, Path]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     written: dict[str, Path] = {}
-    for name in _DOMAINS:
+    for name in DOMAINS:
         path = directory / f"{name}.jsonl"
         lines = [json.dumps({"text": text}) + "\n" for text in domain_texts(name)]
         if lines:
@@ -128,14 +128,9 @@ def write_embedded(directory: Path) -> dict[str, Path]:
     return written
 
 
-def domain_names() -> tuple[str, ...]:
-    """Names of the domains, in the order in which they become sources."""
-    return tuple(_DOMAINS)
-
-
 def domain_texts(name: str, characters: int = DOMAIN_CHARACTERS) -> list[str]:
     """The first documents of one domain that together hold `characters` characters."""
-    domain = _DOMAINS[name]
+    domain = DOMAINS[name]
     texts: dict[str, None] = {}
     held = 0
     for path in _files(domain):
@@ -246,7 +241,7 @@ def _is_licence(path: PurePosixPath) -> bool:
     )
 
 
-_DOMAINS: dict[str, Domain] = {
+DOMAINS: dict[str, Domain] = {
     "python": Domain(("transformers", "ray", "torch"), _is_source(".py"), _as_is),
     "cpp": Domain(("torch", "pyarrow", "numpy"), _is_source(".h", ".hpp", ".cc", ".cpp"), _as_is),
     "cython": Domain(_NATIVE, _is_source(".pyx", ".pxd", ".pxi"), _as_is),

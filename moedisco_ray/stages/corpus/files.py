@@ -17,10 +17,11 @@ from pyarrow import fs
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.globs import Glob, matches_any
+from moedisco_ray.core.limits import COMPRESSED, TEXT_PER_COMPRESSED
 from moedisco_ray.core.store.locations import first_line
 from moedisco_ray.core.store.read_roots import Confinement, confinement, is_passed_over, opened
 from moedisco_ray.core.store.remote import resolve
-from moedisco_ray.stages.corpus.formats import COMPRESSED, NOTES, FileFormat, data_files, format_of, refusal, unknown
+from moedisco_ray.stages.corpus.formats import NOTES, FileFormat, data_files, format_of, refusal, unknown
 from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split
 from moedisco_ray.stages.text.unseen import Skipped
 
@@ -79,8 +80,8 @@ class File:
 
     @property
     def text_bytes(self) -> int:
-        """Estimated size of the text in the file (bytes). Compressed text is assumed to take a quarter of its size."""
-        return self.size * (4 if self.compressed or self.format == "parquet" else 1)
+        """Estimated size of the text in the file (bytes)."""
+        return self.size * (TEXT_PER_COMPRESSED if self.compressed or self.format == "parquet" else 1)
 
     def file_system(self) -> Any:
         """File system that opens `path`: a pyarrow one, or `ConfinedFiles` for the user's local files."""

@@ -8,21 +8,19 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.limits import COMPRESSED, PARQUET
 
 FileFormat = Literal["text", "jsonl", "csv", "tsv", "parquet", "arrow"]
 
 NOTES = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"})
 """Names of the metadata files that `save_to_disk` writes next to and above the Arrow files."""
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")
-"""Endings of compressed files; the ending before them names the format."""
 _ROWS: dict[str, FileFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
+    **dict.fromkeys(PARQUET, "parquet"),
     ".arrow": "arrow",
 }
 _TEXT = (

@@ -94,7 +94,7 @@ def _inputs(
             tokenizer=tokenizer if source.has_given_tokens else None,
         )
         for i, source in enumerate(sources)
-        if source.path != "embedded" and source.owner is None
+        if source.path != "embedded" and source.data_owner is None
     ]
 
 
@@ -122,10 +122,8 @@ def _look_into(source: Input) -> _Found:
         raise CorpusError(
             f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text"
         )
-    size = sum(file.text_bytes for file in listing.files)
-    return _Found(
-        tuple(texts), documents_read * size // bytes_read if bytes_read else 0, tuple(skipped), listing.passed_over
-    )
+    documents = documents_read * listing.text_bytes // bytes_read if bytes_read else 0
+    return _Found(tuple(texts), documents, tuple(skipped), listing.passed_over)
 
 
 def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from moedisco_ray.core.config import LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
+from moedisco_ray.core.config import CorpusSource, LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.store.locations import is_uri
 from moedisco_ray.core.store.read_roots import opened
@@ -77,14 +77,14 @@ def expand_sources(
     """
     inputs: list[Input] = []
     for i, source in enumerate(sources):
-        if source.owner != owner:
+        if source.data_owner != owner:
             continue
         field = f"{setting}.{i}"
         if source.path == "embedded":
             prefix = "" if source.name is None else f"{source.name}-"
             for domain, path in embedded.write_embedded(scratch).items():
                 name = prefix + domain
-                written = Source(path=str(path), format="jsonl", weight=source.weight, map=source.map)
+                written = CorpusSource(path=str(path), format="jsonl", weight=source.copies, map=source.map)
                 inputs.append(Input(len(inputs), field, name, written, limits, own=True))
         else:
             needed = tokenizer if source.has_given_tokens else None
@@ -132,7 +132,7 @@ def input_identity(config: RunConfig) -> dict[str, str]:
 
 def _identities(setting: str, sources: Sequence[Source]) -> Iterator[str]:
     for i, source in enumerate(sources):
-        if source.owner is not None:
+        if source.data_owner is not None:
             continue
         if source.path == "embedded":
             yield embedded.identity()

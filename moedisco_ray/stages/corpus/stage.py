@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from moedisco_ray.core.records.findings import is_read_often, reading_note
 from moedisco_ray.core.records.run_damage import Part
 from moedisco_ray.core.records.summaries import CorpusSummary
 from moedisco_ray.core.store.artifacts import Draft
 from moedisco_ray.core.store.locations import CORPUS
 from moedisco_ray.core.store.run_work import Files
-from moedisco_ray.stages.context import Context, warn
+from moedisco_ray.stages.context import Context, DataOwner, warn
 from moedisco_ray.stages.corpus.owned import build_owned, repair_owned
 
 
 def run(context: Context, draft: Draft) -> None:
     """Make the corpus artifact, and the corpora of the data owners in their own storages."""
     figures = context.backend.build_corpus(context.config, draft.path, context.emit)
-    owners = {name: _of_owner(context, name, draft.path / "tokenizer") for name in context.config.owners}
+    owners = {owner.name: _of_owner(context, owner, draft.path / "tokenizer") for owner in context.owners}
     if owners:
         figures |= {
             "owners": owners,
@@ -30,7 +31,9 @@ def run(context: Context, draft: Draft) -> None:
         }
     summary = CorpusSummary.model_validate(figures)
     draft.summary.update(summary.to_json())
-    warn(context, "corpus", summary.warnings)
+    tokens = context.config.tokens.total
+    often = summary.tokens > 0 and not owners and is_read_often(tokens, summary.tokens)
+    warn(context, "corpus", [*summary.warnings, *([reading_note(tokens, summary.tokens)] if often else [])])
 
 
 def repair_owners(context: Context) -> Iterator[Part]:
@@ -39,22 +42,20 @@ def repair_owners(context: Context) -> Iterator[Part]:
     Yields:
         The damaged ones.
     """
-    for name in context.config.owners:
-        damaged = context.call_without_slot(
-            context.config.pools.owner(name), Files(), repair_owned, location=context.owner_location(name)
-        )
+    for owner in context.owners:
+        damaged = context.call_without_slot(owner.pool, Files(), repair_owned, location=owner.store.location)
         if damaged:
-            yield Part("corpus", tuple(damaged), CORPUS, owner=name)
+            yield Part("corpus", tuple(damaged), CORPUS, owner=owner.name)
 
 
-def _of_owner(context: Context, name: str, tokenizer: Path) -> dict[str, Any]:
+def _of_owner(context: Context, owner: DataOwner, tokenizer: Path) -> dict[str, Any]:
     return context.call_without_slot(
-        context.config.pools.owner(name),
+        owner.pool,
         Files([tokenizer]),
         build_owned,
         context.config,
-        name,
-        location=context.owner_location(name),
+        owner.name,
+        location=owner.store.location,
         tokenizer=tokenizer,
         fingerprint=context.fingerprint,
     )

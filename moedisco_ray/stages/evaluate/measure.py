@@ -5,6 +5,7 @@ Axes: N documents, R routers, G groups, E experts.
 
 from __future__ import annotations
 
+import lzma
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.limits import BATCH_TOKENS
 from moedisco_ray.core.records.events import Advance, no_advance
-from moedisco_ray.models import reused_memory, specialise
+from moedisco_ray.models import open_checkpoint, reused_memory, specialise
 from moedisco_ray.models.streamed import open_streamed, streamed_model
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.stages.evaluate.routers import (
@@ -27,6 +28,7 @@ from moedisco_ray.stages.evaluate.routers import (
     dead_experts,
     entropy,
     expert_load,
+    expert_similarity,
     normalized_mutual_information,
 )
 from moedisco_ray.stages.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
@@ -44,6 +46,7 @@ def evaluate(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    resident: bool | None = None,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure one model.
@@ -57,6 +60,7 @@ def evaluate(
         device: Device to run the model on.
         dtype: Dtype of the model. By default it is bf16 on a GPU and fp32 elsewhere. Sums are in float64.
         batch_tokens: Maximum positions of a forward pass.
+        resident: Whether weights stay loaded; None if they do where the model is small.
         advance: Receives the number of tokens measured.
 
     Returns:
@@ -67,7 +71,7 @@ def evaluate(
         * `routers`: per MoE layer `layer`, `load` [E] (share of the top-k selections), `dead` (number of experts that
           get almost no tokens, see `dead_experts`), `token_entropy` (mean over tokens, in nats), `load_entropy` (of
           `load`, in nats), `nmi_cluster` and `nmi_source` (normalised mutual information of each token's top-1 expert
-          and its document's label);
+          and its document's label), `similarity` (see `expert_similarity`);
         * `load_by_cluster` [clusters][E] and `load_by_source` {source: [E]}, means over layers;
         * `specialisation`: `cluster` and `source`, the normalised mutual information between that label of a document
           and the expert that is most often top-1 in it. It is computed per layer and averaged over layers, because
@@ -79,7 +83,7 @@ def evaluate(
     columns = max(1, len(clusters))
     groups = max(1, len(sources)) * columns
     # Do not call `specialise`, which bypasses routers with a single expert: the hooks need every router to run.
-    model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device)
+    model = open_streamed(model_dir, dtype=dtype or default_dtype(device), device=device, resident=resident)
     with reused_memory(device), RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
             model,
@@ -93,8 +97,14 @@ def evaluate(
         )
     return {
         **_by_group(document_scores(documents, nats_N), cluster_N, clusters, source_N, sources),
-        **_routers(meter.statistics(), cluster_N, clusters, source_N, sources),
+        **_routers(meter.statistics(), cluster_N, clusters, source_N, sources, similarity=_similarity(model_dir)),
     }
+
+
+def xz_bits_per_byte(documents: Documents) -> float:
+    """Bits per byte of the documents' text, compressed as one file by xz with its default preset."""
+    text = "".join(documents.texts).encode()
+    return 8 * len(lzma.compress(text)) / max(1, len(text))
 
 
 def evaluate_stages(
@@ -108,13 +118,14 @@ def evaluate_stages(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    resident: bool | None = None,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the model of every training stage; one decoder layer is in memory at a time.
 
     Args:
-        models: Model directory of each stage with a model of its own (`seed`, `merge`, `finetune`); `finetune` is
-            required.
+        models: Model directory of each stage that makes one model, in the order of the stages; the last is the finished
+            model.
         submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone; may be
             none.
         documents: Documents to measure on.
@@ -124,14 +135,15 @@ def evaluate_stages(
         device: Device to run the model on.
         dtype: Dtype of the model. By default it is bf16 on a GPU and fp32 elsewhere.
         batch_tokens: Maximum positions of a forward pass.
+        resident: Whether weights stay loaded; None if they do where the model is small.
         advance: Receives the number of tokens measured.
 
     Returns:
-        The result of `evaluate` for the fine-tuned model, and
+        The result of `evaluate` for the finished model, and
 
         * `stages`: the figures of `Score.to_dict` for each stage. For `submodels` they are totals over the sub-models,
           and `units` has the figures of each;
-        * `extra_seconds`: time spent on models other than the fine-tuned one.
+        * `extra_seconds`: time spent on models other than the finished one.
     """
     started = time.monotonic()
     settings: dict[str, Any] = {
@@ -144,18 +156,17 @@ def evaluate_stages(
     def score(directory: Path, chosen: Documents) -> Score:
         if not len(chosen):
             return Score()
-        model = open_streamed(directory, dtype=dtype or default_dtype(device), device=device)
+        model = open_streamed(directory, dtype=dtype or default_dtype(device), device=device, resident=resident)
         return perplexity(specialise(model), chosen, **settings)
 
-    stages: dict[str, Any] = {
-        stage: score(directory, documents).to_dict() for stage, directory in models.items() if stage != "finetune"
-    }
+    *earlier, (last, finished) = models.items()
+    stages: dict[str, Any] = {stage: score(directory, documents).to_dict() for stage, directory in earlier}
     if labels_N is not None and submodels:
         units = [score(directory, documents.where(labels_N == k)) for k, directory in enumerate(submodels)]
         stages["submodels"] = {**sum(units, Score()).to_dict(), "units": [unit.to_dict() for unit in units]}
     extra = time.monotonic() - started
-    final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)
-    stages["finetune"] = {key: final[key] for key in Score().to_dict()}
+    final = evaluate(finished, documents, labels_N, device=device, dtype=dtype, resident=resident, **settings)
+    stages[last] = {key: final[key] for key in Score().to_dict()}
     return {**final, "stages": stages, "extra_seconds": extra}
 
 
@@ -167,6 +178,8 @@ def evaluate_start(
     prefix: int,
     sequence_length: int,
     device: str = "cpu",
+    batch_tokens: int = BATCH_TOKENS,
+    resident: bool | None = None,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the trained model that a run starts from; one decoder layer is in memory at a time.
@@ -178,6 +191,8 @@ def evaluate_start(
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.
+        batch_tokens: Maximum positions of a forward pass.
+        resident: Whether weights stay loaded; None if they do where the model is small.
         advance: Receives the number of tokens measured.
 
     Returns:
@@ -188,10 +203,11 @@ def evaluate_start(
         CheckpointError: The model cannot be read.
     """
     nats_N = document_nats(
-        open_start(start, device),
+        open_start(start, device, resident=resident),
         documents.tokens,
         prefix=prefix,
         sequence_length=sequence_length,
+        batch_tokens=batch_tokens,
         advance=advance,
         loss_masks=documents.loss_masks,
     )
@@ -200,14 +216,14 @@ def evaluate_start(
     return _by_group(document_scores(documents, nats_N), cluster_N, clusters, source_N, sources)
 
 
-def open_start(start: Start, device: str) -> PreTrainedModel:
+def open_start(start: Start, device: str, *, resident: bool | None = None) -> PreTrainedModel:
     """Open the trained model that a run starts from as a model whose layers load their weights when they run.
 
     Raises:
         CheckpointError: The model cannot be read.
     """
     tensors, config = start_model(start)
-    return specialise(streamed_model(tensors, config, dtype=default_dtype(device), device=device))
+    return specialise(streamed_model(tensors, config, dtype=default_dtype(device), device=device, resident=resident))
 
 
 def evaluate_unseen(
@@ -247,6 +263,8 @@ def evaluate_ensemble(
     prefix: int,
     sequence_length: int,
     device: str = "cpu",
+    batch_tokens: int = BATCH_TOKENS,
+    resident: bool | None = None,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the sub-models as an ensemble; one decoder layer is in memory at a time.
@@ -258,6 +276,8 @@ def evaluate_ensemble(
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Device to run the model on.
+        batch_tokens: Maximum positions of a forward pass.
+        resident: Whether weights stay loaded; None if they do where the model is small.
         advance: Receives the number of tokens measured with each sub-model.
 
     Returns:
@@ -266,8 +286,15 @@ def evaluate_ensemble(
 
     def nats() -> Iterator[list[NDArray[np.float64]]]:
         for directory in submodels:
-            model = specialise(open_streamed(directory, dtype=default_dtype(device), device=device))
-            yield token_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance)
+            model = specialise(open_streamed(directory, dtype=default_dtype(device), device=device, resident=resident))
+            yield token_nats(
+                model,
+                documents.tokens,
+                prefix=prefix,
+                sequence_length=sequence_length,
+                batch_tokens=batch_tokens,
+                advance=advance,
+            )
 
     scores = document_scores(documents, ensemble_nats(documents, nats(), distances))
     return sum(scores, Score()).to_dict()
@@ -310,12 +337,19 @@ def _total(scores: Sequence[Score], mask_N: NDArray[np.bool_]) -> Score:
     return sum((scores[int(i)] for i in np.flatnonzero(mask_N)), Score())
 
 
+def _similarity(model_dir: Path) -> dict[int, float]:
+    checkpoint = open_checkpoint(model_dir)
+    return expert_similarity(checkpoint, checkpoint.model_map)
+
+
 def _routers(
     statistics: RouterStatistics,
     cluster_N: NDArray[np.int64],
     clusters: list[int],
     source_N: NDArray[np.int64],
     sources: list[str],
+    *,
+    similarity: Mapping[int, float],
 ) -> dict[str, Any]:
     # A group is a (source, cluster) pair: split the axis in two, then sum over one of them.
     routers, _, experts = statistics.selections_RGE.shape
@@ -334,6 +368,7 @@ def _routers(
                 "dead": dead_experts(load_RE[r]),
                 "token_entropy": float(statistics.token_entropy_R[r]),
                 "load_entropy": entropy(load_RE[r]),
+                "similarity": similarity.get(layer),
                 "nmi_cluster": normalized_mutual_information(top1_RSCE[r].sum(axis=0)) if clusters else None,
                 "nmi_source": normalized_mutual_information(top1_RSCE[r].sum(axis=1)) if sources else None,
             }

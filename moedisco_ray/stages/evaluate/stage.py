@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Evaluation
+from moedisco_ray.core.limits import BATCH_TOKENS, SMALLER
 from moedisco_ray.core.records.events import Emit, StageProgress, discard
 from moedisco_ray.core.records.summaries import CorpusSummary, Departure, EvaluateSummary, EvaluationRecord
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.artifacts import Draft, write_json
 from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.models.streamed import open_streamed
@@ -26,6 +28,7 @@ from moedisco_ray.stages.evaluate.measure import (
     evaluate_start,
     evaluate_unseen,
     open_start,
+    xz_bits_per_byte,
 )
 from moedisco_ray.stages.evaluate.owned import evaluate_owned
 from moedisco_ray.stages.scoring import default_dtype
@@ -78,6 +81,7 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
         start=context.start if config.measures_start else None,
         device=device_of(pool),
         readers=readers,
+        smaller={"batch_tokens": BATCH_TOKENS // SMALLER, "resident": False},
     )
     extra_seconds = round(result.pop("extra_seconds"), 3)
     owners = _on_owned_text(context, models)
@@ -112,9 +116,7 @@ def files_read(context: Context) -> list[Path]:
 
 def _models(context: Context) -> dict[str, Path]:
     """The model that each stage made, by the stage."""
-    tokens = context.config.tokens
-    makes_model = {"seed": tokens.seed, "merge": tokens.decoupled, "finetune": True}
-    return {stage: context.of(stage) for stage, made in makes_model.items() if made}
+    return {stage.name: context.of(stage.name) for stage in STAGES if stage.makes_model(context.config)}
 
 
 def _cluster_model(context: Context) -> Path | None:
@@ -128,25 +130,22 @@ def _on_owned_text(context: Context, models: Mapping[str, Path]) -> dict[str, di
         name: text.validation_documents for name, text in context.summary("corpus", CorpusSummary).owners.items()
     }
     found = {}
-    for cluster, name in enumerate(config.owners, start=config.shared_clusters):
-        if not held_out[name]:
+    for owner in context.owners:
+        if not held_out[owner.name]:
             continue
-        pool, shown = (
-            config.pools.owner(name),
-            dict(models) if config.evaluation.stages else {"finetune": models["finetune"]},
-        )
+        shown = dict(models) if config.evaluation.stages else {"finetune": models["finetune"]}
         if config.evaluation.stages:
-            shown["submodels"] = context.submodels[cluster]
-        found[name] = context.call(
-            pool,
+            shown["submodels"] = context.submodels[owner.cluster]
+        found[owner.name] = context.call(
+            owner.pool,
             Files([*shown.values(), tokenizer]),
             evaluate_owned,
             shown,
-            owner_store=context.owner_store(name),
+            owner_store=owner.store,
             tokenizer=tokenizer,
             max_tokens=config.evaluation.max_tokens,
             sequence_length=Limits(config.corpus.sequence_length, config.corpus.document_tokens).sequence_tokens,
-            device=device_of(pool),
+            device=device_of(owner.pool),
         )
     return found
 
@@ -162,6 +161,8 @@ def evaluate(
     start: Start | None,
     device: str,
     readers: Readers,
+    batch_tokens: int = BATCH_TOKENS,
+    resident: bool | None = None,
     events: Emit = discard,
 ) -> dict[str, Any]:
     """Measure every model by perplexity and bits per byte, and the finished one also on unseen text and tasks.
@@ -176,6 +177,8 @@ def evaluate(
         start: The trained model that the run started from; None if it is not to be measured.
         device: Device that the models run on.
         readers: Functions of other stages; see `Readers`.
+        batch_tokens: Maximum positions of a forward pass.
+        resident: Whether weights stay loaded; None if they do where the model is small.
         events: Takes `stage_progress` events.
 
     Returns:
@@ -202,9 +205,12 @@ def evaluate(
         prefix=encoder.prefix,
         sequence_length=sequence_length,
         device=device,
+        batch_tokens=batch_tokens,
+        resident=resident,
         advance=progress.add,
     )
     result["extra_seconds"] += labelling
+    result["xz_bits_per_byte"] = xz_bits_per_byte(documents)
     began = time.monotonic()
     if start is not None:
         result["start"] = evaluate_start(
@@ -214,6 +220,8 @@ def evaluate(
             prefix=encoder.prefix,
             sequence_length=sequence_length,
             device=device,
+            batch_tokens=batch_tokens,
+            resident=resident,
             advance=progress.add,
         )
     if settings.ensemble and cluster_model is not None:
@@ -229,13 +237,15 @@ def evaluate(
             prefix=encoder.prefix,
             sequence_length=sequence_length,
             device=device,
+            batch_tokens=batch_tokens,
+            resident=resident,
             advance=progress.add,
         )
     result["extra_seconds"] += time.monotonic() - began
     if not settings.sources and not settings.lm_eval:
         return result
     judged = judge(
-        open_streamed(models["finetune"], dtype=default_dtype(device), device=device),
+        open_streamed(models["finetune"], dtype=default_dtype(device), device=device, resident=resident),
         corpus / "tokenizer",
         settings,
         limits=limits,
@@ -256,6 +266,7 @@ def judge(
     limits: Limits | None = None,
     trained_on: Sequence[Path] = (),
     start: PreTrainedModel | None = None,
+    most_examples: int | None = None,
 ) -> dict[str, Any]:
     """Measure a model on the unseen text and the task files that the settings name, if any.
 
@@ -268,6 +279,7 @@ def judge(
             model has positions, and a document 8 times as many.
         trained_on: Files of the training documents.
         start: The model that the run started from, to measure it on the unseen text too.
+        most_examples: Maximum number of examples per task file, taken from its start; None: all.
 
     Returns:
         `unseen`, if the settings name sources: the figures of `evaluate_unseen`; `trained_on`, the number of documents
@@ -294,15 +306,10 @@ def judge(
             result["unseen"]["start"] = evaluate_unseen(start, documents, prefix=encoder.prefix, sequence_length=length)
             result["extra_seconds"] = time.monotonic() - began
     if settings.lm_eval:
-        from moedisco_ray.stages.evaluate.harness import evaluate_tasks  # noqa: PLC0415  # optional, and seconds to import
+        from moedisco_ray.stages.evaluate.harness import evaluate_tasks  # noqa: PLC0415 - optional, slow to import
 
         result["lm_eval"] = evaluate_tasks(
-            model,
-            settings.lm_eval,
-            encoder.encode,
-            prefix=encoder.prefix,
-            sequence_length=length,
-            limit=settings.lm_eval_limit,
+            model, settings.lm_eval, encoder.encode, prefix=encoder.prefix, sequence_length=length, limit=most_examples
         )
     return result
 

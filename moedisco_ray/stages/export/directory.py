@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moedisco_ray.core.errors import CheckpointError, RunError
+from moedisco_ray.core.limits import SAMPLE_TOKENS
 from moedisco_ray.core.records.events import Advance, no_advance
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.records.summaries import ExportSummary, ModelFacts
@@ -53,7 +54,6 @@ def export(
     report: RunReport,
     *,
     prompts: Sequence[str] = (),
-    sample_tokens: int = 48,
     seed: int = 0,
     prefix: int | None = None,
     origin: Origin | None = None,
@@ -78,7 +78,6 @@ def export(
         directory: Directory to write; created if it is missing.
         report: The run's report, for the model card.
         prompts: Texts that the finished model continues, for the model card.
-        sample_tokens: Number of tokens to add to each prompt.
         seed: Seed of the run.
         prefix: Token before a document, for the samples. By default it is the token that ends a document.
         origin: The model that the run started from; None if it started from random weights.
@@ -122,7 +121,7 @@ def export(
         "facts": (facts or ModelFacts()).to_json(),
         "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         "samples": continue_prompts(
-            model, tokenizer, prompts, sample_tokens, seed, prefix=prefix, ends=end_tokens(directory)
+            model, tokenizer, prompts, SAMPLE_TOKENS, seed, prefix=prefix, ends=end_tokens(directory)
         ),
     }
     if origin is not None:

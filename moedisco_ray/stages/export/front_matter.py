@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load
 
 from moedisco_ray.core.config import LocalInit, Model
+from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.records.findings import WITH_START, evaluation_rows
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.records.summaries import EvaluationRecord, Figures, ModelFacts
@@ -33,7 +34,7 @@ def facts_of(start: Model, datasets: list[str]) -> ModelFacts:
     """
     if not isinstance(start.init, LocalInit):
         return ModelFacts(datasets=datasets)
-    card, place = _front_matter(start.init.directory), start.init.place
+    card, place = _front_matter(start_directory(start.init)), start.init.place
     return ModelFacts(
         base_model=hub_parts(str(place))[0] if is_hub(place) else _text(card, "base_model"),
         license=_text(card, "license"),

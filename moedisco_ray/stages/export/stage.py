@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
+from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.records.events import Emit, StageProgress, discard
 from moedisco_ray.core.records.report import report_of
 from moedisco_ray.core.records.run_record import RunReport
@@ -35,7 +36,6 @@ def run(context: Context, draft: Draft) -> None:
         directory=draft.path,
         report=report,
         prompts=config.evaluation.prompts,
-        sample_tokens=config.evaluation.sample_tokens,
         seed=config.seed,
         start=config.model,
         own_tokens=not config.tokenizer.replace,
@@ -64,7 +64,6 @@ def export_model(
     directory: Path,
     report: RunReport,
     prompts: Sequence[str],
-    sample_tokens: int,
     seed: int,
     start: Model,
     own_tokens: bool,
@@ -82,7 +81,6 @@ def export_model(
         directory: Directory of the exported model.
         report: The run's report, for the model card.
         prompts: Texts to continue.
-        sample_tokens: Number of tokens to add to each prompt.
         seed: Seed of the run.
         start: The run's model section, which names what the run started from.
         own_tokens: Whether the run kept the tokenizer of the model that it started from.
@@ -95,14 +93,13 @@ def export_model(
     Returns:
         The export's figures, and `samples`: [{prompt, text}].
     """
-    origin = Origin(start.init.directory, own_tokens) if isinstance(start.init, LocalInit) else None
+    origin = Origin(start_directory(start.init), own_tokens) if isinstance(start.init, LocalInit) else None
     return export(
         model,
         tokenizer,
         directory,
         report,
         prompts=prompts,
-        sample_tokens=sample_tokens,
         seed=seed,
         prefix=Encoder(tokenizer).prefix,
         origin=origin,

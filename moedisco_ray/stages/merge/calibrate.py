@@ -67,10 +67,10 @@ class RouterSettings:
 
     Attributes:
         method: How each cluster's direction, which is added to the router rows of its experts, is computed: a name in
-            `merge.router`; `concat`, which keeps the rows that the model has; or `principal`, for a seed that is copied
+            `merge.router` (`kept` keeps the rows that the model has); or `principal`, for a seed that is copied
             into every group: no cluster's text is that of a group, so the inputs themselves are divided.
         match_load: Whether to shift the rows until each group of experts gets its cluster's share of the tokens; not
-            for `concat`.
+            for `kept`.
         match_scale: Whether to rescale the experts' output if the top-k weights are not normalised.
         seed: Seed of the method `random`.
         shift_RCD: Vector to add to the inputs of each of R routers for the tokens of each cluster; None: no vectors.
@@ -104,7 +104,7 @@ def calibrated(
     The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction
     of cluster k (see `router_init`), which is the same for the whole group. In a group of one expert, the row in the
     sub-model is untrained and counts as zero, as do the router's biases of that expert, and a first layer of the router
-    is computed too. The method `concat` leaves all rows as they are.
+    is computed too. The method `kept` leaves all rows as they are.
 
     Args:
         tensors: Canonical tensors of the merged model: the embedding, each layer in turn, norm and head.
@@ -237,10 +237,10 @@ class Layers:
         group = group_size(len(stored_ED), self.clusters)
         # Where no row was trained, neither was a first layer, and both layers are computed.
         fits = self.kind.hidden is not None and stored_ED.shape[1] >= len(stored_ED)
-        computes_both = fits and group == 1 and settings.method != "concat"
+        computes_both = fits and group == 1 and settings.method != "kept"
         inputs = self.labelled_inputs(layer, step) if computes_both else self.row_inputs(layer, step)
         for name in (
-            filter(None, (self.kind.bias, self.kind.correction)) if group == 1 and settings.method != "concat" else ()
+            filter(None, (self.kind.bias, self.kind.correction)) if group == 1 and settings.method != "kept" else ()
         ):
             tensors[self.names.router_key(layer, name)].zero_()
             router.state_dict()[name].zero_()
@@ -248,7 +248,7 @@ class Layers:
         own_ED = stored_ED.to(self.device, torch.float64)
         if computes_both:
             own_ED = torch.zeros(len(stored_ED), inputs[0][0].shape[1], dtype=torch.float64, device=self.device)
-        if settings.method != "concat":
+        if settings.method != "kept":
             total = total_of(inputs, self.clusters)
             carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
             direction_CD = directions(settings.method, total, settings.seed + layer)

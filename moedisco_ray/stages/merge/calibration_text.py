@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moedisco_ray.core.config import Merge
-from moedisco_ray.core.limits import BATCH_TOKENS, CALIBRATION_WINDOWS
+from moedisco_ray.core.limits import BATCH_TOKENS, CALIBRATION_WINDOWS, SMALLER
 from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.context import Context, cluster_tokens
 from moedisco_ray.stages.merge.calibrate import Batch
@@ -62,6 +62,19 @@ def spread(stream: TokenStream, wanted: int, cluster: int) -> list[Batch]:
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
     size = min(CALIBRATION_WINDOWS, max(1, BATCH_TOKENS // stream.sequence_length))
     return [_batch(stream, some, cluster) for some in np.array_split(chosen, -(-wanted // size))]
+
+
+def in_smaller_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """The same windows in batches of a quarter of the size, for a second try after memory ran out."""
+    return [
+        (tokens_bL, cluster_b)
+        for tokens_BL, cluster_B in batches
+        for tokens_bL, cluster_b in zip(
+            np.array_split(tokens_BL, min(SMALLER, len(tokens_BL))),
+            np.array_split(cluster_B, min(SMALLER, len(tokens_BL))),
+            strict=True,
+        )
+    ]
 
 
 def _batch(stream: TokenStream, windows: NDArray[np.int64], cluster: int) -> Batch:

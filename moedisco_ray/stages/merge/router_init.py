@@ -160,6 +160,11 @@ def random_directions(total: Statistics, seed: int) -> Tensor:
     return normalised(w_CD, total)
 
 
+def no_directions(total: Statistics, _seed: int = 0) -> Tensor:
+    """Zeros, w_CD: rows stay as they are."""
+    return torch.zeros_like(total.xy_DC.T)
+
+
 def directions(method: str, total: Statistics, seed: int) -> Tensor:
     """Direction of each cluster, w_CD, by a method of `merge.router`, or by `principal`, which uses no labels."""
     if method == "principal":

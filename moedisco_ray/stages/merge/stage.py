@@ -22,7 +22,7 @@ from moedisco_ray.stages.context import COMMON, Context, device_of
 from moedisco_ray.stages.merge.backbone import backbone_rule, merge_weights
 from moedisco_ray.stages.merge.build import build_merged
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
-from moedisco_ray.stages.merge.calibration_text import calibration, sample
+from moedisco_ray.stages.merge.calibration_text import calibration, in_smaller_batches, sample
 from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
 from moedisco_ray.stages.merge.router_shift import router_shift, shifts_of_clusters
 from moedisco_ray.stages.scoring import default_dtype
@@ -38,6 +38,7 @@ def run(context: Context, draft: Draft) -> None:
     config = context.config
     pool = config.finetune_pool
     if not config.tokens.decoupled:
+        windows = sample(context)
         result = context.call(
             pool,
             Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]),
@@ -45,7 +46,8 @@ def run(context: Context, draft: Draft) -> None:
             context.start,
             clusters=config.cluster_count,
             trained_seed=context.trained_seed,
-            batches=sample(context),
+            batches=windows,
+            smaller={"batches": in_smaller_batches(windows)},
             settings=config.merge,
             keep_optimizer_state=config.finetune.keep_optimizer_state,
             device=device_of(pool),
@@ -67,6 +69,7 @@ def run(context: Context, draft: Draft) -> None:
         common=common,
         tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units],
         batches=batches,
+        smaller={"batches": in_smaller_batches(batches)},
         settings=config.merge,
         keep_optimizer_state=config.finetune.keep_optimizer_state,
         device=device_of(pool),
@@ -84,19 +87,20 @@ def run(context: Context, draft: Draft) -> None:
 def _shifts(context: Context, batches: Sequence[Batch]) -> dict[int, NDArray[np.float32]]:
     """The `router_shift` of each data owner, by its cluster; empty if routers are not computed from data."""
     config, shards, shifts = context.config, context.of("corpus") / "shards", {}
-    for k in range(config.shared_clusters, config.cluster_count) if config.merge.from_data else ():
-        owner, submodel = config.owners[k - config.shared_clusters], context.submodels[k]
-        seats = config.pools.owner(owner)
-        shifts[k] = context.call(
-            seats,
+    if not config.merge.from_data(from_moe=config.model.starts_from_moe):
+        return {}
+    for owner in context.owners:
+        submodel = context.submodels[owner.cluster]
+        shifts[owner.cluster] = context.call(
+            owner.pool,
             Files([submodel, shards]),
             router_shift,
             submodel,
-            owner_store=context.owner_store(owner),
+            owner_store=owner.store,
             shards=shards,
-            windows=sum(len(cluster_B) for _, cluster_B in batches if cluster_B[0] == k),
+            windows=sum(len(cluster_B) for _, cluster_B in batches if cluster_B[0] == owner.cluster),
             sequence_length=config.corpus.sequence_length,
-            device=device_of(seats),
+            device=device_of(owner.pool),
         )
     return shifts
 
@@ -135,7 +139,9 @@ def merge_submodels(
         Figures per layer; `merge.json` next to the model also lists the origin of each tensor.
     """
     _, config = untrained_moe(start)
-    router = RouterSettings(settings.router, settings.from_data, settings.from_data, start.seed, shift_RCD)
+    from_moe = start.model.starts_from_moe
+    from_data = settings.from_data(from_moe=from_moe)
+    router = RouterSettings(settings.method(from_moe=from_moe), from_data, from_data, start.seed, shift_RCD)
     result = build_merged(
         submodels,
         common,
@@ -167,9 +173,9 @@ def write_whole(
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
     Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts into every group. Router rows are
-    random if the seed has one expert, and else copied: with a direction per group that divides the router's inputs, so
-    that a token selects experts of one group, or, if `settings.router` is `random`, with noise (Expert Upcycling, arXiv
-    2604.19835). Unless it is, experts are also rescaled as in a merge; see the module `calibrate`.
+    random if the seed has one expert, and else copied. If routers are computed from data, a direction per group divides
+    the router's inputs, so that a token selects experts of one group, and experts are rescaled as in a merge; see the
+    module `calibrate`. Otherwise rows get noise (Expert Upcycling, arXiv 2604.19835).
 
     Args:
         start: Settings and files of the untrained MoE.
@@ -184,14 +190,15 @@ def write_whole(
     Returns:
         `layers`: figures per router, if there is a seed.
     """
-    whole, config = whole_moe(start, trained_seed, distinct_rows=not settings.from_data)
+    from_data = settings.from_data(from_moe=start.model.starts_from_moe)
+    whole, config = whole_moe(start, trained_seed, distinct_rows=not from_data)
     if trained_seed is None:
         write_checkpoint(directory, whole.items(), config)
         return {"layers": []}
     names = ModelMap(start.model.family_name)
     layers: list[dict[str, Any]] = []
-    divides = settings.from_data and expert_count(config) > clusters
-    router = RouterSettings("principal" if divides else "concat", match_scale=settings.from_data, seed=start.seed)
+    divides = from_data and expert_count(config) > clusters
+    router = RouterSettings("principal" if divides else "kept", match_scale=from_data, seed=start.seed)
     write_checkpoint(
         directory,
         calibrated(

@@ -289,7 +289,7 @@ def check_sources(config: RunConfig) -> None:
             "has no chat template, which sources with messages_column need; name the tokenizer "
             "of a chat model, or add chat_template.jinja to the directory",
         )
-    for name, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
+    for name, optimizer, _ in config.trainings:
         if optimizer.within_documents and _separates_turns(directory):
             raise ConfigError(
                 f"{name}.optimizer.within_documents",

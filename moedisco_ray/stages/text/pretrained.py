@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from moedisco_ray.core.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
+from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.families import DECLARATIONS, language_model
 from moedisco_ray.core.store.artifacts import read_json, write_json
@@ -113,14 +114,14 @@ def check_tokenizer(config: RunConfig) -> None:
         return
     field = start.setting if isinstance(start, LocalInit) and config.tokenizer.path is None else "tokenizer.path"
     tokenizer = load_pretrained(directory, field)
-    keeps = isinstance(start, LocalInit) and not config.tokenizer.replace
-    if isinstance(start, LocalInit) and keeps and directory != start.directory and tokenizer_files(start.directory):
-        own = load_pretrained(start.directory, start.setting)
+    model = start_directory(start) if isinstance(start, LocalInit) and not config.tokenizer.replace else None
+    if isinstance(start, LocalInit) and model is not None and directory != model and tokenizer_files(model):
+        own = load_pretrained(model, start.setting)
         if (found := difference(tokenizer, own)) is not None:
             raise ConfigError(
                 "tokenizer.path",
                 str(directory),
-                f"is not the tokenizer of {start.setting} {str(start.directory)!r} ({found}), whose embedding would "
+                f"is not the tokenizer of {start.setting} {str(model)!r} ({found}), whose embedding would "
                 "be given wrong token ids; leave tokenizer.path out to use the model's own, or set tokenizer.replace "
                 "to true",
             )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from moedisco_ray.core.config import LocalInit, Model
+from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.store.artifacts import read_json, write_json
 
@@ -139,7 +140,7 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
     if isinstance(model.init, LocalInit):
         raise CheckpointError(
             model.init.setting,
-            str(model.init.directory),
+            str(start_directory(model.init)),
             f"its embedding has {rows} rows, but the tokenizer has {entries} entries; {otherwise}",
         )
     raise ConfigError(

@@ -9,8 +9,9 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.summaries import TrainingSummary
 from moedisco_ray.core.store.artifacts import Draft
 from moedisco_ray.plan.gang_traffic import planned_layout
-from moedisco_ray.plan.memory import GIB, exchange_of, model_memory
+from moedisco_ray.plan.memory import GIB, exchange_of
 from moedisco_ray.plan.steps import unit_steps
+from moedisco_ray.plan.streamed_way import model_memory
 from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.stages.context import Context, finetune_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, unit_records
@@ -52,10 +53,11 @@ def run(context: Context, draft: Draft) -> None:
 
 def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
     """A copy of the job for a gang: with its interval of exchange, and the division of the model among workers."""
-    pool, chosen = config.finetune_pool, config.finetune
+    pool, parallel = config.finetune_pool, config.finetune.parallel
     pool_gb = min(kind.memory_gb for kind in pool.node_types)
     measure = functools.partial(
         model_memory,
+        job.memory,
         job.model,
         config.model.family_name,
         job.optimizer,
@@ -67,14 +69,12 @@ def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
         return measure(workers=shards).total <= pool_gb * GIB
 
     layout = planned_layout(config, pool, job.optimizer, pool.fewest_workers, fits)
-    exchange = exchange_of(
-        chosen.exchange, lambda each: measure(workers=pool.fewest_workers, exchange=each, layout=layout), pool_gb
-    )
+    exchange = exchange_of(lambda each: measure(workers=pool.fewest_workers, exchange=each, layout=layout), pool_gb)
     fitting = (n for n in range(1, pool.most_workers) if measure(workers=n, exchange=exchange).total <= pool_gb * GIB)
     sharing = Sharing(
         config.model.architecture.num_experts,
-        chosen.parallel.expert,
-        chosen.parallel.replicate,
+        parallel.expert,
+        parallel.replicate,
         fewest_shards=next(fitting, pool.most_workers),
         whole_experts=job.optimizer.name == "muon",
     )

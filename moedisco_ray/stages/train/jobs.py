@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from moedisco_ray.core.store.run_store import SHARED, RunStore
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import common_sync_steps, sync_steps
-from moedisco_ray.stages.context import Context
+from moedisco_ray.stages.context import Context, DataOwner
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.train.validation_slice import ValidationSlice
 from moedisco_ray.training import HeldOut, SyncPlan, TrainJob
@@ -31,12 +32,12 @@ def make_job(
     shards: Path,
     steps: int,
     seed: int,
-    owner: str | None = None,
+    owner: DataOwner | None = None,
 ) -> TrainJob:
     """Job of one training of a stage, from the run's configuration; `owner` is the data owner of the packed tokens."""
     config, kind = context.config, training_stage(stage)
     routes = kind.trains_whole or config.model.architecture.num_experts > config.cluster_count
-    text_store = context.store if owner is None else context.owner_store(owner)
+    text_store = context.store if owner is None else owner.store
     context.store.fetch(model / "config.json")  # it is read when a node type is chosen
     job = TrainJob(
         stage=stage,
@@ -48,8 +49,10 @@ def make_job(
         steps=steps,
         sequence_length=config.corpus.sequence_length,
         optimizer=recipe_of(config, kind),
-        lora=kind.lora(config),
-        span=config.tokens.span(stage),
+        memory=kind.pool(config).memory,
+        lora=None if kind.lora is None else kind.lora(config),
+        deterministic=config.deterministic,
+        span=kind.span(config),
         checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
         z_loss=config.finetune.z_loss if routes else 0.0,
@@ -58,7 +61,7 @@ def make_job(
         logs=text_store.directory.absolute() / LOGS,
         held_out=_held_out(context, kind),
         store=context.store,
-        owner=owner,
+        owner=None if owner is None else owner.name,
         owner_store=SHARED if owner is None else text_store,
         document_start=_encoder(context).prefix if kind.section(config).optimizer.within_documents else None,
     )
@@ -74,7 +77,7 @@ def recipe_of(config: RunConfig, stage: TrainingStage) -> Optimizer:
     """
     pool = stage.pool(config)
     recipe = stage.section(config).optimizer.on(pool)
-    if stage.lora(config) is None or recipe.precision != "auto":
+    if stage.lora is None or stage.lora(config) is None or recipe.precision != "auto":
         return recipe
     return recipe.model_copy(update={"precision": recipe.arithmetic(bf16=pool.bf16)})
 
@@ -84,11 +87,11 @@ def training_home(context: Context, stage: str, name: str) -> Path:
     return (context.checkpoints(stage) / name).absolute()
 
 
-def checkpoint_location(context: Context, stage: str, name: str, owner: str | None = None) -> Location:
+def checkpoint_location(context: Context, stage: str, name: str, owner: DataOwner | None = None) -> Location:
     """Location of a training's checkpoints: in the storage of the data owner whose text it uses, if there is one."""
     place = context.storage(stage)
     if owner is not None:
-        place = joined(context.owner_store(owner).location, CHECKPOINTS, context.checkpoints(stage).name)
+        place = joined(owner.store.location, CHECKPOINTS, context.checkpoints(stage).name)
     # Ray Train shows the name of this folder as the name of a gang's training run.
     return joined(place, f"{context.config.name}-{name}", "steps")
 
@@ -125,7 +128,7 @@ def sync_plans(
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
     where, outer, patience = directory.absolute(), settings.outer, settings.sync_patience
-    return [SyncPlan(where, at, outer, patience, store=store) if at else None for at in points]
+    return [SyncPlan(where, at, outer, patience, ranges=len(steps), store=store) if at else None for at in points]
 
 
 def seed_sync_plans(
@@ -134,8 +137,9 @@ def seed_sync_plans(
     """Sync plan of each member that trains the seed, from its number of steps; None if there is one member."""
     if len(steps) == 1 or settings.sync_every is None:
         return [None] * len(steps)
+    plan = functools.partial(SyncPlan, directory.absolute(), scope="all", ranges=len(steps), store=store)
     return [
-        SyncPlan(directory.absolute(), at, settings.outer, settings.sync_patience, scope="all", store=store)
+        plan(steps=at, outer=settings.outer, patience=settings.sync_patience)
         for at in common_sync_steps(steps, settings.sync_every)
     ]
 

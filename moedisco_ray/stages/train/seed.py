@@ -28,7 +28,7 @@ from moedisco_ray.stages.context import Context, dense_seed
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.train.jobs import make_job, seed_sync_plans, train, unit_records
 from moedisco_ray.training import DataShare, TrainJob
-from moedisco_ray.training.sync.exchange import history
+from moedisco_ray.training.sync.files import history
 
 
 def run(context: Context, draft: Draft, *, write_common_start: Callable[..., None]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.records.summaries import TrainingSummary
 from moedisco_ray.core.store.artifacts import Draft
-from moedisco_ray.core.store.locations import CORPUS
 from moedisco_ray.core.store.manifests import MANIFEST, SYNC, files_in
 from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.plan.steps import unit_steps
@@ -18,7 +17,8 @@ from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, submodel_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, sync_plans, train, unit_records
 from moedisco_ray.training import TrainJob, write_partial_result
-from moedisco_ray.training.sync.exchange import common_directory, history
+from moedisco_ray.training.sync.combine import write_common
+from moedisco_ray.training.sync.files import history
 
 
 def run(context: Context, draft: Draft) -> None:
@@ -28,18 +28,17 @@ def run(context: Context, draft: Draft) -> None:
         draft.summary.update(TrainingSummary(units=[]).to_json())
         return
     steps = unit_steps(config.tokens.submodels, config.submodels.optimizer, cluster_tokens(context))
+    owners = {owner.cluster: owner for owner in context.owners}
     jobs = [
         make_job(
             context,
             "submodels",
             f"submodel-{k}",
             model=context.of("decompose") / str(k),
-            shards=context.of("cluster") / "shards" / str(k)
-            if (owner := config.owner_of(k)) is None
-            else _shards(context, owner),
+            shards=owners[k].shards if k in owners else context.of("cluster") / "shards" / str(k),
             steps=own,
             seed=submodel_seed(config, k),
-            owner=owner,
+            owner=owners.get(k),
         )
         for k, own in enumerate(steps)
     ]
@@ -76,14 +75,15 @@ def run(context: Context, draft: Draft) -> None:
         TrainingSummary.model_validate({"units": units, "syncs": synced, **({"left": left} if left else {})}).to_json()
     )
     if synced:
-        common = common_directory(sync_directory, len(synced))
-        if not context.store.is_remote:
-            context.store.fetch(common)
-        context.store.link(common, draft.path / COMMON)
-
-
-def _shards(context: Context, owner: str) -> Path:
-    return context.owner_store(owner).directory.absolute() / CORPUS / "shards"
+        target = draft.path / COMMON
+        context.call(
+            None,
+            Files((), [target]),
+            functools.partial(write_common, store=context.store, stage="submodels"),
+            sync_directory,
+            len(synced),
+            target=target,
+        )
 
 
 def _left(context: Context, job: TrainJob, owner: str, synced: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

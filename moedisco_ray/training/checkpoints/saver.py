@@ -1,5 +1,8 @@
 """Asynchronous checkpoints: training stops only while weights and optimizer state are copied to CPU memory.
 
+Streamed training has both in CPU memory, and changes them there. A copy would need as much memory again, so it stops
+until the checkpoint is safe, which for a checkpoint at a URI is when the upload has ended.
+
 A thread writes the copy. The next save waits for the previous one, and so does the end of the `with` block: if the
 block ends without an error, the last checkpoint is safe. An error in the thread is raised in the training's thread, at
 the next save at the latest.
@@ -165,11 +168,16 @@ class Saver:
         """
         self._finish_upload()
         started = time.monotonic()
-        state = self._stager.stage(checkpoint.state_of(self._model, self._optimizer))
+        state = checkpoint.state_of(self._model, self._optimizer)
+        is_streamed = self._job.memory == "streamed"
+        if not is_streamed:
+            state = self._stager.stage(state)
         self._saved_at = time.monotonic()
         written = self._thread.submit(self._write, state, progress.copy())
         self._saved = progress.step
         self._upload = _Upload(progress.step, started, self._saved_at - started, written)
+        if is_streamed:  # the next step would change what is written
+            self._finish_upload()
 
     def save_and_wait(self, progress: Progress) -> None:
         """Save a checkpoint of this step, unless it was saved already, and wait until it is safe.

@@ -52,7 +52,9 @@ _MADE: Responses = {
     }
 }
 _READ, _ACCEPTED = versioned(200, "The run."), versioned(202, "The run, in its new state.")
+_States = Annotated[list[RunState], Query(max_length=7, description="States of the runs; by default all.")]
 _TagFilter = Annotated[str, Query(max_length=321, pattern=r"^[^:]{1,64}:.*$")]
+_Tags = Annotated[list[_TagFilter], Query(max_length=32, description="Tags as `key:value`; a run must have all.")]
 
 
 @router.post("", status_code=201, responses=_MADE | problems(409, body=True), openapi_extra=body_of("RunRequest"))
@@ -73,12 +75,10 @@ async def submit_run(
 def list_runs(
     caller: Reader,
     context: InContext,
-    state: Annotated[list[RunState], Query(max_length=7, description="States of the runs; by default all.")] = [],  # noqa: B006 - FastAPI copies it
+    state: _States = [],  # noqa: B006 - FastAPI copies it
     owner: Annotated[str | None, Query(max_length=64, description="Owner of the runs.")] = None,
     name: Annotated[str | None, Query(max_length=128, description="Part of the run's name.")] = None,
-    tag: Annotated[
-        list[_TagFilter], Query(max_length=32, description="Tags as `key:value`; a run must have all.")
-    ] = [],  # noqa: B006
+    tag: _Tags = [],  # noqa: B006 - FastAPI copies it
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> RunPage:

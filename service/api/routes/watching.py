@@ -36,6 +36,7 @@ from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, Unit
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
 reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=DRIVER)
+_Units = Annotated[list[str], Query(max_length=256, description="Units to include; by default all.")]
 _DECISIVE = frozenset({"run_started", "run_finished", "run_failed", "run_stopped"})
 _MOST_LINES = 100_000
 _MOST_BYTES = 64 * 2**20
@@ -96,7 +97,7 @@ def report_events(run_id: RunId, body: RawBody, request: Request, context: InCon
     """
     driver = check_driver(request, context, run_id, body)
     report = _report(body)
-    events = [Event(event.type, event.stage, event.unit, event.data, event.time) for event in report.events]  # type: ignore[arg-type]
+    events = [Event(**vars(reported)) for reported in report.events]
     now = context.now()
     with context.database.write() as session:
         run = runs.lock(session, run_id)
@@ -122,7 +123,7 @@ def get_metrics(
     run: VisibleRun,
     context: InContext,
     figure: Annotated[Figure, Query(description="Figure (training metric) of the curves.")] = "loss",
-    unit: Annotated[list[str], Query(max_length=256, description="Units to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
+    unit: _Units = [],  # noqa: B006 - FastAPI copies it
     points: Annotated[int, Query(ge=2, le=10_000, description="Maximum number of points per curve.")] = 1000,
 ) -> Metrics:
     """Get training curves, downsampled so that minima and maxima are preserved."""

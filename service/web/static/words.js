@@ -58,7 +58,7 @@ export const price = (dollars) => `$${decimal(dollars, 2)}`;
 /** A share of one: `54 %`. @param {number} share */
 export const percent = (share) => `${Math.round(100 * share)} %`;
 
-/** Bytes in GB of 2^30, as for GPU memory. @param {number} bytes */
+/** Bytes in GiB, the unit of the memory that torch reports. @param {number} bytes */
 export function gigabytes(bytes) {
   const value = bytes / GIB;
   return value.toFixed(value < 10 ? 2 : 1);

@@ -63,7 +63,8 @@ class _WithErrors:
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         self._errors: Errors = {}
         set_cloud_resource_monitor(functools.partial(RefusalMonitor, self._errors))
-        super().__init__(provider_config, cluster_name)  # type: ignore[call-arg]  # the node provider is the next base class
+        # The node provider is the next base class.
+        super().__init__(provider_config, cluster_name)  # type: ignore[call-arg]
 
     def create_node_with_resources_and_labels(
         self,
@@ -112,14 +113,17 @@ class _ZoneByZone:
         marked = {"moedisco-pool": pool}
         with self._one_gang:  # the launcher starts large gangs in several calls at once
             present = self.non_terminated_nodes(marked)  # type: ignore[attr-defined]
-            subnets = [self._get_cached_node(present[0]).subnet_id] if present else node_config["SubnetIds"]  # type: ignore[attr-defined]
+            subnets = node_config["SubnetIds"]
+            if present:
+                subnets = [self._get_cached_node(present[0]).subnet_id]  # type: ignore[attr-defined]
             return self._start(subnets, node_config, tags | marked, count)
 
     def _start(self, subnets: list[str], node_config: dict[str, Any], tags: dict[str, str], count: int) -> Any:
         errors = []
         for subnet in subnets:
+            settings = node_config | {"SubnetIds": [subnet]}
             try:
-                return self.create_node(node_config | {"SubnetIds": [subnet]}, tags, count)  # type: ignore[attr-defined]
+                return self.create_node(settings, tags, count)  # type: ignore[attr-defined]
             except NodeLaunchException as error:
                 errors.append(error)
         raise next((error for error in errors if launch_failures.kind_of(str(error)) == "capacity"), errors[0])

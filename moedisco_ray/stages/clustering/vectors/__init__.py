@@ -17,7 +17,7 @@ _KINDS = ("mean_token", "tfidf_svd", "hidden_state", "random")
 
 
 def kind(name: str) -> type[Vectoriser]:
-    """The vectoriser class that the settings `clusters.vectors` and `clusters.method` call `name`.
+    """The vectoriser class that the setting `clusters.vectors` calls `name`.
 
     Raises:
         CheckpointError: No kind of document vectors has this name.

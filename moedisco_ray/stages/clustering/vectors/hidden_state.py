@@ -59,7 +59,7 @@ class HiddenState(Vectoriser):
         return cls(inputs.model_dir, inputs.max_tokens)
 
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
+    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all
         """Mean hidden states before centring, float32 [N, D]."""
         x_ND = np.zeros((len(tokens), self._model.config.hidden_size), dtype=np.float32)
         lengths_N = np.minimum([len(document) for document in tokens], self._max_tokens).astype(np.int64)

@@ -54,7 +54,7 @@ class MeanToken(Vectoriser):
             raise CheckpointError(str(directory), _EMBEDDING, "is missing; name a complete model")
         return cls(model[_EMBEDDING].to(torch.float32).numpy())
 
-    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
+    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all
         """Mean token embeddings, float32 [N, D]. A row does not depend on the other documents, to the last bit."""
         lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
         ids = np.concatenate([np.empty(0, np.int64), *tokens]).astype(np.int64)

@@ -37,7 +37,7 @@ class RandomCosts(Vectoriser):
         """Take the number of clusters and the seed; nothing is learnt."""
         return cls(inputs.settings.number, inputs.seed)
 
-    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
+    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all
         """Costs of documents in each cluster, float32 [N, E]."""
         key = self._seed.to_bytes(8, "big")
         hashed = b"".join(hashlib.shake_256(key + text.encode()).digest(_WORD * self._clusters) for text in texts)

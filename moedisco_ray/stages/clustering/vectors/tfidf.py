@@ -17,7 +17,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.limits import MOST_TERMS
+from moedisco_ray.core.limits import MOST_TERMS, TERM_DIMENSIONS
 from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.stages.clustering.distances import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, unit_length, write_settings
@@ -42,7 +42,7 @@ class TfidfSvd(Vectoriser):
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
         """Fit to the texts of the sample."""
-        return cls.of_texts(inputs.texts, inputs.settings.dimensions, inputs.seed)
+        return cls.of_texts(inputs.texts, TERM_DIMENSIONS, inputs.seed)
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], dimensions: int, seed: int) -> Self:
@@ -67,7 +67,7 @@ class TfidfSvd(Vectoriser):
         svd = TruncatedSVD(room, random_state=seed).fit(x_NT)
         return cls(counted.get_feature_names_out().tolist(), counted.idf_, svd.components_.astype(np.float32))
 
-    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
+    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all
         """Unit vectors, float32 [N, D]; a text without known words has the zero vector."""
         x_NT = self._vectorizer.transform(texts).astype(np.float32)
         return unit_length(x_NT @ self._components_DT.T)

@@ -58,6 +58,7 @@ export function Results({ report }) {
         </table>
       </${Scroll}>
       <${Verdict} bill=${bill} />
+      ${(report.machines ?? []).map((note) => html`<p class="soft" key=${note.kind}>Cards ${note.words}.</p>`)}
     </${Sheet}>
     <${Validation} evaluation=${report.evaluation} />
     <${Tasks} tasks=${report.evaluation?.lm_eval ?? []} />

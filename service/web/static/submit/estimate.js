@@ -54,7 +54,7 @@ export function Estimate({ plan, stale }) {
   return html`
     <${Sheet} title="Estimate" note=${stale ? "outdated" : ""}>
       <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
-        <p class=${plan.fits && plan.fits_known ? "verdict fits" : "verdict"} role="status">
+        <p class="verdict ${!plan.fits ? "" : plan.fits_known ? "fits" : "open"}" role="status">
           ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits the pools by memory_gb; the memory of the host is unknown"}
         </p>
         <dl class="figures">
@@ -85,7 +85,7 @@ function StageMemory({ stage }) {
   return html`
     <li>
       <span>${stage.stage}</span>
-      <span class="number">${gigabytes(stage.memory.total)} of ${stage.pool_gb} GB</span>
+      <span class="number">${gigabytes(stage.memory.total)} of ${stage.pool_gb} GiB</span>
       <${Meter} share=${total / stage.pool_gb} tone="var(--good)" over=${!stage.fits} />
       ${stage.remedy && html`<span class="remedy">${remedyWords(stage.remedy)}</span>`}
     </li>`;
@@ -96,7 +96,7 @@ function remedyWords({ fits, settings, memory_gb: needed }) {
   const list = settings.map((setting) => setting.replace("=", ": ")).join(", ");
   if (fits) return html`Fits with <code>${list}</code>`;
   const least = settings.length > 0 && html`, even with <code>${list}</code>`;
-  return html`No setting makes it fit: a worker would need ${Math.ceil(needed)} GB${least}`;
+  return html`No setting makes it fit: a worker would need ${Math.ceil(needed)} GiB${least}`;
 }
 
 const StageCosts = ({ plan }) => html`

@@ -56,5 +56,5 @@ function nodesOf(pools) {
 const resourceWords = (resources) =>
   Object.entries(resources).filter(([name]) => !name.startsWith("node:")).map(([name, amount]) => {
     const bytes = name === "memory" || name === "object_store_memory";
-    return `${name} ${bytes ? `${Math.round(amount / 2 ** 30)} GB` : amount}`;
+    return `${name} ${bytes ? `${Math.round(amount / 2 ** 30)} GiB` : amount}`;
   }).join(", ");
