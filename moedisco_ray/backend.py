@@ -107,12 +107,18 @@ class Placement:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """Ray resources of one worker: the pool's own resource, and a GPU if the pool has GPUs.
+        """Ray resources of one worker: the pool's own resource, and a GPU if the pool has GPUs, for each of its slots.
 
         It includes no CPU, so that the pool's nodes need not offer one. An autoscaler then never starts such a node for
         a task that needs only a CPU.
         """
-        return {self.pool.resource: 1, **({"GPU": self.pool.gpu} if self.pool.gpu else {})}
+        slots = self.pool.slots
+        return {self.pool.resource: slots, **({"GPU": self.pool.gpu * slots} if self.pool.gpu else {})}
+
+
+def of_whole_moe(pool: AnyPool) -> AnyPool:
+    """A pool for a training of the whole MoE: one worker that streams the weights holds all slots of the pool."""
+    return pool.holding(pool.most_workers) if pool.memory == "streamed" else pool
 
 
 @dataclasses.dataclass(frozen=True)

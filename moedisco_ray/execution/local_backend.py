@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from moedisco_ray.backend import Placement, Trained, held_workers, vectors_kind
+from moedisco_ray.backend import Placement, Trained, held_workers, of_whole_moe, vectors_kind
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig
 from moedisco_ray.core.records.events import Emit
 from moedisco_ray.core.stop_file import NEVER, StopFile
@@ -20,7 +20,15 @@ from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
 from moedisco_ray.stages.context import device_of
-from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, arithmetic_of, train_in_turns
+from moedisco_ray.training import (
+    SyncCoordinator,
+    TrainJob,
+    TrainResult,
+    World,
+    arithmetic_of,
+    devices_of,
+    train_in_turns,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,7 +95,8 @@ class LocalBackend:
         board = SyncBoard()
         coordinator = SyncCoordinator(jobs, board, emit)
         seconds = [0.0] * len(jobs)
-        world = World(device=device_of(placement.pool))
+        device, slots = device_of(placement.pool), placement.pool.slots
+        world = World(device=device, devices=devices_of(device, slots))
         trainings = [train_in_turns(job, world, emit, lambda: stop.requested, board=board) for job in jobs]
         results: dict[int, TrainResult] = {}
         while len(results) < len(jobs):
@@ -95,7 +104,7 @@ class LocalBackend:
                 if i in results:
                     continue
                 started = time.monotonic()
-                with held_workers(emit, pools[keys[i]], 1, job.stage), arithmetic_of(job, world):
+                with held_workers(emit, pools[keys[i]], slots, job.stage), arithmetic_of(job, world):
                     result = _until_sync_point(trainings[i])
                 seconds[i] += time.monotonic() - started
                 if result is not None:
@@ -103,13 +112,13 @@ class LocalBackend:
                         stop.check()
                     results[i] = result
             coordinator.advance()
-        return [Trained(results[i], seconds[i], {keys[i]: seconds[i]}) for i in range(len(jobs))]
+        return [Trained(results[i], seconds[i], {keys[i]: slots * seconds[i]}) for i in range(len(jobs))]
 
     def train_gang(
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER
     ) -> Trained:
         """Train with one worker."""
-        return self.train_all([job], Placement(pool, 1, max_failures), directory, emit, stop=stop)[0]
+        return self.train_all([job], Placement(of_whole_moe(pool), 1, max_failures), directory, emit, stop=stop)[0]
 
 
 def _until_sync_point(work: Generator[float, None, TrainResult]) -> TrainResult | None:

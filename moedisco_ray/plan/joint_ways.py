@@ -126,12 +126,12 @@ def exact_first(joint: Sequence[Joint]) -> Sequence[Joint]:
 def joint_trials(config: RunConfig, plan: Planner) -> Iterator[list[Joint]]:
     """Joint training on each kind of cards, by ascending number of workers.
 
-    Where one card does not hold the whole model, one card with the weights in the main memory follows: over a slow
-    network it takes less time than several cards that hold it together.
+    Where one card does not hold the whole model, one card with the weights in the main memory follows, and all cards of
+    one machine: over a slow network they take less time than several cards that hold it together.
     """
     for cards in joint_ways(config):
         if cards.pool.memory == "streamed":  # as the configuration asks
-            yield [_streamed(config, plan, cards)]
+            yield _streamed_trials(config, plan, cards)
             continue
         found = [
             Joint(
@@ -146,18 +146,25 @@ def joint_trials(config: RunConfig, plan: Planner) -> Iterator[list[Joint]]:
         ]
         yield found
         if cards.pool.gpu and not found[0].fits:
-            yield [_streamed(config, plan, cards)]
+            yield _streamed_trials(config, plan, cards)
 
 
-def _streamed(config: RunConfig, plan: Planner, cards: Cards) -> Joint:
-    change = cards.change(1, "streamed")
+def _streamed_trials(config: RunConfig, plan: Planner, cards: Cards) -> list[Joint]:
+    """Streamed training on one card, and on all of one machine, which need as much memory each."""
+    found = [_streamed(config, plan, cards, 1)]
+    together = min(cards.pool.gpus_per_node, cards.sizes[-1])
+    return [*found, _streamed(config, plan, cards, together)] if together > 1 and found[0].fits else found
+
+
+def _streamed(config: RunConfig, plan: Planner, cards: Cards, size: int) -> Joint:
+    change = cards.change(size, "streamed")
     trial = tried(config, plan, change)
     is_new = cards.pool.memory != "streamed"
     if is_new and isinstance(trial, Trial) and trial.limit is None and cards.pool.host_memory_gb is None:
         limit = f"needs a machine with {_host_gb(config, plan, change, trial)}; set {cards.pool.path}.host_memory_gb"
         trial = dataclasses.replace(trial, limit=limit, seconds=None, kilowatt_hours=None, bill=no_bill())
-    name = f"joint training on 1 x {cards.name}, streamed from main memory"
-    return Joint("streamed", size=1, nodes=1, name=name, change=change, trial=trial)
+    name = f"joint training on {size} x {cards.name}, streamed from main memory"
+    return Joint("streamed", size=size, nodes=1, name=name, change=change, trial=trial)
 
 
 def _host_gb(config: RunConfig, plan: Planner, change: Change, trial: Trial) -> str:

@@ -116,7 +116,7 @@ def gang_training(config: RunConfig, pool: AnyPool, tokens: int) -> StageTrainin
     """Training of the whole model on a pool."""
     optimizer, workers = config.finetune.optimizer, pool.fewest_workers
     sequences = optimizer.batch_tokens // config.corpus.sequence_length
-    # A pool that streams has one worker, and own cards are as many as the machine has.
+    # To one machine, a pool streams; own cards are as many as the machine has.
     most = sequences if pool.price_per_hour or not pool.gpu else min(sequences, pool.gpus_per_node)
     counts = () if pool.memory == "streamed" else range(workers + 1, most + 1)
     more_workers = tuple(n for n in counts if sequences % n == 0)
@@ -156,21 +156,22 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
     shape = whole if training.sharded else submodel_architecture(family, whole, config.cluster_count)
     memory = measure(optimizer, training.spread.now)
     pool_gb = max(kind.memory_gb for kind in pool.node_types)
-    host_gb = pool.host_gb_per_worker
+    in_one = training.sharded and pool.memory == "streamed"  # one worker drives all cards of a machine
+    host_gb = pool.host_gb(training.workers if in_one else 1)
     fits = memory.fits(pool_gb, host_gb)
     parameters = count_parameters(family, shape, vocab_size)
     flops = flops_per_token(parameters, shape, length, checkpointing=False)
-    section, workers = "submodels.optimizer", together
-    if training.sharded:
-        section, workers = "finetune.optimizer", training.workers
+    section, workers = ("finetune", training.workers) if training.sharded else ("submodels", together)
     step_seconds = flops * optimizer.batch_tokens / (workers * pool.flops(shape.num_experts))
-    choice = None
+    choice, is_gang = None, training.sharded and workers > 1 and not in_one
     if pool.gpu and not fits:
         alone = (not training.sharded or pool.most_workers == 1) and seed_gang[1] == 1 and not training.lora.rank
         room = Room(length, pool_gb, host_gb, workers, alone)
         at_spread = functools.partial(measure, spread=training.spread.now)
-        gang = _exchanging(config, pool, whole, vocab_size) if training.sharded and workers > 1 else None
-        choice = choose(at_spread, optimizer, room, section=section, step_seconds=step_seconds, exchange=gang)
+        gang = _exchanging(config, pool, whole, vocab_size) if is_gang else None
+        choice = choose(
+            at_spread, optimizer, room, section=f"{section}.optimizer", step_seconds=step_seconds, exchange=gang
+        )
         memory = (
             least_memory(at_spread, optimizer, room)
             if choice is None
@@ -182,7 +183,7 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
         find_remedy,
         optimizer=optimizer,
         spread=training.spread,
-        section=section,
+        section=f"{section}.optimizer",
         sequence_length=length,
         pool_gb=pool_gb,
         host_gb=host_gb,
@@ -262,10 +263,11 @@ def _computing(
     together = training.workers if training.units == 1 and not training.sharded else 1
     replicas, traffic = together, None
     if memory.streamed:
-        flops = streamed_flops(family, shape, vocab_size, optimizer, pool, sequence_length=length)
+        cards = training.workers if training.sharded else 1
+        flops = streamed_flops(family, shape, vocab_size, optimizer, pool, sequence_length=length, cards=cards)
     else:
         flops = flops_per_token(parameters, shape, length, checkpointing=bool(optimizer.gradient_checkpointing))
-    if training.sharded:
+    if training.sharded and not memory.streamed:
         traffic = _traffic(config, pool, optimizer, shape, vocab_size)
         replicas = _layout(config, pool, optimizer, shape, vocab_size, workers=training.workers).replicate
     flops = with_exchange(flops, traffic, pool, shape.num_experts, optimizer.batch_tokens)
@@ -334,7 +336,7 @@ def _gang_memory(
     config: RunConfig, pool: AnyPool, optimizer: Optimizer, whole: Architecture, vocab_size: int, *, workers: int
 ) -> tuple[Memory, Exchange]:
     """Memory of one worker of a gang, and how often the workers exchange weights and gradients."""
-    by_exchange = functools.partial(
+    measure = functools.partial(
         training_memory,
         config.model.family_name,
         whole,
@@ -343,9 +345,11 @@ def _gang_memory(
         residence=pool.memory,
         sequence_length=config.corpus.sequence_length,
         gpu=pool.gpu,
-        workers=workers,
-        layout=_layout(config, pool, optimizer, whole, vocab_size, workers=workers),
     )
+    if pool.memory == "streamed":
+        return measure(cards=workers), "step"
+    layout = _layout(config, pool, optimizer, whole, vocab_size, workers=workers)
+    by_exchange = functools.partial(measure, workers=workers, layout=layout)
     exchange = exchange_of(lambda each: by_exchange(exchange=each), min(kind.memory_gb for kind in pool.node_types))
     return by_exchange(exchange=exchange), exchange
 

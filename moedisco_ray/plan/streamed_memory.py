@@ -14,7 +14,8 @@ there all the time, and in the backward pass the kept inputs of two layers as we
   temporary memory of the optimizer (`plan.memory`). One arrives, one is computed, and one leaves.
 
 The host holds weights, gradients and optimizer state of all parameters, and the inputs of each layer for all tokens of
-a step: in bf16 with Muon, 6 bytes per parameter. Pages are allocated as they are, without rounding.
+a step: in bf16 with Muon, 6 bytes per parameter. Pages are allocated as they are, without rounding. Several cards need
+no more memory each, and the host's for what passes between them.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def streamed_memory(
     *,
     sequence_length: int,
     gpu: int,
+    cards: int = 1,
     lora: Lora | None = None,
 ) -> Memory:
-    """Peak memory of one worker that trains a model from the host's memory.
+    """Peak memory of one worker that trains a model from the host's memory, on each of its cards.
 
     Args:
         family: The model's family.
@@ -62,6 +64,7 @@ def streamed_memory(
         optimizer: Precision, and sequences of a step and of a micro-batch.
         sequence_length: Tokens per sequence.
         gpu: GPUs of the worker; `precision: auto` depends on whether there are any.
+        cards: Number of cards of one machine that share the work.
         lora: Adapters that train instead of the weights; None or rank 0: the weights train.
     """
     parameters = count_parameters(family, architecture, vocab_size)
@@ -120,6 +123,8 @@ def streamed_memory(
     parts = max((in_layer, in_head, in_embedding, in_update), key=lambda each: sum(each.values()))
     weights = parameters.total * weight + adapters * stored
     inputs = architecture.num_hidden_layers * states
+    if cards > 1:  # what passes between the cards, and each one's part of the head's gradient
+        inputs += (1 + cards) * states + (0 if rank else cards * end * stored)
     return Memory(
         **{"optimizer": 0, "optimizer_step": 0, **parts},
         overhead=overhead(sum(parts.values())),

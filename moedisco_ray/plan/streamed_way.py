@@ -1,8 +1,8 @@
-"""Streamed training of a model on one card of a pool: hours, card memory and host memory, whatever the pool's setting.
+"""Streamed training of a model on cards of one machine: hours, card and host memory, whatever the pool's setting.
 
 The speed of copies follows from the generation of the card's PCIe slot, and that from its compute capability: with 16
 lanes, copies from pinned memory reach about 80 % of the slot's speed in one direction, and less in each of two. The
-speed of the host's memory is assumed: 70 % of eight channels of DDR4-3200.
+speed of the host's memory, which its cards share, is assumed: 70 % of eight channels of DDR4-3200.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def streamed_step(
     pool: Pool,
     *,
     sequence_length: int,
+    cards: int = 1,
 ) -> StepTime:
-    """The time of a step on one card of a pool, with the arithmetic of Muon."""
+    """The time of a step on some cards of one machine of a pool, with the arithmetic of Muon."""
     work = step_work(family, architecture, vocab_size, optimizer, sequence_length=sequence_length, gpu=pool.gpu)
     muon = optimizer_flops_per_token(family, architecture, optimizer, pool) * optimizer.batch_tokens
     work = dataclasses.replace(work, update_flops=muon)  # at the speed of the model, as all other operations
-    return step_time(work, pool.flops(architecture.num_experts), _host(pool))
+    return step_time(work, pool.flops(architecture.num_experts), _host(pool, cards), cards=cards, division="layers")
 
 
 def streamed_flops(
@@ -51,13 +52,16 @@ def streamed_flops(
     pool: Pool,
     *,
     sequence_length: int,
+    cards: int = 1,
 ) -> float:
-    """Operations per token, those of the optimizer included, raised to those of the time that a step takes."""
+    """Operations per token, those of the optimizer included, raised to what all cards could do in a step's time."""
     parameters = count_parameters(family, architecture, vocab_size)
     flops = flops_per_token(parameters, architecture, sequence_length, checkpointing=True)
     if not pool.gpu:  # nothing is copied over a slot
         return flops
-    step = streamed_step(family, architecture, vocab_size, optimizer, pool, sequence_length=sequence_length)
+    step = streamed_step(
+        family, architecture, vocab_size, optimizer, pool, sequence_length=sequence_length, cards=cards
+    )
     return (flops + optimizer_flops_per_token(family, architecture, optimizer, pool)) / step.kept
 
 
@@ -71,6 +75,7 @@ def training_memory(
     sequence_length: int,
     gpu: int,
     workers: int = 1,
+    cards: int = 1,
     exchange: Exchange = "micro_batch",
     layout: Layout | None = None,
     lora: Lora | None = None,
@@ -86,13 +91,21 @@ def training_memory(
         sequence_length: Tokens per sequence.
         gpu: GPUs per worker.
         workers: Number of workers.
+        cards: Number of cards that one worker streams to.
         exchange: How often they exchange weights and gradients.
         layout: How they share the model; None: all weights are sharded among all of them.
         lora: Adapters that one worker trains instead of the weights.
     """
     if residence == "streamed" and workers == 1:
         return streamed_memory(
-            family, architecture, vocab_size, optimizer, sequence_length=sequence_length, gpu=gpu, lora=lora
+            family,
+            architecture,
+            vocab_size,
+            optimizer,
+            sequence_length=sequence_length,
+            gpu=gpu,
+            cards=cards,
+            lora=lora,
         )
     return worker_memory(
         family,
@@ -117,6 +130,7 @@ def model_memory(
     sequence_length: int,
     gpu: int,
     workers: int = 1,
+    cards: int = 1,
     exchange: Exchange = "micro_batch",
     layout: Layout | None = None,
     lora: Lora | None = None,
@@ -136,14 +150,15 @@ def model_memory(
         sequence_length=sequence_length,
         gpu=gpu,
         workers=workers,
+        cards=cards,
         exchange=exchange,
         layout=layout,
         lora=lora,
     )
 
 
-def _host(pool: Pool) -> Host:
+def _host(pool: Pool, cards: int) -> Host:
     card = pool.gpu_card
     capability = _UNKNOWN_CARD if card is None else card.capability
     alone, both = next((alone, both) for least, alone, both in _PCIE if capability >= least)
-    return Host(alone, both, all_cards=2 * both, memory_speed=_MEMORY_SPEED, memory_gb=float("inf"))
+    return Host(alone, both, all_cards=2 * both * cards, memory_speed=_MEMORY_SPEED, memory_gb=float("inf"))

@@ -1,7 +1,7 @@
 """The training engine: one loop for the seed model, the sub-models and the merged model."""
 
 from moedisco_ray.training.arithmetic import arithmetic_of
-from moedisco_ray.training.job import DataShare, HeldOut, SyncPlan, TrainJob, TrainResult, World
+from moedisco_ray.training.job import DataShare, HeldOut, SyncPlan, TrainJob, TrainResult, World, devices_of
 from moedisco_ray.training.loop import train, train_in_turns
 from moedisco_ray.training.optimizer import learning_rate
 from moedisco_ray.training.results import read_partial_result, write_partial_result
@@ -18,6 +18,7 @@ __all__ = [
     "TrainResult",
     "World",
     "arithmetic_of",
+    "devices_of",
     "learning_rate",
     "read_partial_result",
     "train",

@@ -71,15 +71,22 @@ class Copies:
         """An empty tensor in the host's memory with the shape and dtype of another one."""
         return self.pin(torch.empty(tensor.shape, dtype=tensor.dtype))
 
-    def begin(self, tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    def begin(self, tensors: Mapping[str, Tensor], *after: torch.cuda.Event | None) -> Callable[[], dict[str, Tensor]]:
         """Begin to copy tensors to the device; the returned function waits for the copies and returns them.
 
         A tensor that is still on its way to the host is copied back once it is there; of a part of it, `finish` has to
         be called before.
+
+        Args:
+            tensors: Tensors in the host's memory, by name.
+            after: Ends of the copies with which other devices send them.
         """
         if self._in is None:
             copied = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             return lambda: copied
+        for sent in after:
+            if sent is not None:
+                self._in.wait_event(sent)
         for leaving, tensor in itertools.product(self._leaving, tensors.values()):
             if tensor.data_ptr() in leaving:
                 self._in.wait_event(leaving[tensor.data_ptr()])
@@ -96,16 +103,21 @@ class Copies:
 
         return wait
 
-    def send(self, near: Tensor, far: Tensor) -> None:
-        """Begin to copy a tensor of the device over one in the host's memory."""
+    def send(self, near: Tensor, far: Tensor) -> torch.cuda.Event | None:
+        """Begin to copy a tensor of the device over one in the host's memory.
+
+        Returns:
+            The end of the copy; None if it has ended.
+        """
         if self._out is None:
             far.copy_(near)
-            return
+            return None
         self._out.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._out):
             far.copy_(near, non_blocking=True)
             near.record_stream(self._out)
-            self._leaving[0][far.data_ptr()] = self._out.record_event()
+            ended = self._leaving[0][far.data_ptr()] = self._out.record_event()
+        return ended
 
     def turn(self) -> None:
         """Note that the device computes with other tensors from now on."""

@@ -256,15 +256,29 @@ class World:
         rank: Rank of this worker, from 0.
         size: Number of workers; above 1, torch.distributed is initialised.
         device: Torch device to compute on, such as `cuda:0`.
+        devices: All devices that this worker computes on, `device` first; empty if it is the only one.
         layout: How the workers share the model; None: all its weights are sharded among all of them.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    devices: tuple[str, ...] = ()
     layout: Layout | None = None
 
     @property
     def shard(self) -> int:
         """Number of this worker within its replica of the model; replicas round alike."""
         return self.rank if self.layout is None else self.rank % self.layout.shards
+
+
+def devices_of(device: str, slots: int) -> tuple[str, ...]:
+    """All devices of a worker that holds a number of slots, as `World.devices`.
+
+    Args:
+        device: The first of them; without GPUs, they are threads of one CPU.
+        slots: Number of slots.
+    """
+    if slots == 1:
+        return ()
+    return tuple(f"cuda:{number}" for number in range(slots)) if device.startswith("cuda") else (device,) * slots

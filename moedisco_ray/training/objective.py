@@ -62,42 +62,64 @@ class RouterProbe:
         layers = [index for index, module in every.items() if module.num_experts > 1]
         found = [every[index] for index in layers]
         self.rows = {index: n for n, index in enumerate(layers)}
-        self._kind = family_of(model).router
+        kind = family_of(model).router
         self.layers = len(found)
         self.experts: int = found[0].num_experts if found else 0
         self.top_k: int = found[0].top_k if found else 0
-        self._weights_T: Tensor | None = None
-        self._is_recording = False
-        self._sums: list[tuple[Tensor, Tensor, Tensor]] = []
-        for module in found:
-            module.register_forward_hook(self._record)
+        self._recorders = {index: _Recorder(kind, self.experts) for index in layers}
+        for module, recorder in zip(found, self._recorders.values(), strict=True):
+            module.register_forward_hook(recorder)
 
     @contextlib.contextmanager
-    def recording(self, weights_T: Tensor | None = None) -> Iterator[None]:
+    def recording(self, weights_T: Tensor | None = None, *, layer: int | None = None) -> Iterator[None]:
         """Sum the routers' statistics over the tokens of the forward pass inside the `with` block.
 
         Args:
             weights_T: Weight of each token; by default, all weights are equal.
+            layer: The one layer that the forward pass runs; None: all. Threads may run different layers.
         """
-        self._sums.clear()
-        self._weights_T = weights_T
-        self._is_recording = True
+        chosen = self._of(layer)
+        for recorder in chosen:
+            recorder.sums, recorder.weights_T, recorder.is_recording = None, weights_T, True
         try:
             yield
         finally:
-            self._is_recording = False
+            for recorder in chosen:
+                recorder.is_recording = False
 
-    def sums(self) -> RouterSums:
+    def sums(self, layer: int | None = None) -> RouterSums:
         """Sums over the tokens of the last recorded forward pass, from which the routers' losses are computed."""
-        probabilities, log_partition, selections = zip(*self._sums, strict=True)
-        self._sums.clear()
+        chosen = self._of(layer)
+        found = [each.sums for each in chosen if each.sums is not None]
+        for recorder in chosen:
+            recorder.sums = None
+        probabilities, log_partition, selections = zip(*found, strict=True)
         return RouterSums(torch.stack(probabilities), torch.stack(log_partition), torch.stack(selections))
 
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _of(self, layer: int | None) -> list[_Recorder]:
+        return list(self._recorders.values()) if layer is None else [self._recorders[layer]]
+
+
+class _Recorder:
+    """Sums over the outputs of one router, as its forward hook.
+
+    Attributes:
+        weights_T: Weight of each token; None: all are equal.
+        is_recording: Whether the result counts.
+        sums: Those of `RouterSums`, of the last recorded forward pass.
+    """
+
+    def __init__(self, kind: Any, experts: int) -> None:
+        self.weights_T: Tensor | None = None
+        self.is_recording = False
+        self.sums: tuple[Tensor, Tensor, Tensor] | None = None
+        self._kind, self._experts = kind, experts
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         del module, inputs
         logits_TE, _, indices_TK = output
         logits_TE = logits_TE.float()
-        weights_T = self._weights_T
+        weights_T = self.weights_T
         # Activation checkpointing runs the layer, and so this hook, again in the backward pass. The hook must then
         # perform the same operations, because saved tensors are matched by order; only its result is dropped.
         squared_T = torch.logsumexp(logits_TE, dim=-1).square()
@@ -106,8 +128,8 @@ class RouterProbe:
             sums = probabilities_TE.sum(dim=0), squared_T.sum()
         else:
             sums = weights_T @ probabilities_TE, weights_T @ squared_T
-        if self._is_recording:
-            self._sums.append((*sums, _selections(indices_TK, weights_T, self.experts)))
+        if self.is_recording:
+            self.sums = (*sums, _selections(indices_TK, weights_T, self._experts))
 
 
 def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: int, layers: int | None = None) -> Tensor:

@@ -4,22 +4,24 @@ A step is layer-major. In the forward pass all micro-batches go through a layer 
 device, and the inputs of the layers that the backward pass reaches are kept in the host's memory. The backward pass
 copies these layers again with their inputs, computes them again, and sends their gradients to the host. The norm of the
 whole gradient is known only then, so the update is a third pass (`streamed_update`). The next layer is copied while one
-is computed (`host_copies`).
+is computed (`host_copies`). Several cards of one machine divide layers, the loss and the update (`streamed_cards`).
 
 torch's `CPUOffloadPolicy` and DeepSpeed's ZeRO-Offload copy all layers for every micro-batch, and update on the CPU,
 where Muon's products would take longer than the training. MegaTrain (arXiv 2604.05091) is layer-major too, but updates
 on the CPU.
 
 On a CPU the result is that of `ResidentStepper`, bit for bit: autograd runs the same operations in the same order.
+Several cards add up the gradient of the head in another order, and round to bf16 with other random bits.
 
 Axes: B sequences of a micro-batch, L positions, T = B L tokens, N routers, E experts, D hidden.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,17 +30,17 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.models import head_inputs
 from moedisco_ray.models.attention import bounds_for, document_arguments
 from moedisco_ray.models.layer_stream import layer_alone
 from moedisco_ray.training import objective
 from moedisco_ray.training.batches import MicroBatch
-from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.host_copies import Ahead, Copies
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.optimizer import LARGEST_NORM
 from moedisco_ray.training.sharding import autocast
 from moedisco_ray.training.stepper import Stepper
+from moedisco_ray.training.streamed_cards import Card, Cards, Handover, OnCard, ThroughHost
+from moedisco_ray.training.streamed_parts import End, Part, Step, gradient_of, on_device
 from moedisco_ray.training.streamed_update import add_states, state_tensors, update
 
 _INPUT = "input "
@@ -60,30 +62,41 @@ def check_streamed(job: TrainJob, world: World) -> None:
 
 
 class StreamedStepper(Stepper):
-    """Makes steps of a model in the host's memory, one layer at a time on the device.
+    """Makes steps of a model in the host's memory, one layer at a time on each device.
 
     Args:
         model: The model, in the host's memory.
         job: The training.
-        world: Device that computes.
-        copies: Copies to the device and back; None: those that suit the device.
+        world: Devices that compute.
+        make_copies: Makes the copies to a device and back; None: those that suit the device.
 
     Raises:
         ConfigError: A setting needs the weights on the device.
     """
 
-    def __init__(self, model: PreTrainedModel, job: TrainJob, world: World, copies: Copies | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        job: TrainJob,
+        world: World,
+        make_copies: Callable[[torch.device], Copies] | None = None,
+    ) -> None:
         check_streamed(job, world)
         super().__init__(model, job, world)
         self._device = torch.device(world.device)
-        self._copies = copies or Copies(self._device)
+        self._cards = Cards([torch.device(each) for each in world.devices or (world.device,)], make_copies or Copies)
         base: Any = model.base_model
-        self._embedding = _Part(base.embed_tokens, "")
-        self._layers = [_Part(layer_alone(model, n), f"layers.{n}.") for n in range(len(base.layers))]
-        self._end = _Part(_End(model), "")
+        self._embedding = Part(base.embed_tokens, "")
+        self._layers = [Part(layer_alone(model, n), f"layers.{n}.") for n in range(len(base.layers))]
+        self._ends = [Part(End(model), "") for _ in self._cards]
         self._embedded: nn.Parameter = base.embed_tokens.weight
         self._gradients: dict[nn.Parameter, Tensor] = {}
-        self._inputs: dict[tuple[int, int], Tensor] = {}
+        self._places: dict[tuple[str, int, int], Tensor] = {}
+        self._end_sums: dict[tuple[int, str], Tensor] = {}
+        for card in self._cards:
+            rotary = copy.deepcopy(base.rotary_emb).to(card.device)
+            for index in self._own(card):
+                self._layers[index].module.rotary_emb = rotary
         add_states(self.optimizer)
 
     def select(self, step: int) -> None:
@@ -99,53 +112,84 @@ class StreamedStepper(Stepper):
             dataclasses.replace(each, bounds_N=bounds_for(self._model, each.positions_BL)) for each in micro_batches
         ]
         self._prepare_host()
+        step = self._begun(micros)
+        self._cards.each(lambda card: self._passes(card, step))
         self._selections_NE.zero_()
-        first = self._first_trained
-        ahead = Ahead(self._copies, self._step_groups(first, len(micros)))
-        states = self._forward(micros, ahead, kept_from=first)
-        norms: dict[nn.Parameter, Tensor] = {}
-        losses = self._backward_end(micros, states, ahead, norms)
-        for index in range(len(self._layers) - 1, max(first, 0) - 1, -1):
-            self._backward_layer(index, micros, states, ahead, norms)
-        if self._embedded.requires_grad:
-            self._backward_embedding(micros, states, norms)
-        del states
-        self._copies.finish()
+        for index, selections_E in step.selections.items():
+            self._selections_NE[self._row(index)] += selections_E.to(self._device)
         self._check_experts(micros[0].loss_tokens)
-        norm = torch.linalg.vector_norm(torch.stack([norms[each] for each in self._parameters if each in norms]))
-        update(self.optimizer, (LARGEST_NORM / (norm + 1e-6)).clamp(max=1.0), self._copies, self._device)
+        norms = [step.norms[each].to(self._device) for each in self._parameters if each in step.norms]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        update(self.optimizer, (LARGEST_NORM / (norm + 1e-6)).clamp(max=1.0), self._cards)
         self.optimizer.zero_grad(set_to_none=True)
         self._note_fractions()
+        losses = [step.losses[m].to(self._device) for m in range(len(micros))]
         return torch.stack(losses).sum(), norm, micros[0].loss_tokens
 
     @torch.no_grad()
     def losses(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Evaluate batches, as many at a time as a step has tokens; see `Stepper`."""
+        """Evaluate batches on the first device, as many at a time as a step has tokens; see `Stepper`."""
         self._model.eval()
-        remaining = iter(batches)
+        card, remaining = self._cards[0], iter(batches)
         while group := list(_taken(remaining, self._job.step_tokens)):
             micros = [
                 MicroBatch(inputs_BL.to(self._device), targets_BL.to(self._device), loss_tokens=1, weights_B=None)
                 for inputs_BL, targets_BL in group
             ]
-            ahead = Ahead(self._copies, [part.tensors for part in self._parts])
-            states = self._forward(micros, ahead, kept_from=None)
+            ahead, states = Ahead(card.copies, self._groups_of_all_layers()), OnCard()
+            self._embed(card, micros, ahead, states)
+            for index in range(len(self._layers)):
+                self._forward_layer(card, index, micros, ahead, states)
             near = ahead.take()
-            for micro, hidden_BLD, (_, targets_BL) in zip(micros, states, group, strict=True):
-                yield self._loss(near, hidden_BLD, micro), targets_BL
+            for m, (_, targets_BL) in enumerate(group):
+                yield self._loss(self._ends[0], near, states.take(card, len(self._layers), m), micros[m]), targets_BL
         self._model.train()
+
+    def _begun(self, micros: Sequence[MicroBatch]) -> Step:
+        on_cards = [[on_device(each, card.device) for each in micros] for card in self._cards]
+        fractions = [self.fractions_NE.to(card.device) for card in self._cards]
+        if len(self._cards) == 1:
+            return Step(on_cards, fractions, OnCard(), OnCard())
+        end = len(self._layers)
+        states, gradients = (ThroughHost(self._cards, end, each) for each in (self._input_place, self._gradient_place))
+        return Step(on_cards, fractions, states, gradients)
+
+    def _passes(self, card: Card, step: Step) -> None:
+        """Both passes of a card."""
+        micros = step.micros[card.number]
+        ahead = Ahead(card.copies, self._step_groups(card, len(micros)))
+        with torch.no_grad():
+            if not card.number:
+                self._embed(card, micros, ahead, step.states)
+            for index in self._own(card):
+                self._forward_layer(card, index, micros, ahead, step.states, step)
+        self._backward_end(card, step, ahead)
+        for index in reversed(self._own(card)):
+            if index >= self._first_trained:
+                self._backward_layer(card, index, step, ahead)
+        if not card.number:
+            self._sum_ends(card, step)
+            if self._embedded.requires_grad:
+                self._backward_embedding(card, step)
+        card.copies.finish()
 
     def _prepare_host(self) -> None:
         """Make room for gradients, and pin what will be copied; what exists already stays."""
+        copies = self._cards[0].copies
         for parameter in self._parameters:
             if parameter not in self._gradients:
-                self._gradients[parameter] = self._copies.host_like(parameter)
-        for tensor in itertools.chain(*(part.tensors.values() for part in self._parts), state_tensors(self.optimizer)):
-            self._copies.pin(tensor)
+                self._gradients[parameter] = copies.host_like(parameter)
+        for tensor in itertools.chain(
+            *(each.values() for each in self._groups_of_all_layers()), state_tensors(self.optimizer)
+        ):
+            copies.pin(tensor)
 
-    @property
-    def _parts(self) -> list[_Part]:
-        return [self._embedding, *self._layers, self._end]
+    def _groups_of_all_layers(self) -> list[Mapping[str, Tensor]]:
+        return [part.tensors for part in (self._embedding, *self._layers, self._ends[0])]
+
+    def _own(self, card: Card) -> range:
+        """The layers of a card."""
+        return range(card.number, len(self._layers), len(self._cards))
 
     @property
     def _first_trained(self) -> int:
@@ -154,39 +198,46 @@ class StreamedStepper(Stepper):
             return -1
         return next((n for n, part in enumerate(self._layers) if part.trains), len(self._layers))
 
-    def _step_groups(self, first: int, micros: int) -> Iterator[Mapping[str, Tensor]]:
-        """What comes to the device in a step, in this order, without the update."""
-        for part in self._parts:
-            yield part.tensors
-        for index in range(len(self._layers) - 1, max(first, 0) - 1, -1):
-            kept = {f"{_INPUT}{m}": self._inputs[index, m] for m in range(micros)}
-            yield {**self._layers[index].tensors, **kept}
+    def _step_groups(self, card: Card, micros: int) -> Iterator[Mapping[str, Tensor]]:
+        """What comes to a device in a step, in this order, without the update."""
+        if not card.number:
+            yield self._embedding.tensors
+        for index in self._own(card):
+            yield self._layers[index].tensors
+        yield self._ends[card.number].tensors
+        for index in reversed(self._own(card)):
+            if index >= self._first_trained:
+                kept = {f"{_INPUT}{m}": self._places["input", index, m] for m in range(micros)}
+                yield {**self._layers[index].tensors, **kept}
 
-    @torch.no_grad()
-    def _forward(self, micros: Sequence[MicroBatch], ahead: Ahead, kept_from: int | None) -> list[Tensor]:
-        """Outputs of the last layer [B, L, D] of each micro-batch.
-
-        Args:
-            micros: The micro-batches.
-            ahead: Brings the weights.
-            kept_from: First layer whose inputs are kept for a backward pass; None: no such pass follows, and the
-                routers' selections do not count either.
-        """
+    def _embed(self, card: Card, micros: Sequence[MicroBatch], ahead: Ahead, states: Handover) -> None:
         near = ahead.take()
-        states: list[Tensor] = [functional_call(self._embedding.module, near, (each.inputs_BL,)) for each in micros]
+        for m, micro in enumerate(micros):
+            states.put(card, 0, m, functional_call(self._embedding.module, near, (micro.inputs_BL,)))
         ahead.ask()
-        del near
-        for index in range(len(self._layers)):
-            near = ahead.take()
-            for m, micro in enumerate(micros):
-                if kept_from is not None and index >= kept_from:
-                    self._keep(index, m, states[m])
-                states[m], sums = self._run(index, near, states[m], micro)
-                ahead.ask()
-                if kept_from is not None and sums is not None and self._probe is not None:
-                    self._selections_NE[self._probe.rows[index]] += sums.selections_NE[0]
-            del near
-        return states
+
+    def _forward_layer(
+        self,
+        card: Card,
+        index: int,
+        micros: Sequence[MicroBatch],
+        ahead: Ahead,
+        states: Handover,
+        step: Step | None = None,
+    ) -> None:
+        """Run a layer on all micro-batches; with a step, also for its backward pass and its routers' selections."""
+        near, keeps = ahead.take(), step is not None and index >= self._first_trained and len(self._cards) == 1
+        for m, micro in enumerate(micros):
+            hidden_BLD = states.take(card, index, m)
+            if keeps:
+                card.copies.send(hidden_BLD, self._input_place(card, index, m, hidden_BLD))
+            output_BLD, sums = self._run(index, near, hidden_BLD, micro)
+            ahead.ask()
+            states.put(card, index + 1, m, output_BLD)
+            del hidden_BLD, output_BLD
+            if step is not None and sums is not None:
+                selections_E = sums.selections_NE[0]
+                step.selections[index] = step.selections[index] + selections_E if m else selections_E
 
     def _run(
         self, index: int, near: Mapping[str, Tensor], hidden_BLD: Tensor, micro: MicroBatch
@@ -198,77 +249,93 @@ class StreamedStepper(Stepper):
         if self._probe is None or index not in self._probe.rows:
             with autocast(self._job.optimizer, self._world):
                 return functional_call(module, dict(near), (), arguments).last_hidden_state, None
-        with self._probe.recording(micro.weights_T), autocast(self._job.optimizer, self._world):
+        with self._probe.recording(micro.weights_T, layer=index), autocast(self._job.optimizer, self._world):
             output_BLD = functional_call(module, dict(near), (), arguments).last_hidden_state
-        return output_BLD, self._probe.sums()
+        return output_BLD, self._probe.sums(index)
 
-    def _loss(self, near: Mapping[str, Tensor], hidden_BLD: Tensor, micro: MicroBatch) -> Tensor:
+    def _loss(self, end: Part, near: Mapping[str, Tensor], hidden_BLD: Tensor, micro: MicroBatch) -> Tensor:
         with autocast(self._job.optimizer, self._world):
-            loss: Tensor = functional_call(self._end.module, dict(near), (hidden_BLD, micro.targets_BL))
+            loss: Tensor = functional_call(end.module, dict(near), (hidden_BLD, micro.targets_BL))
         return loss
 
-    def _backward_end(
-        self, micros: Sequence[MicroBatch], states: list[Tensor], ahead: Ahead, norms: dict[nn.Parameter, Tensor]
-    ) -> list[Tensor]:
-        """Loss of each micro-batch; `states` then has the gradients of the last layer's outputs."""
-        near, losses = self._end.leaves(ahead.take()), []
-        below = self._first_trained < len(self._layers)
-        for m, micro in enumerate(micros):
-            hidden_BLD = states[m].detach().requires_grad_(below)
-            loss_sum = self._loss(near, hidden_BLD, micro)
-            torch.autograd.backward(loss_sum / micro.loss_tokens)
-            losses.append(loss_sum.detach())
-            states[m] = hidden_BLD.grad if below and hidden_BLD.grad is not None else hidden_BLD
+    def _backward_end(self, card: Card, step: Step, ahead: Ahead) -> None:
+        """Loss of the card's part of the micro-batches, and the gradients of the last layer's outputs."""
+        micros, part, end = step.micros[card.number], self._ends[card.number], len(self._layers)
+        near, below = part.leaves(ahead.take()), self._first_trained < end
+        for m in range(card.number, len(micros), len(self._cards)):
+            hidden_BLD = step.states.take(card, end, m).detach().requires_grad_(below)
+            loss_sum = self._loss(part, near, hidden_BLD, micros[m])
+            torch.autograd.backward(loss_sum / micros[m].loss_tokens)
+            step.losses[m] = loss_sum.detach()
+            if below:
+                step.gradients.put(card, end, m, gradient_of(hidden_BLD))
             ahead.ask()
-        self._send(self._end, near, norms)
-        return losses
+        if len(self._cards) == 1:
+            self._send(card, part, near, step)
+            return
+        sent = None
+        for name, leaf in near.items():
+            if leaf.grad is not None:
+                sent = card.copies.send(leaf.grad, self._place(card, (name, card.number, 0), leaf.grad))
+                step.end_parts.setdefault(name, []).append(card.number)
+        step.ended.put(sent)
 
-    def _backward_layer(
-        self,
-        index: int,
-        micros: Sequence[MicroBatch],
-        states: list[Tensor],
-        ahead: Ahead,
-        norms: dict[nn.Parameter, Tensor],
-    ) -> None:
-        """Replace the gradients of a layer's outputs in `states` by those of its inputs; send those of its weights."""
+    def _backward_layer(self, card: Card, index: int, step: Step, ahead: Ahead) -> None:
+        """Hand on the gradients of a layer's inputs; send those of its weights."""
         part, below = self._layers[index], self._first_trained < index
-        found = ahead.take()
+        micros, found = step.micros[card.number], ahead.take()
         inputs = [found.pop(f"{_INPUT}{m}") for m in range(len(micros))]
         near = part.leaves(found)
         for m, micro in enumerate(micros):
             hidden_BLD = inputs[m].requires_grad_(below)
             output_BLD, sums = self._run(index, near, hidden_BLD, micro)
-            roots, gradients = [output_BLD], [states[m]]
+            roots, gradients = [output_BLD], [step.gradients.take(card, index + 1, m)]
             if sums is not None:
-                roots.append(self._router_loss(index, sums))
+                roots.append(self._router_loss(index, sums, step.fractions[card.number]))
                 gradients.append(torch.ones_like(roots[1]))
             wanted = [root.requires_grad for root in roots]
             torch.autograd.backward(
                 list(itertools.compress(roots, wanted)), list(itertools.compress(gradients, wanted))
             )
-            del output_BLD, roots
-            states[m] = hidden_BLD.grad if below and hidden_BLD.grad is not None else hidden_BLD
+            del output_BLD, roots, gradients
+            if below:
+                step.gradients.put(card, index, m, gradient_of(hidden_BLD))
             ahead.ask()
-        self._send(part, near, norms)
+        self._send(card, part, near, step)
 
-    def _router_loss(self, index: int, sums: objective.RouterSums) -> Tensor:
-        rows, tokens, job = len(self.fractions_NE), self._job.step_tokens, self._job
-        n = 0 if self._probe is None else self._probe.rows[index]
-        balance = objective.load_balance_loss(sums.probabilities_NE, self.fractions_NE[n : n + 1], tokens, rows)
+    def _router_loss(self, index: int, sums: objective.RouterSums, fractions_NE: Tensor) -> Tensor:
+        rows, tokens, job = len(fractions_NE), self._job.step_tokens, self._job
+        n = self._row(index)
+        balance = objective.load_balance_loss(sums.probabilities_NE, fractions_NE[n : n + 1], tokens, rows)
         z = objective.z_loss(sums.log_partition_N, tokens, rows)
         return job.load_balance * balance + job.z_loss * z
 
+    def _row(self, index: int) -> int:
+        """Number of a layer's router."""
+        return 0 if self._probe is None else self._probe.rows[index]
+
     @torch.no_grad()
-    def _backward_embedding(
-        self, micros: Sequence[MicroBatch], states: Sequence[Tensor], norms: dict[nn.Parameter, Tensor]
-    ) -> None:
-        self._copies.finish()  # the memory of the layers is for the gradient
+    def _sum_ends(self, card: Card, step: Step) -> None:
+        """Add up the gradients of the last part, which every card has computed for some micro-batches."""
+        if len(self._cards) == 1:
+            return
+        sent = [self._cards.waits(step.ended) for _ in self._cards]
+        for name, numbers in step.end_parts.items():
+            sum_: Tensor | None = None
+            for number in sorted(numbers):
+                part = card.copies.begin({name: self._places[name, number, 0]}, *sent)()[name]
+                sum_ = part if sum_ is None else sum_.add_(part)
+            if sum_ is not None:
+                self._sendgradient_of(card, self._ends[0].parameters[name], sum_, step)
+
+    @torch.no_grad()
+    def _backward_embedding(self, card: Card, step: Step) -> None:
+        card.copies.finish()  # the memory of the layers is for the gradient
         weight, padding = self._embedded, self._embedding.module.padding_idx
         sum_VD: Tensor | None = None
-        for micro, gradient_BLD in zip(micros, states, strict=True):
+        for m, micro in enumerate(step.micros[card.number]):
             found_VD = torch.ops.aten.embedding_dense_backward(
-                gradient_BLD.to(weight.dtype),
+                step.gradients.take(card, 0, m).to(weight.dtype),
                 micro.inputs_BL,
                 num_weights=len(weight),
                 padding_idx=-1 if padding is None else padding,
@@ -278,68 +345,33 @@ class StreamedStepper(Stepper):
         if sum_VD is None:
             return
         if weight.grad is not None:  # of the tied head
-            sum_VD.add_(self._copies.begin({"head": weight.grad})()["head"])
-        self._send_gradient(weight, sum_VD, norms)
+            sum_VD.add_(card.copies.begin({"head": weight.grad})()["head"])
+        self._sendgradient_of(card, weight, sum_VD, step)
 
-    def _send(self, part: _Part, near: Mapping[str, Tensor], norms: dict[nn.Parameter, Tensor]) -> None:
+    def _send(self, card: Card, part: Part, near: Mapping[str, Tensor], step: Step) -> None:
         for name, leaf in near.items():
             if leaf.grad is not None:
-                self._send_gradient(part.parameters[name], leaf.grad, norms)
+                self._sendgradient_of(card, part.parameters[name], leaf.grad, step)
 
     @torch.no_grad()
-    def _send_gradient(self, parameter: nn.Parameter, gradient: Tensor, norms: dict[nn.Parameter, Tensor]) -> None:
-        norms[parameter] = torch._foreach_norm([gradient])[0]  # noqa: SLF001 - with which torch clips
+    def _sendgradient_of(self, card: Card, parameter: nn.Parameter, gradient: Tensor, step: Step) -> None:
+        step.norms[parameter] = torch._foreach_norm([gradient])[0]  # noqa: SLF001 - with which torch clips
         parameter.grad = self._gradients[parameter]
-        self._copies.send(gradient, parameter.grad)
+        card.copies.send(gradient, parameter.grad)
 
-    def _keep(self, index: int, m: int, hidden_BLD: Tensor) -> None:
-        """Keep an input of a layer in the host's memory until the backward pass."""
-        kept = self._inputs.get((index, m))
-        if kept is None or kept.shape != hidden_BLD.shape:
-            kept = self._inputs[index, m] = self._copies.host_like(hidden_BLD)
-        self._copies.send(hidden_BLD, kept)
+    def _input_place(self, card: Card, index: int, m: int, near: Tensor) -> Tensor:
+        return self._place(card, ("input", index, m), near)
 
+    def _gradient_place(self, card: Card, index: int, m: int, near: Tensor) -> Tensor:
+        # The gradients of c layers later come only when those of this layer have been used.
+        return self._place(card, ("gradient", index % len(self._cards), m), near)
 
-class _Part:
-    """A part of a model whose weights come to the device together.
-
-    Attributes:
-        module: Computes the part, by the names of `tensors`.
-        tensors: Parameters and buffers in the host's memory.
-        parameters: Those that are parameters.
-    """
-
-    def __init__(self, module: Any, prefix: str) -> None:
-        self.module = module
-        self.parameters = {name: each for name, each in module.named_parameters() if name.startswith(prefix)}
-        buffers = {name: each for name, each in module.named_buffers() if name.startswith(prefix)}
-        self.tensors: dict[str, Tensor] = {**self.parameters, **buffers}
-
-    @property
-    def trains(self) -> bool:
-        """Whether a weight of the part trains."""
-        return any(each.requires_grad for each in self.parameters.values())
-
-    def leaves(self, near: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Let the copies of the weights that train get gradients; return all copies."""
-        for name, parameter in self.parameters.items():
-            near[name].requires_grad_(parameter.requires_grad)
-        return near
-
-
-class _End(nn.Module):
-    """The last norm, the head and the loss of a model."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        base: Any = model.base_model
-        self.norm, self.head = base.norm, model.get_output_embeddings()
-        self._whole = (model,)  # a tuple, because a module would be a part of this one
-
-    def forward(self, hidden_BLD: Tensor, targets_BL: Tensor) -> Tensor:
-        hidden_TD = head_inputs(self._whole[0], self.norm(hidden_BLD).flatten(0, 1))
-        head: Any = self.head
-        return summed_cross_entropy(hidden_TD, head.weight, targets_BL.flatten(), head.bias)
+    def _place(self, card: Card, key: tuple[str, int, int], near: Tensor) -> Tensor:
+        """A place in the host's memory for a tensor, which keeps it until the next step."""
+        kept = self._places.get(key)
+        if kept is None or kept.shape != near.shape:
+            kept = self._places[key] = card.copies.host_like(near)
+        return kept
 
 
 def _taken(batches: Iterator[tuple[Tensor, Tensor]], positions: int) -> Iterator[tuple[Tensor, Tensor]]:

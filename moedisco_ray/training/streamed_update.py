@@ -8,17 +8,20 @@ matrices, and a matrix that AdamW trains, is divided by rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moedisco_ray.core.limits import STEP_ELEMENTS
-from moedisco_ray.training.host_copies import Ahead, Copies
+from moedisco_ray.training.host_copies import Ahead
 from moedisco_ray.training.muon import Muon, rows_at_once
 from moedisco_ray.training.optimizer import RoundingAdamW
+from moedisco_ray.training.streamed_cards import Card, Cards
 
+_Piece = tuple[Muon | RoundingAdamW, dict[str, Any], nn.Parameter, slice]
+"""Rows of a parameter, with the optimizer and the settings of its update."""
 _ROWS = 64
 """Number that divides the rows of a piece, unless it has fewer: vector instructions then divide it evenly."""
 
@@ -36,15 +39,15 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         yield from (tensor for key, tensor in state.items() if key != "step")
 
 
-@torch.no_grad()
-def update(optimizer: torch.optim.Optimizer, factor: Tensor, copies: Copies, device: torch.device) -> None:
+def update(optimizer: torch.optim.Optimizer, factor: Tensor, cards: Cards) -> None:
     """Update every parameter that has a gradient, with the gradient multiplied by a factor.
+
+    Several cards divide the pieces; each card has random numbers of its own.
 
     Args:
         optimizer: The optimizer; parameters, gradients and state are in the host's memory.
-        factor: Factor of all gradients, on the device.
-        copies: Copies to the device and back.
-        device: The device that computes.
+        factor: Factor of all gradients, on a device.
+        cards: The devices that compute.
     """
     trained = [
         (owner, group, parameter)
@@ -52,17 +55,25 @@ def update(optimizer: torch.optim.Optimizer, factor: Tensor, copies: Copies, dev
         for parameter in group["params"]
         if parameter.grad is not None
     ]
+    for _, _, parameter in trained:
+        optimizer.state[parameter]["step"] += 1
     pieces = [(*each, rows) for each in trained for rows in _pieces(*each[1:])]
+    factors = [factor.to(card.device) for card in cards]
+    cards.each(lambda card: _update_pieces(optimizer, pieces[card.number :: len(cards)], factors[card.number], card))
+
+
+@torch.no_grad()
+def _update_pieces(optimizer: torch.optim.Optimizer, pieces: Sequence[_Piece], factor: Tensor, card: Card) -> None:
+    copies = card.copies
     ahead = Ahead(copies, (_tensors(optimizer, parameter, rows) for _, _, parameter, rows in pieces))
     sources: dict[tuple[bool, int], torch.Generator] = {}
     for owner, group, parameter, rows in pieces:
         state = optimizer.state[parameter]
-        if rows.start == 0:
-            state["step"] += 1
         step = int(state["step"])
         key = (isinstance(owner, Muon), step)
         if key not in sources:
-            sources[key] = owner.rounding(device, step)
+            source = owner.rounding(card.device, step)
+            sources[key] = source.manual_seed(source.initial_seed() + card.number)
         near = ahead.take()
         weight, gradient = near.pop("weight"), near.pop("gradient").mul_(factor)
         if isinstance(owner, Muon):

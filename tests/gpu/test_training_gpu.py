@@ -12,7 +12,7 @@ from tiny_training import RECIPE, L, ignore, never, stop_after, variant, weights
 from torch import Tensor
 
 from moedisco_ray.models import check_same
-from moedisco_ray.training import TrainJob, World, train
+from moedisco_ray.training import TrainJob, World, devices_of, train
 from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.sharding import autocast, trainable
 
@@ -112,6 +112,15 @@ def test_streamed_losses_are_those_of_resident_training(
     streamed = variant(resident, "streamed", memory="streamed")
     found, expected = (train(each, World(device=device), ignore, never).losses for each in (streamed, resident))
     assert found == pytest.approx(expected, rel=largest)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("settings", [{"precision": "fp32"}, {"precision": "fp32", "name": "muon", "micro_batch": 2}])
+def test_two_cards_stream_with_the_losses_of_one(job: TrainJob, device: str, settings: dict[str, Any]) -> None:
+    one = dataclasses.replace(on(job, device, "moe", **settings), memory="streamed")
+    two = World(device=device, devices=devices_of(device, 2))
+    expected = train(one, World(device=device), ignore, never).losses
+    assert train(variant(one, "two"), two, ignore, never).losses == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("model", ["dense", "moe"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from second_node import second_node
 from small_run import begin_at, small_config
 from waiting import until
 
-from moedisco_ray.backend import Placement
+from moedisco_ray.backend import Placement, of_whole_moe
 from moedisco_ray.core.config import HighMemoryPool, RunConfig
 from moedisco_ray.core.errors import RunDirError, UserError
 from moedisco_ray.core.records.events import Event, EventLog
@@ -21,7 +22,7 @@ from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.execution.ray.backend import train_gang
+from moedisco_ray.execution.ray.backend import train_all, train_gang
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -164,27 +165,44 @@ def _text(directory: Path) -> Path:
     return path
 
 
+def job_in(tmp_path: Path, run: Path, name: str, **changes: Any) -> TrainJob:
+    return TrainJob(
+        stage="finetune",
+        name=name,
+        model=run / "merged",
+        packed_dirs=(run / "corpus" / "shards",),
+        output=tmp_path / name,
+        checkpoints=tmp_path / f"{name}-steps",
+        steps=12,
+        sequence_length=64,
+        optimizer=short_config(run.parent).finetune.optimizer,
+        checkpoint_every=5,
+        load_balance=0.01,
+        z_loss=0.001,
+        **changes,
+    )
+
+
+def test_a_training_that_streams_holds_all_slots_of_a_machine(ray_cluster: None, plain: Path, tmp_path: Path) -> None:
+    """Its cards divide the layers; here they are threads."""
+    pool = of_whole_moe(HighMemoryPool(workers=2, gpus_per_node=2, memory="streamed"))
+    box, here, alone = (job_in(tmp_path, plain, name, memory="streamed") for name in ("box", "here", "alone"))
+    events: list[Event] = []
+    [trained] = train_all([box], Placement(pool, 1, 0), tmp_path / "ray", events.append)
+    assert [event.data["workers"] for event in events if event.type in ("workers_held", "unit_started")] == [2, 2]
+    assert trained.worker_seconds == pytest.approx(2 * trained.seconds)
+    local = LOCAL.train_gang(here, pool, 0, tmp_path, events.append)
+    assert local.result.losses == trained.result.losses
+    assert local.worker_seconds == pytest.approx(2 * local.seconds)
+    one = LOCAL.train_gang(alone, HighMemoryPool(memory="streamed"), 0, tmp_path, events.append)
+    assert trained.result.losses == pytest.approx(one.result.losses, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, undisturbed: Path, tmp_path: Path) -> None:
     config = small_config(undisturbed.parent)
-
-    def job(name: str) -> TrainJob:
-        return TrainJob(
-            stage="finetune",
-            name=name,
-            model=undisturbed / "merged",
-            packed_dirs=(undisturbed / "corpus" / "shards",),
-            output=tmp_path / name,
-            checkpoints=tmp_path / f"{name}-steps",
-            steps=12,
-            sequence_length=64,
-            optimizer=config.finetune.optimizer,
-            checkpoint_every=5,
-            load_balance=0.01,
-            z_loss=0.001,
-        )
-
     events: list[Event] = []
+    job = functools.partial(job_in, tmp_path, undisturbed)
     gang = train_gang(job("gang"), HighMemoryPool(workers=2), 0, tmp_path / "ray", events.append)
     [alone] = LOCAL.train_all([job("alone")], Placement(config.pools.high_memory, 1, 0), tmp_path, events.append)
     assert [event.data["workers"] for event in events if event.type == "unit_started"] == [2]

@@ -276,18 +276,21 @@ def test_one_card_that_streams_is_compared_with_several_that_hold_the_model() ->
     assert (together.dollars or 0) > 10 * (run.dollars or 0)
     fast = shape_on("OLMoE-1B-7B", **TWO_BOXES | {"price_per_hour": 0, "max_workers": 8, "gpus_per_node": 8})
     assert fast.alternatives[-1].name == "this run: joint training on 8 x RTX 4090"
-    assert [way.limit for way in fast.alternatives if way.way == "streamed"] == [None]
+    assert [(way.workers, way.limit) for way in fast.alternatives if way.way == "streamed"] == [(1, None), (8, None)]
 
 
-def test_one_worker_that_streams_has_the_memory_of_the_whole_machine() -> None:
-    """Before: an eighth of it, so that 512 GB were too few for 30 billion parameters on a card of a box of eight."""
+def test_a_training_that_streams_has_the_memory_of_the_whole_machine_and_its_cards() -> None:
+    """Before: an eighth of it, so that 512 GB were too few for 30 billion parameters; then one card of the eight."""
     box = {"price_per_hour": 0, "max_workers": 8, "gpus_per_node": 8, "host_memory_gb": 512}
     plan = shape_on("Qwen3-30B-A3B", **box)
     run = plan.alternatives[-1]
-    assert run.name == "this run: joint training on 1 x RTX 4090, streamed from main memory"
+    assert run.name == "this run: joint training on 8 x RTX 4090, streamed from main memory"
     assert run.limit is None
     assert [stage.host_gb for stage in plan.stages] == [pytest.approx(0.95 * 512 - 3)]
-    assert [str(idle) for idle in plan.idle] == ["7 of 8 low-memory cards are idle for 100 % of the time"]
+    assert plan.idle == ()
+    [one] = [way for way in plan.alternatives if way.way == "streamed"]
+    assert (one.workers, run.workers) == (1, 8)
+    assert 6 < (one.seconds or 0) / (run.seconds or 1) < 8
 
 
 def test_a_large_card_streams_too() -> None:

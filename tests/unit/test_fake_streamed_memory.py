@@ -104,7 +104,7 @@ def measured(checkpoint: str, recipe: Optimizer) -> int:
         warnings.simplefilter("ignore")
         with live.on_host():
             make_real(model)
-            step = StreamedStepper(model, job, World(), CountedCopies(live))
+            step = StreamedStepper(model, job, World(), lambda _: CountedCopies(live))
         step._checked = True  # the first step's check of the experts reads their gradients
         tokens = torch.zeros(recipe.batch_tokens // SEQUENCE, SEQUENCE, dtype=torch.long)
         step(MicroBatch(part, part, job.step_tokens, None) for part in tokens.split(MICRO_BATCH))

@@ -96,12 +96,32 @@ def test_the_hours_are_those_of_the_steps() -> None:
     assert planned.cost.hours == pytest.approx(step.seconds * planned.cost.tokens / 65_536 / 3600)
 
 
+def test_the_cards_of_a_machine_divide_the_layers() -> None:
+    """Each card needs the memory of one alone, and the machine that of all of them together."""
+    box = {"workers": 8, "gpus_per_node": 8, "host_memory_gb": 512}
+    recipe = {"batch_tokens": 524_288}
+    one, eight = (
+        joint(config_on("Qwen3-30B-A3B", pool=pool, recipe=recipe)) for pool in ({"host_memory_gb": 512}, box)
+    )
+    assert (eight.fits, eight.workers, eight.traffic) == (True, 8, None)
+    assert 0.9 < one.cost.hours / (8 * eight.cost.hours) < 1
+    assert eight.cost.worker_hours == pytest.approx(8 * eight.cost.hours)
+    assert eight.memory.total == one.memory.total
+    assert eight.host_gb == one.host_gb == pytest.approx(0.95 * 512 - 3)
+    between = 9 * 524_288 * 2048 * 2 + 8 * 151_936 * 2048 * 2
+    assert eight.memory.host == one.memory.host + between
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
             {"pool": {"workers": 2}},
-            r"pools\.high_memory\.memory.*streamed trains the whole MoE on one worker.* up to 2",
+            r"pools\.high_memory\.memory.*on one machine, which has 1 of the pool's 2 workers; set .*workers to 1",
+        ),
+        (
+            {"pool": {"workers": [1, 4], "gpus_per_node": 4}},
+            r"pools\.high_memory\.memory.*needs a fixed number of workers, not \[1, 4\]",
         ),
         ({"recipe": {"compile": True}}, r"finetune\.optimizer\.compile.*needs the weights on the card"),
         (

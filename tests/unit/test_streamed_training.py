@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lazy_streams import LazyCopies, lazy_streams
-from tiny_training import BATCH, L, V, run, stop_after, variant, weights, write_shard, write_tiny
+from tiny_training import BATCH, HeldOutText, L, V, run, stop_after, variant, weights, write_shard, write_tiny
 from torch import Tensor
 
 from moedisco_ray.core.config import FamilyName, Lora, Optimizer
@@ -130,19 +130,6 @@ def test_pieces_of_large_weights_are_updated_as_the_whole(job: TrainJob, monkeyp
     check_same_bits(dataclasses.replace(job, optimizer=recipe(name="muon")))
 
 
-@dataclasses.dataclass(frozen=True)
-class HeldOutText:
-    """Three batches of unequal length to evaluate."""
-
-    every: int = 2
-    files: tuple[Path, ...] = ()
-
-    def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for length in (L, L // 2, L):
-            ids_BL = torch.arange(3 * length).view(3, length) % V
-            yield ids_BL, ids_BL.roll(-1, dims=1)
-
-
 def test_evaluations_during_training_are_those_of_resident_training(job: TrainJob) -> None:
     found: dict[str, list[float]] = {}
     for memory in ("resident", "streamed"):
@@ -251,7 +238,7 @@ def test_inputs_are_kept_of_the_layers_that_the_backward_pass_reaches(job: Train
     stepper._checked = True  # of the experts of all layers
     with Batches(job, World()) as batches:
         stepper(batches(0))
-    assert {index for index, _ in stepper._inputs} == {len(model.model.layers) - 1}
+    assert {index for _, index, _ in stepper._places} == {len(model.model.layers) - 1}
 
 
 def test_bounds_of_documents_are_computed_once_per_micro_batch(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +260,7 @@ def test_bounds_of_documents_are_computed_once_per_micro_batch(job: TrainJob, mo
 def test_a_layer_is_freed_before_the_next_one_is_asked_for(job: TrainJob) -> None:
     copies = WatchedCopies(torch.device("cpu"))
     model = trainable(job.model, job.optimizer, World(), memory="streamed")
-    stepper = StreamedStepper(model, dataclasses.replace(job, memory="streamed"), World(), copies)
+    stepper = StreamedStepper(model, dataclasses.replace(job, memory="streamed"), World(), lambda _: copies)
     gc.collect()
     gc.disable()
     with Batches(job, World()) as batches:

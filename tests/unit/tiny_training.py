@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.core.records.events import Event
@@ -35,12 +36,31 @@ def write_shard(directory: Path) -> None:
     write_packed(directory, [documents], 0, V)
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOutText:
+    """Three batches of unequal length to evaluate."""
+
+    every: int = 2
+    files: tuple[Path, ...] = ()
+
+    def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for length in (L, L // 2, L):
+            ids_BL = torch.arange(3 * length).view(3, length) % V
+            yield ids_BL, ids_BL.roll(-1, dims=1)
+
+
 def write_tiny(
-    directory: Path, experts: int, *, family: FamilyName = "qwen3_moe", tied: bool = False, favourite: int | None = None
+    directory: Path,
+    experts: int,
+    *,
+    family: FamilyName = "qwen3_moe",
+    tied: bool = False,
+    favourite: int | None = None,
+    layers: int = 2,
 ) -> None:
     sizes = Architecture(
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         moe_intermediate_size=24,
         num_experts=experts,
@@ -68,8 +88,14 @@ def variant(job: TrainJob, name: str, **changes: Any) -> TrainJob:
     )
 
 
-def run(job: TrainJob, emit: Callable[[Event], None] = ignore, stop: Callable[[], bool] = never) -> TrainResult:
-    return train(job, World(), emit, stop)
+def run(
+    job: TrainJob,
+    emit: Callable[[Event], None] = ignore,
+    stop: Callable[[], bool] = never,
+    *,
+    devices: tuple[str, ...] = (),
+) -> TrainResult:
+    return train(job, World(devices=devices), emit, stop)
 
 
 def stop_after(steps: int) -> Callable[[], bool]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from moedisco_ray.core.cards import PEAK_FLOPS, UTILISATION, Card, find_card, known_card
 from moedisco_ray.core.config.base import Section
@@ -116,8 +116,9 @@ class Pool(Slots):
     memory. One layer at a time then comes to the card, so the card needs room for two layers, whatever the size of the
     model, and the host for 6 bytes per parameter with Muon in `pure_bf16`, up to 16 with AdamW in fp32. All
     micro-batches of a step pass a layer before the next one comes: with tens of thousands of tokens per step the copies
-    take no time, with fewer the card waits for them. The result is that of `resident`, bit for bit on a CPU. Each
-    training has one worker."""
+    take no time, with fewer the card waits for them. The result is that of `resident`, bit for bit on a CPU. The whole
+    MoE trains on all workers of the pool, which must be on one node: its cards divide the layers, and the result is the
+    same up to rounding. Each other training has one worker."""
     gpus_per_node: int = Field(1, ge=1, le=MOST_WORKERS)
     """Number of workers on one node. They exchange data over the links between its cards, and others over the
     network."""
@@ -127,6 +128,19 @@ class Pool(Slots):
     host_memory_gb: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     """Main memory of a node (GiB), which its workers share. Optimizer state that does not fit there is not offloaded.
     Null: unknown, and assumed to be enough for what is configured; `recipe` then chooses no streamed training."""
+
+    _slots: int = PrivateAttr(1)
+
+    @property
+    def slots(self) -> int:
+        """Number of slots of one node that one training holds."""
+        return self._slots
+
+    def holding(self, slots: int) -> Self:
+        """The pool for a training that holds a number of slots of one node."""
+        pool = self.model_copy()
+        pool._slots = slots  # noqa: SLF001 - a copy of its own
+        return pool
 
     @property
     def gpu_card(self) -> Card | None:
@@ -173,9 +187,14 @@ class Pool(Slots):
     @property
     def host_gb_per_worker(self) -> float | None:
         """Main memory that a worker may fill with data, besides its process (GiB); None if it is unknown."""
+        return self.host_gb(1)
+
+    def host_gb(self, slots: int) -> float | None:
+        """Main memory that a training on some slots of a node may fill, besides its process (GiB); None: unknown."""
         if self.host_memory_gb is None:
             return None
-        return max(0.0, self.host_memory_gb * USABLE_MEMORY / self.workers_per_node - WORKER_PROCESS_GB)
+        share = min(1.0, slots / self.workers_per_node)
+        return max(0.0, self.host_memory_gb * USABLE_MEMORY * share - WORKER_PROCESS_GB)
 
     @property
     def key(self) -> str:

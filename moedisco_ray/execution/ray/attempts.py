@@ -222,10 +222,17 @@ def _on_seat(
         mailbox.set_actor(job.name, attempt_id, seat.actor)
         if not seat.wait(seconds):
             raise _NoneElsewhereError
-        under_way = UnderWay(attempt_id, seat.name, pool.key, str(job.checkpoints), seat.node_id)
+        under_way = UnderWay(attempt_id, seat.name, pool.key, str(job.checkpoints), seat.node_id, pool.slots)
         mailbox.start_work(job.name, job.stage, under_way)
         train = functools.partial(
-            train_on_seat, job, context.stop_files, mailbox.handle, attempt_id, name=name, gpu=pool.gpu > 0
+            train_on_seat,
+            job,
+            context.stop_files,
+            mailbox.handle,
+            attempt_id,
+            name=name,
+            gpu=pool.gpu > 0,
+            slots=pool.slots,
         )
         try:
             seat.run(name, train, attempt_id)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
-from moedisco_ray.backend import Placement, Trained
+from moedisco_ray.backend import Placement, Trained, of_whole_moe
 from moedisco_ray.core.config import AnyPool, HighMemoryPool, Pool, RunConfig
 from moedisco_ray.core.records.events import Emit, Event
 from moedisco_ray.core.stages import OF_CLUSTERS
@@ -193,8 +193,12 @@ class RayBackend:
     def train_gang(
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER
     ) -> Trained:
-        """Train a job in consecutive Ray Train runs, as large as slots allow; in a pool of one worker, on a seat."""
-        if pool.most_workers == 1:
+        """Train a job in consecutive Ray Train runs, as large as slots allow; one worker trains on a seat.
+
+        A training that streams its weights has one worker, whose seat holds all slots of the pool on one node.
+        """
+        pool = of_whole_moe(pool)
+        if pool.most_workers == pool.slots:
             self._reservation.hand_over()
             self._seats.end_idle_of_other_pools(pool)
             [trained] = train_all(

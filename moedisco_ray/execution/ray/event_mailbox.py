@@ -197,7 +197,7 @@ class EventMailbox:
             stage: Stage of the training.
             under_way: The attempt and its seat.
         """
-        hold = {"hold": uuid.uuid4().hex[:12], "unit": unit, "pool": under_way.pool, "workers": 1}
+        hold = {"hold": uuid.uuid4().hex[:12], "unit": unit, "pool": under_way.pool, "workers": under_way.slots}
         self.push(Event("workers_held", stage, data=hold))
         self.mailbox.call("set_workers", unit, under_way.attempt, (under_way.node,), seat=under_way)
 

@@ -53,6 +53,7 @@ class UnderWay:
         pool: Key of the seat's pool in the meter.
         checkpoints: Where the training keeps its checkpoints: a folder of all that its result depends on.
         node: Id of the seat's node.
+        slots: Number of slots that the seat holds.
     """
 
     attempt: str
@@ -60,6 +61,7 @@ class UnderWay:
     pool: str
     checkpoints: str
     node: str
+    slots: int = 1
 
 
 Mark = tuple[str, str | None, float]

@@ -267,7 +267,7 @@ class Seats:
     def idle(self, tag: str) -> int:
         """Number of slots with a tag whose actor has no work now."""
         with self._lock:
-            return sum(seat.pool.resource == tag for seat in (*self._idle, *self._parked))
+            return sum(seat.pool.slots for seat in (*self._idle, *self._parked) if seat.pool.resource == tag)
 
     def end_idle(self, where: Callable[[Seat], bool] = lambda _seat: True) -> None:
         """End the seats without work that fulfil a condition, and wait for their ends."""
@@ -288,8 +288,7 @@ class Seats:
     @property
     def has_under_way(self) -> bool:
         """Whether seats do the work of an earlier driver, which nothing waits for yet."""
-        with self._lock:
-            return bool(self._under_way)
+        return bool(self._under_way)
 
     def end_under_way(self) -> None:
         """End the seats that do the work of an earlier driver, which nothing waits for."""
@@ -314,8 +313,8 @@ class Seats:
 
     def _end_all(self) -> None:
         with self._lock:
-            seats = [*self._idle, *self._parked, *self._busy]
-        for seat in seats:
+            left = [*self._idle, *self._parked, *self._busy]
+        for seat in left:
             self._end(seat)
 
     def _end(self, seat: Seat) -> None:
@@ -329,11 +328,12 @@ class Seats:
             self._mailbox.check()
 
     def _take_idle(self, pool: Pool, avoided: Collection[str]) -> Seat | None:
+        wanted = pool.key, pool.slots
         self.end_idle(_on({*ray_internals.draining_nodes(), *self.aside.of(pool)}))
         while True:
             with self._lock:
-                usable = (seat for seat in reversed(self._idle) if seat.pool.key == pool.key)
-                seat = next((seat for seat in usable if seat.node_id not in avoided), None)
+                usable = (each for each in reversed(self._idle) if (each.pool.key, each.pool.slots) == wanted)
+                seat = next((each for each in usable if each.node_id not in avoided), None)
                 if seat is None:
                     return None
                 self._idle.remove(seat)
@@ -348,18 +348,18 @@ class Seats:
         self.end_idle(lambda seat: seat.pool.path == pool.path)
         name = f"{self._run}-{pool.key}-{next(self._numbers)}"
         self._claim()
-        actor = ray.remote(SeatActor).options(
+        actor_class = ray.remote(SeatActor).options(
             name=name,
             namespace=self._namespace,
             lifetime=None if self._mailbox is None else "detached",
             num_cpus=0,
-            num_gpus=pool.gpu,
-            resources={pool.resource: 1},
+            num_gpus=pool.gpu * pool.slots,
+            resources={pool.resource: pool.slots},
             label_selector=self.aside.selector(pool, avoided),
             enable_task_events=False,  # of all calls but those that run the run's work
         )
-        mailbox = self._mailbox and self._mailbox.handle
-        return Seat(actor.remote(name, mailbox), name, pool, self.aside, check=self._check)
+        actor = actor_class.remote(name, self._mailbox and self._mailbox.handle)
+        return Seat(actor, name, pool, self.aside, check=self._check)
 
     def _claim(self) -> None:
         """Raise an error if another driver has seats of the run, because this one was taken for dead."""

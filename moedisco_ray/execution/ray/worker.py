@@ -29,7 +29,7 @@ from moedisco_ray.execution.ray.pulse import Pulse
 from moedisco_ray.execution.ray.syncs import MailboxBoard
 from moedisco_ray.execution.ray.train_reports import TrainReports
 from moedisco_ray.execution.ray.worker_mailbox import attempt_emitter, loss_rate_reader, stop_reader
-from moedisco_ray.training import TrainJob, TrainResult, World, train
+from moedisco_ray.training import TrainJob, TrainResult, World, devices_of, train
 
 _NOTICE_SECONDS = 1.0
 """Minimum interval between two checks for a preemption notice, in seconds: each check is a message to another
@@ -40,7 +40,14 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def train_on_seat(
-    job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, name: str, *, gpu: bool
+    job: TrainJob,
+    stop_files: Sequence[StopFile],
+    mailbox: ActorHandle,
+    attempt_id: str,
+    name: str,
+    *,
+    gpu: bool,
+    slots: int,
 ) -> None:
     """Train in this process, as the only worker of a Ray Train run in local mode.
 
@@ -52,16 +59,23 @@ def train_on_seat(
         attempt_id: Id of the attempt in the mailbox.
         name: Name of the Ray Train run.
         gpu: Whether the seat's pool has GPUs; the seat's has been checked then.
+        slots: Number of slots that the seat holds, on which the training computes.
     """
     TorchTrainer(
-        functools.partial(train_on_worker, job, stop_files, mailbox, attempt_id, in_gang=False),
+        functools.partial(train_on_worker, job, stop_files, mailbox, attempt_id, in_gang=False, slots=slots),
         scaling_config=ScalingConfig(num_workers=0, use_gpu=gpu),
         run_config=RunConfig(name=name),
     ).fit()
 
 
 def train_on_worker(
-    job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str, *, in_gang: bool = True
+    job: TrainJob,
+    stop_files: Sequence[StopFile],
+    mailbox: ActorHandle,
+    attempt_id: str,
+    *,
+    in_gang: bool = True,
+    slots: int = 1,
 ) -> None:
     """The training function of each worker: call `training.train`, and send its result or its error to the mailbox.
 
@@ -71,7 +85,8 @@ def train_on_worker(
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
+    devices = devices_of(str(device), slots)
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device), devices=devices)
     if job.sharing is not None and world.size > 1:
         world = dataclasses.replace(world, layout=job.sharing.layout(world.size, _workers_per_node(device)))
     reports = TrainReports(job, world)
@@ -88,7 +103,7 @@ def train_on_worker(
                 {
                     "steps": job.steps,
                     "tokens": job.steps * job.step_tokens,
-                    "workers": world.size,
+                    "workers": world.size * slots,
                     "node": ray.util.get_node_ip_address(),
                     "node_id": ray.get_runtime_context().get_node_id(),
                     "pid": os.getpid(),

@@ -53,6 +53,8 @@ def run(context: Context, draft: Draft) -> None:
 
 def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
     """A copy of the job for a gang: with its interval of exchange, and the division of the model among workers."""
+    if job.memory == "streamed":  # one worker drives all cards
+        return job
     pool, parallel = config.finetune_pool, config.finetune.parallel
     pool_gb = min(kind.memory_gb for kind in pool.node_types)
     measure = functools.partial(

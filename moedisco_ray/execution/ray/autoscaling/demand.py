@@ -122,7 +122,7 @@ class _Requests:
             # Names are unique in a Ray cluster, even while a group is being removed.
             self._groups.append(
                 placement_group(
-                    [{self._node_type.resource: 1}],
+                    [{self._node_type.resource: self._node_type.slots}],
                     name=f"{self._name}-{uuid.uuid4().hex[:8]}",
                     bundle_label_selector=[dict(self._aside.selector(self._node_type))],
                 )

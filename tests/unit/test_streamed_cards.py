@@ -1,0 +1,230 @@
+"""Several cards of one machine make a streamed step together: the result of one card, up to the order of two sums."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import BATCH, HeldOutText, L, run, stop_after, variant, weights, write_shard, write_tiny
+from torch import Tensor
+
+from moedisco_ray.core.config import Lora, Optimizer
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.training import TrainJob, streamed_stepper
+from moedisco_ray.training.host_copies import Copies
+
+LAYERS = 5
+TWO, THREE = ("cpu",) * 2, ("cpu",) * 3
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("cards")
+    write_shard(home / "shard")
+    for family in ("qwen3_moe", "deepseek_v3", "gpt_oss"):
+        write_tiny(home / family, 4, family=family, layers=LAYERS)
+    write_tiny(home / "tied", 4, tied=True, layers=LAYERS)
+    return home
+
+
+@pytest.fixture
+def job(home: Path, tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        stage="finetune",
+        name="cards",
+        model=home / "qwen3_moe",
+        packed_dirs=(home / "shard",),
+        output=tmp_path / "out",
+        checkpoints=tmp_path / "steps",
+        steps=4,
+        sequence_length=L,
+        optimizer=recipe(),
+        checkpoint_every=None,
+        memory="streamed",
+        load_balance=0.02,
+        z_loss=0.001,
+        log_every=1,
+    )
+
+
+def recipe(**changes: Any) -> Optimizer:
+    return Optimizer(**{"lr": 3e-3, "batch_tokens": BATCH * L, "micro_batch": 2, "warmup": 0.2, **changes})
+
+
+def check_equal(ours: Path, theirs: Path) -> None:
+    found, expected = weights(ours), weights(theirs)
+    assert found.keys() == expected.keys()
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
+
+
+def check_close(ours: Path, theirs: Path, tolerance: float) -> None:
+    found = weights(ours)
+    for key, expected in weights(theirs).items():
+        torch.testing.assert_close(found[key], expected, rtol=tolerance, atol=tolerance, msg=key)
+
+
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "AdamW": ("qwen3_moe", {}, {}),
+    "Muon": ("deepseek_v3", {"name": "muon"}, {}),
+    "tied embeddings": ("tied", {"name": "muon"}, {}),
+    "documents apart": ("gpt_oss", {"within_documents": True}, {"document_start": 0}),
+    "blocks": ("tied", {"block_steps": 1}, {"steps": 8}),
+    "no router losses": ("qwen3_moe", {}, {"load_balance": 0.0, "z_loss": 0.0}),
+    "fewer micro-batches than cards": ("qwen3_moe", {"micro_batch": 6}, {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "devices"),
+    [
+        ("AdamW", THREE),
+        ("Muon", TWO),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in itertools.product(CASES, (TWO, THREE))),
+    ],
+)
+def test_several_cards_give_the_result_of_one(job: TrainJob, home: Path, case: str, devices: tuple[str, ...]) -> None:
+    """The gradient of the head is added up in another order, which AdamW magnifies where gradients are near zero."""
+    model, changes, others = CASES[case]
+    job = dataclasses.replace(job, model=home / model, optimizer=recipe(**changes), **others)
+    one, several = variant(job, "one"), variant(job, "several")
+    expected, found = run(one), run(several, devices=devices)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+    check_close(several.output, one.output, 2e-4)
+
+
+@pytest.mark.parametrize("devices", [TWO, pytest.param(THREE, marks=pytest.mark.slow)])
+def test_where_the_head_does_not_train_the_bits_are_those_of_one_card(
+    job: TrainJob, home: Path, devices: tuple[str, ...]
+) -> None:
+    job = dataclasses.replace(job, model=home / "gpt_oss", lora=Lora(rank=4))
+    one, several = variant(job, "one"), variant(job, "several")
+    run(one)
+    run(several, devices=devices)
+    check_equal(several.output, one.output)
+
+
+def test_the_same_cards_give_the_same_bits_whatever_their_threads_do(job: TrainJob) -> None:
+    """In bf16, so that the random bits of rounding count too."""
+    job = dataclasses.replace(job, optimizer=recipe(name="muon", precision="pure_bf16"))
+    for name in ("first", "second"):
+        run(variant(job, name), devices=THREE)
+    check_equal(variant(job, "first").output, variant(job, "second").output)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(TWO, ()), pytest.param(TWO, THREE, marks=pytest.mark.slow), pytest.param((), TWO, marks=pytest.mark.slow)],
+)
+def test_a_training_goes_on_with_another_number_of_cards(
+    job: TrainJob, first: tuple[str, ...], second: tuple[str, ...]
+) -> None:
+    whole, parts = variant(job, "whole"), variant(job, "parts")
+    run(whole)
+    assert not run(parts, stop=stop_after(2), devices=first).finished
+    assert run(parts, devices=second).restored_step == 2
+    check_close(parts.output, whole.output, 2e-4)
+
+
+class BrokenError(Exception):
+    """A copy fails."""
+
+
+class BrokenCopies(Copies):
+    """The second card's copies to the host fail from some copy on."""
+
+    made = 0
+    left = 0
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        type(self).made += 1
+        self._is_broken = type(self).made % 2 == 0
+
+    def send(self, near: Tensor, far: Tensor) -> torch.cuda.Event | None:
+        if self._is_broken:
+            type(self).left -= 1
+            if type(self).left < 0:
+                raise BrokenError
+        return super().send(near, far)
+
+
+@pytest.mark.parametrize("left", [0, 30])
+@pytest.mark.timeout(60)
+def test_an_error_of_one_card_ends_the_step_of_all(job: TrainJob, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+    """The others wait for what it would have handed on."""
+    monkeypatch.setattr(streamed_stepper, "Copies", BrokenCopies)
+    monkeypatch.setattr(BrokenCopies, "left", left)
+    with pytest.raises(BrokenError):
+        run(job, devices=TWO)
+
+
+class Late:
+    """A copy to the host that is made when something waits for it."""
+
+    def __init__(self, near: Tensor, far: Tensor) -> None:
+        self._near, self._far, self._lock = near.detach(), far, threading.Lock()
+        self._is_made = False
+        far.detach().fill_(torch.nan)
+
+    def make(self) -> None:
+        with self._lock:
+            if not self._is_made:
+                self._far.detach().copy_(self._near)
+                self._is_made = True
+
+
+class LateCopies(Copies):
+    """Copies to the host as late as their order allows, as a GPU may make them."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._late: dict[int, Late] = {}
+
+    def send(self, near: Tensor, far: Tensor) -> Any:
+        late = self._late[far.data_ptr()] = Late(near, far)
+        return late
+
+    def begin(self, tensors: Mapping[str, Tensor], *after: Any) -> Callable[[], dict[str, Tensor]]:
+        for sent in after:
+            sent.make()
+        for tensor in tensors.values():
+            if tensor.data_ptr() in self._late:
+                self._late[tensor.data_ptr()].make()
+        return super().begin(tensors)
+
+    def finish(self) -> None:
+        for late in self._late.values():
+            late.make()
+        self._late.clear()
+
+
+@pytest.mark.parametrize(
+    ("model", "devices"), [("tied", TWO), pytest.param("qwen3_moe", THREE, marks=pytest.mark.slow)]
+)
+def test_cards_wait_for_what_others_send(
+    job: TrainJob, home: Path, monkeypatch: pytest.MonkeyPatch, model: str, devices: tuple[str, ...]
+) -> None:
+    """What is read before it has arrived is not a number."""
+    job = dataclasses.replace(job, model=home / model, optimizer=recipe(name="muon"))
+    usual, late = variant(job, "usual"), variant(job, "late")
+    run(usual, devices=devices)
+    monkeypatch.setattr(streamed_stepper, "Copies", LateCopies)
+    run(late, devices=devices)
+    check_equal(late.output, usual.output)
+
+
+def test_evaluations_are_those_of_one_card(job: TrainJob, home: Path) -> None:
+    found = []
+    for devices in ((), TWO):
+        events: list[Event] = []
+        job_here = dataclasses.replace(variant(job, f"on-{len(devices)}", held_out=HeldOutText()), lora=Lora(rank=4))
+        run(dataclasses.replace(job_here, model=home / "gpt_oss"), events.append, devices=devices)
+        found.append([each.data["held_out_loss"] for each in events if each.type == "evaluation"])
+    assert len(found[0]) == 2
+    assert found[1] == found[0]
