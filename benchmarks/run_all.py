@@ -1,6 +1,6 @@
 """Measure everything again, then write RESULTS.md from the results.
 
-Except for `corpus_engines` and `syncs`, which compare two commits.
+Except for `syncs`, and `corpus_engines` with an old commit, which compare two commits.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ COMMANDS = (
     "study.simulation",
     "makespan",
     "corpus_scale",
+    "corpus_engines --blocks 1 7 200 --megabytes 1000 --documents 5000000 --rounds 1",
     "true_sizes",
     "expert_offload",
     "within_documents --tokens 300000",
     "fake_memory",
     "streamed_timeline",
     "streamed_host",
+    "streamed_cards",
     "document",
 )
 

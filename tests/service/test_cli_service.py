@@ -278,7 +278,7 @@ def test_starting_imports_nothing_heavy_and_is_quick():
     assert result.stdout == "[]\n"
     assert result.stderr.startswith("moedisco: CONFIG: 'missing.yaml': cannot be read")
 
-    # Function calls, not seconds, which depend on the machine's load. 910,000 calls take 0.6 s, and a command has
+    # Function calls, not seconds, which depend on the machine's load. 790,000 calls take 0.6 s, and a command has
     # 10,000 of them. Importing torch doubles them.
     profiled = (
         "import cProfile, contextlib, io, pstats, sys\n"
@@ -291,7 +291,7 @@ def test_starting_imports_nothing_heavy_and_is_quick():
         "print(pstats.Stats(profile).total_calls)\n"
     )
     start = subprocess.run([sys.executable, "-c", profiled, "--help"], capture_output=True, text=True, check=True)
-    assert 500_000 < int(start.stdout) < 1_000_000
+    assert 500_000 < int(start.stdout) < 900_000
 
 
 def test_submit_sends_absolute_paths_and_leaves_the_output_to_the_service(fake, config, tmp_path):

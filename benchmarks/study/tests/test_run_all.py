@@ -5,7 +5,7 @@ import shlex
 from benchmarks.harness import RESULTS
 from benchmarks.run_all import COMMANDS
 
-NAMES = {"study.simulation": "simulator"}
+NAMES = {"study.simulation": "simulator", "corpus_engines": "corpus_blocks"}
 """Results whose names are not their modules'."""
 
 

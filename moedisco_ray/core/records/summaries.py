@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from moedisco_ray.core.meanings import add_meanings
+
 Contribution = Literal["finished", "checkpoint", "seed"]
 
 
@@ -17,7 +19,7 @@ class Record(BaseModel):
     """Base of all records."""
 
     # Commands that read no records need not wait until their checks are built.
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="allow", json_schema_extra=add_meanings, defer_build=True)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values; parts that were never set are left out."""
