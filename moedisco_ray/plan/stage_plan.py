@@ -116,8 +116,10 @@ def gang_training(config: RunConfig, pool: AnyPool, tokens: int) -> StageTrainin
     """Training of the whole model on a pool."""
     optimizer, workers = config.finetune.optimizer, pool.fewest_workers
     sequences = optimizer.batch_tokens // config.corpus.sequence_length
-    # A pool that streams has one worker, and own cards are as many as the machine has.
-    most = sequences if pool.price_per_hour or not pool.gpu else min(sequences, pool.gpus_per_node)
+    # A pool that streams has one worker, and own cards are as many as the machine has. Of several machines, their
+    # number is not known.
+    is_own_machine = pool.gpu and not pool.price_per_hour and pool.most_workers <= pool.gpus_per_node
+    most = min(sequences, pool.gpus_per_node) if is_own_machine else sequences
     counts = () if pool.memory == "streamed" else range(workers + 1, most + 1)
     more_workers = tuple(n for n in counts if sequences % n == 0)
     size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
