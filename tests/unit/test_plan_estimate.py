@@ -506,7 +506,10 @@ def test_an_upcycled_seed_s_calibration_is_planned():
 
 
 def test_a_plan_says_what_idle_cards_of_whole_nodes_add_to_a_bill_by_the_card() -> None:
-    """One of 8 cards at $2 an hour merges, evaluates and exports, while 7 wait. Before: nothing."""
+    """One of 8 cards at $2 an hour merges, evaluates and exports, while 7 wait.
+
+    Before: nothing, and then also the start of the gang's controller, for which no card of any node is billed.
+    """
     nodes = {"gpu": 1, "card": "H100", "price_per_hour": 2.0, "workers": 8, "gpus_per_node": 8}
     low = {"gpu": 1, "card": "L4", "price_per_hour": 0.0, "max_workers": 8}
     config = preset("demo", pools={"low_memory": low, "high_memory": nodes})
@@ -514,8 +517,9 @@ def test_a_plan_says_what_idle_cards_of_whole_nodes_add_to_a_bill_by_the_card() 
     alone = [each for each in plan.estimates if each.stage in ("merge", "evaluate", "export")]
     assert all(each.worker_seconds == pytest.approx(each.seconds) for each in alone)
     [gang] = [each for each in plan.estimates if each.stage == "finetune"]
-    waits = 8 * (gang.seconds or 0.0) - (gang.worker_seconds or 0.0)  # for the controller of the gang
-    idle = 7 * sum(each.seconds or 0.0 for each in alone) + waits
+    assert gang.unbilled_seconds == START_UP
+    assert gang.worker_seconds == pytest.approx(8 * ((gang.seconds or 0.0) - START_UP))  # none of 8 is idle
+    idle = 7 * sum(each.seconds or 0.0 for each in alone)
     assert estimate.idle_in_nodes(config, plan.estimates) == pytest.approx(2.0 * idle / 3600)
     assert f"where nodes are rented whole, their idle cards add {format_dollars(2.0 * idle / 3600)}" in plan.assumptions
     single = preset("demo", pools={"low_memory": low, "high_memory": nodes | {"workers": 1, "gpus_per_node": 1}})
