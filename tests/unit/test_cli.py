@@ -189,7 +189,7 @@ SMI = {
 
 @pytest.mark.parametrize(
     ("machine", "card", "memory_gb", "count"),
-    [("four", "RTX 4090", 23.5, 4), ("laptop", "RTX 4090", 15.5, 1), ("unknown", None, 15.5, 2)],
+    [("four", "RTX 4090", 23.5, 4), ("laptop", None, 15.5, 1), ("unknown", None, 15.5, 2)],
 )
 def test_init_writes_the_cards_of_this_machine_with_their_real_memory(
     tmp_path, monkeypatch, machine, card, memory_gb, count
@@ -216,7 +216,9 @@ def test_init_writes_the_cards_of_this_machine_with_their_real_memory(
     assert (tmp_path / "other.yaml").read_text() == preset_text("default")
 
 
-@pytest.mark.parametrize("words", ["2 x RTX 4090, 8 x H100", "2 x RTX 4090 with 64 GB", "9 lives", "0 x H100"])
+@pytest.mark.parametrize(
+    "words", ["2 x RTX 4090, 8 x H100", "2 x RTX 4090 with 64 GB", "RTX 4080 SUPER", "9 lives", "0 x H100"]
+)
 def test_init_refuses_words_that_are_not_cards_of_one_kind(tmp_path, words):
     """Before: of two kinds, the larger card was taken, as often as there are of the first."""
     result = invoke("init", tmp_path / "my.yaml", "--cards", words)
@@ -234,8 +236,10 @@ def test_init_knows_cards_as_people_write_them(tmp_path, words):
     invoke("init", tmp_path / "my.yaml", "--cards", words)
     low = yaml.safe_load((tmp_path / "my.yaml").read_text())["pools"]["low_memory"]
     assert (low["card"], low["max_workers"]) == ("RTX 4090", 8)
-    invoke("init", tmp_path / "my.yaml", "--force", "--cards", "a100-80gb")
-    assert yaml.safe_load((tmp_path / "my.yaml").read_text())["pools"]["low_memory"]["card"] == "A100-80GB"
+    # Before: in small letters, cards were found only if their names have none.
+    for small, card in {"a100-80gb": "A100-80GB", "rtx 4060 ti": "RTX 4060 Ti"}.items():
+        invoke("init", tmp_path / "my.yaml", "--force", "--cards", small)
+        assert yaml.safe_load((tmp_path / "my.yaml").read_text())["pools"]["low_memory"]["card"] == card
 
 
 def test_init_takes_cards_text_and_start_as_options(tmp_path):

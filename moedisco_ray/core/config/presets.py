@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from moedisco_ray.core.cards import CARDS, find_card
+from moedisco_ray.core.cards import CARDS, find_card, without_card
 from moedisco_ray.core.config.pool import MOST_WORKERS
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.limits import MOST_READINGS
@@ -32,7 +32,7 @@ _FEWEST = 100
 _NUMBER_OF_CARDS = re.compile(r"(?:(\d+) *x *)?(\S.*)")
 _RTX = re.compile(r"(?:\bRTX[ -]?|^)(?=\d{4})", re.IGNORECASE)
 _NEXT_TO_A_CARD = re.compile(
-    r"(?:NVIDIA|GeForce|RTX|Tesla|Quadro|Generation|SUPER|SXM\d?|HBM\d\w?|PCIe|GPUs?|\d+ ?Gi?B|[\s-])*", re.IGNORECASE
+    r"(?:NVIDIA|GeForce|RTX|Tesla|Quadro|Generation|SXM\d?|HBM\d\w?|PCIe|GPUs?|\d+ ?Gi?B|[\s-])*", re.IGNORECASE
 )
 """What may stand next to the name of a card."""
 _SIZE = re.compile(r"(\d+) ?Gi?B", re.IGNORECASE)
@@ -75,11 +75,11 @@ def named_cards(words: str) -> tuple[LocalCard, ...]:
     """
     found = _NUMBER_OF_CARDS.fullmatch(words.strip())
     name = "" if found is None else _RTX.sub("RTX ", found[2])
-    name = name if find_card(name) else name.upper()
     card = find_card(name)
-    if card is not None and _NEXT_TO_A_CARD.fullmatch(re.sub(card.pattern, "", name)) is None:
+    rest = "" if card is None else without_card(name, card)
+    if card is not None and _NEXT_TO_A_CARD.fullmatch(rest) is None:
         raise ConfigError("--cards", words, f"must be cards of one kind alone, such as `8 x {card.name}`")
-    stated = None if card is None else _SIZE.search(re.sub(card.pattern, "", name))
+    stated = _SIZE.search(rest)
     if card is not None and stated is not None and not _SEEN * float(stated[1]) < card.memory_gb <= float(stated[1]):
         remedy = f"{card.name} is known with {card.memory_gb} GiB; leave the size out, and set memory_gb in the file"
         raise ConfigError("--cards", words, remedy)
