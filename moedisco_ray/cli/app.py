@@ -56,6 +56,7 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.core.store.locations import is_uri, joined
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.output_checks import small_disks, unwritable_places
+from moedisco_ray.execution.text_size import listed_bytes
 from moedisco_ray.plan import build_plan, too_large, with_cluster_count
 from moedisco_ray.plan.machine import known_machine, measured_machine
 
@@ -152,7 +153,7 @@ def run(
     checked = load_config(config, overrides or ())
     functions = allowed_functions(checked, config.parent, allow_code or ())
     # Plan first, so that a vocabulary that does not fit the model is reported before anything starts.
-    planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
+    planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, listed=listed_bytes))
     raise_together((*unwritable_places(checked), *small_disks(checked, planned)))
     console = output_console()
     stop, prices = StopFile(stop_file), PriceTag(checked.pools)
@@ -196,7 +197,7 @@ def plan(
 ) -> None:
     """Show what a run needs, and whether another way costs less; exit code 2 if it does not fit."""
     checked = load_config(config, overrides or ())
-    machine = measured_machine(checked, here="RAY_ADDRESS" not in os.environ)
+    machine = measured_machine(checked, here="RAY_ADDRESS" not in os.environ, listed=listed_bytes)
     if measured is not None:
         from moedisco_ray.plan.measured_speed import with_measured_speed
 

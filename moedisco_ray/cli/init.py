@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from moedisco_ray.cli.arguments import USUAL_FILE, NewFile
 from moedisco_ray.cli.console import say, say_text
+from moedisco_ray.core.config import Source
 from moedisco_ray.core.config.inits import CheckpointInit
 from moedisco_ray.core.config.presets import (
     LocalCard,
@@ -20,16 +22,18 @@ from moedisco_ray.core.config.presets import (
     on_own_cards,
     on_text,
     preset_text,
+    tokens_for,
 )
 from moedisco_ray.core.config.start_sizes import holds_experts
+from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.config.yaml_text import parse_yaml
-from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.core.globs import GlobError
+from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError
 from moedisco_ray.core.limits import TEXT_BYTES_PER_TOKEN
 from moedisco_ray.core.records.findings import reading_note
 from moedisco_ray.core.store.locations import is_uri
 from moedisco_ray.execution.local_cards import host_memory_gb, local_cards
-from moedisco_ray.plan.machine import text_size
+from moedisco_ray.execution.text_size import listed_bytes
+from moedisco_ray.plan.text_size import text_bytes
 
 
 def init(
@@ -61,9 +65,11 @@ def init(
     content = preset_text(chosen)
     if found:
         content = on_own_cards(content, found, host_memory_gb() if cards is None else None)
-    size = _text_tokens(text or ())
+    usual = parse_yaml(content)["tokens"]["total"]
+    size, reason = _text_tokens(text or ())
+    total = usual if size is None else tokens_for(size, usual)
     if text:
-        content = on_text(content, text, size)
+        content = on_text(content, text, total)
     if start is not None:
         content = from_model(content, start, moe=_is_moe(start))
     if str(path) == "-":
@@ -71,32 +77,36 @@ def init(
         return
     _write(path, content, force=force)
     _explain(found, preset, chosen, here=cards is None)
-    if size:
-        total = parse_yaml(content)["tokens"]["total"]
+    if size is not None:
         say(f"tokens.total is {total:,}: {reading_note(total, size, f'the text, about {size:,} tokens, is read')}")
+    elif text:
+        say(f"tokens.total is {total:,}, as in the preset, because the size of the text is unknown: {reason}")
     say(f"wrote {path} (preset {chosen}); next: moedisco plan {path}")
 
 
-def _text_tokens(places: Sequence[str]) -> int | None:
-    """Estimated number of tokens of text on this machine; None without text, or if its size is unknown.
+def _text_tokens(places: Sequence[str]) -> tuple[int | None, str]:
+    """Estimated number of tokens of the text, at least 1, or None and the reason why it is unknown.
 
     Raises:
-        ConfigError: A file, folder or glob does not exist, or holds no text.
+        ConfigError: A run cannot read a file, folder or glob.
     """
-    sizes = [_text_bytes(place) for place in places]
-    return sum(filter(None, sizes)) // TEXT_BYTES_PER_TOKEN if sizes and None not in sizes else None
-
-
-def _text_bytes(place: str) -> int | None:
-    if place == "embedded" or is_uri(place):
-        return None
-    try:
-        size = text_size(place) if place else 0
-    except GlobError as error:
-        raise ConfigError("--text", place, str(error)) from error
-    if size == 0:
-        raise ConfigError("--text", place, "is no file, folder or glob with text here; check the path")
-    return size
+    total = 0
+    for place in places:
+        if not place:
+            raise ConfigError("--text", place, "is no file, folder, glob or URI; name one")
+        try:
+            size = text_bytes({"--text": Source(path=place)}, listed_bytes)
+        except ValidationError as error:
+            raise ConfigError("--text", place, plain_words(error.errors()[0])) from error
+        except CorpusError as error:
+            if error.value == place:
+                raise ConfigError("--text", place, error.remedy) from error
+            return None, f"{error.value} {error.remedy}"  # the rest can be read once that file is left out
+        if size is None:
+            where = "is at a URI" if is_uri(place) else "has too many files to count"
+            return None, f"{place} {where}"
+        total += size
+    return (max(1, total // TEXT_BYTES_PER_TOKEN), "") if places else (None, "")
 
 
 def _is_moe(start: str) -> bool:

@@ -129,26 +129,44 @@ _TABLE: tuple[_Row, ...] = (
     ("RTX 5070", r"RTX[ -]5070", 11.5, 61, 30.9, (12, 0), 24, 250, _ASSUMED),
     ("RTX 4090", r"RTX[ -]4090", 23.5, 165, 82.6, (8, 9), 12, 450, _RTX_4090),
     ("RTX 4080", r"RTX[ -]4080", 15.5, 97, 48.7, (8, 9), 12, 320, _ASSUMED),
-    ("RTX 4070 Ti SUPER", r"RTX[ -]4070[ -]Ti[ -](?:SUPER|Super)", 15.5, 88, 44.1, (8, 9), 12, 285, _ASSUMED),
+    ("RTX 4070 Ti SUPER", r"RTX[ -]4070[ -]Ti[ -]SUPER", 15.5, 88, 44.1, (8, 9), 12, 285, _ASSUMED),
     ("RTX 4070 Ti", r"RTX[ -]4070[ -]Ti", 11.5, 80, 40.1, (8, 9), 12, 285, _ASSUMED),
     ("RTX 4070", r"RTX[ -]4070", 11.5, 58, 29.1, (8, 9), 12, 200, _ASSUMED),
     ("RTX 4060 Ti", r"RTX[ -]4060[ -]Ti", 15.5, 44, 22.1, (8, 9), 6, 165, _ASSUMED),
     ("RTX 3090", r"RTX[ -]3090", 23.5, 71, 35.6, (8, 6), 12, 350, _ASSUMED),
-    ("RTX 3080", r"RTX[ -]3080(?![ -](?:Ti|Laptop))", 9.6, 59, 29.8, (8, 6), 12, 320, _ASSUMED),
-    ("RTX 3060", r"RTX[ -]3060(?![ -](?:Ti|Laptop))", 11.6, 25, 12.7, (8, 6), 12, 170, _ASSUMED),
+    ("RTX 3080", r"RTX[ -]3080", 9.6, 59, 29.8, (8, 6), 12, 320, _ASSUMED),
+    ("RTX 3060", r"RTX[ -]3060", 11.6, 25, 12.7, (8, 6), 12, 170, _ASSUMED),
     ("V100-32GB", r"V100\b.*\b32GB", 31.7, 125, 15.7, (7, 0), 150, 300, _ASSUMED),
     ("V100-16GB", r"V100", 15.7, 125, 15.7, (7, 0), 150, 300, _ASSUMED),
     ("T4", r"T4", 14.56, 65, 8.1, (7, 5), 6, 70, _ASSUMED),
 )
 """Rows of the table of cards, with the fields of `Card` in their order."""
 CARDS: tuple[Card, ...] = tuple(Card(*row) for row in _TABLE)
-"""All known cards. The first whose pattern occurs in a name is the card of that name."""
+"""All known cards. The first whose pattern occurs in a name is the card of that name, unless it is a variant."""
+
+
+_VARIANT = re.compile(r"\b(?:Ti|SUPER|D|Laptop|Mobile|Max-?Q|MIG)\b|-\d{1,3}[ABCQ]\b", re.IGNORECASE)
+"""Words next to a card's name that make it another card, with less memory or speed: a variant, a part of a card, or
+NVIDIA's share of a card in a virtual machine (such as A10-24Q)."""
 
 
 @functools.lru_cache(maxsize=256)  # a plan asks for the same names a thousand times
 def find_card(name: str) -> Card | None:
-    """The card with this name, as CUDA, a cluster file or a configuration writes it; None if it is not in the table."""
-    return next((card for card in CARDS if re.search(rf"\b{card.pattern}\b", name)), None)
+    """The card with this name, as CUDA, a cluster file or a configuration writes it; None if it is not in the table.
+
+    A variant without a row of its own, such as `RTX 4090 Laptop GPU`, is not in the table.
+    """
+    return next((card for card in CARDS if _is_card(card, name)), None)
+
+
+def without_card(name: str, card: Card) -> str:
+    """What stands next to the name of a card."""
+    return re.sub(rf"\b{card.pattern}\b", "", name, flags=re.IGNORECASE)
+
+
+def _is_card(card: Card, name: str) -> bool:
+    rest = without_card(name, card)
+    return rest != name and _VARIANT.search(rest) is None
 
 
 def known_card(name: str) -> str:

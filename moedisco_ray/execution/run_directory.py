@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from moedisco_ray.core import stages
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.config.renamed import read_stored_config
+from moedisco_ray.core.config.renamed import gone_values, read_stored_config
 from moedisco_ray.core.errors import DamagedError, RunDirError
 from moedisco_ray.core.records.events import Event, EventLog, without_damage
 from moedisco_ray.core.records.run_damage import EVENTS, RUN_ID, Part, damage_of, finished_trainings
@@ -52,13 +53,15 @@ def check_directory(config: RunConfig, *, redo: bool) -> None:
 
 
 def replaced_settings(config: RunConfig) -> list[str]:
-    """Settings of a directory's run that a configuration changes, if the run has work that depends on them."""
+    """Settings of a directory's run that a configuration changes, if the run has work that depends on them.
+
+    Values of settings that are gone are among them: this version would continue the run with others.
+    """
     directory = config.directory
-    return (
-        stages.changed_settings(_stored(directory), config)
-        if (directory / CONFIG).exists() and _holds_work(directory)
-        else []
-    )
+    if not (directory / CONFIG).exists() or not _holds_work(directory):
+        return []
+    changed = stages.changed_settings(_stored(directory), config)
+    return gone_values(json.loads((directory / CONFIG).read_bytes())) + changed
 
 
 def create(directory: Path) -> None:

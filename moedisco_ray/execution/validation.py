@@ -14,6 +14,7 @@ from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.user_code import user_functions
 from moedisco_ray.execution.local_gpus import lacking_gpus
 from moedisco_ray.execution.output_checks import small_disks, tight_disks, unwritable_places
+from moedisco_ray.execution.text_size import listed_bytes
 from moedisco_ray.plan import build_plan, readings
 from moedisco_ray.plan.machine import known_machine
 from moedisco_ray.stages.corpus import probe
@@ -53,7 +54,7 @@ def validate(config: RunConfig, folder: Path = Path()) -> Findings:
     if text is not None:
         problems += text.problems
     functions = _collect(problems, lambda: user_functions(config, folder)) or []
-    plan = _collect(problems, lambda: build_plan(config, known_machine(config, here=False, read_sizes=True)))
+    plan = _collect(problems, lambda: build_plan(config, known_machine(config, here=False, listed=listed_bytes)))
     problems += start_problems(config)
     if plan is not None:
         problems += [stage.problem for stage in (*plan.stages, *plan.inference) if not stage.fits]

@@ -7,6 +7,7 @@ number of its workers differ. So a plan can say which way is cheapest on these m
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
@@ -14,7 +15,6 @@ from pydantic import BaseModel
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.bill import Baseline, format_dollars, format_seconds, is_joint_training
 from moedisco_ray.plan.joint_ways import (
-    EXACT_COST,
     WHOLE,
     WORKER,
     Change,
@@ -78,6 +78,11 @@ class Alternative(BaseModel, frozen=True, defer_build=True):
     null if the configuration does not allow the way."""
     limit: str | None
     """Why this way is impossible; null if it is not."""
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """Dollars and seconds; infinite where they are not known."""
+        return math.inf if self.dollars is None else self.dollars, math.inf if self.seconds is None else self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +185,8 @@ def _shown(trials: Sequence[Joint]) -> Iterator[Joint]:
 def verdict(ways: Sequence[Alternative], quality: str, *, keeps_submodels: bool = False) -> str | None:
     """Which way costs least on these machines, in words; if the run costs no dollars, which of such ways is fastest.
 
-    Ways that are known to end at a higher loss than the run, that train another model, or that save little by rounding
-    what the run does not, are not compared with it. If one of them is much cheaper, a sentence says so.
+    Ways that are known to end at a higher loss than the run, that train another model, or that round to fit though
+    `recipe: auto` would not take them, are not compared with it. If one of them is much cheaper, a sentence says so.
 
     Args:
         ways: All ways, the run itself last.
@@ -201,7 +206,7 @@ def verdict(ways: Sequence[Alternative], quality: str, *, keeps_submodels: bool 
 def _compared(ways: Sequence[Alternative], quality: str, *, keeps_submodels: bool) -> str | None:
     run = ways[-1]
     fitting = [each for each in ways if each.dollars is not None and each.seconds is not None]
-    priced = [each for each in fitting if not _is_worse(each, run)]
+    priced = without_needless_rounding([each for each in fitting if not _is_worse(each, run)])
     if run.limit is not None:
         return _without_the_run(run.limit, priced, ways)
     if run.dollars is None or run.seconds is None:
@@ -210,20 +215,25 @@ def _compared(ways: Sequence[Alternative], quality: str, *, keeps_submodels: boo
     comparable = [each for each in priced if not free or not each.dollars]
     best = min(comparable, key=lambda each: _rank(each, free=free))
     if _is_chosen(run) and _costs_the_same(best, run, free=free):
-        return f"On these machines this run takes {_figures(run)}: {best.name} costs hardly less, {_figures(best)}."
-    if _rank(best, free=free)[0] < _rank(run, free=free)[0]:
+        hardly = f"{best.name} costs hardly less, {_figures(best)}{_with_rounding(best)}"
+        return f"On these machines this run takes {_figures(run)}: {hardly}."
+    is_less = _rank(best, free=free)[0] < _rank(run, free=free)[0]
+    if is_less or run not in comparable:
+        better = f"is {'faster' if free else 'cheaper'}{_why(best)}{_with_rounding(best)}"
+        if not is_less:
+            better = f"rounds nothing and {'takes' if free else 'costs'} little more"
         is_auto = run.name == _THIS_RUN and best.way in WHOLE and not keeps_submodels
         return (
-            f"On these machines {best.name} is {'faster' if free else 'cheaper'}{_why(best)}: {_figures(best)}, "
-            f"against {_figures(run)} for this run.{' `recipe: auto` takes such a way.' if is_auto else ''}"
+            f"On these machines {best.name} {better}: {_figures(best)}, against {_figures(run)} for this run."
+            f"{' `recipe: auto` takes such a way.' if is_auto else ''}"
         )
     known = "" if _is_joint(run) else f" {quality}"
     worse = [each for each in fitting if each not in priced and (not free or not each.dollars)]
     cheap = min(worse, key=lambda each: _rank(each, free=free), default=None)
     is_much = cheap is not None and _rank(cheap, free=free)[0] < _MUCH_CHEAPER * _rank(run, free=free)[0]
     if cheap is not None and is_much:
-        known += f" {cheap.name[0].upper()}{cheap.name[1:]} takes {_figures(cheap)}{_higher(cheap, run)}"
-        known += f", with {_rounding(cheap)}." if saves_little_by_rounding(cheap, run) else "."
+        known += f" {cheap.name[0].upper()}{cheap.name[1:]} takes {_figures(cheap)}"
+        known += f"{_higher(cheap, run)}{'' if run.rounded else _with_rounding(cheap)}."
     others = [each for each in comparable if each is not run] or [each for each in priced if each is not run]
     if not others:
         alone = "no other way reaches this run's loss: it takes" if worse else "nothing else fits: this run takes"
@@ -266,21 +276,23 @@ def _is_joint(run: Alternative) -> bool:
 def _is_worse(way: Alternative, run: Alternative) -> bool:
     """Whether a way gives up loss that the run does not, or trains another model."""
     return way is not run and (
-        way.way == "half"
-        or (None not in (way.gap, run.gap) and (way.gap or 0.0) > (run.gap or 0.0))
-        or saves_little_by_rounding(way, run)
+        way.way == "half" or (None not in (way.gap, run.gap) and (way.gap or 0.0) > (run.gap or 0.0))
     )
 
 
-def saves_little_by_rounding(way: Alternative, run: Alternative) -> bool:
-    """Whether a way has to round to fit, the run does not, and the run costs little more."""
-    free = not run.dollars
-    return (
-        bool(way.rounded)
-        and not run.rounded
-        and run.limit is None
-        and _rank(run, free=free)[0] <= EXACT_COST * _rank(way, free=free)[0]
-    )
+def without_needless_rounding(ways: Sequence[Alternative]) -> list[Alternative]:
+    """The ways that fit, without those that round where the rule of `recipe: auto` takes one that rounds nothing.
+
+    It weighs them against joint training and the run itself, as a recipe does.
+    """
+    fitting = [each for each in ways if each.dollars is not None and each.seconds is not None]
+    weighed = [each for each in fitting if each.rounded or each.way in (*WHOLE, "run")]
+    kept = exact_first(weighed)
+    return [each for each in fitting if each in kept or each not in weighed]
+
+
+def _with_rounding(way: Alternative) -> str:
+    return f", with {_rounding(way)}" if way.rounded else ""
 
 
 def _rounding(way: Alternative) -> str:
@@ -302,7 +314,7 @@ def _without_the_run(limit: str, others: Sequence[Alternative], ways: Sequence[A
         streamed = [f"; {each.name}: {each.limit}" for each in ways if each.way == "streamed"]
         return f"This run does not fit these machines ({limit}), nor does any other way{''.join(streamed)}."
     best = min(others, key=lambda each: _rank(each, free=all(not other.dollars for other in others)))
-    return f"This run does not fit these machines ({limit}); {best.name} does: {_figures(best)}."
+    return f"This run does not fit these machines ({limit}); {best.name} does{_with_rounding(best)}: {_figures(best)}."
 
 
 def _rank(way: Alternative, *, free: bool) -> tuple[float, float]:

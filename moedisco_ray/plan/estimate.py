@@ -110,10 +110,11 @@ def idle_in_nodes(config: RunConfig, stages: Sequence[StageEstimate]) -> float:
         for each in stage.lines:
             pool = config.pools.at(each.pool)
             node = pool.gpus_per_node
-            if node > 1 and stage.seconds and each.worker_seconds is not None:
-                held = each.worker_seconds / stage.seconds
+            seconds = (stage.seconds or 0.0) - stage.unbilled_seconds
+            if node > 1 and seconds > 0 and each.worker_seconds is not None:
+                held = each.worker_seconds / seconds
                 idle = math.ceil(held / node - _ROUNDING) * node - held
-                dollars += dollars_of(stage.seconds * max(0.0, idle), pool.price_per_hour)
+                dollars += dollars_of(seconds * max(0.0, idle), pool.price_per_hour)
     return dollars
 
 
@@ -152,6 +153,5 @@ def _training(stage: TrainingStage, training: Training, reading: Reading) -> Sta
         if units
     ]
     wall = 3600 * cost.hours if pool.gpu else cost.waves * seconds / training.units / training.workers_per_unit
-    return priced(
-        name, pool, (wall + cost.waves * (starting + measuring) + syncing) * factor + cost.waves * controller, lines
-    )
+    billed = (wall + cost.waves * (starting + measuring) + syncing) * factor
+    return priced(name, pool, billed + cost.waves * controller, lines, cost.waves * controller)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Pool, Residence, RunConfig
 from moedisco_ray.core.config.starts import changed
@@ -109,18 +109,33 @@ def cost_of_trial(trial: Trial | str) -> tuple[float, float]:
     return math.inf if dollars is None else dollars, math.inf if seconds is None else seconds
 
 
-def exact_first(joint: Sequence[Joint]) -> Sequence[Joint]:
+class Costed(Protocol):
+    """A way that may have to round to fit."""
+
+    @property
+    def rounded(self) -> tuple[str, ...]:
+        """What it rounds or divides."""
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """Dollars and seconds; infinite where they are not known."""
+
+
+W = TypeVar("W", bound=Costed)
+
+
+def exact_first(ways: Sequence[W]) -> Sequence[W]:
     """The ways that round nothing to fit, if the cheapest of them costs little more than the cheapest of all; or all.
 
     Cards that cost nothing are compared by time.
     """
-    exact = [each for each in joint if not each.rounded]
+    exact = [each for each in ways if not each.rounded]
     if not exact:
-        return joint
+        return ways
     dollars, seconds = min(each.cost for each in exact)
-    least, fastest = min(each.cost for each in joint)
+    least, fastest = min(each.cost for each in ways)
     is_near = dollars <= EXACT_COST * least if least else not dollars and seconds <= EXACT_COST * fastest
-    return exact if is_near else joint
+    return exact if is_near else ways
 
 
 def joint_trials(config: RunConfig, plan: Planner) -> Iterator[list[Joint]]:

@@ -25,6 +25,8 @@ class StageEstimate(BaseModel, frozen=True, defer_build=True):
     """Seconds for which workers hold slots that cost money, summed over workers, with start-ups; null if unknown."""
     dollars: float | None
     """Sum of the dollars of all `lines`; null if unknown."""
+    unbilled_seconds: float = 0.0
+    """Part of `seconds` in which no worker holds a slot yet: the start of what starts them."""
     lines: tuple[Line, ...] = ()
     """Work that costs money, per pool. If the node type in a mixed pool is not known before the run, the most expensive
     one is assumed."""
@@ -84,7 +86,9 @@ class Reading:
         return priced(stage, pool, held / workers * factor, [line(stage, kind.key, held * factor, self.config)])
 
 
-def priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> StageEstimate:
+def priced(
+    stage: str, pool: Pool, seconds: float, lines: Sequence[Line], unbilled_seconds: float = 0.0
+) -> StageEstimate:
     """Estimate of a stage from the lines of its bill."""
     return StageEstimate(
         stage=stage,
@@ -92,6 +96,7 @@ def priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> Sta
         seconds=seconds,
         worker_seconds=total([each.worker_seconds for each in lines]),
         dollars=sum_dollars(lines),
+        unbilled_seconds=unbilled_seconds,
         lines=tuple(lines),
     )
 

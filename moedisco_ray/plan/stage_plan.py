@@ -29,6 +29,7 @@ from moedisco_ray.plan.steps import unit_steps
 from moedisco_ray.plan.streamed_way import streamed_flops, training_memory
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.worker_plan import WorkerPlan
+from moedisco_ray.policies.gang import counts
 from moedisco_ray.policies.parallel import Layout
 
 _FULL = Lora()
@@ -116,10 +117,10 @@ def gang_training(config: RunConfig, pool: AnyPool, tokens: int) -> StageTrainin
     """Training of the whole model on a pool."""
     optimizer, workers = config.finetune.optimizer, pool.fewest_workers
     sequences = optimizer.batch_tokens // config.corpus.sequence_length
-    # To one machine, a pool streams; own cards are as many as the machine has.
-    most = sequences if pool.price_per_hour or not pool.gpu else min(sequences, pool.gpus_per_node)
-    counts = () if pool.memory == "streamed" else range(workers + 1, most + 1)
-    more_workers = tuple(n for n in counts if sequences % n == 0)
+    # To one machine, a pool streams. Own cards are as many as the machine has; of several machines, it is not known.
+    is_own = pool.gpu and not pool.price_per_hour and pool.most_workers <= pool.gpus_per_node
+    most = pool.gpus_per_node if is_own else sequences
+    more_workers = () if pool.memory == "streamed" else counts(sequences, workers + 1, most)
     size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
     return StageTraining(
         "finetune",
@@ -140,8 +141,7 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
         ConfigError: A worker fits no node type of a mixed pool, so that the run would wait forever.
     """
     family, length = config.model.family_name, config.corpus.sequence_length
-    pool, units = training.pool, training.units
-    optimizer = training.optimizer.on(pool)
+    pool, units, optimizer = training.pool, training.units, training.optimizer.on(training.pool)
     together = training.workers if units == 1 and not training.sharded else 1
     # The seed and the sub-models have the same settings, so both must fit, and what needs one worker is open to
     # neither.

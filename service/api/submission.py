@@ -53,6 +53,7 @@ def _parent(context: ServiceContext, caller: Caller, run_id: str, if_match: str 
     with context.database.read() as session:
         run = visible_run(session, caller, run_id)
     check_match(if_match, run.version)
+    run.check_repeatable()
     document = {**run.document, "tags": run.tags, "output": str(home_of(home_of(run.location)))}
     return Parent(run.id, document, run.priority, run.budget_dollars)
 

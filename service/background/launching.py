@@ -124,6 +124,7 @@ class Launcher:
 
     def _allowed(self, run: RunRow) -> tuple[RunConfig, Sequence[Location]]:
         """Check the paths again, as at submission, and replace run references by paths; see `located`."""
+        run.check_repeatable()
         stored = run.settings
         output = home_of(home_of(run.location))
         storage = stored.checkpoint.storage if run.storage is None else str(home_of(run.storage))

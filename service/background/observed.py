@@ -48,9 +48,10 @@ def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
     """Input of `admit` for a queued run: one slot must be free, and enough slots for its smallest gang must exist.
 
     Raises:
-        UnusableRun: This version cannot read the run.
+        UnusableRun: This version cannot read the run, or cannot start it as it was asked for.
     """
     run.check_readable()
+    run.check_repeatable()
     (low, slots), *others = _pools(run)
     needs = (PoolNeed(low.tags, slots, free=1), *(PoolNeed(pool.tags, workers, free=0) for pool, workers in others))
     tags = [tag for need in needs for tag in need.resources]

@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from moedisco_ray.core.config import Pools, RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.config.renamed import stored_config
+from moedisco_ray.core.config.renamed import gone_values, stored_config
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.store.locations import Location
 from service.database.documents import DAMAGED, Planned, Progress, Stored, Unreadable
@@ -164,6 +164,18 @@ class RunRow(Table):
             return stored_config(_readable(self.config))
         except ValidationError as error:
             raise _unusable(error) from error
+
+    def check_repeatable(self) -> None:
+        """Check that this version can start, continue or repeat the run as it was asked for.
+
+        Raises:
+            UnusableRun: A setting that is gone had another value than every run has now.
+        """
+        gone = [] if isinstance(self.config, Unreadable) else gone_values(self.config)
+        if gone:
+            raise UnusableRun(
+                f"its stored configuration has settings that are gone: {', '.join(gone[:3])}; submit it as a new run"
+            )
 
     @property
     def document(self) -> dict[str, Any]:

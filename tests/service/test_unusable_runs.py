@@ -69,6 +69,24 @@ def test_a_run_of_an_earlier_version_is_shown_and_retried_in_the_form_of_this_on
     assert answer.json()["config"]["submodels"]["keep_optimizer_state"] is False
 
 
+def test_a_run_of_which_a_setting_is_gone_is_shown_and_not_repeated(api: Service, database, tmp_path):
+    """Before: the retry had the value of today without a word."""
+    gone = {"merge": {"delta_scale": 0.5}}
+    run = api.submit()["id"]
+    store(api.database, run, gone)
+    assert api.ann.get(f"/v1/runs/{run}").status_code == 200
+    assert api.ann.get(f"/v1/runs/{run}/report").status_code == 200
+    answer = api.ann.post(f"/v1/runs/{run}/retry")
+    assert answer.status_code == 409
+    assert "merge.delta_scale 0.5 (now 1.0); submit it as a new run" in answer.text
+    scene = Scene.on(database, tmp_path)
+    waits = scene.submit()
+    store(database, waits, gone)
+    scene.round(3)
+    assert scene.run(waits).state == "failed"
+    assert "merge.delta_scale 0.5" in scene.run(waits).reason
+
+
 def test_a_change_makes_an_unusable_run_usable_in_a_retry(api: Service):
     run = api.submit()["id"]
     store(api.database, run, BROKEN["clusters"])

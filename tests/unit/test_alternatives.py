@@ -22,6 +22,7 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.bill import format_dollars, format_seconds
 from moedisco_ray.execution.run_directory import create, write_config
 from moedisco_ray.plan import Alternative, Plan, StagePlan, build_plan, decided
+from moedisco_ray.plan.alternatives import verdict
 from moedisco_ray.plan.resolve import resolve
 
 RUNNER = CliRunner()
@@ -39,11 +40,13 @@ def figures(way: Alternative) -> str:
 
 
 def comparable(ways: Sequence[Alternative]) -> list[Alternative]:
-    """Ways without those that save less than a third by rounding what the run, the last one, does not."""
-    run = ways[-1]
-    if run.rounded or run.limit is not None:
-        return list(ways)
-    return [way for way in ways if not way.rounded or (run.dollars or 0) > 1.5 * (way.dollars or 0)]
+    """Ways without those that round, if that saves less than a third of what joint training or the run costs."""
+    weighed = [
+        way for way in ways if way.dollars is not None and (way.rounded or way.way.startswith(("joint", "str", "run")))
+    ]
+    exact = min((way.dollars for way in weighed if not way.rounded), default=float("inf"))
+    keeps = exact > 1.5 * min((way.dollars for way in weighed), default=0.0)
+    return [way for way in ways if not way.rounded or keeps]
 
 
 def check_verdict(plan: Plan) -> None:
@@ -56,12 +59,14 @@ def check_verdict(plan: Plan) -> None:
         assert "does not fit" in plan.verdict
         assert not plan.bill.lines
         assert plan.bill.dollars is None
-        assert all(figures(way) in plan.verdict for way in fitting if way is min(fitting, key=lambda way: way.dollars))
+        if fitting:
+            assert figures(min(comparable(fitting), key=lambda way: way.dollars or 0)) in plan.verdict
         return
     assert run.dollars == pytest.approx(plan.bill.dollars)
     assert figures(run) in plan.verdict
     cheapest = min(comparable(fitting), key=lambda way: way.dollars or 0)
-    assert ("this run costs least" in plan.verdict) == (run.dollars <= (cheapest.dollars or 0))
+    is_least = run in comparable(fitting) and run.dollars <= (cheapest.dollars or 0)
+    assert ("this run costs least" in plan.verdict) == is_least
     if cheapest.dollars < run.dollars:
         assert f"{cheapest.name} is cheaper" in plan.verdict
         assert figures(cheapest) in plan.verdict
@@ -366,6 +371,45 @@ def test_a_way_that_must_round_is_taken_where_it_saves_a_third(price: float, car
         assert plan.recipe is not None
         assert plan.recipe.endswith("joint training on 1 x RTX 4090, streamed from main memory has to round")
         assert "is cheaper" not in plan.verdict
+
+
+def way_at(way: str, dollars: float | None, *rounded: str, name: str = "", limit: str | None = None) -> Alternative:
+    seconds, gap = None if dollars is None else 3600.0, 0.08 if way == "submodels" else 0.0
+    return Alternative(
+        way=way, name=name or way, workers=1, seconds=seconds, dollars=dollars, gap=gap, rounded=rounded,
+        memory_gb=9.0, limit=limit,
+    )  # fmt: skip
+
+
+def test_a_verdict_names_no_way_that_rounds_where_a_recipe_would_not_take_it() -> None:
+    """Before: a way in bf16 for $40 was called cheaper than this run for $100, next to an exact one for $48."""
+    run = way_at("run", 100, name="this run")
+    exact, rounding = way_at("joint_high_memory", 48), way_at("joint_low_memory", 40, "bf16")
+    assert "joint_high_memory is cheaper" in str(verdict((rounding, exact, run), ""))
+    # More than a third cheaper, it is taken, and what it rounds is named.
+    cheap = way_at("joint_low_memory", 30, "bf16", "blocks")
+    assert verdict((cheap, exact, run), "") == (
+        "On these machines joint_low_memory is cheaper, because one cheap card trains the whole model, with weights in "
+        "bf16 and updates in blocks: $30.00 in 1 h 00 min, against $100.00 in 1 h 00 min for this run. `recipe: auto` "
+        "takes such a way."
+    )
+    # The run does not fit.
+    none = way_at("run", None, name="this run", limit="too large")
+    assert str(verdict((rounding, exact, none), "")).endswith("joint_high_memory does: $48.00 in 1 h 00 min.")
+    assert str(verdict((cheap, exact, none), "")).endswith(
+        "joint_low_memory does, with weights in bf16 and updates in blocks: $30.00 in 1 h 00 min."
+    )
+
+
+def test_a_run_that_rounds_is_not_called_cheapest_where_a_recipe_takes_an_exact_way() -> None:
+    """Before: `this run costs least`."""
+    rounding = way_at("run", 40, "bf16", name="this run")
+    assert verdict((way_at("joint_high_memory", 48), rounding), "") == (
+        "On these machines joint_high_memory rounds nothing and costs little more: $48.00 in 1 h 00 min, against "
+        "$40.00 in 1 h 00 min for this run. `recipe: auto` takes such a way. The run fits with weights in bf16; what "
+        "that costs in loss is not known."
+    )
+    assert "this run costs least" in str(verdict((way_at("joint_high_memory", 61), rounding), ""))
 
 
 def test_a_trained_start_has_no_measured_gaps_but_that_of_joint_training() -> None:

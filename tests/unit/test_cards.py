@@ -48,12 +48,33 @@ def test_every_card_finds_itself_and_reaches_a_part_of_its_peak(card: Any) -> No
         ("RTX-4090", "RTX 4090"),
         ("NVIDIA L40S", "L40S"),
         ("Tesla V100-SXM2-32GB", "V100-32GB"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "RTX 4070 Ti SUPER"),
+        ("nvidia geforce rtx 4070 ti", "RTX 4070 Ti"),
     ],
 )
 def test_names_of_cuda_and_of_cluster_files_are_found(name: str, card: str) -> None:
     found = find_card(name)
     assert found is not None
     assert found.name == card
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4080 SUPER",
+        "NVIDIA GeForce RTX 4070 SUPER",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 3080 Ti Laptop GPU",
+        "NVIDIA GeForce RTX 4070 Ti SUPER Laptop",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA A10-24Q",
+    ],
+)
+def test_a_variant_without_a_row_is_not_the_plain_card(name: str) -> None:
+    """Before: each had the memory and the speed of the desktop card, or of the whole one."""
+    assert find_card(name) is None
 
 
 def test_every_card_of_a_cluster_file_is_known_and_has_bf16() -> None:

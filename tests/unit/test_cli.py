@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from moedisco_ray import __version__
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import load_config
-from moedisco_ray.core.config.presets import PresetName, from_model, local_gpus, on_text, preset_text
+from moedisco_ray.core.config.presets import PresetName, from_model, local_gpus, on_text, preset_text, tokens_for
 from moedisco_ray.core.errors import RunDirError, TrainingError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.artifacts import write_json
@@ -189,7 +189,7 @@ SMI = {
 
 @pytest.mark.parametrize(
     ("machine", "card", "memory_gb", "count"),
-    [("four", "RTX 4090", 23.5, 4), ("laptop", "RTX 4090", 15.5, 1), ("unknown", None, 15.5, 2)],
+    [("four", "RTX 4090", 23.5, 4), ("laptop", None, 15.5, 1), ("unknown", None, 15.5, 2)],
 )
 def test_init_writes_the_cards_of_this_machine_with_their_real_memory(
     tmp_path, monkeypatch, machine, card, memory_gb, count
@@ -216,7 +216,9 @@ def test_init_writes_the_cards_of_this_machine_with_their_real_memory(
     assert (tmp_path / "other.yaml").read_text() == preset_text("default")
 
 
-@pytest.mark.parametrize("words", ["2 x RTX 4090, 8 x H100", "2 x RTX 4090 with 64 GB", "9 lives", "0 x H100"])
+@pytest.mark.parametrize(
+    "words", ["2 x RTX 4090, 8 x H100", "2 x RTX 4090 with 64 GB", "RTX 4080 SUPER", "9 lives", "0 x H100"]
+)
 def test_init_refuses_words_that_are_not_cards_of_one_kind(tmp_path, words):
     """Before: of two kinds, the larger card was taken, as often as there are of the first."""
     result = invoke("init", tmp_path / "my.yaml", "--cards", words)
@@ -234,8 +236,10 @@ def test_init_knows_cards_as_people_write_them(tmp_path, words):
     invoke("init", tmp_path / "my.yaml", "--cards", words)
     low = yaml.safe_load((tmp_path / "my.yaml").read_text())["pools"]["low_memory"]
     assert (low["card"], low["max_workers"]) == ("RTX 4090", 8)
-    invoke("init", tmp_path / "my.yaml", "--force", "--cards", "a100-80gb")
-    assert yaml.safe_load((tmp_path / "my.yaml").read_text())["pools"]["low_memory"]["card"] == "A100-80GB"
+    # Before: in small letters, cards were found only if their names have none.
+    for small, card in {"a100-80gb": "A100-80GB", "rtx 4060 ti": "RTX 4060 Ti"}.items():
+        invoke("init", tmp_path / "my.yaml", "--force", "--cards", small)
+        assert yaml.safe_load((tmp_path / "my.yaml").read_text())["pools"]["low_memory"]["card"] == card
 
 
 def test_init_takes_cards_text_and_start_as_options(tmp_path):
@@ -280,17 +284,50 @@ def test_init_takes_cards_text_and_start_as_options(tmp_path):
 
 @pytest.mark.parametrize(
     ("place", "words"),
-    [("nope.txt", "is no file"), ("*.md", "is no file"), ("", "is no file"), ("a**", "`**` stands alone")],
+    [
+        ("nope.txt", "cannot be read (no such file or folder)"),
+        ("*.md", "holds no files"),
+        ("", "is no file"),
+        ("a**", "`**` stands alone"),
+        ("x" * 300, "cannot be read ("),
+        ("locked", "cannot be read ("),
+    ],
 )
 def test_init_refuses_text_that_does_not_exist(tmp_path, monkeypatch, place, words):
-    """Before: a file was written, and the exit code was 0."""
-    monkeypatch.chdir(tmp_path)
+    """Before: a file was written, and the exit code was 0; a name that is too long ended in a traceback."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "locked").symlink_to("locked")
+    monkeypatch.chdir(tmp_path / "here")
+    place = "../locked/a.txt" if place == "locked" else place
     result = invoke("init", "my.yaml", "--preset", "demo", "--text", place)
     assert result.exit_code == 2
     assert one_line(result).startswith(f"moedisco: --text: '{place}': {words}")
-    assert list(tmp_path.iterdir()) == []
-    # What needs the network is not looked for.
-    assert invoke("init", "my.yaml", "--preset", "demo", "--text", "s3://no-bucket/x").exit_code == 0
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_init_says_when_the_size_of_the_text_is_unknown(tmp_path):
+    """Before: `tokens.total` was that of the preset without a word. What needs the network is not looked for."""
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "cover.jpg").write_bytes(b"x")
+    for place, reason in {
+        "s3://no-bucket/x": "s3://no-bucket/x is at a URI",
+        tmp_path: f"{tmp_path}/cover.jpg has the unknown ending .jpg; leave it out",
+    }.items():
+        path = tmp_path / "my.yaml"
+        result = invoke("init", path, "--force", "--preset", "demo", "--text", place)
+        assert result.exit_code == 0
+        said = " ".join(result.stdout.split())
+        words = "tokens.total is 1,600,000, as in the preset, because the size of the text is unknown: "
+        assert f"{words}{reason}" in said
+        assert load_config(path).tokens.total == 1_600_000
+
+
+def test_tiny_text_is_read_more_often_than_is_of_use():
+    """A hundredth of a preset's tokens is trained on at least."""
+    assert tokens_for(1_000_000, 400_000_000) == 4_000_000
+    assert tokens_for(100, 400_000_000) == 4_000_000
+    assert tokens_for(25_000_000, 400_000_000) == 100_000_000
+    assert tokens_for(10**9, 400_000_000) == 400_000_000
 
 
 @pytest.mark.parametrize(("size", "total"), [(4_000_000, 4_000_000), (400, 4_000_000), (4 * 10**9, 400_000_000)])

@@ -87,6 +87,21 @@ def test_the_last_override_wins(tmp_path):
     [
         (BASE + "tokns: {}\n", (), "tokns: no such setting; did you mean 'tokens'?"),
         (BASE, ("tokens.totl=1",), "tokens.totl: no such setting; did you mean 'total'?"),
+        # Before: `remove it`, and `did you mean 'max_tokens'?`.
+        (BASE, ("clusters.method=random",), "clusters.method: no such setting; set clusters.vectors to random instead"),
+        (BASE, ("clusters.method=kmeans",), "clusters.method: no such setting; remove it"),
+        (BASE, ("clusters.text=all",), 'clusters.text: no such setting; remove it: every run has "needed" now'),
+        (
+            BASE,
+            ("evaluation.sample_tokens=64",),
+            "evaluation.sample_tokens: no such setting; remove it: every run has 48 now",
+        ),
+        (BASE, ("evaluation.lm_eval_limit=64",), "evaluation.lm_eval_limit: no such setting; remove it"),
+        (
+            BASE,
+            ("finetune.keep_moments=true",),
+            "finetune.keep_moments: no such setting; it is finetune.keep_optimizer_state now",
+        ),
         (
             BASE,
             ("model.config.hiden_size=64",),

@@ -181,10 +181,10 @@ def test_a_stage_that_must_offload_names_the_machines_memory() -> None:
 
 
 def test_own_cards_are_not_more_than_the_machine_has() -> None:
-    """Before: `--set pools.low_memory.max_workers=8`, of four cards."""
+    """Before: `--set pools.low_memory.max_workers=8`, of four cards; and of four machines with a card each, one."""
 
-    def remedy(price: float) -> str:
-        raw = config_of(FOUR_4090 | {"memory_gb": 4, "price_per_hour": price}).model_dump()
+    def remedy(price: float, **pool: Any) -> str:
+        raw = config_of(FOUR_4090 | {"memory_gb": 4, "price_per_hour": price} | pool).model_dump()
         raw |= {"model": LARGE, "tokens": raw["tokens"] | {"seed_share": 0, "finetune_share": 1}}
         [stage] = build_plan(check_config(raw | {"clusters": raw["clusters"] | {"count": 4}})).stages
         return str(stage.remedy)
@@ -192,3 +192,5 @@ def test_own_cards_are_not_more_than_the_machine_has() -> None:
     assert "pools.low_memory.max_workers=8" in remedy(0.35)
     assert remedy(0).startswith("no setting makes it fit")
     assert "max_workers" not in remedy(0)
+    assert "pools.low_memory.max_workers=8" in remedy(0, gpus_per_node=1)
+    assert "max_workers" not in remedy(0, gpus_per_node=1, max_workers=1)

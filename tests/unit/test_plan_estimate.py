@@ -13,7 +13,7 @@ from run_example import run_report
 from small_run import small_config
 
 from moedisco_ray.core.cards import PEAK_FLOPS, UTILISATION
-from moedisco_ray.core.config import check_config
+from moedisco_ray.core.config import Source, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.core.records.bill import Bill, format_dollars, metered_bill
@@ -24,9 +24,11 @@ from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.execution.text_size import MOST_ENTRIES, listed_bytes
 from moedisco_ray.plan import build_plan, estimate, machine, storage
 from moedisco_ray.plan.measured_speed import with_measured_speed
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
+from moedisco_ray.stages.corpus.files import list_files
 
 
 def probe(rate=50e9, start_up=4.0, cores=2):
@@ -233,13 +235,49 @@ def test_text_that_is_not_here_has_no_size(tmp_path):
     def size(*paths):
         sources = [{"path": path, "name": f"s{number}"} for number, path in enumerate(paths)]
         config = preset("demo", corpus={"sources": sources})
-        return machine.known_machine(config, here=False, read_sizes=True).text_bytes
+        return machine.known_machine(config, here=False, listed=listed_bytes).text_bytes
 
     assert size(str(tmp_path), f"{tmp_path}/*.txt", str(tmp_path / "a.txt")) == 111 + 100 + 100
     assert size(str(tmp_path), "s3://bucket/x") is None
     assert size(f"{tmp_path}/*.none") is None
     (tmp_path / "c.jsonl.gz").write_bytes(b"x" * 10)
     assert size(str(tmp_path / "c.jsonl.gz")) == 40
+
+
+def test_a_plan_counts_the_text_that_a_run_reads(tmp_path):
+    """Before: hidden files, a README next to tables, what settings leave out, and links in a circle counted."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / ".git").mkdir()
+    for name, content in {
+        "README.md": "x" * 1000,
+        "rows/train-00000-of-00001.jsonl": "x" * 30,
+        "rows/test-00000-of-00001.jsonl": "x" * 70,
+        ".git/objects.txt": "x" * 5000,
+    }.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "rows" / "up").symlink_to(tmp_path)
+
+    def size(**settings):
+        config = preset("demo", corpus={"sources": [{"path": str(tmp_path), **settings}]})
+        return machine.known_machine(config, here=False, listed=listed_bytes).text_bytes
+
+    files = list_files("corpus.sources.0", Source(path=str(tmp_path))).files
+    assert size() == sum(file.size for file in files) == 100
+    assert size(split="train") == 30
+    assert size(exclude=["test-*"]) == 30
+    assert size(format="text") == 1100
+
+
+def test_the_time_to_count_text_is_bounded(tmp_path, monkeypatch):
+    """Before: a folder was listed to its end, whatever the number of its files."""
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text("x")
+    source = Source(path=str(tmp_path))
+    assert MOST_ENTRIES == 10_000
+    assert listed_bytes("--text", source) == 30
+    monkeypatch.setattr("moedisco_ray.execution.text_size.MOST_ENTRIES", 29)
+    monkeypatch.setattr("pyarrow.fs.FileSelector", lambda folder: pytest.fail(f"{folder} was listed"))
+    assert listed_bytes("--text", source) is None
 
 
 def test_at_the_speed_that_a_run_has_measured_its_plan_states_the_time_of_its_trainings(tmp_path):
@@ -468,7 +506,10 @@ def test_an_upcycled_seed_s_calibration_is_planned():
 
 
 def test_a_plan_says_what_idle_cards_of_whole_nodes_add_to_a_bill_by_the_card() -> None:
-    """One of 8 cards at $2 an hour merges, evaluates and exports, while 7 wait. Before: nothing."""
+    """One of 8 cards at $2 an hour merges, evaluates and exports, while 7 wait.
+
+    Before: nothing, and then also the start of the gang's controller, for which no card of any node is billed.
+    """
     nodes = {"gpu": 1, "card": "H100", "price_per_hour": 2.0, "workers": 8, "gpus_per_node": 8}
     low = {"gpu": 1, "card": "L4", "price_per_hour": 0.0, "max_workers": 8}
     config = preset("demo", pools={"low_memory": low, "high_memory": nodes})
@@ -476,8 +517,9 @@ def test_a_plan_says_what_idle_cards_of_whole_nodes_add_to_a_bill_by_the_card() 
     alone = [each for each in plan.estimates if each.stage in ("merge", "evaluate", "export")]
     assert all(each.worker_seconds == pytest.approx(each.seconds) for each in alone)
     [gang] = [each for each in plan.estimates if each.stage == "finetune"]
-    waits = 8 * (gang.seconds or 0.0) - (gang.worker_seconds or 0.0)  # for the controller of the gang
-    idle = 7 * sum(each.seconds or 0.0 for each in alone) + waits
+    assert gang.unbilled_seconds == START_UP
+    assert gang.worker_seconds == pytest.approx(8 * ((gang.seconds or 0.0) - START_UP))  # none of 8 is idle
+    idle = 7 * sum(each.seconds or 0.0 for each in alone)
     assert estimate.idle_in_nodes(config, plan.estimates) == pytest.approx(2.0 * idle / 3600)
     assert f"where nodes are rented whole, their idle cards add {format_dollars(2.0 * idle / 3600)}" in plan.assumptions
     single = preset("demo", pools={"low_memory": low, "high_memory": nodes | {"workers": 1, "gpus_per_node": 1}})

@@ -6,12 +6,24 @@ import json
 from pathlib import Path
 
 import pytest
+from small_run import small_config
 
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.effects import leaves
-from moedisco_ray.core.config.renamed import REMOVED, REMOVED_UNLESS_USED, RENAMED, stored_config, stored_settings
+from moedisco_ray.core.config.renamed import (
+    CONSTANTS,
+    REMOVED,
+    REMOVED_UNLESS_USED,
+    RENAMED,
+    gone_values,
+    stored_config,
+    stored_settings,
+)
 from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.core.records.run_report import current_report
+from moedisco_ray.core.store.checksums import CHECKSUM
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.run_directory import check_directory
 
 STORED = json.loads(Path(__file__).with_name("stored_config.json").read_text())
 LEAVES = {leaf.path for leaf in leaves(RunConfig)}
@@ -70,6 +82,39 @@ def test_what_is_gone_from_the_entries_of_a_list_is_left_out() -> None:
 def test_a_section_of_which_nothing_is_left_has_its_defaults() -> None:
     minimal = {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}}
     assert stored_config({**minimal, "finetune": {"dense_gate": 0.5}}) == stored_config(minimal)
+
+
+def test_values_that_no_run_can_have_any_more_are_named() -> None:
+    """Before: they were dropped without a word."""
+    assert set(CONSTANTS) <= REMOVED
+    gate = "finetune.dense_gate 0.1 (now 0.0)"
+    assert gone_values(STORED) == [gate]
+    clusters = {**STORED["clusters"], "restarts": 8, "method": "random"}
+    assert gone_values({**STORED, "clusters": clusters}) == ["clusters.restarts 8 (now 4)", gate]
+    # Loads were matched where routers come from data.
+    for router, matches in ((router, matches) for router in ("ridge", "random") for matches in (False, True)):
+        merge = {**STORED["merge"], "router": router, "match_load": matches, "match_scale": router == "ridge"}
+        assert len(gone_values({**STORED, "merge": merge})) == 1 + (matches != (router == "ridge"))
+
+
+def test_a_run_with_such_a_value_is_read_and_not_continued(tmp_path: Path) -> None:
+    """Before: the run was continued with the constant."""
+    config = small_config(tmp_path)
+    pipeline.claim(config, redo=False)
+    (config.directory / "checkpoints" / "seed-x").mkdir(parents=True)
+    path = config.directory / "config.json"
+    stored = json.loads(path.read_text())
+    del stored[CHECKSUM]
+    for restarts in (4, 8):
+        path.write_text(json.dumps({**stored, "clusters": {**stored["clusters"], "restarts": restarts}}))
+        assert current_report(config.directory).name == config.name
+        if restarts == 4:
+            check_directory(config, redo=False)
+            continue
+        line = r"holds a run with other settings \(clusters\.restarts 8 \(now 4\)\); choose another name, or"
+        with pytest.raises(RunDirError, match=line):
+            check_directory(config, redo=False)
+        check_directory(config, redo=True)
 
 
 @pytest.mark.parametrize(("method", "vectors"), [("kmeans", "mean_token"), ("random", "random")])

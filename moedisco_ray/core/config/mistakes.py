@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from moedisco_ray.core.config.inits import LocalInit
+from moedisco_ray.core.config.renamed import remedy_of
 from moedisco_ray.core.config.run import RunConfig
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
@@ -64,8 +65,10 @@ def _shown(mistake: Mapping[str, Any]) -> ConfigError:
     parts = _parts(mistake["loc"])
     field = ".".join(parts)
     if mistake["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "remove it; `moedisco schema` lists every setting"
+        hint = remedy_of(field, mistake["input"])  # a name of an earlier version is no slip
+        if hint is None:
+            close = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "remove it; `moedisco schema` lists every setting"
         return ConfigError(field, None, f"no such setting; {hint}")
     if mistake["type"] == "missing":
         return ConfigError(field, None, "is missing; `moedisco init` writes a configuration with every setting")

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from moedisco_ray.core.cards import CARDS, find_card
+from moedisco_ray.core.cards import CARDS, find_card, without_card
 from moedisco_ray.core.config.pool import MOST_WORKERS
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.limits import MOST_READINGS
@@ -26,13 +26,13 @@ _SOURCES = re.compile(r"^    - \{path: embedded\}.*$", re.MULTILINE)
 _SHAPE = re.compile(r"^  family: .*?(?=^  (?:# )?init)", re.MULTILINE | re.DOTALL)
 _INIT = re.compile(r"^  init: random$", re.MULTILINE)
 _SEED_SHARE = re.compile(r"^(  seed_share: )[\d.]+", re.MULTILINE)
-_TOTAL = re.compile(r"^(  total: )([\d_]+)", re.MULTILINE)
+_TOTAL = re.compile(r"^(  total: )[\d_]+", re.MULTILINE)
 _FEWEST = 100
 """Ratio of a preset's tokens to the fewest that it trains on."""
 _NUMBER_OF_CARDS = re.compile(r"(?:(\d+) *x *)?(\S.*)")
 _RTX = re.compile(r"(?:\bRTX[ -]?|^)(?=\d{4})", re.IGNORECASE)
 _NEXT_TO_A_CARD = re.compile(
-    r"(?:NVIDIA|GeForce|RTX|Tesla|Quadro|Generation|SUPER|SXM\d?|HBM\d\w?|PCIe|GPUs?|\d+ ?Gi?B|[\s-])*", re.IGNORECASE
+    r"(?:NVIDIA|GeForce|RTX|Tesla|Quadro|Generation|SXM\d?|HBM\d\w?|PCIe|GPUs?|\d+ ?Gi?B|[\s-])*", re.IGNORECASE
 )
 """What may stand next to the name of a card."""
 _SIZE = re.compile(r"(\d+) ?Gi?B", re.IGNORECASE)
@@ -75,11 +75,11 @@ def named_cards(words: str) -> tuple[LocalCard, ...]:
     """
     found = _NUMBER_OF_CARDS.fullmatch(words.strip())
     name = "" if found is None else _RTX.sub("RTX ", found[2])
-    name = name if find_card(name) else name.upper()
     card = find_card(name)
-    if card is not None and _NEXT_TO_A_CARD.fullmatch(re.sub(card.pattern, "", name)) is None:
+    rest = "" if card is None else without_card(name, card)
+    if card is not None and _NEXT_TO_A_CARD.fullmatch(rest) is None:
         raise ConfigError("--cards", words, f"must be cards of one kind alone, such as `8 x {card.name}`")
-    stated = None if card is None else _SIZE.search(re.sub(card.pattern, "", name))
+    stated = _SIZE.search(rest)
     if card is not None and stated is not None and not _SEEN * float(stated[1]) < card.memory_gb <= float(stated[1]):
         remedy = f"{card.name} is known with {card.memory_gb} GiB; leave the size out, and set memory_gb in the file"
         raise ConfigError("--cards", words, remedy)
@@ -90,25 +90,30 @@ def named_cards(words: str) -> tuple[LocalCard, ...]:
     return (LocalCard(card.name, card.memory_gb),) * count
 
 
-def on_text(text: str, places: Sequence[str], text_tokens: int | None = None) -> str:
+def tokens_for(text_tokens: int, usual: int) -> int:
+    """Number of tokens to train on: no more than the text can give with use, and no more than the preset's.
+
+    They are a hundredth of the preset's tokens at least, so that every phase has its steps; of tiny text, that reads it
+    more often than is of use.
+
+    Args:
+        text_tokens: Number of tokens of the text.
+        usual: Number of tokens that the preset trains on.
+    """
+    return min(usual, max(usual // _FEWEST, MOST_READINGS * text_tokens))
+
+
+def on_text(text: str, places: Sequence[str], total: int | None = None) -> str:
     """The text of a preset with other sources of text.
 
     Args:
         text: Text of the preset.
         places: Files, folders, globs or URIs.
-        text_tokens: Number of tokens of the sources; None if unknown. The run trains on no more than it can read with
-            use, but on a hundredth of the preset's tokens at least, so that every phase has its steps.
+        total: Number of tokens to train on; None: those of the preset.
     """
     sources = "\n".join(f"    - {{path: {json.dumps(place, ensure_ascii=False)}}}" for place in places)
     text = _SOURCES.sub(lambda _: sources, text)
-    if text_tokens is None:
-        return text
-
-    def total(found: re.Match[str]) -> str:
-        usual = int(found[2].replace("_", ""))
-        return f"{found[1]}{min(usual, max(usual // _FEWEST, MOST_READINGS * text_tokens)):_}"
-
-    return _TOTAL.sub(total, text)
+    return text if total is None else _TOTAL.sub(rf"\g<1>{total:_}", text)
 
 
 def from_model(text: str, place: str, *, moe: bool) -> str:

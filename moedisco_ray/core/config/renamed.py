@@ -57,6 +57,35 @@ REMOVED = frozenset(
         "tracking.log_model",
     }
 )
+CONSTANTS: Mapping[str, Any] = {
+    "clusters.text": "needed",
+    "clusters.iterations": 50,
+    "clusters.method": "kmeans",
+    "clusters.dimensions": 64,
+    "clusters.restarts": 4,
+    "clusters.sample": 10_000,
+    **{
+        f"{section}.optimizer.{name}": value
+        for section in ("submodels", "finetune")
+        for name, value in (("decay", 0.2), ("betas", [0.9, 0.95]), ("clip", 1.0))
+    },
+    "submodels.backbone_lr_scale": 1.0,
+    "submodels.late_weight": None,
+    "merge.delta_scale": 1.0,
+    "merge.match_load": True,
+    "merge.match_scale": True,
+    "finetune.phases": [{"train": "all", "share": 1.0}],
+    "finetune.dense_gate": 0.0,
+    "finetune.spike_guard": None,
+    "finetune.early_stop": None,
+    "finetune.exchange": "auto",
+    "evaluation.lm_eval_limit": None,
+    "evaluation.sample_tokens": 48,
+}
+"""Removed settings that changed results, each with the value that every run has now, as JSON. A stored configuration
+with another value opens, but its run cannot be continued or repeated as it was."""
+_MATCHES = ("merge.match_load", "merge.match_scale")
+"""Settings that are true now where routers come from data, and false where they are random."""
 REMOVED_UNLESS_USED: Mapping[str, Any] = {
     "clusters.overlap": 0.0,
     "evaluation.ensemble_top_k": None,
@@ -83,6 +112,43 @@ _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
 """Values that a setting no longer accepts, each with the setting and value that replace it."""
 _FORMER = {path for path, _ in _VALUES}.union(REMOVED, REMOVED_UNLESS_USED, RENAMED)
 _SECTIONS = frozenset(path.rpartition(".")[0] for path in _FORMER)
+
+
+def gone_values(raw: Any) -> list[str]:
+    """Values in a stored configuration that no run can have any more, each as `SETTING VALUE (now VALUE)`.
+
+    Args:
+        raw: The configuration, as JSON.
+    """
+    if not isinstance(raw, Mapping):
+        return []
+    settings = dict(_leaves(raw, ""))
+    router = settings.get("merge.router")
+    matches: dict[str, Any] = dict.fromkeys(_MATCHES, False) if router == "random" else {}
+    if router == "concat":  # replaced as a whole
+        matches = {name: settings[name] for name in _MATCHES if name in settings}
+    constants = {**CONSTANTS, **matches}
+    return [
+        f"{path} {json.dumps(settings[path])} (now {json.dumps(now)})"
+        for path, now in constants.items()
+        if path in settings and settings[path] != now and not _is_replaced(path, settings[path])
+    ]
+
+
+def remedy_of(path: str, value: Any) -> str | None:
+    """What to do about a setting of an earlier version that a user writes; None if there was no such setting."""
+    if _is_replaced(path, value):
+        name, replacement = _VALUES[path, value]
+        return f"set {name} to {replacement} instead"
+    if path in RENAMED:
+        return f"it is {RENAMED[path]} now"
+    if CONSTANTS.get(path) is not None and path not in {old for old, _ in _VALUES}:
+        return f"remove it: every run has {json.dumps(CONSTANTS[path])} now"
+    return "remove it" if path in REMOVED or path in REMOVED_UNLESS_USED else None
+
+
+def _is_replaced(path: str, value: Any) -> bool:
+    return isinstance(value, str) and (path, value) in _VALUES
 
 
 def stored_config(raw: Any) -> RunConfig:

@@ -3,6 +3,7 @@
 sources    expand configured sources into inputs; embedded text becomes one input per domain
 formats    detect a file's format by its ending, and find the files of saved data sets
 files      list the files under a path or URI
+entries    bound the number of files and folders that are looked at
 splits     find the files of a split of a data set
 streams    read bytes in bounded pieces, and explain why bytes are not UTF-8 text
 plain_text cut plain text into documents

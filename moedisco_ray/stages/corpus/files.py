@@ -21,6 +21,7 @@ from moedisco_ray.core.limits import COMPRESSED, TEXT_PER_COMPRESSED
 from moedisco_ray.core.store.locations import first_line
 from moedisco_ray.core.store.read_roots import Confinement, confinement, is_passed_over, opened
 from moedisco_ray.core.store.remote import resolve
+from moedisco_ray.stages.corpus.entries import count_entries
 from moedisco_ray.stages.corpus.formats import NOTES, FileFormat, data_files, format_of, refusal, unknown
 from moedisco_ray.stages.corpus.splits import CARD, SplitError, files_of_split
 from moedisco_ray.stages.text.unseen import Skipped
@@ -130,7 +131,7 @@ class _Found(NamedTuple):
     passed_over: Sequence[Skipped]
 
 
-def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
+def list_files(field: str, source: Source, *, own: bool = False, most_entries: int | None = None) -> Listing:
     """List all files under a source's path.
 
     With the format `auto` the file endings decide. In a folder with tables or JSON Lines, plain text (such as a README)
@@ -141,9 +142,11 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
         source: The source. Its path is a file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in
             local paths), or a URI of one of these.
         own: Whether the run itself wrote the files; all other files must be inside the read roots.
+        most_entries: Maximum number of local files and folders to look at, which bounds the time; None for all.
 
     Raises:
         CorpusError: The path holds no files, cannot be read, or holds a file with an unknown ending.
+        TooManyEntriesError: The path holds more than `most_entries`.
     """
     path, kind = source.path, source.format
     root = path if "://" in path else None
@@ -152,7 +155,8 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
         confined = None if own else confinement()
         excluded = _excluder(place, source.exclude)
         if root is None:
-            infos = _Walk(system, pattern, excluded, confined).files(place)
+            budget = None if most_entries is None else iter(range(most_entries))
+            infos = _Walk(system, pattern, excluded, confined, budget).files(place)
         else:
             infos = [info for info in _walk_uri(system, root, place, pattern, confined) if not excluded(info.path)]
         opener = system if root is not None or own else ConfinedFiles(system)
@@ -226,12 +230,14 @@ class _Walk:
         excluded: Whether a path is left out.
         confined: The places that may be read; None for all. Hidden and denied places are left out, but a link that
             leads out of the roots is an error: the text behind it would be missed.
+        budget: Yields once for each entry that may still be looked at; None for any number.
     """
 
     system: fs.LocalFileSystem
     pattern: Glob | None
     excluded: Callable[[str], bool]
     confined: Confinement | None
+    budget: Iterator[int] | None = None
 
     def files(self, place: str) -> list[Any]:
         """The files at a place or below it.
@@ -251,6 +257,7 @@ class _Walk:
         real = Path(os.path.realpath(folder))
         if real in above:  # a link to a folder above it would be followed for ever
             return
+        count_entries(folder, self.budget)
         for info in self.system.get_file_info(fs.FileSelector(folder)):
             if info.base_name.startswith(".") or (
                 self.confined is not None and is_passed_over(Path(info.path), real, self.confined)
