@@ -168,6 +168,7 @@ def grid() -> str:
         "\n".join(f"* {' '.join(text.split())}" for text in _COLUMNS),
         *tables,
         f"Prices: {grid_section.prices()}.",
+        *filter(None, [grid_section.earlier_clustering()]),
         grid_section.made_with(),
     )
 

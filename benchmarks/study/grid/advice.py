@@ -281,7 +281,7 @@ def _covers(own: _Measured, arm: str, tokens: int) -> bool:
 
 def _settings(config: RunConfig, piece: PieceResult) -> dict[str, Any]:
     """The settings of an arm; the number of sub-models keeps the number of experts of each."""
-    found = {path: value for path, value in piece.recipe.items() if path not in _OF_THE_SIZE} | {
+    found = {path: value for path, value in piece.settings.items() if path not in _OF_THE_SIZE} | {
         "finetune.pool": "high_memory"
     }
     if "clusters.count" in piece.recipe:

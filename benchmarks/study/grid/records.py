@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.grid.cells import Cell, ScaleName, Start
 from moedisco_ray.core.config import FamilyName, PoolName
+from moedisco_ray.core.config.renamed import stored_settings
 from moedisco_ray.core.records.summaries import Record
 
 
@@ -39,7 +40,8 @@ class TunedArm(Record):
 
     def applies_to(self, recipe: Mapping[str, Any]) -> bool:
         """Whether the arm still is what was swept: it has the same settings, but for the chosen ones."""
-        return all(recipe.get(path, value) == value for path, value in self.recipe.items())
+        own, other = stored_settings(self.recipe), stored_settings(recipe)
+        return all(other.get(path, value) == value for path, value in own.items())
 
     def chose(self, recipe: Mapping[str, Any]) -> bool:
         """Whether a run with this recipe has the chosen values, but for those that have no effect in it."""
@@ -69,10 +71,18 @@ class PieceResult(Record):
     """Perplexity on text of other corpora; null without such text."""
     phases: tuple[Phase, ...]
     recipe: dict[str, Any]
-    """Settings that the run was trained with, by dotted path."""
+    """Settings that the run was trained with, by dotted path, as they were recorded; see `settings`."""
     tuned: TunedSettings | None
     """Settings that a sweep chose in the tuning cell; null if the arm ran at the grid's starting values."""
     made: Made
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe under today's names, without settings that were removed.
+
+        The record keeps those: the constants that replaced them may have other values (`section.earlier_clustering`).
+        """
+        return stored_settings(self.recipe)
 
 
 class Spread(Record):

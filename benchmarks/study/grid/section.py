@@ -15,6 +15,8 @@ from benchmarks.study.grid.pieces import HALF, OURS
 from benchmarks.study.grid.prices import books
 from benchmarks.study.grid.records import Dollars, Figures
 from benchmarks.study.grid.summary import FURTHEST, JOINT_LOW, summarise
+from moedisco_ray.core.limits import SAMPLED_DOCUMENTS
+from moedisco_ray.stages.clustering.kmeans import RESTARTS
 
 ROWS: Mapping[str, str] = {
     REFERENCE: "joint on the large card",
@@ -165,6 +167,21 @@ def prices() -> str:
         f"{book.name}: {book.cheap.gpu} for ${book.cheap.price_per_hour:g} per hour at speed {book.cheap.speed:.2g}, "
         f"{book.large.gpu} for ${book.large.price_per_hour:g} at {book.large.speed:.2g}"
         for book in books().values()
+    )
+
+
+def earlier_clustering() -> str:
+    """How pieces were clustered that were measured while this was a setting, in words; empty if there are none."""
+    pieces = published(PUBLISHED)
+    used = [
+        (piece.recipe["clusters.restarts"], piece.recipe["clusters.sample"])
+        for piece in pieces
+        if "clusters.restarts" in piece.recipe
+    ]
+    return " ".join(
+        f"In {used.count((restarts, sample))} of {len(pieces)} runs, k-means had {restarts} restarts on a sample of "
+        f"{sample:,} documents; it now always has {RESTARTS} on {SAMPLED_DOCUMENTS:,}."
+        for restarts, sample in dict.fromkeys(used)
     )
 
 

@@ -226,8 +226,17 @@ def test_an_arm_with_one_budget_is_left_out() -> None:
 
 def test_every_published_setting_can_be_compared_with_a_configuration() -> None:
     for each in files.published(files.PUBLISHED):
-        changes = list(command._changes(config(), each.recipe))
-        assert len(changes) < len(each.recipe)
+        changes = list(command._changes(config(), each.settings))
+        assert len(changes) < len(each.settings)
+
+
+def test_a_setting_that_was_removed_since_a_piece_was_measured_is_no_advice() -> None:
+    gone = {"clusters.method": "kmeans", "clusters.restarts": 2, "finetune.exchange": "auto"}
+    old = [
+        each.model_copy(update={"recipe": {**each.recipe, **gone}}) if each.recipe else each for each in grid(gap=-0.1)
+    ]
+    assert old != grid(gap=-0.1)
+    assert advise(config(), old) == advise(config(), grid(gap=-0.1))
 
 
 def test_the_command_prints_options_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

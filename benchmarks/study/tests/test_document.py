@@ -22,7 +22,17 @@ def test_the_grids_summary_is_computed_from_its_published_pieces(tmp_path: Path)
         (tmp_path / name).write_bytes((files.PUBLISHED / name).read_bytes())
     files.publish(tmp_path / "nothing", tmp_path)
     assert files.published(tmp_path) == pieces  # sweeps too say the same of them
+    assert [(tmp_path / name).read_bytes() for name in (files.PIECES, files.TUNED)] == [
+        (files.PUBLISHED / name).read_bytes() for name in (files.PIECES, files.TUNED)
+    ]
     assert read_json(tmp_path / files.SUMMARY) == read_json(files.PUBLISHED / files.SUMMARY)
+
+
+def test_pieces_keep_the_values_with_which_they_were_measured() -> None:
+    """Of settings too that are constants now, whose values are others."""
+    clustered = [piece.recipe for piece in files.published(files.PUBLISHED) if "clusters.vectors" in piece.recipe]
+    assert {(each.get("clusters.restarts"), each.get("clusters.sample")) for each in clustered} == {(2, 2000)}
+    assert "k-means had 2 restarts on a sample of 2,000 documents; it now always has 4 on 10,000" in document.page()
 
 
 def test_raw_rows_are_not_published() -> None:
