@@ -36,10 +36,13 @@ class Occupant:
         """Answers once it lives."""
 
 
-@pytest.fixture
-def pool() -> Pool:
+@pytest.fixture(
+    params=[HighMemoryPool, pytest.param(LowMemoryPool, marks=pytest.mark.slow)], ids=["high_memory", "low_memory"]
+)
+def pool(request: pytest.FixtureRequest) -> Pool:
     """A pool on whose seats the functions run."""
-    return HighMemoryPool()
+    made: Pool = request.param()
+    return made
 
 
 @pytest.fixture
