@@ -1,4 +1,4 @@
-"""A finished run whose files tests damage: its directory is put back from a copy before each damage."""
+"""A finished run whose files tests damage: its directory, and its owners' storages, are put back before each damage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from pinned_runs import config_of
@@ -27,18 +28,29 @@ FOLDERS = [stage.directory for stage in STAGES]
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A run, finished or interrupted, and an untouched copy of its directory."""
+    """A run, finished or interrupted, and untouched copies of its directory and of its owners' storages."""
 
     config: RunConfig
     copy: Path
+    storages: Mapping[Path, Path]
+    """The copy of each storage."""
+
+    @classmethod
+    def of(cls, config: RunConfig, home: Path) -> Self:
+        """Copy a run to a folder."""
+        storages = {Path(each.storage): home / "storages" / name for name, each in config.pools.owners.items()}
+        for place, copy in {config.directory: home / "copy", **storages}.items():
+            shutil.copytree(place, copy)
+        return cls(config, home / "copy", storages)
 
     @property
     def directory(self) -> Path:
         return self.config.directory
 
     def restore(self) -> None:
-        shutil.rmtree(self.directory)
-        shutil.copytree(self.copy, self.directory)
+        for place, copy in {self.directory: self.copy, **self.storages}.items():
+            shutil.rmtree(place)
+            shutil.copytree(copy, place)
 
     def remove_after(self, folder: str) -> None:
         for later in FOLDERS[FOLDERS.index(folder) + 1 :]:
@@ -49,8 +61,8 @@ class Finished:
 def finished_run(home: Path, config: RunConfig) -> Iterator[Finished]:
     """Make a run below a folder, with one thread."""
     with one_thread():
-        shutil.copytree(pipeline.run(config, backend=LocalBackend()), home / "copy")
-        yield Finished(config, home / "copy")
+        pipeline.run(config, backend=LocalBackend())
+        yield Finished.of(config, home)
 
 
 def pinned_run() -> contextlib.AbstractContextManager[Finished]:
@@ -70,24 +82,25 @@ def shared_run(configure: Callable[[Path], RunConfig]) -> Iterator[Finished]:
         configure: Function that writes what the run reads below a folder, and returns its configuration.
     """
     with one_thread():
-        home, config = _made(configure)
-        yield Finished(config, Path(home.name) / "copy")
+        _, made = _made(configure)
+        yield made
 
 
 @functools.cache
-def _made(configure: Callable[[Path], RunConfig]) -> tuple[tempfile.TemporaryDirectory[str], RunConfig]:
+def _made(configure: Callable[[Path], RunConfig]) -> tuple[tempfile.TemporaryDirectory[str], Finished]:
     home = tempfile.TemporaryDirectory()
-    config = configure(Path(home.name))
-    with finished_run(Path(home.name), config):
-        return home, config
+    with finished_run(Path(home.name), configure(Path(home.name))) as made:
+        return home, made  # the folder exists as long as its object does
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def flip_bit(path: Path) -> None:

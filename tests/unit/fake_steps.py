@@ -134,8 +134,10 @@ class InferenceBytes(LiveBytes):
     def on_host(self) -> Iterator[None]:
         """Count nothing of the tensors that are made until the block ends."""
         self._host = True
-        yield
-        self._host = False
+        try:
+            yield
+        finally:
+            self._host = False
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         if not self._host:
@@ -207,8 +209,10 @@ def experts_of_gpus() -> Iterator[None]:
         return speed.divided_experts(self, x_TD, expert_TK, weight_TK, group=group, compute=speed.grouped_experts)
 
     ALL_EXPERTS_FUNCTIONS.register(speed.IMPLEMENTATION, on_gpus)
-    yield
-    ALL_EXPERTS_FUNCTIONS.register(speed.IMPLEMENTATION, usual)
+    try:
+        yield
+    finally:
+        ALL_EXPERTS_FUNCTIONS.register(speed.IMPLEMENTATION, usual)
 
 
 @contextlib.contextmanager

@@ -98,8 +98,10 @@ def lazy_streams() -> Iterator[LazyStream]:
     @contextlib.contextmanager
     def on(stream: LazyStream) -> Iterator[None]:
         mode.stream = stream
-        yield
-        mode.stream = None
+        try:
+            yield
+        finally:
+            mode.stream = None
 
     with pytest.MonkeyPatch.context() as patch, mode:
         patch.setattr(Tensor, "record_stream", lambda *_: None)

@@ -26,13 +26,17 @@ def s3_server(bucket: str, address: str = "127.0.0.1") -> Iterator[str]:
     """
     server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (KEYS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
-            patch.setenv(name, value)
-        made = boto3.resource("s3", endpoint_url=f"http://{host}:{port}").Bucket(bucket)
-        made.create()
-        yield f"{host}:{port}"
-        made.objects.all().delete()
-        made.delete()
-    server.stop()
+    try:
+        host, port = server.get_host_and_port()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (KEYS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
+                patch.setenv(name, value)
+            made = boto3.resource("s3", endpoint_url=f"http://{host}:{port}").Bucket(bucket)
+            made.create()
+            try:
+                yield f"{host}:{port}"
+            finally:
+                made.objects.all().delete()
+                made.delete()
+    finally:
+        server.stop()

@@ -41,6 +41,22 @@ def owned() -> Iterator[Finished]:
         yield found
 
 
+def test_a_restored_run_has_its_owners_storages_back_too(tmp_path: Path) -> None:
+    """Else the damage of one test is there in the next one, as they share the run."""
+    config = owned_config(tmp_path)
+    files = [config.directory / "file", *(tmp_path / name / "file" for name in OWNERS)]
+    for path in files:
+        path.parent.mkdir(parents=True)
+        path.write_text("intact")
+    made = Finished.of(config, tmp_path / "kept")
+    for path in files:
+        flip_bit(path)
+        path.with_name("more").touch()
+    made.restore()
+    assert [path.read_text() for path in files] == ["intact"] * 3
+    assert not list(tmp_path.glob("**/more"))
+
+
 def shards_of(config: RunConfig, owner: str) -> list[Path]:
     [corpus] = Path(config.pools.owners[owner].storage).glob("*/corpus")
     return sorted((corpus / "shards").glob("*.npy"))

@@ -58,8 +58,7 @@ def interrupt(config: RunConfig, home: Path) -> Finished:
 
     with pytest.raises(RunStopped):
         pipeline.run(config, (listen,), backend=LocalBackend(), stop=stop)
-    shutil.copytree(config.directory, home / "copy")
-    return Finished(config, home / "copy")
+    return Finished.of(config, home)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from damaged_runs import one_thread
 from small_run import OneCorpus, small_config
 
 from moedisco_ray.backend import Placement, Trained
@@ -82,13 +83,11 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     backend = Noting()
     config = small_config(tmp_path_factory.mktemp("levers"), **CHANGES)
-    pipeline.run(config, backend=backend)
-    yield Finished(config, backend.seen)
-    torch.set_num_threads(before)
+    with one_thread():
+        pipeline.run(config, backend=backend)
+        yield Finished(config, backend.seen)
 
 
 def context(tmp_path: Path, **changes: Any) -> Context:

@@ -263,8 +263,12 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
         update={"evaluation": Evaluation.model_validate({**base.evaluation.model_dump(), "sources": [other]})}
     )
     torch.set_num_threads(1)
-    result = compare(base, output / "compared", ["upcycle", "ensemble"], budgets=("tokens",), backend=LocalBackend())
-    torch.set_num_threads(before)
+    try:
+        result = compare(
+            base, output / "compared", ["upcycle", "ensemble"], budgets=("tokens",), backend=LocalBackend()
+        )
+    finally:
+        torch.set_num_threads(before)
     return Compared(base, output / "compared", result)
 
 
