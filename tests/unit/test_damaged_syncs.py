@@ -92,22 +92,21 @@ def test_each_damaged_file_of_a_sync_point_is_named(interrupted: Finished, harm:
 
 @pytest.mark.slow
 def test_no_sync_point_changes_the_model_silently(interrupted: Finished, undisturbed: dict[str, object]) -> None:
-    """A flipped bit in the weights of every folder, and in the record, at the same time.
+    """A flipped bit, then a lost page, in a file of every kind that is read again, at the same time.
 
     Before (6beb2cb9): no file was named; the run trained on the damaged weights, until a gradient was infinite at step
     5.
     """
     interrupted.restore()
-    read = [one_of(interrupted, kind) for kind in ("common/0", "momentum/0", ".bin", SYNCED)]
-    said = resumed(interrupted, read, (flip_bit,))
+    read = [one_of(interrupted, kind) for kind in ("common/0", "common/layout", "momentum/0", ".bin", SYNCED)]
+    said = resumed(interrupted, read, (flip_bit, lose_page))
     assert results(interrupted.directory) == undisturbed
-    assert all(
-        len(sentences) == 1 and "it is not what stage submodels wrote" in sentences[0] for sentences in said.values()
-    )
+    assert all(len(sentences) == 2 for sentences in said.values()), said
+    assert all("it is not what stage submodels wrote" in each for sentences in said.values() for each in sentences)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["momentum/0", "sync.json"])
+@pytest.mark.parametrize("kind", ["common/0", "common/layout", "momentum/0", "sync.json"])
 def test_a_stage_with_damaged_sync_points_is_made_again_from_its_start(
     interrupted: Finished, undisturbed: dict[str, object], kind: str
 ) -> None:
