@@ -66,19 +66,10 @@ def close(found: TrainJob, expected: TrainJob) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["dense", "recurrent"])
-def test_compiled_layers_train_alike(job: TrainJob, model: str) -> None:
-    job = dataclasses.replace(job, model=job.model.with_name(model), steps=3)
-    compiled = variant(job, "compiled", optimizer=COMPILED)
-    assert run(compiled).losses == pytest.approx(run(job).losses, rel=1e-5)
-    close(compiled, job)
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_compiled_layers_are_evaluated_and_resume_bit_for_bit(job: TrainJob) -> None:
-    """With graphs around the experts."""
-    job = dataclasses.replace(job, model=job.model.with_name("moe"))
+@pytest.mark.parametrize("model", ["dense", "moe", "recurrent"])
+def test_compiled_layers_train_alike_and_resume_bit_for_bit(job: TrainJob, model: str) -> None:
+    """Graphs around experts, and around layers with a state, are tested too, as is an evaluation between steps."""
+    job = dataclasses.replace(job, model=job.model.with_name(model))
     compiled = variant(job, "compiled", optimizer=COMPILED, held_out=Counting(every=2))
     found, expected = run(compiled), run(job)
     assert found.losses == pytest.approx(expected.losses, rel=1e-5)
