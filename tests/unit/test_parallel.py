@@ -28,6 +28,7 @@ pytestmark = pytest.mark.timeout(900)
 STEPS = 4
 LAYOUTS = {
     "data-2": Layout(data=2),
+    "data-4": Layout(data=4),
     "expert-2": Layout(expert=2),
     "expert-4": Layout(expert=4),
     "data-2-expert-2": Layout(data=2, expert=2),
@@ -119,11 +120,7 @@ def single(home: Home) -> dict[str, TrainResult]:
 @pytest.mark.parametrize("recipe", ["plain", "parts", "muon", "documents", "uneven"])
 @pytest.mark.parametrize(
     "layout",
-    [
-        pytest.param(layout, marks=[] if layout == "data-2-expert-2" else [pytest.mark.slow])
-        for layout in LAYOUTS
-        if layout != "expert-4"  # whose gradients are those of one worker, as the next test shows
-    ],
+    [pytest.param(layout, marks=[] if layout == "data-2-expert-2" else [pytest.mark.slow]) for layout in LAYOUTS],
 )
 def test_every_layout_trains_as_one_worker(
     home: Home, single: dict[str, TrainResult], layout: str, recipe: str
