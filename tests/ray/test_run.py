@@ -63,7 +63,8 @@ def test_every_stage_leaves_its_artifact_and_the_report_counts_them(on_ray: Path
 
 def test_the_model_has_learnt(on_ray: Path) -> None:
     stages = read_json(on_ray / "evaluation" / "evaluation.json")["stages"]
-    assert stages["finetune"]["perplexity"] < 150  # a uniform guess over the vocabulary is 600
+    # 112.0 was measured; 264.7 is that of the tokens' frequencies, and 600 that of a uniform guess
+    assert stages["finetune"]["perplexity"] < 120
     assert stages["finetune"]["perplexity"] < stages["merge"]["perplexity"]
 
 
