@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.profiler import ProfilerActivity, profile
@@ -19,6 +20,7 @@ from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.core.limits import LOGITS_BYTES
 from moedisco_ray.models import grouped, hf_config
 from moedisco_ray.models.attention import BY_DOCUMENT, MASKED, attend_within_documents
+from moedisco_ray.models.expert_parallel import divided_experts
 from moedisco_ray.models.speed import grouped_experts
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.memory import worker_memory
@@ -147,6 +149,25 @@ def test_a_submodel_reaches_45_percent_of_the_cards_speed(device: str) -> None:
     parameters = count_parameters("olmoe", architecture(1), VOCABULARY)
     flops = flops_per_token(parameters, architecture(1), SEQUENCE, checkpointing=False) * job.step_tokens
     assert flops / statistics.median(seconds[5:]) / peak >= 0.45
+
+
+def test_experts_that_are_divided_over_nccl_are_all_experts(device: str, tmp_path: Path) -> None:
+    experts = model_on(device, 4, Optimizer(precision="pure_bf16")).model.layers[0].mlp.experts
+    x_TD = torch.randn(64, 2048, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight_TK, expert_TK = (
+        torch.rand(64, 2, device=device, dtype=torch.bfloat16),
+        torch.rand(64, 4, device=device).topk(2).indices,
+    )
+    expected = grouped_experts(experts, x_TD, expert_TK, weight_TK)
+    [expected_grad] = torch.autograd.grad(expected.float().square().sum(), x_TD)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        found = divided_experts(experts, x_TD, expert_TK, weight_TK, group=dist.group.WORLD, compute=grouped_experts)
+        [found_grad] = torch.autograd.grad(found.float().square().sum(), x_TD)
+    finally:
+        dist.destroy_process_group()
+    assert error(found, expected.double()) < BF16_ERROR
+    assert error(found_grad, expected_grad.double()) < BF16_ERROR
 
 
 def test_experts_run_as_one_product_on_cards_that_can(device: str) -> None:

@@ -206,6 +206,12 @@ def test_files_that_are_no_configuration(tmp_path):
         load_config(tmp_path / "binary")
 
 
+@pytest.mark.parametrize("kind", ["Source", "CorpusSource"])
+def test_a_setting_of_a_list_has_its_meaning_in_the_schema(kind):
+    path = RunConfig.model_json_schema()["$defs"][kind]["properties"]["path"]
+    assert path["description"].startswith("A file, a folder")
+
+
 def test_a_setting_with_another_default_keeps_the_meaning_of_its_base():
     schema = RunConfig.model_json_schema()
     meaning = schema["$defs"]["MachineType"]["properties"]["memory_gb"]["description"]

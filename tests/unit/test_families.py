@@ -148,7 +148,9 @@ def training_job(model: Path, home: Path) -> TrainJob:
     )
 
 
-@pytest.mark.parametrize("experts", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize(
+    "experts", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_submodel_trains_a_step_and_its_router_if_it_has_a_choice(
     ready: Ready, family: str, experts: int, tmp_path: Path

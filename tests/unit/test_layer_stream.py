@@ -42,7 +42,15 @@ def on_device(model):
     return [parameter for parameter in model.parameters() if not parameter.is_meta]
 
 
-@pytest.mark.parametrize(("dtype", "resident"), [(torch.float32, False), (torch.bfloat16, True)])
+@pytest.mark.parametrize(
+    ("dtype", "resident"),
+    [
+        (torch.float32, False),
+        (torch.bfloat16, True),
+        pytest.param(torch.float32, True, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, False, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_streamed_model_gives_the_bits_of_the_model_in_memory(family, dtype, resident, tmp_path):
     config = tiny_config(family, num_hidden_layers=3, tie_word_embeddings=family == "olmoe")

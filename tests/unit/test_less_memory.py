@@ -257,11 +257,8 @@ SMALL: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     "recipe",
-    [
-        pytest.param(each, id=str(each), marks=[pytest.mark.slow] if len(each) == 1 else [])
-        for each in SMALL
-        if len(each) != 2  # the last one has both
-    ],
+    # the last one has all
+    [pytest.param(each, id=str(each), marks=[] if each is SMALL[-1] else [pytest.mark.slow]) for each in SMALL],
 )
 def test_a_resumed_training_is_exact(job: TrainJob, recipe: dict[str, Any]) -> None:
     whole = with_recipe(job, "whole", **recipe)

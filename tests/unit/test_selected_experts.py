@@ -58,6 +58,10 @@ def loads(model: PreTrainedModel) -> list[int]:
         ("disk", None, torch.bfloat16),
         ("disk", 0, torch.float32),
         ("disk", EXPERTS, torch.bfloat16),
+        pytest.param("cpu", 3, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("disk", None, torch.float32, marks=pytest.mark.slow),
+        pytest.param("disk", 0, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("disk", EXPERTS, torch.float32, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("family", [*FAMILIES, pytest.param("granitemoe", id="stacks")])

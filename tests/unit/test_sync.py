@@ -190,7 +190,7 @@ def kill_at(number: int) -> Callable[[Event], None]:
     return emit
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_killed_anywhere_it_ends_with_the_same_bits(
     home: Path, undisturbed: list[TrainJob], tmp_path: Path, seed: int
 ) -> None:
@@ -240,6 +240,14 @@ def test_any_number_of_slots_and_a_driver_lost_at_every_point_give_the_same_bits
         group.restart()
         advance += group.coordinator.advance()
     assert advance == 3
+    same(group.jobs, undisturbed)
+
+
+def test_a_member_that_leaves_and_comes_back_is_the_member_that_waited(
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path
+) -> None:
+    group = SyncGroup(members(home, tmp_path))
+    assert group.taken_in_turns() == 3 * len(group.jobs)
     same(group.jobs, undisturbed)
 
 
