@@ -20,7 +20,7 @@ from benchmarks.speed_sections import (
     verification,
     within_documents,
 )
-from benchmarks.streaming_sections import streamed_host, streamed_timeline
+from benchmarks.streaming_sections import streamed_cards, streamed_host, streamed_timeline
 from benchmarks.study.grid import section as grid_section
 from benchmarks.study.grid.picture import write_picture
 from benchmarks.sync_section import syncs
@@ -199,6 +199,7 @@ def page() -> str:
         "fake_memory": fake_memory,
         "streamed_timeline": streamed_timeline,
         "streamed_host": streamed_host,
+        "streamed_cards": streamed_cards,
     }
     parts = [
         "# Results",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.page_parts import at_most, made_with, number, prose, read, section, span, table
+from benchmarks.page_parts import at_least, at_most, made_with, number, prose, read, section, span, table
 
 
 def streamed_timeline() -> str:
@@ -76,6 +76,22 @@ def streamed_host() -> str:
             ],
         ),
         at_most("measured over planned, minus 1", over, result["target"]),
+        made_with(result),
+    )
+
+
+def streamed_cards() -> str:
+    result = read("streamed_cards")
+    setting, planned = result["setting"], result["planned"]
+    relative = {name: each / planned for name, each in result["speed_up"].items()}
+    return section(
+        "Streamed training on two cards, imitated",
+        f"""Seconds of a streamed step of {setting["tokens"]:,} tokens in {setting["micro_batches"]} micro-batches with
+        {setting["num_hidden_layers"]} layers, on one CPU thread and on two that divide the layers, the head and the
+        update as two cards would. No copy over a slot is measured, and no GPU: only whether the cards wait for each
+        other. Without copies, the plan has {planned:.2f} times the speed.""",
+        table(["cards", "s per step"], [[cards, span(each)] for cards, each in result["seconds"].items()]),
+        at_least("speed-up relative to the planned one", relative, result["target"]),
         made_with(result),
     )
 

@@ -26,7 +26,7 @@ from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_p
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.seed_workers import exchange_flops, member_memory, seed_traffic, seed_workers
 from moedisco_ray.plan.steps import unit_steps
-from moedisco_ray.plan.streamed_way import streamed_flops, training_memory
+from moedisco_ray.plan.streamed_way import on_cards, streamed_flops, training_memory
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.worker_plan import WorkerPlan
 from moedisco_ray.policies.gang import counts
@@ -115,22 +115,17 @@ def more_clusters(config: RunConfig) -> Spread:
 
 def gang_training(config: RunConfig, pool: AnyPool, tokens: int) -> StageTraining:
     """Training of the whole model on a pool."""
-    optimizer, workers = config.finetune.optimizer, pool.fewest_workers
-    sequences = optimizer.batch_tokens // config.corpus.sequence_length
+    length, workers = config.corpus.sequence_length, pool.fewest_workers
+    optimizer = on_cards(config.finetune.optimizer, pool, length)
+    sequences = optimizer.batch_tokens // length
     # To one machine, a pool streams. Own cards are as many as the machine has; of several machines, it is not known.
     is_own = pool.gpu and not pool.price_per_hour and pool.most_workers <= pool.gpus_per_node
     most = pool.gpus_per_node if is_own else sequences
     more_workers = () if pool.memory == "streamed" else counts(sequences, workers + 1, most)
     size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
+    spread = Spread(f"pools.{pool.name}.{size}", workers, more_workers)
     return StageTraining(
-        "finetune",
-        pool=pool,
-        optimizer=optimizer,
-        units=1,
-        workers=workers,
-        tokens=tokens,
-        sharded=True,
-        spread=Spread(f"pools.{pool.name}.{size}", workers, more_workers),
+        "finetune", pool, optimizer, units=1, workers=workers, tokens=tokens, sharded=True, spread=spread
     )
 
 
@@ -166,7 +161,7 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
     choice, is_gang = None, training.sharded and workers > 1 and not in_one
     if pool.gpu and not fits:
         alone = (not training.sharded or pool.most_workers == 1) and seed_gang[1] == 1 and not training.lora.rank
-        room = Room(length, pool_gb, host_gb, workers, alone)
+        room = Room(length, pool_gb, host_gb, 1 if in_one else workers, alone)
         at_spread = functools.partial(measure, spread=training.spread.now)
         gang = _exchanging(config, pool, whole, vocab_size) if is_gang else None
         choice = choose(

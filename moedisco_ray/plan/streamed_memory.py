@@ -14,8 +14,8 @@ there all the time, and in the backward pass the kept inputs of two layers as we
   temporary memory of the optimizer (`plan.memory`). One arrives, one is computed, and one leaves.
 
 The host holds weights, gradients and optimizer state of all parameters, and the inputs of each layer for all tokens of
-a step: in bf16 with Muon, 6 bytes per parameter. Pages are allocated as they are, without rounding. Several cards need
-no more memory each, and the host's for what passes between them.
+a step: in bf16 with Muon, 6 bytes per parameter. Pages are allocated as they are, without rounding. Several cards have
+the gradients that arrive and those that leave, and the host has room for what passes between them.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def streamed_memory(
     in_layer = {
         "weights": PLACES * layer * weight,
         "gradients": PLACES * trained * stored + (added if added > in_experts else 0),
-        "activations": (1 + PLACES) * states + 2 * one + saved + (in_experts if added <= in_experts else 0),
+        "activations": (1 + PLACES + 2 * (cards > 1)) * states
+        + 2 * one
+        + saved
+        + (in_experts if added <= in_experts else 0),
         "compute_copies": width * layer * autocast,
     }
     whole_tiles = vocab_size * _LEAST_TOKENS <= LOGITS_BYTES // _BYTES_PER_LOGIT

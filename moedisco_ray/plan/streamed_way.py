@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from moedisco_ray.core.config import Architecture, Lora, Optimizer, Pool, Residence, read_architecture
+from moedisco_ray.core.config import AnyPool, Architecture, Lora, Optimizer, Pool, Residence, read_architecture
 from moedisco_ray.core.families import FamilyName
 from moedisco_ray.plan.cost import flops_per_token, optimizer_flops_per_token
-from moedisco_ray.plan.memory import Exchange, Memory, worker_memory
+from moedisco_ray.plan.memory import Exchange, Memory, micro_batch_sequences, worker_memory, worker_sequences
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.plan.streamed_memory import streamed_memory
 from moedisco_ray.plan.streaming import Host, StepTime, step_time, step_work
@@ -23,8 +23,22 @@ _PCIE = (((9, 0), 50e9, 40e9), ((8, 0), 25e9, 20e9), ((0, 0), 12e9, 10e9))
 """Lowest compute capability, speed of copies in one direction, and of each while both are used (bytes/s)."""
 _UNKNOWN_CARD = (8, 0)
 """Compute capability that is assumed of a card without a name."""
+_PER_CARD = 2
+"""Least number of micro-batches of a step for each of several cards, where the batch has as many sequences."""
 _MEMORY_SPEED = 140e9
 """Assumed speed of a host's memory (bytes/s)."""
+
+
+def on_cards(optimizer: Optimizer, pool: AnyPool, sequence_length: int) -> Optimizer:
+    """Settings with which all cards of a pool that streams have work: at least two micro-batches of a step for each.
+
+    With fewer, cards would wait for one another: a micro-batch is in one layer at a time.
+    """
+    if pool.memory == "resident" or pool.most_workers == 1:
+        return optimizer
+    most = max(1, worker_sequences(optimizer, sequence_length, 1) // (_PER_CARD * pool.most_workers))
+    has_enough = micro_batch_sequences(optimizer, sequence_length, 1) <= most
+    return optimizer if has_enough else optimizer.model_copy(update={"micro_batch": most})
 
 
 def streamed_step(

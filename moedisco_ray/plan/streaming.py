@@ -20,6 +20,7 @@ Letters: c cards, b machines.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from moedisco_ray.core.config import Architecture, Optimizer
@@ -183,8 +184,12 @@ def step_time(
         kept_gb: Memory of a card for weights that stay there (GiB); only `layers` uses it.
     """
     found = timeline(step_tasks(work, flops, cards=cards, division=division, kept_gb=kept_gb), host.link(cards))
-    # With divided layers, cards wait for the first micro-batches and the last ones, in both passes.
-    waiting = (cards - 1) * 4 * work.layer_flops * min(work.micro_batch, work.tokens / cards) / flops
+    # With divided layers, cards wait for the first micro-batches and the last ones, in both passes; with fewer
+    # micro-batches than cards, they also wait in each round of layers.
+    micro_batch = min(work.micro_batch, work.tokens)
+    missing = max(0, cards - math.ceil(work.tokens / micro_batch))
+    steps_idle = cards - 1 + missing * (math.ceil(work.layers / cards) - 1)
+    waiting = steps_idle * 4 * work.layer_flops * micro_batch / flops
     return StepTime(
         found.seconds + (waiting if division == "layers" else 0.0),
         work.flops / flops / cards,

@@ -43,7 +43,7 @@ class Place:
 
     Attributes:
         node_id: Id of the node.
-        card: Index of the seat's GPU on the node; empty if it holds none.
+        card: Index of the seat's GPU on the node, or indices with commas between them; empty if it holds none.
     """
 
     node_id: str = ""
@@ -51,6 +51,15 @@ class Place:
 
     def __str__(self) -> str:
         return f"card {self.card} of node {self.node_id}" if self.card else f"node {self.node_id}"
+
+    @property
+    def cards(self) -> frozenset[str]:
+        """Indices of the seat's GPUs."""
+        return frozenset(filter(None, self.card.split(",")))
+
+    def overlaps(self, other: Place) -> bool:
+        """Whether two places have a card in common, or are a node without cards."""
+        return self.node_id == other.node_id and (self.card == other.card or bool(self.cards & other.cards))
 
 
 @dataclasses.dataclass(frozen=True)

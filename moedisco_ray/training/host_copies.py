@@ -18,6 +18,9 @@ from torch import Tensor
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.printable import one_line
 
+_PIECE = 64 << 20
+"""Largest number of bytes that one copy to the device moves."""
+
 
 def pin(tensor: Tensor, setting: str, *, value: object, remedy: str) -> Tensor:
     """Keep the pages of a tensor in the host's memory where they are, for fast copies; return the tensor.
@@ -56,6 +59,8 @@ class Copies:
         self._device = device
         self._in = _stream(device) if device.type == "cuda" else None
         self._out = _stream(device) if device.type == "cuda" else None
+        # What the device needs at once does not wait for the next layer's weights.
+        self._urgent = _stream(device) if device.type == "cuda" else None
         # Ends of the copies to the host by the address that they fill: begun since the last call of `turn`, since the
         # one before, and earlier.
         self._leaving: list[dict[int, torch.cuda.Event]] = [{}, {}, {}]
@@ -71,7 +76,9 @@ class Copies:
         """An empty tensor in the host's memory with the shape and dtype of another one."""
         return self.pin(torch.empty(tensor.shape, dtype=tensor.dtype))
 
-    def begin(self, tensors: Mapping[str, Tensor], *after: torch.cuda.Event | None) -> Callable[[], dict[str, Tensor]]:
+    def begin(
+        self, tensors: Mapping[str, Tensor], *after: torch.cuda.Event | None, urgent: bool = False
+    ) -> Callable[[], dict[str, Tensor]]:
         """Begin to copy tensors to the device; the returned function waits for the copies and returns them.
 
         A tensor that is still on its way to the host is copied back once it is there; of a part of it, `finish` has to
@@ -80,19 +87,21 @@ class Copies:
         Args:
             tensors: Tensors in the host's memory, by name.
             after: Ends of the copies with which other devices send them.
+            urgent: Whether to copy them before what was asked for earlier.
         """
-        if self._in is None:
+        stream = self._urgent if urgent else self._in
+        if stream is None:
             copied = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             return lambda: copied
         for sent in after:
             if sent is not None:
-                self._in.wait_event(sent)
+                stream.wait_event(sent)
         for leaving, tensor in itertools.product(self._leaving, tensors.values()):
             if tensor.data_ptr() in leaving:
-                self._in.wait_event(leaving[tensor.data_ptr()])
-        with torch.cuda.stream(self._in):
-            near = {name: tensor.detach().to(self._device, non_blocking=True) for name, tensor in tensors.items()}
-            arrived = self._in.record_event()
+                stream.wait_event(leaving[tensor.data_ptr()])
+        with torch.cuda.stream(stream):
+            near = {name: _near(tensor.detach(), self._device) for name, tensor in tensors.items()}
+            arrived = stream.record_event()
 
         def wait() -> dict[str, Tensor]:
             computing = torch.cuda.current_stream(self._device)
@@ -142,6 +151,17 @@ class Copies:
         for _ in range(2):
             self.turn()
         self.settle()
+
+
+def _near(far: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; a large one in pieces, between which copies of other streams take their turn."""
+    if far.nbytes <= _PIECE:
+        return far.to(device, non_blocking=True)
+    near = torch.empty_like(far, device=device)
+    rows = max(1, len(far) * _PIECE // far.nbytes)
+    for start in range(0, len(far), rows):
+        near[start : start + rows].copy_(far[start : start + rows], non_blocking=True)
+    return near
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

@@ -267,6 +267,16 @@ class World:
     layout: Layout | None = None
 
     @property
+    def all_devices(self) -> tuple[str, ...]:
+        """The devices that this worker computes on."""
+        return self.devices or (self.device,)
+
+    @property
+    def slots(self) -> int:
+        """Number of slots that the training holds."""
+        return self.size * len(self.all_devices)
+
+    @property
     def shard(self) -> int:
         """Number of this worker within its replica of the model; replicas round alike."""
         return self.rank if self.layout is None else self.rank % self.layout.shards

@@ -142,7 +142,7 @@ def _peak_flops(world: World) -> float | None:
     if not world.device.startswith("cuda"):
         return None
     peak = peak_flops(torch.cuda.get_device_name(world.device))
-    return None if peak is None else peak * world.size
+    return None if peak is None else peak * world.slots
 
 
 class HeldOutLoss:

@@ -17,7 +17,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _LOOKS = 0.2
 """Time after which a thread that waits for another one looks whether that has failed (s)."""
+_ENDS = 30.0
+"""Time for the other cards to end what they do once one has failed (s)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,14 @@ class Cards(Sequence[Card]):
                 raise
 
         working = [self._threads.submit(on_its_device, card) for card in self._cards]
-        errors = [error for each in working if (error := each.exception()) is not None]
+        try:
+            wait(working, return_when=FIRST_EXCEPTION)
+        except BaseException:  # such as Ctrl-C; the weights may not change any more when the caller goes on
+            self._failed.set()
+            wait(working, timeout=_ENDS)
+            raise
+        ended, _ = wait(working, timeout=_ENDS)  # a card that has died may never end
+        errors = [error for each in ended if (error := each.exception()) is not None]
         for error in sorted(errors, key=lambda each: isinstance(each, _OtherFailedError)):
             raise error
 
@@ -152,7 +161,7 @@ class ThroughHost(Handover):
 
     def take(self, card: Card, index: int, m: int) -> Tensor:
         far, sent = self._cards.waits(self._queue(index, m))
-        return card.copies.begin({"state": far}, sent)()["state"]
+        return card.copies.begin({"state": far}, sent, urgent=True)()["state"]
 
     def _queue(self, index: int, m: int) -> queue.SimpleQueue[_Sent]:
         # One of the two sides of the last part is a card that has some of the micro-batches, in their order.

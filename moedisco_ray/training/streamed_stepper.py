@@ -84,7 +84,7 @@ class StreamedStepper(Stepper):
         check_streamed(job, world)
         super().__init__(model, job, world)
         self._device = torch.device(world.device)
-        self._cards = Cards([torch.device(each) for each in world.devices or (world.device,)], make_copies or Copies)
+        self._cards = Cards([torch.device(each) for each in world.all_devices], make_copies or Copies)
         base: Any = model.base_model
         self._embedding = Part(base.embed_tokens, "")
         self._layers = [Part(layer_alone(model, n), f"layers.{n}.") for n in range(len(base.layers))]
@@ -92,9 +92,8 @@ class StreamedStepper(Stepper):
         self._embedded: nn.Parameter = base.embed_tokens.weight
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._places: dict[tuple[str, int, int], Tensor] = {}
-        self._end_sums: dict[tuple[int, str], Tensor] = {}
         for card in self._cards:
-            rotary = copy.deepcopy(base.rotary_emb).to(card.device)
+            rotary = copy.deepcopy(base.rotary_emb).to(card.device) if card.number else base.rotary_emb
             for index in self._own(card):
                 self._layers[index].module.rotary_emb = rotary
         add_states(self.optimizer)
@@ -300,6 +299,7 @@ class StreamedStepper(Stepper):
             del output_BLD, roots, gradients
             if below:
                 step.gradients.put(card, index, m, gradient_of(hidden_BLD))
+            inputs[m] = hidden_BLD = hidden_BLD.detach().new_empty(0)  # frees it, and its gradient
             ahead.ask()
         self._send(card, part, near, step)
 
@@ -323,6 +323,7 @@ class StreamedStepper(Stepper):
         for name, numbers in step.end_parts.items():
             sum_: Tensor | None = None
             for number in sorted(numbers):
+                card.copies.finish()  # all parts at once could take more memory than the card has
                 part = card.copies.begin({name: self._places[name, number, 0]}, *sent)()[name]
                 sum_ = part if sum_ is None else sum_.add_(part)
             if sum_ is not None:

@@ -52,7 +52,7 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         if WORKS in os.environ:
             worker = importlib.import_module("moedisco_ray.execution.ray.worker")
             worker.get_device = lambda: worker.torch.device("cpu")
-            importlib.import_module("moedisco_ray.execution.ray.card_check").own_card = lambda: ("0", "cpu")
+            importlib.import_module("moedisco_ray.execution.ray.card_check").own_cards = lambda: [("0", "cpu")]
         if FAILS in os.environ:
             worker = importlib.import_module("moedisco_ray.execution.ray.worker")
             trains = worker.train
@@ -67,7 +67,7 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
             worker.train = train
         if HANGS in os.environ:
-            importlib.import_module("moedisco_ray.execution.ray.card_check").own_card = lambda: time.sleep(3600)
+            importlib.import_module("moedisco_ray.execution.ray.card_check").own_cards = lambda: time.sleep(3600)
 
     cluster = Cluster(
         initialize_head=True,

@@ -70,6 +70,7 @@ class LazyCopies(Copies):
         super().__init__(device)
         self._in: Any = LazyStream(self.lazy_in)
         self._out: Any = LazyStream(self.lazy_out)
+        self._urgent: Any = LazyStream(self.lazy_in)
 
     def pin(self, tensor: Tensor) -> Tensor:
         return tensor

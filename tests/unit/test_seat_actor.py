@@ -29,12 +29,12 @@ class Cuda:
     """As much of `torch.cuda` as a seat needs.
 
     Attributes:
-        used: Bytes that some tensor holds.
+        used: Bytes that some tensor holds on each of two cards.
         cached: Bytes that torch keeps for later tensors.
         broken: Whether a kernel has failed that nothing has waited for yet.
     """
 
-    used: int = 0
+    used: tuple[int, int] = (0, 0)
     cached: int = 0
     broken: bool = False
     initialized: bool = True
@@ -58,18 +58,28 @@ class Cuda:
     def is_initialized(self) -> bool:
         return self.initialized
 
-    def synchronize(self) -> None:
+    def device_count(self) -> int:
+        return len(self.used)
+
+    def memory_reserved(self, card: int) -> int:
+        return self.used[card]
+
+    def current_device(self) -> int:
+        return 0
+
+    def synchronize(self, card: int) -> None:
+        assert card in (0, 1)
         if self.broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def empty_cache(self) -> None:
         self.cached = 0
 
-    def reset_peak_memory_stats(self) -> None:
-        pass
+    def reset_peak_memory_stats(self, card: int) -> None:
+        assert card in (0, 1)
 
-    def memory_allocated(self) -> int:
-        return self.used
+    def memory_allocated(self, card: int) -> int:
+        return self.used[card]
 
 
 @pytest.fixture
@@ -81,7 +91,7 @@ def seat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seat]:
 
 
 def test_memory_and_compiled_code_do_not_outlive_the_work() -> None:
-    gpu, left = Cuda(used=5, cached=7), Cycle()
+    gpu, left = Cuda(used=(0, 5), cached=7), Cycle()
     gone = weakref.ref(left)
     del left
     assert clear(gpu.modules) == 5
@@ -100,7 +110,7 @@ def test_what_the_first_work_imports_is_not_searched_for_garbage_again(seat: Sea
 
 @pytest.mark.slow
 def test_a_process_that_used_no_gpu_makes_no_context_on_it() -> None:
-    gpu = Cuda(used=5, cached=7, broken=True, initialized=False)
+    gpu = Cuda(used=(0, 5), cached=7, broken=True, initialized=False)
     assert clear(gpu.modules) == clear({}) == 0
     assert gpu.cached == 7
 
@@ -138,7 +148,7 @@ def test_memory_that_stays_ends_the_seat_before_its_next_work(seat: Seat, monkey
     monkeypatch.setattr(seat_actor, "sys", gpu)
 
     def leaks(size: int) -> None:
-        gpu.used = size
+        gpu.used = (size, 0)
 
     monkeypatch.setattr(seat_actor, "ray", Placed())
     seat.run(lambda: leaks(1 << 20))

@@ -93,6 +93,18 @@ def test_a_card_is_not_left_out_where_there_is_no_other(monkeypatch: pytest.Monk
     assert cluster.aside.room(GPUS) == 2  # a card that sometimes works is better than none
 
 
+def test_the_cards_of_a_training_on_all_of_them_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before: as one, so that the only machine was left out."""
+    box = Place("a", "0,1,2,3")
+    alone = Cluster(monkeypatch, {"a": 4})
+    assert [alone.fails(GPUS, box) for _ in range(3)] == [False] * 3
+    with_other = Cluster(monkeypatch, {"a": 4, "b": 4})
+    assert [with_other.fails(GPUS, box) for _ in range(2)] == [False, True]
+    assert (with_other.aside.room(GPUS), with_other.aside.of(GPUS)) == (4, {"a"})
+    assert with_other.aside.has(GPUS, Place("a", "2"))  # one of them is the broken one
+    assert not with_other.aside.has(GPUS, Place("b", "2"))
+
+
 def test_a_training_that_finishes_clears_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, place = Cluster(monkeypatch, {"a": 1, "b": 1}), Place("a", "0")
     for _ in range(3):

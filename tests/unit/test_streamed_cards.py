@@ -190,7 +190,10 @@ class LateCopies(Copies):
         late = self._late[far.data_ptr()] = Late(near, far)
         return late
 
-    def begin(self, tensors: Mapping[str, Tensor], *after: Any) -> Callable[[], dict[str, Tensor]]:
+    def begin(
+        self, tensors: Mapping[str, Tensor], *after: Any, urgent: bool = False
+    ) -> Callable[[], dict[str, Tensor]]:
+        del urgent
         for sent in after:
             sent.make()
         for tensor in tensors.values():

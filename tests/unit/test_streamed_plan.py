@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +15,8 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import StagePlan, build_plan
 from moedisco_ray.plan.memory import GIB
 from moedisco_ray.plan.streamed_memory import streamed_memory
-from moedisco_ray.plan.streamed_way import streamed_step
+from moedisco_ray.plan.streamed_way import on_cards, streamed_step
+from moedisco_ray.plan.streaming import Host, step_time, step_work
 
 SHAPES = ("Qwen1.5-MoE-A2.7B", "OLMoE-1B-7B", "DeepSeek-V2-Lite", "Qwen3-30B-A3B", "gpt-oss-20b")
 RECIPE = {"name": "muon", "precision": "pure_bf16", "batch_tokens": 65_536, "micro_batch": 4}
@@ -97,7 +101,7 @@ def test_the_hours_are_those_of_the_steps() -> None:
 
 
 def test_the_cards_of_a_machine_divide_the_layers() -> None:
-    """Each card needs the memory of one alone, and the machine that of all of them together."""
+    """Each card needs the memory of one alone and of what passes between them, as does the machine."""
     box = {"workers": 8, "gpus_per_node": 8, "host_memory_gb": 512}
     recipe = {"batch_tokens": 524_288}
     one, eight = (
@@ -106,10 +110,28 @@ def test_the_cards_of_a_machine_divide_the_layers() -> None:
     assert (eight.fits, eight.workers, eight.traffic) == (True, 8, None)
     assert 0.9 < one.cost.hours / (8 * eight.cost.hours) < 1
     assert eight.cost.worker_hours == pytest.approx(8 * eight.cost.hours)
-    assert eight.memory.total == one.memory.total
+    states = 524_288 * 2048 * 2
+    assert one.memory.total + 2 * states <= eight.memory.total < one.memory.total + 3 * states
     assert eight.host_gb == one.host_gb == pytest.approx(0.95 * 512 - 3)
-    between = 9 * 524_288 * 2048 * 2 + 8 * 151_936 * 2048 * 2
+    between = 9 * states + 8 * 151_936 * 2048 * 2
     assert eight.memory.host == one.memory.host + between
+
+
+def test_several_cards_get_micro_batches_enough_for_all_of_them() -> None:
+    """Before: without the setting a step had one micro-batch, which went from card to card alone."""
+    config = config_on("OLMoE-1B-7B", pool={"workers": 4, "gpus_per_node": 4}, recipe={"micro_batch": None})
+    recipe = on_cards(config.finetune.optimizer, config.pools.high_memory, 1024)
+    assert recipe.micro_batch == 64 // (2 * 4)
+    alone = config.pools.high_memory.model_copy(update={"workers": 1})
+    assert on_cards(config.finetune.optimizer, alone, 1024).micro_batch is None
+    sizes = CHECKPOINTS["OLMoE-1B-7B"][2]
+    work = step_work("olmoe", sizes, 50_304, config.finetune.optimizer, sequence_length=1024, gpu=1)
+    layers = dataclasses.replace(work, update_flops=0, head=0)
+    host = Host(math.inf, math.inf, math.inf, math.inf, math.inf)
+    by_layers = functools.partial(step_time, flops=1e14, host=host, division="layers")
+    one, four = (by_layers(layers, cards=cards).seconds for cards in (1, 4))
+    assert four == pytest.approx(one)  # one micro-batch is in one layer at a time
+    assert by_layers(dataclasses.replace(layers, micro_batch=8 * 1024), cards=4).seconds < one / 2.8
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,10 @@ class RayBackend:
         if pool.most_workers == pool.slots:
             self._reservation.hand_over()
             self._seats.end_idle_of_other_pools(pool)
+            if pool.slots > 1:
+                with session.freeing(pool.resource, self._seats.idle(pool.resource) if session.autoscales() else 0):
+                    self._seats.end_idle(lambda seat: seat.pool.slots != pool.slots)
+                    self._seats.end_parked(lambda seat: seat.pool.path == pool.path)
             [trained] = train_all(
                 [job],
                 Placement(pool, 1, max_failures),

@@ -15,10 +15,10 @@ memory is lost to fragments: torch's out-of-memory errors name them as the first
 
 
 def check_card(field: str) -> None:
-    """Compute on this worker's GPU.
+    """Compute on this worker's GPUs.
 
-    Ray Train lets each worker of a gang see the GPUs of all workers on its node; the one that Ray gave to this process
-    is checked. It is the first use of the GPU, for which torch reads the settings of its allocator: where the user has
+    Ray Train lets each worker of a gang see the GPUs of all workers on its node; those that Ray gave to this process
+    are checked. It is the first use of the GPU, for which torch reads the settings of its allocator: where the user has
     none, memory segments grow.
 
     Args:
@@ -29,15 +29,16 @@ def check_card(field: str) -> None:
     """
     if not os.environ.keys() & ALLOCATOR_VARIABLES:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-    found = failure(field, *own_card(), ray.util.get_node_ip_address())
-    if found is not None:
-        raise CardError(field, 1, found, ray.get_runtime_context().get_node_id())
+    for card in own_cards():
+        found = failure(field, *card, ray.util.get_node_ip_address())
+        if found is not None:
+            raise CardError(field, 1, found, ray.get_runtime_context().get_node_id())
 
 
-def own_card() -> tuple[str, str]:
-    """The GPU that Ray gave to this process: its index on the machine, and torch's name for it."""
+def own_cards() -> list[tuple[str, str]]:
+    """The GPUs that Ray gave to this process: the index of each on the machine, and torch's name for it."""
     held = [str(index) for index in ray.get_gpu_ids()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if not held or held[0] not in visible:
-        return "0", "cuda:0"
-    return held[0], f"cuda:{visible.index(held[0])}"
+    if not held or not {*held} <= {*visible}:
+        return [("0", "cuda:0")]
+    return [(index, f"cuda:{visible.index(index)}") for index in held]

@@ -35,7 +35,7 @@ def fitted_to_card(job: TrainJob, world: World, emit: Emit) -> tuple[TrainJob, f
         The job, and the memory of the smallest card (GiB).
     """
     job.store.fetch(job.model / "config.json")
-    card_gb = _shared_minimum(available_gb(world.device), world)
+    card_gb = _shared_minimum(min(map(available_gb, world.all_devices)), world)
     found = fitted(job, world, card_gb)
     if found is not job and world.rank == 0:
         settings = ", ".join(changes(job.optimizer, found.optimizer, "optimizer")) or "the settings as they are"
@@ -55,7 +55,7 @@ def fitted(job: TrainJob, world: World, card_gb: float) -> TrainJob:
         world: One of the workers that share it.
         card_gb: Memory of the smallest of their cards (GiB).
     """
-    measure = memory_of(job, world.size, world.layout)
+    measure = memory_of(job, world.size, world.layout, cards=len(world.all_devices))
     if measure(job.optimizer).total <= card_gb * GIB:
         return job
     found = within(
@@ -84,13 +84,16 @@ def _shared_minimum(value: float, world: World) -> float:
     return float(least.item())
 
 
-def memory_of(job: TrainJob, workers: int, layout: Layout | None = None) -> Callable[[Optimizer], Memory]:
+def memory_of(
+    job: TrainJob, workers: int, layout: Layout | None = None, *, cards: int = 1
+) -> Callable[[Optimizer], Memory]:
     """A function that returns the planned memory of a worker on a GPU, by settings of the job's optimizer.
 
     Args:
         job: The training.
         workers: Number of workers that share it.
         layout: How they share the model; None: as on nodes of one card each.
+        cards: Number of cards that a worker streams to.
 
     Raises:
         CheckpointError: The model of the job cannot be read.
@@ -98,10 +101,12 @@ def memory_of(job: TrainJob, workers: int, layout: Layout | None = None) -> Call
     family: FamilyName = read_config(job.model)["model_type"]
     if layout is None and job.sharing is not None and workers > 1:
         layout = job.sharing.layout(workers, 1)
-    return functools.partial(_memory, job, family, layout, workers)
+    return functools.partial(_memory, job, family, layout, workers, cards)
 
 
-def _memory(job: TrainJob, family: FamilyName, layout: Layout | None, workers: int, optimizer: Optimizer) -> Memory:
+def _memory(
+    job: TrainJob, family: FamilyName, layout: Layout | None, workers: int, cards: int, optimizer: Optimizer
+) -> Memory:
     return model_memory(
         job.memory,
         job.model,
@@ -110,6 +115,7 @@ def _memory(job: TrainJob, family: FamilyName, layout: Layout | None, workers: i
         sequence_length=job.sequence_length,
         gpu=1,
         workers=workers,
+        cards=cards,
         exchange=job.exchange,
         layout=layout,
         lora=job.lora,

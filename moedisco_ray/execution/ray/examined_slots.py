@@ -21,7 +21,7 @@ from moedisco_ray.execution.doctor.examination import MOST_SECONDS, examine_slot
 from moedisco_ray.execution.doctor.slot import SlotPlace
 from moedisco_ray.execution.doctor.work import SlotWork, Work
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.card_check import own_card
+from moedisco_ray.execution.ray.card_check import own_cards
 from moedisco_ray.execution.ray.interfaces import name_interface
 from moedisco_ray.execution.ray.seats import Seat, Seats
 
@@ -170,5 +170,5 @@ def _call(seat: Seat, function: Callable[[], T], seconds: float) -> T:
 def _place(resource: str) -> SlotPlace:
     """Where this process runs; from now on its exchanges use the interface of its address."""
     name_interface()
-    card, device = own_card() if ray.get_gpu_ids() else ("0", "cpu")
+    card, device = own_cards()[0] if ray.get_gpu_ids() else ("0", "cpu")
     return SlotPlace(device, card, ray.util.get_node_ip_address(), resource)

@@ -111,7 +111,7 @@ class NodesAside:
 
     def has(self, pool: Pool, place: Place) -> bool:
         """Whether the work of a pool avoids a card, or the whole node of it."""
-        return place.node_id in self._failed_checks(pool) or place in self._failing(pool)
+        return place.node_id in self._failed_checks(pool) or any(map(place.overlaps, self._failing(pool)))
 
     def of(self, pool: Pool) -> frozenset[str]:
         """Ids of the nodes that a pool's work avoids."""
@@ -182,9 +182,9 @@ def _offers(resources: Mapping[str, float], pool: Pool) -> bool:
 
 
 def _slots_at(pool: Pool, place: Place) -> int:
-    """Number of slots of a pool that a card is, or that a node without cards has."""
+    """Number of slots of a pool that the cards of a place are, or that a node without cards has."""
     found = _slots_on(pool, place.node_id)
-    return min(1, found) if place.card else found
+    return min(len(place.cards), found) if place.card else found
 
 
 def _slots_on(pool: Pool, node_id: str) -> int:

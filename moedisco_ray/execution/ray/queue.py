@@ -146,7 +146,8 @@ class Queue:
             CardError: torch can use no GPU of the pool, and no autoscaler brings others.
         """
         if self._waiting:
-            self._context.aside.check(self._context.placement.pool, self._context.placement.workers)
+            pool = self._context.placement.pool
+            self._context.aside.check(pool, self._context.placement.workers * pool.slots)
         room = self._room(self._context.placement.pool)
         order = self._order(room)
         slot_for_each = self._slot_for_each(room)
@@ -246,7 +247,7 @@ class Queue:
             begun=begun,
             avoided=self._replacements.avoided(job.name, pool, list(self._running.values()), aside),
         )
-        self._progress.workers[job.name] = workers
+        self._progress.workers[job.name] = workers * pool.slots
         running = RunningAttempt(job, pool, workers, self._context.mailbox.status(job.name), end)
         self._running[self._threads.submit(attempt, adjusted, context)] = running
 

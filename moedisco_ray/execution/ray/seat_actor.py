@@ -156,7 +156,9 @@ def clear(modules: dict[str, Any]) -> int:
     cuda = modules["torch"].cuda if "torch" in modules else None
     if cuda is None or not cuda.is_initialized():
         return 0
-    cuda.synchronize()  # raises errors of the last function's kernels that no call has reported yet
+    cards = [card for card in range(cuda.device_count()) if cuda.memory_reserved(card)] or [cuda.current_device()]
+    for card in cards:
+        cuda.synchronize(card)  # raises errors of the last function's kernels that no call has reported yet
+        cuda.reset_peak_memory_stats(card)
     cuda.empty_cache()
-    cuda.reset_peak_memory_stats()
-    return int(cuda.memory_allocated())
+    return max(int(cuda.memory_allocated(card)) for card in cards)

@@ -285,6 +285,14 @@ class Seats:
             for each in staying:
                 leaving[each].end()
 
+    def end_parked(self, where: Callable[[Seat], bool]) -> None:
+        """End the seats that keep Ray from giving their cards to others, if they fulfil a condition."""
+        matching = [*filter(where, [*self._parked])]
+        with self._lock:
+            self._parked = [seat for seat in self._parked if seat not in matching]
+        for seat in matching:
+            self._end(seat)
+
     @property
     def has_under_way(self) -> bool:
         """Whether seats do the work of an earlier driver, which nothing waits for yet."""
@@ -378,23 +386,13 @@ class Seats:
         while not self._closed.wait(POLL_SECONDS):
             with contextlib.suppress(RayError):
                 self.end_idle(_on(ray_internals.draining_nodes()))
-                self.end_idle(_idle_before(self._clock() - IDLE_SECONDS))
-                self._end_parked()
+                self.end_idle(lambda seat: seat.idle_since < self._clock() - IDLE_SECONDS)
+                self.end_parked(self._may_end)
 
-    def _end_parked(self) -> None:
-        """End the seats whose cards may be used again, or whose nodes are going."""
-        draining = ray_internals.draining_nodes() if self._parked else {}
-        for seat in list(self._parked):
-            if seat.node_id not in draining and self.aside.has(seat.pool, seat.place):
-                continue
-            self._end(seat)
-            with self._lock:
-                self._parked.remove(seat)
+    def _may_end(self, parked: Seat) -> bool:
+        """Whether a card may be used again, or its node is going."""
+        return parked.node_id in ray_internals.draining_nodes() or not self.aside.has(parked.pool, parked.place)
 
 
 def _on(nodes: Collection[str]) -> Callable[[Seat], bool]:
     return lambda seat: seat.node_id in nodes
-
-
-def _idle_before(time: float) -> Callable[[Seat], bool]:
-    return lambda seat: seat.idle_since < time

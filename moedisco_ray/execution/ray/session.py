@@ -240,7 +240,7 @@ def check_pools(config: RunConfig) -> list[str]:
     """
     messages = []
     for pool, needed in config.needed_pools:
-        now, limit = sum(slots(node_type) for node_type in pool.node_types), max_slots(pool)
+        now, limit = _slots_together(pool), max_slots(pool)
         field = f"{pool.path}.{'types' if pool.mixed else 'resource'}"
         tags = " or ".join(pool.tags)
         if limit < 1:
@@ -266,6 +266,13 @@ def check_pools(config: RunConfig) -> list[str]:
                 f"(`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)"
             )
     return messages
+
+
+def _slots_together(pool: Pool) -> int:
+    """Number of slots that can train one model: those of all nodes, or of one node if weights are streamed."""
+    if pool.memory == "streamed":
+        return max((slots_on(pool, node["NodeID"]) for node in ray.nodes()), default=0)
+    return sum(slots(node_type) for node_type in pool.node_types)
 
 
 @contextlib.contextmanager

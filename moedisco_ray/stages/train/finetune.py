@@ -11,7 +11,7 @@ from moedisco_ray.core.store.artifacts import Draft
 from moedisco_ray.plan.gang_traffic import planned_layout
 from moedisco_ray.plan.memory import GIB, exchange_of
 from moedisco_ray.plan.steps import unit_steps
-from moedisco_ray.plan.streamed_way import model_memory
+from moedisco_ray.plan.streamed_way import model_memory, on_cards
 from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.stages.context import Context, finetune_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, unit_records
@@ -54,7 +54,8 @@ def run(context: Context, draft: Draft) -> None:
 def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
     """A copy of the job for a gang: with its interval of exchange, and the division of the model among workers."""
     if job.memory == "streamed":  # one worker drives all cards
-        return job
+        optimizer = on_cards(job.optimizer, config.finetune_pool, job.sequence_length)
+        return dataclasses.replace(job, optimizer=optimizer)
     pool, parallel = config.finetune_pool, config.finetune.parallel
     pool_gb = min(kind.memory_gb for kind in pool.node_types)
     measure = functools.partial(

@@ -156,7 +156,7 @@ class Saver:
             return False
         seconds = USUAL.shortest
         if self._cost is not None:
-            seconds = interval(self._cost, self._losses_per_hour(), self._world.size)
+            seconds = interval(self._cost, self._losses_per_hour(), self._world.slots)
         return time.monotonic() - self._saved_at >= seconds
 
     def save(self, progress: Progress) -> None:
