@@ -50,7 +50,7 @@ def architecture() -> Architecture:
 def prepare(home: Path) -> None:
     config = config_values(hf_config(FAMILY, architecture(), VOCABULARY, LENGTH, 0))
     shapes = canonical_shapes(config)
-    layout = {key: Stored(shape, torch.float32) for key, shape in shapes.items()}
+    layout = {key: Stored(shape, torch.bfloat16) for key, shape in shapes.items()}
     write_checkpoint(home / "model", Noise(shapes, 0).items(), config, layout=layout)
     tokens = np.random.default_rng(0).integers(1, VOCABULARY, LENGTH * SEQUENCES * (STEPS + 2))
     write_packed(home / "tokens", [[tokens]], 0, VOCABULARY)
