@@ -107,8 +107,11 @@ def gradient_of(leaf: Tensor) -> Tensor:
     return leaf.grad
 
 
-def on_device(micro: MicroBatch, device: torch.device) -> MicroBatch:
-    """A micro-batch on a device."""
-    found = {field.name: getattr(micro, field.name) for field in dataclasses.fields(micro)}
-    tensors: dict[str, Any] = {name: each.to(device) for name, each in found.items() if isinstance(each, Tensor)}
-    return dataclasses.replace(micro, **tensors)
+def on_device(micros: Sequence[MicroBatch], device: torch.device) -> list[MicroBatch]:
+    """Micro-batches on a device."""
+    moved = []
+    for micro in micros:
+        found = {field.name: getattr(micro, field.name) for field in dataclasses.fields(micro)}
+        tensors: dict[str, Any] = {name: each.to(device) for name, each in found.items() if isinstance(each, Tensor)}
+        moved.append(dataclasses.replace(micro, **tensors))
+    return moved

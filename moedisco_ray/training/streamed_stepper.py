@@ -138,14 +138,14 @@ class StreamedStepper(Stepper):
             ahead, states = Ahead(card.copies, self._groups_of_all_layers()), OnCard()
             self._embed(card, micros, ahead, states)
             for index in range(len(self._layers)):
-                self._forward_layer(card, index, micros, ahead, states)
+                self._forward_layer(card, index, micros, ahead, states=states)
             near = ahead.take()
             for m, (_, targets_BL) in enumerate(group):
                 yield self._loss(self._ends[0], near, states.take(card, len(self._layers), m), micros[m]), targets_BL
         self._model.train()
 
     def _begun(self, micros: Sequence[MicroBatch]) -> Step:
-        on_cards = [[on_device(each, card.device) for each in micros] for card in self._cards]
+        on_cards = [on_device(micros, card.device) for card in self._cards]
         fractions = [self.fractions_NE.to(card.device) for card in self._cards]
         if len(self._cards) == 1:
             return Step(on_cards, fractions, OnCard(), OnCard())
@@ -161,7 +161,7 @@ class StreamedStepper(Stepper):
             if not card.number:
                 self._embed(card, micros, ahead, step.states)
             for index in self._own(card):
-                self._forward_layer(card, index, micros, ahead, step.states, step)
+                self._forward_layer(card, index, micros, ahead, states=step.states, step=step)
         self._backward_end(card, step, ahead)
         for index in reversed(self._own(card)):
             if index >= self._first_trained:
@@ -221,6 +221,7 @@ class StreamedStepper(Stepper):
         index: int,
         micros: Sequence[MicroBatch],
         ahead: Ahead,
+        *,
         states: Handover,
         step: Step | None = None,
     ) -> None:

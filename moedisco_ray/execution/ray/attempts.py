@@ -222,7 +222,7 @@ def _on_seat(
         mailbox.set_actor(job.name, attempt_id, seat.actor)
         if not seat.wait(seconds):
             raise _NoneElsewhereError
-        under_way = UnderWay(attempt_id, seat.name, pool.key, str(job.checkpoints), seat.node_id, pool.slots)
+        under_way = UnderWay(attempt_id, seat.name, pool.key, str(job.checkpoints), seat.node_id, slots=pool.slots)
         mailbox.start_work(job.name, job.stage, under_way)
         train = functools.partial(
             train_on_seat,

@@ -101,11 +101,11 @@ def memory_of(
     family: FamilyName = read_config(job.model)["model_type"]
     if layout is None and job.sharing is not None and workers > 1:
         layout = job.sharing.layout(workers, 1)
-    return functools.partial(_memory, job, family, layout, workers, cards)
+    return functools.partial(_memory, job, family, layout, workers, cards=cards)
 
 
 def _memory(
-    job: TrainJob, family: FamilyName, layout: Layout | None, workers: int, cards: int, optimizer: Optimizer
+    job: TrainJob, family: FamilyName, layout: Layout | None, workers: int, optimizer: Optimizer, *, cards: int
 ) -> Memory:
     return model_memory(
         job.memory,
