@@ -25,7 +25,7 @@ from moedisco_ray.packed_tokens import write_packed
 from moedisco_ray.plan.streaming import Host, step_time, step_work
 from moedisco_ray.training import TrainJob, World, devices_of, train
 
-FAMILY, VOCABULARY, LENGTH, SEQUENCES, STEPS = "olmoe", 8_000, 128, 32, 5
+FAMILY, VOCABULARY, LENGTH, SEQUENCES, STEPS = "olmoe", 8_000, 256, 32, 4
 SIZES = {
     "hidden_size": 256,
     "num_hidden_layers": 8,
