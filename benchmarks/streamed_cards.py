@@ -64,13 +64,14 @@ def measure(home: Path, cards: int) -> dict[str, float]:
         if event.type == "progress":
             seconds.append(event.data["tokens_per_second"])
 
+    made = Path(tempfile.mkdtemp(dir=home))  # a training that has ended is not repeated
     job = TrainJob(
         stage="finetune",
         name=f"cards-{cards}",
         model=home / "model",
         packed_dirs=(home / "tokens",),
-        output=home / f"{cards}-out",
-        checkpoints=home / f"{cards}-steps",
+        output=made / "out",
+        checkpoints=made / "steps",
         steps=STEPS,
         sequence_length=LENGTH,
         optimizer=RECIPE,
