@@ -58,8 +58,28 @@ def update(optimizer: torch.optim.Optimizer, factor: Tensor, cards: Cards) -> No
     for _, _, parameter in trained:
         optimizer.state[parameter]["step"] += 1
     pieces = [(*each, rows) for each in trained for rows in _pieces(*each[1:])]
-    factors = [factor.to(card.device) for card in cards]
-    cards.each(lambda card: _update_pieces(optimizer, pieces[card.number :: len(cards)], factors[card.number], card))
+    factors, divided = [factor.to(card.device) for card in cards], _divided(pieces, len(cards))
+    cards.each(lambda card: _update_pieces(optimizer, divided[card.number], factors[card.number], card))
+
+
+def _divided(pieces: Sequence[_Piece], parts: int) -> list[list[_Piece]]:
+    """Pieces in parts of about equal work, each part in the order of all: the largest first, each to the least part."""
+    cost = [_work(*piece) for piece in pieces]
+    part_of, work = [0] * len(pieces), [0] * parts
+    for number in sorted(range(len(pieces)), key=lambda number: -cost[number]):
+        part_of[number] = work.index(min(work))
+        work[part_of[number]] += cost[number]
+    found: list[list[_Piece]] = [[] for _ in range(parts)]
+    for part, piece in zip(part_of, pieces, strict=True):
+        found[part].append(piece)
+    return found
+
+
+def _work(owner: Muon | RoundingAdamW, group: dict[str, Any], parameter: nn.Parameter, rows: slice) -> int:
+    """Elements of a piece; of matrices that Muon multiplies, times their smaller side."""
+    del group
+    elements = (rows.stop - rows.start) * math.prod(parameter.shape[1:])
+    return elements * min(parameter.shape[-2:]) if isinstance(owner, Muon) else elements
 
 
 @torch.no_grad()

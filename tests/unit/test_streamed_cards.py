@@ -16,8 +16,10 @@ from torch import Tensor
 
 from moedisco_ray.core.config import Lora, Optimizer
 from moedisco_ray.core.records.events import Event
-from moedisco_ray.training import TrainJob, streamed_stepper
+from moedisco_ray.training import TrainJob, World, streamed_stepper, streamed_update
 from moedisco_ray.training.host_copies import Copies
+from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.sharding import trainable
 
 LAYERS = 5
 TWO, THREE = ("cpu",) * 2, ("cpu",) * 3
@@ -231,3 +233,16 @@ def test_evaluations_are_those_of_one_card(job: TrainJob, home: Path) -> None:
         found.append([each.data["held_out_loss"] for each in events if each.type == "evaluation"])
     assert len(found[0]) == 2
     assert found[1] == found[0]
+
+
+def test_cards_get_about_equal_parts_of_the_update(job: TrainJob) -> None:
+    """Before: in turn, so that one had all of the larger of two stacks of matrices per layer."""
+    model = trainable(job.model, recipe(name="muon"), World(), memory="streamed")
+    optimizer = make_optimizer(model, dataclasses.replace(job, optimizer=recipe(name="muon")), World())
+    pieces = [
+        (owner, group, each, slice(0, len(each)))
+        for owner, group in streamed_update._groups(optimizer)
+        for each in group["params"]
+    ]
+    parts = [sum(itertools.starmap(streamed_update._work, part)) for part in streamed_update._divided(pieces, 2)]
+    assert max(parts) < 1.1 * min(parts)
