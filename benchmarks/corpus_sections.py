@@ -64,8 +64,8 @@ def corpus_blocks() -> str:
         digests.setdefault(size, set()).update(cell["digests"])
     verdicts = []
     for size, found in digests.items():
-        blocks = " and ".join(row[1] for row in rows if row[0] == size)
-        verdicts.append(f"* equal bytes with {blocks} blocks, {size}: {'met' if len(found) == 1 else '**missed**'}")
+        blocks = ", ".join(row[1] for row in rows if row[0] == size)
+        verdicts.append(f"* equal bytes, {size}, blocks {blocks}: {'met' if len(found) == 1 else '**missed**'}")
     return section(
         "The corpus stage with one block and with many",
         """The corpus on Ray Data from the same texts, read by one task or by many. A digest is that of all names and

@@ -212,7 +212,7 @@ class StreamedStepper(Stepper):
     def _embed(self, card: Card, micros: Sequence[MicroBatch], ahead: Ahead, states: Handover) -> None:
         near = ahead.take()
         for m, micro in enumerate(micros):
-            states.put(card, 0, m, functional_call(self._embedding.module, near, (micro.inputs_BL,)))
+            states.put(card, 0, m, _call(self._embedding, near, micro.inputs_BL))
         ahead.ask()
 
     def _forward_layer(
@@ -245,17 +245,16 @@ class StreamedStepper(Stepper):
         """Output of a layer, and the sums of its router if it has one with several experts."""
         documents = document_arguments(self._model, micro.inputs_BL, micro.positions_BL, micro.bounds_N)
         arguments = {"inputs_embeds": hidden_BLD, "use_cache": False, **documents}
-        module = self._layers[index].module
         if self._probe is None or index not in self._probe.rows:
             with autocast(self._job.optimizer, self._world):
-                return functional_call(module, dict(near), (), arguments).last_hidden_state, None
+                return _call(self._layers[index], near, **arguments).last_hidden_state, None
         with self._probe.recording(micro.weights_T, layer=index), autocast(self._job.optimizer, self._world):
-            output_BLD = functional_call(module, dict(near), (), arguments).last_hidden_state
+            output_BLD = _call(self._layers[index], near, **arguments).last_hidden_state
         return output_BLD, self._probe.sums(index)
 
     def _loss(self, end: Part, near: Mapping[str, Tensor], hidden_BLD: Tensor, micro: MicroBatch) -> Tensor:
         with autocast(self._job.optimizer, self._world):
-            loss: Tensor = functional_call(end.module, dict(near), (hidden_BLD, micro.targets_BL))
+            loss: Tensor = _call(end, near, hidden_BLD, micro.targets_BL)
         return loss
 
     def _backward_end(self, card: Card, step: Step, ahead: Ahead) -> None:
@@ -374,6 +373,11 @@ class StreamedStepper(Stepper):
         if kept is None or kept.shape != near.shape:
             kept = self._places[key] = card.copies.host_like(near)
         return kept
+
+
+def _call(part: Part, near: Mapping[str, Tensor], *inputs: Tensor, **arguments: Any) -> Any:
+    """Compute a part with the weights on a device. No two of them are tied, which torch would look for in each call."""
+    return functional_call(part.module, dict(near), inputs, arguments, tie_weights=False)
 
 
 def _taken(batches: Iterator[tuple[Tensor, Tensor]], positions: int) -> Iterator[tuple[Tensor, Tensor]]:
