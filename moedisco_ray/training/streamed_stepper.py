@@ -327,7 +327,7 @@ class StreamedStepper(Stepper):
                 part = card.copies.begin({name: self._places[name, number, 0]}, *sent)()[name]
                 sum_ = part if sum_ is None else sum_.add_(part)
             if sum_ is not None:
-                self._sendgradient_of(card, self._ends[0].parameters[name], sum_, step)
+                self._send_gradient(card, self._ends[0].parameters[name], sum_, step)
 
     @torch.no_grad()
     def _backward_embedding(self, card: Card, step: Step) -> None:
@@ -347,15 +347,15 @@ class StreamedStepper(Stepper):
             return
         if weight.grad is not None:  # of the tied head
             sum_VD.add_(card.copies.begin({"head": weight.grad})()["head"])
-        self._sendgradient_of(card, weight, sum_VD, step)
+        self._send_gradient(card, weight, sum_VD, step)
 
     def _send(self, card: Card, part: Part, near: Mapping[str, Tensor], step: Step) -> None:
         for name, leaf in near.items():
             if leaf.grad is not None:
-                self._sendgradient_of(card, part.parameters[name], leaf.grad, step)
+                self._send_gradient(card, part.parameters[name], leaf.grad, step)
 
     @torch.no_grad()
-    def _sendgradient_of(self, card: Card, parameter: nn.Parameter, gradient: Tensor, step: Step) -> None:
+    def _send_gradient(self, card: Card, parameter: nn.Parameter, gradient: Tensor, step: Step) -> None:
         step.norms[parameter] = torch._foreach_norm([gradient])[0]  # noqa: SLF001 - with which torch clips
         parameter.grad = self._gradients[parameter]
         card.copies.send(gradient, parameter.grad)
