@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from benchmarks.corpus_scale import VOCABULARY, peak_mb, sentences, write_corpus
-from benchmarks.harness import environment, ratios, spreads, write_result
+from benchmarks.harness import environment, figures, ratios, spreads, write_result
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.execution.ray.corpus import build_corpus
 from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
@@ -167,15 +168,11 @@ def cell(kind: str, size: int, blocks: int, rounds: int, roots: dict[str, Path],
             found[arm].append(run_arm(root, text, blocks))
             print(f"{size} {kind}, {arm}: {found[arm][-1]}", file=sys.stderr)
     digests = {result["digest"] for results in found.values() for result in results}
-    compared = {each: new_over_old(found, each) for each in ("mb_per_second", "mb_per_cpu_second") if "old" in found}
-    return {
-        kind: size,
-        "blocks": blocks,
-        "equal_bytes": len(digests) == 1,
-        "digests": sorted(digests),
-        "new_over_old": compared,
-        **{arm: spreads(results, MEASURED) for arm, results in found.items()},
-    }
+    cell = {kind: size, "blocks": blocks, "equal_bytes": len(digests) == 1, "digests": sorted(digests)}
+    if "old" not in found:
+        return {**cell, **{name: statistics.median(figures(found["new"], name)) for name in MEASURED}}
+    compared = {each: new_over_old(found, each) for each in ("mb_per_second", "mb_per_cpu_second")}
+    return {**cell, "new_over_old": compared, **{arm: spreads(results, MEASURED) for arm, results in found.items()}}
 
 
 def new_over_old(found: dict[str, list[dict[str, Any]]], figure: str) -> dict[str, float]:
