@@ -7,16 +7,15 @@ from typing import Any
 
 from benchmarks.corpus_sections import corpus_blocks, corpus_engines, corpus_scale
 from benchmarks.harness import RESULTS, ROOT
+from benchmarks.memory_sections import fake_memory, true_sizes
 from benchmarks.page_parts import made_with, number, read, section, span, table
 from benchmarks.speed_sections import (
     checkpoint_stall,
     expert_offload,
-    fake_memory,
     ray_overhead,
     seats,
     service_load,
     training_step,
-    true_sizes,
     verification,
     within_documents,
 )

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.compare.records import TunedSettings
+from benchmarks.study.grid import cells, summary
 from benchmarks.study.grid.cells import TUNING_CORPUS, Cell
-from benchmarks.study.grid.records import Made, Phase, PieceResult
+from benchmarks.study.grid.records import Figures, Made, Phase, PieceResult
 
 MADE = Made(
     command="grid", commit="a1", date="2026-01-01", processor="P", cores=2, versions={"torch": "2"}, seconds=1.0
@@ -19,6 +21,7 @@ _WORDS = {
     "report": ["river", "stone", "bread", "winter", "letter", "garden", "market", "shadow"],
     TUNING_CORPUS: ["proof", "lemma", "integer", "vector", "kernel", "function", "branch", "commit"],
 }
+TUNED = TunedSettings(batch_tokens=256, lr=1e-3, schedule="wsd", trainings=4, slice_tokens=1280)
 
 
 def cell(**changes: Any) -> Cell:
@@ -61,3 +64,7 @@ def write_corpora(folder: Path) -> Path:
             documents = [" ".join(rng.choices(own, k=60)) + f" {number}" for number in range(120)]
             (folder / corpus / f"{corpus}_{domain}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     return folder
+
+
+def by_arm(results: list[PieceResult]) -> dict[tuple[str, int], Figures]:
+    return {(entry.arm, entry.budget_tokens // cells.SMOKE.tokens): entry for entry in summary.summarise(results)}
