@@ -12,8 +12,8 @@ from docs.plans import CHECKPOINTS
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.records.bill import Line
+from moedisco_ray.core.records.ways import without_needless_rounding
 from moedisco_ray.plan import GIB, Alternative, Plan, build_plan
-from moedisco_ray.plan.alternatives import without_needless_rounding
 from moedisco_ray.plan.files import StageStorage
 
 _L4 = {"gpu": 1, "card": "L4", "price_per_hour": 0.33, "max_workers": 8}

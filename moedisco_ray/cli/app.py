@@ -178,6 +178,7 @@ def run(
             prices=prices,
             verifies=not no_verify,
             repairs=repair,
+            ways=planned.alternatives,
         )
     if not as_json:
         console.print()

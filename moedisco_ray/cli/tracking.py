@@ -14,8 +14,8 @@ from typing import ClassVar, Literal, Protocol
 from moedisco_ray.cli.series import Points, bill_points, report_points, unit_points
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.records.bill import metered_bill
 from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.registry import TRACKERS, load

@@ -8,7 +8,7 @@ import fcntl
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from moedisco_ray.backend import Backend
@@ -20,6 +20,7 @@ from moedisco_ray.core.records.findings import worse_than_start
 from moedisco_ray.core.records.prices import PriceTag
 from moedisco_ray.core.records.report import report_of
 from moedisco_ray.core.records.run_damage import EVENTS
+from moedisco_ray.core.records.ways import Alternative
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.core.store.artifacts import reporting_full_disk, run_id, write_json
@@ -65,6 +66,7 @@ def run(
     prices: PriceTag | None = None,
     verifies: bool = True,
     repairs: bool = False,
+    ways: Sequence[Alternative] = (),
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
 
@@ -83,6 +85,7 @@ def run(
         prices: What slots cost, which may change while the run is active; by default the configuration's prices.
         verifies: Whether stages verify the files that they read.
         repairs: Whether to make damaged stages again, and those after them unless the result is the same.
+        ways: The ways to train the model that a plan has compared, for the verdict of the finished run.
 
     Returns:
         The run directory.
@@ -126,6 +129,7 @@ def run(
                     remarks=remarks,
                     verifies=verifies,
                     repairs=repairs,
+                    ways=ways,
                 )
         except RunStopped as error:
             log(Event("run_stopped", data={"reason": error.reason}))
@@ -183,6 +187,7 @@ def _complete(
     remarks: Iterable[Event],
     verifies: bool,
     repairs: bool,
+    ways: Sequence[Alternative],
 ) -> None:
     started, directory = time.time(), store.directory
     make_stages = functools.partial(
@@ -196,6 +201,7 @@ def _complete(
                 "name": config.name,
                 "directory": str(directory),
                 "stages": [stage.name for stage in STAGES],
+                "ways": [each.model_dump(mode="json") for each in ways],
             },
         )
     )

@@ -1,6 +1,6 @@
 """Plan of a run before it starts: parameters, memory, hours and dollars. No torch, no Ray."""
 
-from moedisco_ray.plan.alternatives import Alternative
+from moedisco_ray.core.records.ways import Alternative
 from moedisco_ray.plan.build import Plan, build_plan, decided, fitted, readings, too_large
 from moedisco_ray.plan.cluster_count import with_cluster_count
 from moedisco_ray.plan.cost import Cost

@@ -12,8 +12,9 @@ from moedisco_ray.core.config.starts import changed
 from moedisco_ray.core.limits import TEXT_BYTES_PER_TOKEN
 from moedisco_ray.core.records.bill import Bill, format_dollars
 from moedisco_ray.core.records.findings import is_read_often, reading_note
+from moedisco_ray.core.records.ways import Alternative, verdict, with_ways
 from moedisco_ray.core.stages import STAGES, training_stage
-from moedisco_ray.plan.alternatives import Alternative, Chosen, alternatives, verdict
+from moedisco_ray.plan.alternatives import Chosen, alternatives
 from moedisco_ray.plan.cluster_count import with_cluster_count
 from moedisco_ray.plan.estimate import Training, estimate_stages, idle_in_nodes, left_out, no_bill, planned_bill
 from moedisco_ray.plan.files import StageStorage, Trained
@@ -127,15 +128,12 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     plan = _plan(config, machine).model_copy(
         update={"clusters_chosen": given.clusters.count == "auto", "recipe": recipe}
     )
-    ways, baseline = alternatives(
+    ways = alternatives(
         counted, _trial(config, plan, machine), lambda other: _trial(other, _plan(other, machine), machine), chosen
     )
-    words = verdict(ways, plan.bill.quality, keeps_submodels=keeps_submodels(counted))
-    bill = (
-        plan.bill
-        if too_large(plan)
-        else planned_bill(config, plan.estimates, machine, baseline=baseline, verdict=words)
-    )
+    keeps = keeps_submodels(counted)
+    words = verdict(ways, plan.bill.quality, keeps_submodels=keeps)
+    bill = plan.bill if too_large(plan) else with_ways(plan.bill, ways, keeps_submodels=keeps)
     idle = () if too_large(plan) else idle_cards(config, plan.estimates, counted)
     return plan.model_copy(update={"alternatives": ways, "idle": idle, "verdict": words, "bill": bill})
 

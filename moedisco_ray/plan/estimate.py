@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.records.bill import Baseline, Bill, line, make_bill
+from moedisco_ray.core.records.bill import Bill, line, make_bill
 from moedisco_ray.core.records.prices import dollars_of
 from moedisco_ray.core.stages import STAGES, TrainingStage
 from moedisco_ray.plan.cost import Cost, TypeShare
@@ -70,36 +70,25 @@ def held_out_loss(stage: TrainingStage, tokens: int, reading: Reading) -> float 
     return reading.passes(count * config.evaluation.slice_tokens, whole=stage.trains_whole, pool=stage.pool(config))
 
 
-def planned_bill(
-    config: RunConfig,
-    stages: Sequence[StageEstimate],
-    machine: Machine,
-    *,
-    baseline: Baseline | None = None,
-    verdict: str | None = None,
-) -> Bill:
+def planned_bill(config: RunConfig, stages: Sequence[StageEstimate], machine: Machine) -> Bill:
     """The estimated bill of a run, in the same form as the bill of a finished run.
 
     Args:
         config: The run's configuration.
         stages: Estimates of all stages.
         machine: What is known of the machines.
-        baseline: Joint training on the same tokens; None: it is not compared.
-        verdict: The verdict of the plan.
     """
     return make_bill(
         [each for stage in stages for each in stage.lines],
         seconds=total([start_up(None, machine), *(each.seconds for each in stages)]),
         planned=True,
         complete=not left_out(config),
-        baseline=baseline,
-        verdict=verdict,
     )
 
 
 def no_bill() -> Bill:
     """The bill of a run that does not fit its machines: nothing is known of what it would cost."""
-    bare = make_bill((), seconds=None, baseline=None, planned=True, complete=False)
+    bare = make_bill((), seconds=None, planned=True, complete=False)
     return bare.model_copy(update={"dollars": None, "dollars_with_idle": None})
 
 

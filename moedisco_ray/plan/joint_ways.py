@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Pool, Residence, RunConfig
 from moedisco_ray.core.config.starts import changed
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.limits import USABLE_MEMORY, WORKER_PROCESS_GB
 from moedisco_ray.core.records.bill import Bill
+from moedisco_ray.core.records.ways import WORKER, Way
 from moedisco_ray.plan.estimate import no_bill
 from moedisco_ray.policies.gang import counts
 
-Way = Literal[
-    "joint_high_memory", "joint_low_memory", "streamed", "grown", "half", "without_submodels", "submodels", "run"
-]
-WHOLE: tuple[Way, ...] = ("joint_high_memory", "joint_low_memory", "streamed")
-"""Ways that train the whole model in one phase."""
-WORKER = "worker"
-"""What computes in a pool without GPUs."""
 _MOST_SIZES = 6
 """Most numbers of workers that are planned per pool."""
-EXACT_COST = 1.5
-"""Largest cost or time of a way that rounds nothing, relative to one that must round to fit, at which it is taken. Of
-weights in bf16, 1.4 times the time until the same loss is assumed (`plan.fitting`), which the hours leave out."""
 _JOINT_TOKENS = {"seed_share": 0, "finetune_share": 1}
 
 
@@ -41,7 +32,7 @@ class Trial:
         seconds: Wall-clock time, without stages of the head whose time is unknown (s); None if that of workers is.
         kilowatt_hours: Energy of the cards (kWh); None if unknown.
         host_gb: Main memory that a worker fills with weights and optimizer state (GiB).
-        rounded: What the plan rounds or divides to make it fit; see `plan.alternatives.Alternative`.
+        rounded: What the plan rounds or divides to make it fit; see `core.records.ways.Alternative`.
         bill: Its bill.
     """
 
@@ -107,35 +98,6 @@ def cost_of_trial(trial: Trial | str) -> tuple[float, float]:
         return math.inf, math.inf
     dollars, seconds = trial.bill.dollars, trial.seconds
     return math.inf if dollars is None else dollars, math.inf if seconds is None else seconds
-
-
-class Costed(Protocol):
-    """A way that may have to round to fit."""
-
-    @property
-    def rounded(self) -> tuple[str, ...]:
-        """What it rounds or divides."""
-
-    @property
-    def cost(self) -> tuple[float, float]:
-        """Dollars and seconds; infinite where they are not known."""
-
-
-W = TypeVar("W", bound=Costed)
-
-
-def exact_first(ways: Sequence[W]) -> Sequence[W]:
-    """The ways that round nothing to fit, if the cheapest of them costs little more than the cheapest of all; or all.
-
-    Cards that cost nothing are compared by time.
-    """
-    exact = [each for each in ways if not each.rounded]
-    if not exact:
-        return ways
-    dollars, seconds = min(each.cost for each in exact)
-    least, fastest = min(each.cost for each in ways)
-    is_near = dollars <= EXACT_COST * least if least else not dollars and seconds <= EXACT_COST * fastest
-    return exact if is_near else ways
 
 
 def joint_trials(config: RunConfig, plan: Planner) -> Iterator[list[Joint]]:

@@ -12,17 +12,9 @@ from collections.abc import Sequence
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.plan.alternatives import GROWN, GROWN_NAME, SAME_COST, Chosen
-from moedisco_ray.plan.joint_ways import (
-    EXACT_COST,
-    Joint,
-    Planner,
-    Trial,
-    cost_of_trial,
-    exact_first,
-    joint_trials,
-    tried,
-)
+from moedisco_ray.core.records.ways import EXACT_COST, SAME_COST, exact_first
+from moedisco_ray.plan.alternatives import GROWN, GROWN_NAME, Chosen
+from moedisco_ray.plan.joint_ways import Joint, Planner, Trial, cost_of_trial, joint_trials, tried
 
 _GROWN_TOKENS = 1.11
 """Tokens with which growing at the middle reaches the loss of joint training, relative to joint training's: it ends

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.core.records.bill import Bill, make_bill, metered_bill
+from moedisco_ray.core.records.bill import Bill, make_bill
+from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.run_record import RunReport
 from service.api.context import ServiceContext
 from service.api.security import Caller
@@ -68,7 +69,7 @@ def unreadable_report(row: tables.RunRow, why: str) -> RunReport:
 
 def bare_bill(dollars: float | None, *, planned: bool) -> Bill:
     """A bill without lines, if only its total is known."""
-    bare = make_bill((), seconds=None, baseline=None, planned=planned, complete=False)
+    bare = make_bill((), seconds=None, planned=planned, complete=False)
     return bare.model_copy(update={"dollars": dollars, "dollars_with_idle": dollars})
 
 

@@ -10,8 +10,9 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
 from moedisco_ray.core.config import Pools
-from moedisco_ray.core.records.bill import metered_lines, sum_dollars
+from moedisco_ray.core.records.bill import sum_dollars
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metered import metered_lines
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.prices import PRICED_EVENTS, PriceBook
 from service.database import policies, quotas, runs, stream, values

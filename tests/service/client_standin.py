@@ -16,7 +16,7 @@ PROMPT = RetryPolicy(seconds=30.0, first_wait=0.0, longest_wait=0.0)
 def bill(dollars, idle=0.0, **changes):
     lines = [Line(stage="seed", pool="low_memory", worker_seconds=10.0, dollars=dollars)]
     spare = [Line(stage="idle", pool="low_memory", worker_seconds=5.0, dollars=idle)] if idle else []
-    return make_bill(lines, idle=spare, seconds=90.0, baseline=None, **changes).model_dump(mode="json")
+    return make_bill(lines, idle=spare, seconds=90.0, **changes).model_dump(mode="json")
 
 
 RUN = {

@@ -6,8 +6,8 @@ import time
 import run_example
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.records.bill import metered_bill
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.records.summaries import ExportSummary
@@ -15,14 +15,14 @@ from moedisco_ray.stages.export.card import model_card
 from service.database import runs
 from service.domain.states import RunState
 
+STARTED = {"name": "demo", "directory": "runs/demo", "stages": run_example.STAGES}
+
 
 def begin(site, **changes):
     """A run whose driver has just begun."""
     run_id = site.service.submit(**changes)["id"]
     site.service.start(run_id)
-    site.service.report(
-        run_id, Event("run_started", data={"name": "demo", "directory": "runs/demo", "stages": run_example.STAGES})
-    )
+    site.service.report(run_id, Event("run_started", data=STARTED))
     return run_id
 
 
@@ -56,7 +56,7 @@ def stages_of_a_run():
     """Every stage for a minute, held by a worker of its pool, while one slot of the high-memory pool idles at first."""
     now = time.time()
     events = [
-        Event("run_started", data={"name": "demo", "directory": "runs/demo", "stages": run_example.STAGES}, time=now),
+        Event("run_started", data={**STARTED, "ways": run_example.stored_ways()}, time=now),
         Event("slots_free", data={"pool": "high_memory", "slots": 1}, time=now),
     ]
     for stage in run_example.STAGES:
@@ -72,7 +72,7 @@ def stages_of_a_run():
         now += 60
         if stage in POOLS:
             events.append(Event("workers_released", data={"hold": stage}, time=now))
-        summary = {"units": units, "extra_seconds": 20.0}
+        summary = {"units": units}
         events.append(Event("stage_finished", stage, data={"seconds": 60.0, "summary": summary}, time=now))
     return events
 

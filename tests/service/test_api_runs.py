@@ -45,7 +45,7 @@ def test_a_submitted_run_is_queued_under_its_own_directory(api):
     assert run["config"]["output"] == str(api.settings.output_roots[0] / run["id"])
     assert run["money"]["budget_dollars"] == 5
     assert run["estimate"]["planned"]
-    assert 0 < run["money"]["estimate_dollars"] == run["estimate"]["dollars"] < run["estimate"]["baseline"]["dollars"]
+    assert 0 < run["estimate"]["baseline"]["dollars"] < run["money"]["estimate_dollars"] == run["estimate"]["dollars"]
     assert (run["bill"]["dollars"], run["bill"]["planned"], run["bill"]["verdict"]) == (0, False, None)
     assert {stage["status"] for stage in run["stages"]} == {"waiting"}
     assert api.wakes

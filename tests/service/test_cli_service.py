@@ -385,7 +385,7 @@ def test_watch_shows_a_run_as_a_local_run_is_shown(fake):
     out = ran("watch", "demo")
     assert "queued: waits for 2 low_mem_gpu\n" in out
     assert out.index("run demo in /runs/demo") < out.index("corpus: started") < out.index("corpus: finished in 2.0 s")
-    assert "joint training (estimate)" in out
+    assert "joint training on 1 x A100 (estimate)" in out
     assert out.endswith(f"To get the model: moedisco download {ID}\n")
     assert [json.loads(line)["type"] for line in ran("watch", "demo", "--json").splitlines()] == [
         event["type"] for event in EVENTS

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from moedisco_ray.cli.app import app
 from moedisco_ray.cli.display.state import RunState
 from moedisco_ray.cli.series import bill_points
-from moedisco_ray.core.records.bill import idle_in_words, metered_bill
+from moedisco_ray.core.records.bill import idle_in_words
 from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.prices import PriceTag
 from moedisco_ray.core.records.report import build_report

@@ -158,7 +158,7 @@ def test_a_run_is_submitted_after_its_estimate_was_shown(site, page):
     expect(page.get_by_text("Fits the pools")).to_be_visible()
     # Before: in the red of what does not fit, though only the memory of workers without GPUs is not known.
     expect(page.locator(".verdict")).to_have_class("verdict open")
-    expect(page.get_by_role("region", name="Estimate")).to_contain_text("Joint training")
+    expect(page.get_by_role("region", name="Estimate")).to_contain_text("Cheapest other way")
     page.get_by_label("Budget, dollars").fill("2.5")
     page.get_by_label("Priority").fill("7")
     with page.expect_request(lambda asked: asked.method == "POST" and asked.url.endswith("/v1/runs")) as asked:
@@ -329,9 +329,8 @@ def test_a_finished_run_has_one_cost_and_one_saving_everywhere(site, page):
     for region in ("Cost", "Report"):
         for part in (amount, idle, full, bill.verdict):
             expect(page.get_by_role("region", name=region)).to_contain_text(part)
-    # No other percentage of a saving stands anywhere on the page.
-    saving = re.compile(r"\d+ % (?:cheaper|dearer|more|saved|of it)")
-    assert set(saving.findall(page.locator("main").inner_text())) == set(saving.findall(bill.verdict)) != set()
+    # The verdict has dollars, and no percentage of a saving stands anywhere on the page.
+    assert not re.findall(r"\d+ % (?:cheaper|dearer|more|saved|of it)", page.locator("main").inner_text())
     expect(page.get_by_role("region", name="Cost")).to_contain_text(format_dollars(served["estimate"]["dollars"]))
     page.goto(f"/#/runs/{run_id}/retry")
     planned = Bill.model_validate(served["estimate"])

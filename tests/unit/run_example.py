@@ -4,12 +4,20 @@ import math
 
 import numpy as np
 
-from moedisco_ray.core.records.bill import Baseline, Line, make_bill
+from moedisco_ray.core.records.bill import Line, make_bill
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.records.ways import THIS_RUN, Alternative, with_ways
 
 STAGES = ["corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export"]
 SOURCES = ("docs", "python", "cpp", "licences")
+
+
+_FIGURES = {"workers": 1, "gap": 0.0, "memory_gb": 20.0, "limit": None}
+WAYS = [
+    Alternative(way="joint_high_memory", name="joint training on 1 x A100", seconds=82.0, dollars=0.052, **_FIGURES),
+    Alternative(way="run", name=THIS_RUN, seconds=220.0, dollars=0.018, **_FIGURES),
+]
 
 
 def curve(stage, start, end, tokens, points=60, seed=0):
@@ -20,15 +28,14 @@ def curve(stage, start, end, tokens, points=60, seed=0):
 
 
 def bill():
-    baseline = Baseline(
-        lines=(Line(stage="finetune", pool="high_memory", worker_seconds=82.0, dollars=0.052),),
-        dollars=0.052,
-        seconds=82.0,
-        rate="measured",
-    )
     lines = [Line(stage=stage, pool="low_memory", worker_seconds=20.0, dollars=0.002) for stage in STAGES]
     idle = [Line(stage="idle", pool="high_memory", worker_seconds=100.0, dollars=0.0633)]
-    return make_bill(lines, idle=idle, seconds=220.0, baseline=baseline, planned=False, complete=True)
+    return with_ways(make_bill(lines, idle=idle, seconds=220.0, planned=False, complete=True), WAYS)
+
+
+def stored_ways():
+    """The ways as the first event of a run has them."""
+    return [way.model_dump(mode="json") for way in WAYS]
 
 
 def report():

@@ -20,9 +20,9 @@ from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.presets import LocalCard, on_own_cards, preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.bill import format_dollars, format_seconds
+from moedisco_ray.core.records.ways import verdict
 from moedisco_ray.execution.run_directory import create, write_config
 from moedisco_ray.plan import Alternative, Plan, StagePlan, build_plan, decided
-from moedisco_ray.plan.alternatives import verdict
 from moedisco_ray.plan.resolve import resolve
 
 RUNNER = CliRunner()

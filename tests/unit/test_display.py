@@ -252,8 +252,8 @@ def test_the_live_view_restores_the_terminal():
 def test_show_has_the_table_the_clusters_the_measurements_and_the_samples():
     text = text_of(report_view(run_report()))
     for part in (
-        "joint training (estimate)",
-        "65 % cheaper than joint training",
+        "joint training on 1 x A100 (estimate)",
+        "On these machines this run costs least",
         "license, import, return",
         "bits per byte",
         "licences",

@@ -43,7 +43,7 @@ import dataclasses
 import pytest
 
 from docs.comparisons import plan_on
-from moedisco_ray.plan.alternatives import without_needless_rounding
+from moedisco_ray.core.records.ways import without_needless_rounding
 
 TOKENS, STEP = 1e9, 65_536
 START = 60 / 3600

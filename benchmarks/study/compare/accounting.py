@@ -17,8 +17,8 @@ from typing import Literal
 
 from benchmarks.study.compare.records import PhaseCost, Point
 from moedisco_ray.core.config import Architecture, RunConfig
-from moedisco_ray.core.records.bill import metered_bill
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan import Parameters, Plan, count_parameters, submodel_architecture

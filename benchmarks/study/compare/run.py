@@ -43,6 +43,7 @@ from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.packed_tokens import INDEX
 from moedisco_ray.plan import build_plan, fitted
+from moedisco_ray.plan.machine import known_machine
 from moedisco_ray.stages.corpus import input_identity
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
@@ -230,7 +231,9 @@ def _run(
     share_corpus(config, others)
     with contextlib.ExitStack() as stack:
         views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
-        pipeline.run(config, views, backend=backend)
+        pipeline.run(
+            config, views, backend=backend, ways=build_plan(config, known_machine(config, here=True)).alternatives
+        )
 
 
 def measured(name: str, arm: Arm, budget: Budget, config: RunConfig, tuned: TunedSettings | None = None) -> Row:

@@ -8,8 +8,9 @@ from typing import Literal
 
 from moedisco_ray.cli.display.formatting import let_go, stage_progress
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.records.bill import idle_in_words, metered_bill
+from moedisco_ray.core.records.bill import idle_in_words
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.plan import Plan
 

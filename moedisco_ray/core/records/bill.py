@@ -5,15 +5,12 @@ Workers pay the price at which they took their slots (`prices`), whatever the co
 Slots without a worker cost money too if they are rented for this run alone. They have lines of their own, and only the
 second total, `dollars_with_idle`, includes them.
 
-The baseline is joint training: the same model, trained as a whole on the same number of tokens on the high-memory pool.
-In a plan it is planned as a run of its own, with the number of the pool's workers that costs least. After a run, its
-worker-seconds per token are those that the fine-tune measured, scaled by the pools' speed if the fine-tune ran on the
-low-memory pool. Added to that are one start-up per worker at the pool's minimum size, and the evaluation and export of
-the finished model. That baseline has no seed, sub-models, clusters or merge.
+The baseline is the cheapest other way to train the model on the run's machines that fits and is not known to end at a
+higher loss (`records.ways`): a way that a plan works out as a run of its own.
 
-Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is itself joint training, or
-not complete, has no saving. Nor has one on GPUs that cost nothing per hour: own cards cost time and energy, which no
-share of rented cards' dollars measures.
+Saving = 1 - total / baseline; a saving below 0 means that the run costs more. A run that is not complete has no saving.
+Nor has one on GPUs that cost nothing per hour: own cards cost time and energy, which no share of rented cards' dollars
+measures.
 
 The plan, `report.json`, the REST API, the tables, the web page, the model card and the trackers all read this one
 structure.
@@ -22,12 +19,10 @@ structure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from pydantic import BaseModel
 
-from moedisco_ray.core.config import Evaluation, RunConfig
-from moedisco_ray.core.records.metering import Meter, Usage, Work
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.prices import PriceBook, dollars_of
 from moedisco_ray.core.stages import STAGES, TRAINING
 
@@ -43,7 +38,7 @@ class Line(BaseModel, frozen=True, defer_build=True):
     """Usage and cost of one stage on one pool."""
 
     stage: str
-    """A stage of the pipeline, `start-up` (only in a baseline), or `idle` for slots without a worker."""
+    """A stage of the pipeline, or `idle` for slots without a worker."""
     pool: str
     """`low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`."""
     worker_seconds: float | None
@@ -53,14 +48,14 @@ class Line(BaseModel, frozen=True, defer_build=True):
 
 
 class Baseline(BaseModel, frozen=True, defer_build=True):
-    """Estimated cost of joint training: the whole model, on the same number of tokens, on the high-memory pool."""
+    """The cheapest other way to train the model on these machines that is not known to end at a higher loss."""
 
-    lines: tuple[Line, ...]
+    name: str = "joint training on the high-memory pool"
+    """The way in words, with its cards. Reports of earlier versions have none: theirs was always the default."""
     dollars: float
+    """Its cost, an estimate: planned, and after a run times what the run has cost against its plan."""
     seconds: float
-    """Wall-clock seconds, with the workers of the plan that costs least, or after a run with the pool's minimum."""
-    rate: Literal["measured", "planned"]
-    """Whether the worker-seconds per token were measured or planned. The baseline is an estimate in both cases."""
+    """Its wall-clock seconds, estimated likewise."""
 
 
 class Bill(BaseModel, frozen=True, defer_build=True):
@@ -84,16 +79,15 @@ class Bill(BaseModel, frozen=True, defer_build=True):
     seconds: float | None
     """Wall-clock seconds of the run, over all attempts; null if a plan cannot estimate them."""
     baseline: Baseline | None
-    """What the saving is measured against; null if the run itself is joint training or uses own GPUs, and as long as
-    the fine-tune's speed is unknown."""
+    """What the saving is measured against; null if no other way fits, if time or cost of the plan are unknown, and on
+    own GPUs."""
     saving: float | None
     """1 - `dollars` / the baseline's dollars; a value below 0 means that the run costs more. Never show it without
     `verdict`. Null unless the bill is complete and has a baseline."""
     quality: str
     """What is known of the model's quality at this cost."""
     verdict: str | None
-    """A sentence with the saving, a note that the baseline is an estimate, and what is known of quality; in a plan, the
-    plan's verdict. Null without a saving."""
+    """Which way costs least on these machines, and what is known of quality. Null without a saving."""
 
 
 def make_bill(
@@ -101,31 +95,23 @@ def make_bill(
     *,
     idle: Iterable[Line] = (),
     seconds: float | None,
-    baseline: Baseline | None,
     quality: str | None = None,
-    verdict: str | None = None,
     planned: bool,
     complete: bool,
 ) -> Bill:
-    """Add up a bill.
+    """Add up a bill; `ways.with_ways` compares it with other ways to train.
 
     Args:
         lines: Lines of the run's work.
         idle: Lines of the slots that existed without a worker.
         seconds: Wall-clock seconds of the run; None if unknown.
-        baseline: Joint training on the same number of tokens; None if there is nothing to compare with.
         quality: What is known of the model's quality at this cost; None stands for `QUALITY_UNKNOWN`.
-        verdict: The bill's verdict if it has a saving; None: the saving in words.
         planned: Whether the bill belongs to a plan.
         complete: Whether the lines include all stages.
     """
-    kept = _sorted(lines)
+    kept = in_order(lines)
     unused = tuple(idle)
     total, spare = sum_dollars(kept), sum_dollars(unused) or 0.0
-    saving = (
-        1 - total / baseline.dollars if complete and total is not None and baseline and baseline.dollars > 0 else None
-    )
-    known = quality or QUALITY_UNKNOWN
     return Bill(
         planned=planned,
         complete=complete,
@@ -135,43 +121,10 @@ def make_bill(
         idle_dollars=spare,
         dollars_with_idle=None if total is None else total + spare,
         seconds=seconds,
-        baseline=baseline,
-        saving=saving,
-        quality=known,
-        verdict=None if saving is None or baseline is None else verdict or f"{_in_words(saving, baseline)}. {known}",
-    )
-
-
-def metered_bill(meter: Meter, config: RunConfig, quality: str | None = None) -> Bill:
-    """The bill of a run so far.
-
-    Args:
-        meter: Usage from the run's events.
-        config: The run's configuration: pools with prices and speeds.
-        quality: What is known of the model's quality at this cost; None if nothing is known.
-    """
-    book = PriceBook(config.pools)
-    idle = [_charged("idle", pool, used, book) for pool, used in meter.idle_charges.items() if used.seconds]
-    return make_bill(
-        metered_lines(meter, book),
-        idle=idle,
-        seconds=meter.wall_seconds,
-        baseline=_measured_baseline(meter, config),
-        quality=quality,
-        planned=False,
-        complete=meter.finished,
-    )
-
-
-def metered_lines(meter: Meter, book: PriceBook) -> tuple[Line, ...]:
-    """Usage and charges of a run so far, one line per stage and pool, in pipeline order.
-
-    Args:
-        meter: Usage from the run's events.
-        book: Prices for usage whose events state none.
-    """
-    return _sorted(
-        _charged(stage, pool, used, book) for stage, pools in meter.charges.items() for pool, used in pools.items()
+        baseline=None,
+        saving=None,
+        quality=quality or QUALITY_UNKNOWN,
+        verdict=None,
     )
 
 
@@ -189,45 +142,9 @@ def line(stage: str, pool: str, worker_seconds: float | None, config: RunConfig)
     return Line(stage=stage, pool=pool, worker_seconds=worker_seconds, dollars=dollars)
 
 
-def _sorted(lines: Iterable[Line]) -> tuple[Line, ...]:
+def in_order(lines: Iterable[Line]) -> tuple[Line, ...]:
+    """The lines in the order of the pipeline."""
     return tuple(sorted(lines, key=lambda line: (_ORDER.get(line.stage, len(_ORDER)), line.pool)))
-
-
-def _charged(stage: str, pool: str, used: Usage, book: PriceBook) -> Line:
-    """A line of metered usage: what was charged, and the book's price for time whose events state none."""
-    dollars = used.dollars + dollars_of(used.unpriced, book.at(pool))
-    return Line(stage=stage, pool=pool, worker_seconds=used.seconds, dollars=dollars)
-
-
-def make_baseline(
-    config: RunConfig, *, tokens: int, seconds_per_token: float, start_up: float, evaluate: float, export: float
-) -> Baseline:
-    """Estimate time and cost of joint training on the high-memory pool, from those measured in the run's fine-tune.
-
-    Args:
-        config: The run's configuration.
-        tokens: Tokens that the run trains on, over all stages.
-        seconds_per_token: Worker-seconds per token of the fine-tune.
-        start_up: Seconds that one fine-tune worker takes from its start to its first step.
-        evaluate: Worker-seconds to evaluate the finished model.
-        export: Worker-seconds to export the finished model.
-    """
-    high = config.pools.high_memory
-    experts = config.model.architecture.num_experts
-    scale = config.finetune_pool.flops(experts) / high.flops(experts)
-    training = tokens * seconds_per_token * scale
-    lines = (
-        line("start-up", high.key, start_up * high.fewest_workers, config),
-        line("finetune", high.key, training, config),
-        line("evaluate", high.key, evaluate * scale, config),
-        line("export", high.key, export * scale, config),
-    )
-    return Baseline(
-        lines=lines,
-        dollars=sum_dollars(lines) or 0.0,
-        rate="measured",
-        seconds=start_up + training / high.fewest_workers + (evaluate + export) * scale,
-    )
 
 
 def is_joint_training(tokens: Mapping[str, int]) -> bool:
@@ -264,35 +181,6 @@ def format_dollars(dollars: float | None) -> str:
     if dollars is None:
         return "unknown"
     return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"
-
-
-def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
-    tokens = {stage.name: meter.work[stage.name].tokens for stage in TRAINING if stage.name in meter.work}
-    whole = meter.work.get("finetune", Work())
-    if not whole.tokens or not whole.loop_seconds or is_joint_training(tokens) or config.has_own_cards:
-        return None
-    evaluated, exported = meter.work.get("evaluate", Work()), meter.work.get("export", Work())
-    return make_baseline(
-        config,
-        tokens=sum(tokens.values()),
-        seconds_per_token=whole.loop_seconds / whole.tokens * _with_measurements(config.evaluation),
-        start_up=meter.start_up.get("finetune", 0.0),
-        evaluate=max(0.0, evaluated.held_seconds - evaluated.extra_seconds),
-        export=exported.held_seconds,
-    )
-
-
-def _with_measurements(evaluation: Evaluation) -> float:
-    """Factor by which measuring the held-out loss lengthens a training; reading a token takes 1/3 of training it."""
-    return 1.0 if evaluation.every_tokens is None else 1 + evaluation.slice_tokens / (3 * evaluation.every_tokens)
-
-
-def _in_words(saving: float, baseline: Baseline) -> str:
-    change = f"{100 * saving:.0f} % cheaper than" if saving >= 0 else f"Costs {-100 * saving:.0f} % more than"
-    return (
-        f"{change} joint training on as many tokens on the high-memory pool, {format_dollars(baseline.dollars)}, "
-        f"an estimate from the fine-tune's {baseline.rate} speed"
-    )
 
 
 def sum_dollars(lines: Sequence[Line]) -> float | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 EventType = Literal[
-    "run_started",  # id, name, directory, stages
+    "run_started",  # id, name, directory, stages, ways: those that the plan has compared
     "ray_starting",  # a Ray cluster starts on this machine
     "stage_started",  # stage
     "stage_skipped",  # stage: its artifact already exists

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.records.prices import dollars_of
+from moedisco_ray.core.records.ways import Alternative, stored_ways
 from moedisco_ray.core.stages import STAGES
 
 _STAGES = frozenset(stage.name for stage in STAGES)
@@ -92,24 +93,6 @@ class Free:
         return _usage(self.slots, self.since, end, self.price_per_hour)
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What a finished stage did when it last completed.
-
-    Attributes:
-        tokens: Number of tokens that the stage trained on.
-        loop_seconds: Worker-seconds of the training loops, without start-ups.
-        held_seconds: Worker-seconds for which slots were held.
-        extra_seconds: Seconds that the evaluate stage spent on models other than the finished one, such as the seed and
-            the sub-models. Joint training would not spend them.
-    """
-
-    tokens: int = 0
-    loop_seconds: float = 0.0
-    held_seconds: float = 0.0
-    extra_seconds: float = 0.0
-
-
 @dataclasses.dataclass
 class Meter:
     """The usage of a run so far, updated by each event; it can be stored as JSON.
@@ -121,14 +104,11 @@ class Meter:
         idle: Usage of slots without a worker, up to the last change of `free`, per pool.
         free: Slots without a worker, as the newest event about them says, per pool.
         stage: The current stage, or the last one.
-        before: Worker-seconds that each stage had used, in earlier attempts, when it last started.
-        start_up: Seconds from taking a slot to the first training step when each stage last ran; the mean over its
-            workers.
-        work: What each finished stage did when it last completed.
         elapsed: Wall-clock seconds of the attempts that have ended.
         began: Start of the current attempt, in seconds since the epoch; None between attempts.
         made: Whether the newest attempt started a stage, or held workers.
         finished: Whether the newest attempt completed the run.
+        ways: The ways to train the model that the newest attempt's plan has compared, the run itself last.
     """
 
     closed: dict[str, dict[str, Usage]] = dataclasses.field(default_factory=dict)
@@ -137,13 +117,11 @@ class Meter:
     idle: dict[str, Usage] = dataclasses.field(default_factory=dict)
     free: dict[str, Free] = dataclasses.field(default_factory=dict)
     stage: str = ""
-    before: dict[str, float] = dataclasses.field(default_factory=dict)
-    start_up: dict[str, float] = dataclasses.field(default_factory=dict)
-    work: dict[str, Work] = dataclasses.field(default_factory=dict)
     elapsed: float = 0.0
     began: float | None = None
     made: bool = False
     finished: bool = False
+    ways: tuple[Alternative, ...] = ()
 
     def update(self, event: Event) -> None:
         """Update the usage with the next event."""
@@ -151,19 +129,12 @@ class Meter:
             self._close_all()  # an earlier driver's holds ended with its last event
             self._end_attempt()
             self.began, self.made, self.finished = event.time, False, False
+            self.ways = stored_ways(event.data.get("ways"))
         self.newest = max(self.newest, event.time)
         match event.type:
             case "stage_started":
                 self.made = True
                 self.stage = self._stage_of(event)
-                self.before[self.stage] = self._held(self.stage)
-            case "stage_finished":
-                self._finish_stage(event)
-            case "unit_started":
-                stage = self._stage_of(event)
-                holds = [hold for hold in self.open.values() if hold.stage == stage]
-                waited = sum(hold.workers * max(0.0, event.time - hold.since) for hold in holds)
-                self.start_up[stage] = waited / max(1, sum(hold.workers for hold in holds))
             case "workers_held":
                 self._hold(event)
             case "workers_released":
@@ -215,7 +186,7 @@ class Meter:
 
     def to_dict(self) -> dict[str, Any]:
         """The usage as plain values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"ways": [each.model_dump(mode="json") for each in self.ways]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Meter:
@@ -228,22 +199,6 @@ class Meter:
 
     def _stage_of(self, event: Event) -> str:
         return event.stage if event.stage in _STAGES else self.stage
-
-    def _held(self, stage: str) -> float:
-        return sum(self.usage.get(stage, {}).values())
-
-    def _finish_stage(self, event: Event) -> None:
-        stage = self._stage_of(event)
-        summary = event.data.get("summary")
-        summary = summary if isinstance(summary, Mapping) else {}
-        units = summary.get("units")
-        trained = [unit for unit in units if isinstance(unit, Mapping)] if isinstance(units, list) else []
-        self.work[stage] = Work(
-            tokens=sum(int(_number(unit.get("tokens"))) for unit in trained),
-            loop_seconds=sum(_number(unit.get("seconds")) * _number(unit.get("workers")) for unit in trained),
-            held_seconds=self._held(stage) - self.before.get(stage, 0.0),
-            extra_seconds=_number(summary.get("extra_seconds")),
-        )
 
     def _hold(self, event: Event) -> None:
         self.made = True

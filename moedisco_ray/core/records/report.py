@@ -17,11 +17,12 @@ from typing import Any
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.starts import with_recorded_way
-from moedisco_ray.core.records.bill import Bill, format_dollars, format_seconds, metered_bill
+from moedisco_ray.core.records.bill import Bill, format_dollars, format_seconds
 from moedisco_ray.core.records.event_totals import EventTotals
 from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.records.findings import against_start
 from moedisco_ray.core.records.measurements import MEASUREMENTS, machine_notes, read_measurements
+from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.outdated import REMEDY, outdated_stages
 from moedisco_ray.core.records.run_record import (
     SCHEMA_VERSION,
@@ -207,8 +208,8 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
     if bill.complete and bill.baseline is not None:
         rows.append(
             (
-                "joint training (estimate)",
-                "high-memory",
+                f"{bill.baseline.name} (estimate)",
+                "",
                 "",
                 tokens,
                 format_seconds(bill.baseline.seconds),
@@ -221,7 +222,7 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
 
 
 def report_verdict(report: RunReport) -> str | None:
-    """The saving, a note that the baseline is an estimate, and the known quality; None without a saving."""
+    """Which way costs least on the run's machines, and the known quality; None without a saving."""
     return report.bill.verdict
 
 

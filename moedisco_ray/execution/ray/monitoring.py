@@ -11,8 +11,8 @@ from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.records.bill import metered_bill
 from moedisco_ray.core.records.events import Emit, Event
+from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.stages import OF_CLUSTERS
 from moedisco_ray.execution.ray import ray_internals

@@ -1,4 +1,4 @@
-/** Cost of a run compared with its plan, its budget and joint training. All numbers come from the service. */
+/** Cost of a run compared with its plan, its budget and the cheapest other way. All numbers come from the service. */
 
 import { ask } from "../api.js";
 import { html, useRef, useState } from "../lib.js";
@@ -17,8 +17,7 @@ export function Money({ run, changed }) {
     ...(bill.idle_dollars ? [["With idle machines", bill.dollars_with_idle, "var(--edge)", "if rented only for this run"]] : []),
     ["Planned", estimate.dollars, "var(--edge)", estimate.dollars === null ? "the speed of the nodes is unknown" : ""],
     ...(budget === null ? [] : [["Budget", budget, "var(--warn)", ""]]),
-    ...(baseline ? [["Joint training", baseline.dollars, "var(--edge)",
-      `the same tokens on the high-memory pool, from the ${baseline.rate} speed`]] : []),
+    ...(baseline ? [["Cheapest other way", baseline.dollars, "var(--edge)", `${baseline.name}, an estimate`]] : []),
   ];
   const most = Math.max(...bars.map(([, amount]) => amount ?? 0)) || 1;
   const overspent = budget !== null && bill.dollars >= budget;

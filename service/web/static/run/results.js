@@ -50,7 +50,7 @@ export function Results({ report }) {
               </tr>`}
             ${bill.complete && bill.baseline && html`
               <tr>
-                <th scope="row">joint training (estimate)</th><td class="soft">high-memory</td><td></td>
+                <th scope="row">${bill.baseline.name} (estimate)</th><td></td><td></td>
                 <td class="number">${tokens(report.tokens)}</td><td class="number">${duration(bill.baseline.seconds)}</td>
                 <td class="number">${dollars(bill.baseline.dollars)}</td><td></td><td></td>
               </tr>`}

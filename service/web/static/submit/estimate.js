@@ -60,7 +60,7 @@ export function Estimate({ plan, stale }) {
         <dl class="figures">
           <div><dt>Time</dt><dd>${duration(bill.seconds)}</dd></div>
           <div><dt>Cost</dt><dd>${bill.dollars === null ? "unknown" : dollars(bill.dollars)}</dd></div>
-          ${bill.baseline && html`<div><dt>Joint training</dt><dd>${dollars(bill.baseline.dollars)}</dd></div>`}
+          ${bill.baseline && html`<div><dt>Cheapest other way</dt><dd>${dollars(bill.baseline.dollars)}</dd></div>`}
         </dl>
         <${Verdict} bill=${plan} />
         <h3>Memory per worker</h3>
