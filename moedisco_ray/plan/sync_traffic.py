@@ -11,10 +11,10 @@ from pydantic import BaseModel
 from moedisco_ray.core.config import Pool, Submodels
 from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.plan.speed import store_bytes_per_second
-from moedisco_ray.policies.sync_points import Scope, sync_count
+from moedisco_ray.policies.sync_points import Scope, coded_bytes, sync_count
 
 _STORED = {"fp32": 4, "bf16": 2}
-_COMMON = 4  # bytes per element of the common weights and of their momentum
+_COMMON = 4  # bytes per element of the common weights, of their momentum, and of a residual
 
 
 class Sync(BaseModel, frozen=True, defer_build=True):
@@ -41,7 +41,9 @@ def plan_sync(
 
     At a sync each member writes its weights, reads its range of the weights of all members, which is as much, and reads
     the common weights. All members together read the last common weights and their momentum once, and write the new
-    ones once. Members that take turns on fewer slots take as many times longer.
+    ones once. With `sync_bits` each of these passes of a member moves codes; of the common weights, which a member has
+    in memory, the update and the residual of the codes are written too, and the last residual is read; the momentum is
+    moved only if the outer step has any. Members that take turns on fewer slots take as many times longer.
 
     Args:
         settings: Settings of the sub-models, which hold for the seed too.
@@ -59,6 +61,11 @@ def plan_sync(
     if not syncs:
         return None
     exchanged = parameters.total - (parameters.experts + parameters.router if scope == "backbone" else 0)
-    member = 2 * _STORED[settings.optimizer.state] + _COMMON  # bytes per element
-    moved = syncs * exchanged * (members * member + 4 * _COMMON)
+    if settings.sync_bits is None:
+        member = exchanged * (2 * _STORED[settings.optimizer.state] + _COMMON)
+        common = exchanged * 4 * _COMMON
+    else:
+        member = 3 * coded_bytes(exchanged)
+        common = coded_bytes(exchanged) + exchanged * _COMMON * (5 if settings.outer.momentum else 3)
+    moved = syncs * (members * member + common)
     return Sync(syncs=syncs, bytes=moved, wait_seconds=moved / (min(slots, members) * store_bytes_per_second(pool)))

@@ -20,6 +20,12 @@ Scope = Literal["backbone", "all"]
 model."""
 
 
+BLOCK = 256
+"""Elements with one scale in codes of 4 bits; see `training.sync.codec`."""
+BLOCK_BYTES = 4 + BLOCK // 2
+"""Size of a block of codes: a scale in float32, and half a byte for each element."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SyncMembers:
     """The members of a sync point.
@@ -85,9 +91,21 @@ class SyncProgress:
     combined: int
 
 
-def range_bounds(elements: int, ranges: int) -> list[tuple[int, int]]:
-    """First element of each range, and that of the next one: equal ranges of weights that are laid end to end."""
-    cuts = [elements * i // ranges for i in range(ranges + 1)]
+def coded_bytes(elements: int) -> int:
+    """Size of the codes of some elements (bytes); the last block is filled with zeros."""
+    return -(-elements // BLOCK) * BLOCK_BYTES
+
+
+def range_bounds(elements: int, ranges: int, block: int = 1) -> list[tuple[int, int]]:
+    """First element of each range, and that of the next one: equal ranges of weights that are laid end to end.
+
+    Args:
+        elements: Number of all elements.
+        ranges: Number of ranges.
+        block: Number of elements that are not divided; ranges are equal up to that many.
+    """
+    blocks = -(-elements // block)
+    cuts = [min(elements, blocks * i // ranges * block) for i in range(ranges + 1)]
     return list(itertools.pairwise(cuts))
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -81,6 +81,7 @@ class SyncPlan:
             resumed later.
         scope: Weights that the members exchange.
         ranges: Number of equal ranges into which the weights are divided to be combined; usually one per member.
+        bits: Bits per weight that members exchange; None means that they exchange the weights themselves.
         store: Store of the run that `directory` belongs to.
     """
 
@@ -91,6 +92,7 @@ class SyncPlan:
     max_wait: float = math.inf
     scope: Scope = "backbone"
     ranges: int = 1
+    bits: Literal[4] | None = None
     store: RunStore = dataclasses.field(default=SHARED, compare=False)
 
 

@@ -31,7 +31,7 @@ from moedisco_ray.training.sharding import check_arithmetic, trainable
 from moedisco_ray.training.stepper import ResidentStepper
 from moedisco_ray.training.streamed_stepper import StreamedStepper
 from moedisco_ray.training.sync.coordinator import MemberBoard
-from moedisco_ray.training.sync.member import SyncMember, discard_ahead
+from moedisco_ray.training.sync.member import SyncMember, coded_weights, discard_ahead
 
 
 def _ignore_step(step: int | None) -> None:
@@ -126,8 +126,12 @@ def _train_in_turns(
         job.model, job.optimizer, world, group, job.exchange, lora=job.lora, seed=job.seed, memory=job.memory
     )
     stepper = (StreamedStepper if job.memory == "streamed" else ResidentStepper)(model, job, world)
+    coded = coded_weights(job, model)
+    kept = {} if coded is None else coded.saved
     with (
-        Saver(job, saved_part(model), stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour) as saver,
+        Saver(
+            job, saved_part(model), stepper.optimizer, world, emit=emit, losses_per_hour=losses_per_hour, sync=kept
+        ) as saver,
         Batches(job, world) as batches,
     ):
         stepper.select(max(0, saver.newest - 1))  # a checkpoint has the optimizer state of the block that trained last
@@ -138,7 +142,7 @@ def _train_in_turns(
         restored = progress.step
         metrics = TrainingMetrics(job, world, emit, progress)
         evaluate = HeldOutLoss(job, stepper, world, metrics, emit)
-        sync = SyncMember(job, model, metrics, world, board)
+        sync = SyncMember(job, model, metrics, world, board, coded)
         agree = Consensus((stop, saver.is_due), world)
 
         def progress_now() -> Progress:

@@ -125,6 +125,8 @@ def test_the_last_override_wins(tmp_path):
         (BASE, ("name='a b'",), "name: 'a b'"),
         (BASE, ("submodels.sync_every=0",), "submodels.sync_every: 0: must be at least 1"),
         (BASE, ("submodels.seed_members=4",), "submodels.seed_members: 4 needs syncs, .* set submodels.sync_every"),
+        (BASE, ("submodels.sync_bits=4",), "submodels: sync_bits 4 needs syncs, .* set submodels.sync_every"),
+        (BASE, ("submodels.sync_every=9", "submodels.sync_bits=8"), "submodels.sync_bits: 8: must be 4"),
         (BASE, ("submodels.outer.momentum=1",), "submodels.outer.momentum: 1: must be less than 1"),
         (BASE, ("model.family=gpt2",), f"model.family: 'gpt2': must be 'mixtral', 'qwen2_moe', .* or '{FAMILIES[-1]}'"),
         (BASE, ("clusters.count=3",), "clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),

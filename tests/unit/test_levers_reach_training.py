@@ -19,7 +19,7 @@ from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.parallel import Sharing
 from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.train.jobs import make_job, sync_plans
+from moedisco_ray.stages.train.jobs import make_job, seed_sync_plans, sync_plans
 from moedisco_ray.training import SyncPlan, TrainJob, TrainResult, World, train
 
 CHANGES: dict[str, Any] = {
@@ -248,6 +248,9 @@ def test_syncs_are_those_of_the_configuration_where_there_are_any(tmp_path: Path
         SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 600.0, ranges=2),
         SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 600.0, ranges=2),
     ]
+    coded = settings.model_copy(update={"sync_bits": 4})
+    assert {plan and plan.bits for plan in sync_plans([20, 12], coded, tmp_path)} == {4}
+    assert {plan and plan.bits for plan in seed_sync_plans([20, 20], coded, tmp_path)} == {4}
     assert sync_plans([20], settings, tmp_path) == [None]
     assert sync_plans([5, 4], settings, tmp_path) == [None, None]
     assert sync_plans([20, 12], small_config(tmp_path).submodels, tmp_path) == [None, None]

@@ -665,6 +665,16 @@ def test_what_rounds_move_by_hand():
     assert seed.sync.bytes == seed.sync.syncs * seed.parameters.total * (seed.units * (2 + 2 + 4) + 16)
 
 
+@pytest.mark.parametrize(("momentum", "passes"), [(0.0, 3), (0.6, 5)])
+def test_what_syncs_in_4_bits_move_by_hand(momentum, passes):
+    settings = {"sync_every": 100, "seed_members": 2, "sync_bits": 4, "outer": {"momentum": momentum}}
+    seed = build_plan(config(submodels={**settings, "optimizer": {"batch_tokens": 16_384}})).stages[0]
+    codes = -(-seed.parameters.total // 256) * 132
+    # Each of two members writes codes, reads codes of ranges and codes of the update. The update is written once, and
+    # so are common weights, residual and momentum; the last two are also read.
+    assert seed.sync.bytes == seed.sync.syncs * (2 * 3 * codes + codes + passes * 4 * seed.parameters.total)
+
+
 @pytest.mark.parametrize("slots", [2, 8])
 def test_the_hours_of_seed_and_sub_models_divide_by_the_slots(slots):
     def hours(**low):

@@ -127,6 +127,12 @@ def test_a_setting_changes_its_stage_and_those_after_it_alone(
     assert remade(digests(), digests(**{section: {setting: value}})) == from_stage(first)
 
 
+def test_bits_of_a_sync_change_the_trainings_that_have_syncs() -> None:
+    for members, first in ((1, "submodels"), (2, "seed")):
+        exact = {"sync_every": 5, "seed_members": members}
+        assert remade(digests(submodels=exact), digests(submodels={**exact, "sync_bits": 4})) == from_stage(first)
+
+
 def test_deterministic_kernels_change_all_trainings() -> None:
     changed = {name for name, before in digests().items() if before != digests(deterministic=True)[name]}
     assert changed == set(from_stage("seed"))

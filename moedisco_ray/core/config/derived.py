@@ -29,7 +29,7 @@ def of_submodels(config: RunConfig) -> Mapping[str, Any]:
 def of_seed(config: RunConfig) -> Mapping[str, Any]:
     """Values of the seed: family, those of the sub-models, and how several members synchronise."""
     members, settings = config.seed_members, config.submodels
-    syncs = {"sync_every": settings.sync_every, "outer": settings.outer.model_dump()} if members > 1 else {}
+    syncs = settings.model_dump(include={"sync_every", "outer", "sync_bits"}, exclude_none=True) if members > 1 else {}
     return {"family": config.model.family_name, **of_submodels(config), "seed_members": members, **syncs}
 
 

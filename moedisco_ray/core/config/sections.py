@@ -167,6 +167,12 @@ class Submodels(Section):
     unchanged. In a seed phase with several members it combines all weights. A sub-model with fewer steps in total syncs
     after proportionally fewer steps. With null, only the merge combines the backbones, as in the paper."""
     outer: Outer = Outer()
+    sync_bits: Literal[4] | None = None
+    """Bits per weight that a member sends and receives at a sync. Null sends weights in the dtype in which they train.
+    With 4, it sends what its weights have changed by since the last sync, and receives what the common weights change
+    by, in codes of 4 bits with a scale for every 256 weights: an eighth of the bytes of fp32. Both sides keep what the
+    codes lose and add it to what they send at the next sync. A member then needs 12 bytes of main memory per weight
+    that it exchanges, for common weights, for what its codes have lost, and for a checkpoint's copy of that."""
     seed_members: Annotated[int | None, Resolved("seed_members")] = Field(1, ge=1, le=MOST_CLUSTERS)
     """Number of members that train the seed at the same time, one worker each. More members take fewer hours and reach
     a higher loss (`docs/results.md`). They start from the same model, share the batches of the seed phase evenly, and
@@ -184,6 +190,15 @@ class Submodels(Section):
     time of the longest sub-model). A missing sub-model contributes its last checkpoint, or its initial weights, and the
     report says so. With a quorum, a sync waits at most 10 minutes after half of the sub-models have arrived. A run with
     a missing sub-model is not reproducible."""
+
+    @model_validator(mode="after")
+    def _bits_are_of_syncs(self) -> Self:
+        if self.sync_bits is not None and self.sync_every is None:
+            raise ValueError(
+                f"sync_bits {self.sync_bits} needs syncs, at which members exchange weights; set submodels.sync_every, "
+                "or leave sync_bits out"
+            )
+        return self
 
     @property
     def sync_patience(self) -> float | None:

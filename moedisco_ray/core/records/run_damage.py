@@ -19,6 +19,7 @@ from moedisco_ray.core.store.checksums import Entry, in_threads, without_checksu
 from moedisco_ray.core.store.locations import CORPUS, Location, is_uri, owned_location
 from moedisco_ray.core.store.manifests import (
     CHECKPOINTS,
+    CODED,
     COMBINED,
     KEPT_SYNCS,
     MANIFEST,
@@ -219,12 +220,13 @@ def _damage_of_members(store: RunStore, home: str, files: Collection[str]) -> It
 
 def _damage_in_syncs(store: RunStore, home: str, completed: Sequence[str]) -> Iterator[str]:
     """Names, below `home`, of the damaged files of completed sync points: records, and weights of the last ones."""
+    kinds = (*COMBINED, *CODED)
     for name in completed:
         values, folder = _values(store.read(f"{home}/{name}")), name.split("/")[0]
         if values is None:
             yield name
         elif name in completed[-KEPT_SYNCS:]:
-            files = {file: entry for file, entry in entries_of(values).items() if str(Path(file).parent) in COMBINED}
+            files = {file: entry for file, entry in entries_of(values).items() if str(Path(file).parent) in kinds}
             right = in_threads(
                 lambda each: _is_made_of(store, each[0], [each[1]]),
                 [(f"{home}/{folder}/{file}", entry) for file, entry in files.items()],

@@ -28,6 +28,8 @@ SYNC, MEMBERS, ROSTER, SYNCED = "sync", "members", "roster.json", "sync.json"
 there of who is combined, and the last file."""
 COMBINED = ("common", "momentum")
 """Folders of a sync point with what the members have combined: weights, and the momentum of the outer step."""
+CODED = ("update", "residual")
+"""Further ones where changes of weights are exchanged in 4 bits: codes of the common update, and what they lose."""
 KEPT_SYNCS = 2
 """Number of sync points whose weights are kept. The latest is not enough, because a late member may still read the one
 before."""

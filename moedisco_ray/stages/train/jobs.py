@@ -15,7 +15,7 @@ from moedisco_ray.core.store.manifests import CHECKPOINTS, LOGS, TRAINED
 from moedisco_ray.core.store.run_store import SHARED, RunStore
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.policies.sync_points import common_sync_steps, sync_steps
+from moedisco_ray.policies.sync_points import Scope, common_sync_steps, sync_steps
 from moedisco_ray.stages.context import Context, DataOwner
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.train.validation_slice import ValidationSlice
@@ -127,8 +127,8 @@ def sync_plans(
     """Sync plan of each sub-model, from its number of steps; None if the phase is too short for a sync point."""
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
-    where, outer, patience = directory.absolute(), settings.outer, settings.sync_patience
-    return [SyncPlan(where, at, outer, patience, ranges=len(steps), store=store) if at else None for at in points]
+    plan = functools.partial(_sync_plan, settings, directory, store=store, ranges=len(steps))
+    return [plan(steps=at) if at else None for at in points]
 
 
 def seed_sync_plans(
@@ -137,11 +137,28 @@ def seed_sync_plans(
     """Sync plan of each member that trains the seed, from its number of steps; None if there is one member."""
     if len(steps) == 1 or settings.sync_every is None:
         return [None] * len(steps)
-    plan = functools.partial(SyncPlan, directory.absolute(), scope="all", ranges=len(steps), store=store)
-    return [
-        plan(steps=at, outer=settings.outer, patience=settings.sync_patience)
-        for at in common_sync_steps(steps, settings.sync_every)
-    ]
+    plan = functools.partial(_sync_plan, settings, directory, store=store, ranges=len(steps), scope="all")
+    return [plan(steps=at) for at in common_sync_steps(steps, settings.sync_every)]
+
+
+def _sync_plan(
+    settings: Submodels,
+    directory: Path,
+    steps: tuple[int, ...],
+    store: RunStore,
+    ranges: int,
+    scope: Scope = "backbone",
+) -> SyncPlan:
+    return SyncPlan(
+        directory.absolute(),
+        steps,
+        settings.outer,
+        settings.sync_patience,
+        scope=scope,
+        ranges=ranges,
+        bits=settings.sync_bits,
+        store=store,
+    )
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -27,6 +28,7 @@ from moedisco_ray.training.checkpoints.storage import Storage
 from moedisco_ray.training.consensus import from_rank_zero
 from moedisco_ray.training.job import TrainJob, World
 
+NOTHING: Mapping[str, Tensor] = types.MappingProxyType({})
 _PROGRESS = "progress.json"
 
 
@@ -107,13 +109,17 @@ def read_progress(storage: Storage, step: int) -> Progress:
     return Progress(**json.loads(storage.read(step, _PROGRESS, storage.manifest(step)[_PROGRESS])))
 
 
-def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def state_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, sync: Mapping[str, Tensor] = NOTHING
+) -> dict[str, Any]:
     """The weights and the optimizer's state, as tensors that are not copied. Every worker must call this function.
+
+    `sync` has the tensors that a member keeps between sync points.
 
     The settings in the optimizer's parameter groups, such as the learning rate, come from the job and are not stored.
     """
     weights, optimizer_state = get_state_dict(model, optimizer)
-    return {"model": weights, "optimizer": optimizer_state["state"]}
+    return {"model": weights, "optimizer": optimizer_state["state"], **({"sync": dict(sync)} if sync else {})}
 
 
 def write(
@@ -157,6 +163,7 @@ def load(
     optimizer: torch.optim.Optimizer,
     world: World,
     group: dist.ProcessGroup | None = None,
+    sync: Mapping[str, Tensor] = NOTHING,
 ) -> Progress:
     """Load a checkpoint into model and optimizer. Every worker must call it; an error on one is raised on all.
 
@@ -167,6 +174,7 @@ def load(
         optimizer: Receives the optimizer state.
         world: Rank and device of this worker, and the number of workers.
         group: Process group for coordination; None: the default group.
+        sync: Receives the tensors that a member keeps between sync points.
 
     Raises:
         StorageError: The checkpoint is damaged, was changed, or cannot be reached. Model and optimizer are then
@@ -184,7 +192,7 @@ def load(
 
     checksums, metadata, progress = from_rank_zero(read_small_files, world, group)
     weights, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": weights, "optimizer": optimizer_state["state"]}
+    state = {"model": weights, "optimizer": optimizer_state["state"], **({"sync": dict(sync)} if sync else {})}
     reader = CheckpointReader(storage, step, checksums, layout.read_layout(metadata, checksums))
     ignore_single_process_warning()
     with _original_error():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from types import TracebackType
@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from moedisco_ray.core.records.events import Emit, Event
@@ -63,6 +63,7 @@ class Saver:
         emit: Receives a `checkpoint` event for each checkpoint, on rank 0.
         losses_per_hour: Function that returns the current estimate of worker losses per worker-hour. By default it is
             the job's estimate.
+        sync: Tensors that a member keeps between sync points, to save and restore.
 
     Raises:
         ConfigError: The checkpoint storage does not exist.
@@ -76,6 +77,7 @@ class Saver:
         world: World,
         emit: Emit,
         losses_per_hour: Callable[[], float] | None = None,
+        sync: Mapping[str, Tensor] = checkpoint.NOTHING,
     ) -> None:
         self._job = job
         self._model = model
@@ -83,6 +85,7 @@ class Saver:
         self._world = world
         self._emit = emit
         self._losses_per_hour = losses_per_hour or (lambda: job.losses_per_hour)
+        self._sync = sync
         self._storage = checkpoint.storage_of(job)
         # Uploads use their own process group: the collectives of training must not wait for those of an upload.
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.size > 1 else None
@@ -137,7 +140,13 @@ class Saver:
         if not self.newest:
             return Progress()
         return checkpoint.load(
-            self._storage, self.newest, self._model, self._optimizer, world=self._world, group=self._group
+            self._storage,
+            self.newest,
+            self._model,
+            self._optimizer,
+            world=self._world,
+            group=self._group,
+            sync=self._sync,
         )
 
     def is_scheduled(self, done: int) -> bool:
@@ -168,7 +177,7 @@ class Saver:
         """
         self._finish_upload()
         started = time.monotonic()
-        state = checkpoint.state_of(self._model, self._optimizer)
+        state = checkpoint.state_of(self._model, self._optimizer, self._sync)
         is_streamed = self._job.memory == "streamed"
         if not is_streamed:
             state = self._stager.stage(state)

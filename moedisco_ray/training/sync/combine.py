@@ -7,14 +7,12 @@ Shape: N elements of the weights, laid end to end.
 
 from __future__ import annotations
 
-import collections
 import functools
-import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +25,9 @@ from moedisco_ray.core.store.written import writing
 from moedisco_ray.models import write_checkpoint
 from moedisco_ray.policies.sync_points import range_bounds, token_weights
 from moedisco_ray.training.sync.files import COMMON, LAYOUT, MOMENTUM, RangeReader, Roster, SyncPoint
-from moedisco_ray.training.sync.layout import Layout, as_bytes
+from moedisco_ray.training.sync.layout import Layout
 from moedisco_ray.training.sync.outer_step import outer_step
-
-T = TypeVar("T")
-
-_AHEAD = 8
-"""Number of pieces that are read ahead, in as many threads; they take 32 MiB. An object store answers each after tens
-of milliseconds."""
+from moedisco_ray.training.sync.pieces import AHEAD, Counting, ahead, range_file
 
 
 def combine(
@@ -72,7 +65,7 @@ def combine(
     ]
     combined = {} if point.number == 1 else point.previous.combined()
     before = [
-        RangeReader(point.previous, _file(kind, place), 0, combined[_file(kind, place)])
+        RangeReader(point.previous, range_file(kind, place), 0, combined[range_file(kind, place)])
         for kind in (COMMON, MOMENTUM)
         if combined
     ]
@@ -88,11 +81,11 @@ def combine(
                 yield functools.partial(each.read, offset, torch.empty(count, dtype=segment.dtype))
 
     with (
-        writing(point.store, point.path(_file(COMMON, place))) as common_file,
-        writing(point.store, point.path(_file(MOMENTUM, place))) as momentum_file,
-        ThreadPoolExecutor(_AHEAD, thread_name_prefix="combine") as threads,
+        writing(point.store, point.path(range_file(COMMON, place))) as common_file,
+        writing(point.store, point.path(range_file(MOMENTUM, place))) as momentum_file,
+        ThreadPoolExecutor(AHEAD, thread_name_prefix="combine") as threads,
     ):
-        common, momentum, pieces = _Counting(common_file), _Counting(momentum_file), _ahead(reads(), threads)
+        common, momentum, pieces = Counting(common_file), Counting(momentum_file), ahead(reads(), threads)
         for segment in segments:
             earlier = [reader.count(next(pieces)) for reader in before]
             start_N = earlier[0] if earlier else layout.read(start, segment)
@@ -105,7 +98,7 @@ def combine(
                 file.write(result_N)
         for reader in (*before, *copies):
             reader.check()
-    files = {_file(COMMON, place): common.entry, _file(MOMENTUM, place): momentum.entry}
+    files = {range_file(COMMON, place): common.entry, range_file(MOMENTUM, place): momentum.entry}
     if not place:
         files[LAYOUT] = point.write(LAYOUT, {"config": dict(config), "shapes": layout.shapes})
     return files
@@ -131,49 +124,18 @@ def write_common(directory: Path, number: int, target: Path, store: RunStore, st
 
 
 def _common_segments(point: SyncPoint, layout: Layout, files: Mapping[str, Entry]) -> Iterator[Tensor]:
-    places = list(itertools.takewhile(lambda place: _file(COMMON, place) in files, itertools.count()))
-    bounds = range_bounds(layout.elements, len(places))
-    readers = [RangeReader(point, _file(COMMON, place), 0, files[_file(COMMON, place)]) for place in places]
+    names = itertools.takewhile(files.__contains__, (range_file(COMMON, place) for place in itertools.count()))
+    readers = [RangeReader(point, name, 0, files[name]) for name in names]
+    # A range may begin at blocks only; see `coded`.
+    bounds = itertools.pairwise(itertools.accumulate((reader.size // 4 for reader in readers), initial=0))
     pieces = [
         (reader, segment.stop - segment.start, 4 * (segment.start - first))
         for reader, (first, last) in zip(readers, bounds, strict=True)
         for segment in layout.segments(first, last)
     ]
     calls = (functools.partial(reader.read, offset, torch.empty(size)) for reader, size, offset in pieces)
-    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="common") as threads:
-        for (reader, _, _), piece_N in zip(pieces, _ahead(calls, threads), strict=True):
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="common") as threads:
+        for (reader, _, _), piece_N in zip(pieces, ahead(calls, threads), strict=True):
             yield reader.count(piece_N)
     for reader in readers:
         reader.check()
-
-
-class _Counting:
-    """Writes tensors to a file, and counts its size and SHA-256."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._digest, self._size = file, hashlib.sha256(), 0
-
-    def write(self, tensor: Tensor) -> None:
-        data = as_bytes(tensor)
-        self._file.write(data)
-        self._digest.update(data)
-        self._size += len(data)
-
-    @property
-    def entry(self) -> Entry:
-        return Entry(self._size, self._digest.hexdigest())
-
-
-def _ahead(calls: Iterable[Callable[[], T]], threads: ThreadPoolExecutor) -> Iterator[T]:
-    """Results of calls, in order; threads make some of them ahead."""
-    pending: collections.deque[Future[T]] = collections.deque()
-    for call in calls:
-        pending.append(threads.submit(call))
-        if len(pending) > _AHEAD:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _file(kind: str, place: int) -> str:
-    return f"{kind}/{place:04d}.bin"

@@ -9,13 +9,16 @@ DIRECTORY/sync-0007/
 ├── common/0003.bin        a range of the common weights, in float32; the last two sync points keep theirs
 ├── common/layout.json     names and shapes of the weights, and the `config.json` of the members' models
 ├── momentum/0003.bin      a range of the outer step's momentum, in float32; the last two sync points keep theirs
+├── update/0003.bin        with `SyncPlan.bits`: codes of what a range of the common weights has changed by
+├── residual/0003.bin      with `SyncPlan.bits`: what these codes have lost, in float32; both are kept as long
 └── sync.json              tokens of each member that took part, the late members, and the checksums of all ranges;
                            completes the sync point
 
-The weights are the backbone or the whole model, as `SyncPlan.scope` says. Sync point 0 is the start model of all
-members. Every process may die at any time: a restarted member publishes the same weights, on a GPU up to rounding, and
-a range that is combined by the recorded roster has the same bits on every member. So ranges are combined again, unless
-`sync.json` exists.
+The weights are the backbone or the whole model, as `SyncPlan.scope` says. With `SyncPlan.bits` a member publishes codes
+of what they have changed by instead (see `coded`), and there is no momentum if the outer step has none. Sync point 0 is
+the start model of all members. Every process may die at any time: a restarted member publishes the same weights, on a
+GPU up to rounding, and a range that is combined by the recorded roster has the same bits on every member. So ranges are
+combined again, unless `sync.json` exists.
 """
 
 from __future__ import annotations
@@ -30,13 +33,24 @@ from torch import Tensor
 
 from moedisco_ray.core.errors import DamagedError
 from moedisco_ray.core.store.checksums import Entry, in_threads, with_checksum, without_checksum
-from moedisco_ray.core.store.manifests import COMBINED, FILES, KEPT_SYNCS, MEMBERS, ROSTER, SYNCED, as_json, entries_of
+from moedisco_ray.core.store.manifests import (
+    CODED,
+    COMBINED,
+    FILES,
+    KEPT_SYNCS,
+    MEMBERS,
+    ROSTER,
+    SYNCED,
+    as_json,
+    entries_of,
+)
 from moedisco_ray.core.store.run_store import SHARED, RunStore
 from moedisco_ray.core.store.written import read_part, writing
 from moedisco_ray.policies.sync_points import Arrival, SyncMembers, range_bounds
 from moedisco_ray.training.sync.layout import Layout, as_bytes
 
 COMMON, MOMENTUM = COMBINED
+UPDATE, RESIDUAL = CODED
 LAYOUT = f"{COMMON}/layout.json"
 
 
@@ -126,13 +140,27 @@ class SyncPoint:
         Raises:
             RunDirError: The disk is full.
         """
+        layout = Layout.of(tensors)
+        bounds = [tuple(map(layout.offset, each)) for each in range_bounds(layout.elements, ranges)]
+        return self.publish_bytes(name, map(as_bytes, tensors.values()), [b - a for a, b in bounds], tokens)
+
+    def publish_bytes(self, name: str, pieces: Iterable[memoryview], sizes: Sequence[int], tokens: int) -> Arrival:
+        """Publish a member's bytes, unless they are published already.
+
+        Args:
+            name: Name of the member.
+            pieces: The bytes, of which none are taken if they are published already.
+            sizes: Size of each range (bytes).
+            tokens: Tokens that the member has trained on since it last loaded common weights.
+
+        Raises:
+            RunDirError: The disk is full.
+        """
         found = self.arrival(name)
         if found is not None:
             return found
-        layout = Layout.of(tensors)
-        bounds = [tuple(map(layout.offset, each)) for each in range_bounds(layout.elements, ranges)]
         with writing(self.store, self.path(f"{MEMBERS}/{name}.bin")) as file:
-            entries = _write_ranges(file.write, map(as_bytes, tensors.values()), [b - a for a, b in bounds])
+            entries = _write_ranges(file.write, pieces, sizes)
         self.write(f"{MEMBERS}/{name}.json", {"tokens": tokens, "ranges": entries})
         return Arrival(name, self.number, tokens, entries)
 
@@ -176,6 +204,14 @@ class SyncPoint:
         """
         return entries_of(self.read(SYNCED))
 
+    def has_combined(self, name: str) -> bool:
+        """Whether the weights of a member were combined at this completed sync point.
+
+        Raises:
+            DamagedError: The record is damaged.
+        """
+        return name in self.read(SYNCED)["members"]
+
     def complete(self, roster: Roster, files: Mapping[str, Entry]) -> None:
         """Complete the sync point whose ranges are all combined.
 
@@ -197,7 +233,7 @@ class SyncPoint:
         """Delete what no one reads any more, once the sync point is complete."""
         for point in (self, self.previous):
             self.store.remove(point.path(MEMBERS))
-        for kind in COMBINED:
+        for kind in (*COMBINED, *CODED):
             self.store.remove(dataclasses.replace(self, number=self.number - KEPT_SYNCS).path(kind))
 
     def _arrival(self, name: str, values: Mapping[str, Any]) -> Arrival:
@@ -218,6 +254,11 @@ class RangeReader:
     def __init__(self, point: SyncPoint, name: str, offset: int, entry: Entry) -> None:
         self._point, self._name, self._offset, self._entry = point, name, offset, entry
         self._digest, self._size = hashlib.sha256(), 0
+
+    @property
+    def size(self) -> int:
+        """Size of the range (bytes)."""
+        return self._entry.size
 
     def read(self, offset: int, target: Tensor) -> Tensor:
         """Fill a tensor from a byte of the range on; threads may call this at the same time.

@@ -6,13 +6,14 @@ The weights are those of the sync plan's scope: the backbone, or all.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator, Iterator
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.core.errors import DamagedError, StorageError
+from moedisco_ray.core.errors import DamagedError, NotFiniteError, StorageError
 from moedisco_ray.core.store.checksums import Entry
 from moedisco_ray.models import ModelMap, backbone_parameters, canonical_state, config_values, open_checkpoint
 from moedisco_ray.policies.sync_points import Arrival
@@ -20,6 +21,8 @@ from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import SyncPlan, TrainJob, World
 from moedisco_ray.training.metrics import TrainingMetrics
+from moedisco_ray.training.sync.codec import NoCodesError
+from moedisco_ray.training.sync.coded import CodedWeights, combine_coded
 from moedisco_ray.training.sync.combine import combine, common_tensors
 from moedisco_ray.training.sync.coordinator import MemberBoard
 from moedisco_ray.training.sync.files import Roster, SyncPoint
@@ -45,6 +48,7 @@ class SyncMember:
         metrics: Its metrics.
         world: This worker.
         board: Board through which the members agree; None without sync points.
+        coded: What the member keeps to exchange codes; None if it exchanges weights.
 
     Raises:
         ValueError: The member is trained by several workers, or there is no board.
@@ -57,6 +61,7 @@ class SyncMember:
         metrics: TrainingMetrics,
         world: World,
         board: MemberBoard | None = None,
+        coded: CodedWeights | None = None,
     ) -> None:
         if job.sync is not None and (world.size > 1 or board is None):
             raise ValueError("a training with sync points must have one worker, and a board")
@@ -64,6 +69,7 @@ class SyncMember:
         self._model = model
         self._metrics = metrics
         self._board = board
+        self._coded = coded
 
     @property
     def is_over(self) -> bool:
@@ -105,7 +111,7 @@ class SyncMember:
             if number is None:
                 return False
             latest = point_of(self._job, plan, number)
-        _load(latest, plan, self._model)
+        latest = self._load(latest, plan)
         progress.sync_point, progress.synced_step = latest.number, progress.step
         self._metrics.exclude(time.monotonic() - waiting_since)
         return True
@@ -139,13 +145,52 @@ class SyncMember:
     def _publish(self, point: SyncPoint, plan: SyncPlan) -> Arrival:
         progress = self._metrics.progress
         tokens = (progress.step - progress.synced_step) * self._job.step_tokens
-        return point.publish(self._job.name, _synced(plan, self._model), plan.ranges, tokens)
+        tensors = _synced(plan, self._model)
+        if self._coded is None:
+            return point.publish(self._job.name, tensors, plan.ranges, tokens)
+        try:
+            return self._coded.publish(point, self._job.name, tensors, plan.ranges, tokens)
+        except NoCodesError as error:
+            raise NotFiniteError(
+                f"{self._job.name}: {error} in the weights after step {progress.step}; lower the learning rate, or "
+                "lengthen its warm-up",
+                progress.step,
+            ) from error
 
     def _combined(self, point: SyncPoint, place: int, roster: Roster, plan: SyncPlan) -> dict[str, Entry]:
         layout = Layout.of(_synced(plan, self._model))
-        start = open_checkpoint(self._job.model) if point.number == 1 else {}
         config = config_values(self._model.config)
+        if self._coded is not None:
+            common_N = self._coded.common(point.previous)
+            return combine_coded(point, place, roster, layout, common_N, outer=plan.outer, config=config)
+        start = open_checkpoint(self._job.model) if point.number == 1 else {}
         return combine(point, place, roster, layout, start, outer=plan.outer, config=config)
+
+    def _load(self, point: SyncPoint, plan: SyncPlan) -> SyncPoint:
+        """Load the common weights of a completed sync point, or of a later one; return the sync point."""
+        if self._coded is None:
+            _load(point, plan, self._model)
+            return point
+        tensors = _synced(plan, self._model)
+        while True:
+            follows = point.number == self._metrics.progress.sync_point + 1
+            took_part = follows and point.has_combined(self._job.name)
+            try:
+                self._coded.load(point, tensors, took_part=took_part)
+            except (FileNotFoundError, StorageError, DamagedError):
+                newer = point.latest()
+                if newer.number == point.number:
+                    raise
+                point = newer  # others have gone on meanwhile, and have deleted what was read
+            else:
+                return point
+
+
+def coded_weights(job: TrainJob, model: PreTrainedModel) -> CodedWeights | None:
+    """What a member keeps to exchange codes; None if it exchanges weights, or nothing."""
+    if job.sync is None or job.sync.bits is None:
+        return None
+    return CodedWeights(Layout.of(_synced(job.sync, model)), functools.partial(open_checkpoint, job.model))
 
 
 def _pause(waited: float) -> float:

@@ -34,10 +34,26 @@ def outer_step(
         momentum_N: Momentum m; None means 0.
         outer: Settings of the outer step: lr, and mu as `momentum`.
     """
-    before_N = torch.zeros_like(start_N, dtype=torch.float64) if momentum_N is None else momentum_N.double()
+    deltas = (start_N.to(copy_N.dtype).double() - copy_N.double() for copy_N in copies)
+    before_N = torch.zeros_like(start_N) if momentum_N is None else momentum_N
+    update_N, after_N = outer_update(deltas, weights, before_N, outer)
+    return (start_N.double() + update_N).float(), after_N
+
+
+def outer_update(
+    deltas: Iterable[Tensor], weights: Sequence[float], momentum_N: Tensor, outer: Outer
+) -> tuple[Tensor, Tensor]:
+    """The change g' - g of the common weights, in float64, and the momentum m', in float32.
+
+    Args:
+        deltas: Deltas g - theta_k of the members, each taken once, in order.
+        weights: Shares w_k; they sum to 1.
+        momentum_N: Momentum m.
+        outer: Settings of the outer step: lr, and mu as `momentum`.
+    """
+    before_N = momentum_N.double()
     sum_N = outer.momentum * before_N
-    for weight, copy_N in zip(weights, copies, strict=True):
-        sum_N += weight * (start_N.to(copy_N.dtype).double() - copy_N.double())
+    for weight, delta_N in zip(weights, deltas, strict=True):
+        sum_N += weight * delta_N.double()
     after_N = sum_N.float()
-    delta_N = (1 + outer.momentum) * after_N.double() - outer.momentum * before_N
-    return (start_N.double() - outer.lr * delta_N).float(), after_N
+    return -outer.lr * ((1 + outer.momentum) * after_N.double() - outer.momentum * before_N), after_N
