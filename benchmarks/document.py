@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.corpus_sections import corpus_blocks, corpus_engines, corpus_scale
 from benchmarks.harness import RESULTS, ROOT
+from benchmarks.members_section import members
 from benchmarks.memory_sections import fake_memory, true_sizes
 from benchmarks.page_parts import made_with, number, read, section, span, table
 from benchmarks.speed_sections import (
@@ -22,7 +23,6 @@ from benchmarks.speed_sections import (
 from benchmarks.streaming_sections import streamed_cards, streamed_host, streamed_timeline
 from benchmarks.study.grid import section as grid_section
 from benchmarks.study.grid.picture import write_picture
-from benchmarks.sync_section import syncs
 
 
 def simulator() -> str:
@@ -188,7 +188,6 @@ def page() -> str:
         "verification": verification,
         "simulator": simulator,
         "makespan": makespan,
-        "syncs": syncs,
         "corpus_scale": corpus_scale,
         "corpus_engines": corpus_engines,
         "corpus_blocks": corpus_blocks,
@@ -199,6 +198,7 @@ def page() -> str:
         "streamed_timeline": streamed_timeline,
         "streamed_host": streamed_host,
         "streamed_cards": streamed_cards,
+        "members": members,
     }
     parts = [
         "# Results",

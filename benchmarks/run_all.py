@@ -1,6 +1,6 @@
 """Measure everything again, then write RESULTS.md from the results.
 
-Except for `syncs`, and `corpus_engines` with an old commit, which compare two commits.
+Except for `corpus_engines` with an old commit, which compares two commits.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ COMMANDS = (
     "streamed_timeline",
     "streamed_host",
     "streamed_cards",
+    "members --work runs/members",
     "document",
 )
 
