@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -34,7 +35,6 @@ from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
-SEEDS = (0, 1, 2)
 BATCH, TOKENS = 2048, 1_150_000
 RATES = (8e-3, 16e-3, 32e-3)
 OUTERS = ((1.0, 0.0), (0.7, 0.6), (0.7, 0.9))
@@ -107,7 +107,7 @@ def reported(joint: float, rate: float, outer: tuple[float, float]) -> Iterator[
 
 def measure(setting: Setting, corpus: str, seed: int, work: Path) -> dict[str, Any]:
     """Train, and return the held-out loss and the bytes of a sync per weight and direction."""
-    corpora = corpora_folder(Path(__file__).resolve().parents[1])
+    corpora = known_corpora_folder()
     cell = Cell(corpus=corpus, family="qwen3_moe", start="random", experts=16, top_k=2, budget=1, scale="small")
     base = base_config(cell, seed, corpora, work / f"{corpus}-{seed}")
     config = arm_config(base, setting.name, setting.arm, base.output, "tokens", setting.tokens)
@@ -128,6 +128,12 @@ def measure(setting: Setting, corpus: str, seed: int, work: Path) -> dict[str, A
         (directory / "corpus").rename(shared.directory / "corpus")
     shutil.rmtree(directory)
     return found
+
+
+def known_corpora_folder() -> Path | None:
+    """The folder that MOEDISCO_CORPORA names, or that next to the repository."""
+    named = os.environ.get("MOEDISCO_CORPORA")
+    return Path(named) if named else corpora_folder(Path(__file__).resolve().parents[1])
 
 
 def bits_sent(config: RunConfig, setting: Setting) -> float | None:
@@ -164,24 +170,26 @@ def best(settings: Iterable[Setting], found: dict[str, dict[str, Any]]) -> Setti
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of runs and raw results")
-    work: Path = parser.parse_args().work
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds to report")
+    arguments = parser.parse_args()
+    work, seeds = arguments.work, arguments.seeds
     sweep = all_measured(((each, TUNING_CORPUS, TUNING_SEED) for each in swept()), work)
     joint = best((each for each in swept() if each.members == 1), sweep)
     members = best((each for each in swept() if each.members > 1), sweep)
     settings = list(reported(joint.rate, members.rate, members.outer))
-    found = all_measured(((each, EMBEDDED, seed) for seed, each in itertools.product(SEEDS, settings)), work)
+    found = all_measured(((each, EMBEDDED, seed) for seed, each in itertools.product(seeds, settings)), work)
     rows = []
     for each in settings:
         against = Setting(1, 0, joint.rate, batch=each.batch, tokens=each.tokens)
-        ours, theirs = ([found[f"{setting.name}-{EMBEDDED}-{seed}"] for seed in SEEDS] for setting in (each, against))
+        ours, theirs = ([found[f"{setting.name}-{EMBEDDED}-{seed}"] for seed in seeds] for setting in (each, against))
         gaps = [mine["loss"] - other["loss"] for mine, other in zip(ours, theirs, strict=True)]
         losses = spread([one["loss"] for one in ours])
         rows.append({**each._asdict(), "loss": losses, "gap": spread(gaps), "bits_sent": ours[0]["bits"]})
     write_result(
         "members",
         {
-            **environment("python -m benchmarks.members --work runs/members"),
-            "setting": {"seeds": SEEDS, "parameters": "0.55 million", "joint": joint.rate, "sweep": sweep},
+            **environment(f"python -m benchmarks.members --work runs/members --seeds {' '.join(map(str, seeds))}"),
+            "setting": {"seeds": seeds, "parameters": "0.55 million", "joint": joint.rate, "sweep": sweep},
             "rows": rows,
         },
     )

@@ -350,7 +350,7 @@ def test_a_comparison_at_a_uri_is_that_of_a_directory(
         shutil.rmtree(tmp_path / "cache")
         assert Comparison.model_validate_json(RunStore.of(place).read("compare.json") or b"") == there
         report = json.loads(RunStore.of(joined(place, "upcycle-tokens")).read("report.json") or b"")
-    assert "of joint training, at equal tokens (" in report["bill"]["verdict"]
+    assert "of joint training, at equal tokens (" in report["bill"]["quality"]
     for row, same in zip(there.rows, here.rows[:2], strict=True):
         for name in ("run", "loss", "tokens", "dollars", "phases"):
             assert getattr(row, name) == getattr(same, name)

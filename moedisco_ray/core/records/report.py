@@ -17,7 +17,7 @@ from typing import Any
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.starts import with_recorded_way
-from moedisco_ray.core.records.bill import Bill, format_dollars, format_seconds
+from moedisco_ray.core.records.bill import QUALITY_UNKNOWN, Bill, format_dollars, format_seconds
 from moedisco_ray.core.records.event_totals import EventTotals
 from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.records.findings import against_start
@@ -222,8 +222,9 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
 
 
 def report_verdict(report: RunReport) -> str | None:
-    """Which way costs least on the run's machines, and the known quality; None without a saving."""
-    return report.bill.verdict
+    """Which way costs least on the run's machines, and the measured quality; None if neither is known."""
+    bill = report.bill
+    return bill.verdict or (None if bill.quality == QUALITY_UNKNOWN else bill.quality)
 
 
 def report_notes(report: RunReport) -> list[str]:
