@@ -294,6 +294,7 @@ def test_figures_come_with_what_they_mean():
         "the text was read 9.0 times; up to 4 are nearly as good as new text, and more than 16 gain little: add text, "
         "or lower tokens.total"
     )
+    assert learnt_notes(EvaluationRecord(), corpus, 23) == ["the text was read 0.023 times"]
     even = EvaluationRecord(load_by_source={"wiki": [0.5, 0.5], "law": [0.45, 0.55]})
     assert learnt_notes(even, CorpusSummary(), 9000) == []
 

@@ -163,7 +163,8 @@ def reading_note(tokens: int, text_tokens: int, start: str = "the text is read")
         start: Beginning of the note.
     """
     times = tokens / text_tokens
-    note = f"{start} {times:,.0f} times" if times >= 100 else f"{start} {times:.1f} times"
+    exact = f"{times:,.0f}" if times >= 100 else f"{times:.1f}" if times >= 1 else f"{times:.2g}"
+    note = f"{start} {exact} times"
     if not is_read_often(tokens, text_tokens):
         return note
     return (
