@@ -142,7 +142,7 @@ def _train_in_turns(
         restored = progress.step
         metrics = TrainingMetrics(job, world, emit, progress)
         evaluate = HeldOutLoss(job, stepper, world, metrics, emit)
-        sync = SyncMember(job, model, metrics, world, board, coded)
+        sync = SyncMember(job, model, metrics, world, board, coded=coded)
         agree = Consensus((stop, saver.is_due), world)
 
         def progress_now() -> Progress:

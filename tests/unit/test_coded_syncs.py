@@ -113,15 +113,16 @@ def test_every_step_with_a_plain_mean_of_exact_weights_is_joint_training(
     assert max(float((expected[name] - start[name]).abs().max()) for name in start) > 1e-2
 
 
+def size_of(point: SyncPoint, kind: str) -> int:
+    return sum(path.stat().st_size for path in point.path(kind).glob("*.bin"))
+
+
 def test_members_move_an_eighth_of_the_bytes(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int, int]] = []
 
     def measured(point: SyncPoint) -> None:
         [published] = {path.stat().st_size for path in point.path("members").glob("*.bin")}
-        update, common = (
-            sum(path.stat().st_size for path in point.path(kind).glob("*.bin")) for kind in ("update", "common")
-        )
-        sizes.append((published, update, common))
+        sizes.append((published, size_of(point, "update"), size_of(point, "common")))
 
     monkeypatch.setattr(SyncPoint, "clean_up", measured)
     in_process(members(home, tmp_path))
@@ -219,7 +220,7 @@ def test_a_member_that_others_have_passed_meanwhile_takes_the_newest_weights(
     model = load_model(home / "start")
     metrics = type("Metrics", (), {"progress": type("Progress", (), {"sync_point": 1})()})()
     kept = member.coded_weights(jobs[0], model)
-    joining = member.SyncMember(jobs[0], model, metrics, World(), SyncBoard(), kept)  # type: ignore[arg-type]
+    joining = member.SyncMember(jobs[0], model, metrics, World(), SyncBoard(), coded=kept)  # type: ignore[arg-type]
     loaded = joining._load(SyncPoint(sync.directory, 2), sync)  # the weights of sync point 1 are deleted
     assert loaded.number == 3
     assert kept is not None

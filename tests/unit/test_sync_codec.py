@@ -116,11 +116,12 @@ class Members:
     def __init__(self, home: Path, ranges: int, dtype: torch.dtype = torch.float32, outer: Outer = OUTER) -> None:
         self.home, self.ranges, self.outer, self.dtype = home, ranges, outer, dtype
         self.start, self.names, self.tokens = drawn(0), ("a", "b", "c"), {"a": 3, "b": 1, "c": 2}
-        self.models = {
-            name: {key: each.to(dtype, copy=True) for key, each in self.start.items()} for name in self.names
-        }
+        self.models = {name: self.begun() for name in self.names}
         self.coded = {name: self.made(name) for name in self.names}
         self.number = 0
+
+    def begun(self) -> Tensors:
+        return {key: each.to(self.dtype, copy=True) for key, each in self.start.items()}
 
     def made(self, name: str) -> CodedWeights:
         """What a member keeps, as it begins."""

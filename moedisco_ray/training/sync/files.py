@@ -149,7 +149,7 @@ class SyncPoint:
 
         Args:
             name: Name of the member.
-            pieces: The bytes, of which none are taken if they are published already.
+            pieces: The bytes; none are taken if they are published already.
             sizes: Size of each range (bytes).
             tokens: Tokens that the member has trained on since it last loaded common weights.
 
