@@ -41,6 +41,8 @@ VECTOR_TOKENS = 32_768
 """Maximum tokens of a batch of documents whose vectors a model computes on a GPU."""
 CALIBRATION_WINDOWS = 16
 """Maximum number of windows in a batch on which routers are calibrated."""
+USE_TOKENS = 65_536
+"""Maximum tokens on which it is measured which experts of a trained MoE each cluster selects."""
 BF16_STEP = 8
 """Number that divides the sizes of experts on GPUs in bf16: rows of a grouped product are whole numbers of 16 bytes."""
 

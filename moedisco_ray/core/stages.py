@@ -46,6 +46,11 @@ def _where_vectors_are_made(config: RunConfig) -> Place:
     return "head" if config.vectors_pool is None or not config.tokens.decoupled else config.vectors_pool.name
 
 
+def _where_experts_are_measured(config: RunConfig) -> Place:
+    # Machines of the gang would be kept from then on until the merge.
+    return "low_memory" if derived.experts_by_use(config) else "head"
+
+
 def _never(_config: RunConfig) -> bool:
     return False
 
@@ -229,9 +234,10 @@ STAGES: tuple[Stage, ...] = (
         "decomposed",
         needs=("seed", "cluster"),
         reads=(),
-        place=_head,
+        place=_where_experts_are_measured,
         work="moedisco_ray.stages.decompose:run",
         cost="moedisco_ray.plan.stages.decompose:COST",
+        derived=derived.of_decompose,
     ),
     TrainingStage(
         "submodels",

@@ -63,6 +63,7 @@ def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral:
         merge={"router": "ridge", "calibration_tokens": 1024},
     )
     assert "start" not in read_json(directory / "evaluation" / "evaluation.json"), "its tokens were other ones"
+    assert not (directory / "decomposed" / "experts.json").exists(), "the merge makes the routers anew"
     held = [
         event.data["pool"]
         for event in EventLog.read(directory / "events.jsonl")
@@ -85,7 +86,10 @@ def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral:
 def test_of_a_pretrained_moe_submodels_that_learn_nothing_become_the_start_again(
     tmp_path: Path, mixtral: Path, clusters: int
 ) -> None:
-    """Before: the routers were computed anew, and the loss of the start was lost."""
+    """Before: the routers were computed anew, and the loss of the start was lost.
+
+    The sub-models have the experts that their clusters select, not those that are neighbours in the start.
+    """
     still = {"optimizer": {"name": "adamw", "lr": 1e-30, "weight_decay": 0.0, "batch_tokens": 1024}}
     directory = run(
         tmp_path,
@@ -101,6 +105,11 @@ def test_of_a_pretrained_moe_submodels_that_learn_nothing_become_the_start_again
     start = dict(open_checkpoint(mixtral))
     for part in ("merged", "model"):
         assert differences(dict(open_checkpoint(directory / part)), start) == []
+    use, cut = read_json(directory / "decomposed" / "experts.json"), read_manifest(directory / "decomposed")
+    assert [sorted(layer["experts"]) for layer in use["layers"]] == [list(range(4))] * 2
+    assert any(layer["experts"] != list(range(4)) for layer in use["layers"])
+    assert cut is not None
+    assert cut.summary["own_share"] > cut.summary["own_share_by_index"] > 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import Any
 from moedisco_ray.core.config.optimizer import Optimizer, precision_on
 from moedisco_ray.core.config.pool import Pool
 from moedisco_ray.core.config.run import RunConfig
+from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.limits import USE_TOKENS
 
 
 def _precision(optimizer: Optimizer, pool: Pool) -> Mapping[str, Any]:
@@ -41,3 +43,34 @@ def of_finetune(config: RunConfig) -> Mapping[str, Any]:
 def of_evaluation(config: RunConfig) -> Mapping[str, Any]:
     """Precision of the evaluation."""
     return {"precision": precision_on(bf16=config.finetune_pool.bf16)}
+
+
+def experts_by_use(config: RunConfig) -> bool:
+    """Whether a sub-model gets the experts that its cluster's text selects most, instead of a group by index.
+
+    Only if the start's routers say something about text and the merge keeps them, if no text stays with data owners,
+    and if the router does not limit tokens to groups of experts, which sub-models would cut.
+    """
+    if not (_has_kept_experts(config) and config.cluster_count > 1) or config.owners:
+        return False
+    groups = DECLARATIONS[config.model.family_name].router.groups(config.model.architecture.fields)
+    return groups is None or groups[0] == 1
+
+
+def use_tokens(config: RunConfig) -> int:
+    """Number of tokens on which the use of experts is measured."""
+    return min(USE_TOKENS, config.merge.calibration_tokens)
+
+
+def of_decompose(config: RunConfig) -> Mapping[str, Any]:
+    """How sub-models get the experts of a trained MoE, where it differs from the default."""
+    if not (config.model.starts_from_moe and config.tokens.decoupled):
+        return {}
+    if not _has_kept_experts(config):
+        return {"experts": "by index"}
+    return {} if use_tokens(config) == USE_TOKENS else {"use_tokens": use_tokens(config)}
+
+
+def _has_kept_experts(config: RunConfig) -> bool:
+    from_moe = config.model.starts_from_moe
+    return from_moe and config.tokens.decoupled and config.merge.method(from_moe=from_moe) == "kept"

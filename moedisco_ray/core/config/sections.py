@@ -214,13 +214,16 @@ class Merge(Section):
     trained on."""
     router: Annotated[str | None, KeyOf(ROUTER_METHODS)] = None
     """How the merge makes the routers. `kept` concatenates the rows that the sub-models trained, and changes nothing
-    else: of a trained MoE, which it is meant for, sub-models that learnt nothing become the same MoE again. `ridge`
-    computes them from data: each cluster's experts begin with the cluster's share of the tokens, nine tokens of ten
-    select experts of one cluster only, where groups have enough of them, and if top-k weights are not normalised,
-    experts keep their output scale. `random` initialises them randomly, as in the paper, and adjusts none of these.
-    Null means `kept` in a run that starts from an MoE, and `ridge` in others."""
+    else: of a trained MoE, which it is meant for, sub-models that learnt nothing become the same MoE again. For this,
+    each sub-model has the experts of the MoE that its cluster's text selects most; it has neighbours if some text stays
+    with data owners, and if the MoE's router limits each token to some groups of experts. `ridge` computes the rows
+    from data: each cluster's experts begin with the cluster's share of the tokens, nine tokens of ten select experts of
+    one cluster only, where groups have enough of them, and if top-k weights are not normalised, experts keep their
+    output scale. `random` initialises them randomly, as in the paper, and adjusts none of these. Null means `kept` in a
+    run that starts from an MoE, and `ridge` in others."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
-    """Number of training tokens from which the routers are computed."""
+    """Number of training tokens from which the routers are computed. It is also measured on so many, but at most
+    65,536, which experts of a trained MoE the clusters select."""
 
     def method(self, *, from_moe: bool) -> str:
         """How the merge makes the routers.

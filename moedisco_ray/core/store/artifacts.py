@@ -10,7 +10,8 @@ RUN_DIR/
 ├── corpus/          tokenizer/, train/ and validation/ documents (Parquet), shards/ (packed tokens)
 ├── seed/            the common dense model that all sub-models start from (a Hugging Face directory)
 ├── clusters/        the fitted cluster model, assignments/, shards/0..E-1/, report.json
-├── decomposed/      backbone/: the tensors that all sub-models share; 0..E-1/: the experts of each, before training
+├── decomposed/      backbone/: the tensors that all sub-models share; 0..E-1/: the experts of each, before training;
+│                    experts.json: which experts of a trained MoE they have
 ├── submodels/       0..E-1/: the trained sub-models (Hugging Face directories); common/: the backbone of the last sync
 ├── merged/          the MoE before its fine-tune, and merge.json: the origin of each tensor
 ├── finetuned/       the MoE after its fine-tune

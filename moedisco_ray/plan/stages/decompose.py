@@ -1,14 +1,34 @@
-"""Cost of the decomposition: a node with a free CPU writes the sub-models, whose backbone is stored once."""
+"""Cost of the decomposition: a node with a free CPU writes the sub-models, whose backbone is stored once.
+
+Of a trained MoE, a worker of the sub-models' pool first measures which experts each cluster selects.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from moedisco_ray.core.config import derived
 from moedisco_ray.plan.files import Files, StageStorage
-from moedisco_ray.plan.reading import Reading, StageEstimate
-from moedisco_ray.plan.stage_cost import StageCost
+from moedisco_ray.plan.reading import Reading, StageEstimate, total
+from moedisco_ray.plan.stage_cost import StageCost, Work
+from moedisco_ray.plan.stage_memory import Streams
 
 
 def _estimate(reading: Reading) -> StageEstimate:
-    return reading.on_head("decompose", reading.starting(None) if reading.config.tokens.decoupled else 0.0)
+    config, pool = reading.config, reading.config.pools.low_memory
+    if not config.tokens.decoupled:
+        return reading.on_head("decompose", 0.0)
+    if not derived.experts_by_use(config):
+        return reading.on_head("decompose", reading.starting(None))
+    measuring = reading.divided(
+        "decompose",
+        pool,
+        total([reading.passes(derived.use_tokens(config), whole=True, pool=pool), reading.starting(pool)]),
+    )
+    writing = reading.starting(None)
+    if measuring.seconds is None or writing is None:
+        return measuring
+    return measuring.model_copy(update={"seconds": measuring.seconds + writing, "unbilled_seconds": writing})
 
 
 def _storage(files: Files) -> StageStorage | None:
@@ -20,4 +40,16 @@ def _storage(files: Files) -> StageStorage | None:
     return files.starts("decompose", read=parts.weights, stored=stored)
 
 
-COST = StageCost(_estimate, _storage)
+def _works(streams: Streams) -> Iterator[Work]:
+    config, pool = streams.config, streams.config.pools.low_memory
+    if derived.experts_by_use(config):
+        yield Work(
+            "decompose",
+            pool,
+            "merge.calibration_tokens",
+            derived.use_tokens(config),
+            lambda tokens: streams.evaluation(pool, tokens),
+        )
+
+
+COST = StageCost(_estimate, _storage, _works)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -27,6 +28,7 @@ from moedisco_ray.models import (
     reused_memory,
     write_checkpoint,
 )
+from moedisco_ray.models.expert_order import Order, inverted, reordered_by_layer, source_name
 from moedisco_ray.stages.merge.backbone import Change, weighted_mean
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, by_layer, calibrated
 from moedisco_ray.stages.merge.tensors import TensorReport, merge
@@ -62,6 +64,7 @@ def build_merged(
     change: Change = weighted_mean,
     device: str = "cpu",
     advance: Advance = no_advance,
+    order: Order | None = None,
 ) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
@@ -78,6 +81,8 @@ def build_merged(
         change: How the deltas of a backbone tensor are combined.
         device: Device that the merged model runs on, one layer at a time.
         advance: Receives the number of tensors merged.
+        order: Per layer, the place in the merged model of each of the sub-models' experts, one sub-model after the
+            other; layers that it leaves out have them in this order.
 
     Returns:
         Content of `merge.json`: `weights`, `tensors` (one entry per tensor), `layers` (one entry per router).
@@ -99,6 +104,7 @@ def build_merged(
             change=change,
             device=device,
             advance=advance,
+            order=order,
         )
 
 
@@ -114,13 +120,15 @@ def write_merged(
     change: Change = weighted_mean,
     device: str = "cpu",
     advance: Advance = no_advance,
+    order: Order | None = None,
 ) -> dict[str, Any]:
     """Like `build_merged`, for sub-models that are open.
 
     With `router=None` the routers keep the rows of the sub-models.
     """
     model_map = ModelMap(str(config.get("model_type")))
-    layout = merged_layout(submodels, config)
+    order = order or {}
+    layout = merged_layout(submodels, config, order)
     reports: list[TensorReport] = []
     layers: list[dict[str, Any]] = []
 
@@ -128,7 +136,7 @@ def write_merged(
         read_ahead = _ReadAhead([*submodels, start], reader)
         for tensor, entry in merge(submodels, start, model_map, weights, change):
             read_ahead.at(model_map.classify(entry.key).layer)
-            reports.append(entry)
+            reports.append(dataclasses.replace(entry, key=source_name(entry.key, model_map, order)))
             advance(1)
             yield entry.key, tensor
 
@@ -148,9 +156,14 @@ def write_merged(
                 device=device,
                 dtype=default_dtype(device),
             )
+        # Routers are calibrated while each sub-model's experts are neighbours.
+        finished = reordered_by_layer(finished, model_map, inverted(order), layout)
         write_checkpoint(directory, finished, config, layout=layout)
 
-    result = {"weights": list(weights), "tensors": [entry.to_dict() for entry in reports], "layers": layers}
+    for entry in (each for each in layers if each["layer"] in order):
+        places = inverted(order)[entry["layer"]]
+        entry["load_E"] = [entry["load_E"][place] for place in places]
+    result = {"weights": list(weights), "tensors": [each.to_dict() for each in reports], "layers": layers}
     write_json(directory / "merge.json", result)
     return result
 
@@ -164,7 +177,9 @@ def _open(directory: Path, model_map: ModelMap) -> Checkpoint:
     return opened
 
 
-def merged_layout(submodels: Sequence[SubModel], config: Mapping[str, Any]) -> dict[str, Stored]:
+def merged_layout(
+    submodels: Sequence[SubModel], config: Mapping[str, Any], order: Order | None = None
+) -> dict[str, Stored]:
     """Shape and dtype of every tensor of the merged model; dtypes are those of the first sub-model."""
     shapes, first = canonical_shapes(config), submodels[0]
     names = first.model_map
@@ -175,7 +190,8 @@ def merged_layout(submodels: Sequence[SubModel], config: Mapping[str, Any]) -> d
         role = names.classify(key)
         keys = [key]
         if role.layer is not None and role.expert is not None:
-            keys = [names.renumbered(key, k * groups[role.layer] + role.expert) for k in range(len(submodels))]
+            places = (k * groups[role.layer] + role.expert for k in range(len(submodels)))
+            keys = [source_name(names.renumbered(key, place), names, order or {}) for place in places]
         dtypes.update(dict.fromkeys(keys, dtype))
     check_complete(dtypes, shapes)
     check_experts(dtypes, names, expert_count(config))

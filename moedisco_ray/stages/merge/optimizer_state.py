@@ -16,11 +16,16 @@ import torch
 from torch import Tensor
 
 from moedisco_ray.models import ModelMap
+from moedisco_ray.models.expert_order import Order, Reordered, inverted, source_name
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 
 
 def merge_optimizer_states(
-    submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float], directory: Path
+    submodels: Sequence[Path],
+    config: Mapping[str, Any],
+    weights: Sequence[float],
+    directory: Path,
+    order: Order | None = None,
 ) -> bool:
     """Write the merged model's optimizer state.
 
@@ -29,6 +34,7 @@ def merge_optimizer_states(
         config: `config.json` of the whole MoE.
         weights: gamma_k of the sub-models; they sum to 1.
         directory: Directory of the merged model.
+        order: The place of each expert in the merged model; see `build_merged`.
 
     Returns:
         Whether the state was written. It is not written if a sub-model has no optimizer state, for example because its
@@ -44,7 +50,7 @@ def merge_optimizer_states(
     names = ModelMap(str(config.get("model_type")))
     write_optimizer_state(
         directory / OPTIMIZER_FOLDER,
-        lambda kind: _joined([state.tensors[kind] for state in states], weights, names),
+        lambda kind: _joined([state.tensors[kind] for state in states], weights, names, order or {}),
         min((state.steps for state in states if state.steps), default=0),
         config,
     )
@@ -52,16 +58,18 @@ def merge_optimizer_states(
 
 
 def _joined(
-    parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float], names: ModelMap
+    parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float], names: ModelMap, order: Order
 ) -> Iterator[tuple[str, Tensor]]:
     groups = names.experts(parts[0])
     for key in parts[0]:
         role = names.classify(key)
         if role.layer is not None and role.expert is not None:
             for index, part in enumerate(parts):
-                yield names.renumbered(key, index * groups[role.layer] + role.expert), part[key]
+                place = names.renumbered(key, index * groups[role.layer] + role.expert)
+                yield source_name(place, names, order), part[key]
         elif role.expert_axis is not None:
-            yield key, torch.cat([part[key] for part in parts], dim=role.expert_axis)
+            stacked = {key: torch.cat([part[key] for part in parts], dim=role.expert_axis)}
+            yield key, Reordered(stacked, names, inverted(order))[key]
         else:
             # Add up weighted values. Differences from a common tensor, with which the weights are merged, could make a
             # mean of squares negative by rounding.

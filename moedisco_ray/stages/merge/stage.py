@@ -19,6 +19,7 @@ from moedisco_ray.models import BACKBONE, ModelMap, canonical_shapes, expert_cou
 from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 from moedisco_ray.stages.context import COMMON, Context, device_of
+from moedisco_ray.stages.expert_use import FILE, read_order
 from moedisco_ray.stages.merge.backbone import backbone_rule, merge_weights
 from moedisco_ray.stages.merge.build import build_merged
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
@@ -58,11 +59,13 @@ def run(context: Context, draft: Draft) -> None:
     common = context.of("submodels") / COMMON
     if not context.store.has(common):
         common = context.of("decompose") / BACKBONE
+    experts = context.of("decompose") / FILE
+    order = experts if context.store.has(experts) else None  # absent where sub-models have their experts by index
     batches = calibration(context)
     shifts = _shifts(context, batches)
     result = context.call_with_events(
         pool,
-        Files([context.start.tokenizer, *context.submodels, common], [draft.path]),
+        Files([context.start.tokenizer, *context.submodels, common, *filter(None, [order])], [draft.path]),
         merge_submodels,
         context.start,
         submodels=context.submodels,
@@ -75,6 +78,7 @@ def run(context: Context, draft: Draft) -> None:
         device=device_of(pool),
         directory=draft.path,
         shift_RCD=shifts_of_clusters(shifts, config.cluster_count),
+        order=order,
     )
     if shifts:
         result["left"] = [
@@ -117,6 +121,7 @@ def merge_submodels(
     device: str,
     directory: Path,
     shift_RCD: NDArray[np.float32] | None = None,
+    order: Path | None = None,
     events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
@@ -133,6 +138,8 @@ def merge_submodels(
         directory: Directory of the merged model.
         shift_RCD: Vectors from which the router rows of data owners are computed, in place of their text; see
             `RouterSettings`.
+        order: `experts.json` of the untrained sub-models: every expert returns to its place in the start. None: the
+            sub-models have their experts by index.
         events: Takes `stage_progress` events.
 
     Returns:
@@ -141,6 +148,7 @@ def merge_submodels(
     _, config = untrained_moe(start)
     from_moe = start.model.starts_from_moe
     from_data = settings.from_data(from_moe=from_moe)
+    places = read_order(order)
     router = RouterSettings(settings.method(from_moe=from_moe), from_data, from_data, start.seed, shift_RCD)
     result = build_merged(
         submodels,
@@ -153,9 +161,10 @@ def merge_submodels(
         change=backbone_rule(settings.backbone).change,
         device=device,
         advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add,
+        order=places,
     )
     if keep_optimizer_state:
-        merge_optimizer_states(submodels, config, merge_weights("token_weighted", tokens), directory)
+        merge_optimizer_states(submodels, config, merge_weights("token_weighted", tokens), directory, places)
     return {**result, "tensors": len(result["tensors"])}
 
 
