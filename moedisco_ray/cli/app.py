@@ -183,9 +183,10 @@ def run(
     if not as_json:
         console.print()
         place = checked.location if is_uri(checked.location) else directory
-        console.print(report_view(current_report(place)))
+        report = current_report(place)
+        console.print(report_view(report))
         console.print(f"\nThe model is in {joined(place, 'model')}", soft_wrap=True)
-        console.print(next_commands(place), soft_wrap=True)
+        console.print(next_commands(place, report), soft_wrap=True)
 
 
 @app.command()
@@ -276,7 +277,7 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
         console.print(report_view(report))
         if report.samples:  # the last stage is done
             console.print()
-            console.print(next_commands(run_dir), soft_wrap=True)
+            console.print(next_commands(run_dir, report), soft_wrap=True)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models.hf import moe_blocks
+from moedisco_ray.stages.export.modeling_ensemble import EnsembleForCausalLM
 
 _MOST_NAMED = 4
 """Maximum number of experts to name per token."""
@@ -30,10 +31,12 @@ class ExpertUse:
         model: A model that generates one sequence at a time.
 
     Raises:
-        ConfigError: The model is dense.
+        ConfigError: The model is dense, or an ensemble.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        if isinstance(model, EnsembleForCausalLM):
+            raise ConfigError("--experts", None, "all of the sub-models compute each token; leave the option out")
         self._experts = {layer: block.get_submodule("experts") for layer, block in moe_blocks(model).items()}
         if not self._experts:
             raise ConfigError("--experts", None, "the model is dense; leave the option out")

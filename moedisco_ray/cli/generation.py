@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from moedisco_ray.cli.arguments import Place
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.store.run_models import is_ensemble
 from moedisco_ray.models.chat_templates import Part, TemplateError, render
 from moedisco_ray.models.hf import no_progress_bar
 from moedisco_ray.models.streamed import Offload, open_offloaded
 from moedisco_ray.models.tokenizer_directories import load_pretrained
+from moedisco_ray.stages.export.modeling_ensemble import EnsembleForCausalLM
 
 Message = dict[str, str]
 
@@ -60,10 +62,18 @@ def open_model(
             resident_experts,
             "all experts are on the device; add --experts-on cpu or --experts-on disk",
         )
+    apart = is_ensemble(directory)
+    if apart and experts_on != "device":
+        raise ConfigError("--experts-on", experts_on, "is impossible with sub-models that stay apart; leave it out")
     tokenizer = load_pretrained(directory, "RUN_DIR")
     with no_progress_bar():
-        if experts_on == "device":
-            model: PreTrainedModel = (
+        if apart:
+            # Our own class, so that no code in the directory runs.
+            model: PreTrainedModel = EnsembleForCausalLM.from_pretrained(
+                directory, dtype="auto", local_files_only=True, use_safetensors=True
+            ).to(device)
+        elif experts_on == "device":
+            model = (
                 AutoModelForCausalLM.from_pretrained(
                     directory, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
                 )

@@ -14,7 +14,7 @@ from moedisco_ray.cli.console import output_console
 from moedisco_ray.cli.display import evaluation_view
 from moedisco_ray.core.config import Evaluation, Source, check_evaluation
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.core.records.finished_models import finished_model, model_to_push
+from moedisco_ray.core.records.finished_models import finished_model
 from moedisco_ray.core.records.summaries import EvaluationRecord
 from moedisco_ray.core.registry import EXPORT_FORMATS, load
 from moedisco_ray.core.store.locations import Location, parent
@@ -103,7 +103,7 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload the model of a finished run to the Hugging Face hub, privately; HF_TOKEN holds the access token."""
-    model = model_to_push(run_dir)
+    model = finished_model(run_dir, ensemble=True)
     from moedisco_ray.core.store.hub_push import push_model
 
     pushed = push_model(model, repo, public=public, message=message)
@@ -128,7 +128,7 @@ def chat(
     resident_experts: ResidentExperts = None,
 ) -> None:
     """Chat with the model of a finished run; a model without a chat template continues text."""
-    directory = finished_model(run_dir)
+    directory = finished_model(run_dir, ensemble=True)
     from moedisco_ray.cli.chat import chat as start_chat
     from moedisco_ray.cli.generation import open_model
 

@@ -37,6 +37,12 @@ SMALLER = 4
 ENSEMBLE_BLOCK = 64
 """Number of consecutive tokens that are predicted with the same ensemble weights. Separate weights for each token would
 need the distances of every prefix of every document."""
+ENSEMBLE_TEMPERATURE = 0.1
+"""Temperature tau of an ensemble's weights (in units of a squared distance): the value in the evaluation command of the
+method's authors (c-BTM, arXiv 2303.14177)."""
+LOST_BY_MERGING = 0.005
+"""Loss that a merge may cost on the text of any cluster (nats per token); above it, sub-models that started from a
+trained model stay apart."""
 VECTOR_TOKENS = 32_768
 """Maximum tokens of a batch of documents whose vectors a model computes on a GPU."""
 CALIBRATION_WINDOWS = 16

@@ -15,6 +15,7 @@ from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped
+from moedisco_ray.core.records.apart import of_result
 from moedisco_ray.core.records.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.core.records.findings import worse_than_start
 from moedisco_ray.core.records.prices import PriceTag
@@ -236,7 +237,7 @@ def _complete(
     check()
     store.amend(model / "README.md")
     store.publish(directory / "report.json")
-    worse = worse_than_start(report.evaluation, report.evaluation.start)
+    worse = worse_than_start(of_result(report.evaluation), report.evaluation.start)
     totals = {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}
     log(dataclasses.replace(last, data=last.data | totals | ({} if worse is None else {"worse_than_start": worse})))
     # Trackers write their last files when they receive the last event.

@@ -78,13 +78,13 @@ def alternatives(config: RunConfig, run: Trial, plan: Planner, chosen: Chosen | 
     return tuple(found)
 
 
-GROWN: Change = {"tokens": {"seed_share": 0.5, "finetune_share": 0.5}, "evaluation": {"ensemble": False}}
+GROWN: Change = {"tokens": {"seed_share": 0.5, "finetune_share": 0.5}, "export": {"keep_apart": "auto"}}
 GROWN_NAME = "growing to all experts in the middle"
 
 
 def _without_submodels(config: RunConfig) -> Change:
     seed_share = round(1 - config.tokens.finetune_share, 12)
-    return {"tokens": {"seed_share": seed_share}, "evaluation": {"ensemble": False}}
+    return {"tokens": {"seed_share": seed_share}, "export": {"keep_apart": "auto"}}
 
 
 def _half(config: RunConfig) -> Iterator[tuple[Way, str, Change]]:

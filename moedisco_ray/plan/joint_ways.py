@@ -185,7 +185,7 @@ class Cards:
         return {
             "tokens": _JOINT_TOKENS,
             "finetune": {"pool": pool},
-            "evaluation": {"ensemble": False},
+            "export": {"keep_apart": "auto"},
             "pools": {pool: settings},
         }
 

@@ -87,4 +87,4 @@ def _reason(best: Joint, joint: Sequence[Joint], ways: Sequence[Joint]) -> str:
 
 def keeps_submodels(config: RunConfig) -> bool:
     """Whether a run needs sub-models, so that `recipe: auto` trains them whatever they cost."""
-    return bool(config.owners or config.submodels.lora.rank or config.evaluation.ensemble)
+    return bool(config.owners or config.submodels.lora.rank or config.export.keep_apart == "always")

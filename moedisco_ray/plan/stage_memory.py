@@ -41,11 +41,13 @@ from __future__ import annotations
 import dataclasses
 
 from moedisco_ray.core.config import AnyPool, Architecture, FamilyName, RunConfig
+from moedisco_ray.core.config.apart import apart_choice
 from moedisco_ray.core.families import DECLARATIONS, Family
 from moedisco_ray.core.limits import (
     BATCH_TOKENS,
     CALIBRATION_WINDOWS,
     CPU_STATES,
+    ENSEMBLE_BLOCK,
     GPU_STATES,
     MOST_LOGITS,
     RESIDENT_BYTES,
@@ -114,6 +116,14 @@ class StreamedModel:
     def states(self, tokens: int) -> int:
         """Bytes of the hidden states of some tokens."""
         return self.width * self.sizes.hidden_size * tokens
+
+
+def ensemble_contexts(config: RunConfig, tokens: int) -> int:
+    """Number of tokens that are read to weight the sub-models of an ensemble on a text of some tokens.
+
+    The weights of a block depend on the text before the block, which is half a sequence long on average.
+    """
+    return tokens * config.corpus.sequence_length // (2 * ENSEMBLE_BLOCK)
 
 
 def calibration_memory(model: StreamedModel, *, tokens: int, sequence_length: int, clusters: int) -> Memory:
@@ -289,7 +299,8 @@ class Streams:
         shapes = (self._whole, self._part) if phases.decoupled or phases.seed else (self._whole,)
         found = [scoring_memory(self._on(pool, shape), tokens=tokens, sequence_length=self._length) for shape in shapes]
         if self.embedding_pool is not None and pool is self.config.finetune_pool:
-            found.append(self.vectors(pool, tokens))
+            asked = tokens if apart_choice(self.config) == "never" else ensemble_contexts(self.config, tokens)
+            found.append(self.vectors(pool, max(tokens, asked)))
         return max(found, key=lambda memory: memory.total)
 
     def vectors(self, pool: AnyPool, tokens: int) -> Memory:

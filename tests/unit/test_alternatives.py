@@ -246,11 +246,11 @@ def test_a_seed_grows_where_that_reaches_the_loss_of_joint_training_for_less() -
 
 def test_what_needs_submodels_keeps_them() -> None:
     """Before: the verdict on such a run promised joint training `with recipe: auto`."""
-    assert decide(evaluation={"ensemble": True}).tokens.decoupled
+    assert decide(export={"keep_apart": "always"}).tokens.decoupled
     assert decide(recipe=None).tokens.seed_share == 0.8
     raw = yaml.safe_load(preset_text("default")) | {"recipe": None}
     assert "`recipe: auto` takes such a way." in str(build_plan(check_config(raw)).verdict)
-    raw["evaluation"]["ensemble"] = True
+    raw["export"]["keep_apart"] = "always"
     assert "recipe: auto" not in str(build_plan(check_config(raw)).verdict)
 
 

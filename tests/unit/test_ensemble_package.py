@@ -29,13 +29,12 @@ from typer.testing import CliRunner
 from docs.ecosystem import VERSION
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import ModelFacts
+from moedisco_ray.core.records.run_report import current_report
+from moedisco_ray.core.records.summaries import EvaluationRecord, ExportSummary, ModelFacts
 from moedisco_ray.core.store.locations import CACHE, cache_directory
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.execution.modeling_ensemble import EnsembleForCausalLM
 from moedisco_ray.models import check_same, open_checkpoint, specialise
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.clustering import ClusterModel
@@ -43,6 +42,7 @@ from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
 from moedisco_ray.stages.clustering.vectors.mean_token import MeanToken
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats
 from moedisco_ray.stages.export.card import ensemble_card
+from moedisco_ray.stages.export.modeling_ensemble import EnsembleForCausalLM
 from moedisco_ray.stages.scoring import token_nats
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.text.validation import Documents, load_documents, validation_parts
@@ -74,7 +74,8 @@ def config_at(home: Path, **changes: Any) -> RunConfig:
         **{
             "corpus": {"sources": sources, "sequence_length": LENGTH, "max_document_tokens": LENGTH},
             "tokens": {"total": 40_000, "seed_share": 0.0, "finetune_share": 0.1},
-            "evaluation": {"ensemble": True, "max_tokens": MOST_TOKENS},
+            "evaluation": {"max_tokens": MOST_TOKENS},
+            "export": {"keep_apart": "always"},
             **changes,
         },
     )
@@ -293,15 +294,19 @@ def test_a_pushed_ensemble_loads_from_the_hub(
 def test_the_card_has_the_ensembles_origin_and_its_own_results(run: Path, package: Path) -> None:
     card = ModelCard.load(package / "README.md")
     measured = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))["ensemble"]
+    sources = {f"held-out text: {each['source']}": each for each in measured["sources"]}
+    assert sources
     assert {(each.dataset_name, each.metric_type): each.metric_value for each in card.data.eval_results} == {
-        ("held-out text", kind): round(measured[kind], 6) for kind in ("loss", "perplexity", "bits_per_byte")
+        (name, kind): round(figures[kind], 6)
+        for name, figures in {"held-out text": measured, **sources}.items()
+        for kind in ("loss", "perplexity", "bits_per_byte")
     }
     assert {"ensemble", "custom_code"} < set(card.data.tags)
     assert "trust_remote_code=True" in card.content
     assert "c-BTM" in card.content
     facts = ModelFacts(base_model="org/base", license="mit", language=["de"], datasets=["org/text"])
-    report = RunReport.model_construct(name="x", family="mixtral", seed=0, versions={})
-    data = ModelCard(ensemble_card(report, facts, "code.py")).data
+    report = current_report(run).model_copy(update={"evaluation": EvaluationRecord()})
+    data = ModelCard(ensemble_card(report, ExportSummary(parameters=1, active_parameters=1, facts=facts))).data
     assert (data.base_model, data.license, data.language, data.datasets, data.eval_results) == (
         "org/base",
         "mit",
@@ -356,11 +361,13 @@ def test_mistakes_are_one_line_and_write_nothing(run: Path, documents: Documents
     random = run_with("mean_token", run, documents, tmp_path)
     (random / "clusters" / "cluster_model" / "vectoriser.json").write_text('{"kind": "random"}', encoding="utf-8")
     accept_as_input(random / "clusters")
-    whole = pipeline.claim(config_at(tmp_path / "whole", tokens={"finetune_share": 1.0}, evaluation={}), redo=False)
+    whole = pipeline.claim(config_at(tmp_path / "whole", tokens={"finetune_share": 1.0}, export={}), redo=False)
     begun = pipeline.claim(config_at(tmp_path / "begun"), redo=False)
     sizes = {"num_experts": 2, "num_experts_per_tok": 2, "fields": {"n_group": 1, "topk_group": 1}}
-    single = pipeline.claim(config_at(tmp_path / "single", model={"family": "glm4_moe", "config": sizes}), redo=False)
-    own = pipeline.claim(config_at(tmp_path / "own", model={"family": "llama_moe"}), redo=False)
+    single = pipeline.claim(
+        config_at(tmp_path / "single", export={}, model={"family": "glm4_moe", "config": sizes}), redo=False
+    )
+    own = pipeline.claim(config_at(tmp_path / "own", export={}, model={"family": "llama_moe"}), redo=False)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for source, target, options, message in [

@@ -504,7 +504,7 @@ def test_the_ensemble_is_the_mixture_of_its_models_probabilities(tmp_path, docum
         )
         assert nats.sum() == pytest.approx(mixed_directly(models, documents, distance_of, block), rel=1e-5)
     found = evaluate_ensemble(
-        [tmp_path / str(k) for k in range(3)], documents, distances, prefix=EOS, sequence_length=LENGTH
+        [tmp_path / str(k) for k in range(3)], documents, None, distances, prefix=EOS, sequence_length=LENGTH
     )
     directly = mixed_directly(models, documents, distance_of, 64)
     assert found["loss"] * sum(LENGTHS) == pytest.approx(directly, rel=1e-5)

@@ -317,7 +317,7 @@ def test_a_storage_that_does_not_answer_is_named_itself(tmp_path: Path, monkeypa
         ({"clusters": {"count": 2}}, "clusters.count: 2 leaves no cluster"),
         ({"submodels": {"quorum": 3}}, "submodels.quorum: 3 needs the checkpoints"),
         ({"finetune": {"keep_optimizer_state": True}}, "finetune.keep_optimizer_state: needs the optimizer states"),
-        ({"evaluation": {"ensemble": True}}, "evaluation.ensemble: needs the centroids"),
+        ({"export": {"keep_apart": "always"}}, "export.keep_apart: 'always' is impossible: the run has"),
         ({"tokens": {"seed_share": 0.2, "finetune_share": 0.8}}, "pools.owners: need sub-models"),
         (
             {"pools": {"low_memory": {"resource": "bob_gpu"}}},

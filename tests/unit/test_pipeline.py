@@ -403,7 +403,7 @@ def test_without_a_fine_tune_the_model_is_the_merged_one(tmp_path: Path) -> None
         small_config(
             tmp_path / "runs",
             tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 0.0},
-            evaluation={"ensemble": True},
+            export={"keep_apart": "always"},
         ),
         backend=OneCorpus(),
     )
@@ -416,6 +416,7 @@ def test_without_a_fine_tune_the_model_is_the_merged_one(tmp_path: Path) -> None
     assert read_json(directory / "report.json")["bill"]["baseline"] is None
 
 
-def test_an_ensemble_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.ensemble: needs sub-models"):
-        small_config(tmp_path, tokens={"seed_share": 0.0, "finetune_share": 1.0}, evaluation={"ensemble": True})
+@pytest.mark.parametrize("choice", ["always", "never"])
+def test_keeping_nothing_apart_is_refused(tmp_path: Path, choice: str) -> None:
+    with pytest.raises(ConfigError, match=rf"export\.keep_apart: '{choice}' needs sub-models"):
+        small_config(tmp_path, tokens={"seed_share": 0.0, "finetune_share": 1.0}, export={"keep_apart": choice})

@@ -68,6 +68,7 @@ RESOLVED: Mapping[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "seed",
     ),
     "submodels.optimizer.precision": ({}, {"submodels": {"optimizer": {"precision": "bf16"}}}, "seed"),
+    "export.keep_apart": ({}, {"export": {"keep_apart": "always"}}, "evaluate"),
     "finetune.optimizer.precision": ({}, {"finetune": {"optimizer": {"precision": "bf16"}}}, "finetune"),
 }
 """Per resolved setting: configurations that differ in it, and the first stage that notices."""

@@ -63,6 +63,7 @@ def run_of(output: Path, family: str, start: Path, unseen: Sequence[dict[str, An
         model={"family": family, "config": None, "init": {"upcycle": str(start), "num_experts": 2}},
         merge={"calibration_tokens": 1024},
         evaluation={"max_tokens": 2000, "sources": list(unseen)},
+        export={"keep_apart": "never"},  # sub-models that stay apart are looked at in test_apart_run.py
         **changes,
     )
 

@@ -11,6 +11,7 @@ from benchmarks.study.compare.accounting import Reads, account
 from benchmarks.study.compare.records import Budget, Measured
 from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.config.run import divisors
+from moedisco_ray.core.config.sections import Tokens
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.store.locations import Location
 from moedisco_ray.plan import Plan, build_plan
@@ -31,10 +32,7 @@ class Arm:
     measured: Measured = "finetune"
 
 
-_WHOLE: Mapping[str, Any] = {
-    "tokens.finetune_share": lambda base: 1.0 - base.tokens.seed_share,
-    "evaluation.ensemble": False,
-}
+_WHOLE: Mapping[str, Any] = {"tokens.finetune_share": lambda base: 1.0 - base.tokens.seed_share}
 
 
 def _whole_rate(base: RunConfig) -> float:
@@ -144,7 +142,7 @@ ARMS: Mapping[str, Arm] = {
     "ensemble": Arm(
         # The ensemble's temperature is set for distances of tf-idf vectors.
         "c-BTM ensemble",
-        {"tokens.finetune_share": 0.0, "clusters.vectors": "tfidf_svd", **_ONE_SHOT, "evaluation.ensemble": True},
+        {"tokens.finetune_share": 0.0, "clusters.vectors": "tfidf_svd", **_ONE_SHOT},
         "ensemble",
     ),
 }
@@ -178,6 +176,8 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Location, budget: B
     for path, value in arm.settings.items():
         put(raw, path, value(base) if callable(value) else value)
     put(raw, "tokens.total", tokens)
+    merged = "never" if Tokens.model_validate(raw["tokens"]).decoupled else "auto"
+    put(raw, "export.keep_apart", "always" if arm.measured == "ensemble" else merged)
     raw |= {"name": run_name(name, budget), "output": str(output)}
     if raw["evaluation"]["every_tokens"] is None:
         raw["evaluation"]["every_tokens"] = max(1, base.tokens.total // _MEASUREMENTS)

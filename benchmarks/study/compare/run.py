@@ -176,7 +176,7 @@ def _tune(
         except DivergedError:
             return None
         _fetch(config)
-        loss = evaluated(config.directory, "ensemble" if config.evaluation.ensemble else "finetune").loss
+        loss = evaluated(config.directory, "ensemble" if config.export.keep_apart == "always" else "finetune").loss
         for before in finished:
             _delete(before)
         finished[:] = [RunStore.of(config.location)]

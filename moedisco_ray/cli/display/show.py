@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count
+from moedisco_ray.core.records.apart import apart_note, keeps_apart, of_result
 from moedisco_ray.core.records.findings import (
     TASK_COLUMNS,
     evaluation_rows,
@@ -38,7 +39,7 @@ _MOST_TERMS = 8
 def report_view(report: RunReport) -> RenderableType:
     """A run's report; parts that were not measured are left out."""
     title = Text.assemble((report.name, "bold"), f"  {report.family}")
-    worse = worse_than_start(report.evaluation, report.evaluation.start)
+    worse = worse_than_start(of_result(report.evaluation), report.evaluation.start)
     parts: list[RenderableType] = [] if worse is None else [Text(worse, style="bold red")]
     parts += [title, *_state(report), _stages(report)]
     parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.corpus))]
@@ -51,7 +52,7 @@ def report_view(report: RunReport) -> RenderableType:
         parts.append(_section(heading, _clusters(report.clusters.clusters, report.evaluation)))
     if not report.evaluation.is_empty:
         parts.append(_section(f"Validation{_age(report, 'evaluate')}", evaluation_view(report.evaluation)))
-        notes = [*learnt_notes(report.evaluation, report.corpus, report.tokens), *_slope(report)]
+        notes = [*learnt_notes(of_result(report.evaluation), report.corpus, report.tokens), *_slope(report)]
         parts += [Text(f"{note[0].upper()}{note[1:]}.") for note in notes]
     if report.left:
         parts.append(_section("What left the data owners' storages", _left(report.left)))
@@ -61,13 +62,14 @@ def report_view(report: RunReport) -> RenderableType:
     return Group(*parts)
 
 
-def next_commands(run: Location) -> Text:
+def next_commands(run: Location, report: RunReport) -> Text:
     """What to do with a finished run."""
+    copied = "the merged model" if keeps_apart(report.evaluation) else "the model"
     place = shlex.quote(str(run))
     commands = (
         (f"moedisco chat {place}", "talk to the model"),
         (f"moedisco plot {place}", "draw losses and costs"),
-        (f"moedisco export {place} --to hf", "copy the model as a Hugging Face directory"),
+        (f"moedisco export {place} --to hf", f"copy {copied} as a Hugging Face directory"),
     )
     width = max(len(command) for command, _ in commands)
     return Text("\n".join(f"  {command:{width}}  {what}" for command, what in commands), "dim")
@@ -157,7 +159,9 @@ def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
                 _number(figures.tokens, 0),
             )
         parts.append(table)
-    if (comparison := start_note(evaluation)) is not None:
+    if (apart := apart_note(evaluation)) is not None:
+        parts.append(Text(apart, style="bold"))
+    if (comparison := start_note(of_result(evaluation))) is not None:
         parts.append(Text(comparison, style="bold"))
     if (note := expert_note(evaluation)) is not None:
         parts.append(Text(note, style="dim"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moedisco_ray.core.config.apart import apart_choice
 from moedisco_ray.core.config.optimizer import Optimizer, precision_on
 from moedisco_ray.core.config.pool import Pool
 from moedisco_ray.core.config.run import RunConfig
@@ -41,8 +42,8 @@ def of_finetune(config: RunConfig) -> Mapping[str, Any]:
 
 
 def of_evaluation(config: RunConfig) -> Mapping[str, Any]:
-    """Precision of the evaluation."""
-    return {"precision": precision_on(bf16=config.finetune_pool.bf16)}
+    """Precision of the evaluation, and what decides whether the sub-models stay apart."""
+    return {"precision": precision_on(bf16=config.finetune_pool.bf16), "keep_apart": apart_choice(config)}
 
 
 def experts_by_use(config: RunConfig) -> bool:

@@ -94,8 +94,3 @@ def _check_stages(config: RunConfig) -> None:
             "finetune.keep_optimizer_state needs the optimizer states of all sub-models, and an owner's stays with the "
             "owner; set it to false"
         )
-    if config.evaluation.ensemble:
-        raise ValueError(
-            "evaluation.ensemble needs the centroids of all clusters, and an owner's documents have none; set it to "
-            "false"
-        )

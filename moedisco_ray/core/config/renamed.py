@@ -51,6 +51,7 @@ REMOVED = frozenset(
         "finetune.max_failures",
         "finetune.exchange",
         "checkpoint.keep",
+        "evaluation.ensemble",
         "evaluation.slice_tokens",
         "evaluation.lm_eval_limit",
         "evaluation.sample_tokens",
@@ -79,6 +80,7 @@ CONSTANTS: Mapping[str, Any] = {
     "finetune.spike_guard": None,
     "finetune.early_stop": None,
     "finetune.exchange": "auto",
+    "evaluation.ensemble": False,
     "evaluation.lm_eval_limit": None,
     "evaluation.sample_tokens": 48,
 }
@@ -103,6 +105,10 @@ RENAMED: Mapping[str, str] = {
     "finetune.keep_moments": "finetune.keep_optimizer_state",
     **{f"tracking.{name}": f"tracking.trackers.{name}" for name in ("tensorboard", "wandb", "mlflow")},
 }
+_ADVICE: Mapping[str, str] = {
+    "evaluation.ensemble": "remove it: export.keep_apart always measures the ensemble, and makes it the run's model"
+}
+"""What to do about removed settings for which another one does something similar."""
 _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("clusters.method", "random"): ("clusters.vectors", "random"),
     ("merge.router", "concat"): ("merge.router", "random"),
@@ -142,6 +148,8 @@ def remedy_of(path: str, value: Any) -> str | None:
         return f"set {name} to {replacement} instead"
     if path in RENAMED:
         return f"it is {RENAMED[path]} now"
+    if path in _ADVICE:
+        return _ADVICE[path]
     if CONSTANTS.get(path) is not None and path not in {old for old, _ in _VALUES}:
         return f"remove it: every run has {json.dumps(CONSTANTS[path])} now"
     return "remove it" if path in REMOVED or path in REMOVED_UNLESS_USED else None

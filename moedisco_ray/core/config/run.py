@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from moedisco_ray.core.config.apart import check_apart
 from moedisco_ray.core.config.architecture import Architecture
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
@@ -207,10 +208,7 @@ class RunConfig(Section):
                 f"submodels.quorum {self.submodels.quorum} is more than the {count} sub-models of clusters.count; "
                 "lower it, or leave it out to wait for all"
             )
-        if self.evaluation.ensemble and not self.tokens.decoupled:
-            raise ValueError(
-                "evaluation.ensemble needs sub-models: lower seed_share and finetune_share to less than 1 together"
-            )
+        check_apart(self)
         if self.finetune_pool.mixed:
             raise ValueError("finetune.pool must have one node type; remove pools.low_memory.types")
         for where, optimizer, _ in self.trainings:

@@ -304,8 +304,6 @@ class Evaluation(Section):
     stages: bool = True
     """Also measure the seed, each sub-model on its own cluster's text, and the merged model. A trained model that the
     run starts from is always measured, unless `tokenizer.replace` gives it other tokens."""
-    ensemble: bool = False
-    """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
     sources: Sources[Source] = ()
     """Text that is never trained on, to evaluate the finished model. Each source contributes an equal share of
     `max_tokens`, read in the order of its files. Documents that are in the corpus are left out."""
@@ -328,6 +326,14 @@ class Export(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Dtype of the weights. `auto` means the dtype of the model in `model.init`; for a run that starts from random
     weights, it means the dtype of the training."""
+    keep_apart: Annotated[Literal["auto", "always", "never"], Resolved("keep_apart")] = "auto"
+    """Whether the run's model is its sub-models as they are, behind a router that reads the text so far (c-BTM, arXiv
+    2303.14177), and not the MoE merged from them. `auto` measures both in a run with sub-models that starts from a
+    trained model, and keeps them apart if the merged model is more than 0.005 nats per token worse on the validation
+    text of any cluster; a run from random weights is merged. A cluster without a validation document does not count.
+    `always` measures and keeps them apart; `never` merges and measures no ensemble. Both need sub-models. All
+    sub-models run for every token. `moedisco export RUN_DIR` writes the merged model in any case, and `--to ensemble`
+    the sub-models."""
 
 
 class Tracking(Section):

@@ -9,12 +9,12 @@ from typing import Any
 
 from moedisco_ray.core.limits import MOST_READINGS
 from moedisco_ray.core.records.bill import format_seconds
-from moedisco_ray.core.records.run_record import Curve
+from moedisco_ray.core.records.run_record import Curve, StartComparison
 from moedisco_ray.core.records.summaries import (
     CorpusSummary,
+    EnsembleFigures,
     EvaluationRecord,
     Figures,
-    StartComparison,
     StartFigures,
     UnseenFigures,
 )
@@ -24,6 +24,7 @@ FEW_DOCUMENTS = 30
 """Number of documents below which the figures of a cluster or a validation set are mostly noise."""
 WITH_START = "with the start model"
 """End of the name of a result of the model that the run started from."""
+_APART = "sub-models as an ensemble"
 _UNSEEN = ", never trained on"
 _NAMED = 8
 _LARGEST_LOSS = 700.0
@@ -54,7 +55,7 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
     unseen, start = evaluation.unseen or UnseenFigures(), evaluation.start or StartFigures()
     rows = _with_start("all", evaluation, evaluation.start) if evaluation.documents else []
     if evaluation.ensemble is not None:
-        rows.append(("sub-models as an ensemble", evaluation.ensemble))
+        rows.append((_APART, evaluation.ensemble))
     before: dict[str, Figures] = {entry.source: entry for entry in start.sources}
     for entry in evaluation.sources:
         rows += _with_start(entry.source, entry, before.get(entry.source))
@@ -74,13 +75,18 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
 
 
 def cluster_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
-    """Named results on the validation text of each cluster; those of the start model follow those of the result."""
+    """Named results on the validation text of each cluster; those of ensemble and start follow those of the model."""
     before = {} if evaluation.start is None else {entry.cluster: entry for entry in evaluation.start.clusters}
-    return [
-        row
-        for entry in evaluation.clusters
-        for row in _with_start(f"cluster {entry.cluster}", entry, before.get(entry.cluster))
-    ]
+    ensemble = evaluation.ensemble or EnsembleFigures()
+    apart = {entry.cluster: entry for entry in ensemble.clusters}
+    rows: list[tuple[str, Figures]] = []
+    for entry in evaluation.clusters:
+        name = f"cluster {entry.cluster}"
+        first, *rest = _with_start(name, entry, before.get(entry.cluster))
+        if entry.cluster in apart:
+            rest = [(f"{name}, {_APART}", apart[entry.cluster]), *rest]
+        rows += [first, *rest]
+    return rows
 
 
 def _with_start(name: str, figures: Figures, start: Figures | None) -> list[tuple[str, Figures]]:

@@ -7,14 +7,12 @@ from pathlib import Path
 from moedisco_ray.core.errors import REPAIR, RunDirError
 from moedisco_ray.core.records.outdated import check_model_up_to_date
 from moedisco_ray.core.stages import stage_named
-from moedisco_ray.core.store.locations import Location, is_uri, joined
+from moedisco_ray.core.store.locations import Location, joined
 from moedisco_ray.core.store.manifests import MANIFEST
-from moedisco_ray.core.store.run_models import WEIGHTS, verify_model, whole_model
+from moedisco_ray.core.store.run_models import WEIGHTS, is_ensemble, verify_model, whole_model
 from moedisco_ray.core.store.run_store import RunStore
 
 _MODEL = stage_named("export").directory
-ENSEMBLE_CODE = "modeling_ensemble.py"
-"""File of code in the directory of an ensemble, and in no other directory of a model."""
 
 
 def has_finished_model(location: Location) -> bool:
@@ -27,14 +25,15 @@ def has_finished_model(location: Location) -> bool:
     return _is_model(store) or store.read(f"{_MODEL}/{MANIFEST}") is not None
 
 
-def finished_model(location: Location) -> Path:
+def finished_model(location: Location, *, ensemble: bool = False) -> Path:
     """Local directory, with verified weights, of the model of a finished run or of an exported model.
 
     Args:
         location: Directory or URI of the run, or the directory of an exported model.
+        ensemble: Whether the model may be an ensemble of sub-models that stay apart.
 
     Raises:
-        CheckpointError: The directory also holds an adapter.
+        CheckpointError: The directory also holds an adapter, or an ensemble.
         DamagedError: A file of the model is damaged.
         RunDirError: The location holds no finished run and no model, or the model is out of date.
         StorageError: The URI does not respond.
@@ -43,7 +42,7 @@ def finished_model(location: Location) -> Path:
     if _is_model(store):
         check_model_up_to_date("RUN_DIR", location)
         verify_model(store.directory)
-        return whole_model("RUN_DIR", store.directory)
+        return whole_model("RUN_DIR", store.directory, ensemble=ensemble)
     if not has_finished_model(location):
         raise RunDirError(
             "RUN_DIR", str(location), "holds no finished model; name a finished run, or what `moedisco export` wrote"
@@ -54,16 +53,8 @@ def finished_model(location: Location) -> Path:
         store.fetch(model)
     else:
         verify_model(model, REPAIR)
-    return whole_model("RUN_DIR", model)
-
-
-def model_to_push(location: Location) -> Path:
-    """Like `finished_model`; the location may also be a directory that `moedisco export --to ensemble` wrote."""
-    is_ensemble = not is_uri(location) and (Path(location) / ENSEMBLE_CODE).is_file()
-    if is_ensemble:
-        verify_model(Path(location))
-    return Path(location) if is_ensemble else finished_model(location)
+    return whole_model("RUN_DIR", model, ensemble=ensemble)
 
 
 def _is_model(store: RunStore) -> bool:
-    return not store.is_remote and any(store.directory.glob(f"*{WEIGHTS}"))
+    return not store.is_remote and (any(store.directory.glob(f"*{WEIGHTS}")) or is_ensemble(store.directory))

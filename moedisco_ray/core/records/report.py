@@ -17,6 +17,7 @@ from typing import Any
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.starts import with_recorded_way
+from moedisco_ray.core.records.apart import apart_note, of_result
 from moedisco_ray.core.records.bill import QUALITY_UNKNOWN, Bill, format_dollars, format_seconds
 from moedisco_ray.core.records.event_totals import EventTotals
 from moedisco_ray.core.records.events import Event, EventLog
@@ -106,7 +107,8 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
     return RunReport(
         schema_version=SCHEMA_VERSION,
-        against_start=against_start(evaluation, evaluation.start),
+        against_start=against_start(of_result(evaluation), evaluation.start),
+        submodels_apart=apart_note(evaluation),
         name=config.name,
         seed=config.seed,
         tags=dict(config.tags),

@@ -16,7 +16,6 @@ from moedisco_ray.core.records.summaries import (
     MergeSummary,
     Record,
     Sample,
-    StartComparison,
     SyncRecord,
 )
 
@@ -101,6 +100,19 @@ class MachineNote(Record):
     """The measurement in one line."""
 
 
+class StartComparison(Record):
+    """A finished model compared with the trained model that its run started from, on the same held-out text."""
+
+    worse: bool
+    """Whether the finished model predicts the text worse than the start: whether the run has harmed what came in."""
+    perplexity: float
+    """Perplexity of the finished model."""
+    start_perplexity: float
+    """Perplexity of the model that the run started from."""
+    words: str
+    """The comparison as a sentence without a full stop."""
+
+
 class StartRecord(Record):
     """What the model was started from."""
 
@@ -117,6 +129,9 @@ class RunReport(Record):
     against_start: StartComparison | None = None
     """The finished model compared with the trained model that the run started from; null for random weights, and if it
     was not measured."""
+    submodels_apart: str | None = None
+    """Whether the run's model is its sub-models, kept apart, or merged from them, and why, as a sentence without a full
+    stop; null in runs that did not compare the two."""
     name: str
     seed: int
     tags: dict[str, str]

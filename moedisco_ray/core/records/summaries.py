@@ -271,6 +271,31 @@ class StartFigures(Figures):
     sources: list[SourceFigures] = Field(default_factory=list)
 
 
+class EnsembleFigures(Figures):
+    """How well the sub-models as an ensemble predict the validation text."""
+
+    clusters: list[ClusterFigures] = Field(default_factory=list)
+    sources: list[SourceFigures] = Field(default_factory=list)
+
+
+class ApartRecord(Record):
+    """Whether a run's model is its sub-models as an ensemble, or merged; losses are those on the text of a cluster."""
+
+    kept_apart: bool
+    asked: bool = False
+    """Whether the configuration asked for it, whatever was measured."""
+    cluster: int | None = None
+    """Cluster on which the merged model loses most; null if none was compared."""
+    merged: float | None = None
+    """Loss of the finished merged model there (nats per token), and of the ensemble as `apart`."""
+    apart: float | None = None
+    limit: float
+    """Loss that the merge may cost (nats per token)."""
+    documents: int = 0
+    unmeasured: list[int] = Field(default_factory=list)
+    """Clusters without a validation document, which do not count."""
+
+
 class UnseenFigures(Figures):
     """How well a model predicts text that it was never trained on."""
 
@@ -319,7 +344,10 @@ class EvaluationRecord(Figures):
     stages: dict[str, StageFigures] = Field(default_factory=dict)
     start: StartFigures | None = None
     """The model that the run started from, before any training; null for random weights, and if it was not measured."""
-    ensemble: Figures | None = None
+    ensemble: EnsembleFigures | None = None
+    """The sub-models as an ensemble (c-BTM, arXiv 2303.14177); null if it was not measured."""
+    apart: ApartRecord | None = None
+    """Whether the sub-models stay apart; null if they were not measured as an ensemble."""
     unseen: UnseenFigures | None = None
     xz_bits_per_byte: float | None = None
     """Bits per byte of the validation text if xz compresses it, as a figure that every language model should beat."""
@@ -330,19 +358,6 @@ class EvaluationRecord(Figures):
     @property
     def is_empty(self) -> bool:
         return not self.model_fields_set
-
-
-class StartComparison(Record):
-    """A finished model compared with the trained model that its run started from, on the same held-out text."""
-
-    worse: bool
-    """Whether the finished model predicts the text worse than the start: whether the run has harmed what came in."""
-    perplexity: float
-    """Perplexity of the finished model."""
-    start_perplexity: float
-    """Perplexity of the model that the run started from."""
-    words: str
-    """The comparison as a sentence without a full stop."""
 
 
 class EvaluateSummary(Record):
@@ -385,6 +400,8 @@ class ExportSummary(Record):
     parameters: int
     active_parameters: int
     """Number of parameters that take part in computing one token."""
+    submodels: int | None = None
+    """Number of sub-models if the directory holds an ensemble; null if it holds one model."""
     rounded_to: str | None = None
     """Dtype that the trained weights were rounded to; null if they were stored exactly."""
     bytes: int = 0

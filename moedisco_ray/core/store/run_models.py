@@ -27,6 +27,8 @@ WEIGHTS = ".safetensors"
 _CARD = "README.md"
 _AGAIN = f"export it again, or copy it again from where it is intact; if you changed it yourself, remove its {MANIFEST}"
 """Remedy for a damaged model outside of a run."""
+ENSEMBLE = "moedisco_ensemble"
+"""The `model_type` of an ensemble of sub-models."""
 _OURS = frozenset({"stage", FILES, CHECKSUM})
 ADAPTER = "adapter_config.json"
 """File that makes transformers apply an adapter when it loads the model in the directory."""
@@ -84,16 +86,36 @@ def verify_model(directory: Path, remedy: str = _AGAIN, verifier: Verifier | Non
     (verifier or Verifier()).verify(directory, lambda name: name != _CARD, remedy=remedy)
 
 
-def whole_model(setting: str, directory: Path) -> Path:
+def is_ensemble(directory: Path) -> bool:
+    """Whether the directory of a model holds an ensemble of sub-models that were never merged."""
+    return _config_of(directory).get("model_type") == ENSEMBLE
+
+
+def whole_model(setting: str, directory: Path, *, ensemble: bool = False) -> Path:
     """A model's directory, after a check that its weights are the whole model; all commands open models through this.
 
     transformers applies an adapter in the directory when it loads the model, and other programs ignore it. It also
     fetches and runs a kernel that `config.json` names, if the package `kernels` is installed, even without
     `trust_remote_code`.
 
+    Args:
+        setting: Setting that names the model; errors name it.
+        directory: The directory.
+        ensemble: Whether it may hold an ensemble of sub-models; few commands can open one.
+
     Raises:
-        CheckpointError: The directory also holds an adapter, or its `config.json` names a kernel.
+        CheckpointError: The directory also holds an adapter, or its `config.json` names a kernel or an ensemble.
     """
+    if is_ensemble(directory):
+        if not ensemble:
+            raise CheckpointError(
+                setting,
+                str(directory),
+                "holds an ensemble of sub-models that stay apart; name what `moedisco export RUN_DIR --to hf` writes, "
+                "which is the model merged from them, or one of the ensemble's folders 0, 1, ...",
+            )
+        for part in (each.parent for each in directory.glob("*/config.json")):
+            whole_model(setting, part)
     if (directory / ADAPTER).exists():
         raise CheckpointError(
             setting,
@@ -115,10 +137,14 @@ def _kernel_fields(directory: Path) -> list[str]:
 
     Files that cannot be read are reported by those who need them.
     """
+    return list(_implementations(_config_of(directory)))
+
+
+def _config_of(directory: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, RecursionError), opened(directory / "config.json") as path:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return list(_implementations(config)) if isinstance(config, dict) else []
-    return []
+        return config if isinstance(config, dict) else {}
+    return {}
 
 
 def _implementations(config: Mapping[str, Any]) -> Iterator[str]:

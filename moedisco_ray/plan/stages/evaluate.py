@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from moedisco_ray.core.limits import ENSEMBLE_BLOCK
+from moedisco_ray.core.config.apart import apart_choice
 from moedisco_ray.plan.files import Files, StageStorage
 from moedisco_ray.plan.reading import Reading, StageEstimate, total
 from moedisco_ray.plan.stage_cost import StageCost, Work
-from moedisco_ray.plan.stage_memory import Streams
+from moedisco_ray.plan.stage_memory import Streams, ensemble_contexts
 
 
 def _seconds(reading: Reading) -> float | None:
@@ -33,13 +33,10 @@ def _seconds(reading: Reading) -> float | None:
         passes.append(reading.passes(texts * tokens, whole=reading.vectors_of_whole))
     if config.vectors_pool is not None:
         passes.append(reading.passes(tokens, whole=reading.vectors_of_whole))
-    if evaluation.ensemble:
+    if apart_choice(config) != "never":
         passes.append(reading.passes(config.cluster_count * tokens, whole=False))
         if config.vectors_pool is not None:
-            # The ensemble's weights for a block depend on the text before the block, which is half a sequence long on
-            # average.
-            contexts = tokens * config.corpus.sequence_length // (2 * ENSEMBLE_BLOCK)
-            passes.append(reading.passes(contexts, whole=reading.vectors_of_whole))
+            passes.append(reading.passes(ensemble_contexts(config, tokens), whole=reading.vectors_of_whole))
     return total([*passes, reading.starting(config.finetune_pool)])
 
 

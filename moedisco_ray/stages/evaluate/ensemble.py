@@ -17,12 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from moedisco_ray.core.limits import ENSEMBLE_BLOCK
+from moedisco_ray.core.limits import ENSEMBLE_BLOCK, ENSEMBLE_TEMPERATURE
 from moedisco_ray.stages.scoring import counted_nats
 from moedisco_ray.stages.text.validation import Documents
-
-TEMPERATURE = 0.1
-"""Temperature tau (in units of a squared distance), the value in the evaluation command of the method's authors."""
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
@@ -33,7 +30,7 @@ centres."""
 
 def log_weights(d_BC: Floats) -> Floats:
     """Logarithms of w: the log-softmax of -d / tau, where `d_BC` are squared distances."""
-    scores_BC = -d_BC / TEMPERATURE
+    scores_BC = -d_BC / ENSEMBLE_TEMPERATURE
     return scores_BC - logsumexp(scores_BC, axis=1, keepdims=True)
 
 

@@ -258,6 +258,7 @@ def evaluate_unseen(
 def evaluate_ensemble(
     submodels: Sequence[Path],
     documents: Documents,
+    labels_N: NDArray[np.integer[Any]] | None,
     distances: Distances,
     *,
     prefix: int,
@@ -272,6 +273,7 @@ def evaluate_ensemble(
     Args:
         submodels: Directories of the sub-models, in the clusters' order.
         documents: Documents to measure on.
+        labels_N: Cluster of each document; None to leave out the figures per cluster.
         distances: Squared distances between contexts and the clusters' centres.
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
@@ -281,7 +283,8 @@ def evaluate_ensemble(
         advance: Receives the number of tokens measured with each sub-model.
 
     Returns:
-        The figures of `Score.to_dict`.
+        The figures of `Score.to_dict`, and `clusters` and `sources`: the same figures per cluster and source, as in
+        `evaluate`.
     """
 
     def nats() -> Iterator[list[NDArray[np.float64]]]:
@@ -296,8 +299,10 @@ def evaluate_ensemble(
                 advance=advance,
             )
 
+    source_N, sources = _source_codes(documents)
+    cluster_N, clusters = _cluster_codes(documents, labels_N)
     scores = document_scores(documents, ensemble_nats(documents, nats(), distances))
-    return sum(scores, Score()).to_dict()
+    return _by_group(scores, cluster_N, clusters, source_N, sources)
 
 
 def _by_group(

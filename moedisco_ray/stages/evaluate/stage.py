@@ -14,14 +14,23 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Evaluation
+from moedisco_ray.core.config.apart import ApartChoice, apart_choice
 from moedisco_ray.core.limits import BATCH_TOKENS, SMALLER
+from moedisco_ray.core.records.apart import of_result
 from moedisco_ray.core.records.events import Emit, StageProgress, discard
-from moedisco_ray.core.records.summaries import CorpusSummary, Departure, EvaluateSummary, EvaluationRecord
+from moedisco_ray.core.records.summaries import (
+    ClusterFigures,
+    CorpusSummary,
+    Departure,
+    EvaluateSummary,
+    EvaluationRecord,
+)
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.artifacts import Draft, write_json
 from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.stages.context import Context, device_of
+from moedisco_ray.stages.evaluate.apart import keep_apart
 from moedisco_ray.stages.evaluate.measure import (
     evaluate_ensemble,
     evaluate_stages,
@@ -68,7 +77,7 @@ class Readers:
 def run(context: Context, draft: Draft, *, readers: Readers) -> None:
     """Measure every model of the run, and the model that it started from, on the validation text."""
     config, pool, models = context.config, context.config.finetune_pool, _models(context)
-    result = context.call_with_events(
+    found = context.call_with_events(
         pool,
         Files(files_read(context)),
         evaluate,
@@ -78,18 +87,20 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
         cluster_model=_cluster_model(context),
         limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
         settings=_with_absolute_paths(config.evaluation),
+        apart=apart_choice(config),
         start=context.start if config.measures_start else None,
         device=device_of(pool),
         readers=readers,
         smaller={"batch_tokens": BATCH_TOKENS // SMALLER, "resident": False},
     )
-    extra_seconds = round(result.pop("extra_seconds"), 3)
+    extra_seconds = round(found.pop("extra_seconds"), 3)
     owners = _on_owned_text(context, models)
-    measured = EvaluationRecord.model_validate({**result, "owners": owners} if owners else result)
+    measured = EvaluationRecord.model_validate({**found, "owners": owners} if owners else found)
     write_json(draft.path / "evaluation.json", measured.to_json())
+    result = of_result(measured)
     summary = EvaluateSummary(
-        perplexity=measured.perplexity,
-        bits_per_byte=measured.bits_per_byte,
+        perplexity=result.perplexity,
+        bits_per_byte=result.bits_per_byte,
         documents=measured.documents,
         tokens=measured.tokens,
         extra_seconds=extra_seconds,
@@ -158,6 +169,7 @@ def evaluate(
     cluster_model: Path | None,
     limits: Limits,
     settings: Evaluation,
+    apart: ApartChoice,
     start: Start | None,
     device: str,
     readers: Readers,
@@ -174,6 +186,7 @@ def evaluate(
         cluster_model: The saved clusters; None without clusters.
         limits: Length of a training sequence, and maximum length of a document in the corpus.
         settings: The run's evaluation section.
+        apart: Whether the sub-models are also measured as an ensemble, and what decides whether they stay apart.
         start: The trained model that the run started from; None if it is not to be measured.
         device: Device that the models run on.
         readers: Functions of other stages; see `Readers`.
@@ -195,7 +208,7 @@ def evaluate(
     )
     labelling = time.monotonic() - began
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
-    ensemble = settings.ensemble and cluster_model is not None
+    ensemble = apart != "never" and cluster_model is not None
     passes = len(shown[0]) + (len(submodels) > 0 and settings.stages) + len(submodels) * ensemble + (start is not None)
     progress = StageProgress(events, "evaluate", "tokens evaluated", passes * sum(map(len, documents.tokens)))
     result = evaluate_stages(
@@ -224,7 +237,7 @@ def evaluate(
             resident=resident,
             advance=progress.add,
         )
-    if settings.ensemble and cluster_model is not None:
+    if apart != "never" and cluster_model is not None:
         known = cluster_model  # a name that mypy knows is not None in the function below
 
         def distances(contexts: Tokens) -> NDArray[np.float64]:
@@ -233,6 +246,7 @@ def evaluate(
         result["ensemble"] = evaluate_ensemble(
             submodels,
             documents,
+            labels_N,
             distances,
             prefix=encoder.prefix,
             sequence_length=sequence_length,
@@ -241,6 +255,12 @@ def evaluate(
             resident=resident,
             advance=progress.add,
         )
+        result["apart"] = keep_apart(
+            [ClusterFigures.model_validate(each) for each in result["clusters"]],
+            [ClusterFigures.model_validate(each) for each in result["ensemble"]["clusters"]],
+            count=len(submodels),
+            asked=apart == "always",
+        ).to_json()
     result["extra_seconds"] += time.monotonic() - began
     if not settings.sources and not settings.lm_eval:
         return result

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.families import DECLARATIONS
+from moedisco_ray.core.records.apart import apart_note, of_ensemble
 from moedisco_ray.core.records.findings import (
     TASK_COLUMNS,
     cluster_rows,
@@ -17,18 +18,13 @@ from moedisco_ray.core.records.findings import (
 )
 from moedisco_ray.core.records.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import (
-    ClusterEntry,
-    EvaluationRecord,
-    ExportSummary,
-    Figures,
-    ModelFacts,
-    Sample,
-)
+from moedisco_ray.core.records.summaries import ClusterEntry, EvaluationRecord, ExportSummary, Figures, Sample
 from moedisco_ray.core.store.artifacts import read_manifest, write_text
 from moedisco_ray.stages.export.front_matter import front_matter
 
 _MOST_TERMS = 8
+ENSEMBLE_CODE = "modeling_ensemble.py"
+"""File with the code of an ensemble, next to its `config.json`."""
 _NUMBERS = {
     "workers",
     "tokens",
@@ -63,11 +59,6 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
         f"A Mixture-of-Experts language model of the `{report.family}` family with {figures.parameters:,} "
         f"parameters, of which a token uses {figures.active_parameters:,}. {_recipe(report)}{_start(report)}"
     )
-    legend = (
-        "Loss is in nats per token, on training text, at the end of the stage; perplexity is on validation documents, "
-        "a sub-model's on those of its own cluster. Costs are all slots that the run held, at the configured prices."
-    )
-    verdict = report_verdict(report)
     sections = [
         front_matter(report, figures.facts),
         f"# {report.name}",
@@ -75,11 +66,7 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
         about,
         "## Use",
         _USAGE.format(option="", needed=_needed(report.family)),
-        "## Training",
-        _table(TABLE_COLUMNS, report_table(report)),
-        legend + _rounding(figures),
-        *([] if verdict is None else [verdict]),
-        *(f"{note[0].upper()}{note[1:]}." for note in (*report_notes(report), *report_speeds(report))),
+        *_training(report, figures),
         *_clusters(report.clusters.clusters),
         *_evaluation(report.evaluation),
         *_samples(figures.samples),
@@ -89,36 +76,54 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def ensemble_card(report: RunReport, facts: ModelFacts, code: str) -> str:
+def ensemble_card(report: RunReport, figures: ExportSummary) -> str:
     """A model card of a run's sub-models as an ensemble; the only results in it are those of the ensemble.
 
     Args:
         report: The run's report, finished or not.
-        facts: What is known of the origin of the model.
-        code: Name of the file with the ensemble's code.
+        figures: Figures of the ensemble's export.
     """
-    figures = report.evaluation.ensemble
-    own = EvaluationRecord() if figures is None else EvaluationRecord.model_validate(figures.to_json())
+    own = of_ensemble(report.evaluation)
     about = (
         f"An ensemble of language models of the `{report.family}` family, one per cluster of the text, which were "
         "never merged (c-BTM, [arXiv 2303.14177](https://arxiv.org/abs/2303.14177)). A router, which reads the text so "
         "far, mixes their next-token probabilities: the nearer the text is to a cluster, the more the model of that "
-        f"cluster counts. All models run for every token. Each folder with a number is one of them.{_start(report)}"
+        f"cluster counts. All models run for every token; together they have {figures.parameters:,} parameters. Each "
+        f"folder with a number is one of them.{_start(report)}"
     )
+    apart = apart_note(report.evaluation)
     sections = [
-        front_matter(report.model_copy(update={"evaluation": own}), facts, ("ensemble", "custom_code")),
+        front_matter(report.model_copy(update={"evaluation": own}), figures.facts, ("ensemble", "custom_code")),
         f"# {report.name}",
         *_warning(own, report.evaluation),
         about,
+        *([] if apart is None else [f"{apart[0].upper()}{apart[1:]}."]),
         "## Use",
-        f"`{code}` has the code. It needs transformers 5, and no package of ours.",
+        f"`{ENSEMBLE_CODE}` has the code. It needs transformers 5, and no package of ours.",
         _USAGE.format(option=", trust_remote_code=True", needed=""),
+        *_training(report, figures),
         *_clusters(report.clusters.clusters),
         *_evaluation(own),
+        *_samples(figures.samples),
         "## Made with",
         _made_with(report),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _training(report: RunReport, figures: ExportSummary) -> list[str]:
+    legend = (
+        "Loss is in nats per token, on training text, at the end of the stage; perplexity is on validation documents, "
+        "a sub-model's on those of its own cluster. Costs are all slots that the run held, at the configured prices."
+    )
+    verdict = report_verdict(report)
+    return [
+        "## Training",
+        _table(TABLE_COLUMNS, report_table(report)),
+        legend + _rounding(figures),
+        *([] if verdict is None else [verdict]),
+        *(f"{note[0].upper()}{note[1:]}." for note in (*report_notes(report), *report_speeds(report))),
+    ]
 
 
 def _warning(figures: Figures, evaluation: EvaluationRecord) -> list[str]:
@@ -137,7 +142,9 @@ def write_card(model_dir: Path, report: RunReport) -> None:
     """Rewrite an exported model's card from the report of the complete run, which includes the export's cost."""
     manifest = read_manifest(model_dir)
     if manifest is not None:
-        write_text(model_dir / "README.md", model_card(report, ExportSummary.model_validate(manifest.summary)))
+        figures = ExportSummary.model_validate(manifest.summary)
+        write = model_card if figures.submodels is None else ensemble_card
+        write_text(model_dir / "README.md", write(report, figures))
 
 
 def _recipe(report: RunReport) -> str:
@@ -198,7 +205,8 @@ def _evaluation(evaluation: EvaluationRecord) -> list[str]:
         )
         for name, entry in (*evaluation_rows(evaluation), *cluster_rows(evaluation))
     ]
-    notes = [note for note in (start_note(evaluation), expert_note(evaluation)) if note is not None]
+    found = (start_note(evaluation), expert_note(evaluation), apart_note(evaluation))
+    notes = [note for note in found if note is not None]
     tasks = task_table(evaluation)
     return [
         "## Validation",

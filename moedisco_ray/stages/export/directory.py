@@ -44,6 +44,8 @@ _SUFFIXES = {".safetensors", ".json", ".md", ".jinja", ".model", ".tiktoken", ".
 _LICENCE_PREFIXES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _PROBE_TOKENS = 4
 """Number of tokens whose logits are compared: few, because each reads the experts that it selects."""
+ExportDtype = Literal["auto", "fp32", "bf16", "fp16"]
+"""Values of `export.dtype`."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,7 +60,7 @@ def export(
     prefix: int | None = None,
     origin: Origin | None = None,
     facts: ModelFacts | None = None,
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    dtype: ExportDtype = "auto",
     device: str = "cpu",
     turn_end: int | None = None,
     advance: Advance = no_advance,
@@ -100,8 +102,7 @@ def export(
     """
     directory.mkdir(parents=True, exist_ok=True)
     trained = open_checkpoint(model_dir)
-    stored_in = _DTYPES.get(dtype) or (trained["model.norm.weight"].dtype if origin is None else origin.dtype())
-    as_they_are = all(trained.dtype(key) == stored_in for key in trained if not trained.model_map.keeps_dtype(key))
+    stored_in, as_they_are = stored_dtype(trained, dtype, origin)
     write_weights(trained, directory, None if as_they_are else stored_in)
     advance(weight_files := _files(directory))
     weights = open_checkpoint(directory)
@@ -111,13 +112,13 @@ def export(
     if turn_end is not None:
         add_end_token(directory, turn_end)
     advance(_files(directory) - weight_files)
-    _verify(model_dir, directory, stored_in)
+    check_logits(model_dir, directory, stored_in)
     model = open_streamed(directory, dtype=stored_in, device=device, few_tokens=True)
     total, active = count_parameters(weights)
     figures = {
         "parameters": total,
         "active_parameters": active,
-        "rounded_to": None if as_they_are or stored_in == torch.float32 else str(stored_in).removeprefix("torch."),
+        "rounded_to": rounded_to(stored_in, as_they_are=as_they_are),
         "facts": (facts or ModelFacts()).to_json(),
         "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         "samples": continue_prompts(
@@ -130,6 +131,17 @@ def export(
     if strange := sorted(path.name for path in directory.rglob("*") if path.is_file() and not _belongs(path)):
         raise RunError(f"the export holds a file of a kind that does not belong there: {strange[0]}")
     return figures
+
+
+def stored_dtype(trained: Checkpoint, dtype: ExportDtype, origin: Origin | None) -> tuple[torch.dtype, bool]:
+    """Dtype in which a trained model is stored, and whether its weights have it already; for `dtype` see `export`."""
+    stored_in = _DTYPES.get(dtype) or (trained["model.norm.weight"].dtype if origin is None else origin.dtype())
+    return stored_in, all(trained.dtype(key) == stored_in for key in trained if not trained.model_map.keeps_dtype(key))
+
+
+def rounded_to(stored_in: torch.dtype, *, as_they_are: bool) -> str | None:
+    """Name of the dtype that weights were rounded to; None if they were stored exactly."""
+    return None if as_they_are or stored_in == torch.float32 else str(stored_in).removeprefix("torch.")
 
 
 def count_parameters(weights: Checkpoint) -> tuple[int, int]:
@@ -184,7 +196,7 @@ def write_weights(trained: Checkpoint, directory: Path, dtype: torch.dtype | Non
     """
     if dtype is None and _is_classic(stored_names(trained.directory), trained.model_map):
         for path in [*trained.directory.glob("*.safetensors"), *trained.directory.glob("*.safetensors.index.json")]:
-            _link(path, directory / path.name)
+            link(path, directory / path.name)
         write_config(directory, trained.config)
     else:
         same, checks = open_checkpoint(trained.directory), []
@@ -217,7 +229,8 @@ def _is_classic(names: Sequence[str], model_map: ModelMap) -> bool:
     return True
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Hard-link a file in place of another one, or copy it where hard links are not possible."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -259,7 +272,12 @@ def write_configs(
     write_config(directory, for_all_readers(values, dtype))
 
 
-def _verify(model_dir: Path, directory: Path, dtype: torch.dtype) -> None:
+def check_logits(model_dir: Path, directory: Path, dtype: torch.dtype) -> None:
+    """Check that an exported model gives the logits of the trained one for a few tokens, bit for bit.
+
+    Raises:
+        RunError: It does not.
+    """
     expected, found = (
         _probe_logits(open_streamed(each, dtype=dtype, few_tokens=True)) for each in (model_dir, directory)
     )

@@ -5,17 +5,36 @@ Shapes: V entries of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from moedisco_ray.models.streamed import device_of_model
 
 _TEMPERATURE = 0.7
 _TOP_K = 40
+
+
+NextLogits = Callable[[list[int], int], Tensor]
+"""Function that takes all token ids of a text so far and how many of them are new since it was last called, and returns
+the logits [V] of the next token."""
+
+
+def reading(model: PreTrainedModel) -> NextLogits:
+    """Let a model read a text from its beginning; it keeps a cache of the text between calls."""
+    cache = DynamicCache(config=model.config)  # updated in place by the model
+
+    def read(ids: list[int], new: int) -> Tensor:
+        inputs = torch.tensor([ids[-new:]], device=device_of_model(model))
+        # Pass the cache by position: supported versions of transformers name this argument differently.
+        logits_V: Tensor = model(inputs, None, None, cache, use_cache=True).logits[0, -1]
+        return logits_V
+
+    return read
 
 
 def continue_prompts(
@@ -27,6 +46,7 @@ def continue_prompts(
     *,
     prefix: int | None = None,
     ends: Collection[int] = (),
+    begin: Callable[[PreTrainedModel], NextLogits] = reading,
 ) -> list[dict[str, str]]:
     """Let a model continue each prompt, as if the prompt began a document. Chat templates are not applied.
 
@@ -42,6 +62,7 @@ def continue_prompts(
         seed: Seed of the run.
         prefix: The token before a document. By default it is the token that ends a document.
         ends: Tokens that end a text, in addition to the tokenizer's EOS.
+        begin: Lets the model read a text from its beginning.
 
     Returns:
         For each prompt: `prompt`, and the generated continuation `text`.
@@ -57,33 +78,25 @@ def continue_prompts(
             *tokenizer(prompt, add_special_tokens=False)["input_ids"],
         ]
         last = {*ends, tokenizer.eos_token_id}
-        written = _continue(model, ids[added - most :], draws, tokens=added, vocabulary=len(tokenizer), ends=last)
+        written = _continue(
+            begin(model), ids[added - most :], draws, tokens=added, vocabulary=len(tokenizer), ends=last
+        )
         samples.append({"prompt": prompt, "text": tokenizer.decode(written)})
     return samples
 
 
 @torch.inference_mode()
 def _continue(
-    model: PreTrainedModel,
-    ids: list[int],
-    draws: np.random.Generator,
-    *,
-    tokens: int,
-    vocabulary: int,
-    ends: Collection[int],
+    read: NextLogits, ids: list[int], draws: np.random.Generator, *, tokens: int, vocabulary: int, ends: Collection[int]
 ) -> list[int]:
-    inputs = torch.tensor([ids], device=device_of_model(model))
-    cache = DynamicCache(config=model.config)  # updated in place by the model
     written: list[int] = []
     while len(written) < tokens:
-        # Pass the cache by position: supported versions of transformers name this argument differently.
-        logits_V = model(inputs, None, None, cache, use_cache=True).logits[0, -1]
+        logits_V = read([*ids, *written], 1 if written else len(ids))
         # The embedding may have more rows than the tokenizer has entries.
         token = _draw(logits_V[:vocabulary].double().cpu().numpy(), float(draws.random()))
         if token in ends:
             break
         written.append(token)
-        inputs = torch.tensor([[token]], device=device_of_model(model))
     return written
 
 

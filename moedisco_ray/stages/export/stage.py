@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.config.start_files import start_directory
+from moedisco_ray.core.records.apart import keeps_apart
 from moedisco_ray.core.records.events import Emit, StageProgress, discard
 from moedisco_ray.core.records.report import report_of
 from moedisco_ray.core.records.run_record import RunReport
@@ -16,7 +18,8 @@ from moedisco_ray.core.store.artifacts import Draft
 from moedisco_ray.core.store.hub import dataset_name
 from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.stages.context import Context, device_of
-from moedisco_ray.stages.export.directory import export
+from moedisco_ray.stages.export.directory import ExportDtype, export
+from moedisco_ray.stages.export.ensemble import export_submodels
 from moedisco_ray.stages.export.front_matter import facts_of
 from moedisco_ray.stages.export.origin import Origin
 from moedisco_ray.stages.text.given_tokens import GivenTokens
@@ -24,14 +27,21 @@ from moedisco_ray.stages.text.tokenizer import Encoder
 
 
 def run(context: Context, draft: Draft) -> None:
-    """Write the finished model's directory."""
+    """Write the directory of the run's model: the finished MoE, or the sub-models if the evaluation says so."""
     config, tokenizer = context.config, context.of("corpus") / "tokenizer"
     report = report_of(context.store.read_newest, config)
+    finished, clusters = context.of("finetune"), context.of("cluster") / "cluster_model"
+    if keeps_apart(report.evaluation):
+        read = [*context.submodels, clusters]
+        write: Callable[..., dict[str, Any]] = functools.partial(
+            export_submodels, list(context.submodels), clusters=clusters
+        )
+    else:
+        read, write = [finished], functools.partial(export_model, finished)
     figures = context.call_with_events(
         config.finetune_pool,
-        Files([context.of("finetune"), tokenizer], [draft.path]),
-        export_model,
-        context.of("finetune"),
+        Files([*read, tokenizer], [draft.path]),
+        write,
         tokenizer=tokenizer,
         directory=draft.path,
         report=report,
@@ -67,7 +77,7 @@ def export_model(
     seed: int,
     start: Model,
     own_tokens: bool,
-    dtype: Literal["auto", "fp32", "bf16", "fp16"],
+    dtype: ExportDtype,
     device: str,
     datasets: Sequence[str] = (),
     has_turns: bool = False,

@@ -60,17 +60,19 @@ export function Results({ report }) {
       <${Verdict} bill=${bill} />
       ${(report.machines ?? []).map((note) => html`<p class="soft" key=${note.kind}>Cards ${note.words}.</p>`)}
     </${Sheet}>
-    <${Validation} evaluation=${report.evaluation} />
+    <${Validation} evaluation=${report.evaluation} apart=${report.submodels_apart} />
     <${Tasks} tasks=${report.evaluation?.lm_eval ?? []} />
     <${Samples} samples=${report.samples ?? []} />`;
 }
 
-function Validation({ evaluation }) {
+function Validation({ evaluation, apart }) {
   if (evaluation?.perplexity == null) return null;
-  const { unseen, start } = evaluation;
+  const { unseen, start, ensemble } = evaluation;
+  const result = evaluation.apart?.kept_apart && ensemble ? ensemble : evaluation;
   const before = new Map((start?.sources ?? []).map((entry) => [entry.source, entry]));
   const rows = [
     ["all", evaluation], ...(start ? [["all, with the start model", start]] : []),
+    ...(ensemble ? [["sub-models as an ensemble", ensemble]] : []),
     ...(evaluation.sources ?? []).flatMap((entry) => [
       [entry.source, entry],
       ...(before.has(entry.source) ? [[`${entry.source}, with the start model`, before.get(entry.source)]] : [])]),
@@ -81,7 +83,7 @@ function Validation({ evaluation }) {
     ...(unseen?.sources ?? []).map((entry) => [`${entry.source}, never trained on`, entry]),
   ];
   return html`
-    <${Sheet} title="Validation" note=${`perplexity ${decimal(evaluation.perplexity, 2)}`} span="half">
+    <${Sheet} title="Validation" note=${`perplexity ${decimal(result.perplexity, 2)}`} span="half">
       <${Scroll} label="Validation">
         <table>
           <thead><tr>
@@ -96,9 +98,13 @@ function Validation({ evaluation }) {
             </tr>`)}</tbody>
         </table>
       </${Scroll}>
-      <${StartNote} loss=${evaluation.loss} start=${start?.loss} />
+      ${apart && html`<p class="small verdict-words">${sentence(apart)}</p>`}
+      <${StartNote} loss=${result.loss} start=${start?.loss} />
     </${Sheet}>`;
 }
+
+/** @param {string} words Words of a report, without a capital and a full stop. */
+const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}.`;
 
 /** Whether the run helped: its held-out loss and that of the model that it started from. */
 function StartNote({ loss, start }) {

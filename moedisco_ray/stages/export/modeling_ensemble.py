@@ -6,7 +6,7 @@ with d_k the distance of the text so far from the centre of cluster k. The weigh
 `router_block` tokens of a document, from the tokens before the block. In the first block, which has no context, they
 are equal.
 
-`moedisco export --to ensemble` copies this file next to the weights, so it imports nothing of the package that it is
+The export copies this file next to the weights, so it imports nothing of the package that it is
 part of.
 
 Shapes: B batch, L positions, D dimensions of a vector, V vocabulary, T terms, C clusters (one per sub-model).
@@ -19,7 +19,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class TfidfSvd:
         counts = Counter(self._columns[word] for word in words if word in self._columns)
         columns = list(counts)
         frequency_T = np.log([float(counts[column]) for column in columns]) + 1
-        return _unit_length(self._components_DT[:, columns] @ (frequency_T * self._idf_T[columns]))
+        return unit_length(self._components_DT[:, columns] @ (frequency_T * self._idf_T[columns]))
 
 
 class HiddenState(nn.Module):
@@ -101,7 +101,9 @@ class HiddenState(nn.Module):
 
     def __init__(self, directory: Path, *, max_tokens: int, **loading: Any) -> None:
         super().__init__()
-        self.model = AutoModelForCausalLM.from_pretrained(directory / "model", **loading).base_model
+        self.model = AutoModelForCausalLM.from_pretrained(
+            directory / "model", trust_remote_code=False, **loading
+        ).base_model
         self._centre_D = load_file(directory / "vectoriser.safetensors")["centre"]
         self._max_tokens = max_tokens
 
@@ -110,13 +112,15 @@ class HiddenState(nn.Module):
         """The vector [D] of a text's tokens."""
         tokens_BL = torch.tensor([tokens[: self._max_tokens]], device=self.model.device)
         hidden_LD = self.model(input_ids=tokens_BL, use_cache=False).last_hidden_state[0]
-        return _unit_length(hidden_LD.float().mean(dim=0).cpu().numpy() - self._centre_D)
+        return unit_length(hidden_LD.float().mean(dim=0).cpu().numpy() - self._centre_D)
 
 
+STATES = "hidden_state"
+"""Kind of document vectors that a model computes."""
 VECTORS: dict[str, type[MeanToken | TfidfSvd | HiddenState]] = {
     "mean_token": MeanToken,
     "tfidf_svd": TfidfSvd,
-    "hidden_state": HiddenState,
+    STATES: HiddenState,
 }
 """Kinds of document vectors that a context has."""
 
@@ -127,13 +131,20 @@ class Router(nn.Module):
     Args:
         directory: Folder of the run's cluster model.
         temperature: Divisor of the squared distances.
+        vector: Function that computes the vector [D] of a text's tokens; by default the one that the folder describes.
         loading: Arguments for `from_pretrained` of the model whose hidden states are the vectors.
     """
 
-    def __init__(self, directory: Path, temperature: float, **loading: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        temperature: float,
+        vector: Callable[[Sequence[int]], Array] | None = None,
+        **loading: Any,
+    ) -> None:
         super().__init__()
         settings = _json(directory / "vectoriser.json")
-        self.vector = VECTORS[settings.pop("kind")](directory, **settings, **loading)
+        self.vector = VECTORS[settings.pop("kind")](directory, **settings, **loading) if vector is None else vector
         with np.load(directory / "clusters.npz", allow_pickle=False) as arrays:
             self._centroids_CD = arrays["centroids"]
         self._temperature = temperature
@@ -191,7 +202,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         directory /= subfolder
         config = EnsembleConfig.from_pretrained(directory) if config is None else config
         submodels = [
-            AutoModelForCausalLM.from_pretrained(directory / str(k), **loading) for k in range(config.num_submodels)
+            AutoModelForCausalLM.from_pretrained(directory / str(k), trust_remote_code=False, **loading)
+            for k in range(config.num_submodels)
         ]
         model = cls(config, submodels, Router(directory / "router", config.router_temperature, **loading))
         model.generation_config = submodels[0].generation_config
@@ -279,7 +291,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return False  # `forward` makes an EnsembleCache
 
 
-def _unit_length(x_D: Array) -> Array:
+def unit_length(x_D: Array) -> Array:
+    """A vector [D] scaled to length 1, float32; zero stays zero."""
     norm = np.sqrt(np.square(x_D, dtype=np.float64).sum())
     return (x_D / (norm or 1.0)).astype(np.float32)
 
