@@ -32,6 +32,7 @@ from moedisco_ray.cli.arguments import (
     Redo,
     Repair,
     ReportTo,
+    Reuse,
     RunDir,
     RunId,
     StopPath,
@@ -142,6 +143,7 @@ def run(
     overrides: Overrides = None,
     as_json: AsJson = False,
     redo: Redo = False,
+    reuse: Reuse = None,
     repair: Repair = False,
     no_verify: NoVerify = False,
     allow_code: AllowCode = None,
@@ -179,6 +181,7 @@ def run(
             verifies=not no_verify,
             repairs=repair,
             ways=planned.alternatives,
+            reuses=[each if is_uri(each) else Path(each).absolute() for each in reuse or ()],
         )
     if not as_json:
         console.print()

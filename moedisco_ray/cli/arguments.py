@@ -27,6 +27,14 @@ MeasuredIn = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - writes to standard output.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depend on changed settings.")]
+Reuse = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reuse",
+        metavar="RUN",
+        help="Directory or URI of another run: take its finished stages that this run would make alike. Repeatable.",
+    ),
+]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Trust the disk: do not verify the checksums of the files that stages read.")
 ]

@@ -28,6 +28,7 @@ from moedisco_ray.core.store.artifacts import reporting_full_disk, run_id, write
 from moedisco_ray.core.store.checksums import with_checksum
 from moedisco_ray.core.store.lease import leased
 from moedisco_ray.core.store.live_files import LiveFiles
+from moedisco_ray.core.store.locations import Location
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.core.store.run_takeover import begin
 from moedisco_ray.core.user_code import check_allowed
@@ -35,6 +36,7 @@ from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.execution.ray.monitoring import Gauges, reporting_idle_slots
+from moedisco_ray.execution.reuse import Donor, donors, reuse
 from moedisco_ray.execution.run_directory import (
     CONFIG,
     Adoption,
@@ -45,7 +47,7 @@ from moedisco_ray.execution.run_directory import (
     reporting_unwritable,
     write_config,
 )
-from moedisco_ray.execution.stage_sequence import is_made, make_all
+from moedisco_ray.execution.stage_sequence import is_made, make_all, skipped
 from moedisco_ray.plan.resolve import resolve
 from moedisco_ray.stages.corpus import input_identity
 from moedisco_ray.stages.export.card import write_card
@@ -68,6 +70,7 @@ def run(
     verifies: bool = True,
     repairs: bool = False,
     ways: Sequence[Alternative] = (),
+    reuses: Sequence[Location] = (),
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
 
@@ -87,6 +90,7 @@ def run(
         verifies: Whether stages verify the files that they read.
         repairs: Whether to make damaged stages again, and those after them unless the result is the same.
         ways: The ways to train the model that a plan has compared, for the verdict of the finished run.
+        reuses: Directories or URIs of other runs, from which stages are taken that would be made alike.
 
     Returns:
         The run directory.
@@ -100,6 +104,7 @@ def run(
     check_allowed(config, functions)
     resolved = resolve(config)
     config = resolved.config
+    others = donors(reuses, config)
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
     directory = store.directory
     with contextlib.ExitStack() as stack:
@@ -131,6 +136,7 @@ def run(
                     verifies=verifies,
                     repairs=repairs,
                     ways=ways,
+                    others=others,
                 )
         except RunStopped as error:
             log(Event("run_stopped", data={"reason": error.reason}))
@@ -189,6 +195,7 @@ def _complete(
     verifies: bool,
     repairs: bool,
     ways: Sequence[Alternative],
+    others: Sequence[Donor],
 ) -> None:
     started, directory = time.time(), store.directory
     make_stages = functools.partial(
@@ -210,10 +217,11 @@ def _complete(
         log(remark)
     digests = stages.fingerprints(config, input_identity(config))
     store.publish(directory / "run.json")
+    taken = reuse(store, others, digests, check)
     if not is_made(store, digests) or (repairs and config.owners):  # only the owners' nodes can verify their files
         check_start(config)
         if backend is not None:
-            make_stages(digests, backend=backend)
+            make_stages(digests, taken, backend=backend)
         else:
             with reporting_full_disk_of_a_task(directory), session.ray_cluster(config, log) as messages:
                 for message in messages:
@@ -225,10 +233,10 @@ def _complete(
                     reporting_idle_slots(config, log, ray_backend.idle_seats),
                 ):
                     ray_backend.examine_new_cards(config, log, store)
-                    make_stages(digests, backend=ray_backend)
+                    make_stages(digests, taken, backend=ray_backend)
     else:
         for stage in STAGES:
-            log(Event("stage_skipped", stage.name))
+            log(skipped(stage, taken))
     last = Event("run_finished", data={"seconds": round(time.time() - started, 3)})
     report = report_of(store.read_newest, config, last)
     write_json(directory / "report.json", with_checksum(report.to_json()))

@@ -34,16 +34,17 @@ def is_made(store: RunStore, digests: dict[str, str]) -> bool:
 
 def _made(store: RunStore, digests: dict[str, str]) -> list[Stage]:
     """Stages that need not be made again."""
-    found = {stage.name: _manifest(stage, store) for stage in STAGES}
-    return [stage for stage in STAGES if is_done(found[stage.name], digests[stage.name], _inputs(stage, found))]
+    found = {stage.name: manifest_of(stage, store) for stage in STAGES}
+    return [stage for stage in STAGES if is_done(found[stage.name], digests[stage.name], inputs_of(stage, found))]
 
 
-def _inputs(stage: Stage, manifests: Mapping[str, Manifest | None]) -> dict[str, str]:
+def inputs_of(stage: Stage, manifests: Mapping[str, Manifest | None]) -> dict[str, str]:
     """Checksum of each artifact that a stage is made from; if a repaired one differs, the stage is made again."""
     return {name: manifest.content for name in stage.earlier if (manifest := manifests[name]) is not None}
 
 
-def _manifest(stage: Stage, store: RunStore) -> Manifest | None:
+def manifest_of(stage: Stage, store: RunStore) -> Manifest | None:
+    """The manifest of a stage's artifact in a run; None if it has none."""
     return parse_manifest(store.read(f"{stage.directory}/{MANIFEST}"), stage.directory, str(store.location))
 
 
@@ -51,8 +52,9 @@ def make_all(
     config: RunConfig,
     store: RunStore,
     digests: dict[str, str],
-    log: EventLog,
+    taken: Mapping[str, str],
     *,
+    log: EventLog,
     backend: Backend,
     stop: StopFile,
     check: Callable[[], None],
@@ -65,6 +67,7 @@ def make_all(
         config: The run's configuration.
         store: Storage of the run.
         digests: Fingerprint of each stage.
+        taken: Name of the run that has given a stage, by stage.
         log: Receives the events of the stages.
         backend: Runs the work of the stages.
         stop: File that, once it exists, ends the run.
@@ -102,7 +105,7 @@ def make_all(
             _verify_early(store, _made(store, digests), evaluate.files_read(contexts["evaluate"]))
         for stage in STAGES:
             stop.check()
-            _make(stage, contexts[stage.name], check)
+            _make(stage, contexts[stage.name], check, taken)
     check()
     if storage is not None:
         remove(storage, log)
@@ -139,11 +142,16 @@ class _CheckedStore:
         self.store.replace(draft, directory, manifest, self.check)
 
 
-def _make(stage: Stage, context: Context, check: Callable[[], None]) -> None:
+def skipped(stage: Stage, taken: Mapping[str, str]) -> Event:
+    """The event of a stage that exists, or was taken from another run."""
+    return Event("stage_skipped", stage.name, data={"run": taken[stage.name]} if stage.name in taken else {})
+
+
+def _make(stage: Stage, context: Context, check: Callable[[], None], taken: Mapping[str, str]) -> None:
     artifact = context.directory / stage.directory
-    inputs = _inputs(stage, {each.name: read_manifest(context.directory / each.directory) for each in STAGES})
+    inputs = inputs_of(stage, {each.name: read_manifest(context.directory / each.directory) for each in STAGES})
     if is_done(read_manifest(artifact), context.fingerprint, inputs):
-        context.emit(Event("stage_skipped", stage.name))
+        context.emit(skipped(stage, taken))
         return
     context.emit(Event("stage_started", stage.name))
     make: Callable[[Context, Draft], None] = pkgutil.resolve_name(stage.work)

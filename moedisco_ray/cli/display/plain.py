@@ -88,7 +88,7 @@ def _finished(_: str, data: Mapping[str, Any]) -> str:
 _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "run_started": lambda _, data: f"run {data.get('name', '')} in {data.get('directory', '')}",
     "stage_started": lambda stage, _: f"{stage}: started",
-    "stage_skipped": lambda stage, _: f"{stage}: reused",
+    "stage_skipped": lambda stage, data: f"{stage}: reused" + (f" from {data['run']}" if "run" in data else ""),
     "stage_progress": lambda stage, data: f"{stage}: {stage_progress(data)}",
     "stage_finished": lambda stage, data: f"{stage}: finished in {format_seconds(data.get('seconds', 0.0))}",
     "unit_started": lambda unit, data: f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens",

@@ -21,7 +21,7 @@ EventType = Literal[
     "run_started",  # id, name, directory, stages, ways: those that the plan has compared
     "ray_starting",  # a Ray cluster starts on this machine
     "stage_started",  # stage
-    "stage_skipped",  # stage: its artifact already exists
+    "stage_skipped",  # stage, run: its artifact already exists, or was taken from the run with this name
     # stage, done, total (null: unknown), unit: what is counted, in the plural; emitted at most once a second
     "stage_progress",
     "stage_finished",  # stage, seconds, summary

@@ -132,6 +132,8 @@ class Meter:
             self.ways = stored_ways(event.data.get("ways"))
         self.newest = max(self.newest, event.time)
         match event.type:
+            case "stage_skipped" if "run" in event.data:
+                self.ways = ()  # the plan's figures are those of all stages, of which another run has paid some
             case "stage_started":
                 self.made = True
                 self.stage = self._stage_of(event)
