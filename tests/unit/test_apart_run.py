@@ -72,7 +72,8 @@ def test_what_a_merge_harms_stays_apart(harmed: Path) -> None:
     found = evaluation_of(harmed)
     assert found.apart is not None
     assert found.ensemble is not None
-    merged, apart = ({each.cluster: each for each in of.clusters} for of in (found, found.ensemble))
+    merged = {each.cluster: each for each in found.clusters}
+    apart = {each.cluster: each for each in found.ensemble.clusters}
     assert merged.keys() == apart.keys() == {0, 1}
     assert [each.documents for each in merged.values()] == [each.documents for each in apart.values()]
     lost = {cluster: (merged[cluster].loss or 0) - (apart[cluster].loss or 0) for cluster in merged}
@@ -181,10 +182,8 @@ def test_by_hand_nothing_is_measured_and_all_is_merged(harmed: Path, start: Path
 
 def test_the_plan_counts_the_ensemble_in_runs_that_measure_it(start: Path, tmp_path: Path) -> None:
     pools = {name: {"gpu": 1, "card": "L4", "price_per_hour": 1.0} for name in ("low_memory", "high_memory")}
-    auto, never = (
-        {each.stage: each for each in build_plan(config_at(tmp_path, start, 1e-3, pools=pools, **changes)).stages}
-        for changes in ({}, {"export": {"keep_apart": "never"}})
-    )
-    for stage in ("evaluate", "export"):
-        assert (auto[stage].seconds or 0) > (never[stage].seconds or 0) > 0
-    assert {name for name in auto if auto[name].seconds != never[name].seconds} == {"evaluate", "export"}
+    auto = {each.stage: each for each in build_plan(config_at(tmp_path, start, 1e-3, pools=pools)).estimates}
+    merged = config_at(tmp_path, start, 1e-3, pools=pools, export={"keep_apart": "never"})
+    never = {each.stage: each for each in build_plan(merged).estimates}
+    assert (auto["evaluate"].seconds or 0) > (never["evaluate"].seconds or 0) > 0
+    assert {name for name in auto if auto[name].seconds != never[name].seconds} == {"evaluate"}

@@ -86,7 +86,7 @@ def test_an_export_that_fails_leaves_no_half_model(
         assert not target.exists(), "a crash at this moment would leave half a model"
         raise RunError("the logits differ")
 
-    monkeypatch.setattr(directory, "_verify", fails)
+    monkeypatch.setattr(directory, "check_logits", fails)
     code, output = export(in_finetune.directory, "--from-checkpoint", "--output", str(target))
     assert (code, [*tmp_path.iterdir()]) == (1, []), output
     assert "the logits differ" in output

@@ -168,7 +168,7 @@ def open_ensemble(directory: Path, device: str) -> EnsembleForCausalLM:
 
 
 class _StreamedStates:
-    """Vectors as of `modeling_ensemble.HiddenState`, from a model of which one layer is in memory at a time."""
+    """Vectors as of `modeling_ensemble.HiddenState`, from a model that has one layer in memory at a time."""
 
     def __init__(self, directory: Path, max_tokens: int) -> None:
         self._model = open_streamed(directory / "model", dtype=default_dtype("cpu"), few_tokens=True)
