@@ -27,6 +27,7 @@ from moedisco_ray.plan.joint_ways import (
     joint_ways,
     tried,
 )
+from moedisco_ray.plan.member_ways import members_way
 
 _THIS_RUN = "this run"
 SAME_COST = 1.02
@@ -47,15 +48,20 @@ _GAPS: Mapping[Way, float] = {
 """Gap of each way from random weights: 16 experts, 8.5 tokens per parameter, one seed (docs/results.md)."""
 
 
+NOT_COMPARED: tuple[Way, ...] = ("members", "half")
+"""Ways that no verdict recommends: how much higher the loss ends is not known, or the model is another one."""
+
+
 class Alternative(BaseModel, frozen=True, defer_build=True):
     """A way to train the model on the run's tokens, and what it needs."""
 
     way: Way
     """`joint_high_memory` and `joint_low_memory` train the whole model in one phase on that pool, and `streamed` on one
-    card of a pool, with the weights in main memory. `grown` trains a seed with a part of the experts, and all experts
-    from the middle on; `without_submodels` gives the tokens of the sub-models to the seed; `half` trains another model,
-    with half of the experts, in one phase. `submodels` is what `tokens` says where `recipe` chose another way, and
-    `run` is the run itself."""
+    card of a pool, with the weights in main memory. `members` train it on a card of each machine, and exchange what
+    their weights change by every few steps. `grown` trains a seed with a part of the experts, and all experts from the
+    middle on; `without_submodels` gives the tokens of the sub-models to the seed; `half` trains another model, with
+    half of the experts, in one phase. `submodels` is what `tokens` says where `recipe` chose another way, and `run` is
+    the run itself."""
     name: str
     """The way in words, with its cards."""
     workers: int
@@ -126,6 +132,9 @@ def alternatives(
             found.append(_row(each.way, each.name, each.trial, each.size))
             if each.way == "joint_high_memory" and isinstance(each.trial, Trial) and each.trial.limit is None:
                 baseline = _cheaper(baseline, each.trial)
+    members = members_way(config, plan)
+    if isinstance(members, Joint) and (chosen is None or chosen.change != members.change):
+        found.append(_row(members.way, members.name, members.trial, members.size))
     way = "run" if chosen is None else chosen.way
     others: list[tuple[Way, str, Change]] = []
     if config.model.init == "random":
@@ -185,8 +194,9 @@ def _shown(trials: Sequence[Joint]) -> Iterator[Joint]:
 def verdict(ways: Sequence[Alternative], quality: str, *, keeps_submodels: bool = False) -> str | None:
     """Which way costs least on these machines, in words; if the run costs no dollars, which of such ways is fastest.
 
-    Ways that are known to end at a higher loss than the run, that train another model, or that round to fit though
-    `recipe: auto` would not take them, are not compared with it. If one of them is much cheaper, a sentence says so.
+    Ways that end at a higher loss than the run or at an unknown one, that train another model, or that round to fit
+    though `recipe: auto` would not take them, are not compared with it. If one of them is much cheaper, a sentence says
+    so.
 
     Args:
         ways: All ways, the run itself last.
@@ -247,6 +257,8 @@ def _compared(ways: Sequence[Alternative], quality: str, *, keeps_submodels: boo
 
 
 def _higher(way: Alternative, run: Alternative) -> str:
+    if way.way == "members":
+        return ", and how much higher its loss ends is not known"
     if way.gap is None or run.gap is None or way.gap <= run.gap:
         return ""
     return f", and ends at a loss that is {way.gap - run.gap:.2f} higher"
@@ -274,9 +286,9 @@ def _is_joint(run: Alternative) -> bool:
 
 
 def _is_worse(way: Alternative, run: Alternative) -> bool:
-    """Whether a way gives up loss that the run does not, or trains another model."""
+    """Whether a way gives up loss that the run does not, or may do so, or trains another model."""
     return way is not run and (
-        way.way == "half" or (None not in (way.gap, run.gap) and (way.gap or 0.0) > (run.gap or 0.0))
+        way.way in NOT_COMPARED or (None not in (way.gap, run.gap) and (way.gap or 0.0) > (run.gap or 0.0))
     )
 
 
@@ -286,7 +298,7 @@ def without_needless_rounding(ways: Sequence[Alternative]) -> list[Alternative]:
     It weighs them against joint training and the run itself, as a recipe does.
     """
     fitting = [each for each in ways if each.dollars is not None and each.seconds is not None]
-    weighed = [each for each in fitting if each.rounded or each.way in (*WHOLE, "run")]
+    weighed = [each for each in fitting if each.way != "members" and (each.rounded or each.way in (*WHOLE, "run"))]
     kept = exact_first(weighed)
     return [each for each in fitting if each in kept or each not in weighed]
 
