@@ -38,8 +38,6 @@ from moedisco_ray.execution.local_backend import LocalBackend
 BATCH, TOKENS = 2048, 1_150_000
 RATES = (8e-3, 16e-3, 32e-3)
 OUTERS = ((1.0, 0.0), (0.7, 0.6), (0.7, 0.9))
-_LAST_STEPS = 1024
-"""Tokens of the fine-tune that ends every run: two steps at the end of the schedule, whose rate is near zero."""
 
 
 class Setting(NamedTuple):
@@ -68,13 +66,10 @@ class Setting(NamedTuple):
         if self.members == 1:
             own = {"finetune.optimizer.lr": self.rate, "finetune.optimizer.batch_tokens": self.batch}
             return Arm("joint", {**ARMS[REFERENCE].settings, **own})
-        share = _LAST_STEPS / self.tokens
         settings = {
-            "tokens.seed_share": 1 - share,
-            "tokens.finetune_share": share,
-            "finetune.optimizer.batch_tokens": _LAST_STEPS // 2,
+            "tokens.seed_share": 1.0,
+            "tokens.finetune_share": 0.0,
             "clusters.count": 1,
-            "evaluation.ensemble": False,
             "submodels.seed_members": self.members,
             "submodels.sync_every": self.every,
             "submodels.sync_bits": self.bits,

@@ -12,7 +12,7 @@ from docs.plans import CHECKPOINTS
 from moedisco_ray.core.config import Architecture, FamilyName, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.records.bill import Line
-from moedisco_ray.core.records.ways import without_needless_rounding
+from moedisco_ray.core.records.ways import NOT_COMPARED, without_needless_rounding
 from moedisco_ray.plan import GIB, Alternative, Plan, build_plan
 from moedisco_ray.plan.files import StageStorage
 
@@ -84,7 +84,7 @@ def rows() -> Iterator[list[str]]:
 
 def way_rows(plan: Plan) -> Iterator[list[str]]:
     """A row per way of a plan; in bold the cheapest one that fits, of those that train the whole model as exactly."""
-    priced = without_needless_rounding([way for way in plan.alternatives if way.way != "half"])
+    priced = without_needless_rounding([way for way in plan.alternatives if way.way not in NOT_COMPARED])
     best = min(priced, key=lambda way: way.dollars or 0.0, default=None)
     for way in plan.alternatives:
         yield [f"**{way.name}**" if way is best else way.name, *_figures(way)]

@@ -13,6 +13,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.bill import is_joint_training
 from moedisco_ray.core.records.ways import THIS_RUN, WHOLE, Alternative, Way, exact_first
 from moedisco_ray.plan.joint_ways import Change, Joint, Planner, Trial, joint_trials, joint_ways, tried
+from moedisco_ray.plan.member_ways import members_way
 
 _GAPS: Mapping[Way, float] = {
     "joint_high_memory": 0.0,
@@ -58,6 +59,9 @@ def alternatives(config: RunConfig, run: Trial, plan: Planner, chosen: Chosen | 
             if chosen is not None and chosen.change == each.change:
                 continue  # the run itself
             found.append(_row(each.way, each.name, each.trial, each.size))
+    members = members_way(config, plan)
+    if isinstance(members, Joint) and (chosen is None or chosen.change != members.change):
+        found.append(_row(members.way, members.name, members.trial, members.size))
     way = "run" if chosen is None else chosen.way
     others: list[tuple[Way, str, Change]] = []
     if config.model.init == "random":

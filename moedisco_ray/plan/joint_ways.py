@@ -54,7 +54,7 @@ Change = Mapping[str, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Joint:
-    """Joint training on some cards.
+    """Training of the whole model in one phase on some cards.
 
     Attributes:
         way: The way.
@@ -195,16 +195,16 @@ def joint_ways(config: RunConfig) -> Iterator[Cards]:
     low, high = config.pools.low_memory, config.pools.high_memory
     sequences = config.finetune.optimizer.batch_tokens // config.corpus.sequence_length
     if high.gpu or not low.gpu:  # else there are no large cards
-        yield Cards("joint_high_memory", _card(high, "high-memory"), high, _sizes(sequences, high.most_workers))
-    for kind in _usual_types(low):
+        yield Cards("joint_high_memory", card_name(high, "high-memory"), high, _sizes(sequences, high.most_workers))
+    for kind in usual_types(low):
         same = kind.card is not None and (kind.card, kind.price_per_hour) == (high.card, high.price_per_hour)
         if high.gpu and same and min(kind.max_workers, low.max_workers) <= high.most_workers:
             continue  # the same machines
         sizes = _sizes(sequences, min(kind.max_workers, low.max_workers))
-        yield Cards("joint_low_memory", _card(kind, "low-memory"), kind, sizes)
+        yield Cards("joint_low_memory", card_name(kind, "low-memory"), kind, sizes)
 
 
-def _usual_types(pool: LowMemoryPool) -> tuple[LowMemoryPool, ...]:
+def usual_types(pool: LowMemoryPool) -> tuple[LowMemoryPool, ...]:
     """The node types on which joint training is planned: of several, the cheapest for its speed, and the largest."""
     types = pool.node_types
     cheapest = min(types, key=lambda each: each.price_per_hour / each.speed)
@@ -218,7 +218,8 @@ def _sizes(sequences: int, most: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(allowed[round(k * (len(allowed) - 1) / (_MOST_SIZES - 1))] for k in range(_MOST_SIZES)))
 
 
-def _card(pool: Pool, otherwise: str) -> str:
+def card_name(pool: Pool, otherwise: str = "low-memory") -> str:
+    """Name of a pool's cards, or of what computes there."""
     return pool.card or f"{otherwise} {'card' if pool.gpu else WORKER}"
 
 

@@ -15,6 +15,7 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.ways import EXACT_COST, SAME_COST, exact_first
 from moedisco_ray.plan.alternatives import GROWN, GROWN_NAME, Chosen
 from moedisco_ray.plan.joint_ways import Joint, Planner, Trial, cost_of_trial, joint_trials, tried
+from moedisco_ray.plan.member_ways import members_way
 
 _GROWN_TOKENS = 1.11
 """Tokens with which growing at the middle reaches the loss of joint training, relative to joint training's: it ends
@@ -29,17 +30,15 @@ def choose(config: RunConfig, plan: Planner) -> Chosen | None:
         plan: Function that plans another configuration.
 
     Raises:
-        ConfigError: The recipe is `joint`, and the MoE fits no pool.
+        ConfigError: The recipe is impossible, such as `joint` if the MoE fits no pool.
     """
     if config.recipe is None:
         return None
     if config.recipe == "auto" and keeps_submodels(config):
         return Chosen("submodels", "sub-models", {}, "data owners, adapters and ensembles need sub-models")
     grown = tried(config, plan, GROWN)
-    if config.recipe == "grown":
-        if isinstance(grown, str):
-            raise ConfigError("recipe", "grown", f"is impossible ({grown}); choose another recipe")
-        return Chosen("grown", GROWN_NAME, GROWN, "the configuration says so")
+    if config.recipe in ("grown", "members"):
+        return _grown(grown) if config.recipe == "grown" else _members(config, plan)
     kinds = list(joint_trials(config, plan))
     joint = [each for kind in kinds for each in kind if each.fits]
     if not joint:
@@ -54,6 +53,21 @@ def choose(config: RunConfig, plan: Planner) -> Chosen | None:
         more = f"{100 * (_GROWN_TOKENS - 1):.0f} % more tokens"
         return Chosen("grown", GROWN_NAME, GROWN, f"with {more} it reaches the loss of {best.name} for less")
     return Chosen(best.way, best.name, best.change, _reason(best, joint, ways))
+
+
+def _grown(trial: Trial | str) -> Chosen:
+    if isinstance(trial, str):
+        raise ConfigError("recipe", "grown", f"is impossible ({trial}); choose another recipe")
+    return Chosen("grown", GROWN_NAME, GROWN, "the configuration says so")
+
+
+def _members(config: RunConfig, plan: Planner) -> Chosen:
+    found = members_way(config, plan)
+    limit = found if isinstance(found, str) else found.limit
+    if isinstance(found, str) or limit is not None:
+        raise ConfigError("recipe", "members", f"is impossible ({limit}); choose another recipe")
+    reason = "the configuration says so; how much higher its loss ends is not known"
+    return Chosen("members", found.name, found.change, reason)
 
 
 def _cost_of_growing(grown: Trial | str, ways: Sequence[Joint]) -> float:

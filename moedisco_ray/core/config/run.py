@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -27,6 +27,7 @@ from moedisco_ray.core.config.sections import (
     Export,
     Finetune,
     Merge,
+    Recipe,
     Submodels,
     Tokenizer,
     Tokens,
@@ -61,15 +62,15 @@ class RunConfig(Section):
     deterministic: bool = False
     """Train on GPUs with slower kernels that give the same bits each time, on equal cards, driver, torch and gang, or
     end with an error. Without it, results on GPUs differ by rounding; those on equal CPUs never do."""
-    recipe: Annotated[
-        Literal["auto", "joint", "grown"] | None, NoEffect("the shares of the tokens and the pool say what it decided")
-    ] = None
+    recipe: Annotated[Recipe | None, NoEffect("the settings of the phases and of the pool say what it decided")] = None
     """Which way to train the model. `joint` trains the whole MoE in one phase, on the cards that cost least for it (own
     cards: on those that take least time). `grown` trains a seed with a part of the experts, and all experts from the
-    middle on, without sub-models. `auto` is `joint` wherever the MoE fits the cards of a pool, or the main memory next
-    to one of them (`host_memory_gb`), or `grown` if that reaches the same loss for less; with data owners, adapters, or
-    an ensemble to measure, and where nothing else fits, it is what `tokens` says. Null means what `tokens` says. A run
-    keeps the way that it began with."""
+    middle on, without sub-models. `members` trains the whole MoE on a low-memory card of each machine, on a part of the
+    fine-tune's batch each; they combine their changes in 4 bits every 16 steps, and how much higher the loss ends is
+    not known. `auto` is `joint` wherever the MoE fits the cards of a pool, or the main memory next to one of them
+    (`host_memory_gb`), or `grown` if that reaches the same loss for less; with data owners, adapters, or an ensemble to
+    measure, and where nothing else fits, it is what `tokens` says. Null means what `tokens` says. A run keeps the way
+    that it began with, and with `members` the settings of the sub-models."""
     tags: Annotated[Tags, NoEffect("they are labels for people")] = Field(default_factory=dict)
     """Labels by which to find the run: at most 16 pairs of a key and a value, each of at most 63 characters."""
     corpus: Corpus

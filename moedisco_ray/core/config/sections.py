@@ -16,7 +16,7 @@ from moedisco_ray.core.config.pool import PoolName
 from moedisco_ray.core.config.sources import CorpusSource, Source, Sources
 from moedisco_ray.core.registry import BACKBONE_RULES, ROUTER_METHODS, TRACKERS
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Recipe = Literal["auto", "joint", "grown", "members"]
 TrainingStageName = Literal["seed", "submodels", "finetune"]
 """A stage that trains, in their order."""
 
@@ -75,7 +75,7 @@ class Tokens(Section):
     total: int = Field(20_000_000, gt=0, le=LARGEST)
     """Number of training tokens of all phases together. A phase trains as many whole batches as its share holds;
     sub-models divide theirs in proportion to the tokens of their clusters. Each training needs at least one batch."""
-    seed_share: Share = 0.2
+    seed_share: float = Field(0.2, ge=0, le=1)
     """Share of the tokens that first trains one common model of a sub-model's shape on the whole corpus; the paper uses
     0."""
     finetune_share: float = Field(0.15, ge=0, le=1)

@@ -106,8 +106,14 @@ def with_recorded_way(config: RunConfig, before: RunConfig) -> RunConfig:
     else:
         low = low.model_copy(update=_kept(low, recorded.low_memory, "max_workers", "seed_workers"))
     shares = {name: getattr(before.tokens, name) for name in ("seed_share", "finetune_share")}
+    by_members = {
+        "submodels": before.submodels,
+        "clusters": config.clusters.model_copy(update={"count": before.clusters.count}),
+        "merge": config.merge.model_copy(update={"router": before.merge.router}),
+    }
     return config.model_copy(
         update={
+            **(by_members if config.recipe == "members" else {}),
             "recipe": None,
             "tokens": config.tokens.model_copy(update=shares),
             "finetune": config.finetune.model_copy(update={"pool": before.finetune.pool}),

@@ -17,10 +17,20 @@ from moedisco_ray.core.records.bill import QUALITY_UNKNOWN, Baseline, Bill, form
 _MOST_WAYS = 32
 """Number of ways that are kept of an event, which comes from a driver."""
 Way = Literal[
-    "joint_high_memory", "joint_low_memory", "streamed", "grown", "half", "without_submodels", "submodels", "run"
+    "joint_high_memory",
+    "joint_low_memory",
+    "streamed",
+    "members",
+    "grown",
+    "half",
+    "without_submodels",
+    "submodels",
+    "run",
 ]
 WHOLE: tuple[Way, ...] = ("joint_high_memory", "joint_low_memory", "streamed")
 """Ways that train the whole model in one phase."""
+NOT_COMPARED: tuple[Way, ...] = ("members", "half")
+"""Ways that no verdict recommends: how much higher the loss ends is not known, or the model is another one."""
 WORKER = "worker"
 """What computes in a pool without GPUs."""
 EXACT_COST = 1.5
@@ -41,10 +51,11 @@ class Alternative(BaseModel, frozen=True, defer_build=True, allow_inf_nan=False)
 
     way: Way
     """`joint_high_memory` and `joint_low_memory` train the whole model in one phase on that pool, and `streamed` on one
-    card of a pool, with the weights in main memory. `grown` trains a seed with a part of the experts, and all experts
-    from the middle on; `without_submodels` gives the tokens of the sub-models to the seed; `half` trains another model,
-    with half of the experts, in one phase. `submodels` is what `tokens` says where `recipe` chose another way, and
-    `run` is the run itself."""
+    card of a pool, with the weights in main memory. `members` train it on a card of each machine, and exchange what
+    their weights change by every few steps. `grown` trains a seed with a part of the experts, and all experts from the
+    middle on; `without_submodels` gives the tokens of the sub-models to the seed; `half` trains another model, with
+    half of the experts, in one phase. `submodels` is what `tokens` says where `recipe` chose another way, and `run` is
+    the run itself."""
     name: str
     """The way in words, with its cards."""
     workers: int
@@ -169,8 +180,9 @@ def comparable(ways: Sequence[Alternative]) -> list[Alternative]:
 def verdict(ways: Sequence[Alternative], quality: str, *, keeps_submodels: bool = False) -> str | None:
     """Which way costs least on these machines, in words; if the run costs no dollars, which of such ways is fastest.
 
-    Ways that are known to end at a higher loss than the run, that train another model, or that round to fit though
-    `recipe: auto` would not take them, are not compared with it. If one of them is much cheaper, a sentence says so.
+    Ways that end at a higher loss than the run or at an unknown one, that train another model, or that round to fit
+    though `recipe: auto` would not take them, are not compared with it. If one of them is much cheaper, a sentence says
+    so.
 
     Args:
         ways: All ways, the run itself last.
@@ -231,6 +243,8 @@ def _compared(ways: Sequence[Alternative], quality: str, *, keeps_submodels: boo
 
 
 def _higher(way: Alternative, run: Alternative) -> str:
+    if way.way == "members":
+        return ", and how much higher its loss ends is not known"
     if way.gap is None or run.gap is None or way.gap <= run.gap:
         return ""
     return f", and ends at a loss that is {way.gap - run.gap:.2f} higher"
@@ -258,9 +272,9 @@ def _is_joint(run: Alternative) -> bool:
 
 
 def _is_worse(way: Alternative, run: Alternative) -> bool:
-    """Whether a way gives up loss that the run does not, or trains another model."""
+    """Whether a way gives up loss that the run does not, or may do so, or trains another model."""
     return way is not run and (
-        way.way == "half" or (None not in (way.gap, run.gap) and (way.gap or 0.0) > (run.gap or 0.0))
+        way.way in NOT_COMPARED or (None not in (way.gap, run.gap) and (way.gap or 0.0) > (run.gap or 0.0))
     )
 
 
@@ -270,7 +284,7 @@ def without_needless_rounding(ways: Sequence[Alternative]) -> list[Alternative]:
     It weighs them against joint training and the run itself, as a recipe does.
     """
     fitting = [each for each in ways if each.dollars is not None and each.seconds is not None]
-    weighed = [each for each in fitting if each.rounded or each.way in (*WHOLE, "run")]
+    weighed = [each for each in fitting if each.way != "members" and (each.rounded or each.way in (*WHOLE, "run"))]
     kept = exact_first(weighed)
     return [each for each in fitting if each in kept or each not in weighed]
 
