@@ -28,7 +28,6 @@ COMMANDS = (
     "streamed_timeline",
     "streamed_host",
     "streamed_cards",
-    "members --work runs/members",
     "document",
 )
 
