@@ -46,9 +46,9 @@ def _where_vectors_are_made(config: RunConfig) -> Place:
     return "head" if config.vectors_pool is None or not config.tokens.decoupled else config.vectors_pool.name
 
 
-def _where_experts_are_measured(config: RunConfig) -> Place:
+def _where_a_start_is_cut(config: RunConfig) -> Place:
     # Machines of the gang would be kept from then on until the merge.
-    return "low_memory" if derived.experts_by_use(config) else "head"
+    return "low_memory" if derived.measures_cut(config) else "head"
 
 
 def _never(_config: RunConfig) -> bool:
@@ -234,7 +234,7 @@ STAGES: tuple[Stage, ...] = (
         "decomposed",
         needs=("seed", "cluster"),
         reads=(),
-        place=_where_experts_are_measured,
+        place=_where_a_start_is_cut,
         work="moedisco_ray.stages.decompose:run",
         cost="moedisco_ray.plan.stages.decompose:COST",
         derived=derived.of_decompose,

@@ -176,18 +176,19 @@ class Files:
             worker_memory=host,
         )
 
-    def starts(self, stage: str, *, stored: int, read: int) -> StageStorage:
-        """Storage of a stage that writes models from which sub-models start, on a node with a free CPU."""
-        config = self.config
+    def starts(self, stage: str, *, stored: int, read: int, pool: str = "cpu") -> StageStorage:
+        """Storage of a stage that writes models from which sub-models start, by default on a node with a free CPU."""
+        config, (device, host) = self.config, self.device_and_host(stage)
         shape = submodel_architecture(config.model.family_name, config.model.architecture, config.cluster_count)
         part = count_parameters(config.model.family_name, shape, self.vocab_size)
         return StageStorage(
             stage=stage,
-            pool="cpu",
+            pool=pool,
             stored=stored,
             worker_disk=read + stored,
             moved=read + stored,
-            worker_memory=decompose_memory(part),
+            device_memory=device,
+            worker_memory=max(host, decompose_memory(part)),
         )
 
     def device_and_host(self, stage: str) -> tuple[int, int]:

@@ -7,7 +7,8 @@ part of one.
 
 In a run that starts from a trained MoE, a sub-model has the experts that its cluster's text selects most, see
 `expert_use`, and the merge puts them back in their places. Groups stay those by index where text stays with data
-owners, where the merge computes routers anew, and where the family's router limits tokens to groups of experts.
+owners, where the merge computes routers anew, and where the family's router limits tokens to groups of experts. What
+each sub-model loses on its cluster's text is measured, and the run ends if that is too much.
 
     DIRECTORY/backbone/     backbone and shared expert, written once
               K/            the experts and router rows of sub-model K; its index also names the files of the backbone
@@ -25,13 +26,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moedisco_ray.core.config import derived
-from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.limits import SHARD_BYTES
-from moedisco_ray.core.records.summaries import DecomposeSummary
+from moedisco_ray.core.records.cut import DecomposeSummary, StartLoss
 from moedisco_ray.core.store.artifacts import Draft, write_json
 from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.models import (
@@ -43,69 +45,137 @@ from moedisco_ray.models import (
     check_experts,
     expert_count,
     group_size,
+    open_checkpoint,
     submodel_config,
     write_checkpoint,
 )
 from moedisco_ray.models.expert_order import Order
 from moedisco_ray.stages.context import Context, device_of
-from moedisco_ray.stages.expert_use import FILE, SHARES, expert_use, order_in, samples
+from moedisco_ray.stages.expert_use import FILE, SHARES, groups, order_in, samples, selections, window_nats
+from moedisco_ray.stages.merge.calibrate import Batch
 from moedisco_ray.stages.merge.calibration_text import in_smaller_batches
-from moedisco_ray.stages.start import Start, untrained_moe, whole_moe
+from moedisco_ray.stages.start import Start, start_model, untrained_moe, whole_moe
+from moedisco_ray.stages.text.tokenizer import Encoder
 
 
 def run(context: Context, draft: Draft) -> None:
-    """Cut the MoE into one sub-model per cluster; do nothing in a run without sub-models."""
+    """Cut the MoE into one sub-model per cluster; do nothing in a run without sub-models.
+
+    Raises:
+        ConfigError: A sub-model of a trained MoE loses more than `submodels.start_loss`.
+    """
     config, pool = context.config, context.config.pools.low_memory
     if not config.tokens.decoupled:
         return
-    use = None
-    if derived.experts_by_use(config):
-        batches = samples(context)
-        use = context.call(
-            pool,
-            Files([context.start.tokenizer]),
-            expert_use,
+    if not derived.measures_cut(config):
+        files = Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path])
+        written = context.call(
+            None,
+            files,
+            write_untrained_submodels,
             context.start,
-            batches=batches,
             clusters=config.cluster_count,
+            trained_seed=context.trained_seed,
+            directory=draft.path,
+        )
+    else:
+        batches = samples(context)
+        written = context.call(
+            pool,
+            Files([context.start.tokenizer], [draft.path]),
+            write_measured_submodels,
+            context.start,
+            clusters=config.cluster_count,
+            batches=batches,
+            by_use=derived.experts_by_use(config),
             device=device_of(pool),
+            directory=draft.path,
             smaller={"batches": in_smaller_batches(batches)},
         )
-    written = context.call(
-        None,
-        Files([context.start.tokenizer, *filter(None, [context.trained_seed])], [draft.path]),
-        write_untrained_submodels,
-        context.start,
-        clusters=config.cluster_count,
-        trained_seed=context.trained_seed,
-        directory=draft.path,
-        use=use,
-    )
-    draft.summary.update(DecomposeSummary.model_validate(written).to_json())
+    summary = DecomposeSummary.model_validate(written)
+    check_losses(summary.losses, config.submodels.start_loss)
+    draft.summary.update(summary.to_json())
 
 
 def write_untrained_submodels(
-    start: Start, *, clusters: int, trained_seed: Path | None, directory: Path, use: Mapping[str, Any] | None = None
+    start: Start, *, clusters: int, trained_seed: Path | None, directory: Path
 ) -> dict[str, Any]:
     """Write the sub-models with their initial weights, which come from the trained seed if there is one.
 
-    Args:
-        start: Settings and files of the untrained MoE.
-        clusters: Number of sub-models.
-        trained_seed: The trained seed model; None if none was trained.
-        directory: Parent directory of the sub-models.
-        use: Which experts each sub-model gets, see `expert_use`, which is written next to the sub-models; None: its
-            group by index.
-
     Returns:
-        `bytes`: the size of each sub-model; and the shares of `expert_use`.
+        `bytes`: the size of each sub-model.
     """
     source, config = whole_moe(start, trained_seed)
-    if use is None:
-        return {"bytes": write_submodels(source, config, clusters, directory)}
-    sizes = write_submodels(source, config, clusters, directory, order=order_in(use))
-    write_json(directory / FILE, use)
-    return {"bytes": sizes, **{name: use[name] for name in SHARES}}
+    return {"bytes": write_submodels(source, config, clusters, directory)}
+
+
+def write_measured_submodels(
+    start: Start, *, clusters: int, batches: Sequence[Batch], by_use: bool, device: str, directory: Path
+) -> dict[str, Any]:
+    """Write the sub-models of a trained MoE, and measure what each of them loses on its cluster's text.
+
+    Args:
+        start: Settings and files of the MoE.
+        clusters: Number of sub-models.
+        batches: Text of the clusters; a cluster may have none.
+        by_use: Whether sub-models have the experts that their clusters' text selects most, not those by index.
+        device: Device that the models run on, in parts if they are large.
+        directory: Parent directory of the sub-models.
+
+    Returns:
+        `bytes`: the size of each sub-model; `losses`: `cluster`, and the loss of MoE (`start`) and `submodel` in nats
+        per token, for each cluster with text; and with `by_use`, the shares of `groups`.
+    """
+    source, config = start_model(start)
+    text: dict[str, Any] = {
+        "prefix": Encoder(start.tokenizer).prefix,
+        "sequence_length": start.sequence_length,
+        "device": device,
+    }
+    counted, start_nats_N = selections(source, config, batches, clusters, **text)
+    use = groups(counted) if by_use else None
+    sizes = write_submodels(source, config, clusters, directory, order=None if use is None else order_in(use))
+    if use is not None:
+        write_json(directory / FILE, use)
+    cluster_N = np.concatenate([cluster_B for _, cluster_B in batches])
+    group, losses = group_size(expert_count(config), clusters), []
+    for k in np.unique(cluster_N).tolist():
+        own = [batch for batch in batches if batch[1][0] == k]
+        tokens = sum(tokens_BL.size for tokens_BL, _ in own)
+        nats_N = window_nats(open_checkpoint(directory / str(k)), submodel_config(config, group), own, **text)
+        losses.append(
+            {
+                "cluster": k,
+                "start": float(start_nats_N[cluster_N == k].sum() / tokens),
+                "submodel": float(nats_N.sum() / tokens),
+            }
+        )
+    shares = {} if use is None else {name: use[name] for name in SHARES}
+    return {"bytes": sizes, "losses": losses, **shares}
+
+
+def check_losses(losses: Sequence[StartLoss], most: float | None) -> None:
+    """Check that no sub-model loses too much of what the MoE has learnt.
+
+    Args:
+        losses: Loss of each sub-model on its cluster's text, and that of the MoE.
+        most: Largest difference (nats per token); None allows any.
+
+    Raises:
+        ConfigError: A sub-model's loss is larger, or no number.
+    """
+    if most is None or not losses:
+        return
+    worst = max(losses, key=lambda each: (not each.lost <= most, each.lost))
+    if not worst.lost <= most:
+        raise ConfigError(
+            "submodels.start_loss",
+            most,
+            f"sub-model {worst.cluster} would begin with a loss of {worst.submodel:.3f} nats per token on its own "
+            f"cluster's text, {worst.lost:.3f} above the MoE that it is cut from; train the whole MoE instead "
+            "(`recipe: auto`, or tokens.finetune_share=1), use fewer clusters, or allow the loss: a larger number, or "
+            "null for any",
+        )
 
 
 def write_common_start(start: Start, *, clusters: int, directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Which experts of a trained MoE the text of each cluster selects, and the sub-models' experts that follow from it.
 
-Each sub-model gets the experts that hold the largest share of its cluster's selections, as many as every other one. So
-a sub-model loses the least of what the start does with its text, however experts are numbered.
+Each sub-model gets E / C experts, those that hold the largest shares of their clusters' selections in total. So
+sub-models lose the least of what the start does with their text, however experts are numbered.
 
 Shapes: R MoE layers, C clusters, E experts, g = E / C, B windows, L sequence length.
 """
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import derived
 from moedisco_ray.core.store.artifacts import read_json
-from moedisco_ray.models import group_size
+from moedisco_ray.models import group_size, specialise
 from moedisco_ray.models.expert_order import Order
 from moedisco_ray.models.freed_memory import reused_memory
 from moedisco_ray.models.streamed import streamed_model
@@ -28,9 +29,7 @@ from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.evaluate.routers import RouterMeter, RouterStatistics
 from moedisco_ray.stages.merge.calibrate import Batch
 from moedisco_ray.stages.merge.calibration_text import spread
-from moedisco_ray.stages.scoring import default_dtype, document_nats
-from moedisco_ray.stages.start import Start, start_model
-from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.scoring import Observe, default_dtype, document_nats
 
 FILE = "experts.json"
 """File next to the untrained sub-models that says which experts of the start they have."""
@@ -40,7 +39,7 @@ _TIE = 1e-9
 
 
 def samples(context: Context) -> list[Batch]:
-    """Windows of the text of each cluster without an owner, spread evenly over it, as many of each cluster."""
+    """Windows of the text of each cluster without an owner, spread evenly over it: the same number of each."""
     config = context.config
     length = config.corpus.sequence_length
     wanted = max(1, derived.use_tokens(config) // config.cluster_count // length)
@@ -54,39 +53,26 @@ def samples(context: Context) -> list[Batch]:
     ]
 
 
-def expert_use(start: Start, *, batches: Sequence[Batch], clusters: int, device: str) -> dict[str, Any]:
-    """Measure which experts of the start each cluster's text selects, and give them to the clusters.
+def groups(counted: RouterStatistics) -> dict[str, Any]:
+    """Give the experts of each layer to the clusters.
 
     Args:
-        start: Settings and files of the start.
-        batches: Text of the clusters.
-        clusters: Number of clusters.
-        device: Device that the start runs on, in parts if it is large.
+        counted: Selections of the start's routers, with one group per cluster.
 
     Returns:
         Content of `experts.json`: `layers`, with `layer` and `experts`, the experts of all clusters, one after the
         other; `own_share`, the share of each cluster's selections that its own experts hold, mean over clusters and
         layers; and `own_share_by_index`, the same for groups by index.
     """
-    tensors, config = start_model(start)
-    found = selections(
-        tensors,
-        config,
-        batches,
-        clusters,
-        prefix=Encoder(start.tokenizer).prefix,
-        sequence_length=start.sequence_length,
-        device=device,
-    )
-    chosen_RE = [assigned(counts_CE) for counts_CE in found.selections_RGE]
+    chosen_RE = [assigned(counts_CE) for counts_CE in counted.selections_RGE]
     by_index_RE = [np.arange(len(chosen_E)) for chosen_E in chosen_RE]
     return {
         "layers": [
             {"layer": layer, "experts": chosen_E.tolist()}
-            for layer, chosen_E in zip(found.layers, chosen_RE, strict=True)
+            for layer, chosen_E in zip(counted.layers, chosen_RE, strict=True)
         ],
         **{
-            name: float(np.mean(list(map(own_share, found.selections_RGE, order_RE))))
+            name: float(np.mean(list(map(own_share, counted.selections_RGE, order_RE))))
             for name, order_RE in zip(SHARES, (chosen_RE, by_index_RE), strict=True)
         },
     }
@@ -101,8 +87,8 @@ def selections(
     prefix: int,
     sequence_length: int,
     device: str = "cpu",
-) -> RouterStatistics:
-    """Count the selections of an MoE's routers, with one group per cluster.
+) -> tuple[RouterStatistics, NDArray[np.float64]]:
+    """Count the selections of an MoE's routers, with one group per cluster, and measure its loss.
 
     Args:
         tensors: Canonical tensors of the MoE.
@@ -112,20 +98,43 @@ def selections(
         prefix: The token before each window.
         sequence_length: Length of a window.
         device: Device that the MoE runs on, in parts if it is large.
+
+    Returns:
+        The counts, and the nats of each window.
     """
-    windows = [window_L.astype(np.int32) for tokens_BL, _ in batches for window_L in tokens_BL]
-    cluster_N = np.concatenate([cluster_B for _, cluster_B in batches])
     model = streamed_model(tensors, config, dtype=default_dtype(device), device=device)
+    cluster_N = np.concatenate([cluster_B for _, cluster_B in batches])
     with reused_memory(device), RouterMeter(model, cluster_N, clusters) as meter:
-        document_nats(
-            model,
-            windows,
-            prefix=prefix,
-            sequence_length=sequence_length,
-            batch_tokens=max(tokens_BL.size for tokens_BL, _ in batches),
-            observe=meter.observe,
-        )
-    return meter.statistics()
+        nats_N = _nats(model, batches, prefix, sequence_length, meter.observe)
+    return meter.statistics(), nats_N
+
+
+def window_nats(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    batches: Sequence[Batch],
+    *,
+    prefix: int,
+    sequence_length: int,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
+    """Nats of each window under a model; see `selections`."""
+    model = streamed_model(tensors, config, dtype=default_dtype(device), device=device)
+    with reused_memory(device):
+        return _nats(specialise(model), batches, prefix, sequence_length)
+
+
+def _nats(
+    model: PreTrainedModel, batches: Sequence[Batch], prefix: int, sequence_length: int, observe: Observe | None = None
+) -> NDArray[np.float64]:
+    return document_nats(
+        model,
+        [window_L.astype(np.int32) for tokens_BL, _ in batches for window_L in tokens_BL],
+        prefix=prefix,
+        sequence_length=sequence_length,
+        batch_tokens=max(tokens_BL.size for tokens_BL, _ in batches),
+        observe=observe,
+    )
 
 
 def order_in(use: Mapping[str, Any]) -> dict[int, list[int]]:
@@ -139,7 +148,7 @@ def read_order(path: Path | None) -> Order:
 
 
 def assigned(counts_CE: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The experts of one layer for each cluster: as many for each, with the largest shares of its selections in total.
+    """The experts of one layer for each cluster: E / C for each, with the largest shares of its selections in total.
 
     Every cluster counts the same, however long its text is. Clusters' experts are in the order of their indices, and of
     equally good choices the one is taken that leaves most experts in their group by index.

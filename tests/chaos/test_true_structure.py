@@ -75,7 +75,7 @@ def config_of(home: Path, output: Path) -> RunConfig:
             "model": {"family": "qwen2_moe", "init": {"checkpoint": str(home / "start")}},
             "tokens": {"total": 40_000, "seed_share": 0.0, "finetune_share": 0.4},
             "clusters": {"count": GROUPS},
-            "submodels": {"optimizer": recipe},
+            "submodels": {"optimizer": recipe, "start_loss": None},  # the start has random weights
             "finetune": {"optimizer": recipe, "parallel": {"expert": 2}},
             "merge": {"calibration_tokens": 2048},
             "checkpoint": {"every": INTERVAL},

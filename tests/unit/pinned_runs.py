@@ -173,7 +173,8 @@ def config_of(family: str, home: Path) -> RunConfig:
             "model": settings["model"],
             "tokens": {"total": 20_000, **settings["tokens"]},
             "clusters": {"count": DOMAINS, "capacity": 1.2, **settings.get("clusters", {})},
-            "submodels": {"optimizer": recipe, "sync_every": 4, "outer": NESTEROV},
+            # The starts have learnt nothing that sub-models could lose.
+            "submodels": {"optimizer": recipe, "sync_every": 4, "outer": NESTEROV, "start_loss": None},
             "finetune": {"optimizer": recipe},
             "merge": {"calibration_tokens": 2048, **settings.get("merge", {})},
             "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from hypothesis import strategies as st
 from moe_models import LENGTH, VOCAB, model_map, moe, random_tensors, tiny_config
 
 from moedisco_ray.core.config import RunConfig, derived
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.records.cut import DecomposeSummary, StartLoss
 from moedisco_ray.core.stages import fingerprints, stage_named
 from moedisco_ray.models import check_same, differences, expert_count, open_checkpoint, write_checkpoint
 from moedisco_ray.models.expert_order import Reordered, inverted, reordered_by_layer
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 from moedisco_ray.plan import build_plan
-from moedisco_ray.stages.decompose import decompose, write_submodels
-from moedisco_ray.stages.expert_use import assigned, own_share, selections
+from moedisco_ray.stages.decompose import check_losses, decompose, write_submodels
+from moedisco_ray.stages.expert_use import assigned, own_share, selections, window_nats
 from moedisco_ray.stages.merge.build import build_merged
 from moedisco_ray.stages.merge.calibrate import RouterSettings
 from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
@@ -77,7 +80,8 @@ def test_experts_that_serve_a_domain_are_grouped(family: str) -> None:
     numbers = np.random.default_rng(0)
     windows = [numbers.integers(k * VOCAB // 2, (k + 1) * VOCAB // 2, size=(3, LENGTH)) for k in range(2)]
     batches = [(tokens_BL, np.full(3, k)) for k, tokens_BL in enumerate(windows)]
-    found = selections(tensors, config, batches, 2, prefix=0, sequence_length=LENGTH)
+    found, nats_N = selections(tensors, config, batches, 2, prefix=0, sequence_length=LENGTH)
+    assert list(nats_N) == list(window_nats(tensors, config, batches, prefix=0, sequence_length=LENGTH))
     for counts_CE in found.selections_RGE:
         assert counts_CE.sum() == 2 * 2 * 3 * LENGTH
         assert list(assigned(counts_CE)) == [0, 2, 1, 3]
@@ -147,7 +151,7 @@ def test_submodels_that_learnt_nothing_become_the_start_again(family: str, tmp_p
         role = model_map(config).classify(entry["key"])
         if role.expert is not None:
             assert entry["submodels"] == [order[role.layer].index(role.expert) // 2], entry["key"]
-    by_start = selections(tensors, config, BATCHES, CLUSTERS, prefix=0, sequence_length=LENGTH)
+    by_start, _ = selections(tensors, config, BATCHES, CLUSTERS, prefix=0, sequence_length=LENGTH)
     assert [entry["layer"] for entry in result["layers"]] == list(by_start.layers)
     assert merge_optimizer_states(parts, whole.config, [0.5, 0.5], tmp_path / "merged", order)
     state = open_optimizer_state(tmp_path / "merged" / OPTIMIZER_FOLDER)
@@ -208,10 +212,53 @@ def config_of(family: str = "olmoe", fields: dict[str, Any] | None = None, **sec
 )
 def test_experts_are_grouped_by_use_where_the_start_s_routers_are_kept(config: RunConfig, by_use: bool) -> None:
     assert derived.experts_by_use(config) == by_use
-    assert stage_named("decompose").place(config) == ("low_memory" if by_use else "head")
-    [planned] = [stage for stage in build_plan(config).estimates if stage.stage == "decompose"]
-    assert planned.pool == ("low_memory" if by_use else "head")
-    assert [each.stage for each in build_plan(config).inference if each.stage == "decompose"] == ["decompose"] * by_use
+    measured = derived.measures_cut(config)
+    assert stage_named("decompose").place(config) == ("low_memory" if measured else "head")
+    plan = build_plan(config)
+    [planned] = [stage for stage in plan.estimates if stage.stage == "decompose"]
+    [stored] = [stage for stage in plan.storage if stage.stage == "decompose"] or [None]
+    assert planned.pool == ("low_memory" if measured else "head")
+    assert [each.stage for each in plan.inference if each.stage == "decompose"] == ["decompose"] * measured
+    assert stored is None or stored.pool == ("low_memory" if measured else "cpu")
+
+
+def test_measuring_what_a_cut_loses_is_paid_for() -> None:
+    """Both models read the sample: the MoE once, and each sub-model its share."""
+    cards = {"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}}
+    plans = [build_plan(config_of(merge={"calibration_tokens": count}, pools=cards)) for count in (16_384, 65_536)]
+    few, many = (stage for plan in plans for stage in plan.estimates if stage.stage == "decompose")
+    assert few.seconds is not None
+    assert many.seconds is not None
+    assert few.worker_seconds == few.seconds
+    assert many.seconds > few.seconds
+
+
+@pytest.mark.parametrize(
+    ("lost", "most"), [((0.01, 0.06), 0.05), ((0.01, math.nan), 0.05), ((math.nan, 0.06), 1.0), ((0.0, 1e-9), 0.0)]
+)
+def test_a_submodel_that_loses_too_much_is_not_trained(lost: tuple[float, float], most: float) -> None:
+    losses = [StartLoss(cluster=k, start=3.0, submodel=3.0 + each) for k, each in enumerate(lost)]
+    check_losses(losses, None)
+    check_losses([], most)
+    with pytest.raises(
+        ConfigError, match=rf"^submodels\.start_loss: {most}: sub-model [01] would begin with a loss of"
+    ):
+        check_losses(losses, most)
+
+
+def test_a_submodel_that_loses_little_is_trained() -> None:
+    check_losses([StartLoss(cluster=0, start=3.0, submodel=3.04), StartLoss(cluster=1, start=4.0, submodel=3.0)], 0.05)
+
+
+def test_a_report_says_in_a_line_what_the_cut_loses() -> None:
+    losses = [StartLoss(cluster=0, start=3.0, submodel=3.01), StartLoss(cluster=1, start=2.5, submodel=2.54)]
+    assert DecomposeSummary().note is None
+    assert DecomposeSummary(losses=losses).note == (
+        "before their training, sub-models lose up to 0.040 nats per token more than the MoE on their own text "
+        "(sub-model 1: 2.540, the MoE 2.500)"
+    )
+    found = DecomposeSummary(losses=losses, own_share=0.83, own_share_by_index=0.5).note
+    assert str(found).endswith("; their experts take 83% of what their text selects in the MoE, 50% by index")
 
 
 def test_a_run_of_an_earlier_version_keeps_its_submodels() -> None:

@@ -16,12 +16,16 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
 from moedisco_ray.core.records.events import EventLog
+from moedisco_ray.core.records.report import build_report
 from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
-from moedisco_ray.models import differences, open_checkpoint
+from moedisco_ray.models import differences, load_model, open_checkpoint, runnable
+from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.policies.sync_points import sync_steps
+from moedisco_ray.stages import decompose
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.merge.backbone import combine
+from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.training import TrainJob, World, train
 
 FEW_TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
@@ -110,6 +114,33 @@ def test_of_a_pretrained_moe_submodels_that_learn_nothing_become_the_start_again
     assert any(layer["experts"] != list(range(4)) for layer in use["layers"])
     assert cut is not None
     assert cut.summary["own_share"] > cut.summary["own_share_by_index"] > 0
+    prefix = Encoder(directory / "corpus" / "tokenizer").prefix
+    for k, losses in enumerate(cut.summary["losses"]):
+        stream = TokenStream([directory / "clusters" / "shards" / str(k)], 64)
+        places = np.linspace(0, len(stream) - 1, min(len(stream), 1024 // 64 // clusters)).astype(int)
+        ids_BL = torch.from_numpy(np.stack([stream.window(i)[:-1] for i in places]))
+        inputs_BL = torch.cat([torch.full_like(ids_BL[:, :1], prefix), ids_BL[:, :-1]], dim=1)
+        for name, part in (("start", mixtral), ("submodel", directory / "decomposed" / str(k))):
+            logits_BLV = runnable(load_model(part))(inputs_BL).logits
+            expected = torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), ids_BL.flatten())
+            assert losses[name] == pytest.approx(expected.item(), abs=1e-4)
+    assert len(cut.summary["losses"]) == clusters
+    assert build_report(directory, config_of(directory)).decompose.note is not None
+
+
+def test_a_cut_that_loses_too_much_ends_the_run_before_any_training(
+    tmp_path: Path, mixtral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"bytes": [1, 1], "losses": [{"cluster": 1, "start": 3.0, "submodel": 3.2}]}
+    monkeypatch.setattr(decompose, "write_measured_submodels", lambda *_, **__: found)
+    with pytest.raises(ConfigError, match=r"submodels\.start_loss: 0\.05: sub-model 1 would begin .* 0\.200 above"):
+        run(
+            tmp_path,
+            model={"family": "mixtral", "config": None, "init": {"checkpoint": str(mixtral)}},
+            clusters={"count": 2, "vectors": "mean_token"},
+            tokenizer={"replace": True},
+        )
+    assert not [path for path in tmp_path.rglob("manifest.json") if path.parent.name in ("decomposed", "submodels")]
 
 
 @pytest.mark.parametrize(

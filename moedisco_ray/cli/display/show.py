@@ -43,6 +43,8 @@ def report_view(report: RunReport) -> RenderableType:
     parts: list[RenderableType] = [] if worse is None else [Text(worse, style="bold red")]
     parts += [title, *_state(report), _stages(report)]
     parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.corpus))]
+    if (cut := report.decompose.note) is not None:
+        parts.append(Text(f"{cut[0].upper()}{cut[1:]}.", style="dim"))
     parts += [Text(line, style="dim") for line in report_speeds(report)]
     parts += [Text(note.words, style="dim") for note in report.machines]
     if (verdict := report_verdict(report)) is not None:

@@ -46,6 +46,11 @@ def of_evaluation(config: RunConfig) -> Mapping[str, Any]:
     return {"precision": precision_on(bf16=config.finetune_pool.bf16), "keep_apart": apart_choice(config)}
 
 
+def measures_cut(config: RunConfig) -> bool:
+    """Whether it is measured what the sub-models lose that a trained MoE is cut into."""
+    return config.model.starts_from_moe and config.tokens.decoupled
+
+
 def experts_by_use(config: RunConfig) -> bool:
     """Whether a sub-model gets the experts that its cluster's text selects most, instead of a group by index.
 
@@ -65,7 +70,7 @@ def use_tokens(config: RunConfig) -> int:
 
 def of_decompose(config: RunConfig) -> Mapping[str, Any]:
     """How sub-models get the experts of a trained MoE, where it differs from the default."""
-    if not (config.model.starts_from_moe and config.tokens.decoupled):
+    if not measures_cut(config):
         return {}
     if not _has_kept_experts(config):
         return {"experts": "by index"}
@@ -73,5 +78,4 @@ def of_decompose(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _has_kept_experts(config: RunConfig) -> bool:
-    from_moe = config.model.starts_from_moe
-    return from_moe and config.tokens.decoupled and config.merge.method(from_moe=from_moe) == "kept"
+    return measures_cut(config) and config.merge.method(from_moe=True) == "kept"

@@ -157,6 +157,9 @@ _SYNC_PATIENCE = 600.0
 elsewhere."""
 
 
+_ONLY_REFUSES = NoEffect("it decides whether sub-models are trained, and changes nothing in them")
+
+
 class Submodels(Section):
     """Training of the sub-models; the seed phase uses the same optimizer and the same syncs."""
 
@@ -191,6 +194,11 @@ class Submodels(Section):
     report says so. With a quorum, a sync waits at most 10 minutes after half of the sub-models have arrived. A run with
     a missing sub-model is not reproducible."""
 
+    start_loss: Annotated[float | None, _ONLY_REFUSES] = Field(0.05, ge=0, allow_inf_nan=False)
+    """How much more a sub-model of a trained MoE may lose before its training than the MoE, on the text of its own
+    cluster (nats per token). The run ends if it is more, before any training. Null allows any. The text of data owners
+    is not measured."""
+
     @model_validator(mode="after")
     def _bits_are_of_syncs(self) -> Self:
         if self.sync_bits is not None and self.sync_every is None:
@@ -222,8 +230,8 @@ class Merge(Section):
     output scale. `random` initialises them randomly, as in the paper, and adjusts none of these. Null means `kept` in a
     run that starts from an MoE, and `ridge` in others."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
-    """Number of training tokens from which the routers are computed. It is also measured on so many, but at most
-    65,536, which experts of a trained MoE the clusters select."""
+    """Number of training tokens from which the routers are computed. On this number, but at most 65,536, it is also
+    measured which experts of a trained MoE the clusters select."""
 
     def method(self, *, from_moe: bool) -> str:
         """How the merge makes the routers.

@@ -19,6 +19,7 @@ from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.config.starts import with_recorded_way
 from moedisco_ray.core.records.apart import apart_note, of_result
 from moedisco_ray.core.records.bill import QUALITY_UNKNOWN, Bill, format_dollars, format_seconds
+from moedisco_ray.core.records.cut import DecomposeSummary
 from moedisco_ray.core.records.event_totals import EventTotals
 from moedisco_ray.core.records.events import Event, EventLog
 from moedisco_ray.core.records.findings import against_start
@@ -119,6 +120,7 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         bill=bill,
         syncs=TrainingSummary.model_validate(summaries.get("submodels", {})).syncs,
         corpus=CorpusSummary.model_validate(summaries.get("corpus", {})),
+        decompose=DecomposeSummary.model_validate(summaries.get("decompose", {})),
         merge=MergeSummary.model_validate(summaries.get("merge", {})),
         clusters=ClusterReport.model_validate(_document(read("clusters/report.json"))),
         evaluation=evaluation,

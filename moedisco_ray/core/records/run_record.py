@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from moedisco_ray.core.records.bill import Bill
+from moedisco_ray.core.records.cut import DecomposeSummary
 from moedisco_ray.core.records.summaries import (
     ClusterReport,
     Contribution,
@@ -152,6 +153,8 @@ class RunReport(Record):
     """How the documents were grouped."""
     evaluation: EvaluationRecord = EvaluationRecord()
     """What was measured on the validation text, and on other text and tasks."""
+    decompose: DecomposeSummary = DecomposeSummary()
+    """Summary of the decompose stage."""
     merge: MergeSummary = MergeSummary()
     """Summary of the merge stage."""
     samples: list[Sample] = Field(default_factory=list)

@@ -26,18 +26,6 @@ class Record(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class DecomposeSummary(Record):
-    """Summary of the decompose stage; empty in a run without sub-models."""
-
-    bytes: list[int] = Field(default_factory=list)
-    """Size of each sub-model's weights (bytes), the backbone included."""
-    own_share: float | None = None
-    """Share of the selections of each cluster's text that goes to the experts of its own sub-model, mean over clusters
-    and layers; null if sub-models have their experts by index."""
-    own_share_by_index: float | None = None
-    """The same, if sub-models had their experts by index."""
-
-
 class UnitRecord(Record):
     """One training of a stage: the seed or one of its members, a sub-model, or the fine-tune."""
 

@@ -1,6 +1,7 @@
 """Cost of the decomposition: a node with a free CPU writes the sub-models, whose backbone is stored once.
 
-Of a trained MoE, a worker of the sub-models' pool first measures which experts each cluster selects.
+Those of a trained MoE are written by a worker of the sub-models' pool: it runs a sample of text through the MoE, and
+through the sub-models.
 """
 
 from __future__ import annotations
@@ -18,17 +19,11 @@ def _estimate(reading: Reading) -> StageEstimate:
     config, pool = reading.config, reading.config.pools.low_memory
     if not config.tokens.decoupled:
         return reading.on_head("decompose", 0.0)
-    if not derived.experts_by_use(config):
+    if not derived.measures_cut(config):
         return reading.on_head("decompose", reading.starting(None))
-    measuring = reading.divided(
-        "decompose",
-        pool,
-        total([reading.passes(derived.use_tokens(config), whole=True, pool=pool), reading.starting(pool)]),
-    )
-    writing = reading.starting(None)
-    if measuring.seconds is None or writing is None:
-        return measuring
-    return measuring.model_copy(update={"seconds": measuring.seconds + writing, "unbilled_seconds": writing})
+    tokens = derived.use_tokens(config)
+    passes = [reading.passes(tokens, whole=whole, pool=pool) for whole in (True, False)]
+    return reading.divided("decompose", pool, total([*passes, reading.starting(pool)]))
 
 
 def _storage(files: Files) -> StageStorage | None:
@@ -37,12 +32,14 @@ def _storage(files: Files) -> StageStorage | None:
         return None
     every = parts.units * parts.weights
     stored = min(files.whole, every) if "finetune" in files.trained else every
-    return files.starts("decompose", read=parts.weights, stored=stored)
+    if not derived.measures_cut(files.config):
+        return files.starts("decompose", read=parts.weights, stored=stored)
+    return files.starts("decompose", read=files.whole, stored=stored, pool=files.config.pools.low_memory.name)
 
 
 def _works(streams: Streams) -> Iterator[Work]:
     config, pool = streams.config, streams.config.pools.low_memory
-    if derived.experts_by_use(config):
+    if derived.measures_cut(config):
         yield Work(
             "decompose",
             pool,
