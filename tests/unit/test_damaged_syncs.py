@@ -18,7 +18,7 @@ from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.records.run_damage import damage_of
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.core.store.manifests import COMBINED, MEMBERS, SYNCED
+from moedisco_ray.core.store.manifests import CODED, COMBINED, MEMBERS, SYNCED
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
@@ -32,9 +32,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def often_synced(home: Path) -> RunConfig:
+def often_synced(home: Path, **changes: object) -> RunConfig:
     config = config_of("qwen3_moe", home)
-    return config.model_copy(update={"submodels": config.submodels.model_copy(update={"sync_every": 2})})
+    return config.model_copy(update={"submodels": config.submodels.model_copy(update={"sync_every": 2, **changes})})
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,18 @@ def test_each_damaged_file_of_a_sync_point_is_named(interrupted: Finished, harm:
         damaged = [f"{part.folder}/{name}" for part in damage_of(interrupted.directory) for name in part.damaged]
         assert damaged == [str(path)]
         shutil.copy2(interrupted.copy / path, interrupted.directory / path)
+
+
+def test_each_damaged_file_of_codes_is_named(tmp_path: Path) -> None:
+    made = interrupt(often_synced(tmp_path, sync_bits=4), tmp_path)
+    files = sync_files(made)
+    folders = {path.name if path.name == SYNCED else path.parts[4] for path in files}
+    assert folders == {*COMBINED, *CODED, MEMBERS, SYNCED}
+    for path in files:
+        flip_bit(made.directory / path)
+        damaged = [f"{part.folder}/{name}" for part in damage_of(made.directory) for name in part.damaged]
+        assert damaged == [str(path)]
+        shutil.copy2(made.copy / path, made.directory / path)
 
 
 @pytest.mark.slow
