@@ -184,7 +184,8 @@ def main() -> None:
         "members",
         {
             **environment(f"python -m benchmarks.members --work runs/members --seeds {' '.join(map(str, seeds))}"),
-            "setting": {"seeds": seeds, "parameters": "0.55 million", "joint": joint.rate, "sweep": sweep},
+            "setting": {"seeds": seeds, "parameters": "0.55 million", "joint": joint.rate},
+            "sweep": {name: each["loss"] for name, each in sweep.items()},
             "rows": rows,
         },
     )

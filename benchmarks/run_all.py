@@ -28,6 +28,7 @@ COMMANDS = (
     "streamed_timeline",
     "streamed_host",
     "streamed_cards",
+    "members --work runs/members",
     "document",
 )
 

@@ -451,7 +451,7 @@ def test_a_planned_bill_is_the_sum_of_its_stages_on_every_pool(kinds, gpu, every
     ("stages", "changes"),
     [
         ({"evaluate"}, {"evaluation__sources": [{"path": __file__}]}),
-        ({"evaluate"}, {"export__keep_apart": "always"}),
+        ({"evaluate", "export"}, {"export__keep_apart": "always"}),
         ({"seed", "finetune"}, {"evaluation__every_tokens": 1_000_000}),
         ({"merge"}, {"merge__calibration_tokens": 10_000_000}),
     ],
