@@ -176,7 +176,8 @@ def main() -> None:
     rows = []
     for each in settings:
         against = Setting(1, 0, joint.rate, batch=each.batch, tokens=each.tokens)
-        ours, theirs = ([found[f"{setting.name}-{EMBEDDED}-{seed}"] for seed in seeds] for setting in (each, against))
+        ours = [found[f"{each.name}-{EMBEDDED}-{seed}"] for seed in seeds]
+        theirs = [found[f"{against.name}-{EMBEDDED}-{seed}"] for seed in seeds]
         gaps = [mine["loss"] - other["loss"] for mine, other in zip(ours, theirs, strict=True)]
         losses = spread([one["loss"] for one in ours])
         rows.append({**each._asdict(), "loss": losses, "gap": spread(gaps), "bits_sent": ours[0]["bits"]})

@@ -24,9 +24,9 @@ def members() -> str:
         "Members that synchronise rarely",
         f"""Members train the whole MoE apart, on equal parts of each batch, and combine all weights every *every*
         steps; *joint* is one training on the same tokens. {result["setting"]["parameters"]} parameters, 16 experts,
-        top-2, Muon, held-out nats on other text than the one for tuning; seeds {result["setting"]["seeds"]}. *Bits* are sent per weight and sync, and as many received; 32 without
-        codes. Models of this size do not say whether members pay: the gap's trend over batch, steps and syncs is what
-        counts.""",
+        top-2, Muon, held-out nats on other text than the one for tuning; seeds {result["setting"]["seeds"]}. *Bits* are
+        sent per weight and sync, and as many received; 32 without codes. Models of this size do not say whether members
+        pay: the gap's trend over batch, steps and syncs is what counts.""",
         table(["training", "every", "tokens per step", "steps", "loss", "above joint", "bits"], rows),
         "The sweep, on the corpus for tuning and one seed; a name has members, steps between syncs, rate, outer step:",
         table(["training", "loss"], swept),

@@ -50,10 +50,9 @@ from moedisco_ray.models import (
     write_checkpoint,
 )
 from moedisco_ray.models.expert_order import Order
+from moedisco_ray.stages.calibration_text import Batch, in_smaller_batches
 from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.expert_use import FILE, SHARES, groups, order_in, samples, selections, window_nats
-from moedisco_ray.stages.merge.calibrate import Batch
-from moedisco_ray.stages.merge.calibration_text import in_smaller_batches
 from moedisco_ray.stages.start import Start, start_model, untrained_moe, whole_moe
 from moedisco_ray.stages.text.tokenizer import Encoder
 

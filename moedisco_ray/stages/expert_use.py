@@ -25,10 +25,9 @@ from moedisco_ray.models.expert_order import Order
 from moedisco_ray.models.freed_memory import reused_memory
 from moedisco_ray.models.streamed import streamed_model
 from moedisco_ray.packed_tokens import TokenStream
+from moedisco_ray.stages.calibration_text import Batch, spread
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.evaluate.routers import RouterMeter, RouterStatistics
-from moedisco_ray.stages.merge.calibrate import Batch
-from moedisco_ray.stages.merge.calibration_text import spread
+from moedisco_ray.stages.routers import RouterMeter, RouterStatistics
 from moedisco_ray.stages.scoring import Observe, default_dtype, document_nats
 
 FILE = "experts.json"

@@ -14,8 +14,8 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.packed_tokens import TokenStream
+from moedisco_ray.stages.calibration_text import calibration
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.merge.calibration_text import calibration
 from moedisco_ray.stages.text.tokenizer import Encoder
 
 LENGTH = 64

@@ -29,7 +29,7 @@ from moedisco_ray.stages.evaluate.measure import (
     evaluate_unseen,
     xz_bits_per_byte,
 )
-from moedisco_ray.stages.evaluate.routers import (
+from moedisco_ray.stages.routers import (
     RouterMeter,
     dead_experts,
     entropy,

@@ -13,7 +13,7 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.models import hf_config, log_probabilities, routers, skeleton, specialise
-from moedisco_ray.stages.evaluate.routers import dead_experts, expert_load
+from moedisco_ray.stages.routers import dead_experts, expert_load
 from moedisco_ray.training.cross_entropy import summed_cross_entropy
 from moedisco_ray.training.objective import (
     RouterProbe,

@@ -17,8 +17,8 @@ from moedisco_ray.core.errors import RunError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.execution.local_backend import LocalBackend
+from moedisco_ray.stages.calibration_text import in_smaller_batches
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.merge.calibration_text import in_smaller_batches
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from moedisco_ray.core.config import Architecture, RunConfig
 from moedisco_ray.core.config.load import apply_override
 from moedisco_ray.plan import GIB, InferencePlan, build_plan, too_large
 from moedisco_ray.plan.stage_memory import StreamedModel, calibration_memory, scoring_memory, vectors_memory
-from moedisco_ray.stages.merge.calibration_text import spread
+from moedisco_ray.stages.calibration_text import spread
 
 QWEN = {
     "hidden_size": 2048,

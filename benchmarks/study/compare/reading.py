@@ -24,9 +24,9 @@ from moedisco_ray.core.limits import ENSEMBLE_BLOCK
 from moedisco_ray.core.records.summaries import EvaluationRecord, Figures
 from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.packed_tokens import INDEX
+from moedisco_ray.stages.calibration_text import calibration_windows, sample_windows
 from moedisco_ray.stages.clustering.build import documents_needed
 from moedisco_ray.stages.clustering.vectors.base import read_settings
-from moedisco_ray.stages.merge.calibration_text import calibration_windows, sample_windows
 from moedisco_ray.stages.text.validation import load_documents, validation_parts
 
 Lengths = NDArray[np.int64]

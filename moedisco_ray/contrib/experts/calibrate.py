@@ -14,7 +14,8 @@ from moedisco_ray.contrib.experts.refit import add_to_down, down_changes, routed
 from moedisco_ray.models import Checkpoint, moe_blocks, routers, specialise
 from moedisco_ray.models.layer_stream import Step
 from moedisco_ray.models.streamed import loaded, streamed_model
-from moedisco_ray.stages.merge.calibrate import Batch, Layers, RouterSettings, load_matched, total_of
+from moedisco_ray.stages.calibration_text import Batch
+from moedisco_ray.stages.merge.calibrate import Layers, RouterSettings, load_matched, total_of
 from moedisco_ray.stages.merge.router_init import directions
 from moedisco_ray.stages.merge.router_load import Measured
 

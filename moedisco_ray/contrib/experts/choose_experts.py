@@ -41,9 +41,9 @@ from moedisco_ray.models import (
     write_checkpoint,
     write_config,
 )
+from moedisco_ray.stages.calibration_text import Batch
 from moedisco_ray.stages.export.front_matter import combined_front_matter, facts_of
 from moedisco_ray.stages.export.origin import Origin
-from moedisco_ray.stages.merge.calibrate import Batch
 from moedisco_ray.stages.scoring import default_dtype
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.pretrained import open_encoder

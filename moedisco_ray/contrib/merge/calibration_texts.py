@@ -13,10 +13,9 @@ import numpy as np
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.packed_tokens import TokenStream, write_packed
+from moedisco_ray.stages.calibration_text import Batch, spread
 from moedisco_ray.stages.corpus.unseen import read_unseen
 from moedisco_ray.stages.evaluate.measure import evaluate_start
-from moedisco_ray.stages.merge.calibrate import Batch
-from moedisco_ray.stages.merge.calibration_text import spread
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.tokenizer import Encoder

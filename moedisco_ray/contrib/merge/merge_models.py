@@ -43,11 +43,12 @@ from moedisco_ray.models import (
     write_config,
 )
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained
+from moedisco_ray.stages.calibration_text import Batch
 from moedisco_ray.stages.export.front_matter import combined_front_matter, facts_of
 from moedisco_ray.stages.export.origin import Origin, for_all_readers, tokens_of
 from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import write_merged
-from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings
+from moedisco_ray.stages.merge.calibrate import RouterSettings
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.pretrained import open_encoder
 from moedisco_ray.stages.text.tokenizer import check_vocabulary

@@ -22,7 +22,7 @@ from moedisco_ray.core.records.events import Advance, no_advance
 from moedisco_ray.models import open_checkpoint, reused_memory, specialise
 from moedisco_ray.models.streamed import open_streamed, streamed_model
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
-from moedisco_ray.stages.evaluate.routers import (
+from moedisco_ray.stages.routers import (
     RouterMeter,
     RouterStatistics,
     dead_experts,

@@ -29,8 +29,9 @@ from moedisco_ray.models import (
     write_checkpoint,
 )
 from moedisco_ray.models.expert_order import Order, inverted, reordered_by_layer, source_name
+from moedisco_ray.stages.calibration_text import Batch
 from moedisco_ray.stages.merge.backbone import Change, weighted_mean
-from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, by_layer, calibrated
+from moedisco_ray.stages.merge.calibrate import RouterSettings, by_layer, calibrated
 from moedisco_ray.stages.merge.tensors import TensorReport, merge
 from moedisco_ray.stages.scoring import default_dtype
 

@@ -43,6 +43,7 @@ from moedisco_ray.models import (
 )
 from moedisco_ray.models.layer_stream import Step, layer_step
 from moedisco_ray.models.streamed import EMBEDDING, device_of_model, loaded, streamed_model
+from moedisco_ray.stages.calibration_text import Batch
 from moedisco_ray.stages.merge.group_strength import group_strength
 from moedisco_ray.stages.merge.router_init import (
     Statistics,
@@ -54,9 +55,6 @@ from moedisco_ray.stages.merge.router_init import (
     two_layers,
 )
 from moedisco_ray.stages.merge.router_load import Measured
-
-Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
-"""Tokens [B, L] and the cluster of each document [B]."""
 
 _LEAST_CONSTANT = 1e-3
 

@@ -26,8 +26,7 @@ from moedisco_ray.models import moe_blocks, specialise
 from moedisco_ray.models.layer_stream import final_states, grouped
 from moedisco_ray.models.streamed import open_streamed
 from moedisco_ray.packed_tokens import TokenStream
-from moedisco_ray.stages.merge.calibrate import Batch
-from moedisco_ray.stages.merge.calibration_text import spread
+from moedisco_ray.stages.calibration_text import Batch, spread
 from moedisco_ray.stages.scoring import default_dtype
 
 Array = NDArray[np.float32]

@@ -18,12 +18,12 @@ from moedisco_ray.core.store.run_work import Files
 from moedisco_ray.models import BACKBONE, ModelMap, canonical_shapes, expert_count, write_checkpoint
 from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
+from moedisco_ray.stages.calibration_text import Batch, calibration, in_smaller_batches, sample
 from moedisco_ray.stages.context import COMMON, Context, device_of
 from moedisco_ray.stages.expert_use import FILE, read_order
 from moedisco_ray.stages.merge.backbone import backbone_rule, merge_weights
 from moedisco_ray.stages.merge.build import build_merged
-from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrated
-from moedisco_ray.stages.merge.calibration_text import calibration, in_smaller_batches, sample
+from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrated
 from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
 from moedisco_ray.stages.merge.router_shift import router_shift, shifts_of_clusters
 from moedisco_ray.stages.scoring import default_dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from moedisco_ray.core.config import Merge
 from moedisco_ray.core.limits import BATCH_TOKENS, CALIBRATION_WINDOWS, SMALLER
 from moedisco_ray.packed_tokens import TokenStream
 from moedisco_ray.stages.context import Context, cluster_tokens
-from moedisco_ray.stages.merge.calibrate import Batch
+
+Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
+"""Tokens [B, L] and the cluster of each document [B]."""
 
 
 def calibration(context: Context) -> list[Batch]:
