@@ -385,7 +385,7 @@ def test_run_shows_its_lines_then_the_table(demo, pipeline):
     ((config, redo),) = pipeline.calls
     assert (config.seed, redo) == (7, True)
     assert "submodels: started" in result.stdout
-    assert "joint training (estimate)" in result.stdout
+    assert "joint training on 1 x A100 (estimate)" in result.stdout
     assert "/runs/demo/model\n" in result.stdout
     assert "moedisco chat " in result.stdout
 

@@ -215,7 +215,7 @@ def test_a_setting_that_diverges_is_passed_over_and_not_tried_again(
     base = base_config(tmp_path)
     tried: list[float] = []
 
-    def run(config: RunConfig, views: Any, *, backend: Any) -> Path:
+    def run(config: RunConfig, views: Any, *, backend: Any, ways: Any) -> Path:
         tried.append(config.finetune.optimizer.lr)
         if config.finetune.optimizer.lr > 2e-3:
             raise NotFiniteError("finetune: the loss of step 3 is nan", 3)
