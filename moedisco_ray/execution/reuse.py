@@ -36,7 +36,7 @@ class Donor:
 
 
 def donors(locations: Sequence[Location], config: RunConfig) -> tuple[Donor, ...]:
-    """The runs at some locations; the run itself is none of them.
+    """The runs at some locations. A run that is among its own donors gives itself nothing.
 
     Raises:
         ConfigError: A location holds no run, or text of the run stays with data owners.
@@ -52,8 +52,7 @@ def donors(locations: Sequence[Location], config: RunConfig) -> tuple[Donor, ...
         content = store.read(CONFIG)
         if content is None:
             raise ConfigError("--reuse", str(location), "holds no run; name the directory or URI of a run")
-        if store.location != config.location:
-            found.append(Donor(str(stored_config(json.loads(content)).name), store))
+        found.append(Donor(stored_config(json.loads(content)).name, store))
     return tuple(found)
 
 

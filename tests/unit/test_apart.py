@@ -10,6 +10,7 @@ import pytest
 
 from moedisco_ray.core.limits import LOST_BY_MERGING
 from moedisco_ray.core.records.apart import apart_note, of_result
+from moedisco_ray.core.records.findings import evaluation_rows
 from moedisco_ray.core.records.summaries import ApartRecord, ClusterFigures, EvaluationRecord
 from moedisco_ray.stages.evaluate.apart import keep_apart
 
@@ -101,4 +102,6 @@ def test_the_figures_of_the_result_are_those_of_what_was_chosen() -> None:
         result = of_result(EvaluationRecord.model_validate(record))
         assert (result.loss, result.start and result.start.loss, result.xz_bits_per_byte) == (loss, 3.2, 2.0)
         assert (len(result.routers), result.is_empty) == (not kept, False)
+        rows = [name for name, _ in evaluation_rows(EvaluationRecord.model_validate(record))]
+        assert rows == ["all, merged" if kept else "all", "all, with the start model", "sub-models as an ensemble"]
     assert math.isclose(old.ensemble.clusters[0].loss if old.ensemble else 0.0, 3.0)

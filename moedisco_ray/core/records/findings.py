@@ -53,12 +53,13 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
     The figures of the model that the run started from follow those of the result.
     """
     unseen, start = evaluation.unseen or UnseenFigures(), evaluation.start or StartFigures()
-    rows = _with_start("all", evaluation, evaluation.start) if evaluation.documents else []
+    merged = _merged(evaluation)
+    rows = _with_start("all", evaluation, evaluation.start, merged) if evaluation.documents else []
     if evaluation.ensemble is not None:
         rows.append((_APART, evaluation.ensemble))
     before: dict[str, Figures] = {entry.source: entry for entry in start.sources}
     for entry in evaluation.sources:
-        rows += _with_start(entry.source, entry, before.get(entry.source))
+        rows += _with_start(entry.source, entry, before.get(entry.source), merged)
     for owner, held_out in evaluation.owners.items():
         rows.append((f"{owner}'s text", held_out))
         rows += [
@@ -67,11 +68,16 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
             if name in OF_CLUSTERS
         ]
     if len(unseen.sources) > 1:
-        rows += _with_start(f"all{_UNSEEN}", unseen, unseen.start)
+        rows += _with_start(f"all{_UNSEEN}", unseen, unseen.start, merged)
     before = {} if unseen.start is None else {entry.source: entry for entry in unseen.start.sources}
     for entry in unseen.sources:
-        rows += _with_start(f"{entry.source}{_UNSEEN}", entry, before.get(entry.source))
+        rows += _with_start(f"{entry.source}{_UNSEEN}", entry, before.get(entry.source), merged)
     return rows
+
+
+def _merged(evaluation: EvaluationRecord) -> str:
+    """End of the names of figures of the merged model, in a run whose sub-models stay apart."""
+    return ", merged" if evaluation.apart is not None and evaluation.apart.kept_apart else ""
 
 
 def cluster_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
@@ -82,15 +88,15 @@ def cluster_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
     rows: list[tuple[str, Figures]] = []
     for entry in evaluation.clusters:
         name = f"cluster {entry.cluster}"
-        first, *rest = _with_start(name, entry, before.get(entry.cluster))
+        first, *rest = _with_start(name, entry, before.get(entry.cluster), _merged(evaluation))
         if entry.cluster in apart:
             rest = [(f"{name}, {_APART}", apart[entry.cluster]), *rest]
         rows += [first, *rest]
     return rows
 
 
-def _with_start(name: str, figures: Figures, start: Figures | None) -> list[tuple[str, Figures]]:
-    return [(name, figures), *([] if start is None else [(f"{name}, {WITH_START}", start)])]
+def _with_start(name: str, figures: Figures, start: Figures | None, end: str = "") -> list[tuple[str, Figures]]:
+    return [(f"{name}{end}", figures), *([] if start is None else [(f"{name}, {WITH_START}", start)])]
 
 
 def task_table(evaluation: EvaluationRecord) -> list[tuple[str, ...]]:

@@ -70,17 +70,18 @@ function Validation({ evaluation, apart }) {
   const { unseen, start, ensemble } = evaluation;
   const result = evaluation.apart?.kept_apart && ensemble ? ensemble : evaluation;
   const before = new Map((start?.sources ?? []).map((entry) => [entry.source, entry]));
+  const merged = result === evaluation ? "" : ", merged";
   const rows = [
-    ["all", evaluation], ...(start ? [["all, with the start model", start]] : []),
+    [`all${merged}`, evaluation], ...(start ? [["all, with the start model", start]] : []),
     ...(ensemble ? [["sub-models as an ensemble", ensemble]] : []),
     ...(evaluation.sources ?? []).flatMap((entry) => [
-      [entry.source, entry],
+      [`${entry.source}${merged}`, entry],
       ...(before.has(entry.source) ? [[`${entry.source}, with the start model`, before.get(entry.source)]] : [])]),
     ...Object.entries(evaluation.owners ?? {}).flatMap(([owner, entry]) => [
       [`${owner}'s text`, entry],
       ...(entry.stages?.submodels ? [[`${owner}'s text, with the owner's sub-model`, entry.stages.submodels]] : [])]),
-    ...(unseen?.sources.length > 1 ? [["all, never trained on", unseen]] : []),
-    ...(unseen?.sources ?? []).map((entry) => [`${entry.source}, never trained on`, entry]),
+    ...(unseen?.sources.length > 1 ? [[`all, never trained on${merged}`, unseen]] : []),
+    ...(unseen?.sources ?? []).map((entry) => [`${entry.source}, never trained on${merged}`, entry]),
   ];
   return html`
     <${Sheet} title="Validation" note=${`perplexity ${decimal(result.perplexity, 2)}`} span="half">
