@@ -86,7 +86,7 @@ SUMMARIES = {
     "submodels": (60.0, {"units": [unit("submodel-0", 3000, 3.0, 50.0), unit("submodel-1", 1000, 5.0, 30.0)]}),
     "merged": (3.0, {"layers": []}),
     "finetuned": (30.0, {"units": [unit("finetune", 500, 2.5, 50.0, "high_memory")]}),
-    "evaluation": (4.0, {"extra_seconds": 3.0}),
+    "evaluation": (4.0, {}),
     "model": (1.0, {"samples": [{"prompt": "The", "text": " cat"}]}),
 }
 

@@ -355,8 +355,6 @@ class EvaluateSummary(Record):
     bits_per_byte: float | None
     documents: int
     tokens: int
-    extra_seconds: float
-    """Seconds that the stage spent on models other than the finished one, such as the seed and the sub-models."""
     left: list[Departure] = Field(default_factory=list)
     """What left the data owners' storages."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import lzma
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,13 +138,9 @@ def evaluate_stages(
         advance: Receives the number of tokens measured.
 
     Returns:
-        The result of `evaluate` for the finished model, and
-
-        * `stages`: the figures of `Score.to_dict` for each stage. For `submodels` they are totals over the sub-models,
-          and `units` has the figures of each;
-        * `extra_seconds`: time spent on models other than the finished one.
+        The result of `evaluate` for the finished model, and `stages`: the figures of `Score.to_dict` for each stage.
+        For `submodels` they are totals over the sub-models, and `units` has the figures of each.
     """
-    started = time.monotonic()
     settings: dict[str, Any] = {
         "prefix": prefix,
         "sequence_length": sequence_length,
@@ -164,10 +159,9 @@ def evaluate_stages(
     if labels_N is not None and submodels:
         units = [score(directory, documents.where(labels_N == k)) for k, directory in enumerate(submodels)]
         stages["submodels"] = {**sum(units, Score()).to_dict(), "units": [unit.to_dict() for unit in units]}
-    extra = time.monotonic() - started
     final = evaluate(finished, documents, labels_N, device=device, dtype=dtype, resident=resident, **settings)
     stages[last] = {key: final[key] for key in Score().to_dict()}
-    return {**final, "stages": stages, "extra_seconds": extra}
+    return {**final, "stages": stages}
 
 
 def evaluate_start(

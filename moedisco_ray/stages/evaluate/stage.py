@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,7 +92,6 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
         readers=readers,
         smaller={"batch_tokens": BATCH_TOKENS // SMALLER, "resident": False},
     )
-    extra_seconds = round(found.pop("extra_seconds"), 3)
     owners = _on_owned_text(context, models)
     measured = EvaluationRecord.model_validate({**found, "owners": owners} if owners else found)
     write_json(draft.path / "evaluation.json", measured.to_json())
@@ -103,7 +101,6 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
         bits_per_byte=result.bits_per_byte,
         documents=measured.documents,
         tokens=measured.tokens,
-        extra_seconds=extra_seconds,
         left=[
             Departure(owner=name, what="losses on held-out text", bytes=len(json.dumps(each)))
             for name, each in owners.items()
@@ -195,18 +192,16 @@ def evaluate(
         events: Takes `stage_progress` events.
 
     Returns:
-        The fields of `EvaluationRecord`, and `extra_seconds`: the seconds spent on models other than the finished one.
+        The fields of `EvaluationRecord`.
     """
     documents, sequence_length = load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
     encoder = Encoder(corpus / "tokenizer")
-    began = time.monotonic()
     # The cluster model may hold a large one, so that it is opened anew when it is needed again.
     labels_N = (
         None
         if cluster_model is None
         else readers.clusters(cluster_model, device).assign(list(documents.texts), list(documents.tokens))
     )
-    labelling = time.monotonic() - began
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
     ensemble = apart != "never" and cluster_model is not None
     passes = len(shown[0]) + (len(submodels) > 0 and settings.stages) + len(submodels) * ensemble + (start is not None)
@@ -222,9 +217,7 @@ def evaluate(
         resident=resident,
         advance=progress.add,
     )
-    result["extra_seconds"] += labelling
     result["xz_bits_per_byte"] = xz_bits_per_byte(documents)
-    began = time.monotonic()
     if start is not None:
         result["start"] = evaluate_start(
             start,
@@ -261,7 +254,6 @@ def evaluate(
             count=len(submodels),
             asked=apart == "always",
         ).to_json()
-    result["extra_seconds"] += time.monotonic() - began
     if not settings.sources and not settings.lm_eval:
         return result
     judged = judge(
@@ -273,7 +265,6 @@ def evaluate(
         trained_on=sorted((corpus / "train").glob("*.parquet")),
         start=None if start is None else open_start(start, device),
     )
-    result["extra_seconds"] += judged.pop("extra_seconds", 0.0)
     return result | judged
 
 
@@ -304,8 +295,7 @@ def judge(
     Returns:
         `unseen`, if the settings name sources: the figures of `evaluate_unseen`; `trained_on`, the number of documents
         left out because the corpus has them; `skipped`, the files that were not read; and `start`, the figures of the
-        start model, if there is one. `extra_seconds`: the seconds spent on the start model. `lm_eval`, if the settings
-        name task files: the figures of `evaluate_tasks`.
+        start model, if there is one. `lm_eval`, if the settings name task files: the figures of `evaluate_tasks`.
 
     Raises:
         ConfigError: A task file holds no tasks.
@@ -322,9 +312,7 @@ def judge(
         skipped = [dataclasses.asdict(each) for each in found.skipped]
         result["unseen"] = {**unseen, "trained_on": found.trained_on, "skipped": skipped}
         if start is not None:
-            began = time.monotonic()
             result["unseen"]["start"] = evaluate_unseen(start, documents, prefix=encoder.prefix, sequence_length=length)
-            result["extra_seconds"] = time.monotonic() - began
     if settings.lm_eval:
         from moedisco_ray.stages.evaluate.harness import evaluate_tasks  # noqa: PLC0415 - optional, slow to import
 
