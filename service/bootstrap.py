@@ -17,8 +17,8 @@ from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.secret_file import kept_secret
 from service.database import audit, tokens
+from service.database.access_tables import Token
 from service.database.session import Database
-from service.database.tables import Token
 from service.process import make_private
 from service.schemas import Scope
 from service.schemas.access import NewToken, TokenRequest

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.api.context import InContext, ServiceContext
 from service.api.sessions import COOKIE, session_of
-from service.database import runs, sessions, tables, tokens
+from service.database import access_tables, runs, sessions, tables, tokens
 from service.errors import Forbidden, NotFound, Unauthorised
 from service.schemas import Scope
 from service.settings import Settings
@@ -127,7 +127,7 @@ def check_known(request: Request, context: ServiceContext) -> None:
         raise Unauthorised("a body of this size is read only with a valid token or session")
 
 
-def valid_token(plain: str, context: ServiceContext) -> tables.Token | None:
+def valid_token(plain: str, context: ServiceContext) -> access_tables.Token | None:
     """Row of a token, or None if it is not valid; records the use of the token at most once a minute."""
     if len(plain) > _LONGEST_TOKEN:
         return None
@@ -167,7 +167,7 @@ def require_token(caller: Caller) -> None:
         raise Forbidden("a browser session may not do this; send the token in the header `Authorization: Bearer TOKEN`")
 
 
-def _caller(token: tables.Token, session_id: str | None, address: str | None) -> Caller:
+def _caller(token: access_tables.Token, session_id: str | None, address: str | None) -> Caller:
     return Caller(token.owner, implied(token.scopes), token.id, address, session_id)
 
 
@@ -183,7 +183,9 @@ def _caller_of_session(plain: str, context: ServiceContext, address: str | None)
     return _caller(found[1], found[0].id, address)
 
 
-def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: ServiceContext, now: float) -> None:
+def _note_use(
+    found: tuple[access_tables.BrowserSession, access_tables.Token], context: ServiceContext, now: float
+) -> None:
     if now - found[0].used >= tokens.RARELY:
         with context.database.write() as session:
             sessions.touch(session, found[0], now)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
@@ -19,9 +18,9 @@ from moedisco_ray.core.records.run_record import RunReport
 from service import schemas
 from service.client import downloading, streams
 from service.client.address import find_address
+from service.client.administration import Administration
 from service.client.downloading import Progress, no_progress
-from service.client.http import DEFAULT, IDEMPOTENCY_KEY, NULL, Connection, Request, RetryPolicy, json_body
-from service.domain.policies import Policies, Policy
+from service.client.http import DEFAULT, IDEMPOTENCY_KEY, NULL, Connection, Request, RetryPolicy, json_body, segment
 from service.domain.states import TERMINAL, RunState
 
 T = TypeVar("T")
@@ -33,7 +32,7 @@ Configuration = RunConfig | Mapping[str, Any]
 """Configuration of a run: a validated `RunConfig`, or a mapping that the service validates."""
 
 
-class AsyncClient:
+class AsyncClient(Administration):
     """The service's API as coroutines. Each raises `ServiceProblem` or `ServiceAway` when it fails.
 
     GET requests, estimates and requests with an idempotency key are repeated while the service restarts or is
@@ -278,71 +277,10 @@ class AsyncClient:
         """The pools and their nodes."""
         return await self._get(schemas.PoolList, "/v1/pools")
 
-    async def quota(self, owner: str | None = None) -> schemas.Quota:
-        """Limits and current usage of the caller; administrators may name another owner."""
-        return await self._get(schemas.Quota, "/v1/quota", owner=owner)
-
-    async def policies(self) -> Policies:
-        """The policies of all owners."""
-        return await self._get(Policies, "/v1/policies")
-
-    async def set_policies(self, policies: Policies) -> None:
-        """Replace all policies."""
-        await self._connection.read(Request("PUT", "/v1/policies", body=_as_set(policies)))
-
-    async def set_policy(self, owner: str, policy: Policy) -> None:
-        """Replace the policy of one owner; fields that are not set take the default policy's value."""
-        await self._connection.read(Request("PUT", f"/v1/policies/owners/{_segment(owner)}", body=_as_set(policy)))
-
-    async def delete_policy(self, owner: str) -> None:
-        """Delete the policy of one owner; the default policy then applies."""
-        await self._delete("policies/owners", owner)
-
-    async def tokens(self) -> list[schemas.TokenInfo]:
-        """All tokens, without their secrets."""
-        return (await self._get(schemas.TokenPage, "/v1/tokens")).items
-
-    async def create_token(
-        self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90
-    ) -> schemas.NewToken:
-        """Create a token; only this response contains its secret.
-
-        With `expires_in_days=None` the token does not expire.
-        """
-        wanted = {"name": name, "owner": owner, "scopes": list(scopes), "expires_in_days": expires_in_days}
-        return await self._post(schemas.NewToken, "/v1/tokens", json.dumps(wanted).encode())
-
-    async def revoke_token(self, token_id: str) -> None:
-        """Make a token invalid."""
-        await self._delete("tokens", token_id)
-
-    async def create_sign_in_code(self) -> schemas.NewSignInCode:
-        """Create a code that signs one browser in with this client's token, within ten minutes."""
-        return await self._post(schemas.NewSignInCode, "/v1/sign-in-codes")
-
-    async def identity(self) -> schemas.Identity:
-        """The caller's owner and rights, and the service's version."""
-        return await self._get(schemas.Identity, "/v1/identity")
-
-    async def _get(self, result: type[T], path: str, **params: object) -> T:
-        return await self._connection.ask(result, Request("GET", path, params))
-
-    async def _post(
-        self, result: type[T], path: str, body: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> T:
-        return await self._connection.ask(result, Request("POST", path, headers=headers, body=body))
-
-    async def _delete(self, kind: str, identifier: str) -> None:
-        await self._connection.read(Request("DELETE", f"/v1/{kind}/{_segment(identifier)}"))
-
 
 def _run_path(run_id: str, *parts: str) -> str:
     """URL path of a run, followed by the given parts."""
-    return "/".join(("/v1/runs", _segment(run_id), *(_segment(part) for part in parts)))
-
-
-def _segment(text: str) -> str:
-    return quote(text, safe="")
+    return "/".join(("/v1/runs", segment(run_id), *(segment(part) for part in parts)))
 
 
 def _key(key: str | None) -> dict[str, str]:
@@ -359,8 +297,3 @@ def _budget(dollars: float | Literal["none"] | None) -> object:
 
 def _plain(config: Configuration) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude_unset=True) if isinstance(config, RunConfig) else dict(config)
-
-
-def _as_set(policy: Policies | Policy) -> bytes:
-    # Unset fields take the default's value; null means no limit and must be sent.
-    return policy.model_dump_json(exclude_unset=True).encode()

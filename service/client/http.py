@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
+from urllib.parse import quote
 
 import httpx
 import stamina
@@ -232,6 +233,11 @@ class Connection:
             # restarted.
             "wait_jitter": 4 * retry.first_wait,
         }
+
+
+def segment(text: str) -> str:
+    """Text as one segment of a URL's path."""
+    return quote(text, safe="")
 
 
 def json_body(**fields: object) -> bytes:

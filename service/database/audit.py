@@ -8,8 +8,8 @@ from sqlalchemy import Text, cast, select
 from sqlalchemy.orm import Session
 
 from service.database import values
+from service.database.access_tables import Audit
 from service.database.ids import new_id
-from service.database.tables import Audit
 
 
 def note(

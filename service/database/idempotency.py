@@ -6,8 +6,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from service.database import values
+from service.database.access_tables import IdempotencyKey
 from service.database.session import lock_until_commit
-from service.database.tables import IdempotencyKey
 
 KEPT = 24 * 3600.0
 """Time for which a key is remembered, in seconds."""

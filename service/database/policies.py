@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from service.database.access_tables import OwnerPolicy
 from service.database.documents import Unreadable
-from service.database.tables import OwnerPolicy, RunRow
+from service.database.tables import RunRow
 from service.domain.policies import UNREADABLE, Policies, Policy
 
 _DEFAULT = "*"

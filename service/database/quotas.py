@@ -10,8 +10,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from service.database import policies, runs
+from service.database.access_tables import Spending
 from service.database.session import lock_until_commit
-from service.database.tables import RunRow, Spending
+from service.database.tables import RunRow
 from service.domain.policies import Policies
 from service.domain.quotas import Use, month_of
 from service.domain.states import ACTIVE, RunState

@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import tokens
+from service.database.access_tables import BrowserSession, SignInCode, Token
 from service.database.ids import new_id
-from service.database.tables import BrowserSession, SignInCode, Token
 
 CODE_SECONDS = 600.0
 """Lifetime of a sign-in code, in seconds: long enough to copy a link, too short to use a code that was found in a

@@ -1,4 +1,4 @@
-"""Tables of the database. Times are seconds since the epoch (UTC); ids are ULIDs, which sort by time of creation."""
+"""Tables of runs with their events, units and points."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, false
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import ForeignKey, Index, String, false
+from sqlalchemy.orm import Mapped, mapped_column
 
 from moedisco_ray.core.config import Pools, RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
@@ -15,32 +15,9 @@ from moedisco_ray.core.config.renamed import gone_values, stored_config
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.store.locations import Location
 from service.database.documents import DAMAGED, Planned, Progress, Stored, Unreadable
+from service.database.table import ULID, Table
 from service.domain.run_paths import home_of, location_of, own_storage
 from service.errors import UnusableRun
-
-ULID = String(26)
-Position = BigInteger().with_variant(Integer, "sqlite")
-
-
-class Table(DeclarativeBase):
-    """Base of all tables."""
-
-    metadata = MetaData(
-        naming_convention={
-            # Migrations need names for constraints.
-            "ix": "%(table_name)s_by_%(column_0_name)s",
-            "uq": "%(table_name)s_%(column_0_name)s_unique",
-            "fk": "%(table_name)s_%(column_0_name)s_known",
-            "pk": "%(table_name)s_key",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own form
-        str: Text,
-        float: Float,
-        int: Position,
-        dict[str, Any]: Stored(dict[str, Any]),
-        list[str]: Stored(list[str]),
-    }
 
 
 class RunRow(Table):
@@ -287,100 +264,3 @@ class Point(Table):
     mfu: Mapped[float | None]
 
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - as above
-
-
-class Token(Table):
-    """A bearer token, stored as its hash."""
-
-    __tablename__ = "tokens"
-
-    id: Mapped[str] = mapped_column(ULID, primary_key=True)
-    hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
-    """SHA-256 of the token; no slow hash is needed for 256 random bits."""
-    name: Mapped[str]
-    owner: Mapped[str]
-    scopes: Mapped[list[str]]
-    created: Mapped[float]
-    expires: Mapped[float | None]
-    revoked: Mapped[float | None]
-    used: Mapped[float | None]
-
-
-class BrowserSession(Table):
-    """A browser session, stored as the hash of its secret."""
-
-    __tablename__ = "sessions"
-
-    id: Mapped[str] = mapped_column(ULID, primary_key=True)
-    hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
-    """SHA-256 of a random 256-bit secret."""
-    token_id: Mapped[str] = mapped_column(ULID, ForeignKey("tokens.id", ondelete="CASCADE"))
-    """Token whose permissions the session has; the session ends when the token does."""
-    created: Mapped[float]
-    used: Mapped[float]
-    """Time of the last use, to the minute; a session that is unused for too long ends."""
-    ends: Mapped[float]
-    """Latest time at which the session ends, even if it is in use."""
-
-    __table_args__ = (Index("sessions_by_token", "token_id", "id"),)
-
-
-class SignInCode(Table):
-    """A code that starts one session, stored as its hash; a used code is deleted."""
-
-    __tablename__ = "sign_in_codes"
-
-    hash: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
-    token_id: Mapped[str] = mapped_column(ULID, ForeignKey("tokens.id", ondelete="CASCADE"))
-    ends: Mapped[float]
-
-
-class IdempotencyKey(Table):
-    """A used idempotency key, with the run that a repeated request gets."""
-
-    __tablename__ = "idempotency_keys"
-
-    owner: Mapped[str] = mapped_column(String(128), primary_key=True)
-    key: Mapped[str] = mapped_column(String(128), primary_key=True)
-    body_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
-    run_id: Mapped[str] = mapped_column(ULID)
-    created: Mapped[float]
-
-
-class OwnerPolicy(Table):
-    """The policy of one owner, or the default policy."""
-
-    __tablename__ = "policies"
-
-    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Owner that the policy applies to; `*` for the default policy."""
-    limits: Mapped[dict[str, Any]]
-    """Fields of `Policy` that were set."""
-    updated: Mapped[float]
-
-
-class Spending(Table):
-    """Dollars metered for an owner in a calendar month (UTC), including deleted runs."""
-
-    __tablename__ = "spending"
-
-    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
-    month: Mapped[str] = mapped_column(String(7), primary_key=True)
-    """Month, such as `2026-11`."""
-    dollars: Mapped[float]
-
-
-class Audit(Table):
-    """An entry of the audit log."""
-
-    __tablename__ = "audit"
-
-    id: Mapped[str] = mapped_column(ULID, primary_key=True)
-    time: Mapped[float]
-    owner: Mapped[str]
-    token_id: Mapped[str | None] = mapped_column(ULID)
-    action: Mapped[str]
-    """Action, such as `run.submit`, `run.cancel` or `token.create`."""
-    target: Mapped[str]
-    detail: Mapped[dict[str, Any]]
-    address: Mapped[str | None]

@@ -11,8 +11,8 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import values
+from service.database.access_tables import Token
 from service.database.ids import new_id
-from service.database.tables import Token
 
 PREFIX = "mdk_"
 RARELY = 60.0

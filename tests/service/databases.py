@@ -17,7 +17,8 @@ from moedisco_ray.core.config import RunConfig
 from service.database import runs, stream
 from service.database.ids import new_id
 from service.database.session import Database
-from service.database.tables import EventRow, RunRow, Table
+from service.database.table import Table
+from service.database.tables import EventRow, RunRow
 
 SERVER = os.environ.get("MOEDISCO_TEST_POSTGRES")
 T0 = 1_800_000_000.0

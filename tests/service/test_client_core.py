@@ -33,7 +33,7 @@ def test_both_clients_have_the_same_methods():
     def public(client):
         return {
             name: (inspect.signature(method), method.__doc__)
-            for name, method in vars(client).items()
+            for name, method in inspect.getmembers(client, inspect.isfunction)
             if not name.startswith("_")
         }
 

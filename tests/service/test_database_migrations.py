@@ -12,7 +12,7 @@ from sqlalchemy import inspect, text
 
 from service.database import policies, quotas
 from service.database.session import MIGRATIONS, Database
-from service.database.tables import Table
+from service.database.table import Table
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_code(database):

@@ -22,8 +22,8 @@ from moedisco_ray.core.errors import ConfigError
 from service.bootstrap import create_token, first_token
 from service.client import Client, ServiceProblem
 from service.database import tokens
+from service.database.access_tables import Token
 from service.database.session import Database
-from service.database.tables import Token
 from service.schemas.access import Identity
 
 SECRET = "0123456789abcdef" * 4

@@ -22,7 +22,7 @@ from service.api.security import (
 )
 from service.api.sessions import clear_session, session_of, set_session
 from service.api.submission import note
-from service.database import audit, sessions, tables, tokens
+from service.database import access_tables, audit, sessions, tokens
 from service.errors import NotFound, Unauthorised
 from service.schemas import (
     Identity,
@@ -180,7 +180,7 @@ def revoke_token(token_id: ThingId, caller: Admin, context: InContext) -> None:
         note(session, caller, "token.revoke", token_id, now=now, detail={"name": row.name, "owner": row.owner})
 
 
-def _proven(body: SessionRequest, context: ServiceContext) -> tables.Token | None:
+def _proven(body: SessionRequest, context: ServiceContext) -> access_tables.Token | None:
     if body.token is not None:
         return valid_token(body.token, context)
     with context.database.write() as session:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from service.database.tables import Table
+from service.database import access_tables, tables  # noqa: F401 - define the tables
+from service.database.table import Table
 
 connection = context.config.attributes["connection"]
 context.configure(

@@ -1,0 +1,82 @@
+"""Requests about access and policies, which clients inherit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeVar
+
+from service import schemas
+from service.client.http import Connection, Request, segment
+from service.domain.policies import Policies, Policy
+
+T = TypeVar("T")
+
+
+class Administration:
+    """Requests about tokens, policies, quotas and the caller."""
+
+    _connection: Connection
+
+    async def quota(self, owner: str | None = None) -> schemas.Quota:
+        """Limits and current usage of the caller; administrators may name another owner."""
+        return await self._get(schemas.Quota, "/v1/quota", owner=owner)
+
+    async def policies(self) -> Policies:
+        """The policies of all owners."""
+        return await self._get(Policies, "/v1/policies")
+
+    async def set_policies(self, policies: Policies) -> None:
+        """Replace all policies."""
+        await self._connection.read(Request("PUT", "/v1/policies", body=_as_set(policies)))
+
+    async def set_policy(self, owner: str, policy: Policy) -> None:
+        """Replace the policy of one owner; fields that are not set take the default policy's value."""
+        await self._connection.read(Request("PUT", f"/v1/policies/owners/{segment(owner)}", body=_as_set(policy)))
+
+    async def delete_policy(self, owner: str) -> None:
+        """Delete the policy of one owner; the default policy then applies."""
+        await self._delete("policies/owners", owner)
+
+    async def tokens(self) -> list[schemas.TokenInfo]:
+        """All tokens, without their secrets."""
+        return (await self._get(schemas.TokenPage, "/v1/tokens")).items
+
+    async def create_token(
+        self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90
+    ) -> schemas.NewToken:
+        """Create a token; only this response contains its secret.
+
+        With `expires_in_days=None` the token does not expire.
+        """
+        wanted = {"name": name, "owner": owner, "scopes": list(scopes), "expires_in_days": expires_in_days}
+        return await self._post(schemas.NewToken, "/v1/tokens", json.dumps(wanted).encode())
+
+    async def revoke_token(self, token_id: str) -> None:
+        """Make a token invalid."""
+        await self._delete("tokens", token_id)
+
+    async def create_sign_in_code(self) -> schemas.NewSignInCode:
+        """Create a code that signs one browser in with this client's token, within ten minutes."""
+        return await self._post(schemas.NewSignInCode, "/v1/sign-in-codes")
+
+    async def identity(self) -> schemas.Identity:
+        """The caller's owner and rights, and the service's version."""
+        return await self._get(schemas.Identity, "/v1/identity")
+
+    async def _get(self, result: type[T], path: str, **params: object) -> T:
+        return await self._connection.ask(result, Request("GET", path, params))
+
+    async def _post(
+        self, result: type[T], path: str, body: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> T:
+        return await self._connection.ask(result, Request("POST", path, headers=headers, body=body))
+
+    async def _delete(self, kind: str, identifier: str) -> None:
+        await self._connection.read(Request("DELETE", f"/v1/{kind}/{segment(identifier)}"))
+
+
+def _as_set(policy: Policies | Policy) -> bytes:
+    # Unset fields take the default's value; null means no limit and must be sent.
+    return policy.model_dump_json(exclude_unset=True).encode()
