@@ -14,10 +14,11 @@ from service.api.context import ServiceContext
 from service.api.security import Caller
 from service.database import runs, tables
 from service.database.metrics import UnitCurve
+from service.domain.forecast import StageState, UnitState, forecast, planned_run
 from service.domain.jobs import submission_id
 from service.domain.states import RunState
 from service.errors import UnusableRun
-from service.schemas import Run, RunDetail, Series
+from service.schemas import Forecast, Run, RunDetail, Series
 
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
@@ -44,8 +45,27 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
             "notes": row.notes or [],
             "bill": bill,
             "estimate": row.estimate.get("bill") or bare_bill(None, planned=True),
+            "forecast": _forecast(context, session, row),
         }
     )
+
+
+def _forecast(context: ServiceContext, session: Session, row: tables.RunRow) -> Forecast | None:
+    plan = planned_run(row.estimate) if row.state in (RunState.STARTING, RunState.RUNNING) else None
+    if plan is None:
+        return None
+    stages = [
+        StageState(name, stage["status"], stage["started"], stage["seconds"])
+        for name, stage in row.progress.get("stages", {}).items()
+    ]
+    units = [
+        UnitState(
+            unit.stage, unit.status == "done", step=unit.step, steps=unit.steps, started=unit.started, ended=unit.ended
+        )
+        for unit in runs.units(session, row.id)
+    ]
+    found = forecast(plan, stages, units, now=context.now(), spent=row.dollars)
+    return None if found is None else Forecast.of(found)
 
 
 def unreadable_report(row: tables.RunRow, why: str) -> RunReport:

@@ -18,7 +18,7 @@ from service.domain.states import RunState
 
 if TYPE_CHECKING:
     from service.domain.policies import Policies, Retention
-    from service.schemas import LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit
+    from service.schemas import Forecast, LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit
 
 _STYLES = {
     RunState.QUEUED: "yellow",
@@ -219,7 +219,13 @@ def _money(run: RunDetail) -> str:
     allowed = "" if budget is None else f"; budget {format_dollars(budget)}"
     planned = f"planned {format_dollars(run.estimate.dollars)} and {format_seconds(run.estimate.seconds)}"
     verdict = "" if bill.verdict is None else f"\n{bill.verdict}"
-    return f"{idle_in_words(bill)}, in {format_seconds(bill.seconds)}; {planned}{allowed}{verdict}"
+    expected = "" if run.forecast is None else f"\n{_expected(run.forecast)}"
+    return f"{idle_in_words(bill)}, in {format_seconds(bill.seconds)}; {planned}{allowed}{expected}{verdict}"
+
+
+def _expected(forecast: Forecast) -> str:
+    cost = "" if forecast.dollars is None else f" at about {format_dollars(forecast.dollars)}"
+    return f"Ends at about {moment(forecast.ends)}{cost}."
 
 
 def _row(table: Table, *cells: str | Text) -> None:

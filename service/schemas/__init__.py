@@ -24,7 +24,7 @@ from service.schemas.requests import (
     RunChange,
     RunRequest,
 )
-from service.schemas.runs import Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
+from service.schemas.runs import Forecast, Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
 from service.schemas.watching import (
     Artifact,
     ArtifactPage,
@@ -52,6 +52,7 @@ __all__ = [
     "Estimate",
     "EstimateRequest",
     "Figure",
+    "Forecast",
     "Health",
     "Identity",
     "LogFile",

@@ -72,6 +72,15 @@ class Run(Document):
     """URL of the run's job in the Ray dashboard, for administrators; null before the first driver."""
 
 
+class Forecast(Document):
+    """The expected end of an active run, from its plan and its progress so far."""
+
+    ends: float
+    """Expected time of the end (seconds since the epoch)."""
+    dollars: float | None
+    """Expected cost of the whole run (dollars); null if the plan knows no prices."""
+
+
 class RunDetail(Run):
     """A run with its configuration and its bill."""
 
@@ -82,6 +91,8 @@ class RunDetail(Run):
     """Cost of the run so far, as in `report.json`."""
     estimate: Bill
     """Planned cost at submission."""
+    forecast: Forecast | None = None
+    """The expected end; null if the run is not active, or if its plan does not know the speed of its machines."""
 
 
 class RunPage(Document):

@@ -1,4 +1,5 @@
 import asyncio
+import io
 import json
 import threading
 import time
@@ -6,14 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from api_client import demo
+from rich.console import Console
 
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.records.events import Event
 from service.api import submission
 from service.api.security import Caller
+from service.commands.output import moment
+from service.commands.views import run_view
 from service.database import policies
 from service.domain.policies import Policy
 from service.domain.states import RunState
 from service.planning.task import Task
+from service.schemas import RunDetail
 
 
 def states(api, run_id):
@@ -49,6 +55,30 @@ def test_a_submitted_run_is_queued_under_its_own_directory(api):
     assert (run["bill"]["dollars"], run["bill"]["planned"], run["bill"]["verdict"]) == (0, False, None)
     assert {stage["status"] for stage in run["stages"]} == {"waiting"}
     assert api.wakes
+
+
+def test_an_active_run_has_a_forecast_from_its_plan_and_its_steps(api):
+    """A stage that makes its steps at a tenth of the planned pace moves the end."""
+    cards = {"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}}
+    run = api.submit(pools=cards)["id"]
+    assert api.ann.get(f"/v1/runs/{run}").json()["forecast"] is None, "it is queued"
+    api.start(run)
+    now = time.time()
+    api.report(run, Event("stage_started", "corpus", time=now), Event("stage_finished", "corpus", time=now))
+    planned = api.ann.get(f"/v1/runs/{run}").json()
+    assert planned["forecast"]["dollars"] == pytest.approx(planned["estimate"]["dollars"], rel=1e-6)
+    start = Event("stage_started", "seed", time=now - 600)
+    unit = Event("unit_started", "seed", "seed", {"steps": 100, "tokens": 0, "workers": 1}, now - 600)
+    step = Event("progress", "seed", "seed", {"step": 50, "steps": 100, "tokens": 50, "loss": 3.0}, now)
+    api.report(run, start, unit, step)
+    late = api.ann.get(f"/v1/runs/{run}").json()["forecast"]
+    assert late["ends"] > planned["forecast"]["ends"] + 600
+    assert late["dollars"] > planned["forecast"]["dollars"]
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(run_view(RunDetail.model_validate(api.ann.get(f"/v1/runs/{run}").json()), ()))
+    assert f"Ends at about {moment(late['ends'])}" in shown.getvalue()
+    api.bring(run, RunState.CANCELLED)
+    assert api.ann.get(f"/v1/runs/{run}").json()["forecast"] is None
 
 
 def test_the_queue_has_places(api):

@@ -67,6 +67,13 @@ export function gigabytes(bytes) {
 /** Date and time in the reader's time zone. @param {number} seconds since the epoch */
 export const moment = (seconds) => new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
+/** A moment to the minute, without the date if it is today. @param {number} seconds since the epoch @param {number} now */
+export function when(seconds, now) {
+  const [date, today] = [seconds, now].map((each) => new Date(each * 1000));
+  const day = date.toDateString() === today.toDateString() ? {} : { day: "numeric", month: "short" };
+  return date.toLocaleString("en-GB", { ...day, hour: "2-digit", minute: "2-digit" });
+}
+
 /** The time of day. @param {number} seconds since the epoch */
 export const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
 

@@ -56,3 +56,6 @@ export const NumberHeads = ({ titles }) => titles.map((title) => html`<th key=${
 /** A part that can scroll sideways, also by keyboard. @param {{label: string, children: unknown}} props */
 export const Scroll = ({ label, children }) =>
   html`<div class="scroll" role="group" aria-label=${label} tabindex="0">${children}</div>`;
+
+/** The service's verdict on saving and quality. @param {{bill: any}} props `bill`: a bill, or a plan. */
+export const Verdict = ({ bill }) => bill.verdict && html`<p class="small verdict-words">${bill.verdict}</p>`;

@@ -5,7 +5,7 @@ import { html, useState } from "../lib.js";
 import { Question } from "../parts/question.js";
 import { Notice, Outside, StatePill } from "../parts/small.js";
 import { useNow } from "../polling.js";
-import { age, duration, moment } from "../words.js";
+import { age, duration, moment, when } from "../words.js";
 import { isTerminal } from "./live.js";
 
 const CONSEQUENCES = {
@@ -83,6 +83,7 @@ function Facts({ run }) {
     run.owner,
     html`<span title=${moment(run.created)}>created ${age(now - run.created)} ago</span>`,
     run.position !== null && `queued (#${run.position})`,
+    run.forecast && `ends at about ${when(run.forecast.ends, now)}`,
     timed && `${run.ended === null ? "running for" : "took"} ${duration(seconds)}`,
     run.attempt > 1 && `attempt ${run.attempt}`,
     run.priority !== 0 && `priority ${run.priority}`,

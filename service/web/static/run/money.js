@@ -1,26 +1,18 @@
-/** Cost of a run compared with its plan, its budget and the cheapest other way. All numbers come from the service. */
+/** Cost of a run so far and to come, next to its plan and budget. All numbers come from the service. */
 
 import { ask } from "../api.js";
 import { html, useRef, useState } from "../lib.js";
 import { Question } from "../parts/question.js";
-import { Meter, Notice, Sheet } from "../parts/small.js";
+import { Notice, Sheet } from "../parts/small.js";
 import { dollars, duration } from "../words.js";
 
 /** @param {{run: any, changed: () => void}} props */
 export function Money({ run, changed }) {
   const [asking, setAsking] = useState(false);
-  const { bill, estimate } = run;
+  const { bill, estimate, forecast } = run;
   const { budget_dollars: budget } = run.money;
-  const baseline = bill.baseline ?? estimate.baseline;
-  const bars = [
-    ["Spent", bill.dollars, "var(--accent)", "all stages, including start-ups and lost work"],
-    ...(bill.idle_dollars ? [["With idle machines", bill.dollars_with_idle, "var(--edge)", "if rented only for this run"]] : []),
-    ["Planned", estimate.dollars, "var(--edge)", estimate.dollars === null ? "the speed of the nodes is unknown" : ""],
-    ...(budget === null ? [] : [["Budget", budget, "var(--warn)", ""]]),
-    ...(baseline ? [["Cheapest other way", baseline.dollars, "var(--edge)", `${baseline.name}, an estimate`]] : []),
-  ];
-  const most = Math.max(...bars.map(([, amount]) => amount ?? 0)) || 1;
-  const overspent = budget !== null && bill.dollars >= budget;
+  const expected = forecast?.dollars ?? null;
+  const scale = Math.max(bill.dollars, expected ?? 0, budget ?? 0, estimate.dollars ?? 0);
   const tools = run.state !== "succeeded" && html`
     <button class="plain" onClick=${() => setAsking(true)}>${budget === null ? "Set a budget" : "Change the budget"}</button>`;
   const answered = () => {
@@ -29,19 +21,30 @@ export function Money({ run, changed }) {
   };
   return html`
     <${Sheet} title="Cost" note=${duration(bill.seconds)} span="half" tools=${tools}>
-      <${Verdict} bill=${bill} />
-      <dl class="bars">
-        ${bars.map(([name, amount, tone, note]) => html`
-          <div key=${name}>
-            <dt>${name}</dt>
-            <dd class="number">${dollars(amount)}</dd>
-            <dd class="bar-cell"><${Meter} share=${(amount ?? 0) / most} tone=${tone} over=${name === "Spent" && overspent} /></dd>
-            <dd class="soft note">${note}</dd>
-          </div>`)}
+      <${SpendingBar} spent=${bill.dollars} expected=${expected} budget=${budget} scale=${scale} />
+      <dl class="figures">
+        <div><dt><i class="swatch" style=${{ "--tone": "var(--accent)" }}></i>Spent</dt><dd>${dollars(bill.dollars)}</dd></div>
+        ${expected !== null && html`
+          <div><dt><i class="swatch to-come"></i>To come</dt><dd>about ${dollars(Math.max(0, expected - bill.dollars))}</dd></div>`}
+        <div><dt>Planned</dt><dd>${estimate.dollars === null ? "unknown" : dollars(estimate.dollars)}</dd></div>
+        ${budget !== null && html`<div><dt><i class="swatch limit"></i>Budget</dt><dd>${dollars(budget)}</dd></div>`}
       </dl>
-      <p class="soft small held">${heldWords(run.money.worker_seconds)}</p>
+      ${budget !== null && expected > budget && html`<p class="notice warn">At this pace the run reaches its budget before its end.</p>`}
+      <p class="soft small held">${heldWords(run)}</p>
       ${asking && html`<${BudgetQuestion} run=${run} answered=${answered} />`}
     </${Sheet}>`;
+}
+
+/** What is spent, what is to come, and the budget, on one scale. Hidden from screen readers, since the figures are below it. */
+function SpendingBar({ spent, expected, budget, scale }) {
+  const share = (amount) => (scale > 0 ? Math.min(1, amount / scale) : 0);
+  const over = budget !== null && spent >= budget;
+  return html`
+    <div class=${over ? "spending over" : "spending"} aria-hidden="true">
+      ${expected !== null && html`<i class="to-come" style=${{ "--share": share(expected) }}></i>`}
+      <i class="spent" style=${{ "--share": share(spent) }}></i>
+      ${budget !== null && html`<i class="limit" style=${{ "--share": share(budget) }}></i>`}
+    </div>`;
 }
 
 function BudgetQuestion({ run, answered }) {
@@ -73,11 +76,10 @@ function BudgetQuestion({ run, answered }) {
     </${Question}>`;
 }
 
-/** The service's verdict on saving and quality. @param {{bill: any}} props `bill`: a bill, or a plan. */
-export const Verdict = ({ bill }) => bill.verdict && html`<p class="small verdict-words">${bill.verdict}</p>`;
-
-function heldWords(seconds) {
-  const held = Object.entries(seconds).filter(([, each]) => each > 0);
+/** How long workers were held, and the cost with idle machines. */
+function heldWords({ bill, money }) {
+  const held = Object.entries(money.worker_seconds).filter(([, each]) => each > 0);
   if (!held.length) return "No worker time used yet.";
-  return "Worker time: " + held.map(([pool, each]) => `${pool.replace("_", "-")} ${duration(each)}`).join(", ") + ".";
+  const idle = bill.idle_dollars ? ` With idle machines, if they are rented only for this run: ${dollars(bill.dollars_with_idle)}.` : "";
+  return `Worker time: ${held.map(([pool, each]) => `${pool.replace("_", "-")} ${duration(each)}`).join(", ")}.${idle}`;
 }

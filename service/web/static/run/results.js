@@ -3,7 +3,6 @@
 import { html } from "../lib.js";
 import { NumberHeads, Scroll, Sheet } from "../parts/small.js";
 import { decimal, dollars, duration, whole } from "../words.js";
-import { Verdict } from "./money.js";
 
 const tokens = (number) => (number == null ? "–" : whole(number));
 
@@ -13,7 +12,6 @@ export function Results({ report }) {
   const { bill } = report;
   return html`
     <${Sheet} title="Report" note=${bill.complete ? dollars(bill.dollars) : "so far"}>
-      ${report.against_start?.worse && html`<p class="notice" role="alert">${report.against_start.words}.</p>`}
       <${Scroll} label="Report">
         <table>
           <thead><tr>
@@ -57,7 +55,6 @@ export function Results({ report }) {
           </tfoot>
         </table>
       </${Scroll}>
-      <${Verdict} bill=${bill} />
       ${(report.machines ?? []).map((note) => html`<p class="soft" key=${note.kind}>Cards ${note.words}.</p>`)}
     </${Sheet}>
     <${Validation} evaluation=${report.evaluation} apart=${report.submodels_apart} />
@@ -100,20 +97,11 @@ function Validation({ evaluation, apart }) {
         </table>
       </${Scroll}>
       ${apart && html`<p class="small verdict-words">${sentence(apart)}</p>`}
-      <${StartNote} loss=${result.loss} start=${start?.loss} />
     </${Sheet}>`;
 }
 
 /** @param {string} words Words of a report, without a capital and a full stop. */
 const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}.`;
-
-/** Whether the run helped: its held-out loss and that of the model that it started from. */
-function StartNote({ loss, start }) {
-  if (loss == null || start == null) return null;
-  const change = `${decimal(Math.abs(loss - start), 4)} ${loss > start ? "above" : "below"}`;
-  return html`<p class="small verdict-words">The held-out loss is ${decimal(loss, 4)} nats per token, ${change} the ${decimal(start, 4)} of the
-    model that the run started from.</p>`;
-}
 
 function Tasks({ tasks }) {
   if (!tasks.length) return null;

@@ -3,8 +3,7 @@
 import { ask } from "../api.js";
 import { watchConnection } from "../connection.js";
 import { html, useEffect, useState } from "../lib.js";
-import { Meter, NumberHeads, Scroll, Sheet } from "../parts/small.js";
-import { Verdict } from "../run/money.js";
+import { Meter, NumberHeads, Scroll, Sheet, Verdict } from "../parts/small.js";
 import { count, dollars, duration, gigabytes, plural } from "../words.js";
 
 const PAUSE_MILLISECONDS = 350;

@@ -15,6 +15,7 @@ import { Money } from "../run/money.js";
 import { Results } from "../run/results.js";
 import { StageTrack } from "../run/stages.js";
 import { UnitTable } from "../run/units.js";
+import { RunVerdict } from "../run/verdict.js";
 
 const POOL_SECONDS = 10;
 
@@ -40,6 +41,7 @@ export function RunView({ id }) {
   return html`
     <${RunHeader} run=${run} acted=${() => live.refresh()} />
     <${Notice} problem=${live.problem} />
+    <${RunVerdict} report=${report} />
     <div class="grid run">
       <${StageTrack} stages=${progress.stages} active=${active} />
       <${CurvesSheet} live=${live} version=${live.curvesVersion} />
