@@ -26,6 +26,7 @@ class Fold:
         made: New units.
         points: New points by the name of the unit, in ascending order of their steps.
         rewound: Lowest step among the new points of each unit; stored points from that step on are replaced.
+        held_out: New measurements of the held-out loss by the name of the unit, in ascending order of their steps.
         decisive: Whether an event says that a driver began or ended, so that the run's state may have to change.
     """
 
@@ -43,6 +44,7 @@ class Fold:
         self.made: list[UnitRow] = []
         self.points: dict[str, list[dict[str, Any]]] = {}
         self.rewound: dict[str, int] = {}
+        self.held_out: dict[str, list[dict[str, Any]]] = {}
         self.decisive = False
 
     @property
@@ -105,6 +107,8 @@ class Fold:
             self.made.append(unit)
         if event.type == "progress":
             self._progress(event, unit)
+        elif event.type == "evaluation":
+            self._evaluation(event, unit)
         elif event.type == "unit_started":
             unit.stage, unit.status, unit.ended = stage, "running", None
             unit.steps = _known(event.data, "steps", unit.steps)
@@ -150,8 +154,20 @@ class Fold:
                 "grad_norm": values.number(data.get("grad_norm")),
                 "tokens_per_second": speed,
                 "mfu": unit.mfu,
+                "largest_load": values.number(data.get("largest_load")),
+                "dead_experts": values.whole(data.get("dead_experts")),
             }
         )
+
+    def _evaluation(self, event: Event, unit: UnitRow) -> None:
+        data = event.data
+        step, loss = values.whole(data.get("step")), values.number(data.get("held_out_loss"))
+        if step is None or loss is None:
+            return
+        measured = [each for each in self.held_out.get(unit.unit, ()) if each["step"] < step]
+        tokens = _known(data, "tokens", unit.tokens)
+        made = {"run_id": self._run_id, "unit": unit.unit, "step": step, "tokens": tokens, "time": event.time}
+        self.held_out[unit.unit] = [*measured, {**made, "held_out_loss": loss}]
 
     def _reach(self, unit: str, step: int) -> None:
         # An invalid, huge step must not overflow the column.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
@@ -17,7 +18,7 @@ from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.prices import PRICED_EVENTS, PriceBook
 from service.database import policies, quotas, runs, stream, values
 from service.database.fold import Fold, meterable
-from service.database.tables import Point, RunRow, UnitRow
+from service.database.tables import HeldOutPoint, Point, RunRow, UnitRow
 from service.domain.outcome import AWAITED
 from service.errors import NotFound
 
@@ -95,17 +96,30 @@ def rewind(session: Session, run: RunRow, begin: int) -> None:
 
 
 def _store_points(session: Session, run_id: str, fold: Fold) -> None:
-    if not fold.points:
+    _replace(session, Point, run_id, fold.points, fold.rewound)
+    first = {unit: measured[0]["step"] for unit, measured in fold.held_out.items()}
+    _replace(session, HeldOutPoint, run_id, fold.held_out, first)
+
+
+def _replace(
+    session: Session,
+    table: type[Point | HeldOutPoint],
+    run_id: str,
+    rows: Mapping[str, list[dict[str, Any]]],
+    first: Mapping[str, int],
+) -> None:
+    """Store new rows of units, in place of those that are stored from the step `first` of the unit on."""
+    if not rows:
         return
-    of_run = Point.run_id == run_id
+    of_run = table.run_id == run_id
     stored = session.execute(
-        select(Point.unit, func.max(Point.step)).where(of_run, Point.unit.in_(list(fold.points))).group_by(Point.unit)
+        select(table.unit, func.max(table.step)).where(of_run, table.unit.in_(list(rows))).group_by(table.unit)
     )
     for unit, last in stored.all():
-        if last >= fold.rewound[unit]:
-            session.execute(delete(Point).where(of_run, Point.unit == unit, Point.step >= fold.rewound[unit]))
-    points = list(itertools.chain.from_iterable(fold.points.values()))
-    session.execute(insert(Point.__table__), points)  # type: ignore[arg-type]
+        if last >= first[unit]:
+            session.execute(delete(table).where(of_run, table.unit == unit, table.step >= first[unit]))
+    made = list(itertools.chain.from_iterable(rows.values()))
+    session.execute(insert(table.__table__), made)  # type: ignore[arg-type]
 
 
 def _priced(event: Event, pools: Pools, prices: Mapping[str, float]) -> Event:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from sqlalchemy import BigInteger, CompoundSelect, Row, and_, func, literal, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, CompoundSelect, Row, and_, func, literal, select, union_all
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.database import values
-from service.database.tables import Point, UnitRow
+from service.database.tables import HeldOutPoint, Point, UnitRow
 
 _FETCHED = 20_000
 """Maximum number of points of a curve that is loaded whole. A longer curve is divided into buckets of steps, and only
 the minimum and maximum of each are loaded."""
 _MOST_BUCKETS = 10_000
 """Maximum number of buckets per curve: each adds two parameters to a statement, which can have at most 32,766."""
-_FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
+_FIGURES: Mapping[str, type[Point | HeldOutPoint]] = MappingProxyType(
+    {
+        "held_out_loss": HeldOutPoint,
+        **dict.fromkeys(("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "largest_load", "dead_experts"), Point),
+    }
+)
+"""Tables of the training metrics, whose columns have the names of the metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,28 +54,29 @@ def series(session: Session, run_id: str, figure: str, units: Sequence[str] | No
     """
     if figure not in _FIGURES:
         raise ValueError(f"figure {figure!r} is unknown; use one of {', '.join(_FIGURES)}")
-    column: InstrumentedAttribute[float | None] = getattr(Point, figure)
+    table = _FIGURES[figure]
     query = select(UnitRow.unit, UnitRow.stage).where(UnitRow.run_id == run_id)
     if units is not None:
         query = query.where(UnitRow.unit.in_([values.text(unit) for unit in units]))
     rows = session.execute(query.order_by(UnitRow.started, UnitRow.unit)).all()
-    curves = [_curve(session, run_id, unit, stage, column=column, points=points) for unit, stage in rows]
+    curves = [_curve(session, run_id, unit, stage, table=table, figure=figure, points=points) for unit, stage in rows]
     return [curve for curve in curves if curve.count]
 
 
 def _curve(
-    session: Session, run_id: str, unit: str, stage: str, *, column: InstrumentedAttribute[float | None], points: int
+    session: Session, run_id: str, unit: str, stage: str, *, table: type[Point | HeldOutPoint], figure: str, points: int
 ) -> UnitCurve:
-    of_curve = and_(Point.run_id == run_id, Point.unit == unit, column.is_not(None))
+    column: InstrumentedAttribute[float | None] = getattr(table, figure)
+    of_curve = and_(table.run_id == run_id, table.unit == unit, column.is_not(None))
     count, first, last = session.execute(
-        select(func.count(), func.min(Point.step), func.max(Point.step)).where(of_curve)
+        select(func.count(), func.min(table.step), func.max(table.step)).where(of_curve)
     ).one()
-    query = select(Point.step, Point.tokens, column).where(of_curve).order_by(Point.step)
+    query = select(table.step, table.tokens, column).where(of_curve).order_by(table.step)
     if count > _FETCHED:
         width = 1 + (last - first) // min(2 * points, _MOST_BUCKETS)
         # Not a subquery: PostgreSQL would run it again for every point.
-        extremes = session.scalars(_extremes(run_id, unit, column, first=first, last=last, width=width))
-        query = query.where(Point.step.in_({first, last, *extremes} - {None}))
+        extremes = session.scalars(_extremes(of_curve, table, column, first=first, last=last, width=width))
+        query = query.where(table.step.in_({first, last, *extremes} - {None}))
     rows: Sequence[Row[int, int, float | None]] = session.execute(query).all() if count else ()
     figures = [value for _, _, value in rows if value is not None]
     kept = downsample(figures, points)
@@ -83,7 +91,13 @@ def _curve(
 
 
 def _extremes(
-    run_id: str, unit: str, column: InstrumentedAttribute[float | None], *, first: int, last: int, width: int
+    of_curve: ColumnElement[bool],
+    table: type[Point | HeldOutPoint],
+    column: InstrumentedAttribute[float | None],
+    *,
+    first: int,
+    last: int,
+    width: int,
 ) -> CompoundSelect[int | None]:
     """Query the steps of the minimum and maximum in each bucket of `width` steps.
 
@@ -91,15 +105,9 @@ def _extremes(
     """
     bucket = select(literal(first, BigInteger).label("low")).cte("bucket", recursive=True)
     bucket = bucket.union_all(select(bucket.c.low + width).where(bucket.c.low + width <= last))
-    walk = select(Point.step).where(
-        Point.run_id == run_id,
-        Point.unit == unit,
-        column.is_not(None),
-        Point.step >= bucket.c.low,
-        Point.step < bucket.c.low + width,
-    )
+    walk = select(table.step).where(of_curve, table.step >= bucket.c.low, table.step < bucket.c.low + width)
     lowest, highest = (
-        walk.order_by(order, Point.step).limit(1).correlate(bucket).scalar_subquery()
+        walk.order_by(order, table.step).limit(1).correlate(bucket).scalar_subquery()
         for order in (column.asc(), column.desc())
     )
     return union_all(select(lowest).select_from(bucket), select(highest).select_from(bucket))

@@ -262,5 +262,24 @@ class Point(Table):
     grad_norm: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
     mfu: Mapped[float | None]
+    largest_load: Mapped[float | None]
+    """Largest load of an expert in any layer, in the last batch; 1 is balanced."""
+    dead_experts: Mapped[int | None]
+    """Number of experts of all layers that got almost no tokens, in the last batch."""
+
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - as above
+
+
+class HeldOutPoint(Table):
+    """A measurement of the held-out loss during a unit's training; later steps that are measured again replace it."""
+
+    __tablename__ = "held_out"
+
+    run_id: Mapped[str] = mapped_column(ULID, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    unit: Mapped[str] = mapped_column(String(64), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tokens: Mapped[int]
+    time: Mapped[float]
+    held_out_loss: Mapped[float]
 
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - as above

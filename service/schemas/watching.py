@@ -62,7 +62,7 @@ class Metrics(Document):
     series: list[Series]
 
 
-Figure = Literal["loss", "lr", "grad_norm", "tokens_per_second", "mfu"]
+Figure = Literal["held_out_loss", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "largest_load", "dead_experts"]
 
 
 class LogFile(Document):

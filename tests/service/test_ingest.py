@@ -54,6 +54,17 @@ def points(database, run):
         return [tuple(row) for row in session.execute(stored.order_by(Point.unit, Point.step))]
 
 
+def evaluated(number, loss=3.0, unit="submodel-0"):
+    figures = {"step": number, "tokens": 10 * number, "held_out_loss": loss}
+    return Event("evaluation", "submodels", unit, figures, T0 + number)
+
+
+def held_out(database, run):
+    with database.read() as session:
+        curves = metrics.series(session, run.id, "held_out_loss", None, 100)
+    return {curve.unit: (curve.steps, curve.tokens, curve.values) for curve in curves}
+
+
 def unit(database, run):
     with database.read() as session:
         [found] = runs.units(session, run.id)
@@ -73,12 +84,13 @@ def image(database, run):
         (each.position, each.type, each.stage, each.unit, each.time, each.data) for each in whole_stream(database, run)
     ]
     folded = row.progress, row.mark, row.meter, row.worker_seconds, round(row.dollars, 9), row.next_seq
-    return folded, units, events, points(database, run)
+    return folded, units, events, points(database, run), held_out(database, run)
 
 
 UNITS = st.sampled_from(["submodel-0", "submodel-1"])
 DRIVER_EVENTS = st.one_of(
     st.builds(step, st.integers(0, 12), UNITS),
+    st.builds(evaluated, st.integers(0, 12), st.sampled_from([2.5, math.nan]), UNITS),
     st.builds(
         lambda unit: Event("unit_started", "submodels", unit, {"steps": 100, "workers": 2, "node": "10.0.0.1"}, T0),
         UNITS,
@@ -432,3 +444,17 @@ def test_a_submodel_that_is_let_go_has_ended_where_it_was(database):
     with database.read() as session:
         [unit] = session.scalars(select(UnitRow).where(UnitRow.run_id == run.id))
         assert (unit.status, unit.step, unit.ended) == ("done", 7, T0 + 9)
+
+
+def test_held_out_losses_and_loads_of_experts_are_curves_of_their_own(database):
+    run = insert_run(database)
+    first = [started(), step(1, largest_load=1.5, dead_experts=2), evaluated(1, 4.0), step(2, largest_load=1.25)]
+    report(database, run, 0, [*first, evaluated(2, 3.5), evaluated(4, 3.0)])
+    assert held_out(database, run) == {"submodel-0": ([1, 2, 4], [10, 20, 40], [4.0, 3.5, 3.0])}
+    with database.read() as session:
+        [load] = metrics.series(session, run.id, "largest_load", None, 100)
+        [dead] = metrics.series(session, run.id, "dead_experts", None, 100)
+    assert (load.steps, load.values, dead.steps, dead.values) == ([1, 2], [1.5, 1.25], [1], [2])
+    # A worker that was lost measures step 2 again.
+    report(database, run, len(first) + 2, [evaluated(2, 3.25)])
+    assert held_out(database, run) == {"submodel-0": ([1, 2], [10, 20], [4.0, 3.25])}

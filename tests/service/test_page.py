@@ -169,6 +169,38 @@ def test_a_run_is_submitted_after_its_estimate_was_shown(site, page):
     assert (run.priority, run.budget_dollars, run.config["tokens"]["total"]) == (7, 2.5, 1_600_000)
 
 
+def test_curves_of_all_stages_are_on_one_axis_of_the_runs_tokens(site, page):
+    """The sub-models share the tokens of their stage, behind those of the seed; the held-out loss comes first."""
+    run_id = begin(site, evaluation={"every_tokens": 20_480})
+    train(site, run_id, "seed", 1, 401, stage="seed")
+    train(site, run_id, "submodel-0", 1, 200)
+    train(site, run_id, "submodel-1", 1, 300)
+    measured = {"step": 400, "tokens": 400 * 1024, "held_out_loss": 4.875}
+    site.service.report(run_id, Event("evaluation", "seed", "seed", measured))
+    page.goto(f"/#/runs/{run_id}")
+    expect(page.get_by_role("button", name="held-out loss")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="seed", exact=False)).to_contain_text("4.875")
+    page.get_by_role("button", name="log", exact=True).click()
+    page.get_by_role("button", name="loss", exact=True).click()
+    expect(page.get_by_role("button", name="submodel-1")).to_contain_text("5.010")
+    units = site.service.ann.get(f"/v1/runs/{run_id}/submodels").json()["items"]
+    series = site.service.ann.get(f"/v1/runs/{run_id}/metrics").json()["series"]
+    ends = page.evaluate(
+        """async ([series, units]) => {
+          const { alongRun } = await import("/static/run/curves.js");
+          const stages = ["seed", "submodels", "finetune"].map((name) => ({ name }));
+          const progress = { stages, units: new Map(units.map((unit) => [unit.unit, unit])) };
+          return alongRun(series, progress).map(({ unit, tokens }) => [unit, tokens[0] / 1024, tokens.at(-1) / 1024]);
+        }""",
+        [series, units],
+    )
+    assert {unit: (first, last) for unit, first, last in ends} == {
+        "seed": (1, 400),
+        "submodel-0": (402, 400 + 2 * 199),
+        "submodel-1": (402, 400 + 2 * 299),
+    }
+
+
 def test_a_mistake_is_shown_at_its_line_and_nothing_can_be_submitted(page):
     page.goto("/#/submit")
     expect(page.get_by_text("Fits the pools")).to_be_visible()

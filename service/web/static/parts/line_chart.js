@@ -12,13 +12,17 @@ import { colour, useDark } from "./colours.js";
 
 const FAINT = 0.22;
 const HEIGHT = 280;
+/** uPlot's numbers of the distributions of a scale. */
+const [LINEAR, LOGARITHMIC] = [1, 3];
 
 /**
- * @param {{label: string, lines: Line[], format: (value: number, step: number) => string, point: (x: number | null) => void}} props
+ * @param {{label: string, lines: Line[], format: (value: number, step: number) => string, logarithmic: boolean,
+ *   point: (x: number | null) => void}} props
  *   `label`: description for screen readers. `format`: format of the vertical axis, given the distance between two ticks.
+ *   `logarithmic`: whether the vertical axis is; values of 0 and below are then left out.
  *   `point`: called with the position of the pointer.
  */
-export function LineChart({ label, lines, format, point }) {
+export function LineChart({ label, lines, format, logarithmic, point }) {
   const box = useRef(null);
   const chart = useRef(null);
   const dark = useDark();
@@ -28,7 +32,8 @@ export function LineChart({ label, lines, format, point }) {
 
   useLayoutEffect(() => {
     const place = box.current;
-    const drawn = new uPlot(options(lines, format, (x) => latest.current(x), place.clientWidth), tables(lines), place);
+    const drawn = new uPlot(
+      options(lines, format, logarithmic, (x) => latest.current(x), place.clientWidth), tables(lines, logarithmic), place);
     chart.current = drawn;
     const fitting = new ResizeObserver(() => drawn.setSize({ width: place.clientWidth, height: HEIGHT }));
     fitting.observe(place);
@@ -37,11 +42,11 @@ export function LineChart({ label, lines, format, point }) {
       drawn.destroy();
       chart.current = null;
     };
-  }, [shape, dark, format]);
+  }, [shape, dark, format, logarithmic]);
 
   useEffect(() => {
-    chart.current?.setData(tables(lines));
-  }, [lines]);
+    chart.current?.setData(tables(lines, logarithmic));
+  }, [lines, logarithmic]);
 
   return html`<div class="chart" ref=${box} role="img" aria-label=${label}></div>`;
 }
@@ -53,9 +58,12 @@ function tick(value) {
 }
 
 /** All lines on one horizontal axis; a line is drawn across its gaps. */
-const tables = (lines) => (lines.length ? uPlot.join(lines.map((line) => [line.x, line.y])) : [[]]);
+function tables(lines, logarithmic) {
+  const drawn = (y) => (logarithmic ? y.map((value) => (value > 0 ? value : null)) : y);
+  return lines.length ? uPlot.join(lines.map((line) => [line.x, drawn(line.y)])) : [[]];
+}
 
-function options(lines, format, point, width) {
+function options(lines, format, logarithmic, point, width) {
   const ink = colour("--soft");
   const axis = {
     stroke: ink, font: `11px ${colour("--sans")}`, ticks: { show: false }, grid: { stroke: colour("--line"), width: 1 },
@@ -65,10 +73,10 @@ function options(lines, format, point, width) {
     height: HEIGHT,
     padding: [10, 8, 0, 0],
     legend: { show: false },
-    scales: { x: { time: false } },
+    scales: { x: { time: false }, y: { distr: logarithmic ? LOGARITHMIC : LINEAR } },
     axes: [
       { ...axis, values: (_, ticks) => ticks.map(tick), size: 28, grid: { show: false } },
-      { ...axis, values: (_, ticks, __, ___, step) => ticks.map((tick) => format(tick, step)), size: 52 },
+      { ...axis, values: (_, ticks, __, ___, step) => ticks.map((tick) => (tick === null ? null : format(tick, step))), size: 52 },
     ],
     cursor: { drag: { x: true, y: false }, points: { size: 7 } },
     series: [{}, ...lines.map(series)],

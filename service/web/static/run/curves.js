@@ -35,5 +35,33 @@ export function smooth(values) {
   });
 }
 
+/**
+ * Curves over the tokens of the whole run: stages follow each other, and the trainings of a stage share its tokens. A point of a
+ * training with t of its T tokens is at S + t P / T, where S are the tokens of the stages before and P those of the stage.
+ * @param {Curve[]} curves @param {import("./fold.js").Progress} progress @returns {Curve[]}
+ */
+export function alongRun(curves, { stages, units }) {
+  const totals = new Map([...units.values()].map((unit) => [unit.unit, unitTokens(unit)]));
+  for (const curve of curves) if (!totals.get(curve.unit)) totals.set(curve.unit, curve.tokens.at(-1) ?? 0);
+  const ofStage = new Map();
+  for (const { unit, stage } of [...units.values(), ...curves.filter((curve) => !units.has(curve.unit))]) {
+    ofStage.set(stage, (ofStage.get(stage) ?? 0) + totals.get(unit));
+  }
+  const starts = new Map();
+  let start = 0;
+  for (const { name } of stages) {
+    starts.set(name, start);
+    start += ofStage.get(name) ?? 0;
+  }
+  return curves.map((curve) => {
+    const [from, total] = [starts.get(curve.stage) ?? 0, totals.get(curve.unit)];
+    const scale = total ? ofStage.get(curve.stage) / total : 1;
+    return { ...curve, tokens: curve.tokens.map((each) => from + each * scale) };
+  });
+}
+
+/** Tokens of a training from its first step to its last, as far as its pace says. @param {import("./fold.js").Unit} unit */
+const unitTokens = ({ step, steps, tokens }) => (step && steps > step ? (tokens * steps) / step : tokens);
+
 /** Number of points per unit to request, fewer for many units so that the chart stays fast. @param {number} units */
 export const pointsFor = (units) => Math.max(150, Math.min(1000, Math.floor(12_000 / Math.max(1, units))));

@@ -4,13 +4,16 @@ import { html, useMemo, useState } from "../lib.js";
 import { LineChart } from "../parts/line_chart.js";
 import { Choices, Sheet } from "../parts/small.js";
 import { count, decimal, percent } from "../words.js";
-import { smooth } from "./curves.js";
+import { alongRun, smooth } from "./curves.js";
 import { byUnit, unitDash, unitTone } from "./palette.js";
 
 /** Maximum number of lines that are readable with their raw values behind them. */
 const FEW = 8;
+/** The figure that is measured on so much text that a mean over time would only hide its newest values. */
+const MEASURED = "held_out_loss";
 const FIGURES = [
-  ["loss", "loss"], ["lr", "learning rate"], ["grad_norm", "gradient norm"], ["tokens_per_second", "tokens/s"], ["mfu", "MFU"],
+  ["held_out_loss", "held-out loss"], ["loss", "loss"], ["lr", "learning rate"], ["grad_norm", "gradient norm"],
+  ["tokens_per_second", "tokens/s"], ["mfu", "MFU"], ["largest_load", "largest expert load"], ["dead_experts", "dead experts"],
 ];
 /** Format with enough decimals to distinguish two ticks: 1 for a step of 0.5, 2 for one of 0.25. */
 function plain(value, step) {
@@ -19,24 +22,37 @@ function plain(value, step) {
 }
 
 const scientific = (value) => (value === 0 ? "0" : value.toExponential(1));
-const AXES = { loss: plain, lr: scientific, grad_norm: plain, tokens_per_second: count, mfu: percent };
+const AXES = {
+  held_out_loss: plain, loss: plain, lr: scientific, grad_norm: plain, tokens_per_second: count, mfu: percent, largest_load: plain,
+  dead_experts: plain,
+};
 const FORMATS = {
+  held_out_loss: (value) => decimal(value, 3),
   loss: (value) => decimal(value, 3),
   lr: scientific,
   grad_norm: (value) => decimal(value, 2),
   tokens_per_second: count,
   mfu: percent,
+  largest_load: (value) => decimal(value, 2),
+  dead_experts: count,
+};
+
+const EMPTY = {
+  [MEASURED]: "The held-out loss is measured during training if evaluation.every_tokens is set.",
 };
 
 /** @param {{live: import("./live.js").LiveRun, curves: Map<string, import("./curves.js").Curve>, version: unknown}} props
  *   `version` changes when a curve does. */
 export function CurvesSheet({ live, version }) {
   const [smoothed, setSmoothed] = useState(true);
+  const [logarithmic, setLogarithmic] = useState(false);
   const [hidden, setHidden] = useState(new Set());
   const [pointed, setPointed] = useState(null);
-  const curves = useMemo(() => [...live.curves.values()].sort((a, b) => byUnit(a.unit, b.unit)), [version, live.curves]);
+  const curves = useMemo(
+    () => alongRun([...live.curves.values()].sort((a, b) => byUnit(a.unit, b.unit)), live.progress), [version, live.curves]);
   const shown = useMemo(() => curves.filter((curve) => !hidden.has(curve.unit)), [curves, hidden]);
-  const lines = useMemo(() => shown.flatMap((curve) => linesOf(curve, smoothed, shown.length <= FEW)), [shown, smoothed]);
+  const averaged = smoothed && live.figure !== MEASURED;
+  const lines = useMemo(() => shown.flatMap((curve) => linesOf(curve, averaged, shown.length <= FEW)), [shown, averaged]);
   const format = FORMATS[live.figure];
   const words = FIGURES.find(([figure]) => figure === live.figure)[1];
   const isShown = (curve) => String(!hidden.has(curve.unit));
@@ -51,14 +67,16 @@ export function CurvesSheet({ live, version }) {
       <${Choices} label="Figure" options=${FIGURES} value=${live.figure} choose=${(figure) => live.setFigure(figure)} />
       <${Choices} label="Smoothing" options=${[["on", "smooth"], ["off", "raw"]]} value=${smoothed ? "on" : "off"}
         choose=${(choice) => setSmoothed(choice === "on")} />
+      <${Choices} label="Scale" options=${[["linear", "linear"], ["log", "log"]]} value=${logarithmic ? "log" : "linear"}
+        choose=${(choice) => setLogarithmic(choice === "log")} />
     </div>`;
   return html`
-    <${Sheet} title="Training" note=${pointed === null ? "over tokens" : `at ${count(pointed)} tokens`} tools=${tools}>
+    <${Sheet} title="Training" note=${pointed === null ? "over the run's tokens" : `at ${count(pointed)} tokens`} tools=${tools}>
       ${curves.length === 0
-        ? html`<p class="empty">Curves appear with the first training steps.</p>`
+        ? html`<p class="empty">${EMPTY[live.figure] ?? "Curves appear with the first training steps."}</p>`
         : html`
-          <${LineChart} label=${`Curves of ${words} over tokens, one per unit; the table of units shows the current values`}
-            lines=${lines} format=${AXES[live.figure]} point=${setPointed} />
+          <${LineChart} label=${`Curves of ${words} over the run's tokens, one per unit; the table of units shows the current values`}
+            lines=${lines} format=${logarithmic ? format : AXES[live.figure]} logarithmic=${logarithmic} point=${setPointed} />
           <ul class="legend">
             ${curves.length > FEW && html`
               <li><button type="button" class="plain" onClick=${toggleAll}>${hidden.size ? "Show all" : "Hide all"}</button></li>`}

@@ -72,6 +72,7 @@ export class LiveRun {
     if (!run) return;
     const first = this.run === null;
     this._setRun(run);
+    if (first && run.config.evaluation?.every_tokens) this.figure = "held_out_loss";
     if (first) await this._loadParts();
     const open = this._stop !== null;
     if (!open && (first || !isTerminal(run.state))) this._follow(first ? run.events : this._known);
@@ -134,7 +135,7 @@ export class LiveRun {
       this._position = event.position;
       if (event.position < this._known) continue;
       fold(this.progress, event);
-      if (event.type === "progress") {
+      if (event.type === "progress" || event.type === "evaluation") {
         this._missed.push(event);
         append(this.curves, event, this.figure);
         this.curvesVersion += 1;
