@@ -235,6 +235,10 @@ class AsyncClient(Administration):
         """The run's report; it is partial while the run is active."""
         return await self._get(RunReport, _run_path(run_id, "report"))
 
+    async def compare(self, run_ids: Sequence[str]) -> schemas.Comparison:
+        """What differs between two to five runs."""
+        return await self._get(schemas.Comparison, "/v1/comparison", run=list(run_ids))
+
     async def logs(self, run_id: str) -> list[schemas.LogFile]:
         """The run's log files."""
         return (await self._get(schemas.LogPage, _run_path(run_id, "logs"))).items

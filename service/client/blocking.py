@@ -151,6 +151,7 @@ class Client:
     units = _blocking(AsyncClient.units)
     clusters = _blocking(AsyncClient.clusters)
     report = _blocking(AsyncClient.report)
+    compare = _blocking(AsyncClient.compare)
     logs = _blocking(AsyncClient.logs)
     log = _blocking(AsyncClient.log)
     follow_log = _iterated(AsyncClient.follow_log)

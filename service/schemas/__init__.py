@@ -14,6 +14,14 @@ from service.schemas.access import (
     TokenRequest,
 )
 from service.schemas.base import DisplayName, Document, Dollars, Health, Mistake, Priority, Problem, Scope
+from service.schemas.comparing import (
+    ComparedRun,
+    Comparison,
+    SampleComparison,
+    SettingDifference,
+    SourceComparison,
+    StageComparison,
+)
 from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, Share
 from service.schemas.requests import (
     MOST_EXPERTS,
@@ -45,6 +53,8 @@ __all__ = [
     "AuditEntry",
     "AuditPage",
     "CancelRequest",
+    "ComparedRun",
+    "Comparison",
     "DisplayName",
     "Document",
     "Dollars",
@@ -77,12 +87,16 @@ __all__ = [
     "RunDetail",
     "RunPage",
     "RunRequest",
+    "SampleComparison",
     "Scope",
     "Series",
     "SessionInfo",
     "SessionPage",
     "SessionRequest",
+    "SettingDifference",
     "Share",
+    "SourceComparison",
+    "StageComparison",
     "StageProgress",
     "TokenInfo",
     "TokenPage",

@@ -105,6 +105,16 @@ QUOTA = {
     "disk_bytes": {"used": 2e9, "limit": None},
     "retention": {"days": 30},
 }
+_COMPARED = {"name": "demo", "owner": "ann", "state": "succeeded", "tags": {}, "dollars": 1.5, "seconds": 60.0}
+_FIGURES = {"tokens": 1_000_000, "loss": 3.5, "perplexity": 33.1, "bits_per_byte": 1.2}
+COMPARISON = {
+    "runs": [_COMPARED | _FIGURES | {"id": run_id} for run_id in (ID, "01JABCDEFGHJKMNPQRSTVWXYZ9")],
+    "same_text": True,
+    "settings": [{"setting": "finetune.optimizer.lr", "values": [0.001, "auto"]}],
+    "stages": [{"stage": "seed", "seconds": [60.0, None], "dollars": [0.5, None], "perplexity": [40.0, None]}],
+    "sources": [{"source": "all", "perplexity": [33.1, 34.2], "bits_per_byte": [1.2, 1.3]}],
+    "samples": [{"prompt": "The", "texts": ["The end", None]}],
+}
 
 
 class Fake:
@@ -128,6 +138,7 @@ class Fake:
                     for name in ("driver", "finetune.1", "finetune.0", "submodel-0.0")
                 ]
             },
+            ("GET", "/v1/comparison"): COMPARISON,
             ("GET", "/v1/pools"): {"connected": True, "items": [POOL]},
             ("GET", "/v1/policies"): POLICIES,
             ("PUT", "/v1/policies"): POLICIES,

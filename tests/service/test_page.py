@@ -201,6 +201,24 @@ def test_curves_of_all_stages_are_on_one_axis_of_the_runs_tokens(site, page):
     }
 
 
+def test_a_retry_is_compared_with_the_earlier_run(site, page):
+    """By a link on the page of the retry, to an address that can be shared."""
+    done = finish(site)
+    changes = {"finetune.optimizer.lr": 0.002}
+    retry = site.service.ann.post(f"/v1/runs/{done}/retry", json={"changes": changes}).json()["id"]
+    page.goto(f"/#/runs/{retry}")
+    page.get_by_role("link", name="Compare with the earlier run").click()
+    settings = page.get_by_role("region", name="Settings that differ")
+    expect(settings).to_contain_text("finetune.optimizer.lr")
+    expect(settings).to_contain_text("0.002")
+    expect(page.get_by_role("region", name="Held-out perplexity")).to_contain_text("41.25")
+    expect(page.get_by_role("img", name=re.compile("Curves of loss over each run's tokens"))).to_be_visible()
+    expect(page.get_by_role("region", name="Samples")).to_contain_text("The license of the [bold]software[/bold] is")
+    assert page.url.endswith(f"#/compare/{done},{retry}")
+    page.goto(f"/#/compare/{done},01JDB5W3XQ3N8QZ7V0G6M4T9KE")
+    expect(page.get_by_role("alert")).to_contain_text("no such run, or it is not yours")
+
+
 def test_a_mistake_is_shown_at_its_line_and_nothing_can_be_submitted(page):
     page.goto("/#/submit")
     expect(page.get_by_text("Fits the pools")).to_be_visible()
@@ -516,6 +534,7 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
         "runs": ("/#/runs", "table.runs"),
         "run": (f"/#/runs/{done}", ".samples"),
         "live": (f"/#/runs/{live}", "table.units"),
+        "compare": (f"/#/compare/{live},{done}", ".samples-apart"),
         "submit": ("/#/submit", ".verdict"),
         "retry": (f"/#/runs/{done}/retry", ".verdict"),
         "pools": ("/#/pools", ".pools"),

@@ -15,9 +15,8 @@ from starlette.concurrency import run_in_threadpool
 
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.store.checksums import checked
 from service.api import streams
-from service.api.answers import series_answer, unreadable_report
+from service.api.answers import series_answer
 from service.api.bodies import RawBody
 from service.api.context import InContext, ServiceContext
 from service.api.drivers import DRIVER, check_driver
@@ -26,12 +25,13 @@ from service.api.logs import list_logs as logs_in
 from service.api.logs import open_log, tail_start
 from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
-from service.api.responses import ClosedStream, EventStream, none_yet
+from service.api.reports import document_of, report_of_run
+from service.api.responses import ClosedStream, EventStream
 from service.api.security import SIGNED_IN, STREAM_SLOT, Reader, still_allowed, visible_run
 from service.database import audit, ingest, metrics, policies, runs, tables
 from service.domain.states import TERMINAL, RunState
-from service.errors import BadRequest, NotFound, UnusableRun
-from service.run_storage import read, storage_of
+from service.errors import BadRequest, NotFound
+from service.run_storage import storage_of
 from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, Unit, UnitPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
@@ -39,8 +39,6 @@ reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=
 _Units = Annotated[list[str], Query(max_length=256, description="Units to include; by default all.")]
 _DECISIVE = frozenset({"run_started", "run_finished", "run_failed", "run_stopped"})
 _MOST_LINES = 100_000
-_MOST_BYTES = 64 * 2**20
-"""Maximum size of a run's JSON file that a response may contain (bytes)."""
 _MESSAGE = {
     "type": "object",
     "required": ["event", "data"],
@@ -142,7 +140,7 @@ def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
 @router.get("/clusters", responses=problems(404))
 def get_clusters(run: VisibleRun) -> dict[str, Any]:
     """Get the report of the document clustering: the clusters and their contents."""
-    return _document(run, "clusters/report.json", "clusters")
+    return document_of(run, "clusters/report.json", "clusters")
 
 
 @router.get("/report", response_model_exclude_unset=True, responses=problems(404, 409))
@@ -152,16 +150,7 @@ def get_report(run: VisibleRun, context: InContext) -> RunReport:
     If this version cannot read the run or its report, only its name, cost and state are given, and `state_reason` says
     why.
     """
-    try:
-        if RunState(run.state) is RunState.SUCCEEDED:
-            return RunReport.model_validate(_checked(_document(run, "report.json", "report")))
-        return context.reports.get(run.location, run.settings)
-    except UnusableRun as error:
-        return unreadable_report(run, str(error))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        why = run.unreadable or f"this version cannot read the run's report ({where}); download its file instead"
-        return unreadable_report(run, why)
+    return report_of_run(context, run)
 
 
 @router.get("/logs", responses=problems(404))
@@ -211,15 +200,6 @@ async def get_log(
     )
 
 
-def _checked(document: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return checked(document)
-    except ValueError as error:
-        raise NotFound(
-            "the run's report is damaged: it is not what the run wrote; run it again to make it again"
-        ) from error
-
-
 def _report(body: bytes) -> Report:
     try:
         return Report.model_validate(from_json(body))
@@ -235,16 +215,3 @@ def _has_ended(context: ServiceContext, run_id: str) -> bool:
     with context.database.read() as session:
         run = runs.get(session, run_id)
     return run is None or RunState(run.state) in TERMINAL
-
-
-def _document(run: tables.RunRow, path: str, what: str) -> dict[str, Any]:
-    content = read(storage_of(run.location), path, _MOST_BYTES)
-    if content is None:
-        raise none_yet(what)
-    try:
-        found = from_json(content)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise NotFound(f"{path} of the run is not a JSON object; download its file instead")
-    return found

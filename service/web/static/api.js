@@ -64,9 +64,11 @@ export async function followText(path, signal, take) {
   }
 }
 
-/** A query string without empty fields. @param {Record<string, string | number | null | undefined>} fields */
+/** A query string without empty fields; a list is a field that is repeated.
+ * @param {Record<string, string | number | string[] | null | undefined>} fields */
 export function query(fields) {
-  const filled = Object.entries(fields).filter(([, value]) => value !== "" && value != null);
+  const each = Object.entries(fields).flatMap(([name, value]) => [value].flat().map((one) => [name, one]));
+  const filled = each.filter(([, value]) => value !== "" && value != null);
   return filled.length ? "?" + new URLSearchParams(filled) : "";
 }
 

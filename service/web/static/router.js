@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "./lib.js";
 
-/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "pools" | "unknown", id?: string}} Route */
+/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "unknown", id?: string}} Route */
 
 /** @param {string} fragment @returns {Route} */
 export function routeOf(fragment) {
@@ -10,6 +10,7 @@ export function routeOf(fragment) {
   if (first === "" || (first === "runs" && !id)) return { view: "runs" };
   if (first === "runs" && !last) return { view: "run", id };
   if (first === "runs" && last === "retry") return { view: "retry", id };
+  if (first === "compare" && id) return { view: "compare", id };
   if (first === "submit") return { view: "submit" };
   if (first === "pools") return { view: "pools" };
   return { view: "unknown" };

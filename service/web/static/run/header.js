@@ -46,6 +46,7 @@ export function RunHeader({ run, acted }) {
       </div>
       <div class="actions">
         ${run.job_url && html`<${Outside} address=${pathOf(run.job_url)}>Ray job</${Outside}>`}
+        ${run.parent && html`<a class="button" href=${`#/compare/${run.parent},${run.id}`}>Compare with the earlier run</a>`}
         <a class="button" href=${`#/runs/${run.id}/retry`}>Retry with changes</a>
         ${resumable && html`<button class="primary" onClick=${() => act("resume")}>Resume</button>`}
         ${run.state === "succeeded" && html`
