@@ -14,7 +14,7 @@ from pathlib import Path
 from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped
+from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, UserError
 from moedisco_ray.core.records.apart import of_result
 from moedisco_ray.core.records.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.core.records.findings import worse_than_start
@@ -143,11 +143,16 @@ def run(
             raise
         except MoeDiscoError as error:
             with contextlib.suppress(OSError):  # a full disk may have no room for this event either
-                log(Event("run_failed", data={"message": str(error)}))
+                log(Event("run_failed", data=_failure(error)))
             raise
         finally:
             log.close()
     return directory
+
+
+def _failure(error: MoeDiscoError) -> dict[str, str]:
+    about = {"field": error.field} if isinstance(error, UserError) else {}
+    return {"message": str(error), "error": type(error).__name__, **about}
 
 
 def _taken_over(store: RunStore, seconds: float, stack: contextlib.ExitStack) -> Callable[[], None]:

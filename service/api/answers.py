@@ -14,11 +14,12 @@ from service.api.context import ServiceContext
 from service.api.security import Caller
 from service.database import runs, tables
 from service.database.metrics import UnitCurve
+from service.domain.failure import failure_of
 from service.domain.forecast import StageState, UnitState, forecast, planned_run
 from service.domain.jobs import submission_id
 from service.domain.states import RunState
 from service.errors import UnusableRun
-from service.schemas import Forecast, Run, RunDetail, Series
+from service.schemas import Failure, Forecast, Run, RunDetail, Series
 
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
@@ -45,9 +46,17 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
             "notes": row.notes or [],
             "bill": bill,
             "estimate": row.estimate.get("bill") or bare_bill(None, planned=True),
+            "failure": _failure(session, row),
             "forecast": _forecast(context, session, row),
         }
     )
+
+
+def _failure(session: Session, row: tables.RunRow) -> Failure | None:
+    if row.state != RunState.FAILED:
+        return None
+    units = [unit.unit for unit in runs.units(session, row.id)]
+    return Failure.of(failure_of(row.progress, units, row.document))
 
 
 def _forecast(context: ServiceContext, session: Session, row: tables.RunRow) -> Forecast | None:

@@ -18,7 +18,7 @@ from service.domain.states import RunState
 
 if TYPE_CHECKING:
     from service.domain.policies import Policies, Retention
-    from service.schemas import Forecast, LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit
+    from service.schemas import Failure, Forecast, LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit
 
 _STYLES = {
     RunState.QUEUED: "yellow",
@@ -60,6 +60,8 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     ]
     if run.reason:
         parts.append(Text(run.reason))
+    if run.failure is not None:
+        parts += [Text(one_line(words)) for words in _next_steps(run.id, run.failure)]
     if run.notice:
         parts.append(Text(f"This run: {run.notice}", "yellow"))
     if run.stages:
@@ -221,6 +223,16 @@ def _money(run: RunDetail) -> str:
     verdict = "" if bill.verdict is None else f"\n{bill.verdict}"
     expected = "" if run.forecast is None else f"\n{_expected(run.forecast)}"
     return f"{idle_in_words(bill)}, in {format_seconds(bill.seconds)}; {planned}{allowed}{expected}{verdict}"
+
+
+def _next_steps(run_id: str, failure: Failure) -> list[str]:
+    """What to do about a failed run, one line each."""
+    unit = "" if failure.unit is None else f" --unit {failure.unit}"
+    steps = [f"Its log: moedisco logs {run_id}{unit}"]
+    if failure.changes:
+        changed = " ".join(f"--set {path}={value:g}" for path, value in failure.changes.items())
+        steps.append(f"With {failure.meaning}: moedisco retry {run_id} {changed}")
+    return steps
 
 
 def _expected(forecast: Forecast) -> str:

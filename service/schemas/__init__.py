@@ -32,7 +32,7 @@ from service.schemas.requests import (
     RunChange,
     RunRequest,
 )
-from service.schemas.runs import Forecast, Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
+from service.schemas.runs import Failure, Forecast, Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
 from service.schemas.watching import (
     Artifact,
     ArtifactPage,
@@ -61,6 +61,7 @@ __all__ = [
     "DriverEvent",
     "Estimate",
     "EstimateRequest",
+    "Failure",
     "Figure",
     "Forecast",
     "Health",

@@ -81,6 +81,21 @@ class Forecast(Document):
     """Expected cost of the whole run (dollars); null if the plan knows no prices."""
 
 
+class Failure(Document):
+    """Where a run failed, and what may help."""
+
+    stage: str | None
+    """Stage that failed; null if none had begun."""
+    unit: str | None
+    """Training that failed, whose worker's log is `UNIT.0`; null if the failure is of no single training."""
+    setting: str | None
+    """Dotted path of the setting to look at; null if there is none."""
+    changes: dict[str, float]
+    """Values that may help, by dotted path, as `changes` of a retry takes them."""
+    meaning: str
+    """What these changes do, in words."""
+
+
 class RunDetail(Run):
     """A run with its configuration and its bill."""
 
@@ -91,6 +106,8 @@ class RunDetail(Run):
     """Cost of the run so far, as in `report.json`."""
     estimate: Bill
     """Planned cost at submission."""
+    failure: Failure | None = None
+    """Where the run failed; null if it did not."""
     forecast: Forecast | None = None
     """The expected end; null if the run is not active, or if its plan does not know the speed of its machines."""
 

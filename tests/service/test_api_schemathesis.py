@@ -53,11 +53,12 @@ def api(tmp_path_factory, ray):
 
 @pytest.fixture(scope="module")
 def real(api, ray):
-    """Path parameters that name something, by operation or for all: a finished run with its files, tokens."""
+    """Parameters that name something, by operation or for all: a finished run with its files, tokens, and two runs."""
     site = Site.__new__(Site)  # what is behind a page, without a port
     site.service = api
-    run = finish(site)
+    run, other = finish(site), api.submit()["id"]
     return {
+        "run": lambda _: [run, other],
         "run_id": lambda _: run,
         "path": lambda _: "clusters/report.json",
         "name": lambda operation: "driver" if operation == "get_log" else "demo",
@@ -81,6 +82,8 @@ def sent(api, case, seen, real=None):
             name: real[name](operation) if name in real else value
             for name, value in (case.path_parameters or {}).items()
         }
+        if "run" in (case.query or {}):
+            case.query["run"] = real["run"](operation)
     if operation in ENDLESS:
         case.query["follow"] = "false"
     answer = case.call(headers={"Authorization": f"Bearer {api.plain['admin']}"})

@@ -219,6 +219,30 @@ def test_a_retry_is_compared_with_the_earlier_run(site, page):
     expect(page.get_by_role("alert")).to_contain_text("no such run, or it is not yours")
 
 
+def test_a_failed_run_says_why_and_carries_the_change_into_its_retry(site, page):
+    run_id = begin(site)
+    site.service.report(run_id, Event("stage_started", "submodels"))
+    train(site, run_id, "submodel-0", 1, 20)
+    log = site.service.directory(run_id) / "logs" / "submodel-0.0.log"
+    log.parent.mkdir()
+    log.write_text("step 19\nthe loss is nan\n", encoding="utf-8")
+    reason = "submodel-0: the loss of step 20 is nan; lower the learning rate"
+    site.service.report(run_id, Event("run_failed", data={"message": reason, "error": "DivergedError"}))
+    with site.service.database.write() as session:
+        runs.transition(session, runs.get(session, run_id), RunState.FAILED, reason=reason, now=time.time())
+    page.goto(f"/#/runs/{run_id}")
+    card = page.get_by_role("region", name="Why it failed")
+    expect(card).to_contain_text(reason)
+    expect(card).to_contain_text("in submodels, submodel-0")
+    expect(card).to_contain_text("the loss is nan")
+    card.get_by_role("link", name="Retry with half the learning rate").click()
+    expect(page.get_by_label("Configuration, YAML")).to_have_value(re.compile(r"lr: 0\.0005\n"))
+    expect(page.get_by_text("Fits the pools")).to_be_visible()
+    page.get_by_role("button", name="Submit the retry").click()
+    expect(state_pill(page)).to_have_text("queued")
+    assert stored(site, page.url.rsplit("/", 1)[1]).config["submodels"]["optimizer"]["lr"] == 0.0005
+
+
 def test_a_mistake_is_shown_at_its_line_and_nothing_can_be_submitted(page):
     page.goto("/#/submit")
     expect(page.get_by_text("Fits the pools")).to_be_visible()

@@ -49,7 +49,7 @@ EventType = Literal[
     # seconds, bill (its totals: `BILL_FIGURES`); a run that ended worse than its start has worse_than_start,
     "run_finished",
     # a sentence that says so
-    "run_failed",  # message
+    "run_failed",  # message, error: its class, field: the setting that it is about
     "run_stopped",  # reason
     "state",  # state, reason, attempt: added by the control service to the stream that it serves
 ]

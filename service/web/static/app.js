@@ -115,7 +115,7 @@ function Frame({ identity, signOut }) {
       ${route.view === "runs" && html`<${RunsView} />`}
       ${route.view === "run" && html`<${RunView} key=${route.id} id=${route.id} />`}
       ${route.view === "submit" && html`<${SubmitView} key="new" />`}
-      ${route.view === "retry" && html`<${RetryView} key=${route.id} id=${route.id} />`}
+      ${route.view === "retry" && html`<${RetryView} key=${route.id} id=${route.id} changes=${route.changes} />`}
       ${route.view === "compare" && html`<${CompareView} key=${route.id} ids=${route.id.split(",")} />`}
       ${route.view === "pools" && html`<${PoolsView} dashboard=${identity.dashboard_url} />`}
       ${route.view === "unknown" && html`<div class="empty"><h1>Page not found</h1><p><a href="#/runs">All runs</a></p></div>`}

@@ -2,14 +2,16 @@
 
 import { useEffect, useState } from "./lib.js";
 
-/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "unknown", id?: string}} Route */
+/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "unknown", id?: string, changes?: Record<string, any>}} Route
+ *   `changes`: settings that a retry begins with, by dotted path. */
 
 /** @param {string} fragment @returns {Route} */
 export function routeOf(fragment) {
-  const [first = "", id, last] = fragment.replace(/^#\/?/, "").split("/");
+  const [path, query] = fragment.replace(/^#\/?/, "").split("?");
+  const [first = "", id, last] = path.split("/");
   if (first === "" || (first === "runs" && !id)) return { view: "runs" };
   if (first === "runs" && !last) return { view: "run", id };
-  if (first === "runs" && last === "retry") return { view: "retry", id };
+  if (first === "runs" && last === "retry") return { view: "retry", id, changes: changesIn(query) };
   if (first === "compare" && id) return { view: "compare", id };
   if (first === "submit") return { view: "submit" };
   if (first === "pools") return { view: "pools" };
@@ -32,4 +34,21 @@ export function useRoute() {
 /** @param {string} path Path of the route, such as `/runs`. */
 export function go(path) {
   location.hash = "#" + path;
+}
+
+/** Address of a retry that begins with changed settings. @param {string} id @param {Record<string, any>} changes */
+export const retryAddress = (id, changes) =>
+  `#/runs/${id}/retry?${new URLSearchParams(Object.entries(changes).map(([path, value]) => [path, JSON.stringify(value)]))}`;
+
+function changesIn(query) {
+  return Object.fromEntries([...new URLSearchParams(query)].map(([path, value]) => [path, valueOf(value)]));
+}
+
+/** A value of an address: JSON, or text that is none. */
+function valueOf(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
 }

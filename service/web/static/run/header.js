@@ -56,7 +56,7 @@ export function RunHeader({ run, acted }) {
       </div>
     </div>
     <${Notice} problem=${problem} />
-    ${run.reason && html`<p class=${run.state === "failed" ? "notice" : "notice warn"}>${reasonWords(run)}</p>`}
+    ${run.reason && run.state !== "failed" && html`<p class="notice warn">${reasonWords(run)}</p>`}
     ${run.notice && html`<p class="notice warn">This run: ${run.notice}.</p>`}
     ${run.expires_at !== null && html`
       <p class="notice warn">This run is removed with its files after ${moment(run.expires_at)}, unless you keep it.</p>`}

@@ -29,6 +29,19 @@ export function parse(text) {
 /** @param {Record<string, any>} config */
 export const write = (config) => dump(config, { lineWidth: WIDTH });
 
+/** A configuration with other values of some settings. @param {Record<string, any>} config @param {Record<string, any>} changes */
+export function withChanges(config, changes) {
+  const changed = structuredClone(config);
+  for (const [path, value] of Object.entries(changes)) {
+    const parts = path.split(".");
+    const last = parts.pop();
+    let node = changed;
+    for (const part of parts) node = Object.hasOwn(node, part) && node[part] ? node[part] : (node[part] = {});
+    node[last] = value;
+  }
+  return changed;
+}
+
 /**
  * Add line numbers to the service's errors.
  * @param {string} text @param {{field: string, message: string}[]} errors Fields as the service names them, `config.tokens.total`.

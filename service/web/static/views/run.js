@@ -8,6 +8,7 @@ import { usePolled } from "../polling.js";
 import { Clusters } from "../run/clusters.js";
 import { CurvesSheet } from "../run/curves_sheet.js";
 import { EventList } from "../run/events.js";
+import { FailureCard } from "../run/failure.js";
 import { RunHeader } from "../run/header.js";
 import { isTerminal, useLiveRun } from "../run/live.js";
 import { Logs } from "../run/logs.js";
@@ -43,6 +44,7 @@ export function RunView({ id }) {
     <${Notice} problem=${live.problem} />
     <${RunVerdict} report=${report} />
     <div class="grid run">
+      <${FailureCard} run=${run} />
       <${StageTrack} stages=${progress.stages} active=${active} />
       <${CurvesSheet} live=${live} version=${live.curvesVersion} />
       <${UnitTable} units=${progress.units} active=${active} />

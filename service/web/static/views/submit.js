@@ -8,7 +8,7 @@ import { go } from "../router.js";
 import { Editor } from "../submit/editor.js";
 import { Estimate, useEstimate } from "../submit/estimate.js";
 import { Quota, useQuota } from "../submit/quota.js";
-import { changesBetween, parse, place, write } from "../submit/yaml.js";
+import { changesBetween, parse, place, withChanges, write } from "../submit/yaml.js";
 
 const PRESETS = [["demo", "demo"], ["default", "default"], ["paper", "paper"]];
 
@@ -51,8 +51,8 @@ export function SubmitView() {
       </${Question}>`}`;
 }
 
-/** @param {{id: string}} props Id of the run to retry. */
-export function RetryView({ id }) {
+/** @param {{id: string, changes: Record<string, any>}} props Id of the run to retry, and settings to begin with, by dotted path. */
+export function RetryView({ id, changes }) {
   const [run, setRun] = useState(null);
   const [before, setBefore] = useState(null);
   const [text, setText] = useState("");
@@ -66,7 +66,7 @@ export function RetryView({ id }) {
         const config = { ...others, tags: found.tags };
         setRun(found);
         setBefore(config);
-        setText(write(config));
+        setText(write(withChanges(config, changes)));
       } catch (error) {
         setProblem(error);
       }
