@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from moedisco_ray.core.config import Lora, LowMemoryPool, Optimizer, Outer, RunConfig
+from moedisco_ray.core.config import Lora, LowMemoryPool, Optimizer, Outer, RunConfig, UpcycleInit
 from moedisco_ray.plan.joint_ways import Change, Joint, Planner, card_name, tried, usual_types
 from moedisco_ray.policies.gang import counts
 
@@ -33,7 +33,10 @@ def members_way(config: RunConfig, plan: Planner) -> Joint | str:
     batch, length = config.finetune.optimizer.batch_tokens, config.corpus.sequence_length
     members = max(counts(batch // length, 1, min(kind.max_workers, low.max_workers)))
     reasons = (
-        (config.model.init != "random", "members train from random weights; set model.init to random"),
+        (
+            isinstance(config.model.init, UpcycleInit),
+            "members train from random weights or from a trained MoE; set model.init to random or to a checkpoint",
+        ),
         (bool(config.owners), "data owners need sub-models"),
         (not kind.gpu, "members train on cards; set pools.low_memory.gpu"),
         (kind.memory == "streamed", "members hold all weights on a card; set pools.low_memory.memory to resident"),

@@ -193,10 +193,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         if self.model.starts_from_moe:
-            if self.tokens.seed_share:
+            if self.tokens.seed_share and (self.clusters.count != 1 or self.tokens.decoupled):
                 raise ValueError(
-                    "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a dense "
-                    "model; to start from one, use model.init.upcycle"
+                    "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a part of "
+                    "the experts, unless recipe is members; to start from a dense model, use model.init.upcycle"
                 )
         elif self.model.init == "random" and self._needs_a_trained_model and not self.tokens.seed_share:
             raise ValueError(
