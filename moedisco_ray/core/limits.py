@@ -19,6 +19,11 @@ NF4_GROUP = 256
 """Number of scales of weights in 4 bits that share a factor."""
 FLASH_HEAD_SIZE, FLASH_HEAD_STEP = 256, 8
 """Head sizes of torch's FlashAttention: at most 256, and multiples of 8."""
+SYNC_ELEMENTS = 2**20
+"""Maximum number of weights that a sync reads and combines at a time; they take 8 MiB in float64."""
+SYNC_AHEAD = 8
+"""Number of pieces that a sync reads ahead, in as many threads; they take 32 MiB. An object store answers each after
+tens of milliseconds."""
 
 # Models that read text without training.
 RESIDENT_SHARE = 0.4

@@ -121,7 +121,7 @@ class SeededWeights(Mapping[str, Tensor]):
         if role.role is Role.ROUTER and rows_gD.shape[axis] == 1:
             return initial_ED
         copies_ED = torch.cat([rows_gD] * (initial_ED.shape[axis] // rows_gD.shape[axis]), dim=axis)
-        if role.role is not Role.ROUTER or not self._distinct_rows:
+        if role.role is not Role.ROUTER or not self._distinct_rows or copies_ED.shape == rows_gD.shape:
             return copies_ED
         noise_ED = initial_ED * (_ROW_NOISE * rows_gD.std() / initial_ED.std().clamp(min=_TINY))
         noise_ED.narrow(axis, 0, rows_gD.shape[axis]).zero_()

@@ -291,6 +291,7 @@ def _trained(stage: StagePlan) -> Trained:
         frozen=weights - _adapters(stage) if stage.adapters else 0,
         offloaded=stage.memory.offloaded,
         host=stage.memory.host,
+        for_syncs=stage.memory.synced,
         device=stage.memory.total if stage.fits_known else 0,
         handed_over=0 if stage.block_wise or stage.adapters else round(2 * weights * shares),
         tokens=stage.cost.tokens,

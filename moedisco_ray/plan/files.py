@@ -87,6 +87,7 @@ class Trained:
     frozen: int = 0
     exchanged: int = 0
     host: int = 0
+    for_syncs: int = 0
 
     @property
     def checkpoint(self) -> int:
@@ -158,7 +159,7 @@ class Files:
             node_disk=inputs + kept if each.workers > 1 else 0,
             worker_disk=share + (0 if each.workers > 1 else inputs + kept),
             device_memory=each.device,
-            worker_memory=each.host or share + each.offloaded,
+            worker_memory=(each.host or share + each.offloaded) + each.for_syncs,
             moved=read + written + each.units * saves * each.checkpoint + each.synced,
             exchanged=each.exchanged,
         )

@@ -136,24 +136,43 @@ def _streamed_trials(config: RunConfig, plan: Planner, cards: Cards) -> list[Joi
 def _streamed(config: RunConfig, plan: Planner, cards: Cards, size: int) -> Joint:
     change = cards.change(size, "streamed")
     trial = tried(config, plan, change)
-    is_new = cards.pool.memory != "streamed"
-    if is_new and isinstance(trial, Trial) and trial.limit is None and cards.pool.host_memory_gb is None:
-        limit = f"needs a machine with {_host_gb(config, plan, change, trial)}; set {cards.pool.path}.host_memory_gb"
-        trial = dataclasses.replace(trial, limit=limit, seconds=None, kilowatt_hours=None, bill=no_bill())
+    trial = on_known_machine(config, plan, change, trial, cards.pool)
     name = f"joint training on {size} x {cards.name}, streamed from main memory"
     return Joint("streamed", size=size, nodes=1, name=name, change=change, trial=trial)
 
 
-def _host_gb(config: RunConfig, plan: Planner, change: Change, trial: Trial) -> str:
+def on_known_machine(
+    config: RunConfig, plan: Planner, change: Change, trial: Trial | str, pool: Pool, *, section: str = "finetune"
+) -> Trial | str:
+    """The plan of streamed training, which is impossible where neither the pool asks for it nor says its main memory.
+
+    Args:
+        config: The configuration.
+        plan: Function that plans another configuration.
+        change: The settings that make a run of it.
+        trial: Its plan; a text if the configuration does not allow it.
+        pool: The pool, as the configuration has it.
+        section: Section with the settings of the training.
+    """
+    is_asked_for = pool.memory == "streamed" or pool.host_memory_gb is not None
+    if is_asked_for or isinstance(trial, str) or trial.limit is not None:
+        return trial
+    needed = _host_gb(config, plan, change, trial, section)
+    limit = f"needs a machine with {needed}; set {pool.path}.host_memory_gb"
+    return dataclasses.replace(trial, limit=limit, seconds=None, kilowatt_hours=None, bill=no_bill())
+
+
+def _host_gb(config: RunConfig, plan: Planner, change: Change, trial: Trial, section: str) -> str:
     """Main memory of a machine that streams the weights, and with weights in bf16 if a plan may choose them."""
 
     def machine_gb(each: Trial) -> int:
         return math.ceil((each.host_gb + WORKER_PROCESS_GB) / USABLE_MEMORY)
 
     needed = f"{machine_gb(trial)} GiB of main memory"
-    if config.finetune.optimizer.precision == "auto":
-        optimizer = config.finetune.optimizer.model_dump() | {"precision": "pure_bf16"}
-        least = tried(config, plan, {**change, "finetune": {**change["finetune"], "optimizer": optimizer}})
+    settings = getattr(config, section).model_dump() | change[section]
+    if settings["optimizer"]["precision"] == "auto":
+        optimizer = settings["optimizer"] | {"precision": "pure_bf16"}
+        least = tried(config, plan, {**change, section: {**change[section], "optimizer": optimizer}})
         if isinstance(least, Trial) and least.limit is None and least.host_gb < trial.host_gb:
             return f"{needed}, or {machine_gb(least)} GiB with weights in bf16"
     return needed

@@ -88,6 +88,8 @@ class Memory(BaseModel, frozen=True, defer_build=True):
     host: int = 0
     """Bytes that streamed training holds in the machine's memory: weights, gradients, optimizer state, and the inputs
     of each layer; not part of the total."""
+    synced: int = 0
+    """Bytes that a member of syncs fills in the machine's memory for them; not part of the total."""
     unpacked: int = 0
     """Bytes that weights in 4 bits take more when the model is written; not part of the total."""
     mean_share: float = 1.0
@@ -107,8 +109,8 @@ class Memory(BaseModel, frozen=True, defer_build=True):
 
     @property
     def on_host(self) -> int:
-        """Bytes that the worker holds in the machine's memory: offloaded moments, or all that streamed training has."""
-        return self.host or self.offloaded
+        """Bytes that the worker holds in the machine's memory: offloaded or streamed, and for syncs."""
+        return (self.host or self.offloaded) + self.synced
 
     def fits(self, card_gb: float, host_gb: float | None = None) -> bool:
         """Whether a worker has enough memory.

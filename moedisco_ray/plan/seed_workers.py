@@ -20,6 +20,7 @@ from moedisco_ray.plan.gang_traffic import GangTraffic, step_exchanges, total_by
 from moedisco_ray.plan.memory import Memory
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.plan.streamed_way import training_memory
+from moedisco_ray.plan.sync_memory import exchanged_weights, sync_memory
 from moedisco_ray.policies.gang import counts
 from moedisco_ray.policies.parallel import Layout
 
@@ -103,7 +104,10 @@ def member_memory(
         gpu=config.pools.low_memory.gpu,
         lora=lora,
     )
-    alone = measure()
+    parameters = count_parameters(config.model.family_name, shape, vocab_size)
+    exchanged = 0 if lora.rank else exchanged_weights(config, parameters)
+    synced = sync_memory(config.submodels, parameters, exchanged, config.pools.low_memory.memory)
+    alone = measure().model_copy(update={"synced": synced.total})
     if gang[1] == 1:
         return alone
     together = measure(workers=gang[1], exchange="step", layout=Layout(replicate=gang[1]))

@@ -41,11 +41,12 @@ class WorkerPlan(BaseModel, frozen=True, defer_build=True):
         """What a stage that does not fit lacks, in words."""
         if self.memory.total > self.pool_gb * GIB:
             return f"{self.stage} needs {self.memory.total / GIB:.1f} of {self.pool_gb:g} GiB per card"
-        does = "streams from" if self.memory.host else "offloads"
-        return (
-            f"{self.stage} {does} {self.memory.on_host / GIB:.1f} GiB per card, and its machine has room for "
-            f"{self.host_gb or 0:.1f} GiB each"
-        )
+        memory, room = self.memory, f"and its machine has room for {self.host_gb or 0:.1f} GiB each"
+        if not (memory.host or memory.offloaded):
+            return f"{self.stage} needs {memory.synced / GIB:.1f} GiB of main memory per card for syncs, {room}"
+        does = "streams from" if memory.host else "offloads"
+        syncs = f", {memory.synced / GIB:.1f} GiB of it for syncs" if memory.synced else ""
+        return f"{self.stage} {does} {memory.on_host / GIB:.1f} GiB per card{syncs}, {room}"
 
     @property
     def problem(self) -> PoolError:

@@ -427,7 +427,7 @@ def test_a_trained_start_has_no_measured_gaps_but_that_of_joint_training() -> No
     raw["tokens"]["seed_share"] = 0
     ways = build_plan(RunConfig.model_validate(raw)).alternatives
     assert {way.way: way.gap for way in ways[:-1]} == {
-        "joint_high_memory": 0.0, "joint_low_memory": 0.0, "submodels": None,
+        "joint_high_memory": 0.0, "joint_low_memory": 0.0, "members": None, "submodels": None,
     }  # fmt: skip
 
 

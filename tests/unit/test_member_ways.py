@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import yaml
 from small_run import OneCorpus, small_config
 
+from moedisco_ray.backend import Trained
 from moedisco_ray.core.config import Optimizer, Outer, RunConfig, check_config
 from moedisco_ray.core.config.presets import LocalCard, on_own_cards, preset_text
 from moedisco_ray.core.errors import ConfigError
@@ -17,9 +20,15 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.run_directory import create, write_config
 from moedisco_ray.models import check_same, open_checkpoint
 from moedisco_ray.plan import Plan, build_plan, decided
+from moedisco_ray.plan.build import too_large
 from moedisco_ray.plan.resolve import resolve
+from moedisco_ray.training import TrainJob
 
 NAME = "8 members on 8 x L4, in step every 16 steps"
+
+
+def card(gb: float) -> dict[str, Any]:
+    return {"memory_gb": gb, "card": None, "speed": 1.0}
 
 
 def asked(recipe: str | None = "members", low: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
@@ -28,6 +37,18 @@ def asked(recipe: str | None = "members", low: dict[str, Any] | None = None, **s
     for name, values in sections.items():
         raw[name] = raw[name] | values if isinstance(values, dict) else values
     return check_config(raw)
+
+
+class Noting(OneCorpus):
+    """Notes the jobs that the pipeline hands it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: list[TrainJob] = []
+
+    def train_all(self, jobs: Sequence[TrainJob], *others: Any, **named: Any) -> list[Trained]:
+        self.jobs += jobs
+        return super().train_all(jobs, *others, **named)
 
 
 def row(plan: Plan) -> Any:
@@ -39,8 +60,50 @@ def test_members_have_a_row_with_an_unknown_gap_and_the_time_of_their_network() 
     fast, slow = (row(build_plan(asked("auto", {"network": network}))) for network in (1.0, 0.25))
     assert (fast.name, fast.workers, fast.gap, fast.limit) == (NAME, 8, None, None)
     assert slow.seconds > 2 * fast.seconds
-    none = build_plan(asked("auto", {"memory_gb": 1.2, "card": None, "speed": 1.0}))
-    assert "seed needs" in row(none).limit
+    none = row(build_plan(asked("auto", card(1.6))))
+    assert "seed needs" in none.limit
+    assert re.search(r"; with the weights in main memory: needs a machine with \d+ GiB of main memory", none.limit)
+    assert none.limit.endswith("set pools.low_memory.host_memory_gb")
+
+
+def test_where_the_card_lacks_memory_members_stream_and_both_memories_count() -> None:
+    roomy, small = (build_plan(asked(low=card(gb) | {"host_memory_gb": 64})) for gb in (24, 1.6))
+    streamed = "8 members on 8 x low-memory card, streamed from main memory, in step every 16 steps"
+    assert str(small.recipe).startswith(f"recipe members: {streamed}")
+    [near], [far] = roomy.stages, small.stages
+    weights = far.parameters.total
+    assert (near.memory.streamed, near.memory.host) == (0, 0)
+    assert far.fits
+    assert far.memory.streamed >= 4 * weights
+    assert near.memory.synced - far.memory.synced == 4 * weights  # a checkpoint's copy
+    assert 8 * weights < far.memory.synced < 8 * weights + 128 * 2**20
+    assert far.cost.hours > 1.2 * near.cost.hours  # each layer is computed twice
+    assert far.sync == near.sync
+    found = {each.stage: each for each in small.storage}["seed"]
+    assert found.worker_memory == far.memory.on_host == far.memory.host + far.memory.synced
+
+
+@pytest.mark.parametrize(("gb", "words"), [(24, "seed needs 1.5 GiB of main memory per card for syncs"), (1.6, "")])
+def test_a_machine_without_the_main_memory_for_syncs_is_left_out_by_name(gb: float, words: str) -> None:
+    low = card(gb) | {"host_memory_gb": 4.5}
+    limit = row(build_plan(asked("auto", low))).limit
+    assert words in limit
+    assert re.search(r"seed streams from 1\.8 GiB per card, 1\.0 GiB of it for syncs, and its machine has", limit)
+    with pytest.raises(ConfigError, match=r"^recipe: 'members': is impossible \(.*for syncs"):
+        decided(asked(low=low))
+    begun = decided(asked(low=card(gb)))[0] if words else decided(asked(low=card(gb) | {"memory": "streamed"}))[0]
+    pools = begun.pools
+    less = pools.low_memory.model_copy(update={"host_memory_gb": 4.5})
+    plan = build_plan(begun.model_copy(update={"pools": pools.model_copy(update={"low_memory": less})}))
+    [problem] = [each.problem for each in too_large(plan)]
+    assert str(problem).startswith("pools.low_memory.host_memory_gb: 4.5: seed ")  # with which a run ends
+
+
+def test_members_train_with_the_settings_that_a_plan_chooses_for_the_seed() -> None:
+    run = resolve(asked(low=card(2.6))).config
+    assert (run.pools.low_memory.memory, run.submodels.optimizer.precision) == ("resident", "pure_bf16")
+    exact = resolve(asked(low=card(2.6) | {"host_memory_gb": 64})).config
+    assert (exact.pools.low_memory.memory, exact.submodels.optimizer.precision) == ("streamed", "auto")
 
 
 def test_the_recipe_trains_the_whole_model_in_one_phase_of_members() -> None:
@@ -90,12 +153,12 @@ def test_no_verdict_and_no_recipe_takes_members_while_their_gap_is_unknown() -> 
     [
         ({"gpus_per_node": 4}, {}, "members have a machine each, and pools.low_memory.gpus_per_node is 4; set it to 1"),
         ({"max_workers": 1}, {}, "members divide the batch of the fine-tune on two machines or more"),
-        ({"memory": "streamed"}, {}, "members hold all weights on a card"),
+        ({"memory": "streamed", "host_memory_gb": 4}, {}, "seed streams from"),
         ({"memory_gb": 1.2, "card": None, "speed": 1.0}, {}, "seed needs"),
         (
             {},
             {"model": {"init": {"upcycle": "dense", "num_experts": 8}}, "tokens": {"seed_share": 0.5}},
-            "members train from random weights",
+            "members train from random weights or from a trained MoE",
         ),
     ],
 )
@@ -141,8 +204,15 @@ def test_the_model_of_the_run_is_what_the_members_trained(tmp_path: Path) -> Non
         clusters={"count": 1},
         merge={"router": "kept"},
         submodels={"optimizer": {"batch_tokens": 256, "lr": 2e-3}, **members},
+        pools={"low_memory": {"memory": "streamed"}},
     )
-    directory = pipeline.run(config, backend=OneCorpus())
+    backend = Noting()
+    directory = pipeline.run(config, backend=backend)
+    assert [(job.name, job.memory, job.share.members) for job in backend.jobs] == [
+        ("seed-0", "streamed", 2),
+        ("seed-1", "streamed", 2),
+    ]
+    assert {(job.sync.bits, job.sync.scope) for job in backend.jobs if job.sync is not None} == {(4, "all")}
     trained = dict(open_checkpoint(directory / "seed"))
     check_same(dict(open_checkpoint(directory / "finetuned")), trained)
     manifest = read_manifest(directory / "seed")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from moedisco_ray.core.config import check_config
+from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
@@ -18,11 +19,18 @@ RATE = 1e-30
 """A step at this rate is lost in rounding to float32."""
 JOINT = {"seed_share": 0.0, "finetune_share": 1.0}
 PARTS = {"seed_share": 0.0, "finetune_share": 0.4}
+BY_MEMBERS = {
+    "tokens": {"seed_share": 1.0, "finetune_share": 0.0},
+    "clusters": {"count": 1},
+    "submodels": {"seed_members": 2, "sync_bits": 4, "start_loss": 0.0},
+}
 WAYS: dict[str, dict[str, Any]] = {
     "joint": {"tokens": JOINT},
     "streamed": {"tokens": JOINT, "pools": {"high_memory": {"memory": "streamed"}}},
     "sub-models": {"tokens": PARTS, "submodels": {"sync_every": None}},
     "sub-models that sync": {"tokens": PARTS},
+    "members": BY_MEMBERS,
+    "members that stream": BY_MEMBERS | {"pools": {"low_memory": {"memory": "streamed"}}},
 }
 
 
@@ -47,3 +55,18 @@ def test_a_run_at_a_rate_of_zero_gives_the_start_back(tmp_path: Path, way: str) 
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name].to(tensor.dtype)), name
+    if way.startswith("members"):
+        check_said_of_members(directory)
+
+
+def check_said_of_members(directory: Path) -> None:
+    """What is done per cluster was not done, and no one is led to believe that it was."""
+    report = read_json(directory / "report.json")
+    assert (report["members"], report["submodels_apart"], report["decompose"]) == (2, None, {})
+    assert len(report["syncs"]) == 2
+    assert not (directory / "decomposed" / "experts.json").exists()
+    card = (directory / "model" / "README.md").read_text(encoding="utf-8")
+    assert "The whole of it was trained by 2 members: each had a low-memory worker" in card
+    assert "they combined all their weights 2 times" in card
+    assert "The weights that it started from are those of `start`" in card
+    assert "upcycled" not in card

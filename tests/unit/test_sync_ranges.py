@@ -109,7 +109,7 @@ def test_any_division_into_ranges_in_any_order_gives_the_bits_of_one_process(
     names = [f"member-{(k * 7) % 5}" for k in range(len(tokens))]
     common, momentum = drawn(seed, shapes, [torch.float32] * 4), None
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layouts, "CHUNK", chunk)
+        patch.setattr(layouts, "SYNC_ELEMENTS", chunk)
         for number in (1, 2, 3):
             copies = {name: drawn(seed + 100 * number + k, shapes, dtypes) for k, name in enumerate(names)}
             after = dict(next_momentum(common, list(copies.values()), token_weights(tokens), momentum))
@@ -141,7 +141,7 @@ def test_segments_are_a_range_in_order_with_one_dtype_each(
     flat_N = torch.cat([tensor.reshape(-1).float() for tensor in tensors.values()])
     start, stop = sorted(round(part * layout.elements) for part in cut)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layouts, "CHUNK", chunk)
+        patch.setattr(layouts, "SYNC_ELEMENTS", chunk)
         segments = list(layout.segments(start, stop))
     assert [each.start for each in segments] + [stop] == [start] + [each.stop for each in segments] or start == stop
     data = b"".join(bytes(layouts.as_bytes(tensor)) for tensor in tensors.values())

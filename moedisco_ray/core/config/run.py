@@ -66,11 +66,11 @@ class RunConfig(Section):
     """Which way to train the model. `joint` trains the whole MoE in one phase, on the cards that cost least for it (own
     cards: on those that take least time). `grown` trains a seed with a part of the experts, and all experts from the
     middle on, without sub-models. `members` trains the whole MoE on a low-memory card of each machine, on a part of the
-    fine-tune's batch each; they combine their changes in 4 bits every 16 steps, and how much higher the loss ends is
-    not known. `auto` is `joint` wherever the MoE fits the cards of a pool, or the main memory next to one of them
-    (`host_memory_gb`), or `grown` if that reaches the same loss for less; with data owners, adapters, or an ensemble to
-    measure, and where nothing else fits, it is what `tokens` says. Null means what `tokens` says. A run keeps the way
-    that it began with, and with `members` the settings of the sub-models."""
+    fine-tune's batch each, from random weights or a trained MoE; they combine their changes in 4 bits every 16 steps,
+    and how much higher the loss ends is not known. `auto` is `joint` wherever the MoE fits the cards of a pool, or the
+    main memory next to one (`host_memory_gb`), or `grown` if that reaches the same loss for less; with data owners,
+    adapters, or an ensemble to measure, and where nothing else fits, it is what `tokens` says. Null means what `tokens`
+    says. A run keeps the way that it began with, and with `members` the settings of the sub-models."""
     tags: Annotated[Tags, NoEffect("they are labels for people")] = Field(default_factory=dict)
     """Labels by which to find the run: at most 16 pairs of a key and a value, each of at most 63 characters."""
     corpus: Corpus
@@ -193,10 +193,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         if self.model.starts_from_moe:
-            if self.tokens.seed_share:
+            if self.tokens.seed_share and (self.clusters.count != 1 or self.tokens.decoupled):
                 raise ValueError(
-                    "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a dense "
-                    "model; to start from one, use model.init.upcycle"
+                    "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a part of "
+                    "the experts, unless recipe is members; to start from a dense model, use model.init.upcycle"
                 )
         elif self.model.init == "random" and self._needs_a_trained_model and not self.tokens.seed_share:
             raise ValueError(

@@ -175,7 +175,8 @@ class Submodels(Section):
     With 4, it sends what its weights have changed by since the last sync, and receives what the common weights change
     by, in codes of 4 bits with a scale for every 256 weights: an eighth of the bytes of fp32. Both sides keep what the
     codes lose and add it to what they send at the next sync. A member then needs 12 bytes of main memory per weight
-    that it exchanges, for common weights, for what its codes have lost, and for a checkpoint's copy of that."""
+    that it exchanges, for common weights, for what its codes have lost, and for a checkpoint's copy of that; 8 bytes
+    with `memory: streamed`, which makes no copy."""
     seed_members: Annotated[int | None, Resolved("seed_members")] = Field(1, ge=1, le=MOST_CLUSTERS)
     """Number of members that train the seed at the same time, one worker each. More members take fewer hours and reach
     a higher loss (`docs/results.md`). They start from the same model, share the batches of the seed phase evenly, and

@@ -106,6 +106,9 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         for name, manifest in manifests.items()
     ]
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
+    trained = {each: TrainingSummary.model_validate(summaries.get(each, {})) for each in ("seed", "submodels")}
+    whole_seed = config.cluster_count == 1 and not trained["submodels"].units  # it has all experts
+    members = len(trained["seed"].units) or None if whole_seed else None
     return RunReport(
         schema_version=SCHEMA_VERSION,
         against_start=against_start(of_result(evaluation), evaluation.start),
@@ -118,7 +121,8 @@ def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> R
         stages=stages,
         tokens=sum(stage.tokens or 0 for stage in stages),
         bill=bill,
-        syncs=TrainingSummary.model_validate(summaries.get("submodels", {})).syncs,
+        members=members,
+        syncs=trained["submodels"].syncs or (trained["seed"].syncs if members else []),
         corpus=CorpusSummary.model_validate(summaries.get("corpus", {})),
         decompose=DecomposeSummary.model_validate(summaries.get("decompose", {})),
         merge=MergeSummary.model_validate(summaries.get("merge", {})),

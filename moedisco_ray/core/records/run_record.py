@@ -145,8 +145,10 @@ class RunReport(Record):
     """Number of tokens that the run trained on, over all stages."""
     bill: Bill
     """What the run has cost: lines, totals, idle machines, time, baseline, saving, quality."""
+    members: int | None = None
+    """Number of members that trained the whole model, each on a part of the text; null if no members did."""
     syncs: list[SyncRecord] = Field(default_factory=list)
-    """Sync points of the sub-models; empty if there were none."""
+    """Sync points of the sub-models, or of the members that trained the whole model; empty if there were none."""
     corpus: CorpusSummary = CorpusSummary()
     """Summary of the corpus stage."""
     clusters: ClusterReport = ClusterReport()

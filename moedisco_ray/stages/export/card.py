@@ -158,12 +158,24 @@ def _recipe(report: RunReport) -> str:
             "was clustered, a sub-model was trained on each cluster on a low-memory worker of its own, their experts "
             f"were put side by side, with one backbone and a router{end}."
         )
+    if report.members is not None:
+        return _by_members(report.members, len(report.syncs), f" It was then trained on {workers}." if finetune else "")
     if "seed" in trained:
         return (
             "It was upcycled: a dense model was trained on a low-memory worker, its experts were copied to all places, "
             f"and the whole was trained on {workers}."
         )
     return f"The whole of it was trained jointly, on {workers}."
+
+
+def _by_members(members: int, syncs: int, end: str) -> str:
+    if members == 1:
+        return f"The whole of it was trained on a low-memory worker.{end}"
+    return (
+        f"The whole of it was trained by {members} members: each had a low-memory worker of its own and a part of the "
+        f"text, and they combined all their weights {syncs} times, the last time after their last step (DiLoCo, "
+        f"[arXiv 2311.08105](https://arxiv.org/abs/2311.08105)).{end}"
+    )
 
 
 def _start(report: RunReport) -> str:

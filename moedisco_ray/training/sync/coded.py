@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from moedisco_ray.core.config import Outer
+from moedisco_ray.core.limits import SYNC_AHEAD, SYNC_ELEMENTS
 from moedisco_ray.core.store.checksums import Entry
 from moedisco_ray.core.store.manifests import MEMBERS
 from moedisco_ray.core.store.written import writing
@@ -44,9 +45,9 @@ from moedisco_ray.policies.sync_points import BLOCK, Arrival, coded_bytes, range
 from moedisco_ray.training.sync.codec import decode, encode
 from moedisco_ray.training.sync.combine import common_tensors
 from moedisco_ray.training.sync.files import COMMON, LAYOUT, MOMENTUM, RESIDUAL, UPDATE, RangeReader, Roster, SyncPoint
-from moedisco_ray.training.sync.layout import CHUNK, Layout, as_bytes
+from moedisco_ray.training.sync.layout import Layout, as_bytes
 from moedisco_ray.training.sync.outer_step import outer_update
-from moedisco_ray.training.sync.pieces import AHEAD, Counting, ahead, range_file
+from moedisco_ray.training.sync.pieces import Counting, ahead, range_file
 
 Tensors = Mapping[str, Tensor]
 
@@ -207,7 +208,7 @@ def combine_coded(
             kind: Counting(stack.enter_context(writing(point.store, point.path(range_file(kind, place)))))
             for kind in (COMMON, UPDATE, *kept)
         }
-        pieces = ahead(reads(), stack.enter_context(ThreadPoolExecutor(AHEAD, thread_name_prefix="combine")))
+        pieces = ahead(reads(), stack.enter_context(ThreadPoolExecutor(SYNC_AHEAD, thread_name_prefix="combine")))
         for a, b in chunks:
             earlier = {kind: torch.zeros(b - a) for kind in (RESIDUAL, MOMENTUM)}
             earlier |= {kind: reader.count(next(pieces)) for kind, reader in zip(kept, before, strict=False)}
@@ -242,7 +243,7 @@ def _updates(point: SyncPoint, elements: int) -> Iterator[tuple[int, Tensor]]:
         functools.partial(reader.read, coded_bytes(a - first), torch.empty(coded_bytes(b - a), dtype=torch.uint8))
         for reader, first, a, b in parts
     )
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="update") as threads:
+    with ThreadPoolExecutor(SYNC_AHEAD, thread_name_prefix="update") as threads:
         for (reader, _, a, b), codes_C in zip(parts, ahead(calls, threads), strict=True):
             yield a, decode(reader.count(codes_C), b - a)
     for reader in readers:
@@ -251,5 +252,5 @@ def _updates(point: SyncPoint, elements: int) -> Iterator[tuple[int, Tensor]]:
 
 def _chunks(first: int, last: int) -> Iterator[tuple[int, int]]:
     """Divide a range that begins at a block into parts that begin at blocks."""
-    for start in range(first, last, CHUNK):
-        yield start, min(start + CHUNK, last)
+    for start in range(first, last, SYNC_ELEMENTS):
+        yield start, min(start + SYNC_ELEMENTS, last)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from moedisco_ray.core.config import Outer
+from moedisco_ray.core.limits import SYNC_AHEAD
 from moedisco_ray.core.store.checksums import Entry
 from moedisco_ray.core.store.manifests import MEMBERS
 from moedisco_ray.core.store.run_store import RunStore
@@ -27,7 +28,7 @@ from moedisco_ray.policies.sync_points import range_bounds, token_weights
 from moedisco_ray.training.sync.files import COMMON, LAYOUT, MOMENTUM, RangeReader, Roster, SyncPoint
 from moedisco_ray.training.sync.layout import Layout
 from moedisco_ray.training.sync.outer_step import outer_step
-from moedisco_ray.training.sync.pieces import AHEAD, Counting, ahead, range_file
+from moedisco_ray.training.sync.pieces import Counting, ahead, range_file
 
 
 def combine(
@@ -83,7 +84,7 @@ def combine(
     with (
         writing(point.store, point.path(range_file(COMMON, place))) as common_file,
         writing(point.store, point.path(range_file(MOMENTUM, place))) as momentum_file,
-        ThreadPoolExecutor(AHEAD, thread_name_prefix="combine") as threads,
+        ThreadPoolExecutor(SYNC_AHEAD, thread_name_prefix="combine") as threads,
     ):
         common, momentum, pieces = Counting(common_file), Counting(momentum_file), ahead(reads(), threads)
         for segment in segments:
@@ -134,7 +135,7 @@ def _common_segments(point: SyncPoint, layout: Layout, files: Mapping[str, Entry
         for segment in layout.segments(first, last)
     ]
     calls = (functools.partial(reader.read, offset, torch.empty(size)) for reader, size, offset in pieces)
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="common") as threads:
+    with ThreadPoolExecutor(SYNC_AHEAD, thread_name_prefix="common") as threads:
         for (reader, _, _), piece_N in zip(pieces, ahead(calls, threads), strict=True):
             yield reader.count(piece_N)
     for reader in readers:

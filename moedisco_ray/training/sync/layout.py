@@ -16,10 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from moedisco_ray.core.limits import SYNC_ELEMENTS
 from moedisco_ray.models import Stored
-
-CHUNK = 1 << 20
-"""Maximum number of elements that are read and combined at a time; they take 8 MiB in float64."""
 
 
 class Segment(NamedTuple):
@@ -93,14 +91,14 @@ class Layout:
             index += 1
 
     def segments(self, start: int, stop: int) -> Iterator[Segment]:
-        """Divide a range into segments of one dtype and at most `CHUNK` elements."""
+        """Divide a range into segments of one dtype and at most `SYNC_ELEMENTS` elements."""
         position = start
         by_dtype = itertools.groupby(self.pieces(start, stop), lambda piece: self.tensors[piece[0]].dtype)
         for dtype, pieces in by_dtype:
             end = position + sum(last - first for _, first, last in pieces)
             while position < end:
-                yield Segment(position, min(position + CHUNK, end), dtype)
-                position = min(position + CHUNK, end)
+                yield Segment(position, min(position + SYNC_ELEMENTS, end), dtype)
+                position = min(position + SYNC_ELEMENTS, end)
 
     def read(self, source: Mapping[str, Tensor], segment: Segment) -> Tensor:
         """A segment of given tensors, in float32."""

@@ -10,14 +10,11 @@ from typing import IO, TypeVar
 
 from torch import Tensor
 
+from moedisco_ray.core.limits import SYNC_AHEAD
 from moedisco_ray.core.store.checksums import Entry
 from moedisco_ray.training.sync.layout import as_bytes
 
 T = TypeVar("T")
-
-AHEAD = 8
-"""Number of pieces that are read ahead, in as many threads; they take 32 MiB. An object store answers each after tens
-of milliseconds."""
 
 
 class Counting:
@@ -42,7 +39,7 @@ def ahead(calls: Iterable[Callable[[], T]], threads: ThreadPoolExecutor) -> Iter
     pending: collections.deque[Future[T]] = collections.deque()
     for call in calls:
         pending.append(threads.submit(call))
-        if len(pending) > AHEAD:
+        if len(pending) > SYNC_AHEAD:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
