@@ -14,7 +14,7 @@ from service.schemas.access import (
     TokenRequest,
 )
 from service.schemas.base import DisplayName, Document, Dollars, Health, Mistake, Priority, Problem, Scope
-from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, Share
+from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, RetryEstimate, Share
 from service.schemas.requests import (
     MOST_EXPERTS,
     CancelRequest,
@@ -24,7 +24,7 @@ from service.schemas.requests import (
     RunChange,
     RunRequest,
 )
-from service.schemas.runs import Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
+from service.schemas.runs import Money, Reused, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
 from service.schemas.watching import (
     Artifact,
     ArtifactPage,
@@ -70,7 +70,9 @@ __all__ = [
     "Quota",
     "Report",
     "ReportAnswer",
+    "RetryEstimate",
     "RetryRequest",
+    "Reused",
     "Run",
     "RunChange",
     "RunDetail",
