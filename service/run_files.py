@@ -9,7 +9,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 MOST_LEVELS = 64
 """Maximum depth of folders that `walk` enters; a run has only a few levels."""
@@ -76,14 +76,33 @@ def walk(directory: Path, path: str = "") -> Iterator[tuple[str, list[str], list
         os.close(start)
 
 
+class Linked(NamedTuple):
+    """A file with several names: its folder, the numbers of disk and file, and its size (bytes)."""
+
+    folder: str
+    disk: int
+    number: int
+    bytes: int
+
+
 def size_of(home: Path) -> int:
     """Size of all files below a directory (bytes); 0 if it is absent."""
-    total = 0
-    for _, _, names, folder in walk(home):
+    size, linked = sizes_of(home)
+    return size + sum(file.bytes for file in linked)
+
+
+def sizes_of(home: Path) -> tuple[int, list[Linked]]:
+    """Size of the files below a directory that have one name (bytes), and those that have several (hard links)."""
+    total, linked = 0, []
+    for below, _, names, folder in walk(home):
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # the file was just removed, such as an old checkpoint
-                total += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
-    return total
+                state = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if state.st_nlink > 1 and stat.S_ISREG(state.st_mode):
+                    linked.append(Linked(below, state.st_dev, state.st_ino, state.st_size))
+                else:
+                    total += state.st_size
+    return total, linked
 
 
 def remove(path: Path) -> None:

@@ -10,16 +10,19 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from moedisco_ray.core.errors import ConfigError, StorageError
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.checksums import Entries
 from moedisco_ray.core.store.locations import Location, first_line, is_uri, joined
 from moedisco_ray.core.store.manifests import LEASE, MANIFEST, OBJECTS, RECEIPTS, attempt_of, entries_of
 from moedisco_ray.core.store.run_store import RunStore
 from service import run_files
+from service.database.sharers import Share
 from service.domain.run_paths import RunPaths, is_id
 from service.errors import NotFound, StorageUnavailable
 from service.schemas import Artifact
@@ -226,17 +229,39 @@ class _RemoteFile:
         self._file.close()
 
 
-def stored_bytes(directory: Path, location: Location) -> int:
-    """Size of all files of a run, in its home and at its URI (bytes).
+def stored_bytes(directory: Path, location: Location) -> tuple[int, dict[str, Share]]:
+    """Size of the files of a run that have one name, in its home and at its URI (bytes), and its other files.
+
+    Files with several names are by the folder of their stage, or by an empty name if they are elsewhere. A file that
+    several stages have is in the folder of the first of them. So a run that has taken stages from another one has the
+    same files in them, whatever its later stages have.
 
     Raises:
         StorageUnavailable: The URI cannot be reached.
     """
-    local = run_files.size_of(RunPaths(directory).home)
+    local, linked = run_files.sizes_of(RunPaths(directory).home)
+    shares = _shares(directory.name, linked)
     if not is_uri(location):
-        return local
+        return local, shares
     with _reaching(location):
-        return local + sum(_store(str(location)).remote.list().values())
+        return local + sum(_store(str(location)).remote.list().values()), shares
+
+
+def _shares(name: str, linked: Sequence[run_files.Linked]) -> dict[str, Share]:
+    order = {stage.directory: number for number, stage in enumerate(STAGES)}
+    by_folder: dict[str, dict[tuple[int, int], int]] = defaultdict(dict)
+    seen: set[tuple[int, int]] = set()
+    tops = ((file.folder.removeprefix(name).lstrip("/").partition("/")[0], file) for file in linked)
+    named = [(top if top in order else "", file) for top, file in tops]
+    for folder, file in sorted(named, key=lambda each: (order.get(each[0], len(order)), each)):
+        number = (file.disk, file.number)
+        if number not in seen:
+            seen.add(number)
+            by_folder[folder][number] = file.bytes
+    return {
+        folder: Share(hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest(), sum(files.values()))
+        for folder, files in by_folder.items()
+    }
 
 
 def folder_bytes(folder: Location) -> int:

@@ -182,6 +182,7 @@ def run(
             repairs=repair,
             ways=planned.alternatives,
             reuses=[each if is_uri(each) else Path(each).absolute() for each in reuse or ()],
+            lenient=report_to is not None,  # a service offers runs that may be deleted by now
         )
     if not as_json:
         console.print()

@@ -354,6 +354,17 @@ def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> 
     return digests
 
 
+def alike(one: RunConfig, other: RunConfig) -> tuple[str, ...]:
+    """Names of the stages with equal fingerprints in two runs, if both read the same files of the user.
+
+    Args:
+        one: Configuration of a run, with everything decided that it leaves open (`plan.resolve`).
+        other: That of the other run.
+    """
+    found = fingerprints(other)
+    return tuple(name for name, digest in fingerprints(one).items() if found[name] == digest)
+
+
 def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
     """Dotted paths of the settings that differ between two configurations and can change the result."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")

@@ -36,7 +36,7 @@ from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.execution.ray.monitoring import Gauges, reporting_idle_slots
-from moedisco_ray.execution.reuse import Donor, donors, reuse
+from moedisco_ray.execution.reuse import Donors, donors, reuse
 from moedisco_ray.execution.run_directory import (
     CONFIG,
     Adoption,
@@ -71,6 +71,7 @@ def run(
     repairs: bool = False,
     ways: Sequence[Alternative] = (),
     reuses: Sequence[Location] = (),
+    lenient: bool = False,
 ) -> Path:
     """Complete a run, from the state that an earlier attempt left.
 
@@ -91,6 +92,7 @@ def run(
         repairs: Whether to make damaged stages again, and those after them unless the result is the same.
         ways: The ways to train the model that a plan has compared, for the verdict of the finished run.
         reuses: Directories or URIs of other runs, from which stages are taken that would be made alike.
+        lenient: Whether to pass over other runs in `reuses` that are damaged or gone; else they are errors.
 
     Returns:
         The run directory.
@@ -104,7 +106,7 @@ def run(
     check_allowed(config, functions)
     resolved = resolve(config)
     config = resolved.config
-    others = donors(reuses, config)
+    others = donors(reuses, config, lenient=lenient)
     store, seconds = RunStore.of(config.location), _LOCK_SECONDS if stop.path else 0.0
     directory = store.directory
     with contextlib.ExitStack() as stack:
@@ -121,7 +123,8 @@ def run(
         log = EventLog(directory / EVENTS, listeners, prices or PriceTag(config.pools))
         if adopts_later:
             log.listen(Adoption(config, store))
-        remarks += [Event("warning", data={"message": each}) for each in resolved.remarks()]
+        sentences = (*resolved.remarks(), *others.remarks())
+        remarks += [Event("warning", data={"message": each}) for each in sentences]
         try:
             with reporting_full_disk(directory):
                 _complete(
@@ -200,7 +203,7 @@ def _complete(
     verifies: bool,
     repairs: bool,
     ways: Sequence[Alternative],
-    others: Sequence[Donor],
+    others: Donors,
 ) -> None:
     started, directory = time.time(), store.directory
     make_stages = functools.partial(
@@ -222,7 +225,9 @@ def _complete(
         log(remark)
     digests = stages.fingerprints(config, input_identity(config))
     store.publish(directory / "run.json")
-    taken = reuse(store, others, digests, check)
+    taken, unusable = reuse(store, others, digests, check)
+    for sentence in unusable:
+        log(Event("warning", data={"message": sentence}))
     if not is_made(store, digests) or (repairs and config.owners):  # only the owners' nodes can verify their files
         check_start(config)
         if backend is not None:

@@ -27,6 +27,19 @@ from moedisco_ray.stages.corpus import stage as corpus
 from moedisco_ray.stages.evaluate import stage as evaluate
 
 
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """The other run that has given a stage.
+
+    Attributes:
+        run: Name of the run.
+        offer: Its place among the runs that were offered, from 0.
+    """
+
+    run: str
+    offer: int
+
+
 def is_made(store: RunStore, digests: dict[str, str]) -> bool:
     """Whether the artifacts of all stages exist, with these fingerprints by stage."""
     return len(_made(store, digests)) == len(STAGES)
@@ -52,7 +65,7 @@ def make_all(
     config: RunConfig,
     store: RunStore,
     digests: dict[str, str],
-    taken: Mapping[str, str],
+    taken: Mapping[str, Taken],
     *,
     log: EventLog,
     backend: Backend,
@@ -67,7 +80,7 @@ def make_all(
         config: The run's configuration.
         store: Storage of the run.
         digests: Fingerprint of each stage.
-        taken: Name of the run that has given a stage, by stage.
+        taken: The run that has given a stage, by stage.
         log: Receives the events of the stages.
         backend: Runs the work of the stages.
         stop: File that, once it exists, ends the run.
@@ -142,12 +155,12 @@ class _CheckedStore:
         self.store.replace(draft, directory, manifest, self.check)
 
 
-def skipped(stage: Stage, taken: Mapping[str, str]) -> Event:
+def skipped(stage: Stage, taken: Mapping[str, Taken]) -> Event:
     """The event of a stage that exists, or was taken from another run."""
-    return Event("stage_skipped", stage.name, data={"run": taken[stage.name]} if stage.name in taken else {})
+    return Event("stage_skipped", stage.name, data=dataclasses.asdict(taken[stage.name]) if stage.name in taken else {})
 
 
-def _make(stage: Stage, context: Context, check: Callable[[], None], taken: Mapping[str, str]) -> None:
+def _make(stage: Stage, context: Context, check: Callable[[], None], taken: Mapping[str, Taken]) -> None:
     artifact = context.directory / stage.directory
     inputs = inputs_of(stage, {each.name: read_manifest(context.directory / each.directory) for each in STAGES})
     if is_done(read_manifest(artifact), context.fingerprint, inputs):

@@ -12,7 +12,7 @@ from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.run_record import RunReport
 from service.api.context import ServiceContext
 from service.api.security import Caller
-from service.database import runs, tables
+from service.database import reuse, runs, sharers, tables
 from service.database.metrics import UnitCurve
 from service.domain.failure import failure_of
 from service.domain.forecast import StageState, UnitState, forecast, planned_run
@@ -24,8 +24,8 @@ from service.schemas import Failure, Forecast, Run, RunDetail, Series
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
     """Response bodies for runs, with their places in the queue."""
-    places = _places(session, rows)
-    return [Run.model_validate(_run(context, caller, row, places)) for row in rows]
+    places, sizes = _places(session, rows), sharers.sizes(session, rows)
+    return [Run.model_validate(_run(context, caller, row, places, sizes)) for row in rows]
 
 
 def run_detail(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow) -> RunDetail:
@@ -33,7 +33,8 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
 
     If this version of the service cannot read the run's documents, the bill has only the metered total, no lines.
     """
-    shown = _run(context, caller, row, _places(session, [row]))
+    shown = _run(context, caller, row, _places(session, [row]), sharers.sizes(session, [row]))
+    taken = reuse.taken(session, row.id, owner_filter(caller))
     try:
         bill = metered_bill(row.usage, row.settings)
     except UnusableRun as error:
@@ -42,6 +43,7 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
     return RunDetail.model_validate(
         {
             **shown,
+            "reuses": [{"run": offer.donor, "name": name, "stages": offer.stages} for offer, name in taken],
             "config": row.document,
             "notes": row.notes or [],
             "bill": bill,
@@ -125,7 +127,9 @@ def _places(session: Session, rows: Sequence[tables.RunRow]) -> dict[str, int]:
     return {run_id: place for place, run_id in enumerate(runs.queue_order(session), 1)}
 
 
-def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, places: dict[str, int]) -> dict[str, Any]:
+def _run(
+    context: ServiceContext, caller: Caller, row: tables.RunRow, places: dict[str, int], sizes: dict[str, int | None]
+) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = row.progress.get("stages", {})
     return {
         **{name: getattr(row, name) for name in _SAME},
@@ -137,6 +141,7 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, places: di
             "estimate_dollars": (row.estimate.get("bill") or {}).get("dollars"),
             "budget_dollars": row.budget_dollars,
         },
+        "disk_bytes": sizes[row.id],
         "events": row.next_position,
         "notice": row.unreadable or row.trouble,
         "job_url": context.settings.job_url(submission_id(row.id, row.attempt))
@@ -145,4 +150,4 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, places: di
     }
 
 
-_SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "events", "job_url", "notice"})
+_SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "disk_bytes", "events", "job_url", "notice"})

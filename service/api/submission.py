@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +15,75 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.places import words
+from moedisco_ray.core.config.places import has_credentials, words
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.store.locations import is_uri
 from service.api.answers import owner_filter
 from service.api.context import ServiceContext
 from service.api.parameters import check_match
 from service.api.security import Caller, visible_run
-from service.database import audit, idempotency, policies, quotas, runs, tables
+from service.database import audit, idempotency, policies, quotas, reuse, runs, tables
 from service.database.ids import new_id
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_priority, check_readable, check_room
 from service.domain.run_paths import home_of, with_run_directory
 from service.domain.starts import parse, run_places
 from service.domain.states import RunState
-from service.errors import Conflict, KeyReused, NotFound
+from service.errors import Conflict, KeyReused, NotFound, UnusableRun
+from service.planning.reusing import Candidate
 from service.planning.task import NeedsStarts, NewRun, Parent, Reference, Start, Task
 from service.schemas.mistakes import strict_json
 
 _LISTED_IDS = 3
 
 
-async def estimated(context: ServiceContext, caller: Caller, body: bytes) -> bytes:
-    """JSON of the `Estimate` for an `EstimateRequest`.
+async def estimated(context: ServiceContext, caller: Caller, body: bytes, *, retry_of: str | None = None) -> bytes:
+    """JSON of the `Estimate` for an `EstimateRequest`, or of the `RetryEstimate` for a `RetryRequest`.
+
+    Args:
+        context: Context of the application.
+        caller: Caller, for whose owner the run is planned.
+        body: JSON of the request.
+        retry_of: Id of the run to retry; None for an `EstimateRequest`.
 
     Raises:
+        NotFound: There is no such run to retry, or the caller may not see it.
         UserError: The configuration is not valid, or names a run that the caller may not see.
         ServiceError: The request is not valid or against the policy, exceeds a limit, or cannot be planned now.
     """
     policy = await run_in_threadpool(policy_of, context, caller)
     check_readable(policy)
-    found = await planned(context, caller, Task("estimate", body, policy, context.roots, context.settings.is_local))
+    task = Task("estimate", body, policy, context.roots, context.settings.is_local)
+    if retry_of is not None:
+        task = await run_in_threadpool(_as_retry, context, caller, task, retry_of)
+    found = await planned(context, caller, task)
     assert isinstance(found, bytes)  # noqa: S101 - the outcome of an estimate
     return found
 
 
-def _parent(context: ServiceContext, caller: Caller, run_id: str, if_match: str | None) -> Parent:
+def _as_retry(context: ServiceContext, caller: Caller, task: Task, run_id: str, if_match: str | None = None) -> Task:
+    """The task with the run to retry, and with the runs from which the new one may take stages."""
     with context.database.read() as session:
         run = visible_run(session, caller, run_id)
-    check_match(if_match, run.version)
+        check_match(if_match, run.version)
+        found = reuse.candidates(session, run)
     run.check_repeatable()
     document = {**run.document, "tags": run.tags, "output": str(home_of(home_of(run.location)))}
-    return Parent(run.id, document, run.priority, run.budget_dollars)
+    parent = Parent(run.id, document, run.priority, run.budget_dollars)
+    return dataclasses.replace(task, parent=parent, candidates=tuple(_candidates(found)))
+
+
+def _candidates(found: Sequence[tables.RunRow]) -> Iterator[Candidate]:
+    """The runs whose stages may be reused.
+
+    Users of a driver's machine see its command line, so a run with credentials in its URI is left out.
+    """
+    for run in found:
+        stages = reuse.finished_stages(run)
+        with contextlib.suppress(UnusableRun):
+            run.check_repeatable()
+            if stages and run.unreadable is None and not has_credentials(str(run.location)):
+                yield Candidate(run.id, run.name, run.config, stages)
 
 
 async def planned(context: ServiceContext, caller: Caller, task: Task) -> NewRun | bytes:
@@ -120,10 +148,14 @@ async def submit(
         return earlier, False
     policy = await run_in_threadpool(policy_of, context, caller)
     check_readable(policy)
-    parent = None if retry_of is None else await run_in_threadpool(_parent, context, caller, retry_of, if_match)
-    task = Task("submission", body, policy, context.roots, here=context.settings.is_local, parent=parent)
+    task = Task("submission", body, policy, context.roots, here=context.settings.is_local)
+    if retry_of is not None:
+        task = await run_in_threadpool(_as_retry, context, caller, task, retry_of, if_match=if_match)
     run = await planned(context, caller, task)
     assert isinstance(run, NewRun)  # noqa: S101 - the outcome of a submission
+    # The process that has planned the run has read files of strangers.
+    known = {candidate.id for candidate in task.candidates}
+    run = dataclasses.replace(run, donors=[donor for donor in run.donors if donor in known])
     row, new = await run_in_threadpool(store, context, caller, run, policy, key=key, body_hash=body_hash)
     if new:
         context.notify(row.id)
@@ -157,6 +189,7 @@ def store(
             notes=run.notes,
             home=context.roots.homes[0] / run_id if is_uri(run.config.output) else None,
         )
+        reuse.offer(session, run_id, run.donors)
         if key is not None:
             idempotency.remember(session, owner=caller.owner, key=key, body_hash=body_hash, run_id=run_id, now=now)
         note(

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from moedisco_ray.core.store.locations import Location, is_uri, parent
 from service import run_homes
 from service.background.isolation import isolated
-from service.database import audit, idempotency, policies, runs, sessions
+from service.database import audit, idempotency, policies, runs, sessions, sharers
 from service.database.session import Database
 from service.database.tables import RunRow
 from service.domain.jobs import submission_id
@@ -73,7 +73,7 @@ class Housekeeping:
 
     def _measure(self, now: float) -> None:
         with self._database.read() as session:
-            found = runs.unmeasured(session)
+            found = sharers.unmeasured(session)
         for run in found:
             isolated(self._database, run, "measured", functools.partial(self._measure_run, run, now))
 
@@ -81,13 +81,13 @@ class Housekeeping:
         try:
             if run.storage is not None and run.state == RunState.SUCCEEDED:  # never resumed
                 run_homes.remove_storage(run.storage, run.id, self._roots.storage)
-            size = stored_bytes(Path(run.directory), run.location)
+            size, shares = stored_bytes(Path(run.directory), run.location)
             size += 0 if run.storage is None else folder_bytes(run.storage)
         except OSError as error:
             _log.warning("run %s cannot be measured: %s", run.id, error)
             return
         with self._database.write() as session:
-            runs.measured(session, run.id, size, now)
+            sharers.measured(session, run.id, size, shares, now)
 
     def _announce(self, now: float) -> list[tuple[RunRow, Due]]:
         """Store and announce new expiry times; returns the runs that have expired."""
@@ -142,7 +142,7 @@ class Housekeeping:
                     "owner": run.owner,
                     "why": due.why,
                     "ended": run.ended,
-                    "disk_bytes": run.disk_bytes,
+                    "disk_bytes": sharers.sizes(session, [run])[run.id],
                     **audit.storage_detail(run.storage),
                 },
             )

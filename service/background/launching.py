@@ -34,16 +34,23 @@ class Launcher:
     Args:
         secret: Secret from which the drivers' keys are derived.
         location_of: Returns the path or URI of a run directory, or None for a deleted run.
+        offers_of: Returns the paths or URIs of the runs from which a run may take stages.
     """
 
     def __init__(
-        self, jobs: RayJobs, settings: Settings, secret: bytes, location_of: Callable[[str], Location | None]
+        self,
+        jobs: RayJobs,
+        settings: Settings,
+        secret: bytes,
+        location_of: Callable[[str], Location | None],
+        offers_of: Callable[[str], Sequence[str]],
     ) -> None:
         self._jobs = jobs
         self._settings = settings
         self._roots = settings.roots
         self._secret = secret
         self._location_of = location_of
+        self._offers_of = offers_of
         self._user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
 
     def launch(self, run: RunRow) -> None:
@@ -72,6 +79,7 @@ class Launcher:
                 stop_file=place.stop_file(run.attempt),
                 report_to=place.report_to(run.attempt),
                 read_roots=self._roots.readable(*read, place.home, *([run.location] if is_uri(run.location) else ())),
+                reuses=self._offers_of(run.id),
                 functions=self._roots.functions,
                 metadata={
                     "job_name": job_name(run.name, run.attempt),

@@ -22,7 +22,7 @@ from moedisco_ray.core.store.locations import Location
 from service.background import observed, spool
 from service.background.isolation import isolated
 from service.background.launching import Launcher
-from service.database import ingest, quotas, runs
+from service.database import ingest, quotas, reuse, runs
 from service.database.quotas import Quotas
 from service.database.session import Database
 from service.database.tables import RunRow
@@ -67,7 +67,7 @@ class Reconciler:
         self._jobs = jobs
         self._pools = pools
         self._notifier = notifier
-        self._launcher = Launcher(jobs, settings, secret, self._location_of)
+        self._launcher = Launcher(jobs, settings, secret, self._location_of, self._offers_of)
         self._most_active = settings.max_active_runs
         self._unreadable: list[str] = []
         self._last_look: tuple[float, frozenset[str], ClusterCapacity | None] = (float("-inf"), frozenset(), None)
@@ -354,6 +354,10 @@ class Reconciler:
     def _location_of(self, run_id: str) -> Location | None:
         with self._database.read() as session:
             return runs.location(session, run_id)
+
+    def _offers_of(self, run_id: str) -> list[str]:
+        with self._database.read() as session:
+            return reuse.locations(session, run_id)
 
     def _runs(self, *states: RunState) -> list[RunRow]:
         with self._database.read() as session:

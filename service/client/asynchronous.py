@@ -21,6 +21,7 @@ from service.client.address import find_address
 from service.client.administration import Administration
 from service.client.downloading import Progress, no_progress
 from service.client.http import DEFAULT, IDEMPOTENCY_KEY, NULL, Connection, Request, RetryPolicy, json_body, segment
+from service.domain.reuse import Reuse
 from service.domain.states import TERMINAL, RunState
 
 T = TypeVar("T")
@@ -187,13 +188,17 @@ class AsyncClient(Administration):
         *,
         priority: int | None = None,
         budget_dollars: float | Literal["none"] | None = None,
+        reuse: Reuse = "auto",
         idempotency_key: str | None = None,
     ) -> schemas.RunDetail:
         """Create a new run from an old run's configuration with changed settings, such as `{"tokens.total": 1000000}`.
 
-        Priority and budget are the old run's if they are None; the budget "none" means no budget.
+        Priority and budget are the old run's if they are None; the budget "none" means no budget. `reuse` names the
+        runs whose finished stages the new run takes where it would make them alike.
         """
-        body = json_body(changes=dict(changes or {}), priority=priority, budget_dollars=_budget(budget_dollars))
+        body = json_body(
+            changes=dict(changes or {}), priority=priority, budget_dollars=_budget(budget_dollars), reuse=reuse
+        )
         return await self._post(schemas.RunDetail, _run_path(run_id, "retry"), body, _key(idempotency_key))
 
     def events(
@@ -275,6 +280,15 @@ class AsyncClient(Administration):
         return await self._connection.ask(
             schemas.Estimate,
             Request("POST", "/v1/estimates", body=body, silence=_PLANNING_SECONDS, changes_nothing=True),
+        )
+
+    async def estimate_retry(
+        self, run_id: str, changes: Mapping[str, JsonValue] | None = None, *, reuse: Reuse = "auto"
+    ) -> schemas.RetryEstimate:
+        """Resources and cost of a retry, and which stages it takes from other runs; see `retry` and `estimate`."""
+        path, body = _run_path(run_id, "retry", "estimate"), json_body(changes=dict(changes or {}), reuse=reuse)
+        return await self._connection.ask(
+            schemas.RetryEstimate, Request("POST", path, body=body, silence=_PLANNING_SECONDS, changes_nothing=True)
         )
 
     async def pools(self) -> schemas.PoolList:

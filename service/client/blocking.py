@@ -159,6 +159,7 @@ class Client:
     fetch = _blocking(AsyncClient.fetch)
     download = _blocking(AsyncClient.download)
     estimate = _blocking(AsyncClient.estimate)
+    estimate_retry = _blocking(AsyncClient.estimate_retry)
     pools = _blocking(AsyncClient.pools)
     quota = _blocking(AsyncClient.quota)
     policies = _blocking(AsyncClient.policies)

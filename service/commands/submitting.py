@@ -16,6 +16,7 @@ from moedisco_ray.core.errors import ConfigError
 from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
 from service.commands.output import say, write_json, write_table
 from service.commands.watching import watch_run
+from service.domain.reuse import Reuse
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -72,6 +73,16 @@ def retry(
         typer.Option(help="Runs with a higher priority start first; by default the priority of the retried run."),
     ] = None,
     budget: Budget = None,
+    reuse: Annotated[
+        Reuse,
+        typer.Option(
+            help="Runs whose finished stages the new run takes where it would make them alike: the old run and others "
+            "of its owner, the old run alone, or none."
+        ),
+    ] = "auto",
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Print which stages are reused and what the rest costs; start nothing.")
+    ] = False,
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
@@ -79,7 +90,12 @@ def retry(
     changes = dict(_change(override) for override in overrides or ())
     dollars = budget_dollars(budget)
     with connected(outlasts_restarts=watch) as client:
-        made = client.retry(find_run(client, run), changes, priority=priority, budget_dollars=dollars)
+        found = find_run(client, run)
+        if estimate:
+            plan = client.estimate_retry(found, changes, reuse=reuse)
+            write_json(plan) if as_json else say(plan.reuse_in_words)
+            return
+        made = client.retry(found, changes, priority=priority, budget_dollars=dollars, reuse=reuse)
         _show(client, made, watch, as_json)
 
 

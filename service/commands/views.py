@@ -53,6 +53,7 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     facts += [f"attempt {run.attempt}"] if run.attempt > 1 else []
     facts += [f"retry of {run.parent}"] if run.parent else []
     facts += ["kept"] if run.kept else []
+    facts += [f"reuses {', '.join(found.stages)} of {found.name or found.run}" for found in run.reuses]
     facts += [f"{key}: {value}" for key, value in run.tags.items()]
     parts: list[RenderableType] = [
         Text.assemble((run.name, "bold"), f"  {run.id}  ", state_text(run)),

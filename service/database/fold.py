@@ -27,6 +27,7 @@ class Fold:
         points: New points by the name of the unit, in ascending order of their steps.
         rewound: Lowest step among the new points of each unit; stored points from that step on are replaced.
         held_out: New measurements of the held-out loss by the name of the unit, in ascending order of their steps.
+        taken: Number of the offered run that has given a stage, by stage.
         decisive: Whether an event says that a driver began or ended, so that the run's state may have to change.
     """
 
@@ -45,6 +46,7 @@ class Fold:
         self.points: dict[str, list[dict[str, Any]]] = {}
         self.rewound: dict[str, int] = {}
         self.held_out: dict[str, list[dict[str, Any]]] = {}
+        self.taken: dict[str, int] = {}
         self.decisive = False
 
     @property
@@ -94,6 +96,9 @@ class Fold:
         before = self._stages.get(name) or _stage("waiting")
         if event.type == "stage_skipped":
             self._stages[name] = before | {"status": "reused"}
+            offer = values.whole(event.data.get("offer"))
+            if offer is not None:
+                self.taken[name] = offer
         else:
             seconds = values.number(event.data.get("seconds"))
             self._stages[name] = before | {"status": "done", "seconds": seconds}

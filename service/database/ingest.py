@@ -16,7 +16,7 @@ from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.records.metered import metered_lines
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.prices import PRICED_EVENTS, PriceBook
-from service.database import policies, quotas, runs, stream, values
+from service.database import policies, quotas, reuse, runs, stream, values
 from service.database.fold import Fold, meterable
 from service.database.tables import HeldOutPoint, Point, RunRow, UnitRow
 from service.domain.outcome import AWAITED
@@ -65,6 +65,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
             meter.update(event)
     stream.append(session, row, fresh, now)
     session.add_all(fold.made)
+    reuse.take(session, row.id, fold.taken, now)
     _store_points(session, row.id, fold)
     spent = _charge(row, meter, pools)
     if spent > 0:

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from service.database import policies, runs
+from service.database import policies, runs, sharers
 from service.database.access_tables import Spending
 from service.database.session import lock_until_commit
 from service.database.tables import RunRow
@@ -36,7 +36,7 @@ class Quotas:
 def load(session: Session, now: float) -> Quotas:
     """Read the policies and usage of all owners."""
     queued, active = runs.owner_counts(session, [RunState.QUEUED]), runs.owner_counts(session, ACTIVE)
-    dollars, size = month_dollars(session, now), runs.owner_bytes(session)
+    dollars, size = month_dollars(session, now), sharers.owner_bytes(session)
     uses = {
         owner: Use(queued.get(owner, 0), active.get(owner, 0), dollars.get(owner, 0.0), size.get(owner, 0))
         for owner in {*queued, *active, *dollars, *size}
@@ -57,12 +57,11 @@ def use_of(session: Session, owner: str, now: float) -> Use:
             select(RunRow.state, func.count()).where(RunRow.owner == owner, unfinished).group_by(RunRow.state)
         ).all()
     )
-    size = session.scalar(select(func.sum(RunRow.disk_bytes)).where(RunRow.owner == owner))
     return Use(
         queued=states.get(RunState.QUEUED, 0),
         active=sum(states.get(state, 0) for state in ACTIVE),
         dollars=owner_dollars(session, owner, now),
-        disk_bytes=int(size or 0),
+        disk_bytes=sharers.owner_bytes(session, owner).get(owner, 0),
     )
 
 

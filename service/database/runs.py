@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal_column, select, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
@@ -19,7 +19,7 @@ from service.database import stream, values
 from service.database.tables import RunRow, UnitRow
 from service.domain.retention import named_runs
 from service.domain.run_paths import is_id, own_storage
-from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
+from service.domain.states import TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
 _LEFT_OUT = (defer(RunRow.config), defer(RunRow.meter))
@@ -207,13 +207,6 @@ def finished(session: Session) -> list[RunRow]:
     return list(session.scalars(query.order_by(RunRow.id)))
 
 
-def unmeasured(session: Session) -> list[RunRow]:
-    """Runs whose size may have changed since it was last measured."""
-    active = RunRow.state.in_([state.value for state in ACTIVE])
-    changed = or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended)
-    return list(session.scalars(select(RunRow).where(changed).order_by(RunRow.id)))
-
-
 def mark_trouble(session: Session, run_id: str, trouble: str | None, *, ended: bool) -> None:
     """Store why the service cannot process a run; None if it can.
 
@@ -235,25 +228,6 @@ def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, in
     condition = RunRow.state.in_([state.value for state in states])
     rows = session.execute(select(RunRow.owner, func.count()).where(condition).group_by(RunRow.owner))
     return dict(rows.all())
-
-
-def owner_bytes(session: Session) -> dict[str, int]:
-    """Size of run directories by owner, as last measured (bytes)."""
-    sizes = session.execute(select(RunRow.owner, func.sum(RunRow.disk_bytes)).group_by(RunRow.owner))
-    return {owner: int(size or 0) for owner, size in sizes}
-
-
-def measured(session: Session, run_id: str, size: int, now: float) -> None:
-    """Store the size of a run's directory.
-
-    Does not increment the run's version, because no decision depends on the size.
-    """
-    session.execute(
-        update(RunRow)
-        .where(RunRow.id == run_id)
-        .values(disk_bytes=size, measured=now)
-        .execution_options(synchronize_session=False)
-    )
 
 
 def unposted(session: Session, *, since: float, limit: int) -> list[RunRow]:

@@ -71,7 +71,8 @@ class RunRow(Table):
     expires_at: Mapped[float | None]
     """Announced time of removal by retention; null if no removal is announced."""
     disk_bytes: Mapped[int | None]
-    """Size of the run directory and of checkpoints in other storage, as last measured (bytes)."""
+    """Size of the run directory and of checkpoints in other storage, as last measured (bytes), without the files that
+    have several names; see `sharers`."""
     measured: Mapped[float | None]
     """Time of the last measurement of `disk_bytes`."""
     trouble: Mapped[str | None]

@@ -24,6 +24,7 @@ from service.errors import (
     StorageUnavailable,
     TooCostly,
 )
+from service.planning.reusing import Candidate
 from service.planning.task import NeedsStarts, NewRun, Outcome, Parent, Reference, Start, Task
 from service.schemas.mistakes import mistakes_in
 
@@ -40,6 +41,7 @@ def task_to_message(task: Task) -> bytes:
             "policy": task.policy.model_dump_json(),
             "roots": {name: list(map(_place, places)) for name, places in vars(task.roots).items()},
             "parent": None if task.parent is None else dataclasses.asdict(task.parent),
+            "candidates": [dataclasses.asdict(each) for each in task.candidates],
             "starts": None
             if task.starts is None
             else {field: [start.id, _place(start.location)] for field, start in task.starts.items()},
@@ -60,6 +62,7 @@ def task_from_message(content: bytes) -> Task:
         policy=Policy.model_validate_json(raw["policy"]),
         roots=Roots(**roots),
         parent=None if raw["parent"] is None else Parent(**raw["parent"]),
+        candidates=tuple(Candidate(**each) for each in raw["candidates"]),
         starts=None
         if raw["starts"] is None
         else {field: Start(run_id, _location(place)) for field, (run_id, place) in raw["starts"].items()},

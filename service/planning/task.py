@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from moedisco_ray.core.config.load import with_files
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.places import words
 from moedisco_ray.core.config.start_files import named_tokenizer, start_directory
+from moedisco_ray.core.config.starts import looked_up
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.measurements import THIS_MACHINE
 from moedisco_ray.core.store.locations import Location
@@ -24,13 +25,15 @@ from moedisco_ray.core.store.read_roots import reading_within
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
 from moedisco_ray.plan.measured_machines import with_stored_measurements
+from moedisco_ray.plan.resolve import resolve
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
 from service.domain.policies import Policy
 from service.domain.quotas import check_pools, priced
 from service.domain.starts import located, parse, run_places, with_ids
 from service.errors import InvalidRequest
+from service.planning.reusing import Candidate, Match, dollars_without, in_words, matches
 from service.run_storage import copy_model_files, documents_at
-from service.schemas import Estimate, EstimateRequest, RetryRequest, RunRequest
+from service.schemas import Estimate, EstimateRequest, RetryEstimate, RetryRequest, Reused, RunRequest
 from service.schemas.mistakes import converted, mistakes_of, strict_json
 
 T = TypeVar("T", bound=BaseModel)
@@ -73,11 +76,13 @@ class Task:
     """A request to plan.
 
     Attributes:
+        kind: What to return: the JSON of an estimate, or the run.
         body: JSON of the request: an `EstimateRequest`, a `RunRequest`, or with `parent` a `RetryRequest`.
         policy: Policy of the caller's owner.
         roots: Directories and buckets that runs may read and write.
         here: Whether workers without GPUs run on the service's machine.
         parent: Run to retry.
+        candidates: Runs from which a retry may take stages, the preferred ones first; the run to retry is among them.
         starts: Runs that the configuration refers to, by the dotted path of each setting; None before they are known.
         scratch: Empty folder for copies of models at URIs; with None, `starts` has no run at a URI.
     """
@@ -88,6 +93,7 @@ class Task:
     roots: Roots
     here: bool
     parent: Parent | None = None
+    candidates: Sequence[Candidate] = ()
     starts: Mapping[str, Start] | None = None
     scratch: Path | None = None
 
@@ -103,6 +109,7 @@ class NewRun:
         budget_dollars: Dollars at which the run stops; None for no budget.
         parent: Id of the run that this one retries.
         notes: Remarks for the owner, such as replaced prices.
+        donors: Ids of the runs from which it may take stages, the best first.
     """
 
     config: RunConfig
@@ -111,6 +118,7 @@ class NewRun:
     budget_dollars: float | None
     parent: str | None
     notes: list[str]
+    donors: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +147,21 @@ Outcome = NewRun | bytes | NeedsStarts
 """The run to store, the JSON of an `Estimate`, or the runs that must be known first."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """A configuration with absolute paths, run ids and the operator's prices, and what follows from it.
+
+    Attributes:
+        notes: Remarks on the prices.
+        donors: Runs from which it may take stages, the best first.
+    """
+
+    config: RunConfig
+    plan: Plan
+    notes: list[str]
+    donors: tuple[Match, ...]
+
+
 def done(task: Task) -> Outcome:
     """The run to store or, for an estimate, the JSON of an `Estimate`; or the runs that must be known first.
 
@@ -157,10 +180,9 @@ def done(task: Task) -> Outcome:
         found = _checked(task, _parsed(EstimateRequest, task.body).config)
         if isinstance(found, NeedsStarts):
             return found
-        _, plan, notes = found
-        return Estimate.model_construct(**dict(plan), notes=tuple(notes)).model_dump_json().encode()
+        return Estimate.model_construct(**dict(found.plan), notes=tuple(found.notes)).model_dump_json().encode()
     asked = _parsed(RunRequest, task.body)
-    return _new_run(task, asked.config, priority=asked.priority, budget_dollars=asked.budget_dollars)
+    return _new_run(task, _checked(task, asked.config), priority=asked.priority, budget_dollars=asked.budget_dollars)
 
 
 def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
@@ -188,8 +210,11 @@ def _parsed(model: type[T], body: bytes) -> T:
         raise InvalidRequest(mistakes_of(found)) from error
 
 
-def _retried(task: Task, parent: Parent, request: RetryRequest) -> NewRun | NeedsStarts:
-    """A priority taken from the existing run is capped at the owner's highest."""
+def _retried(task: Task, parent: Parent, request: RetryRequest) -> Outcome:
+    """The new run, or its estimate.
+
+    A priority taken from the existing run is capped at the owner's highest.
+    """
     raw = dict(parent.document)
     for path, value in request.changes.items():
         raw = changed(raw, path, value)
@@ -199,28 +224,54 @@ def _retried(task: Task, parent: Parent, request: RetryRequest) -> NewRun | Need
         again = RunRequest.model_validate({"config": raw}).config
     except ValidationError as error:
         raise first_mistake([{**mistake, "loc": mistake["loc"][1:]} for mistake in error.errors()]) from error
+    offered = {"auto": task.candidates, "parent": [each for each in task.candidates if each.id == parent.id]}
+    found = _checked(task, again, offered.get(request.reuse, ()))
+    if task.kind == "estimate" and not isinstance(found, NeedsStarts):
+        return _retry_estimate(found)
     priority = min(parent.priority, task.policy.highest_priority) if request.priority is None else request.priority
     budget = request.budget_dollars if "budget_dollars" in request.model_fields_set else parent.budget_dollars
-    return _new_run(task, again, priority=priority, budget_dollars=budget)
+    return _new_run(task, found, priority=priority, budget_dollars=budget)
 
 
-def _new_run(task: Task, config: RunConfig, *, priority: int, budget_dollars: float | None) -> NewRun | NeedsStarts:
-    found = _checked(task, config)
-    if isinstance(found, NeedsStarts):
-        return found
-    config, plan, notes = found
-    return NewRun(
-        config,
-        plan.model_dump(mode="json"),
-        priority=priority,
-        budget_dollars=budget_dollars,
-        parent=None if task.parent is None else task.parent.id,
-        notes=notes,
+def _retry_estimate(found: _Checked) -> bytes:
+    """JSON of a `RetryEstimate`, which counts the stages of the best run alone.
+
+    Another run that has a later stage may have made it from other files.
+    """
+    best, bill = next(iter(found.donors), None), found.plan.bill
+    reused = (
+        () if best is None else (Reused(run=best.candidate.id, name=best.candidate.name, stages=list(best.stages)),)
+    )
+    return (
+        RetryEstimate.model_construct(
+            **dict(found.plan),
+            notes=tuple(found.notes),
+            reuses=reused,
+            dollars_with_reuse=dollars_without(bill, () if best is None else best.stages),
+            reuse_in_words=in_words(best, bill),
+        )
+        .model_dump_json()
+        .encode()
     )
 
 
-def _checked(task: Task, config: RunConfig) -> tuple[RunConfig, Plan, list[str]] | NeedsStarts:
-    """The configuration with absolute paths, run ids and the operator's prices; its plan; and notes on the prices."""
+def _new_run(
+    task: Task, found: _Checked | NeedsStarts, *, priority: int, budget_dollars: float | None
+) -> NewRun | NeedsStarts:
+    if isinstance(found, NeedsStarts):
+        return found
+    return NewRun(
+        found.config,
+        found.plan.model_dump(mode="json"),
+        priority=priority,
+        budget_dollars=budget_dollars,
+        parent=None if task.parent is None else task.parent.id,
+        notes=found.notes,
+        donors=[match.candidate.id for match in found.donors],
+    )
+
+
+def _checked(task: Task, config: RunConfig, candidates: Sequence[Candidate] = ()) -> _Checked | NeedsStarts:
     check_pools(config, task.policy)
     config, notes = priced(sandboxed(config, task.roots), task.policy.prices)
     named = tuple(Reference(place.field, words(place.value), parse(place)[0]) for place in run_places(config))
@@ -232,9 +283,21 @@ def _checked(task: Task, config: RunConfig) -> tuple[RunConfig, Plan, list[str]]
     check_parts(config, locations.get)
     check_links(config, task.roots)
     model_at = functools.partial(copy_model_files, folder=task.scratch or Path())
-    found, read = located(config, locations.get, documents_at, model_at)
+
+    def place(other: RunConfig) -> tuple[RunConfig, Sequence[Location]]:
+        return located(other, locations.get, documents_at, model_at)
+
+    found, read = place(config)
     with reading_within(task.roots.readable(*read)):
-        return config, _planned(found, task.here), notes
+        plan = _planned(found, task.here)
+        return _Checked(config, plan, notes, matches(config, candidates, lambda other: _settled(other, place)))
+
+
+def _settled(config: RunConfig, place: Callable[[RunConfig], tuple[RunConfig, Sequence[Location]]]) -> RunConfig:
+    """A configuration as the driver makes it: with paths in place of run ids, and with nothing left open."""
+    found, _ = place(config)
+    _check_sizes(found)
+    return resolve(looked_up(found, recorded=False)).config
 
 
 def _planned(config: RunConfig, here: bool) -> Plan:

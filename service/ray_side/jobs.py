@@ -26,6 +26,7 @@ class Submission:
         stop_file: File whose existence makes the driver stop with a checkpoint.
         report_to: Private file from which the driver learns where it reports and with which key.
         read_roots: Places that the driver and its workers may read.
+        reuses: Paths or URIs of other runs, from which the driver may take stages.
         functions: Functions that the driver may call (`moedisco run --allow-code`), as the operator named them.
         metadata: Metadata that the Ray dashboard shows with the job.
     """
@@ -36,6 +37,7 @@ class Submission:
     stop_file: Path
     report_to: Path
     read_roots: ReadRoots = dataclasses.field(default_factory=ReadRoots)
+    reuses: Sequence[str] = ()
     functions: Sequence[str] = ()
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -101,7 +103,7 @@ class RayJobs:
 
 
 def entrypoint(submission: Submission, python: str = "python") -> str:
-    """Command line of the driver; it contains only fixed words, and paths and functions of the service's operator."""
+    """Command line of the driver; it contains only fixed words, places of runs, and what the operator named."""
     words = [
         python,
         "-P",
@@ -117,6 +119,8 @@ def entrypoint(submission: Submission, python: str = "python") -> str:
         "--run-id",
         submission.run,
     ]
+    for place in submission.reuses:
+        words += ["--reuse", place]
     for function in submission.functions:
         words += ["--allow-code", function]
     # `exec` replaces the shell, so that signals reach the driver.

@@ -22,7 +22,7 @@ from service.schemas.comparing import (
     SourceComparison,
     StageComparison,
 )
-from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, Share
+from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, RetryEstimate, Share
 from service.schemas.requests import (
     MOST_EXPERTS,
     CancelRequest,
@@ -32,7 +32,18 @@ from service.schemas.requests import (
     RunChange,
     RunRequest,
 )
-from service.schemas.runs import Failure, Forecast, Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
+from service.schemas.runs import (
+    Failure,
+    Forecast,
+    Money,
+    Reused,
+    Run,
+    RunDetail,
+    RunPage,
+    StageProgress,
+    Unit,
+    UnitPage,
+)
 from service.schemas.watching import (
     Artifact,
     ArtifactPage,
@@ -82,7 +93,9 @@ __all__ = [
     "Quota",
     "Report",
     "ReportAnswer",
+    "RetryEstimate",
     "RetryRequest",
+    "Reused",
     "Run",
     "RunChange",
     "RunDetail",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moedisco_ray.plan import Plan
 from service.domain.policies import Retention
 from service.schemas.base import Document
+from service.schemas.runs import Reused
 
 
 class PoolNode(Document):
@@ -80,3 +81,14 @@ class Estimate(Plan):
 
     notes: tuple[str, ...] = ()
     """Notes on which of the configuration's prices the operator's prices replaced, and which ones still apply."""
+
+
+class RetryEstimate(Estimate):
+    """Estimated resources, time and cost of a retry; `bill` has the cost of all stages, as if none were reused."""
+
+    reuses: tuple[Reused, ...] = ()
+    """Stages that are taken from other runs, if the files that they were made from are still the same."""
+    dollars_with_reuse: float | None
+    """Cost of the stages that the retry makes itself (dollars); null if it cannot be estimated."""
+    reuse_in_words: str
+    """Both in a sentence, such as `reuses corpus, seed of docs: $0.38 instead of $7.10`."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, JsonValue
 
 from moedisco_ray.core.config import RunConfig, Tags
+from service.domain.reuse import Reuse
 from service.schemas.base import DisplayName, Document, Dollars, Priority, example
 
 MOST_EXPERTS = 65_536
@@ -78,6 +79,9 @@ class RetryRequest(Document):
     budget_dollars: Dollars | None = None
     """Cost at which the run stops with a checkpoint (dollars): null means no budget, and if omitted, that of the
     existing run."""
+    reuse: Reuse = "auto"
+    """Runs whose finished stages the new run takes where it would make them alike: `auto` means the existing run and
+    other finished runs of its owner, `parent` the existing run alone, and `never` none."""
 
 
 class CancelRequest(Document):

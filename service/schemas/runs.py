@@ -65,7 +65,8 @@ class Run(Document):
     expires_at: float | None = None
     """Time at which retention will remove the run with its files; null if no removal is announced."""
     disk_bytes: int | None = None
-    """Size of the run directory and of checkpoints in other storage, as last measured (bytes)."""
+    """Size of the run directory and of checkpoints in other storage, as last measured (bytes). Files that several runs
+    of the owner share count for the oldest of them."""
     events: int
     """Number of events in the run's stream so far."""
     job_url: str | None
@@ -96,11 +97,24 @@ class Failure(Document):
     """What these changes do, in words."""
 
 
+class Reused(Document):
+    """Stages that a run takes from another run, instead of making them."""
+
+    run: str
+    """Id of the other run."""
+    name: str | None
+    """Name of the other run; null if it was deleted."""
+    stages: list[str]
+    """Names of the stages, in pipeline order."""
+
+
 class RunDetail(Run):
     """A run with its configuration and its bill."""
 
     notes: list[str] = Field(default_factory=list)
     """Remarks from the submission, such as which of the configuration's prices the operator's prices replaced."""
+    reuses: list[Reused] = Field(default_factory=list)
+    """Stages that were taken from other runs."""
     config: dict[str, Any]
     bill: Bill
     """Cost of the run so far, as in `report.json`."""

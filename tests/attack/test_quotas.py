@@ -13,7 +13,7 @@ from databases import database_url, migrated_postgresql
 from starlette.testclient import TestClient
 
 from moedisco_ray.core.records.events import Event
-from service.database import quotas, runs
+from service.database import quotas, sharers
 
 PRICED = {"prices": {"low_mem_gpu": 0.5, "high_mem_gpu": 3.0}}
 FREE = {"low_memory": {"price_per_hour": 0}, "high_memory": {"price_per_hour": 0}}
@@ -174,7 +174,7 @@ def test_a_full_disk_refuses_new_runs_and_cannot_be_emptied_by_leaving_files(api
     set_policies(api, disk_bytes=10**9)
     run = api.submit()["id"]
     with api.database.write() as session:
-        runs.measured(session, run, 10**9, T0)
+        sharers.measured(session, run, 10**9, {}, T0)
     assert "fill the 1.0 GB of disk" in refused(tenant.post("/v1/runs", json={"config": demo()}), "disk_bytes")
     refused(tenant.delete(f"/v1/runs/{run}", params={"keep_artifacts": True}), "keep_artifacts")
     assert tenant.delete(f"/v1/runs/{run}").status_code == 204

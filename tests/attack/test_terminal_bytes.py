@@ -292,6 +292,8 @@ SCENARIOS: dict[str, list[list[str]]] = {
         ["demo", "--set", f"{HOSTILE}=1"],
         ["demo", "--set", HOSTILE],
         ["demo", "--budget", HOSTILE],
+        ["demo", "--reuse", HOSTILE],
+        ["demo", "--estimate"],
     ],
     "watch": RUN_COMMANDS,
     "logs": [

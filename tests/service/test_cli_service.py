@@ -460,11 +460,11 @@ def test_cancel_resume_retry_delete(fake):
     assert ran("retry", "demo", "--set", "tokens.total=5", "--set", "name=b", "--budget", "3") == (
         f"{ID}  demo: queued; next: moedisco watch {ID}\n"
     )
-    assert fake.sent == {"changes": {"tokens.total": 5, "name": "b"}, "budget_dollars": 3.0}
+    assert fake.sent == {"changes": {"tokens.total": 5, "name": "b"}, "budget_dollars": 3.0, "reuse": "auto"}
     for value in ("2026-10-01", "[2026-10-01]", ".inf", "!!binary aa=="):
         assert f"--set: 'name={value}': JSON has no such value" in mistake("retry", "demo", "--set", f"name={value}")
     ran("retry", "demo", "--budget", "none")
-    assert fake.sent == {"changes": {}, "budget_dollars": None}
+    assert fake.sent == {"changes": {}, "budget_dollars": None, "reuse": "auto"}
     assert "must read key.sub=value" in mistake("retry", "demo", "--set", "tokens")
     assert ran("delete", "demo", "--keep-artifacts") == f"{ID}  demo: deleted\n"
     assert fake.requests[-1].url.params["keep_artifacts"] == "true"
@@ -489,6 +489,17 @@ def test_estimate(fake, config):
     fake.answers["POST", "/v1/estimates"] = json.loads(ran("plan", config, "--json"))
     assert ran("estimate", config) == ran("plan", config)
     assert json.loads(ran("estimate", config, "--json")) == json.loads(ran("plan", config, "--json")) | {"notes": []}
+
+
+def test_the_estimate_of_a_retry_is_a_sentence(fake, config):
+    sentence = "reuses corpus, seed of docs: $0.38 instead of $7.10"
+    plan = json.loads(ran("plan", config, "--json"))
+    reuse = {"reuses": [{"run": ID, "name": "docs", "stages": ["corpus", "seed"]}], "reuse_in_words": sentence}
+    fake.answers["POST", f"/v1/runs/{ID}/retry/estimate"] = plan | reuse | {"notes": [], "dollars_with_reuse": 0.38}
+    assert ran("retry", "demo", "--set", "seed=2", "--reuse", "parent", "--estimate") == f"{sentence}\n"
+    assert fake.sent == {"changes": {"seed": 2}, "reuse": "parent"}
+    assert json.loads(ran("retry", "demo", "--estimate", "--json"))["dollars_with_reuse"] == 0.38
+    assert invoke("retry", "demo", "--reuse", "all").exit_code == 2
 
 
 def test_pools(fake):

@@ -69,7 +69,7 @@ def test_a_retry_is_repeated_with_its_key():
     service = Script([AWAY, RUN])
     make(service).retry("x", {"seed": 1}, budget_dollars=2)
     assert len({request.headers["idempotency-key"] for request in service.requests}) == 1
-    assert json.loads(service.requests[1].content) == {"changes": {"seed": 1}, "budget_dollars": 2}
+    assert json.loads(service.requests[1].content) == {"changes": {"seed": 1}, "budget_dollars": 2, "reuse": "auto"}
 
 
 @pytest.mark.parametrize("failure", [AWAY, problem(429), problem(502), problem(503), problem(504)])

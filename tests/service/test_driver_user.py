@@ -95,7 +95,7 @@ def test_a_run_directory_is_the_drivers_and_what_the_service_writes_is_not(home:
     assert run is not None
     before = os.umask(0o077)
     try:
-        launcher = Launcher(FakeJobs(), scene.settings, b"secret", lambda _run: None)
+        launcher = Launcher(FakeJobs(), scene.settings, b"secret", lambda _run: None, lambda _run: ())
         launcher.launch(run)
         launcher.request_stop(run)
     finally:

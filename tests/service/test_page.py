@@ -324,16 +324,21 @@ def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
 @pytest.mark.slow
 def test_a_retry_sends_the_changes_only(site, page):
     run_id = begin(site)
+    site.service.report(run_id, Event("stage_finished", "corpus", data={"seconds": 1.0}))
     site.service.bring(run_id, RunState.FAILED)
     page.goto(f"/#/runs/{run_id}")
     page.get_by_role("link", name="Retry with changes").click()
     text = page.get_by_label("Configuration, YAML")
     expect(text).to_have_value(re.compile("total: 20000000"))
     text.fill(text.input_value().replace("total: 20000000", "total: 30000000"))
+    expect(page.get_by_role("region", name="Estimate")).to_contain_text("Reuses corpus of demo: ")
+    page.get_by_label("Take finished stages of").select_option("no run")
+    expect(page.get_by_role("region", name="Estimate")).to_contain_text("Reuses no stage: ")
     expect(page.get_by_role("button", name="Submit the retry")).to_be_enabled()
     with page.expect_request(f"**/v1/runs/{run_id}/retry") as asked:
         page.get_by_role("button", name="Submit the retry").click()
     assert asked.value.post_data_json["changes"] == {"tokens.total": 30_000_000}
+    assert asked.value.post_data_json["reuse"] == "never"
     expect(page.get_by_role("link", name="retry of an earlier run")).to_be_visible()
 
 

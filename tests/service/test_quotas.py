@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.events import Event
-from service.database import audit, policies, quotas, runs
+from service.database import audit, policies, quotas, runs, sharers
 from service.domain.policies import Policies, Policy, Retention
 from service.domain.quotas import Use, check_priority, month_of, next_month, priced
 from service.domain.states import RunState
@@ -93,7 +93,7 @@ def test_a_queued_run_waits_where_its_pool_is_no_longer_allowed_or_the_disk_is_f
     assert scene.run(run_id).reason == "its owner may no longer use high_mem_gpu"
     limit(scene, disk_bytes=10)
     with scene.database.write() as session:
-        runs.measured(session, run_id, 10, scene.now)
+        sharers.measured(session, run_id, 10, {}, scene.now)
     scene.round()
     assert scene.run(run_id).reason == "its owner's runs fill the 0.0 GB of disk that they may use"
     limit(scene)

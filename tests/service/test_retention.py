@@ -9,7 +9,7 @@ from reconciling import Scene
 
 from service import run_homes
 from service.background.housekeeping import Housekeeping
-from service.database import audit, idempotency, policies, runs
+from service.database import audit, idempotency, policies, runs, sharers
 from service.domain.policies import Policy, Retention
 from service.domain.retention import NOTICE_SECONDS, FinishedRun, announced, due_runs, named_runs
 from service.domain.states import RunState
@@ -237,8 +237,8 @@ def test_directories_are_measured_and_counted_per_owner(scene):
     (scene.place(run_id).directory / "link").symlink_to("/")
     tidy(scene)
     with scene.database.read() as session:
-        sizes = runs.owner_bytes(session)
-        assert runs.unmeasured(session) == []
+        sizes = sharers.owner_bytes(session)
+        assert sharers.unmeasured(session) == []
     assert (sizes["ann"], sizes["bob"]) == (1000, 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,9 +30,9 @@ def config_at(output: Path, name: str, lr: float, **changes: object) -> RunConfi
     return small_config(output, name=name, tokens=TOKENS, finetune=rate, **changes)
 
 
-def made(config: RunConfig, *others: Path | str) -> tuple[Path, list[Event]]:
+def made(config: RunConfig, *others: Path | str, lenient: bool = False) -> tuple[Path, list[Event]]:
     events: list[Event] = []
-    directory = pipeline.run(config, (events.append,), backend=OneCorpus(), reuses=others)
+    directory = pipeline.run(config, (events.append,), backend=OneCorpus(), reuses=others, lenient=lenient)
     return directory, events
 
 
@@ -51,7 +52,11 @@ def runs(tmp_path: Path) -> Iterator[Path]:
 
 
 def taken(events: list[Event]) -> list[str]:
-    return [str(event.stage) for event in events if event.type == "stage_skipped" and event.data == {"run": "base"}]
+    return [
+        str(event.stage)
+        for event in events
+        if event.type == "stage_skipped" and event.data == {"run": "base", "offer": 0}
+    ]
 
 
 def same(one: Path, other: Path) -> bool:
@@ -115,6 +120,34 @@ def test_a_place_without_a_run_is_refused(runs: Path) -> None:
     assert not (runs / "again").exists()
 
 
+def test_a_service_offers_runs_of_which_parts_are_gone(runs: Path) -> None:
+    """A half-deleted stage is made again, with a warning, and leaves nothing behind; so is what only a lost run had."""
+    (runs / "base" / "submodels" / "1" / "model.safetensors").unlink()
+    directory, events = made(config_at(runs, "again", 2e-3), runs / "gone", runs / "base", lenient=True)
+    given = [str(event.stage) for event in events if event.data.get("offer") == 1]
+    assert given == ["corpus", "seed", "cluster", "decompose"]
+    warnings = [event.data["message"] for event in events if event.type == "warning"]
+    assert [each.partition(" of ")[0] for each in warnings if "to reuse" in each] == ["1", "stage submodels"]
+    assert "submodels" in [event.stage for event in events if event.type == "stage_started"]
+    assert not list(directory.glob(".*draft*"))
+    assert same(directory, runs / "full")
+
+
+def test_a_run_that_is_deleted_while_it_is_read_is_passed_over(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def deleting(source: Path, target: Path) -> None:
+        if Path(source).name == "model.safetensors":
+            shutil.rmtree(runs / "base", ignore_errors=True)
+        link(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", deleting)
+        directory, events = made(config_at(runs, "again", 2e-3), runs / "base", lenient=True)
+    assert taken(events) == ["corpus"]
+    assert same(directory, runs / "full")
+
+
 @pytest.mark.slow
 def test_runs_at_uris_give_and_take(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEDISCO_CACHE_DIR", str(tmp_path / "cache"))
@@ -127,5 +160,5 @@ def test_runs_at_uris_give_and_take(runs: Path, tmp_path: Path, monkeypatch: pyt
         uri = str(there.location)
         shutil.rmtree(tmp_path / "cache")
         back, events = made(config_at(runs, "back", 2e-3), uri)
-        assert next(event.data for event in events if event.type == "stage_skipped") == {"run": "there"}
+        assert next(event.data for event in events if event.type == "stage_skipped") == {"run": "there", "offer": 0}
         assert same(back, runs / "full")

@@ -9,7 +9,7 @@ import pytest
 
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.effects import NoEffect, Resolved, leaves
-from moedisco_ray.core.stages import STAGES, changed_settings, fingerprints
+from moedisco_ray.core.stages import STAGES, alike, changed_settings, fingerprints
 
 ORDER = [stage.name for stage in STAGES]
 LEAVES = {leaf.path: leaf.marker for leaf in leaves(RunConfig)}
@@ -125,7 +125,11 @@ def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], aft
 def test_a_setting_changes_its_stage_and_those_after_it_alone(
     section: str, setting: str, value: Any, first: str
 ) -> None:
-    assert remade(digests(), digests(**{section: {setting: value}})) == from_stage(first)
+    changes = {section: {setting: value}}
+    assert remade(digests(), digests(**changes)) == from_stage(first)
+    before, after, files = config_of(), config_of(**changes), {"corpus": "a", "evaluate": "b"}
+    stay = [name for name, digest in fingerprints(before, files).items() if fingerprints(after, files)[name] == digest]
+    assert list(alike(before, after)) == stay
 
 
 def test_bits_of_a_sync_change_the_trainings_that_have_syncs() -> None:

@@ -21,7 +21,8 @@ EventType = Literal[
     "run_started",  # id, name, directory, stages, ways: those that the plan has compared
     "ray_starting",  # a Ray cluster starts on this machine
     "stage_started",  # stage
-    "stage_skipped",  # stage, run: its artifact already exists, or was taken from the run with this name
+    # stage, run, offer: its artifact already exists, or was taken from the run with this name, which has this place
+    "stage_skipped",  # among the runs that were offered, from 0
     # stage, done, total (null: unknown), unit: what is counted, in the plural; emitted at most once a second
     "stage_progress",
     "stage_finished",  # stage, seconds, summary

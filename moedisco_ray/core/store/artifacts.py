@@ -54,6 +54,8 @@ from moedisco_ray.core.store.checksums import (
 from moedisco_ray.core.store.manifests import FILES, MANIFEST, entries_of
 
 _PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-learn", "tokenizers")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the operating system's errors for a full disk, or a quota on it that is used up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +275,7 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise disk_full(path) from error
         raise
 

@@ -17,7 +17,7 @@ from service.api.context import InContext, ServiceContext
 from service.api.openapi import ETAG, Responses, body_of, links, problems, versioned
 from service.api.parameters import Cursor, Flag, IdempotencyKey, IfMatch, Limit, RunId, check_match, etag
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
-from service.api.submission import note, policy_of, submit
+from service.api.submission import estimated, note, policy_of, submit
 from service.database import audit, policies, quotas, runs, tables
 from service.domain.jobs import submission_id
 from service.domain.outcome import STOP_REASONS, Stop
@@ -26,7 +26,7 @@ from service.domain.run_paths import RunPaths, home_of
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
 from service.observability import logger
-from service.schemas import CancelRequest, RunChange, RunDetail, RunPage
+from service.schemas import CancelRequest, RetryEstimate, RunChange, RunDetail, RunPage
 
 _log = logger(__name__)
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute, dependencies=SIGNED_IN)
@@ -37,6 +37,7 @@ _ABOUT_RUN = (
     "cancel_run",
     "resume_run",
     "retry_run",
+    "estimate_retry",
     "delete_run",
     "get_metrics",
     "list_submodels",
@@ -255,10 +256,26 @@ async def retry_run(
 ) -> RunDetail:
     """Queue a new run with the configuration of an existing one and the requested changes.
 
+    It takes finished stages that it would make alike from other runs; see `reuse`.
+
     `If-Match` names the existing one.
     """
     row, new = await submit(context, caller, body, retry_of=run_id, key=idempotency_key, if_match=if_match)
     return await _made(context, caller, row, new=new, request=request, response=response)
+
+
+@router.post(
+    "/{run_id}/retry/estimate",
+    response_model=RetryEstimate,
+    responses=problems(404, 409, body=True),
+    openapi_extra=body_of("RetryRequest", required=False),
+)
+async def estimate_retry(run_id: RunId, body: RawBody, caller: Reader, context: InContext) -> Response:
+    """Estimate a retry: which stages it takes from which run, and its cost with and without them.
+
+    The body is that of the retry. As with other estimates, a newer one takes the place of one that waits.
+    """
+    return Response(await estimated(context, caller, body, retry_of=run_id), media_type="application/json")
 
 
 async def _made(

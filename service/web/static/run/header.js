@@ -89,6 +89,8 @@ function Facts({ run }) {
     run.attempt > 1 && `attempt ${run.attempt}`,
     run.priority !== 0 && `priority ${run.priority}`,
     run.parent && html`<a href=${`#/runs/${run.parent}`}>retry of an earlier run</a>`,
+    ...(run.reuses ?? []).map((found) => html`
+      reuses ${found.stages.join(", ")} of <a href=${`#/runs/${found.run}`}>${found.name ?? "a deleted run"}</a>`),
     ...Object.entries(run.tags).map(([key, value]) => `${key}: ${value}`),
     html`<code>${run.id}</code>`,
   ];

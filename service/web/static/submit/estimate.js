@@ -10,12 +10,16 @@ const PAUSE_MILLISECONDS = 350;
 const AGAIN_MILLISECONDS = 1000;
 const GIB = 2 ** 30;
 
+/** The request for the estimate of a new run. @param {Record<string, any>} config */
+export const ofNewRun = (config) => ({ path: "/v1/estimates", body: { config } });
+
 /**
  * The service's estimate of a configuration, requested when the user stops typing and when the connection is back.
- * @param {Record<string, any> | null} config @param {string} text Text of the configuration, which identifies changes.
+ * @param {Record<string, any> | null} config @param {string} text Text of the configuration and all else that identifies changes.
+ * @param {(config: Record<string, any>) => {path: string, body: any}} requestOf
  * @returns {{plan: any, problem: Error | null, busy: boolean}} `plan` keeps the old estimate while the next one loads.
  */
-export function useEstimate(config, text) {
+export function useEstimate(config, text, requestOf) {
   const [answer, setAnswer] = useState({ plan: null, problem: null, of: null });
   useEffect(() => {
     if (config === null) return undefined;
@@ -23,7 +27,8 @@ export function useEstimate(config, text) {
     let timer;
     const load = async () => {
       try {
-        const plan = await ask("/v1/estimates", { method: "POST", body: { config }, signal: ending.signal });
+        const { path, body } = requestOf(config);
+        const plan = await ask(path, { method: "POST", body, signal: ending.signal });
         setAnswer({ plan, problem: null, of: text });
       } catch (error) {
         if (ending.signal.aborted) return;
@@ -56,6 +61,7 @@ export function Estimate({ plan, stale }) {
         <p class="verdict ${!plan.fits ? "" : plan.fits_known ? "fits" : "open"}" role="status">
           ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits the pools by memory_gb; the memory of the host is unknown"}
         </p>
+        ${plan.reuse_in_words && html`<p class="reuse">${capital(plan.reuse_in_words)}.</p>`}
         <dl class="figures">
           <div><dt>Time</dt><dd>${duration(bill.seconds)}</dd></div>
           <div><dt>Cost</dt><dd>${bill.dollars === null ? "unknown" : dollars(bill.dollars)}</dd></div>
@@ -78,6 +84,8 @@ export function Estimate({ plan, stale }) {
       </div>
     </${Sheet}>`;
 }
+
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 function StageMemory({ stage }) {
   const total = stage.memory.total / GIB;

@@ -6,11 +6,13 @@ import { Question } from "../parts/question.js";
 import { Choices, Notice, Sheet } from "../parts/small.js";
 import { go } from "../router.js";
 import { Editor } from "../submit/editor.js";
-import { Estimate, useEstimate } from "../submit/estimate.js";
+import { Estimate, ofNewRun, useEstimate } from "../submit/estimate.js";
 import { Quota, useQuota } from "../submit/quota.js";
 import { changesBetween, parse, place, withChanges, write } from "../submit/yaml.js";
 
 const PRESETS = [["demo", "demo"], ["default", "default"], ["paper", "paper"]];
+/** Runs from which a retry takes the stages that it would make alike. */
+const REUSE = [["auto", "this run and others of its owner"], ["parent", "this run only"], ["never", "no run"]];
 
 export function SubmitView() {
   const [preset, setPreset] = useState("demo");
@@ -43,7 +45,7 @@ export function SubmitView() {
       headers: { "Idempotency-Key": key },
     });
   return html`
-    <${RunForm} title="New run" verb="Submit" text=${text} setText=${setText} send=${send} problem=${problem}
+    <${RunForm} title="New run" verb="Submit" text=${text} setText=${setText} send=${send} requestOf=${ofNewRun} problem=${problem}
       tools=${html`<${Choices} label="Preset" options=${PRESETS} value=${preset} choose=${choose} />`} />
     ${wanted && html`
       <${Question} title="Replace your changes?" yes="Replace" answer=${answered}>
@@ -73,37 +75,47 @@ export function RetryView({ id, changes }) {
     };
     load();
   }, []);
-  const send = ({ config, priority, budget, key }) =>
+  const send = ({ config, priority, budget, reuse, key }) =>
     ask(`/v1/runs/${id}/retry`, {
       method: "POST",
-      body: { changes: changesBetween(before, config), priority, budget_dollars: budget },
+      body: { changes: changesBetween(before, config), priority, budget_dollars: budget, reuse },
       headers: { "Idempotency-Key": key },
     });
+  const requestOf = (config, reuse) => {
+    try {
+      return { path: `/v1/runs/${id}/retry/estimate`, body: { changes: changesBetween(before, config), reuse } };
+    } catch {
+      return ofNewRun(config); // what cannot be changed in a retry is said when it is submitted
+    }
+  };
   return html`
     <${RunForm} key=${run?.id} title=${run ? `Retry ${run.name}` : "Retry"} verb="Submit the retry"
-      text=${text} setText=${setText} send=${send} problem=${problem}
+      text=${text} setText=${setText} send=${send} requestOf=${requestOf} problem=${problem} reuses
       priority=${run?.priority} budget=${run?.money.budget_dollars} tools=${null} />`;
 }
 
 /**
  * @param {{title: string, verb: string, text: string, setText: (text: string) => void, tools: unknown, problem: Error | null,
- *   priority?: number, budget?: number | null,
- *   send: (request: {config: any, priority: number, budget: number | null, key: string}) => Promise<any>}} props
+ *   priority?: number, budget?: number | null, reuses?: boolean,
+ *   requestOf: (config: any, reuse: string) => {path: string, body: any},
+ *   send: (request: {config: any, priority: number, budget: number | null, reuse: string, key: string}) => Promise<any>}} props
+ *   `reuses`: whether stages of other runs can be taken.
  */
-function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ...first }) {
+function RunForm({ title, verb, text, setText, tools, send, requestOf, reuses = false, problem: earlier, ...first }) {
   const [priority, setPriority] = useState(String(first.priority ?? 0));
   const [budget, setBudget] = useState(String(first.budget ?? ""));
+  const [reuse, setReuse] = useState("auto");
   const [busy, setBusy] = useState(false);
   const [refused, setRefused] = useState(null);
   const key = useRef(newKey());
   const parsed = useMemo(() => (text.trim() ? parse(text) : { config: null, mistakes: [] }), [text]);
   const quota = useQuota();
-  const { plan, problem: doubt, busy: estimating } = useEstimate(parsed.config, text);
+  const { plan, problem: doubt, busy: estimating } = useEstimate(parsed.config, `${reuse}\n${text}`, (config) => requestOf(config, reuse));
   useEffect(() => {
     // A different request needs a new key; with the old one, the service would return the earlier run
     key.current = newKey();
     setRefused(null);
-  }, [text, priority, budget]);
+  }, [text, priority, budget, reuse]);
   const said = refused ?? (estimating ? null : doubt);
   const mistakes = [...parsed.mistakes, ...(parsed.config && said?.mistakes ? place(text, said.mistakes) : [])];
   const ready = parsed.config !== null && !estimating && doubt === null && plan !== null;
@@ -112,7 +124,7 @@ function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ..
     if (!ready || busy) return;
     setBusy(true);
     try {
-      const terms = { priority: Number(priority || 0), budget: budget === "" ? null : Number(budget) };
+      const terms = { priority: Number(priority || 0), budget: budget === "" ? null : Number(budget), reuse };
       const run = await send({ config: parsed.config, key: key.current, ...terms });
       go(`/runs/${run.id}`);
     } catch (error) {
@@ -130,6 +142,14 @@ function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ..
       <${Estimate} plan=${plan} stale=${estimating || doubt !== null || parsed.config === null} />
       <${Sheet} title="Queue and budget">
         <div class="terms-form">
+          ${reuses && html`
+            <div class="field whole">
+              <label for="reuse">Take finished stages of</label>
+              <select id="reuse" aria-describedby="reuse-hint" value=${reuse} onChange=${(event) => setReuse(event.target.value)}>
+                ${REUSE.map(([key, words]) => html`<option key=${key} value=${key}>${words}</option>`)}
+              </select>
+              <span class="hint" id="reuse-hint">where the retry would make them alike</span>
+            </div>`}
           <${NumberField} id="priority" label="Priority" hint=${`−100 to ${quota?.highest_priority ?? 100}; higher starts first`}
             value=${priority} change=${setPriority} min="-100" max=${quota?.highest_priority ?? 100} step="1" />
           <${NumberField} id="budget" label="Budget, dollars" hint="the run stops with a checkpoint when it is spent"

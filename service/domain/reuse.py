@@ -1,0 +1,30 @@
+"""Which finished stages of another run a retry may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+from urllib.parse import urlsplit
+
+from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.store.locations import Location, is_uri
+
+Reuse = Literal["auto", "parent", "never"]
+"""Runs from which a retry takes stages: the existing run and others of its owner, the existing run alone, or none."""
+
+
+def usable(agreeing: Sequence[str], finished: Sequence[str]) -> tuple[str, ...]:
+    """The stages that agree and are finished, and whose earlier stages all are, too; in pipeline order."""
+    found: list[str] = []
+    for stage in STAGES:
+        if stage.name in agreeing and stage.name in finished and set(stage.earlier) <= set(found):
+            found.append(stage.name)
+    return tuple(found)
+
+
+def same_storage(one: Location, other: Location) -> bool:
+    """Whether two runs are both in directories, or both at URIs of one bucket, reached in the same way."""
+    if not is_uri(one) or not is_uri(other):
+        return is_uri(one) == is_uri(other)
+    parts = [urlsplit(str(each)) for each in (one, other)]
+    return len({(each.scheme, each.netloc, each.query) for each in parts}) == 1
