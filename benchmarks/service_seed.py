@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.plan import build_plan
-from service.background.launching import service_secret
+from service.bootstrap import service_secrets
 from service.database import ingest, runs, tables, tokens
 from service.database.ids import new_id
 from service.database.session import Database
@@ -67,8 +67,8 @@ def make(state_dir: Path, count: int) -> Seed:
             running = [_insert(session, state_dir, f"owner-{i % OWNERS}") for i in range(DRIVERS + 1)]
             for run in running:
                 _begin(session, run)
+        secret = service_secrets(database, state_dir).drivers
     live, *drivers = (run.id for run in running)
-    secret = service_secret(state_dir)
     keys = {run.id: driver_key(secret, run.id, 1).hex() for run in running}
     return Seed(plain, ended[::10], [run.id for run in quiet], live, drivers, keys)
 

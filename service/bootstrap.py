@@ -1,12 +1,19 @@
-"""Creates tokens directly in the database: the first administrator's token at start-up, and tokens for an operator."""
+"""Creates secrets and tokens directly in the database.
+
+At start-up these are the secrets of the service and the first administrator's token; an operator can make more tokens.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
 import re
+import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,10 +23,10 @@ from sqlalchemy.orm import Session
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.secret_file import kept_secret
-from service.database import audit, tokens
+from service.database import audit, shared_secrets, tokens
 from service.database.access_tables import Token
 from service.database.session import Database
-from service.process import make_private
+from service.process import SECRET_FILES, make_private
 from service.schemas import Scope
 from service.schemas.access import NewToken, TokenRequest
 from service.settings import Settings
@@ -28,10 +35,67 @@ OWNER = "admin"
 _ALL: list[Scope] = ["read", "submit", "admin"]
 _USABLE = re.compile(r"[\x21-\x7e]{32,256}")
 _DAY = 86400.0
+_SECRET_BYTES = 32
 _OPTIONS = {"name": "NAME", "owner": "--owner", "scopes": "--scope", "expires_in_days": "--days"}
 """Command-line option for each field of a token request, to name it in errors."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceSecrets:
+    """The secrets of the service, which all its processes share.
+
+    Attributes:
+        drivers: Secret from which the drivers' keys are derived.
+        messages: Secret that signs messages about runs that have ended.
+    """
+
+    drivers: bytes = dataclasses.field(repr=False)
+    messages: str = dataclasses.field(repr=False)
+
+
+def service_secrets(database: Database, state_dir: Path) -> ServiceSecrets:
+    """Read the secrets of the service from the database; makes them at the first start.
+
+    Secrets in files of an earlier version are stored in the database, so that its drivers continue to report.
+
+    Raises:
+        ConfigError: A file of an earlier version cannot be read.
+    """
+    drivers, messages = (state_dir / name for name in SECRET_FILES)
+    return ServiceSecrets(
+        _shared(database, "drivers", drivers, lambda: secrets.token_bytes(_SECRET_BYTES)),
+        _shared(database, "messages", messages, lambda: secrets.token_urlsafe(_SECRET_BYTES).encode()).decode(),
+    )
+
+
+def show_messages_secret(state_dir: Path, secret: str) -> None:
+    """Write the secret that signs messages to `webhook-secret`, from which the operator gives it to the receiver.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    path = state_dir / SECRET_FILES[1]
+    found = _readable(path, functools.partial(kept_secret, path, secret.encode))
+    if found != secret.encode():
+        _log.warning("%s is not the secret that signs messages; delete it, and the next start writes that one", path)
+
+
+def _shared(database: Database, name: str, path: Path, make: Callable[[], bytes]) -> bytes:
+    earlier = _readable(path, path.read_bytes) if path.exists() else b""
+    with database.write() as session:
+        found = shared_secrets.kept(session, name, (lambda: earlier) if earlier else make, time.time())
+    if earlier and earlier != found and name == "drivers":
+        _log.warning("%s is not used: the database has another secret, that of the service's other replicas", path)
+    return found
+
+
+def _readable(path: Path, read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except OSError as error:
+        raise ConfigError("--state-dir", str(path), f"cannot be read or written ({error.strerror})") from error
 
 
 def first_token(database: Database, path: Path) -> str | None:

@@ -213,6 +213,13 @@ class DatabaseUnavailable(DatabaseError):
     slug = "database-unavailable"
 
 
+class LeaseLost(DatabaseError):
+    """Another replica of the service may do the background work now."""
+
+    title = "Lease lost"
+    slug = "lease-lost"
+
+
 class Overloaded(ServiceError):
     """The service is overloaded; it is safe to repeat the request later."""
 

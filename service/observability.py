@@ -246,6 +246,50 @@ class PrometheusMetrics:
         )
         self.reported = Counter("moedisco_reported_events", "Events that drivers reported.", registry=self.registry)
         self.runs = Gauge("moedisco_runs", "Runs by state.", ("state",), registry=self.registry)
+        self.queue_age = Gauge(
+            "moedisco_queue_age_seconds",
+            "Seconds since the first of the waiting runs was queued.",
+            registry=self.registry,
+        )
+        self.reconciler_age = Gauge(
+            "moedisco_reconciler_age_seconds",
+            "Seconds since any replica completed a round of the reconciler; measured every few seconds.",
+            registry=self.registry,
+        )
+        self.lease = Gauge(
+            "moedisco_lease_held",
+            "1 if this replica does the background work, 0 if another does.",
+            registry=self.registry,
+        )
+        self.backup_age = Gauge(
+            "moedisco_backup_age_seconds",
+            "Seconds since the last `moedisco backup`; NaN if none was made.",
+            registry=self.registry,
+        )
+        self.messages = Counter(
+            "moedisco_end_messages", "Messages about ends of runs, by answer.", ("answer",), registry=self.registry
+        )
+        self.waiting_messages = Gauge(
+            "moedisco_end_messages_waiting",
+            "Ends of runs of the last day that the receiver has not accepted; 0 without a receiver.",
+            registry=self.registry,
+        )
+        self.planning = Histogram(
+            "moedisco_planning_seconds",
+            "Time to check and plan a request, without the wait for its turn.",
+            ("kind",),
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20),
+            registry=self.registry,
+        )
+        self.planning_waiting = Gauge(
+            "moedisco_planning_waiting",
+            "Requests that wait for their turn to be planned.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self.loops = Gauge(
+            "moedisco_loop_ok", "1 if the last round of a background loop succeeded.", ("loop",), registry=self.registry
+        )
         self.troubled = Gauge(
             "moedisco_troubled_runs",
             "Runs that the service cannot process, such as those of an earlier version.",

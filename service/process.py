@@ -17,6 +17,8 @@ from pathlib import Path
 
 from moedisco_ray.core.errors import ConfigError, RunError
 
+SECRET_FILES = ("secret", "webhook-secret")
+"""Files of a state directory in which earlier versions kept the secrets of the service: of drivers, and of messages."""
 _NAME = "service.pid"
 _STOP_SECONDS = 90.0
 """Maximum time for a service to stop after SIGTERM, in seconds. It ends its streams and the local Ray first."""

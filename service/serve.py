@@ -18,18 +18,19 @@ from moedisco_ray.plan.machine import measure
 from service.api.app import create_app
 from service.api.limits import raise_descriptor_limit
 from service.api.server import Server
-from service.background.end_messages import EndMessages, webhook_secret
+from service.background.end_messages import EndMessages
 from service.background.housekeeping import Housekeeping
-from service.background.launching import service_secret
+from service.background.leasing import TERM_SECONDS, BackgroundLease, replica_name
 from service.background.loop import Loop
 from service.background.reconciler import Reconciler
-from service.bootstrap import first_token
-from service.database import audit, policies, runs, sessions, tokens
+from service.bootstrap import first_token, service_secrets, show_messages_secret, without_password
+from service.database import audit, leases, policies, runs, sessions, tokens
 from service.database.session import Database
 from service.domain.states import ACTIVE
 from service.driver_user import DriverUser
+from service.errors import DatabaseError
 from service.notifier import Notifier
-from service.observability import configure_logging
+from service.observability import PrometheusMetrics, configure_logging
 from service.planning.pool import PlanningPool
 from service.policies_file import load_policies
 from service.process import locked, make_private
@@ -93,9 +94,17 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         with database.read() as session:
             check_bind(settings, tokens=tokens.count_valid(session, time.time()))
         _store_policies(settings, database)
+        lease = BackgroundLease(database, replica_name(settings.state_dir))
+        if settings.is_local:
+            _refuse_another_ray(settings, database, lease)
         listener = stack.enter_context(_listen(settings))
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         local, jobs, dashboard = _ray(settings)
+        if local is not None:  # its start may take longer than the term of the lease
+            with contextlib.ExitStack() as refused:
+                refused.callback(local.stop)
+                _refuse_another_ray(settings, database, lease)
+                refused.pop_all()
         stack.enter_context(contextlib.closing(jobs))
         stack.enter_context(contextlib.closing(dashboard))
 
@@ -111,7 +120,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
                 checking = Loop(functools.partial(local.ensure_running, dashboard), CHECK_RAY_SECONDS, "local ray")
                 checking.start()
                 loops.callback(checking.stop)
-            _run(settings, database, RayJobs(jobs), dashboard, listener=listener, announce=listening)
+            _run(settings, database, lease, RayJobs(jobs), dashboard, listener=listener, announce=listening)
         return local is not None and not _stop_if_idle(local, database)
 
 
@@ -127,6 +136,7 @@ def _sign_in_code(database: Database, token: str | None) -> str | None:
 def _run(
     settings: Settings,
     database: Database,
+    lease: BackgroundLease,
     jobs: RayJobs,
     dashboard: Dashboard,
     *,
@@ -134,18 +144,28 @@ def _run(
     announce: Callable[[], None],
 ) -> None:
     """Run the background loops and the server until a signal ends them."""
-    pools, notifier = RayPools(dashboard), Notifier()
-    secret = service_secret(settings.state_dir)
-    reconciler = Reconciler(database, jobs, pools, notifier, settings=settings, secret=secret)
-    housekeeping = Housekeeping(database, jobs, settings.roots, settings.session_idle_seconds)
+    pools, notifier, prometheus = RayPools(dashboard), Notifier(), PrometheusMetrics()
+    secrets = service_secrets(database, settings.state_dir)
+    prometheus.lease.set_function(lambda: float(lease.held))
+    reconciler = Reconciler(lease.renewing(), jobs, pools, notifier, settings=settings, secret=secrets.drivers)
+    housekeeping = Housekeeping(lease.checking(), jobs, settings.roots, settings.session_idle_seconds)
     loops = [
-        reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
-        Loop(housekeeping.round, TIDY_SECONDS, "housekeeping"),
+        reconciling := Loop(lease.rounds(reconciler.round), RECONCILE_SECONDS, "reconciler"),
+        Loop(lease.while_held(housekeeping.round), TIDY_SECONDS, "housekeeping"),
     ]
     if settings.webhook_url is not None:
-        messages = EndMessages(database, settings.webhook_url, webhook_secret(settings.state_dir))
-        loops.append(Loop(messages.round, POST_SECONDS, "end messages"))
+        show_messages_secret(settings.state_dir, secrets.messages)
+        messages = EndMessages(
+            database,
+            settings.webhook_url,
+            secrets.messages,
+            count=lambda answer: prometheus.messages.labels(answer).inc(),
+            check=lease.check,
+        )
+        loops.append(Loop(lease.while_held(messages.round), POST_SECONDS, "end messages"))
     with contextlib.ExitStack() as stack:
+        lease.acquire()
+        stack.callback(_release, lease)
         planning = stack.enter_context(contextlib.closing(PlanningPool()))
         app = create_app(
             settings,
@@ -155,9 +175,10 @@ def _run(
             pools=pools,
             dashboard=dashboard,
             notifier=notifier,
-            secret=secret,
+            secret=secrets.drivers,
             wake_reconciler=reconciling.wake,
             loops=lambda: {loop.name: loop.state for loop in loops},
+            prometheus=prometheus,
         )
         server = Server(app, settings)
         for loop in loops:
@@ -167,6 +188,27 @@ def _run(
         announce()
         with _ended_by_signals():
             server.run(sockets=[listener])
+
+
+def _refuse_another_ray(settings: Settings, database: Database, lease: BackgroundLease) -> None:
+    """Refuse to start a local Ray while another replica works with this database: it would lose all its runs.
+
+    Raises:
+        ConfigError: Another replica holds the lease of the background work for longer than its term.
+    """
+    deadline = time.monotonic() + TERM_SECONDS + 1
+    while not lease.acquire():
+        if time.monotonic() > deadline:
+            with database.read() as session:
+                name = leases.holder(session, leases.LEASE)
+            remedy = f"another replica ({name}) works with this database; start both with the same --ray-address"
+            raise ConfigError("--database-url", without_password(settings.database), remedy)
+        time.sleep(RECONCILE_SECONDS)
+
+
+def _release(lease: BackgroundLease) -> None:
+    with contextlib.suppress(DatabaseError):  # the lease ends by itself
+        lease.release()
 
 
 def _store_policies(settings: Settings, database: Database) -> None:

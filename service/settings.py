@@ -76,7 +76,7 @@ class Settings(BaseModel):
     max_report_bytes: PositiveInt = 8 * MIB
     """Maximum size of the body of a driver's report (bytes)."""
     webhook_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """URL that gets a POST when a run has ended, signed with the secret in `webhook-secret` of `state_dir`; null: none
+    """URL that gets a POST when a run has ended, signed with the text in `webhook-secret` of `state_dir`; null: none
     is sent."""
     forwarded_allow_ips: str = ""
     """Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted."""

@@ -57,6 +57,9 @@ REQUEST_SECONDS = 30.0
 """Maximum time of one request, in seconds, also if the other side keeps sending: another program may do so for ever."""
 PROOF_SECONDS = 1.0
 """Time after the service's last proof until it must prove itself again before it gets events, in seconds."""
+COLLECT_SECONDS = 0.8
+"""Minimum time from an answer to the next report, in seconds: the events of this time go together. It is shorter than
+`PROOF_SECONDS`, after which a report without events would have to go before."""
 _LARGEST_ANSWER = 2**16
 """Maximum size of an answer (bytes); those of the service are smaller."""
 
@@ -121,6 +124,7 @@ class Reporter:
 
     def _deliver_all(self, loop: asyncio.Runner, begin: int) -> None:
         pause, wanted, deadline = 0.0, begin, float("inf")
+        answered = float("-inf")
         while True:
             # Read this flag before the file: an event that is written in between is then sent by the next round.
             ending = self._ending.is_set()
@@ -128,7 +132,7 @@ class Reporter:
                 deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS)
             try:
                 wanted = loop.run(self._deliver(begin, wanted))
-                pause = 0.0
+                pause, answered = 0.0, time.monotonic()
             except _AwayError:
                 pause = min(LONGEST_PAUSE, max(0.2, 2 * pause))
             if ending and (not pause or time.monotonic() >= deadline):
@@ -139,14 +143,22 @@ class Reporter:
                 self._ending.wait(pause)
             else:
                 self._news.wait()
+                self._ending.wait(max(0.0, answered + COLLECT_SECONDS - time.monotonic()))
                 self._news.clear()
 
     async def _deliver(self, begin: int, wanted: int) -> int:
-        """Send until the service has every line; returns the number of the line that it wants next."""
+        """Send until the service has every line that the file has now.
+
+        Returns the number of the line that the service wants next.
+        """
         if not self._service.connected:
             wanted = await self._service.connect({"begin": begin, "first": wanted, "events": []})
-        while lines := self._spool.read(wanted, _BATCH):
+        lines = self._spool.read(wanted, _BATCH)
+        end = self._spool.known
+        while lines:
             wanted = await self._service.send({"begin": begin, "first": wanted, "events": lines})
+            # Events that came meanwhile have set `_news`, and go together with those of the next moment.
+            lines = self._spool.read(wanted, _BATCH) if wanted < end else []
         return wanted
 
 
@@ -238,6 +250,11 @@ class Spool:
         self._path = path
         self._offsets: list[int] = []
         self._end = 0
+
+    @property
+    def known(self) -> int:
+        """Number of events in the file when it was last read."""
+        return len(self._offsets)
 
     def read(self, first: int, most: int) -> list[dict[str, Any]]:
         """Read events as portable JSON, after an fsync of the file.

@@ -94,6 +94,7 @@ def create_app(
     secret: bytes,
     wake_reconciler: Callable[[], None],
     loops: Callable[[], Mapping[str, str]] = dict,
+    prometheus: PrometheusMetrics | None = None,
 ) -> FastAPI:
     """Create the application. It starts no background work and does not close the objects that it gets as arguments.
 
@@ -108,8 +109,9 @@ def create_app(
         secret: Secret from which the drivers' keys are derived.
         wake_reconciler: Starts the next round of the reconciler at once.
         loops: Returns the state of each background loop by name; see `ServiceContext`.
+        prometheus: Metrics to which the background work adds its own; None for new ones.
     """
-    prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
+    prometheus, limits = prometheus or PrometheusMetrics(), capacity(descriptor_limit())
     context = ServiceContext(
         settings=settings,
         database=database,

@@ -89,14 +89,19 @@ def _candidates(found: Sequence[tables.RunRow]) -> Iterator[Candidate]:
 async def planned(context: ServiceContext, caller: Caller, task: Task) -> NewRun | bytes:
     """The outcome of a task, in whose configuration run names are replaced by ids."""
     async with context.planning.places[task.kind].taken(caller.owner):
-        found = await context.planning.done(task)
-        if not isinstance(found, NeedsStarts):
-            return found
-        starts = await run_in_threadpool(_visible_starts, context, caller, found.references)
-        with tempfile.TemporaryDirectory() as scratch:
-            found = await context.planning.done(dataclasses.replace(task, starts=starts, scratch=Path(scratch)))
-        assert not isinstance(found, NeedsStarts)  # noqa: S101 - it has them
+        with context.prometheus.planning.labels(task.kind).time():
+            return await _planned_now(context, caller, task)
+
+
+async def _planned_now(context: ServiceContext, caller: Caller, task: Task) -> NewRun | bytes:
+    found = await context.planning.done(task)
+    if not isinstance(found, NeedsStarts):
         return found
+    starts = await run_in_threadpool(_visible_starts, context, caller, found.references)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = await context.planning.done(dataclasses.replace(task, starts=starts, scratch=Path(scratch)))
+    assert not isinstance(found, NeedsStarts)  # noqa: S101 - it has them
+    return found
 
 
 def policy_of(context: ServiceContext, caller: Caller) -> Policy:

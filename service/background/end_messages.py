@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import httpx
 
-from moedisco_ray.core.secret_file import kept_secret
 from service.database import runs
+from service.database.gauges import GIVE_UP_SECONDS
 from service.database.session import Database
 from service.database.tables import RunRow
 from service.domain.signatures import SIGNATURE_HEADER, sign
@@ -27,33 +26,39 @@ FIRST_DELAY = 5.0
 LONGEST_DELAY = 3600.0
 _REFUSALS = frozenset({400, 409, 410, 413, 414, 415, 422, 431})
 """Answers that are about the message, and not about the receiver or its URL."""
-GIVE_UP_SECONDS = 24 * 3600.0
-"""Time from the end of a run to the last attempt to post its message, in seconds."""
 
 
-def webhook_secret(state_dir: Path) -> str:
-    """Secret that signs the messages, from STATE_DIR/webhook-secret, created if absent.
-
-    Raises:
-        OSError: The file can be neither read nor created.
-    """
-    return kept_secret(state_dir / "webhook-secret", lambda: secrets.token_urlsafe(32).encode()).decode()
+Answer = Literal["accepted", "refused", "unreachable"]
+"""What became of a request: `unreachable` also means an answer that the receiver cannot work."""
 
 
 class EndMessages:
     """Posts a message about each run that has ended, until the receiver has accepted it or a day has passed.
 
     A message can arrive twice if the service ends before it has stored the answer; both name the same run and attempt.
+    A process that has lost the lease meanwhile still stores the answer, so that its successor does not post again.
 
     Args:
         url: URL that receives the messages; redirects are not followed.
         secret: Secret that signs them.
+        count: Called with what became of each request.
+        check: Called before each request; raises if another process may post the messages now.
     """
 
-    def __init__(self, database: Database, url: str, secret: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        url: str,
+        secret: str,
+        *,
+        count: Callable[[Answer], None] = lambda _: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
         self._url = url
         self._secret = secret
+        self._count = count
+        self._check = check
         self._away = _Waiting()
         self._refused: dict[tuple[str, int], _Waiting] = {}
 
@@ -65,6 +70,7 @@ class EndMessages:
 
         Raises:
             DatabaseUnavailable: The database does not answer.
+            LeaseLost: Another process may post the messages now.
         """
         if now < self._away.until:
             return
@@ -76,7 +82,9 @@ class EndMessages:
             refused = self._refused.get((run.id, run.attempt), _Waiting())
             if now < refused.until:
                 continue
+            self._check()
             failure = self._post(_message(run), now)
+            self._count("accepted" if failure is None else "refused" if failure.is_refusal else "unreachable")
             if failure is None:
                 self._away = _Waiting()
                 with self._database.write() as session:

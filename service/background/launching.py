@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.driver_proofs import ReportAddress
-from moedisco_ray.core.secret_file import kept_secret
 from moedisco_ray.core.store.locations import Location, is_uri
 from service.database.tables import RunRow
 from service.domain.jobs import job_name, submission_id
@@ -24,8 +22,6 @@ from service.ray_side.jobs import RayJobs, Submission
 from service.run_homes import make_run_directory, open_home, write_in
 from service.run_storage import documents_at
 from service.settings import Settings
-
-_SECRET_BYTES = 32
 
 
 class Launcher:
@@ -145,12 +141,3 @@ class Launcher:
         check_links(sandboxed(asked, self._roots), self._roots)
         check_parts(stored, self._location_of)
         return located(stored, self._location_of, documents_at)
-
-
-def service_secret(state_dir: Path) -> bytes:
-    """Secret of the service from STATE_DIR/secret, created if absent; drivers' keys are derived from it.
-
-    Raises:
-        OSError: The file can be neither read nor created.
-    """
-    return kept_secret(state_dir / "secret", lambda: secrets.token_bytes(_SECRET_BYTES))

@@ -2,8 +2,19 @@
 
 import typer
 
-from service.commands import administering, comparing, demo, limits, managing, node_agent, serving, submitting, watching
+from service.commands import (
+    administering,
+    backing_up,
+    comparing,
+    demo,
+    limits,
+    managing,
+    node_agent,
+    serving,
+    submitting,
+    watching,
+)
 
 commands = typer.Typer()
-for group in (submitting, watching, managing, comparing, limits, administering, serving, demo, node_agent):
+for group in (submitting, watching, managing, comparing, limits, administering, serving, backing_up, demo, node_agent):
     commands.add_typer(group.commands)

@@ -152,7 +152,7 @@ def serve(
         "ray_address": ray_address,
         "dashboard_url": dashboard_url,
         "database_url": database_url,
-        "state_dir": state_dir or _state_dir(),
+        "state_dir": state_dir or default_state_dir(),
         "admin_token_file": admin_token_file,
         "driver_user": driver_user,
         "input_roots": input_root or None,
@@ -193,7 +193,7 @@ def stop(state_dir: StateDir = None) -> None:
     """Stop the service of a state directory, and its local Ray unless runs are active."""
     from service import process
 
-    stopped = process.stop(state_dir or _state_dir())
+    stopped = process.stop(state_dir or default_state_dir())
     say("The service has stopped" if stopped else "No service uses this state directory")
 
 
@@ -223,7 +223,8 @@ def announce(state_dir: Path, started: Announcement) -> None:
     say_how_to_sign_in(address, started.token_file, started.sign_in_code)
 
 
-def _state_dir() -> Path:
+def default_state_dir() -> Path:
+    """State directory of this user's service, unless an option names another."""
     home = os.environ.get("XDG_STATE_HOME")
     return (Path(home) if home else Path.home() / ".local" / "state") / "moedisco"
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import functools
 import hashlib
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,19 @@ _PAUSE = 0.01
 """Pause between two attempts, in seconds, if SQLite does not wait for a lock itself."""
 _MIGRATION_LOCK = 7_236_001
 _AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """Checks of the transactions of work that must stop when another process may do it.
+
+    Attributes:
+        before: Called before every transaction; what it raises prevents the transaction.
+        inside: Called at the start of every writing transaction; what it raises rolls the transaction back.
+    """
+
+    before: Callable[[], None]
+    inside: Callable[[Session], None]
 
 
 class Database:
@@ -57,6 +72,7 @@ class Database:
         self._write = sessionmaker(self._engine.execution_options(begin="WRITE"), expire_on_commit=False)
         # SQLite allows one writer at a time, and waiting for its lock is slow and not fair.
         self._turn = threading.Lock() if sqlite else None
+        self.guard: Guard | None = None
 
     @property
     def dialect(self) -> str:
@@ -72,14 +88,26 @@ class Database:
                 committed.
             DatabaseError: The tables are not those of this version.
         """
+        if self.guard is not None:
+            self.guard.before()
         with self._in_turn(), _translated(), self._write.begin() as session:
+            if self.guard is not None:
+                self.guard.inside(session)
             yield session
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """Run a read-only transaction on a snapshot of the database; raises the same errors as `write`."""
+        if self.guard is not None:
+            self.guard.before()
         with _translated(), self._read.begin() as session:
             yield session
+
+    def guarded(self, guard: Guard) -> Database:
+        """The same database, for work that must stop when another process may do it."""
+        other = copy.copy(self)
+        other.guard = guard
+        return other
 
     def migrate(self, revision: str = "head") -> None:
         """Migrate the tables to a revision (`head`, `base` or an id).
@@ -90,14 +118,18 @@ class Database:
             DatabaseUnavailable: The database does not answer.
         """
         with self.write() as session:
-            if self.dialect == "postgresql":
-                session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-            config = alembic_config(session.connection())
-            current, target = self._revision(session.connection()), _script().as_revision_number(revision)
-            if current == target:
-                return
-            back = current is not None and (revision == "base" or target in _ancestors(current))
-            (command.downgrade if back else command.upgrade)(config, revision)
+            self.migrate_in(session, revision)
+
+    def migrate_in(self, session: Session, revision: str = "head") -> None:
+        """Migrate the tables inside a writing transaction; see `migrate`."""
+        if self.dialect == "postgresql":
+            session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        config = alembic_config(session.connection())
+        current, target = self.revision(session), _script().as_revision_number(revision)
+        if current == target:
+            return
+        back = current is not None and (revision == "base" or target in _ancestors(current))
+        (command.downgrade if back else command.upgrade)(config, revision)
 
     def check(self) -> None:
         """Check that the database answers and has the tables of this version.
@@ -107,7 +139,7 @@ class Database:
             DatabaseError: The tables are at another revision.
         """
         with self.read() as session:
-            current = self._revision(session.connection())
+            current = self.revision(session)
         head = _script().get_current_head()
         if current != head:
             raise DatabaseError(f"the database is at revision {current}, this version needs {head}: migrate it")
@@ -116,8 +148,14 @@ class Database:
         self._engine.dispose()
 
     @staticmethod
-    def _revision(connection: Connection) -> str | None:
-        return MigrationContext.configure(connection).get_current_revision()
+    def revision(session: Session) -> str | None:
+        """Revision of the tables; None without tables."""
+        return MigrationContext.configure(session.connection()).get_current_revision()
+
+    @staticmethod
+    def revisions() -> frozenset[str]:
+        """Revisions that this version can migrate."""
+        return frozenset(step.revision for step in _script().walk_revisions())
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:

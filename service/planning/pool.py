@@ -53,6 +53,11 @@ class Places:
         self._running: set[str] = set()
         self._waiting: list[tuple[str, Future[None]]] = []
 
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for their place."""
+        return len(self._waiting)
+
     @contextlib.asynccontextmanager
     async def taken(self, owner: str) -> AsyncIterator[None]:
         """Wait for the owner's place, and hold it inside an `async with` block.

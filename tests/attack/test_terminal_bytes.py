@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import shutil
 import sys
+import tarfile
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,6 +175,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "binary.yaml").write_text(
         yaml.safe_dump(demo | {"corpus": {"sources": [{"path": f"{tmp_path}/binary"}]}})
     )
+    with tarfile.open(tmp_path / "later.tar.gz", "w:gz") as backup:
+        manifest = json.dumps({"format": 2, "version": HOSTILE}).encode()
+        member = tarfile.TarInfo("manifest.json")
+        member.size = len(manifest)
+        backup.addfile(member, io.BytesIO(manifest))
     finished = tmp_path / "runs" / NAME
     finished.mkdir(parents=True)
     (finished / "report.json").write_text(json.dumps(stored_report()))
@@ -326,6 +333,16 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "tokens revoke": [[HOSTILE], ["T1"], ["T1", "--json"]],
     "serve": [["--public-url", HOSTILE], ["--port", HOSTILE], ["--input-root", HOSTILE, "--map-function", HOSTILE]],
     "stop": [["--state-dir", NAME]],
+    "backup": [
+        [f"{NAME}.tar.gz", "--state-dir", NAME],
+        ["x", "--database-url", f"sqlite:///{HOSTILE}"],
+        ["x", "--database-url", HOSTILE],
+    ],
+    "restore": [
+        ["later.tar.gz", "--state-dir", "home"],
+        [f"binary/{NAME}.txt", "--state-dir", "home"],
+        [HOSTILE, "--state-dir", NAME],
+    ],
     "sign-in": [[]],
     "demo": [["file", "--set", f"{HOSTILE}=1"]],
     "node-agent": [["--interval", HOSTILE]],

@@ -2,71 +2,31 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from receiver import Receiver, receiving
 from reconciling import Scene
 
-from service.background.end_messages import GIVE_UP_SECONDS, LONGEST_DELAY, EndMessages, delay, webhook_secret
+from service.background.end_messages import LONGEST_DELAY, EndMessages, delay
 from service.database import runs
+from service.database.gauges import GIVE_UP_SECONDS
 from service.database.session import Database
 from service.domain.signatures import SIGNATURE_HEADER, sign
 from service.domain.states import RunState
-from service.errors import DatabaseUnavailable
+from service.errors import DatabaseUnavailable, LeaseLost
 
 SECRET = "whsec"
 
 
-class Receiver(http.server.ThreadingHTTPServer):
-    """Records requests and gives the prepared answers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.answers: list[int] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/hook?x=1"
-
-    @property
-    def runs(self) -> list[tuple[str, str]]:
-        """Id and state of each run that was reported, in order."""
-        messages = [json.loads(body)["run"] for _, body in self.got]
-        return [(run["id"], run["state"]) for run in messages]
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append((dict(self.headers) | {"path": self.path}, body))
-        self.send_response(self.server.answers.pop(0) if self.server.answers else 204)
-        self.send_header("Location", "http://127.0.0.1:1/elsewhere")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
+    with receiving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -162,7 +122,17 @@ def test_waits_grow_up_to_an_hour(failures):
     assert 0 < delay(failures) <= delay(failures + 1) <= LONGEST_DELAY
 
 
-def test_the_secret_is_created_once_and_readable_by_its_owner_only(tmp_path):
-    assert webhook_secret(tmp_path / "state") == webhook_secret(tmp_path / "state")
-    [file] = (tmp_path / "state").iterdir()
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+def test_a_process_that_lost_the_lease_posts_no_more_and_stores_what_was_accepted(scene: Scene, receiver: Receiver):
+    first, second = ended(scene), ended(scene)
+    checks, answers = iter([None, LeaseLost("gone")]), []
+
+    def check() -> None:
+        if (error := next(checks)) is not None:
+            raise error
+
+    messages = EndMessages(scene.database, receiver.url, SECRET, count=answers.append, check=check)
+    with pytest.raises(LeaseLost):
+        messages.round(scene.now)
+    EndMessages(scene.database, receiver.url, SECRET).round(scene.now)
+    assert [run for run, _ in receiver.runs] == [first, second]
+    assert answers == ["accepted"]

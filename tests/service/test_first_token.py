@@ -197,7 +197,7 @@ def test_a_service_keeps_its_token_out_of_its_log_and_its_state_for_its_owner(tm
         plain = (tmp_path / "state" / "admin-token").read_text().strip()
         assert whoami(url, plain).owner == "admin"
         state = [tmp_path / "state", *(tmp_path / "state").rglob("*")]
-        assert {path.name for path in state} >= {"service.sqlite3-wal", "service.pid", "secret"}
+        assert {path.name for path in state} >= {"service.sqlite3-wal", "service.pid", "replica"}
         assert stat.S_IMODE(state[0].stat().st_mode) == 0o700
         open_to_others = {path.name for path in state[1:] if stat.S_IMODE(path.stat().st_mode) & 0o077}
         assert open_to_others <= {"service.sqlite3", "service.sqlite3-wal", "service.sqlite3-shm"}

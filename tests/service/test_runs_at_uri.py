@@ -163,7 +163,8 @@ def test_a_uri_that_does_not_answer_is_a_temporary_error(here: Service, server: 
 
 
 def test_a_bucket_that_hangs_holds_up_its_own_report_alone(here: Service, monkeypatch: pytest.MonkeyPatch):
-    slow, other = submitted(here)[0], submitted(here)[0]
+    """Others who ask for the same report are refused; `test_live_reports` asks for other ones."""
+    slow = submitted(here)[0]
     monkeypatch.setattr(live_reports, "PATIENCE_SECONDS", 0.2, raising=False)
     with ThreadPoolExecutor(2) as readers, socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -172,7 +173,7 @@ def test_a_bucket_that_hangs_holds_up_its_own_report_alone(here: Service, monkey
         connection, _ = silent.accept()
         with connection:
             connection.recv(1)
-            answer = readers.submit(get, here, other, "report").result(10)
+            answer = readers.submit(get, here, slow, "report").result(10)
             silent.close()
             connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (503, "overloaded")

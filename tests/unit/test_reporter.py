@@ -107,6 +107,7 @@ class Service:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr(reporting, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(reporting, "COLLECT_SECONDS", 0.0)
     running = Service()
     yield running
     running.close()
@@ -139,6 +140,26 @@ def test_every_event_arrives_once_and_in_order(service: Service, tmp_path: Path)
     reporter.close()
     assert steps(service) == list(range(50))
     assert all(line["data"]["loss"] is None for line in service.lines)  # NaN is no JSON
+
+
+def test_the_events_of_a_moment_go_together_and_the_last_ones_at_once(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: each event that came while no request was under way was a report of its own, 60 here."""
+    monkeypatch.undo()
+    reporter = started(service, tmp_path)
+    log = EventLog(tmp_path / "events.jsonl", (reporter,))
+    began = time.monotonic()
+    for i in range(60):
+        log(Event("progress", "seed", "seed", {"step": i}))
+        time.sleep(0.03)
+    log.close()
+    passed = time.monotonic() - began
+    reporter.close()
+    assert time.monotonic() - began - passed < reporting.COLLECT_SECONDS
+    assert steps(service) == list(range(60))
+    assert len([size for size in service.sizes if size]) <= 2 + passed / reporting.COLLECT_SECONDS
+    assert service.sizes.count(0) <= 2
 
 
 def test_the_events_of_an_earlier_driver_are_sent_first(service: Service, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -9,7 +11,7 @@ from service.api.context import InContext, ServiceContext
 from service.api.openapi import content, problems
 from service.api.parameters import Cursor, Limit
 from service.api.security import SIGNED_IN, Admin
-from service.database import audit, policies, runs
+from service.database import audit, gauges, leases, policies, runs
 from service.errors import DatabaseError
 from service.schemas import AuditEntry, AuditPage, Health
 
@@ -54,11 +56,22 @@ def readyz(context: InContext, response: Response) -> Health:
 )
 def get_figures(context: InContext) -> Response:
     """Metrics of the service for Prometheus."""
+    metrics, now = context.prometheus, context.now()
     with context.database.read() as session:
         for state, count in runs.state_counts(session).items():
-            context.prometheus.runs.labels(state.value).set(count)
-        context.prometheus.dollars.set(runs.metered_dollars(session))
-        context.prometheus.troubled.set(runs.troubled(session))
+            metrics.runs.labels(state.value).set(count)
+        metrics.dollars.set(runs.metered_dollars(session))
+        metrics.troubled.set(runs.troubled(session))
+        metrics.queue_age.set(gauges.queue_age(session, now))
+        if context.settings.webhook_url is not None:
+            metrics.waiting_messages.set(gauges.waiting_messages(session, now - gauges.GIVE_UP_SECONDS))
+        ages = leases.ages(session)
+    metrics.reconciler_age.set(ages.get(leases.ROUND, math.nan))
+    metrics.backup_age.set(ages.get(leases.BACKUP, math.nan))
+    for name, found in context.loops().items():
+        metrics.loops.labels(name).set(found == "ok")
+    for kind, places in context.planning.places.items():
+        metrics.planning_waiting.labels(kind).set(places.waiting)
     return Response(generate_latest(context.prometheus.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from service.database import access_tables, reuse_tables, tables  # noqa: F401 - define the tables
+from service.database import access_tables, reuse_tables, supervision_tables, tables  # noqa: F401 - define the tables
 from service.database.table import Table
 
 connection = context.config.attributes["connection"]
