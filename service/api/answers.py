@@ -18,7 +18,7 @@ from service.domain.forecast import StageState, UnitState, forecast, planned_run
 from service.domain.jobs import submission_id
 from service.domain.states import RunState
 from service.errors import UnusableRun
-from service.schemas import Forecast, Run, RunDetail, Series
+from service.schemas import Forecast, Results, Run, RunDetail, Series
 
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
@@ -128,6 +128,7 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, places: di
             "estimate_dollars": (row.estimate.get("bill") or {}).get("dollars"),
             "budget_dollars": row.budget_dollars,
         },
+        "results": {name: getattr(row, name) for name in Results.model_fields},
         "events": row.next_position,
         "notice": row.unreadable or row.trouble,
         "job_url": context.settings.job_url(submission_id(row.id, row.attempt))
@@ -136,4 +137,4 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, places: di
     }
 
 
-_SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "events", "job_url", "notice"})
+_SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "results", "events", "job_url", "notice"})

@@ -24,7 +24,7 @@ from service.schemas.requests import (
     RunChange,
     RunRequest,
 )
-from service.schemas.runs import Forecast, Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
+from service.schemas.runs import Forecast, Money, Results, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
 from service.schemas.watching import (
     Artifact,
     ArtifactPage,
@@ -71,6 +71,7 @@ __all__ = [
     "Quota",
     "Report",
     "ReportAnswer",
+    "Results",
     "RetryRequest",
     "Run",
     "RunChange",
