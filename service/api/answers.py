@@ -19,7 +19,7 @@ from service.domain.forecast import StageState, UnitState, forecast, planned_run
 from service.domain.jobs import submission_id
 from service.domain.states import RunState
 from service.errors import UnusableRun
-from service.schemas import Failure, Forecast, Run, RunDetail, Series
+from service.schemas import Failure, Forecast, Results, Run, RunDetail, Series
 
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
@@ -142,6 +142,7 @@ def _run(
             "budget_dollars": row.budget_dollars,
         },
         "disk_bytes": sizes[row.id],
+        "results": {name: getattr(row, name) for name in Results.model_fields},
         "events": row.next_position,
         "notice": row.unreadable or row.trouble,
         "job_url": context.settings.job_url(submission_id(row.id, row.attempt))
@@ -150,4 +151,6 @@ def _run(
     }
 
 
-_SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "disk_bytes", "events", "job_url", "notice"})
+_SAME = tuple(
+    Run.model_fields.keys() - {"position", "stages", "money", "results", "disk_bytes", "events", "job_url", "notice"}
+)

@@ -101,14 +101,35 @@ class AsyncClient(Administration):
         owner: str | None = None,
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
+        created_after: float | None = None,
+        created_before: float | None = None,
+        where: Sequence[str] = (),
+        order_by: str | None = None,
         page_size: int = 100,
     ) -> AsyncGenerator[schemas.Run]:
-        """Runs, newest first; each page is requested when it is needed."""
+        """Runs in an order, by default newest first; each page is requested when it is needed.
+
+        Args:
+            states: States to include; empty for all.
+            owner: Owner of the runs.
+            name: Part of the run's name.
+            tags: Tags that the runs must all have.
+            created_after: Earliest time of submission (seconds since the epoch).
+            created_before: Time before which the runs were submitted (seconds since the epoch).
+            where: Conditions on figures, such as `perplexity<30`.
+            order_by: Field such as `perplexity`, or `-perplexity` for descending; runs without the figure come
+                last. None means newest first.
+            page_size: Maximum number of runs in one response.
+        """
         asked = {
             "state": [state.value for state in states],
             "owner": owner,
             "name": name,
             "tag": [f"{key}:{value}" for key, value in (tags or {}).items()],
+            "created_after": created_after,
+            "created_before": created_before,
+            "where": list(where),
+            "order_by": order_by,
         }
         cursor: str | None = None
         while True:
@@ -132,6 +153,7 @@ class AsyncClient(Administration):
         priority: int | None = None,
         budget_dollars: float | Literal["none"] | None = None,
         kept: bool | None = None,
+        note: str | None = None,
         if_version: int | None = None,
     ) -> schemas.RunDetail:
         """Change a run; None leaves a value as it is.
@@ -143,6 +165,7 @@ class AsyncClient(Administration):
             priority: The new priority; it matters while the run is queued.
             budget_dollars: The new cost at which the run stops with a checkpoint; "none" removes the budget.
             kept: Whether retention spares the run.
+            note: The new note; an empty text removes it.
             if_version: `version` of the run as it was read. If the run has another one, nothing is changed.
 
         Raises:
@@ -154,6 +177,7 @@ class AsyncClient(Administration):
             priority=priority,
             budget_dollars=_budget(budget_dollars),
             kept=kept,
+            note=note,
         )
         return await self._connection.ask(
             schemas.RunDetail, Request("PATCH", _run_path(run_id), headers=_match(if_version), body=body)

@@ -5,7 +5,8 @@ Events are not trusted: an event with invalid data stays in the stream but chang
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from moedisco_ray.core.records.events import Event
@@ -28,6 +29,7 @@ class Fold:
         rewound: Lowest step among the new points of each unit; stored points from that step on are replaced.
         held_out: New measurements of the held-out loss by the name of the unit, in ascending order of their steps.
         taken: Number of the offered run that has given a stage, by stage.
+        results: Columns of the run with the figures of its model, as far as new events change them.
         decisive: Whether an event says that a driver began or ended, so that the run's state may have to change.
     """
 
@@ -47,6 +49,7 @@ class Fold:
         self.rewound: dict[str, int] = {}
         self.held_out: dict[str, list[dict[str, Any]]] = {}
         self.taken: dict[str, int] = {}
+        self.results: dict[str, float | int | None] = {}
         self.decisive = False
 
     @property
@@ -92,6 +95,7 @@ class Fold:
     def _stage_event(self, event: Event, name: str) -> None:
         if event.type == "stage_started":
             self._stages[name], self._current = _stage("running", event.time), name
+            self.results |= figures_of(name, {})
             return
         before = self._stages.get(name) or _stage("waiting")
         if event.type == "stage_skipped":
@@ -102,6 +106,7 @@ class Fold:
         else:
             seconds = values.number(event.data.get("seconds"))
             self._stages[name] = before | {"status": "done", "seconds": seconds}
+            self.results |= figures_of(name, event.data.get("summary"))
         if name not in self._finished:
             self._finished.append(name)
 
@@ -177,6 +182,32 @@ class Fold:
     def _reach(self, unit: str, step: int) -> None:
         # An invalid, huge step must not overflow the column.
         self._furthest[unit] = max(self._furthest.get(unit, 0), min(step, _STAGE_WEIGHT // 1000))
+
+
+def figures_of(stage: str, summary: object) -> dict[str, float | int | None]:
+    """Columns of a run that the summary of a finished stage sets; null where it lacks a figure."""
+    found = summary if isinstance(summary, dict) else {}
+    return _FIGURES[stage](found) if stage in _FIGURES else {}
+
+
+def _of_evaluation(summary: Mapping[str, Any]) -> dict[str, float | int | None]:
+    perplexity = values.number(summary.get("perplexity"))
+    return {
+        "perplexity": perplexity,
+        "bits_per_byte": values.number(summary.get("bits_per_byte")),
+        "held_out_loss": math.log(perplexity) if perplexity is not None and perplexity > 0 else None,
+    }
+
+
+def _of_export(summary: Mapping[str, Any]) -> dict[str, float | int | None]:
+    return {"active_parameters": values.whole(summary.get("active_parameters"))}
+
+
+_FIGURES: Mapping[str, Callable[[Mapping[str, Any]], dict[str, float | int | None]]] = {
+    "evaluate": _of_evaluation,
+    "export": _of_export,
+}
+"""Readers of the summaries that hold figures of the finished model, by stage."""
 
 
 def meterable(event: Event, pools: Collection[str]) -> bool:

@@ -72,6 +72,8 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
         quotas.add_dollars(session, row.owner, spent, now)
     row.next_seq = expected + len(fresh)
     row.progress, row.mark = fold.progress, max(row.mark, fold.mark)
+    for name, figure in fold.results.items():
+        setattr(row, name, figure)
     if fold.decisive:
         row.version += 1
     session.flush()

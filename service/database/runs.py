@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal_column, select, update
+from sqlalchemy import Text, cast, func, select, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
@@ -22,7 +22,7 @@ from service.domain.run_paths import is_id, own_storage
 from service.domain.states import TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
-_LEFT_OUT = (defer(RunRow.config), defer(RunRow.meter))
+LEFT_OUT = (defer(RunRow.config), defer(RunRow.meter))
 """Large columns that lists of runs do not show; parsing them would take most of the time."""
 
 
@@ -99,47 +99,6 @@ def lock(session: Session, run_id: str) -> RunRow | None:
     return session.get(RunRow, run_id, with_for_update=True, populate_existing=True) if is_id(run_id) else None
 
 
-def page(
-    session: Session,
-    *,
-    owner: str | None,
-    states: Sequence[RunState],
-    name: str | None,
-    tags: Mapping[str, str],
-    cursor: str | None,
-    limit: int,
-) -> tuple[list[RunRow], str | None]:
-    """Runs, newest first.
-
-    Args:
-        session: Any transaction.
-        owner: Owner of the runs; None for all owners.
-        states: States to include; empty for all.
-        name: Part of the run's name, case-insensitive.
-        tags: Tags that the runs must all have.
-        cursor: Cursor from the previous page.
-        limit: Maximum number of runs.
-
-    Returns:
-        The runs, whose `config` and `meter` are loaded on access, and the cursor of the next page, which is None on the
-        last page.
-    """
-    query = select(RunRow).options(*_LEFT_OUT)
-    if owner is not None:
-        query = query.where(RunRow.owner == values.text(owner))
-    if states:
-        query = query.where(RunRow.state.in_([state.value for state in states]))
-    if name:
-        query = query.where(RunRow.name.icontains(values.text(name), autoescape=True))
-    if cursor is not None:
-        query = query.where(RunRow.id < values.text(cursor))
-    dialect = session.get_bind().dialect.name
-    for key, value in tags.items():
-        query = query.where(_has_tag(dialect, values.text(key), values.text(value)))
-    found = list(session.scalars(query.order_by(RunRow.id.desc()).limit(limit + 1)))
-    return found[:limit], found[limit - 1].id if len(found) > limit else None
-
-
 def location(session: Session, run_id: str) -> Location | None:
     """Path or URI of a run directory; None if the run does not exist."""
     run = get(session, run_id)
@@ -154,7 +113,7 @@ def inside(session: Session, home: Path, run_id: str) -> str | None:
 
 def named(session: Session, name: str, owner: str | None) -> list[RunRow]:
     """Runs with exactly this name, newest first. If `owner` is None, runs of all owners."""
-    query = select(RunRow).options(*_LEFT_OUT).where(RunRow.name == values.text(name))
+    query = select(RunRow).options(*LEFT_OUT).where(RunRow.name == values.text(name))
     if owner is not None:
         query = query.where(RunRow.owner == values.text(owner))
     return list(session.scalars(query.order_by(RunRow.id.desc()).limit(100)))
@@ -203,7 +162,7 @@ def queue_order(session: Session) -> list[str]:
 
 def finished(session: Session) -> list[RunRow]:
     """All runs that have ended; their `config` and `meter` are loaded on access."""
-    query = select(RunRow).options(*_LEFT_OUT).where(RunRow.state.in_([state.value for state in TERMINAL]))
+    query = select(RunRow).options(*LEFT_OUT).where(RunRow.state.in_([state.value for state in TERMINAL]))
     return list(session.scalars(query.order_by(RunRow.id)))
 
 
@@ -232,7 +191,7 @@ def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, in
 
 def unposted(session: Session, *, since: float, limit: int) -> list[RunRow]:
     """Runs that ended at or after a time and whose end was not posted yet, the first to end first."""
-    query = select(RunRow).options(*_LEFT_OUT).where(RunRow.ended >= since, RunRow.end_posted.is_(None))
+    query = select(RunRow).options(*LEFT_OUT).where(RunRow.ended >= since, RunRow.end_posted.is_(None))
     return list(session.scalars(query.order_by(RunRow.ended, RunRow.id).limit(limit)))
 
 
@@ -274,7 +233,8 @@ def transition(
     """Change the state of a run, and publish the change to its stream.
 
     `started` is set when the run first runs, `ended` when it ends. A run whose driver was lost keeps its place in the
-    queue; a resumed run goes to the end of the queue, with `stop` and `futile` reset.
+    queue; a resumed run goes to the end of the queue, with `stop` and `futile` reset. At the end of a run, its trained
+    tokens and its hours are stored for lists.
 
     Args:
         session: Writing transaction.
@@ -300,7 +260,7 @@ def transition(
     if state is RunState.RUNNING and run.started is None:
         changes["started"] = now
     if state in TERMINAL:
-        changes["ended"] = now
+        changes |= {"ended": now, **_totals(session, run)}
     if before in TERMINAL:
         changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None, "end_posted": None}
     _change(session, run, now, changes | columns)
@@ -349,6 +309,15 @@ def _change(session: Session, run: RunRow, now: float, changes: dict[str, Any]) 
         set_committed_value(run, name, value)
 
 
+def _totals(session: Session, run: RunRow) -> dict[str, Any]:
+    """Tokens on which the run has trained, and its hours without the time between attempts; null if unknown."""
+    seconds = 0.0
+    with contextlib.suppress(UnusableRun):
+        seconds = run.usage.wall_seconds
+    tokens = session.scalar(select(func.sum(UnitRow.tokens)).where(UnitRow.run_id == run.id))
+    return {"tokens": None if tokens is None else int(tokens), "hours": seconds / 3600 or None}
+
+
 def _publish_state(session: Session, run: RunRow, now: float) -> None:
     data = {"state": run.state, "reason": run.reason, "attempt": run.attempt}
     stream.put(
@@ -361,14 +330,3 @@ def _publish_state(session: Session, run: RunRow, now: float) -> None:
 
 def _stale(run: RunRow) -> StaleRun:
     return StaleRun(f"run {run.id} was changed by another request; read it again")
-
-
-def _has_tag(dialect: str, key: str, value: str) -> ColumnElement[bool]:
-    # SQLite does not check what is stored: a row without valid JSON would fail the query.
-    each = (
-        func.json_each(case((func.json_valid(RunRow.tags) == 1, RunRow.tags), else_=literal_column("'{}'")))
-        if dialect == "sqlite"
-        else func.json_each_text(RunRow.tags)
-    )
-    tag = each.table_valued("key", "value", name="tag")
-    return exists(select(1).select_from(tag).where(tag.c.key == key, tag.c.value == value))

@@ -66,6 +66,8 @@ class RunRow(Table):
     """Id of the run that this one retries."""
     notes: Mapped[list[str] | None] = mapped_column(Stored(list[str] | None))
     """Remarks from the submission, such as replaced prices; null in runs of an earlier version."""
+    note: Mapped[str | None]
+    """The owner's own note; null if there is none."""
     kept: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Whether the run is exempt from retention."""
     expires_at: Mapped[float | None]
@@ -88,11 +90,29 @@ class RunRow(Table):
     end_posted: Mapped[float | None]
     """Time at which the operator's URL accepted the message about the end; null before."""
     updated: Mapped[float]
+    perplexity: Mapped[float | None]
+    """Perplexity of the finished model on the validation text; null before the evaluation."""
+    bits_per_byte: Mapped[float | None]
+    held_out_loss: Mapped[float | None]
+    """Mean loss of the finished model on the validation text (nats per token)."""
+    active_parameters: Mapped[int | None]
+    """Number of parameters that take part in computing one token; null before the export."""
+    tokens: Mapped[int | None]
+    """Number of tokens on which the run's units have trained; null before the end."""
+    hours: Mapped[float | None]
+    """Wall-clock hours of all attempts, without the time between them; null before the end."""
 
     __table_args__ = (
         Index("runs_by_state", "state", "priority", "queued"),
         Index("runs_by_owner", "owner", "id"),
         Index("runs_by_end", "end_posted", "ended"),
+        Index("runs_by_creation", "created", "id"),
+        # Lists in any order are sorted in this index, without the rows, which are long.
+        Index(
+            "runs_by_figures",
+            *("owner", "id", "created", "name", "state", "perplexity", "bits_per_byte", "held_out_loss"),
+            *("active_parameters", "tokens", "hours"),
+        ),
         # The sizes are summed every second; this index avoids reading the rows, which are long.
         Index("runs_by_size", "owner", "disk_bytes"),
     )

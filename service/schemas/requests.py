@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from moedisco_ray.core.config import RunConfig, Tags
 from service.domain.reuse import Reuse
-from service.schemas.base import DisplayName, Document, Dollars, Priority, example
+from service.schemas.base import DisplayName, Document, Dollars, Note, Priority, example
 
 MOST_EXPERTS = 65_536
 """Maximum number of experts in a request: planning tries every number of clusters up to it."""
@@ -64,6 +64,8 @@ class RunChange(Document):
     """Cost at which the run stops with a checkpoint (dollars); null removes the budget."""
     kept: bool | None = None
     """Whether the run is exempt from retention."""
+    note: Note | None = None
+    """The owner's own note on the run; an empty text removes it."""
 
 
 class RetryRequest(Document):

@@ -32,6 +32,23 @@ class StageProgress(Document):
     seconds: float | None
 
 
+class Results(Document):
+    """Figures of a run, by which lists can be sorted and filtered."""
+
+    perplexity: float | None = None
+    """Perplexity of the finished model on the validation text; null before the evaluation."""
+    bits_per_byte: float | None = None
+    """Bits per byte of the finished model on the validation text."""
+    held_out_loss: float | None = None
+    """Mean loss of the finished model on the validation text (nats per token)."""
+    active_parameters: int | None = None
+    """Number of parameters that take part in computing one token; null before the export."""
+    tokens: int | None = None
+    """Number of tokens on which the run has trained; null before the end."""
+    hours: float | None = None
+    """Wall-clock hours of all attempts, without the time between them; null before the end."""
+
+
 class Run(Document):
     """A run in its current state."""
 
@@ -58,6 +75,9 @@ class Run(Document):
     updated: float
     stages: list[StageProgress]
     money: Money
+    results: Results = Results()
+    note: str | None = None
+    """The owner's own note."""
     kept: bool = False
     """Whether the run is exempt from retention."""
     notice: str | None = None
@@ -127,11 +147,11 @@ class RunDetail(Run):
 
 
 class RunPage(Document):
-    """Runs, newest first."""
+    """Runs in the order of the request."""
 
     items: list[Run]
     next_cursor: str | None
-    """Value of `cursor` for the next page; null on the last page."""
+    """Value of `cursor` for the next page of the same list; null on the last page."""
 
 
 class Unit(Document):

@@ -12,7 +12,8 @@ from sqlalchemy import inspect
 
 from service.api.app import create_app
 from service.api.server import Server
-from service.database import runs
+from service.database import run_list
+from service.domain.run_list import Selection
 
 
 def test_the_body_of_an_answer_does_not_wait_until_its_head_is_acknowledged(tmp_path):
@@ -43,6 +44,6 @@ def test_the_body_of_an_answer_does_not_wait_until_its_head_is_acknowledged(tmp_
 def test_a_page_of_runs_leaves_out_what_it_does_not_show(database):
     made = insert_run(database)
     with database.read() as session:
-        [found], _ = runs.page(session, owner=None, states=[], name=None, tags={}, cursor=None, limit=50)
+        [found], _ = run_list.page(session, Selection(), limit=50)
         assert inspect(found).unloaded == {"config", "meter"}
         assert found.config == made.config

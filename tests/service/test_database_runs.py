@@ -118,57 +118,9 @@ def test_the_queue_goes_by_priority_then_by_age(database):
         assert runs.queue_order(session) == [high.id, old.id, new.id, low.id]
 
 
-def test_pages_give_every_run_once_newest_first(database):
-    made = [insert_run(database).id for _ in range(7)]
-    found, cursor = [], None
-    while True:
-        with database.read() as session:
-            page, cursor = runs.page(session, owner=None, states=[], name=None, tags={}, cursor=cursor, limit=3)
-        assert len(page) <= 3
-        found += [run.id for run in page]
-        if cursor is None:
-            break
-    assert found == made[::-1]
-
-
-def find(database, **asked):
-    asked = {"owner": None, "states": [], "name": None, "tags": {}, "cursor": None, "limit": 50} | asked
-    with database.read() as session:
-        return [run.name for run in runs.page(session, **asked)[0]]
-
-
-def test_pages_can_be_narrowed_by_owner_state_name_and_tags(database):
-    insert_run(database, name="Apple", tags={"team": "red", "x": "1"})
-    insert_run(database, name="pear", owner="bob", tags={"team": "red"})
-    go(database, insert_run(database, name="plum_1"), RunState.CANCELLED)
-    assert find(database, owner="bob") == ["pear"]
-    assert find(database, states=[RunState.CANCELLED, RunState.FAILED]) == ["plum_1"]
-    assert find(database, name="aPP") == ["Apple"]
-    assert find(database, name="m_1") == ["plum_1"]
-    assert find(database, name="%") == []
-    assert find(database, tags={"team": "red"}) == ["pear", "Apple"]
-    assert find(database, tags={"team": "red", "x": "1"}) == ["Apple"]
-    assert find(database, tags={"team": "blue"}) == []
-
-
-@FIXTURE_OK
-@given(
-    key=st.from_regex("[A-Za-z0-9_./-]{1,20}", fullmatch=True).filter(lambda key: key[0] not in "./-"),
-    value=st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20),
-)
-def test_a_run_is_found_by_any_tag_it_has(database, key, value):
-    run = insert_run(database, tags={key: value})
-    with database.read() as session:
-        newest, _ = runs.page(session, owner=None, states=[], name=None, tags={key: value}, cursor=None, limit=1)
-        none, _ = runs.page(session, owner=None, states=[], name=None, tags={key + "'\"": value}, cursor=None, limit=1)
-    assert ([found.id for found in newest], none) == ([run.id], [])
-
-
 @pytest.mark.parametrize("odd", ["\x00", "'; DROP TABLE runs; --", "\ud800", "", "Z" * 500])
 def test_odd_questions_find_nothing_and_break_nothing(database, odd):
     insert_run(database)
-    assert find(database, owner=odd) == []
-    assert len(find(database, cursor=odd)) <= 1
     with database.read() as session:
         assert runs.get(session, odd) is None
         assert stream.read(session, odd.replace("\x00", "").replace("\ud800", ""), 10**30, 10) == []

@@ -11,17 +11,19 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from service import run_homes
-from service.api.answers import owner_filter, run_answers, run_detail
+from service.api.answers import run_answers, run_detail
 from service.api.bodies import RawBody, StrictRoute
 from service.api.context import InContext, ServiceContext
+from service.api.listing import ListCursor, Listed, OrderBy, visible
 from service.api.openapi import ETAG, Responses, body_of, links, problems, versioned
-from service.api.parameters import Cursor, Flag, IdempotencyKey, IfMatch, Limit, RunId, check_match, etag
+from service.api.parameters import Flag, IdempotencyKey, IfMatch, Limit, RunId, check_match, etag
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
 from service.api.submission import estimated, note, policy_of, submit
-from service.database import audit, policies, quotas, runs, tables
+from service.database import audit, policies, quotas, run_list, runs, tables, values
 from service.domain.jobs import submission_id
 from service.domain.outcome import STOP_REASONS, Stop
 from service.domain.quotas import check_priority, check_queue
+from service.domain.run_list import NEWEST, parse_order
 from service.domain.run_paths import RunPaths, home_of
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
@@ -53,9 +55,6 @@ _MADE: Responses = {
     }
 }
 _READ, _ACCEPTED = versioned(200, "The run."), versioned(202, "The run, in its new state.")
-_States = Annotated[list[RunState], Query(max_length=7, description="States of the runs; by default all.")]
-_TagFilter = Annotated[str, Query(max_length=321, pattern=r"^[^:]{1,64}:.*$")]
-_Tags = Annotated[list[_TagFilter], Query(max_length=32, description="Tags as `key:value`; a run must have all.")]
 
 
 @router.post("", status_code=201, responses=_MADE | problems(409, body=True), openapi_extra=body_of("RunRequest"))
@@ -76,28 +75,17 @@ async def submit_run(
 def list_runs(
     caller: Reader,
     context: InContext,
-    state: _States = [],  # noqa: B006 - FastAPI copies it
-    owner: Annotated[str | None, Query(max_length=64, description="Owner of the runs.")] = None,
-    name: Annotated[str | None, Query(max_length=128, description="Part of the run's name.")] = None,
-    tag: _Tags = [],  # noqa: B006 - FastAPI copies it
-    cursor: Cursor = None,
+    listed: Listed,
+    order_by: OrderBy = str(NEWEST),
+    cursor: ListCursor = None,
     limit: Limit = 50,
 ) -> RunPage:
-    """List runs, newest first: the caller's own, or those of all owners for an administrator."""
-    mine = owner_filter(caller)
-    if owner is not None and mine is not None and owner != mine:
+    """List runs in any order: the caller's own, or those of all owners for an administrator."""
+    order, selection = parse_order(order_by), visible(caller, listed)
+    if selection is None:
         return RunPage(items=[], next_cursor=None)
-    tags = dict(part.split(":", 1) for part in tag)
     with context.database.read() as session:
-        rows, following = runs.page(
-            session,
-            owner=owner if mine is None else mine,
-            states=state,
-            name=name,
-            tags=tags,
-            cursor=cursor,
-            limit=limit,
-        )
+        rows, following = run_list.page(session, selection, order=order, cursor=cursor, limit=limit)
         return RunPage(items=run_answers(context, caller, session, rows), next_cursor=following)
 
 
@@ -116,9 +104,11 @@ def change_run(
 
     The priority only matters while the run is queued; a new budget applies at once, and null removes it.
 
-    `kept: true` exempts a run from retention.
+    `kept: true` exempts a run from retention. An empty `note` removes the note.
     """
     changes = {name: value for name, value in body if value is not None}
+    if body.note is not None:
+        changes["note"] = values.text(body.note).strip() or None
     if "budget_dollars" in body.model_fields_set:
         changes["budget_dollars"] = body.budget_dollars
     now = context.now()
