@@ -33,13 +33,28 @@ def list_runs(
     owner: Annotated[str | None, typer.Option(help="Show only runs of this owner.")] = None,
     name: Annotated[str | None, typer.Option(help="Show only runs with this name.")] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="KEY:VALUE", help="Show only runs with this tag.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Show only runs with such a figure: perplexity<30; may be repeated."),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Sort by this field: perplexity, -dollars (descending).")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, newest first."""
+    """List runs, by default newest first."""
     tags = dict(_tag(text) for text in tag or ())
     with connected() as client:
-        found = client.runs(states=state or (), owner=owner, name=name, tags=tags, page_size=min(limit, 100))
+        found = client.runs(
+            states=state or (),
+            owner=owner,
+            name=name,
+            tags=tags,
+            where=where or (),
+            order_by=sort,
+            page_size=min(limit, 100),
+        )
         runs = list(itertools.islice(found, limit))
     write_json(runs) if as_json else write_table(runs_table(runs))
 
@@ -59,17 +74,22 @@ def change(
     budget: Budget = None,
     priority: Annotated[int | None, typer.Option(help="Queued runs with a higher priority start first.")] = None,
     name: Annotated[str | None, typer.Option(help="The new name.")] = None,
+    note: Annotated[str | None, typer.Option(help="The new note about the run; an empty text removes it.")] = None,
     keep: Annotated[
         bool | None, typer.Option("--keep/--no-keep", help="Protect the finished run from retention, or no longer.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a run's budget, priority, name or protection from retention."""
-    if (budget, priority, name, keep) == (None, None, None, None):
-        raise UserError("change", None, "names no new value; give --budget, --priority, --name, --keep or --no-keep")
+    """Change a run's budget, priority, name, note or protection from retention."""
+    if (budget, priority, name, note, keep) == (None, None, None, None, None):
+        raise UserError(
+            "change", None, "names no new value; give --budget, --priority, --name, --note, --keep or --no-keep"
+        )
     dollars = budget_dollars(budget)
     with connected() as client:
-        found = client.change(find_run(client, run), budget_dollars=dollars, priority=priority, name=name, kept=keep)
+        found = client.change(
+            find_run(client, run), budget_dollars=dollars, priority=priority, name=name, note=note, kept=keep
+        )
     if as_json:
         write_json(found)
         return

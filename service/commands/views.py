@@ -31,9 +31,21 @@ _STYLES = {
 }
 
 
-def runs_table(runs: Iterable[Run]) -> Table:
-    table = _table("id", "name", "owner", "state", "created", "dollars", "")
+def runs_table(runs: Sequence[Run]) -> Table:
+    """A table of runs, with the figures of their models if any has one; the lowest perplexity is marked."""
+    measured = [run.results.perplexity for run in runs if run.results.perplexity is not None]
+    best = min(measured) if len(measured) > 1 else None
+    figures = ("perplexity", "bits/byte", "tokens") if measured else ()
+    table = _table("id", "name", "owner", "state", "created", "dollars", *figures, "")
     for run in runs:
+        results = run.results
+        mark = " best" if results.perplexity is not None and results.perplexity == best else ""
+        shown = (
+            "" if results.perplexity is None else f"{results.perplexity:.2f}{mark}",
+            "" if results.bits_per_byte is None else f"{results.bits_per_byte:.3f}",
+            "" if results.tokens is None else count(results.tokens),
+        )
+        note = (run.note or "").partition("\n")[0]
         _row(
             table,
             run.id,
@@ -42,7 +54,8 @@ def runs_table(runs: Iterable[Run]) -> Table:
             state_text(run),
             moment(run.created),
             format_dollars(run.money.dollars),
-            Text(". ".join(filter(None, (run.reason, run.notice))), "dim"),
+            *(shown if measured else ()),
+            Text(one_line(". ".join(filter(None, (note, run.reason, run.notice)))), "dim"),
         )
     return table
 
@@ -59,6 +72,8 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
         Text.assemble((run.name, "bold"), f"  {run.id}  ", state_text(run)),
         Text(", ".join(facts), "dim"),
     ]
+    if run.note:
+        parts.append(Text(one_line(run.note), "italic"))
     if run.reason:
         parts.append(Text(run.reason))
     if run.failure is not None:

@@ -310,7 +310,7 @@ SCENARIOS: dict[str, list[list[str]]] = {
         ["demo", "--follow"],
         ["demo", "--follow", "--json"],
     ],
-    "list": [[], ["--json"], ["--tag", HOSTILE]],
+    "list": [[], ["--json"], ["--tag", HOSTILE], ["--where", HOSTILE, "--sort", HOSTILE]],
     "status": RUN_COMMANDS,
     "compare": [["demo", "other"], [ID, ID], ["demo", ID, "--json"], ["demo", HOSTILE], ["demo"]],
     "change": [[*each, "--priority", "1"] for each in RUN_COMMANDS],

@@ -356,6 +356,26 @@ def test_list(fake):
     assert mistake("list", "--tag", "team") == "moedisco: --tag: 'team': must read KEY:VALUE"
 
 
+def test_a_list_has_the_figures_of_models_and_is_sorted_by_the_service(fake):
+    figures = [{"perplexity": 31.5, "bits_per_byte": 1.234, "tokens": 2_000_000}, {}, {"perplexity": 30.25}]
+    items = [run | {"results": each} for run, each in zip(OTHERS, figures, strict=True)]
+    items[0]["note"] = "a higher rate\nthan before"
+    fake.answers["GET", "/v1/runs"] = {"items": items, "next_cursor": None}
+    out = ran("list", "--sort", "-perplexity", "--where", "perplexity<40", "--where", "tokens>=1e6")
+    assert str(fake.requests[0].url.query, "ascii") == (
+        "where=perplexity%3C40&where=tokens%3E%3D1e6&order_by=-perplexity&limit=50"
+    )
+    assert re.search(r"31.50 +1.234 +2.00M +a higher rate$", out, re.MULTILINE)
+    assert "30.25 best" in out
+    assert "31.50 best" not in out
+
+
+def test_a_run_gets_a_note(fake):
+    fake.answers["PATCH", f"/v1/runs/{ID}"] = RUN | {"note": "a higher rate"}
+    ran("change", "demo", "--note", "a higher rate")
+    assert json.loads(fake.requests[-1].content) == {"note": "a higher rate"}
+
+
 def test_status(fake):
     fake.final = RUN | {"reason": "waits for 2 low_mem_gpu", "tags": {"team": "a"}, "position": 3, "state": "queued"}
     out = ran("status", "demo")

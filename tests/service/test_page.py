@@ -243,6 +243,38 @@ def test_a_failed_run_says_why_and_carries_the_change_into_its_retry(site, page)
     assert stored(site, page.url.rsplit("/", 1)[1]).config["submodels"]["optimizer"]["lr"] == 0.0005
 
 
+def test_the_list_is_sorted_filtered_shared_and_compared(site, page):
+    """By figures of the models, at an address that shows the same list to others; the keyboard suffices."""
+    ids = {name: site.service.submit(name=name)["id"] for name in ("first", "second", "third")}
+    with site.service.database.write() as session:
+        for name, perplexity in (("first", 41.5), ("second", 30.25)):
+            runs.amend(session, runs.get(session, ids[name]), now=time.time(), perplexity=perplexity, bits_per_byte=1.5)
+    page.goto("/#/runs")
+    rows = page.locator("table.runs tbody tr")
+    expect(rows.first).to_contain_text("third")
+    page.get_by_label("Order").select_option("perplexity")
+    expect(rows.first).to_contain_text("30.25 best")
+    expect(rows.nth(1)).to_contain_text("41.50")
+    expect(rows.last).to_contain_text("third")
+    page.get_by_label("Figures").fill("perplexity<40")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_count(1)
+    assert page.url.endswith("#/runs?order_by=perplexity&where=perplexity%3C40")
+    page.reload()
+    expect(rows).to_have_count(1)
+    page.get_by_label("Figures").fill("perplexity<")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("such as perplexity<30")
+    page.get_by_label("Figures").fill("")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_count(3)
+    page.get_by_label("Compare second").check()
+    page.get_by_label("Compare first").check()
+    page.get_by_role("link", name="Compare 2 runs").click()
+    expect(page.get_by_role("heading", name="Comparison of 2 runs")).to_be_visible()
+    assert page.url.endswith(f"#/compare/{ids['second']},{ids['first']}")
+
+
 def test_a_mistake_is_shown_at_its_line_and_nothing_can_be_submitted(page):
     page.goto("/#/submit")
     expect(page.get_by_text("Fits the pools")).to_be_visible()
@@ -497,11 +529,11 @@ def test_older_runs_follow_too_and_none_is_left_out(site, page):
     expect(rows).to_have_count(1 + 50)
     refused = {"status": 503, "json": {"title": "Service Unavailable", "detail": "try again"}}
     page.route("**/v1/runs?*", lambda route: route.fulfill(**refused))
-    page.get_by_role("button", name="Older runs").click()
+    page.get_by_role("button", name="More runs").click()
     expect(page.get_by_text("try again")).to_be_visible()
     page.unroute_all()
     expect(rows).to_have_count(1 + 52)
-    expect(page.get_by_role("button", name="Older runs")).to_have_count(0)
+    expect(page.get_by_role("button", name="More runs")).to_have_count(0)
     site.service.start(oldest)
     expect(rows.last).to_contain_text("running")
     site.service.submit(name="new")

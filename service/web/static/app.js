@@ -112,7 +112,7 @@ function Frame({ identity, signOut }) {
       </div>
     </header>
     <main id="main" tabindex="-1" ref=${main}>
-      ${route.view === "runs" && html`<${RunsView} />`}
+      ${route.view === "runs" && html`<${RunsView} filter=${route.filter} />`}
       ${route.view === "run" && html`<${RunView} key=${route.id} id=${route.id} />`}
       ${route.view === "submit" && html`<${SubmitView} key="new" />`}
       ${route.view === "retry" && html`<${RetryView} key=${route.id} id=${route.id} changes=${route.changes} />`}

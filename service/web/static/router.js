@@ -2,14 +2,15 @@
 
 import { useEffect, useState } from "./lib.js";
 
-/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "unknown", id?: string, changes?: Record<string, any>}} Route
- *   `changes`: settings that a retry begins with, by dotted path. */
+/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "unknown", id?: string, changes?: Record<string, any>,
+ *   filter?: Record<string, string>}} Route
+ *   `changes`: settings that a retry begins with, by dotted path. `filter`: filters and order of the list of runs. */
 
 /** @param {string} fragment @returns {Route} */
 export function routeOf(fragment) {
   const [path, query] = fragment.replace(/^#\/?/, "").split("?");
   const [first = "", id, last] = path.split("/");
-  if (first === "" || (first === "runs" && !id)) return { view: "runs" };
+  if (first === "" || (first === "runs" && !id)) return { view: "runs", filter: Object.fromEntries(new URLSearchParams(query)) };
   if (first === "runs" && !last) return { view: "run", id };
   if (first === "runs" && last === "retry") return { view: "retry", id, changes: changesIn(query) };
   if (first === "compare" && id) return { view: "compare", id };

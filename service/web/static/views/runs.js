@@ -1,10 +1,10 @@
-/** All runs, newest first. */
+/** All runs, in the order and with the filters of the address, so that a link shows the same list. */
 
 import { ask, query } from "../api.js";
 import { html, useState } from "../lib.js";
 import { Choices, Meter, Notice, StatePill } from "../parts/small.js";
 import { useNow, usePolled } from "../polling.js";
-import { age, dollars, moment, plural } from "../words.js";
+import { age, decimal, dollars, moment, plural } from "../words.js";
 
 const REFRESH_SECONDS = 3;
 const PAGE = 50;
@@ -12,37 +12,58 @@ const PAGE = 50;
 const MOST = 200;
 const STATES = ["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"];
 const STATE_CHOICES = [["", "all"], ...STATES.map((state) => [state, state])];
+const ORDERS = [["", "newest first"], ["perplexity", "lowest perplexity"], ["dollars", "cheapest"], ["-dollars", "most expensive"],
+  ["-tokens", "most tokens"]];
+/** Maximum number of runs that are compared. */
+const COMPARED = 5;
 
-export function RunsView() {
-  const [state, setState] = useState("");
-  const [name, setName] = useState("");
+/** @param {{filter: Record<string, string>}} props `filter`: `name`, `state`, `where` and `order_by` of the address. */
+export function RunsView({ filter }) {
+  const { name = "", state = "", where = "", order_by: order = "" } = filter;
   const [wanted, setWanted] = useState(PAGE);
-  const load = (signal) => newest(wanted, { state, name: name.trim() }, signal);
-  const { value: list, problem } = usePolled(load, REFRESH_SECONDS, [state, name, wanted]);
+  const [chosen, setChosen] = useState([]);
+  const conditions = where.split(/[\s,;]+/).filter(Boolean);
+  const asked = { state, name: name.trim(), where: conditions, order_by: order };
+  const { value: list, problem } = usePolled((signal) => found(wanted, asked, signal), REFRESH_SECONDS, [JSON.stringify(asked), wanted]);
   const now = useNow(5);
-  const choose = (set) => (value) => {
+  const choose = (field) => (value) => {
     setWanted(PAGE);
-    set(value);
+    const fields = Object.entries({ ...filter, [field]: value }).filter(([, each]) => each !== "");
+    // The list stays in place, so no entry of the history per letter
+    history.replaceState(null, "", fields.length ? `#/runs?${new URLSearchParams(fields)}` : "#/runs");
+    dispatchEvent(new HashChangeEvent("hashchange"));
   };
-  const filtered = state !== "" || name.trim() !== "";
+  const toggle = (id) => setChosen(chosen.includes(id) ? chosen.filter((each) => each !== id) : [...chosen, id]);
+  const filtered = state !== "" || name.trim() !== "" || conditions.length > 0;
   return html`
     <div class="heading">
       <div class="lead"><h1>Runs</h1></div>
-      <div class="actions"><a class="button primary" href="#/submit">New run</a></div>
+      <div class="actions">
+        ${chosen.length >= 2 && chosen.length <= COMPARED && html`
+          <a class="button" href=${`#/compare/${chosen.join(",")}`}>Compare ${chosen.length} runs</a>`}
+        <a class="button primary" href="#/submit">New run</a>
+      </div>
     </div>
     <div class="filters" role="search">
       <input
         type="search" aria-label="Find by name" placeholder="Find by name"
-        value=${name} onInput=${(event) => choose(setName)(event.target.value)}
+        value=${name} onInput=${(event) => choose("name")(event.target.value)}
       />
-      <${Choices} label="State" options=${STATE_CHOICES} value=${state} choose=${choose(setState)} />
+      <input
+        type="search" aria-label="Figures" placeholder="perplexity<30" title="Such as perplexity<30 dollars<5 tokens>=1e9"
+        value=${where} onChange=${(event) => choose("where")(event.target.value)}
+      />
+      <${Choices} label="State" options=${STATE_CHOICES} value=${state} choose=${choose("state")} />
+      <select aria-label="Order" value=${order} onChange=${(event) => choose("order_by")(event.target.value)}>
+        ${ORDERS.map(([value, words]) => html`<option key=${value} value=${value}>${words}</option>`)}
+      </select>
     </div>
     <${Notice} problem=${problem} />
     <section class="sheet" aria-label="List of runs" aria-busy=${list === null}>
       ${list === null && html`<p class="empty">Loading…</p>`}
       ${list?.runs.length === 0 && (filtered ? html`<p class="empty">No run matches.</p>` : html`<${NoRuns} />`)}
-      ${list?.runs.length > 0 && html`<${RunTable} runs=${list.runs} now=${now} />`}
-      ${list?.more && html`<div class="more"><button onClick=${() => setWanted(wanted + PAGE)}>Older runs</button></div>`}
+      ${list?.runs.length > 0 && html`<${RunTable} runs=${list.runs} now=${now} chosen=${chosen} toggle=${toggle} />`}
+      ${list?.more && html`<div class="more"><button onClick=${() => setWanted(wanted + PAGE)}>More runs</button></div>`}
     </section>`;
 }
 
@@ -57,29 +78,44 @@ const NoRuns = () => html`
   </div>`;
 
 /** With explicit roles it stays a table for screen readers when a narrow screen shows it as a list. */
-const RunTable = ({ runs, now }) => html`
-  <table class="rows runs" role="table">
-    <thead role="rowgroup">
-      <tr role="row">
-        ${["Run", "State", "Stage"].map((title) => html`<th role="columnheader" scope="col">${title}</th>`)}
-        <th role="columnheader" scope="col" class="number">Spent / planned</th>
-        <th role="columnheader" scope="col" class="number">Age</th>
-      </tr>
-    </thead>
-    <tbody role="rowgroup">${runs.map((run) => html`<${RunRow} key=${run.id} run=${run} now=${now} />`)}</tbody>
-  </table>`;
+function RunTable({ runs, now, chosen, toggle }) {
+  const known = runs.map((run) => run.results.perplexity).filter((perplexity) => perplexity !== null);
+  const best = known.length > 1 ? Math.min(...known) : null;
+  return html`
+    <table class="rows runs" role="table">
+      <thead role="rowgroup">
+        <tr role="row">
+          ${["Run", "State", "Stage"].map((title) => html`<th role="columnheader" scope="col">${title}</th>`)}
+          <th role="columnheader" scope="col" class="number">Perplexity</th>
+          <th role="columnheader" scope="col" class="number">Spent / planned</th>
+          <th role="columnheader" scope="col" class="number">Age</th>
+        </tr>
+      </thead>
+      <tbody role="rowgroup">${runs.map((run) => html`
+        <${RunRow} key=${run.id} run=${run} now=${now} best=${best} isChosen=${chosen.includes(run.id)} toggle=${() => toggle(run.id)} />`)}
+      </tbody>
+    </table>`;
+}
 
-function RunRow({ run, now }) {
-  const { money } = run;
+function RunRow({ run, now, best, isChosen, toggle }) {
+  const { money, results } = run;
   const overspent = money.budget_dollars !== null && money.dollars >= money.budget_dollars;
   return html`
     <tr role="row">
       <td role="cell" class="name">
-        <a href=${`#/runs/${run.id}`}>${run.name}</a><span class="sub">${subline(run)}</span>
+        <span class="chosen">
+          <input type="checkbox" aria-label=${`Compare ${run.name}`} checked=${isChosen} onChange=${toggle} />
+          <a href=${`#/runs/${run.id}`}>${run.name}</a>
+        </span>
+        <span class="sub">${subline(run)}</span>
       </td>
       <td role="cell"><${StatePill} state=${run.state} /></td>
       <td role="cell" class="stage">
         <${StageStrip} stages=${run.stages} /><span class="sub">${stageWords(run)}</span>
+      </td>
+      <td role="cell" class="number" data-label="perplexity">
+        ${decimal(results.perplexity, 2)}${results.perplexity !== null && results.perplexity === best && html`<strong> best</strong>`}
+        ${results.bits_per_byte !== null && html`<span class="sub">${decimal(results.bits_per_byte, 3)} bits per byte</span>`}
       </td>
       <td role="cell" class="number cost">
         <span>${dollars(money.dollars)} <span class="soft">of ${dollars(money.estimate_dollars)}</span></span>
@@ -93,11 +129,12 @@ function RunRow({ run, now }) {
 const StageStrip = ({ stages }) => html`
   <span class="strip" aria-hidden="true">${stages.map((stage) => html`<i class=${stage.status} key=${stage.name}></i>`)}</span>`;
 
-/** @returns {string} Line under a run's name: owner, tags, priority and reason. */
+/** @returns {string} Line under a run's name: owner, tags, priority, note and reason. */
 function subline(run) {
   const tags = Object.entries(run.tags).map(([key, value]) => `${key}: ${value}`);
   const parts = [run.owner, ...tags];
   if (run.priority !== 0) parts.push(`priority ${run.priority}`);
+  if (run.note) parts.push(run.note.split("\n")[0]);
   if (run.reason) parts.push(run.reason);
   return parts.join(" · ");
 }
@@ -111,8 +148,8 @@ function stageWords(run) {
   return run.stages.length ? `${done} of ${plural(run.stages.length, "stage")}` : "";
 }
 
-/** The newest runs that match, and whether there are older ones. */
-async function newest(count, filter, signal) {
+/** The first runs that match, and whether there are more. */
+async function found(count, filter, signal) {
   const runs = [];
   let cursor;
   do {
