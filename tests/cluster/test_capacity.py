@@ -107,7 +107,7 @@ def test_a_head_that_is_too_small_names_a_number_of_workers_that_it_holds(defaul
     [
         ("head", "disk_gb", 40, "the head needs 80 GB; give it a larger disk"),
         ("low-l4-spot", "disk_gb", 60, "a node needs 62 GB"),
-        ("low-l4-spot", "memory_gb", 2, "a node needs 3.6 GiB"),
+        ("low-l4-spot", "memory_gb", 2, "a node needs 3.7 GiB"),
         ("cpu", "disk_gb", 60, "a node needs 61 GB"),
     ],
 )
