@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.cli.arguments import AsJson
-from moedisco_ray.cli.display.formatting import PlainTable, count
+from moedisco_ray.cli.display.formatting import count
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.printable import one_line
 from moedisco_ray.core.records.bill import format_dollars, format_seconds
 from service.commands.connection import RUNS_PANEL, connected, find_run
 from service.commands.output import write_json, write_table
+from service.commands.views import add_row, left_aligned
 from service.domain.comparison import MOST_RUNS
 
 if TYPE_CHECKING:
@@ -45,32 +45,32 @@ def compare(
 
 def comparison_view(found: Comparison) -> RenderableType:
     """Tables of what differs, with one column per run."""
-    names = _names(found)
-    facts = _table("", *names)
-    _row(facts, "id", *(each.id for each in found.runs))
-    _row(facts, "state", *(each.state.value for each in found.runs))
-    _row(facts, "cost", *(format_dollars(each.dollars) for each in found.runs))
-    _row(facts, "time", *(format_seconds(each.seconds) for each in found.runs))
-    _row(facts, "tokens", *(count(each.tokens) for each in found.runs))
-    _row(facts, "held-out loss", *(_figure(each.loss, 4) for each in found.runs))
+    names = [one_line(name) for name in _names(found)]
+    facts = left_aligned("", *names)
+    add_row(facts, "id", *(each.id for each in found.runs))
+    add_row(facts, "state", *(each.state.value for each in found.runs))
+    add_row(facts, "cost", *(format_dollars(each.dollars) for each in found.runs))
+    add_row(facts, "time", *(format_seconds(each.seconds) for each in found.runs))
+    add_row(facts, "tokens", *(count(each.tokens) for each in found.runs))
+    add_row(facts, "held-out loss", *(_figure(each.loss, 4) for each in found.runs))
     parts: list[RenderableType] = [facts]
     if not found.same_text:
         parts.append(Text(DIFFERENT_TEXT, "yellow"))
-    settings = _table("setting", *names)
+    settings = left_aligned("setting", *names)
     for difference in found.settings:
-        _row(settings, difference.setting, *map(_value, difference.values))
+        add_row(settings, difference.setting, *map(_value, difference.values))
     parts.append(Padding(settings, (1, 0, 0, 0)) if found.settings else Text("All settings are equal.", "dim"))
-    stages = _table("stage", *names)
+    stages = left_aligned("stage", *names)
     for stage in found.stages:
-        _row(stages, stage.stage, *map(_stage, stage.seconds, stage.dollars))
-    sources = _table("perplexity", *names)
+        add_row(stages, stage.stage, *map(_stage, stage.seconds, stage.dollars))
+    sources = left_aligned("perplexity", *names)
     for source in found.sources:
-        _row(sources, source.source, *(_figure(value, 2) for value in source.perplexity))
+        add_row(sources, source.source, *(_figure(value, 2) for value in source.perplexity))
     parts += [Padding(table, (1, 0, 0, 0)) for table in (stages, sources) if table.row_count]
     for sample in found.samples:
         parts.append(Padding(Text(one_line(sample.prompt), "bold"), (1, 0, 0, 0)))
         for name, text in zip(names, sample.texts, strict=True):
-            parts.append(Text(f"{one_line(name)}: {'-' if text is None else one_line(text)}"))
+            parts.append(Text(f"{name}: {'-' if text is None else one_line(text)}"))
     return Group(*parts)
 
 
@@ -91,15 +91,3 @@ def _figure(value: float | None, digits: int) -> str:
 def _value(value: Any) -> str:
     text = "-" if value is None else str(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-
-def _row(table: Table, *cells: str) -> None:
-    # Cells are `Text` objects: in a string, rich would interpret markup in user-chosen names.
-    table.add_row(*(Text(one_line(cell)) for cell in cells))
-
-
-def _table(first: str, *names: str) -> Table:
-    table = PlainTable(first, *(one_line(name) for name in names))
-    for column in table.columns:
-        column.justify, column.overflow = "left", "fold"
-    return table

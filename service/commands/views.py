@@ -36,7 +36,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     measured = [run.results.perplexity for run in runs if run.results.perplexity is not None]
     best = min(measured) if len(measured) > 1 else None
     figures = ("perplexity", "bits/byte", "tokens") if measured else ()
-    table = _table("id", "name", "owner", "state", "created", "dollars", *figures, "")
+    table = left_aligned("id", "name", "owner", "state", "created", "dollars", *figures, "")
     for run in runs:
         results = run.results
         mark = " best" if results.perplexity is not None and results.perplexity == best else ""
@@ -46,7 +46,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
             "" if results.tokens is None else count(results.tokens),
         )
         note = (run.note or "").partition("\n")[0]
-        _row(
+        add_row(
             table,
             run.id,
             run.name,
@@ -83,7 +83,7 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     if run.stages:
         table = PlainTable("stage", "", "time")
         for stage in run.stages:
-            _row(table, stage.name, stage.status, "" if stage.seconds is None else format_seconds(stage.seconds))
+            add_row(table, stage.name, stage.status, "" if stage.seconds is None else format_seconds(stage.seconds))
         parts.append(Padding(table, (1, 0, 0, 0)))
     if units:
         parts.append(Padding(_units(units), (1, 0, 0, 0)))
@@ -112,7 +112,7 @@ def pools_view(pools: PoolList) -> RenderableType:
     table = PlainTable("pool", "free", "slots", "GPUs", "nodes", "lost in 24 h", "requested", "dollars per hour")
     for pool in pools.items:
         alive = sum(node.alive for node in pool.nodes)
-        _row(
+        add_row(
             table,
             pool.resource,
             f"{pool.free:g}",
@@ -127,9 +127,9 @@ def pools_view(pools: PoolList) -> RenderableType:
 
 
 def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
-    table = _table("id", "name", "owner", "scope", "created", "expires", "last used", "")
+    table = left_aligned("id", "name", "owner", "scope", "created", "expires", "last used", "")
     for token in tokens:
-        _row(
+        add_row(
             table,
             token.id,
             token.name,
@@ -145,11 +145,11 @@ def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
 
 def policies_table(policies: Policies) -> Table:
     """A table of policies: the default, then each owner's with the default filled in."""
-    table = _table(
+    table = left_aligned(
         "owner", "resources", "dollars per hour", "priority", "queued", "active", "dollars a month", "disk", "kept for"
     )
     for name, policy in (("default", policies.default), *((name, policies.of(name)) for name in policies.owners)):
-        _row(
+        add_row(
             table,
             name,
             _resources(policy.resources),
@@ -166,12 +166,12 @@ def policies_table(policies: Policies) -> Table:
 
 def quota_view(quota: Quota) -> RenderableType:
     """Limits of an owner and their usage."""
-    table = _table("", "used", "limit")
-    _row(table, "queued runs", f"{quota.queued_runs.used:,.0f}", _limit(quota.queued_runs.limit))
-    _row(table, "active runs", f"{quota.active_runs.used:,.0f}", _limit(quota.active_runs.limit))
-    _row(table, f"dollars in {quota.month}", format_dollars(quota.dollars.used), _dollars(quota.dollars.limit))
+    table = left_aligned("", "used", "limit")
+    add_row(table, "queued runs", f"{quota.queued_runs.used:,.0f}", _limit(quota.queued_runs.limit))
+    add_row(table, "active runs", f"{quota.active_runs.used:,.0f}", _limit(quota.active_runs.limit))
+    add_row(table, f"dollars in {quota.month}", format_dollars(quota.dollars.used), _dollars(quota.dollars.limit))
     most = quota.disk_bytes.limit
-    _row(table, "disk", gigabytes(quota.disk_bytes.used), "any" if most is None else gigabytes(most))
+    add_row(table, "disk", gigabytes(quota.disk_bytes.used), "any" if most is None else gigabytes(most))
     facts = [
         f"Resources: {_resources(quota.resources)}",
         f"Prices per worker-hour: {_prices(quota.prices)}",
@@ -182,9 +182,9 @@ def quota_view(quota: Quota) -> RenderableType:
 
 
 def logs_table(logs: Iterable[LogFile]) -> Table:
-    table = _table("log", "last line at", "bytes")
+    table = left_aligned("log", "last line at", "bytes")
     for log in logs:
-        _row(table, log.name, moment(log.updated), f"{log.bytes:,}")
+        add_row(table, log.name, moment(log.updated), f"{log.bytes:,}")
     return table
 
 
@@ -218,7 +218,7 @@ def _kept_for(retention: Retention) -> str:
 def _units(units: Iterable[Unit]) -> Table:
     table = PlainTable("unit", "", "step", "loss", "tokens", "tokens/s", "restarts", "node")
     for unit in units:
-        _row(
+        add_row(
             table,
             unit.unit,
             unit.status,
@@ -256,12 +256,14 @@ def _expected(forecast: Forecast) -> str:
     return f"Ends at about {moment(forecast.ends)}{cost}."
 
 
-def _row(table: Table, *cells: str | Text) -> None:
+def add_row(table: Table, *cells: str | Text) -> None:
+    """Add a row of texts, in which markup and control characters are shown as they are."""
     # Cells are `Text` objects: in a string, rich would interpret markup in user-chosen names.
     table.add_row(*(Text(one_line(cell)) if isinstance(cell, str) else cell for cell in cells))
 
 
-def _table(*titles: str) -> Table:
+def left_aligned(*titles: str) -> Table:
+    """A table whose columns are all aligned to the left, with long cells folded."""
     table = PlainTable(titles[0], *titles[1:])
     for column in table.columns:
         column.justify, column.overflow = "left", "fold"
