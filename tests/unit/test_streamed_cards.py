@@ -66,16 +66,9 @@ def check_equal(ours: Path, theirs: Path) -> None:
 
 
 def check_close(ours: Path, theirs: Path, tolerance: float) -> None:
-    """Weights are equal up to rounding. Where a gradient is nearly zero, AdamW turns rounding into a part of a step.
-
-    Which weights those are depends on the processor: on one, a single weight of 768 differs by an eighth of a step.
-    """
     found = weights(ours)
     for key, expected in weights(theirs).items():
-        moved = (found[key] - expected).abs()
-        beyond = moved > tolerance * (1 + expected.abs())
-        assert int(beyond.sum()) <= max(1, beyond.numel() // 1000), key
-        assert moved.max() <= recipe().lr / 4, key
+        torch.testing.assert_close(found[key], expected, rtol=tolerance, atol=tolerance, msg=key)
 
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -83,7 +76,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Muon": ("deepseek_v3", {"name": "muon"}, {}),
     "tied embeddings": ("tied", {"name": "muon"}, {}),
     "documents apart": ("gpt_oss", {"within_documents": True}, {"document_start": 0}),
-    "blocks": ("tied", {"block_steps": 1}, {"steps": 8}),
+    # At a rate of 3e-3 one weight of 768 differed by 4e-4 on one processor: rounding decides its step.
+    "blocks": ("tied", {"block_steps": 1, "lr": 1e-3}, {"steps": 8}),
     "no router losses": ("qwen3_moe", {}, {"load_balance": 0.0, "z_loss": 0.0}),
     "fewer micro-batches than cards": ("qwen3_moe", {"micro_batch": 6}, {}),
 }
