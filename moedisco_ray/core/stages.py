@@ -67,10 +67,6 @@ def _one(_config: RunConfig) -> int:
     return 1
 
 
-def _adapters(config: RunConfig) -> Lora | None:
-    return config.submodels.lora if config.submodels.lora.rank else None
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One step of the pipeline and one artifact of the run directory.
@@ -154,7 +150,7 @@ class TrainingStage(Stage):
         syncs: What its trainings combine at sync points; None if they have none.
         keeps_state: Whether the next training continues with its optimizer state.
         measures_held_out: Whether its models are measured on held-out text while they train.
-        lora: Adapters that train instead of the weights, None if the weights train; or None if they always train.
+        may_adapt: Whether adapters train instead of the weights where `lora` of its section says so.
     """
 
     recipe: Literal["submodels", "finetune"]
@@ -165,11 +161,16 @@ class TrainingStage(Stage):
     syncs: Literal["all", "backbone"] | None
     keeps_state: Callable[[RunConfig], bool]
     measures_held_out: bool
-    lora: Callable[[RunConfig], Lora | None] | None
+    may_adapt: bool
 
     def section(self, config: RunConfig) -> Submodels | Finetune:
         """Settings of its trainings."""
         return config.finetune if self.trains_whole else config.submodels
+
+    def lora(self, config: RunConfig) -> Lora | None:
+        """Adapters that train instead of the weights; None if the weights train."""
+        lora = self.section(config).lora
+        return lora if self.may_adapt and lora.rank else None
 
     def pool(self, config: RunConfig) -> AnyPool:
         """The pool that trains it."""
@@ -218,7 +219,7 @@ STAGES: tuple[Stage, ...] = (
         syncs="all",
         keeps_state=lambda config: config.submodels.keep_optimizer_state,
         measures_held_out=True,
-        lora=None,
+        may_adapt=False,
     ),
     Stage(
         "cluster",
@@ -256,7 +257,7 @@ STAGES: tuple[Stage, ...] = (
         syncs="backbone",
         keeps_state=lambda config: config.finetune.keep_optimizer_state,
         measures_held_out=False,
-        lora=_adapters,
+        may_adapt=True,
     ),
     Stage(
         "merge",
@@ -286,7 +287,7 @@ STAGES: tuple[Stage, ...] = (
         syncs=None,
         keeps_state=_never,
         measures_held_out=True,
-        lora=None,
+        may_adapt=True,
     ),
     Stage(
         "evaluate",

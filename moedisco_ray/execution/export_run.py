@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ from moedisco_ray.core.stages import stage_named
 from moedisco_ray.core.store.artifacts import OnDisk, parse_manifest, reporting_full_disk
 from moedisco_ray.core.store.locations import Location
 from moedisco_ray.core.store.manifests import MANIFEST
-from moedisco_ray.core.store.run_store import RunStore
+from moedisco_ray.core.store.run_store import SHARED, RunStore
 from moedisco_ray.execution.checkpoint_folder import own_storage
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.output_checks import check_new
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.export.stage import datasets_of, export_model, has_turns
+from moedisco_ray.stages.train.finetune import job_of
 from moedisco_ray.stages.train.jobs import checkpoint_location, training_home
-from moedisco_ray.training.checkpoints.model import write_model_of
+from moedisco_ray.training import write_partial_result
+from moedisco_ray.training.checkpoints.model import newest_step, write_model_of
 from moedisco_ray.training.checkpoints.storage import Storage
 
 
@@ -102,4 +106,11 @@ def _write_checkpoint_model(context: Context, directory: Path) -> int:
     key_file = training_home(context, "finetune", "finetune") / "checkpoints.key"
     context.store.fetch(key_file, context.of("merge") / "config.json")
     storage = Storage(checkpoint_location(context, "finetune", "finetune"), key_file)
-    return write_model_of(storage, read_config(context.of("merge")), directory)
+    if not context.config.finetune.lora.rank:
+        return write_model_of(storage, read_config(context.of("merge")), directory)
+    step = newest_step(storage)
+    context.store.fetch(context.of("merge"))
+    shutil.copyfile(key_file, directory.parent / key_file.name)  # a job's key is next to its output
+    # The checkpoint holds the adapters alone.
+    write_partial_result(dataclasses.replace(job_of(context), output=directory, store=SHARED))
+    return step

@@ -1,4 +1,4 @@
-"""Memory of a training of adapters (`submodels.lora`), next to what `plan.memory` counts.
+"""Memory of a training of adapters (`lora`), next to what `plan.memory` counts.
 
 Weights are stored in the dtype of matrix products, and only adapters have gradients and moments. With `base: nf4`, the
 matrices of the layers are stored in 4 bits (`training.nf4`): half a byte per weight, 1 byte for each 64 and 4 bytes for

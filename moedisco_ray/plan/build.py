@@ -27,7 +27,8 @@ from moedisco_ray.plan.reading import StageEstimate, total
 from moedisco_ray.plan.recipe import choose, keeps_submodels
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of, start_up
 from moedisco_ray.plan.stage_cost import cost_of
-from moedisco_ray.plan.stage_plan import StagePlan, StageTraining, gang_training, plan_stage
+from moedisco_ray.plan.stage_plan import StagePlan, plan_stage
+from moedisco_ray.plan.stage_training import StageTraining, gang_training
 from moedisco_ray.plan.storage import joint_storage, plan_storage
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 from moedisco_ray.plan.worker_plan import InferencePlan, WorkerPlan

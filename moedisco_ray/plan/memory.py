@@ -18,7 +18,7 @@ With `offload_moments` they are in the machine's memory, and the step holds copi
 
 With `block_steps`, gradients and moments are those of the largest block: a decoder layer, the embedding, or the head.
 
-With adapters of a rank (`submodels.lora`), see `plan.adapter_memory`.
+With adapters of a rank (`lora`), see `plan.adapter_memory`.
 """
 
 from __future__ import annotations

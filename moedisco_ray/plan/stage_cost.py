@@ -16,7 +16,7 @@ from moedisco_ray.plan.files import Files, StageStorage
 from moedisco_ray.plan.memory import Memory
 from moedisco_ray.plan.reading import Reading, StageEstimate
 from moedisco_ray.plan.stage_memory import Streams
-from moedisco_ray.plan.stage_plan import StageTraining
+from moedisco_ray.plan.stage_training import StageTraining
 
 
 @dataclasses.dataclass(frozen=True)

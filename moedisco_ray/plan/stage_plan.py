@@ -23,17 +23,15 @@ from moedisco_ray.plan.fitting import Choice, Exchanging, Room, choose, copy_sec
 from moedisco_ray.plan.gang_traffic import GangTraffic, gang_traffic, planned_layout, step_exchanges, with_exchange
 from moedisco_ray.plan.memory import GIB, Exchange, Memory, exchange_of, worker_memory
 from moedisco_ray.plan.parameters import Parameters, adapter_parameters, count_parameters, submodel_architecture
-from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
+from moedisco_ray.plan.remedy import Remedy, find_remedy
 from moedisco_ray.plan.seed_workers import exchange_flops, member_memory, seed_traffic, seed_workers
+from moedisco_ray.plan.stage_training import ALL_WEIGHTS, StageTraining
 from moedisco_ray.plan.steps import unit_steps
-from moedisco_ray.plan.streamed_way import on_cards, streamed_flops, training_memory
+from moedisco_ray.plan.streamed_way import streamed_flops, training_memory
 from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.worker_plan import WorkerPlan
-from moedisco_ray.policies.gang import counts
 from moedisco_ray.policies.parallel import Layout
 
-_FULL = Lora()
-"""A training of all weights."""
 _WITH_ADAMW = ("submodels.optimizer.name=adamw", "finetune.optimizer.name=adamw")
 USUAL_RANK = 16
 """Rank of the adapters that a plan proposes to a run without any."""
@@ -59,7 +57,7 @@ class StagePlan(WorkerPlan, frozen=True):
     block_wise: bool = False
     """Whether one block of weights trains at a time, so that no optimizer state is handed over to the next stage."""
     adapters: int = 0
-    """Number of parameters of the adapters (`submodels.lora`) that train instead of the weights; 0 if the weights
+    """Number of parameters of the adapters (`lora`) that train instead of the weights; 0 if the weights
     train."""
     cost: Cost
     sync: Sync | None
@@ -78,57 +76,6 @@ class StagePlan(WorkerPlan, frozen=True):
         return min(self.units, self.workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class StageTraining:
-    """A training stage to plan.
-
-    Attributes:
-        stage: The stage.
-        pool: Pool that trains it.
-        optimizer: Optimizer settings of the configuration.
-        units: Number of trainings.
-        workers: Number of workers that train at the same time.
-        tokens: Training tokens, summed over units.
-        sharded: Whether the workers share one model (the fine-tune's gang).
-        spread: The setting that divides a model among more workers, or into more models.
-        lora: Adapters that train instead of the weights.
-        owned: Price of each data owner's seat ($/h).
-    """
-
-    stage: TrainingStageName
-    pool: AnyPool
-    optimizer: Optimizer
-    units: int
-    workers: int
-    tokens: int
-    sharded: bool
-    spread: Spread
-    lora: Lora = _FULL
-    owned: tuple[float, ...] = ()
-
-
-def more_clusters(config: RunConfig) -> Spread:
-    """The numbers of clusters, into which a model can be divided, that are larger than that of the configuration."""
-    now, experts = config.cluster_count, config.model.architecture.num_experts
-    return Spread("clusters.count", now, tuple(n for n in range(now + 1, experts + 1) if experts % n == 0))
-
-
-def gang_training(config: RunConfig, pool: AnyPool, tokens: int) -> StageTraining:
-    """Training of the whole model on a pool."""
-    length, workers = config.corpus.sequence_length, pool.fewest_workers
-    optimizer = on_cards(config.finetune.optimizer, pool, length)
-    sequences = optimizer.batch_tokens // length
-    # To one machine, a pool streams. Own cards are as many as the machine has; of several machines, it is not known.
-    is_own = pool.gpu and not pool.price_per_hour and pool.most_workers <= pool.gpus_per_node
-    most = pool.gpus_per_node if is_own else sequences
-    more_workers = () if pool.memory == "streamed" else counts(sequences, workers + 1, most)
-    size = "max_workers" if isinstance(pool, LowMemoryPool) else "workers"
-    spread = Spread(f"pools.{pool.name}.{size}", workers, more_workers)
-    return StageTraining(
-        "finetune", pool, optimizer, units=1, workers=workers, tokens=tokens, sharded=True, spread=spread
-    )
-
-
 def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, vocab_size: int) -> StagePlan:
     """Plan one training stage of a model with the sizes `whole`.
 
@@ -144,7 +91,7 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
 
     def measure(trial: Optimizer, spread: int, lora: Lora = training.lora) -> Memory:
         if training.sharded:
-            return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread)[0]
+            return _gang_memory(config, pool, trial, whole, vocab_size, workers=spread, lora=lora)[0]
         shape = submodel_architecture(family, whole, spread)
         return member_memory(config, shape, vocab_size, trial, gang=seed_gang, lora=lora)
 
@@ -177,7 +124,6 @@ def plan_stage(config: RunConfig, training: StageTraining, whole: Architecture, 
     remedy_for = functools.partial(
         find_remedy,
         optimizer=optimizer,
-        spread=training.spread,
         section=f"{section}.optimizer",
         sequence_length=length,
         pool_gb=pool_gb,
@@ -279,32 +225,40 @@ def _remedy(
     config: RunConfig, training: StageTraining, remedy_for: Callable[..., Remedy], measure: Callable[..., Memory]
 ) -> Remedy:
     """Settings with which a training fits, or takes least memory, even with another optimizer or with 4-bit weights."""
-    remedy = remedy_for(measure, adapters=training.lora.rank > 0)
-    if not remedy.fits and training_stage(training.stage).lora and (lora := _in_four_bits(config)) is not None:
-        found = remedy_for(functools.partial(measure, lora=lora), adapters=True)
+    alone = dataclasses.replace(training.spread, more=()) if training.sharded else training.spread
+    remedy = remedy_for(
+        measure, adapters=training.lora.rank > 0, spread=alone if training.lora.rank else training.spread
+    )
+    section = training_stage(training.stage).recipe
+    if not remedy.fits and (lora := _in_four_bits(config, training.stage)) is not None:
+        found = remedy_for(functools.partial(measure, lora=lora), adapters=True, spread=alone)
         added = [
-            f"submodels.lora.base={lora.base}",
-            *([] if training.lora.rank else [f"submodels.lora.rank={lora.rank}"]),
+            f"{section}.lora.base={lora.base}",
+            *([] if training.lora.rank else [f"{section}.lora.rank={lora.rank}"]),
         ]
         if found.memory_gb < remedy.memory_gb:
             remedy = found.model_copy(update={"settings": (*found.settings, *added)})
     if not remedy.fits and training.optimizer.name == "muon":  # what saves most memory needs AdamW
-        found = remedy_for(measure, optimizer=training.optimizer.model_copy(update={"name": "adamw"}), adapters=False)
+        adamw = training.optimizer.model_copy(update={"name": "adamw"})
+        found = remedy_for(measure, optimizer=adamw, adapters=False, spread=training.spread)
         if found.memory_gb < remedy.memory_gb:
             remedy = found.model_copy(update={"settings": (*_WITH_ADAMW, *found.settings)})
     return remedy
 
 
-def _in_four_bits(config: RunConfig) -> Lora | None:
-    """Adapters of weights in 4 bits, if the run does not train them already and its other settings allow them."""
-    now = config.submodels.lora
-    lora = now.model_copy(update={"base": "nf4", "rank": now.rank or USUAL_RANK})
+def _in_four_bits(config: RunConfig, stage: TrainingStageName) -> Lora | None:
+    """Adapters of weights in 4 bits, if a stage does not train them already and its run's other settings allow them."""
+    kind = training_stage(stage)
+    section = kind.section(config)
+    lora = section.lora.model_copy(update={"base": "nf4", "rank": section.lora.rank or USUAL_RANK})
+    if not kind.may_adapt or section.lora.base == "nf4":
+        return None
     values = config.model_dump()
     try:
-        RunConfig.model_validate(values | {"submodels": values["submodels"] | {"lora": lora.model_dump()}})
+        RunConfig.model_validate(values | {kind.recipe: values[kind.recipe] | {"lora": lora.model_dump()}})
     except ValidationError:
         return None
-    return None if now.base == "nf4" else lora
+    return lora
 
 
 def _layout(
@@ -328,7 +282,14 @@ def _layout(
 
 
 def _gang_memory(
-    config: RunConfig, pool: AnyPool, optimizer: Optimizer, whole: Architecture, vocab_size: int, *, workers: int
+    config: RunConfig,
+    pool: AnyPool,
+    optimizer: Optimizer,
+    whole: Architecture,
+    vocab_size: int,
+    *,
+    workers: int,
+    lora: Lora = ALL_WEIGHTS,
 ) -> tuple[Memory, Exchange]:
     """Memory of one worker of a gang, and how often the workers exchange weights and gradients."""
     measure = functools.partial(
@@ -340,6 +301,7 @@ def _gang_memory(
         residence=pool.memory,
         sequence_length=config.corpus.sequence_length,
         gpu=pool.gpu,
+        lora=lora,
     )
     if pool.memory == "streamed":
         return measure(cards=workers), "step"

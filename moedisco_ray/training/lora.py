@@ -35,9 +35,6 @@ from moedisco_ray.training.muon import is_matrix
 from moedisco_ray.training.nf4 import Nf4
 from moedisco_ray.training.rounding import generator
 
-ADAPTER_FOLDER = "adapter"
-"""Folder of the adapters in the directory of a trained sub-model, for `peft.PeftModel.from_pretrained` on the untrained
-one."""
 Read = Callable[[Mapping[str, Tensor]], None]
 """Fills tensors, by their names in a transformers model, from the files of a model."""
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from moedisco_ray.core.errors import DamagedError, MoeDiscoError, StorageError
 from moedisco_ray.core.store.artifacts import reporting_full_disk, write_json
 from moedisco_ray.core.store.checksums import with_checksum, without_checksum
+from moedisco_ray.core.store.manifests import ADAPTER_FOLDER
 from moedisco_ray.core.store.run_work import unpickled
 from moedisco_ray.models import config_values, open_complete, stored_tensors
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
@@ -23,7 +24,7 @@ from moedisco_ray.training.blocks import Blocks
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.consensus import from_rank_zero, on_all
 from moedisco_ray.training.job import TrainJob, TrainResult, World
-from moedisco_ray.training.lora import ADAPTER_FOLDER, merge_adapters, merged_tensors, save_adapters, saved_part
+from moedisco_ray.training.lora import merge_adapters, merged_tensors, save_adapters, saved_part
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.optimizer_state import load_optimizer_state, save_optimizer_state
 from moedisco_ray.training.sharded_files import reader, write_tensors

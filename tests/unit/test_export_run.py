@@ -21,7 +21,7 @@ from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import export_run, pipeline
 from moedisco_ray.models import check_same, open_checkpoint
 from moedisco_ray.stages.export import directory
-from moedisco_ray.stages.train.jobs import make_job
+from moedisco_ray.stages.train.finetune import job_of
 from moedisco_ray.training import write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
 
@@ -47,25 +47,31 @@ def export(run: Path, *options: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def in_finetune(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run that was stopped in the middle of its fine-tune."""
-    home = tmp_path_factory.mktemp("run")
-    config = small_config(home / "runs", tokens=TOKENS, checkpoint={"every": 4})
+    return stopped_in_finetune(tmp_path_factory.mktemp("run"))
+
+
+def stopped_in_finetune(home: Path, **changes: Any) -> RunConfig:
+    config = small_config(home / "runs", tokens=TOKENS, checkpoint={"every": 4}, **changes)
     stopped(config, StopFile(home / "stop"), "finetune", 5)
     return config
 
 
 def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetune: RunConfig, tmp_path: Path) -> None:
-    code, output = export(in_finetune.directory, "--from-checkpoint", "--output", str(tmp_path / "model"), "--json")
+    check_export(in_finetune, tmp_path)
+
+
+def test_a_checkpoint_of_adapters_becomes_a_whole_model(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    check_export(stopped_in_finetune(tmp_path_factory.mktemp("run"), finetune={"lora": {"rank": 4}}), tmp_path)
+    assert (tmp_path / "model" / "adapter" / "adapter_config.json").is_file()
+
+
+def check_export(run: RunConfig, tmp_path: Path) -> None:
+    code, output = export(run.directory, "--from-checkpoint", "--output", str(tmp_path / "model"), "--json")
     assert code == 0, output
-    context = export_run.context_of(in_finetune, export_run.RunStore.of(in_finetune.location))
-    job = make_job(
-        context,
-        "finetune",
-        "finetune",
-        model=context.of("merge"),
-        shards=context.of("corpus") / "shards",
-        steps=1,
-        seed=0,
-    )
+    context = export_run.context_of(run, export_run.RunStore.of(run.location))
+    job = job_of(context)
     reference = dataclasses.replace(job, output=job.output.with_name("reference"))
     write_partial_result(reference)
     check_same(open_checkpoint(tmp_path / "model"), open_checkpoint(reference.output))

@@ -1,4 +1,4 @@
-"""Sub-models that train adapters instead of weights (`submodels.lora`), with Hugging Face PEFT as the reference."""
+"""Trainings of adapters instead of weights (`lora`), with Hugging Face PEFT as the reference."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.stages import training_stage
 from moedisco_ray.core.store.artifacts import read_json
+from moedisco_ray.core.store.manifests import ADAPTER_FOLDER
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import check_same, hf_config, load_model, save_model, skeleton, stored_tensors
@@ -34,7 +35,7 @@ from moedisco_ray.plan.parameters import adapter_parameters, count_parameters
 from moedisco_ray.stages.train import jobs
 from moedisco_ray.training import TrainJob, World, write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
-from moedisco_ray.training.lora import ADAPTER_FOLDER, Adapter, adapters, merge_adapters, save_adapters
+from moedisco_ray.training.lora import Adapter, adapters, merge_adapters, save_adapters
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.stepper import ResidentStepper
@@ -417,7 +418,7 @@ def test_a_plan_proposes_4_bits_where_nothing_else_fits(
     assert in_4_bits.settings[-len(added) :] == added
     assert not any("block_steps" in setting or "offload" in setting for setting in in_4_bits.settings)
     with monkeypatch.context() as patch:
-        patch.setattr(stage_plan, "_in_four_bits", lambda _: None)
+        patch.setattr(stage_plan, "_in_four_bits", lambda *_: None)
         in_full = remedy(0.5)
     assert in_4_bits.memory_gb < in_full.memory_gb
     found = remedy((in_4_bits.memory_gb + in_full.memory_gb) / 2)
@@ -454,6 +455,71 @@ def test_a_run_with_adapters_ends_with_a_model_like_any_other(finished: Path) ->
     assert not (finished / "finetuned" / ADAPTER_FOLDER).exists()
     assert read_json(finished / "report.json")["evaluation"]["perplexity"] > 0
     assert sum(each.numel() for each in load_model(finished / "model").parameters()) > 0
+
+
+JOINT = {"seed_share": 0, "finetune_share": 1}
+
+
+@pytest.mark.ecosystem("Training: LoRA of the whole MoE in PEFT", "peft")
+@pytest.mark.parametrize("base", ["full", "nf4"])
+def test_a_fine_tune_adapts_the_whole_moe_on_the_card_or_streamed(home: Path, tmp_path: Path, base: str) -> None:
+    found = {}
+    for memory in ("resident", "streamed"):
+        config = lora_config(
+            tmp_path / memory,
+            home / "start",
+            tokens=JOINT,
+            submodels={"lora": {"rank": 0}},
+            finetune={"lora": {"rank": 4, "base": base}},
+            pools={"high_memory": {"memory": memory}},
+        )
+        found[memory] = pipeline.run(config, backend=LocalBackend())
+    start, trained = found["resident"] / "merged", found["resident"] / "finetuned"
+    check_same(weights(trained), weights(found["streamed"] / "finetuned"))
+    before, after = weights(start), weights(trained)
+    frozen = {name for name in before if torch.equal(before[name], after[name])}
+    assert frozen == {name for name in before if "norm" in name or "layers" not in name or "mlp.gate." in name}
+    exported = found["resident"] / "model"
+    assert "`adapter/` has the adapters of the fine-tune" in (exported / "README.md").read_text(encoding="utf-8")
+    theirs = PeftModel.from_pretrained(load_model(start), exported / ADAPTER_FOLDER).merge_and_unload().state_dict()
+    for name, tensor in load_model(exported).state_dict().items():
+        torch.testing.assert_close(tensor, theirs[name])
+
+
+def finetune_files(plan: Plan) -> StageStorage:
+    return next(each for each in plan.storage if each.stage == "finetune")
+
+
+def test_a_fine_tune_with_adapters_is_planned_as_one(home: Path, tmp_path: Path) -> None:
+    pools = {"low_memory": {"max_workers": 2, "gpu": 1}, "high_memory": {"workers": 1, "gpu": 1}}
+
+    def plan(lora: dict[str, Any]) -> Plan:
+        sections = {"submodels": {"lora": {"rank": 0}}, "finetune": {"lora": lora}, "tokens": JOINT, "pools": pools}
+        return build_plan(lora_config(tmp_path, home / "start", **sections))
+
+    adapted, whole = plan({"rank": 4, "base": "nf4"}), plan({})
+    [small], [large] = adapted.stages, whole.stages
+    assert small.adapters > 0 == large.adapters
+    assert small.memory.weights + small.memory.unpacked < large.memory.weights
+    in_parts, full = map(finetune_files, (adapted, whole))
+    assert in_parts.checkpoints == 2 * 12 * small.adapters < 0.3 * full.checkpoints
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tokens": JOINT, "model": {"init": {"upcycle": "START"}}}, "adapts a trained MoE"),
+        ({"tokens": JOINT, "pools": {"high_memory": {"workers": 2}}}, "pools.high_memory.workers 2 to 1, or pools"),
+        ({"finetune": {"lora": {"rank": 4}, "optimizer": {"block_steps": 3}}}, "trains no blocks"),
+    ],
+)
+def test_what_adapters_of_the_whole_moe_cannot_do_is_refused(
+    home: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    changes = {"submodels": {"lora": {"rank": 0}}, "finetune": {"lora": {"rank": 4}}} | changes
+    changes = json.loads(json.dumps(changes).replace("START", str(home / "dense")))
+    with pytest.raises((ConfigError, ValidationError), match=f"finetune.lora.rank: 4 .*{reason}"):
+        lora_config(tmp_path, home / "start", **changes)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""4-bit weights under adapters (`submodels.lora.base: nf4`), with bitsandbytes and dense weights as references."""
+"""4-bit weights under adapters (`lora.base: nf4`), with bitsandbytes and dense weights as references."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ BY_MEMBERS = {
 }
 WAYS: dict[str, dict[str, Any]] = {
     "joint": {"tokens": JOINT},
+    "adapters": {"tokens": JOINT, "finetune": {"lora": {"rank": 4}}},
     "streamed": {"tokens": JOINT, "pools": {"high_memory": {"memory": "streamed"}}},
     "sub-models": {"tokens": PARTS, "submodels": {"sync_every": None}},
     "sub-models that sync": {"tokens": PARTS},

@@ -123,17 +123,18 @@ class Lora(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685): W + (alpha / rank) B A replaces a frozen weight W; A and B train."""
 
     base: Literal["full", "nf4"] = "full"
-    """How the frozen weights that have adapters are kept while a sub-model trains. `full` uses the dtype of the
-    arithmetic. `nf4` uses 4.13 bits per weight (QLoRA, arXiv 2305.14314), and each pass computes with the rounded
-    weights. The adapters are merged into the weights of the start, which are not rounded. Needs a `rank` above 0."""
+    """How the frozen weights that have adapters are kept during a training. `full` uses the dtype of the arithmetic.
+    `nf4` uses 4.13 bits per weight (QLoRA, arXiv 2305.14314), and each pass computes with the rounded weights. The
+    adapters are merged into the weights of the start, which are not rounded. Needs a `rank` above 0."""
 
     rank: int = Field(0, ge=0, le=MOST_RANK)
-    """Rank of the adapters of a sub-model, such as 16; 0 trains all weights. Each matrix of the layers (attention,
-    experts, shared experts, dense MLPs) has an adapter, and each expert has its own. Everything else is frozen:
-    embedding, head, norms, biases and routers. Frozen weights have neither gradients nor optimizer state, and are
-    stored in the dtype of the arithmetic. At the end the adapters are merged into the weights, and are also stored
-    apart, as a PEFT adapter. The run must start from a trained model (`model.init`), without a seed phase and without
-    `sync_every`, and use AdamW without `block_steps`."""
+    """Rank of the adapters, such as 16; 0 trains all weights. Each matrix of the layers (attention, experts, shared
+    experts, dense MLPs) has an adapter, and each expert has its own. Everything else is frozen: embedding, head, norms,
+    biases and routers. Frozen weights have neither gradients nor optimizer state, and are stored in the dtype of the
+    arithmetic. At the end the adapters are merged into the weights, and are also stored apart, as a PEFT adapter.
+    Adapters need a trained model, AdamW without `block_steps`, and one worker: in `submodels`, a start in `model.init`
+    without a seed phase and without `sync_every`; in `finetune`, a trained MoE in `model.init.checkpoint` or
+    sub-models, and a pool of one worker or with `memory: streamed`."""
     alpha: float = Field(16.0, gt=0)
     """Scale of the adapters: their product is multiplied by alpha / rank."""
 

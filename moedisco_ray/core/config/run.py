@@ -7,12 +7,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from moedisco_ray.core.config.adapters import check_adapters
 from moedisco_ray.core.config.apart import check_apart
 from moedisco_ray.core.config.architecture import Architecture
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
 from moedisco_ray.core.config.extent import check_extent
-from moedisco_ray.core.config.inits import LocalInit, UpcycleInit
+from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.optimizer import Optimizer
 from moedisco_ray.core.config.owners import check_owners
@@ -210,6 +211,7 @@ class RunConfig(Section):
                 "lower it, or leave it out to wait for all"
             )
         check_apart(self)
+        check_adapters(self)
         if self.finetune_pool.mixed:
             raise ValueError("finetune.pool must have one node type; remove pools.low_memory.types")
         for where, optimizer, _ in self.trainings:
@@ -261,31 +263,6 @@ class RunConfig(Section):
                 f"pools.low_memory.seed_workers {shown}: {wanted[0]} workers do not divide the batch of {sequences} "
                 "sequences; choose another smallest number, or change submodels.optimizer.batch_tokens"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_suit_the_run(self) -> Self:
-        settings, recipe, init = self.submodels, self.submodels.optimizer, self.model.init
-        reasons = (
-            (not isinstance(init, LocalInit), "adapts a trained model; name one in model.init"),
-            (
-                isinstance(init, UpcycleInit) and init.reinitialise > 0,
-                "freezes the weights that model.init.reinitialise draws anew; set model.init.reinitialise to 0",
-            ),
-            (
-                self.tokens.seed_share > 0,
-                "leaves a seed no memory, because a seed trains all weights; set tokens.seed_share to 0",
-            ),
-            (
-                settings.sync_every is not None,
-                "allows no syncs: adapters are merged at the end; set submodels.sync_every to null",
-            ),
-            (recipe.name == "muon", "needs the optimizer adamw; set submodels.optimizer.name"),
-            (bool(recipe.block_steps), "trains no blocks of weights; leave out submodels.optimizer.block_steps"),
-        )
-        for applies, reason in reasons if settings.lora.rank else ():
-            if applies:
-                raise ValueError(f"submodels.lora.rank {settings.lora.rank} {reason}")
         return self
 
     @property

@@ -269,6 +269,7 @@ class Finetune(Section):
     """Pool whose workers train the MoE together, each with a shard of it: the few large workers of `high_memory`, or
     all workers of `low_memory`."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
+    lora: Lora = Lora()
     parallel: Parallel = Parallel()
     load_balance: float = Field(0.01, ge=0)
     """Weight of the load-balance loss over the global batch; sub-models with several experts use it too."""

@@ -392,6 +392,8 @@ class ExportSummary(Record):
     """Dtype that the trained weights were rounded to; null if they were stored exactly."""
     bytes: int = 0
     """Size of the weights in bytes."""
+    adapter: bool = False
+    """Whether the adapters of the fine-tune are in a folder of their own too."""
     facts: ModelFacts = ModelFacts()
     """Base model, licence, languages and data sets, for the model card."""
     samples: list[Sample] = Field(default_factory=list)

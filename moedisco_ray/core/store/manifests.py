@@ -23,6 +23,9 @@ LEASE = "lease.json"
 CHECKPOINTS, LOGS, OBJECTS, RECEIPTS, STEPS = "checkpoints", "logs", "objects", "receipts", "steps"
 TRAINED, RESULT = "trained", "result.json"
 """Folder of a training's output, and file with its result, in the training's folder below `checkpoints`."""
+ADAPTER_FOLDER = "adapter"
+"""Folder of the adapters in the directory of a trained model, for `peft.PeftModel.from_pretrained` on the untrained
+one."""
 SYNC, MEMBERS, ROSTER, SYNCED = "sync", "members", "roster.json", "sync.json"
 """Folder of a stage's sync points, next to its trainings; in each of them, folder of what members write, the record
 there of who is combined, and the last file."""

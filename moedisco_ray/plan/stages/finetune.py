@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.stage_cost import cost_of_training
-from moedisco_ray.plan.stage_plan import StageTraining, gang_training
+from moedisco_ray.plan.stage_training import StageTraining, gang_training
 
 
 def _training(config: RunConfig, _vocab_size: int) -> StageTraining:

@@ -7,7 +7,7 @@ from moedisco_ray.plan.cluster_count import low_memory_slots
 from moedisco_ray.plan.files import Files, StageStorage
 from moedisco_ray.plan.seed_workers import seed_workers
 from moedisco_ray.plan.stage_cost import cost_of_training
-from moedisco_ray.plan.stage_plan import StageTraining, more_clusters
+from moedisco_ray.plan.stage_training import StageTraining, more_clusters
 
 
 def _training(config: RunConfig, vocab_size: int) -> StageTraining:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.cluster_count import low_memory_slots
 from moedisco_ray.plan.stage_cost import cost_of_training
-from moedisco_ray.plan.stage_plan import StageTraining, more_clusters
+from moedisco_ray.plan.stage_training import StageTraining, more_clusters
 
 
 def _training(config: RunConfig, _vocab_size: int) -> StageTraining:

@@ -93,20 +93,32 @@ def mutual_information(counts_PE: Array) -> float:
 
 
 def top_terms(texts: Sequence[str], clusters_S: Array, count: int) -> list[list[str]]:
-    """Typical words of each cluster: those whose mean tf-idf is furthest above the mean over all documents."""
+    """Typical words of each cluster: those in which its documents differ most from all others.
+
+    A word that a share p of the cluster's documents has, and a share q of the others, gets p ln(p / q): its part of
+    the relative entropy. Words that all clusters have alike get nothing, however frequent they are. A single cluster
+    has no others: its words have the largest mean tf-idf.
+    """
     try:
         counted = vectorizer(max_features=20_000)
         x_ST = counted.fit_transform(texts)
     except ValueError:  # scikit-learn found no words
         return [[] for _ in range(count)]
     names = counted.get_feature_names_out()
-    overall_T = np.asarray(x_ST.mean(axis=0)).ravel()
+    if count == 1:
+        best = np.argsort(-np.asarray(x_ST.mean(axis=0)).ravel(), kind="stable")[:_TERMS]
+        return [[str(names[t]) for t in best]]
+    has_ST = x_ST > 0
+    documents_T = np.asarray(has_ST.sum(axis=0)).ravel()
     found: list[list[str]] = []
     for k in range(count):
         rows = np.flatnonzero(clusters_S == k)
-        excess_T = np.asarray(x_ST[rows].mean(axis=0)).ravel() - overall_T if len(rows) else np.zeros(len(names))
-        best = np.argsort(-excess_T, kind="stable")[:_TERMS]
-        found.append([str(names[t]) for t in best if excess_T[t] > 0 or (count == 1 and len(rows))])
+        within_T = np.asarray(has_ST[rows].sum(axis=0)).ravel()
+        share_T = (within_T + 0.5) / (len(rows) + 1)
+        other_T = (documents_T - within_T + 0.5) / (len(texts) - len(rows) + 1)
+        score_T = np.where(within_T > 0, share_T * np.log(share_T / other_T), 0.0)
+        best = np.argsort(-score_T, kind="stable")[:_TERMS]
+        found.append([str(names[t]) for t in best if score_T[t] > 0])
     return found
 
 

@@ -20,6 +20,7 @@ from moedisco_ray.core.records.report import TABLE_COLUMNS, report_notes, report
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.records.summaries import ClusterEntry, EvaluationRecord, ExportSummary, Figures, Sample
 from moedisco_ray.core.store.artifacts import read_manifest, write_text
+from moedisco_ray.core.store.manifests import ADAPTER_FOLDER
 from moedisco_ray.stages.export.front_matter import front_matter
 
 _MOST_TERMS = 8
@@ -52,6 +53,11 @@ inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```"""
 
+_ADAPTER = (
+    f"`{ADAPTER_FOLDER}/` has the adapters of the fine-tune (LoRA) for PEFT, to apply to the weights before it. The "
+    "weights in this directory contain them already."
+)
+
 
 def model_card(report: RunReport, figures: ExportSummary) -> str:
     """A model card in Markdown with YAML front matter; missing parts of the report are left out."""
@@ -66,6 +72,7 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
         about,
         "## Use",
         _USAGE.format(option="", needed=_needed(report.family)),
+        *([_ADAPTER] if figures.adapter else []),
         *_training(report, figures),
         *_clusters(report.clusters.clusters),
         *_evaluation(report.evaluation),

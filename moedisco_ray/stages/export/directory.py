@@ -21,6 +21,7 @@ from moedisco_ray.core.limits import SAMPLE_TOKENS
 from moedisco_ray.core.records.events import Advance, no_advance
 from moedisco_ray.core.records.run_record import RunReport
 from moedisco_ray.core.records.summaries import ExportSummary, ModelFacts
+from moedisco_ray.core.store.manifests import ADAPTER_FOLDER
 from moedisco_ray.models import (
     Checkpoint,
     ModelMap,
@@ -93,7 +94,8 @@ def export(
 
     Returns:
         `parameters`, `active_parameters` (used by one token), `rounded_to` (the dtype that the trained weights were
-        rounded to, or None if they were not), `bytes` of the weights, the `facts`, and `samples` [{prompt, text}].
+        rounded to, or None if they were not), `bytes` of the weights, `adapter` (whether the fine-tune's adapters are
+        there too), the `facts`, and `samples` [{prompt, text}].
 
     Raises:
         CheckpointError: The trained model's tensors are not exactly those of its family.
@@ -113,6 +115,7 @@ def export(
         add_end_token(directory, turn_end)
     advance(_files(directory) - weight_files)
     check_logits(model_dir, directory, stored_in)
+    adapter = _link_adapter(model_dir, directory)
     model = open_streamed(directory, dtype=stored_in, device=device, few_tokens=True)
     total, active = count_parameters(weights)
     figures = {
@@ -121,6 +124,7 @@ def export(
         "rounded_to": rounded_to(stored_in, as_they_are=as_they_are),
         "facts": (facts or ModelFacts()).to_json(),
         "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        "adapter": adapter,
         "samples": continue_prompts(
             model, tokenizer, prompts, SAMPLE_TOKENS, seed, prefix=prefix, ends=end_tokens(directory)
         ),
@@ -236,6 +240,15 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # the target is on another file system, or its file system has no hard links
         shutil.copyfile(source, target)
+
+
+def _link_adapter(trained: Path, directory: Path) -> bool:
+    """Link the adapters of a training, which the weights contain already; returns whether there are any."""
+    files = list((trained / ADAPTER_FOLDER).glob("*"))
+    for path in files:
+        (directory / ADAPTER_FOLDER).mkdir(exist_ok=True)
+        link(path, directory / ADAPTER_FOLDER / path.name)
+    return bool(files)
 
 
 def write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | None) -> PreTrainedTokenizerBase:

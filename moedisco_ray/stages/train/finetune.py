@@ -26,19 +26,9 @@ def run(context: Context, draft: Draft) -> None:
         draft.summary.update(TrainingSummary(units=[]).to_json())
         context.store.link(context.of("merge"), draft.path)
         return
-    blocks = bool(config.finetune.optimizer.block_steps)
-    [steps] = unit_steps(config.tokens.finetune, config.finetune.optimizer)
-    job = make_job(
-        context,
-        "finetune",
-        "finetune",
-        model=context.of("merge"),
-        shards=context.of("corpus") / "shards",
-        steps=steps,
-        seed=finetune_seed(config),
-    )
-    state = None if blocks else restored_optimizer_state(context, "merge")
-    job = dataclasses.replace(_distributed(job, config), optimizer_state=state)
+    in_parts = bool(config.finetune.optimizer.block_steps or config.finetune.lora.rank)
+    state = None if in_parts else restored_optimizer_state(context, "merge")
+    job = dataclasses.replace(_distributed(job_of(context), config), optimizer_state=state)
     trained = context.backend.train_gang(
         job,
         pool,
@@ -49,6 +39,21 @@ def run(context: Context, draft: Draft) -> None:
     )
     context.store.link(job.output, draft.path)
     draft.summary.update(TrainingSummary(units=unit_records([job], [trained])).to_json())
+
+
+def job_of(context: Context) -> TrainJob:
+    """The fine-tune of a run as one worker would train it."""
+    config = context.config
+    [steps] = unit_steps(config.tokens.finetune, config.finetune.optimizer)
+    return make_job(
+        context,
+        "finetune",
+        "finetune",
+        model=context.of("merge"),
+        shards=context.of("corpus") / "shards",
+        steps=steps,
+        seed=finetune_seed(config),
+    )
 
 
 def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
@@ -66,6 +71,7 @@ def _distributed(job: TrainJob, config: RunConfig) -> TrainJob:
         job.optimizer,
         sequence_length=job.sequence_length,
         gpu=pool.gpu,
+        lora=job.lora,
     )
 
     def fits(shards: int) -> bool:

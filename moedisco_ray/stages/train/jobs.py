@@ -50,7 +50,7 @@ def make_job(
         sequence_length=config.corpus.sequence_length,
         optimizer=recipe_of(config, kind),
         memory=kind.pool(config).memory,
-        lora=None if kind.lora is None else kind.lora(config),
+        lora=kind.lora(config),
         deterministic=config.deterministic,
         span=kind.span(config),
         checkpoint_every=config.checkpoint.steps,
@@ -77,7 +77,7 @@ def recipe_of(config: RunConfig, stage: TrainingStage) -> Optimizer:
     """
     pool = stage.pool(config)
     recipe = stage.section(config).optimizer.on(pool)
-    if stage.lora is None or stage.lora(config) is None or recipe.precision != "auto":
+    if stage.lora(config) is None or recipe.precision != "auto":
         return recipe
     return recipe.model_copy(update={"precision": recipe.arithmetic(bf16=pool.bf16)})
 

@@ -40,9 +40,7 @@ def write_model_of(storage: Storage, config: Mapping[str, Any], directory: Path)
         StorageError: There is no checkpoint, it is damaged or was changed, or the storage does not respond.
         OSError: The disk is full or broken.
     """
-    step = max(storage.steps(), default=None)
-    if step is None:
-        raise StorageError(f"{storage.location} holds no checkpoint yet; wait for the first one")
+    step = newest_step(storage)
     checksums = storage.manifest(step)
     metadata = layout.read_layout(storage.read(step, layout.NAME, checksums[layout.NAME]), checksums)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".checkpoint-") as copy:
@@ -58,6 +56,18 @@ def write_model_of(storage: Storage, config: Mapping[str, Any], directory: Path)
         names = ModelMap(str(config.get("model_type")))
         tensors = _tensors(weights, names, LocalCheckpointReader(copy, metadata))
         write_checkpoint(directory, tensors, config, layout=_stored_tensors(weights, names))
+    return step
+
+
+def newest_step(storage: Storage) -> int:
+    """Step of the newest checkpoint.
+
+    Raises:
+        StorageError: There is no checkpoint, or the storage does not respond.
+    """
+    step = max(storage.steps(), default=None)
+    if step is None:
+        raise StorageError(f"{storage.location} holds no checkpoint yet; wait for the first one")
     return step
 
 
