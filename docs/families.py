@@ -45,6 +45,12 @@ attention; every `full_attention_interval`-th layer has attention.
   (`linear_key_head_dim`, `linear_value_head_dim`). A GGUF file of `qwen3_5_moe_text` can be a start; transformers reads
   none of `qwen3_next`."""
 
+QUANTISED = """\
+Two kinds of checkpoints with quantised weights are starts: the 4 bits of gpt-oss (`mxfp4`), and fp8 with a scale per
+block, as of DeepSeek-V3, or per tensor (`fp8`). Each tensor is dequantised to bf16 when it is read, and no
+copy is written. The finished model is stored in bf16, without `quantization_config`. Other quantisations, such as
+`gptq`, `awq`, `bitsandbytes` and `compressed-tensors`, are refused."""
+
 
 def rows() -> Iterator[list[str]]:
     """A row per family of this package."""

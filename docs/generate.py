@@ -311,6 +311,8 @@ def models() -> str:
         families.SUBMODELS,
         "## Recurrent layers",
         families.RECURRENT,
+        "## Quantised starts",
+        families.QUANTISED,
         "## Not supported",
         _table(families.REFUSED_HEAD, families.refused()),
     )

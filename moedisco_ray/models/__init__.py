@@ -7,6 +7,7 @@ from moedisco_ray.models.checkpoint import (
     read_config,
     read_generation_config,
     reading_thread,
+    stored_quantisation,
     write_config,
 )
 from moedisco_ray.models.checkpoint_writer import write_checkpoint, write_part
@@ -100,6 +101,7 @@ __all__ = [
     "scores",
     "skeleton",
     "specialise",
+    "stored_quantisation",
     "stored_tensors",
     "submodel_config",
     "upcycled_config",

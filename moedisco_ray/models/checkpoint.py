@@ -21,10 +21,12 @@ from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.families import language_model
+from moedisco_ray.core.families.quantisation import QUANTISED, Quantisation, quantisation
 from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.core.store.read_roots import opened
 from moedisco_ray.models.layout import ModelMap, Place
 from moedisco_ray.models.mapped_pages import map_pages, read_soon
+from moedisco_ray.models.quantised import dequantised, mapped_tensors
 from moedisco_ray.models.shard_file import STORED_DTYPES, Stored
 
 CONFIG = "config.json"
@@ -67,6 +69,12 @@ class Checkpoint(Mapping[str, Tensor]):
         stored = file.get_slice(place.key)
         return stored[place.index(tuple(stored.get_shape()))]
 
+    def of_stack(self, key: str, expert: int) -> Tensor:
+        """An expert of a canonical tensor that is a stack, without the others."""
+        place = self._places[key]
+        found: Tensor = self._files[place.key].get_slice(place.key)[expert]
+        return found
+
     def read_ahead(self, keys: Iterable[str], reader: Executor) -> None:
         """Start reading tensors into the page cache, because reading a mapped file page by page on access is slow.
 
@@ -78,7 +86,7 @@ class Checkpoint(Mapping[str, Tensor]):
         reader.submit(self._read_soon, {self._places[key].key for key in keys})
 
     def _read_soon(self, stored: Iterable[str]) -> None:
-        tensors = (self._files[name].get_tensor(name) for name in stored)
+        tensors = [tensor for name in stored for tensor in mapped_tensors(self._files[name], name)]
         read_soon(sorted(tensors, key=Tensor.data_ptr))  # in the file's order
 
     def stream(self) -> Generator[tuple[str, Tensor], None, None]:
@@ -142,38 +150,46 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
             `config.json`.
 
     Raises:
-        CheckpointError: The family is not supported, the weights are pickled or quantised, a file is missing or broken,
-            or a tensor is unknown or stored twice.
+        CheckpointError: The family is not supported, the weights are pickled or quantised in a way that cannot be read,
+            a file is missing or broken, or a tensor is unknown or stored twice.
     """
-    config = read_config(directory)
+    config, how = read_config(directory), stored_quantisation(directory)
     model_map = ModelMap(str(config.get("model_type"))) if names is None else names
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            "checkpoint",
-            str(directory),
-            "holds quantised weights, which cannot be trained; load them with transformers, "
-            "dequantised, and call save_pretrained",
-        )
     left_out, composite = _prediction_layers(config, model_map), model_map.family.composite
-    files: dict[str, Any] = {}
+    files = _stored_tensors(directory)
+    if how is not None:
+        files = dequantised(files, how)
     places: dict[str, Place] = {}
-    for path in weight_files(directory):
-        file = open_file(path)
-        for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
-            if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
-                continue  # this tensor is a copy of the embedding; transformers ignores it too
-            if stored.startswith(left_out) or stored.endswith(model_map.family.derived):
-                continue
-            name = stored if composite is None else composite.own_name(stored)
-            if name is None:
-                continue
-            files[stored] = file
-            for key, place in model_map.stored_tensors(name, tuple(file.get_slice(stored).get_shape())).items():
-                if key in places:
-                    raise CheckpointError(str(path), key, "the tensor is stored twice; the checkpoint is inconsistent")
-                places[key] = dataclasses.replace(place, key=stored)
+    for stored, file in files.items():
+        if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue  # this tensor is a copy of the embedding; transformers ignores it too
+        if stored.startswith(left_out) or stored.endswith(model_map.family.derived):
+            continue
+        name = stored if composite is None else composite.own_name(stored)
+        if name is None:
+            continue
+        for key, place in model_map.stored_tensors(name, tuple(file.get_slice(stored).get_shape())).items():
+            if key in places:
+                raise _stored_twice(directory, key)
+            places[key] = dataclasses.replace(place, key=stored)
     ordered = dict(sorted(places.items(), key=lambda item: model_map.sort_key(item[0])))
     return Checkpoint(directory, config, model_map, files, ordered)
+
+
+def _stored_tensors(directory: Path) -> dict[str, Any]:
+    """The open file of each tensor, by the tensor's stored name."""
+    found: dict[str, Any] = {}
+    for path in weight_files(directory):
+        file = open_file(path)
+        for name in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
+            if name in found:
+                raise _stored_twice(directory, name)
+            found[name] = file
+    return found
+
+
+def _stored_twice(directory: Path, name: str) -> CheckpointError:
+    return CheckpointError(str(directory), name, "the tensor is stored twice; the checkpoint is inconsistent")
 
 
 def _prediction_layers(config: Mapping[str, Any], model_map: ModelMap) -> tuple[str, ...]:
@@ -190,10 +206,22 @@ def _prediction_layers(config: Mapping[str, Any], model_map: ModelMap) -> tuple[
 def read_config(directory: Path) -> dict[str, Any]:
     """The values of a model directory's `config.json`; of a composite model, those of its language model.
 
+    They are those of the model as it is read here, without the quantisation of its weights.
+
     Raises:
         CheckpointError: The file is missing or broken.
     """
-    return language_model(_read_object(directory, CONFIG))
+    values = language_model(_read_object(directory, CONFIG))
+    return {name: value for name, value in values.items() if name != QUANTISED}
+
+
+def stored_quantisation(directory: Path) -> Quantisation | None:
+    """How the weights in a model directory are quantised; None if they are not.
+
+    Raises:
+        CheckpointError: The `config.json` is missing or broken, or weights quantised in this way cannot be read.
+    """
+    return quantisation(language_model(_read_object(directory, CONFIG)), "checkpoint", str(directory))
 
 
 def read_generation_config(directory: Path) -> dict[str, Any] | None:

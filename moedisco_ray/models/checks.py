@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from moedisco_ray.core.config import EXPERT_COUNTS, LocalInit, Model, UpcycleInit
 from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.store.locations import is_uri
-from moedisco_ray.core.store.read_roots import check_folder
 from moedisco_ray.models.checkpoint import Checkpoint, open_checkpoint, read_config
 from moedisco_ray.models.dense import open_dense, upcycled_config
-from moedisco_ray.models.hf import canonical_shapes, submodel_config
+from moedisco_ray.models.hf import canonical_shapes, from_values, submodel_config
 from moedisco_ray.models.layout import ModelMap
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -90,8 +89,7 @@ def open_complete(directory: Path) -> tuple[Checkpoint, PretrainedConfig]:
     """
     stored = open_checkpoint(directory)
     try:
-        check_folder(directory)  # transformers opens the file itself, not by `opened`
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).get_text_config()
+        config = from_values(stored.config)
         check_complete(stored, canonical_shapes(config))
     except (OSError, ValueError) as error:
         raise CheckpointError("checkpoint", str(directory), f"cannot be loaded ({error})") from error

@@ -34,6 +34,11 @@ def map_pages(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def drop_pages(tensor: Tensor) -> None:
+    """Take the pages of a tensor of a mapped file out of the memory of the process, until it is read again."""
+    _advise(tensor, getattr(mmap, "MADV_DONTNEED", None))
+
+
 def _advise(tensor: Tensor, advice: int | None) -> None:
     advise = getattr(ctypes.CDLL(None), "madvise", None)
     if advise is None or advice is None or not tensor.nbytes:

@@ -220,7 +220,7 @@ class _Weights:
     def _read_expert(self, layer: int, expert: int, targets: Mapping[str, Tensor]) -> None:
         if self.names.family.stacks:
             places = {self.names.block_key(layer, f"experts.{name}"): target for name, target in targets.items()}
-            sources = {key: self.stored(key)[expert] for key in places}
+            sources = {key: self._of_stack(key, expert) for key in places}
         else:
             parts = (*targets["gate_up_proj"].chunk(2), targets["down_proj"])
             places = {
@@ -231,6 +231,11 @@ class _Weights:
             read_soon(sources.values())
         for key, target in places.items():
             _copy(key, sources[key], target)
+
+    def _of_stack(self, key: str, expert: int) -> Tensor:
+        if isinstance(self._tensors, Checkpoint):
+            return self._tensors.of_stack(key, expert)
+        return self._tensors[key][expert]
 
 
 def _copy(name: str, source: Tensor, target: Tensor) -> None:

@@ -217,10 +217,10 @@ def test_the_language_model_of_a_composite_model_is_a_start(
 def test_quantised_weights_of_a_composite_model_are_refused(
     composite: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:
-    values = {**json.loads((composite[0] / "config.json").read_text()), "quantization_config": {"quant_method": "fp8"}}
-    save_file(random_tensors(tiny_config(FAMILY, 8)), written(tmp_path / "fp8", values) / "model.safetensors")
-    with pytest.raises(CheckpointError, match="holds quantised weights"):
-        open_checkpoint(tmp_path / "fp8")
+    values = {**json.loads((composite[0] / "config.json").read_text()), "quantization_config": {"quant_method": "awq"}}
+    save_file(random_tensors(tiny_config(FAMILY, 8)), written(tmp_path / "awq", values) / "model.safetensors")
+    with pytest.raises(CheckpointError, match="holds weights quantised by 'awq'"):
+        open_checkpoint(tmp_path / "awq")
 
 
 def test_the_operations_of_a_recurrence_are_those_of_its_products() -> None:

@@ -66,7 +66,8 @@ class CheckpointInit(LocalInit):
     to fp32, into the machine's cache; transformers reads those of qwen2_moe, qwen3_moe and qwen3_5_moe_text only. A
     model of the hub is written `hf://ORG/NAME`; `ORG/NAME` suffices if there is no directory of this name. The token
     for it is in the environment variable HF_TOKEN of each machine. A control service reads no GGUF files, and also
-    accepts `run://RUN/model`: the model of the finished run with this id or name."""
+    accepts `run://RUN/model`: the model of the finished run with this id or name. Weights in MXFP4 (gpt-oss) or fp8
+    (DeepSeek-V3) are read in bf16."""
 
 
 class UpcycleInit(LocalInit):

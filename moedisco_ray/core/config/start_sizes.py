@@ -17,6 +17,7 @@ from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS, REFUSED, Family, FamilyName, language_model, unsupported
+from moedisco_ray.core.families.quantisation import quantisation
 from moedisco_ray.core.store.read_roots import opened
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -194,7 +195,9 @@ def _read(setting: str, directory: Path) -> dict[str, Any]:
         raise CheckpointError(setting, str(directory), f"no readable config.json there ({error})") from error
     if not isinstance(raw, dict):
         raise CheckpointError(setting, str(directory), "no readable config.json there (it holds no JSON object)")
-    return language_model(raw)
+    values = language_model(raw)
+    quantisation(values, setting, str(directory))
+    return values
 
 
 def _text(path: Path) -> str:

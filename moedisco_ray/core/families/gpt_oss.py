@@ -1,4 +1,4 @@
-"""gpt-oss, with dequantised weights.
+"""gpt-oss.
 
 It has no dense relative: no dense model has its attention sinks and its activation.
 """

@@ -16,7 +16,7 @@ from moedisco_ray.core.config import EXPERT_COUNTS
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.store.artifacts import read_json, write_json
 from moedisco_ray.core.store.read_roots import opened
-from moedisco_ray.models import STORED_DTYPES, read_config, read_generation_config
+from moedisco_ray.models import STORED_DTYPES, read_config, read_generation_config, stored_quantisation
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GENERATION = "generation_config.json"
@@ -37,7 +37,12 @@ class Origin:
     own_tokens: bool = True
 
     def dtype(self) -> torch.dtype:
-        """Dtype of the model: bf16 or fp16 if `config.json`, or else the first tensor, has it; otherwise fp32."""
+        """Dtype of the model: bf16 or fp16 if `config.json`, or else the first tensor, has it; otherwise fp32.
+
+        A model with quantised weights is read in bf16.
+        """
+        if stored_quantisation(self.directory) is not None:
+            return torch.bfloat16
         config = read_config(self.directory)
         named = config.get("dtype") or config.get("torch_dtype")
         if named is not None:
