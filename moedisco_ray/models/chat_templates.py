@@ -70,6 +70,7 @@ def render(
     tools: Sequence[Any] | None = None,
     *,
     marks: bool = False,
+    template: str | None = None,
 ) -> list[RenderedText]:
     """Render parts of a conversation as `apply_chat_template` does, in a process with limits.
 
@@ -79,6 +80,7 @@ def render(
         parts: The parts to render. All in one call cost one change of processes.
         tools: JSON schemas of tools.
         marks: Whether to return the spans of `{% generation %}` blocks.
+        template: The template to render with; None for the tokenizer's own.
 
     Raises:
         TemplateError: The template refuses the conversation, or fails on it.
@@ -88,7 +90,7 @@ def render(
     if not all(part.messages for part in parts):
         raise TemplateError("there is no message")
     asked = {
-        "template": template_of(tokenizer, tools),
+        "template": template_of(tokenizer, tools) if template is None else template,
         "special_tokens": tokenizer.special_tokens_map,
         "messages": list(messages),
         "tools": tools,

@@ -38,6 +38,15 @@ THINKING = (
 )
 """A template that renders the last turn differently from the earlier ones, as those of Qwen3 and Phi-3 do."""
 
+
+def without_loop(template: str) -> str:
+    """The template with a loop over numbers, in which messages are not marked, so that turns are searched for."""
+    return template.replace(
+        "{%- for message in messages %}",
+        "{%- for number in range(messages | length) %}{%- set message = messages[number] %}",
+    )
+
+
 LAST_QUESTION = (
     "{%- set questions = messages | selectattr('role', 'equalto', 'user') | list %}"
     "{%- for message in messages %}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from itertools import pairwise
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from moedisco_ray.stages.text.cutting import Document
+from moedisco_ray.stages.text.cutting import Document, GivenTokensError
 from moedisco_ray.stages.text.given_tokens import GivenTokens
+from moedisco_ray.stages.text.messages import talk_of
 from tests.unit.chat_data import WITH_TOOLS, conversation, tools_of, write_tokenizer
 
 pytestmark = [
@@ -22,18 +24,57 @@ pytestmark = [
 Labelled = list[tuple[list[int], list[bool]]]
 LIMIT = 10**6
 TALKS = [conversation(number) for number in range(12)]  # one to three answers each; some begin with a system message
-CALL = [
-    {"role": "user", "content": "what is the sum?"},
-    {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": "sum", "arguments": {"a": 1, "b": 2}}}],
-    },
-    {"role": "tool", "content": "3"},
-    {"role": "assistant", "content": "the answer is 3"},
-]
-FAMILIES = ("qwen2_5", "qwen3_instruct_2507", "llama3", "phi3", "phi3_5", "gemma", "cohere")
-"""Chat templates of published models that TRL stores, and marks for its training without another change."""
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+FIRST, SECOND = {"role": "user", "content": "what is a word?"}, {"role": "user", "content": "and then?"}
+SIX = {
+    "plain": [FIRST, {"role": "assistant", "content": "a number"}],
+    "system": [{"role": "system", "content": "be brief"}, FIRST, {"role": "assistant", "content": "a number"}],
+    "turns": [FIRST, {"role": "assistant", "content": "a number"}, SECOND, {"role": "assistant", "content": "the end"}],
+    "tools": [
+        FIRST,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "name": "add", "content": "3"},
+        {"role": "assistant", "content": "the answer is 3"},
+    ],
+    "inline": [
+        FIRST,
+        {"role": "assistant", "content": "<think>\na thought\n</think>\n\na number"},
+        SECOND,
+        {"role": "assistant", "content": "<think>\nmore\n</think>\n\nthe end"},
+    ],
+    "field": [
+        FIRST,
+        {"role": "assistant", "content": "a number", "reasoning_content": "a thought"},
+        SECOND,
+        {"role": "assistant", "content": "the end", "reasoning_content": "more"},
+    ],
+}
+"""Six kinds of conversations."""
+PARTS = ("idefics3", "llava_next", "smolvlm")
+"""Templates that read content as lists of parts only."""
+NO_TOOLS = (
+    "cohere", "cohere2", "deepseek_r1_distill", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3",
+    "phi3_5", "qwen2_5_vl", "smolvlm",
+)  # fmt: skip
+"""Templates that leave out calls of functions or what they return, or refuse them, as TRL's list of templates says."""
+HEADERS = {
+    "deepseek_r1_distill": "<\uff5cAssistant\uff5c>",
+    "deepseekv3": "<\uff5cAssistant\uff5c>",
+    "gptoss": "<|start|>assistant",
+    "muse_glimmer": "<|start|>assistant",
+    "qwen2_5": "\n",
+}
+"""What TRL counts before an answer although the prompt for it ends with it. Ours counts what the model writes."""
+DIFFERENT = {
+    ("deepseekv3", "inline"): "TRL leaves out the thinking; ours trains on it, since prompts end with its beginning",
+    ("diffusion_gemma", "tools"): "the template writes what a tool returns inside the turn; ours skips the row",
+    ("gemma", "system"): "the template refuses system messages",
+    **{("llava_next", kind): "TRL does not count the space after the end token" for kind in SIX},
+}
+"""Conversations in which the labels differ, and why."""
+_SPECIAL = re.compile(
+    r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<turn\|>|<\|turn>|<(?:start|end)_of_\w+>|<\|[A-Z_]+\|>|\[gMASK\]|<sop>"
+)
 
 
 def labelled(tokenizer: PreTrainedTokenizerBase, home: Path, rows: list[dict[str, Any]], **settings: Any) -> Labelled:
@@ -76,22 +117,52 @@ def test_conversations_have_the_labels_of_trl(tmp_path: Path, limit: int) -> Non
         )
 
 
-def with_token_before(loss_mask: list[bool]) -> list[bool]:
-    """A mask that also counts the token before each counted one."""
-    return [each or following for each, following in pairwise([*loss_mask, False])]
+def counted_by_trl(family: str, tokenizer: PreTrainedTokenizerBase, kind: str) -> tuple[list[int], list[bool]]:
+    """Tokens of a conversation and whether TRL counts them, without the headers in `HEADERS`."""
+    templates = importlib.import_module("trl.chat_template_utils")
+    talk = SIX[kind]
+    if family in PARTS:
+        talk = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in talk]
+    found = tokenizer.apply_chat_template(
+        talk,
+        tools=tools_of(2) if kind == "tools" else None,
+        chat_template=getattr(templates, f"{family}_training_chat_template"),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    ids, mask = found["input_ids"], [bool(each) for each in found["assistant_masks"]]
+    header = tokenizer(HEADERS.get(family, ""), add_special_tokens=False)["input_ids"]
+    for start in [at for at, each in enumerate(mask) if each and not (at and mask[at - 1])] if header else []:
+        if ids[start : start + len(header)] == header:
+            mask[start : start + len(header)] = [False] * len(header)
+    return ids, mask
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_turns_in_published_templates_are_those_that_trl_marks(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("kind", SIX)
+def test_the_loss_counts_what_trl_counts_in_all_its_templates(tmp_path: Path, kind: str) -> None:
+    """Every difference is listed above with its reason; in each conversation, an end token counts."""
     templates = pytest.importorskip("trl.chat_template_utils", reason="trl is not installed")
-    tokenizer = write_tokenizer(tmp_path / "tokenizer", getattr(templates, f"{family}_chat_template"), bos=True)
-    made = GivenTokens(tmp_path / "tokenizer")
-    talks = [*(talk[talk[0]["role"] == "system" :] for talk in TALKS), *([CALL] if "qwen" in family else [])]
-    expected = labelled(tokenizer, tmp_path, [{"messages": talk} for talk in talks], assistant_only_loss=True)
-    found = [(each.ids.tolist(), each.loss_mask.tolist()) for each in map(made.render, talks)]
-    if family == "qwen2_5":  # TRL also counts the line break before an answer, which the prompt for it ends with
-        found = [(ids, with_token_before(mask)) for ids, mask in found]
-    assert found == expected
+    end = "_training_chat_template"
+    families = sorted(name.removesuffix(end) for name in vars(templates) if name.endswith(end) and name[:3] != "get")
+    assert len(families) > 30  # those of TRL 1.16
+    for family in families:
+        own, home = getattr(templates, f"{family}_chat_template"), tmp_path / family
+        tokenizer = write_tokenizer(home, own, bos=True)
+        special = sorted({*_SPECIAL.findall(own), "<end_of_utterance>", "</s>"})
+        tokenizer.add_special_tokens({"additional_special_tokens": special})
+        tokenizer.save_pretrained(home)
+        made = GivenTokens(home)
+        left_out = (kind == "tools" and family in NO_TOOLS) or DIFFERENT.get((family, kind), "").startswith("the templ")
+        try:
+            found = made.render(talk_of(SIX[kind], own), tools_of(2) if kind == "tools" else None)
+        except GivenTokensError:
+            assert left_out, family
+            continue
+        counted = {tokenizer.decode([token]) for token in found.ids[found.loss_mask].tolist()}
+        assert counted & {*special, "<|im_end|>", "<|endoftext|>"}, family
+        if not left_out:
+            same = (found.ids.tolist(), found.loss_mask.tolist()) == counted_by_trl(family, tokenizer, kind)
+            assert same == ((family, kind) not in DIFFERENT), family
 
 
 def test_completions_have_the_labels_of_trl(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.unit.chat_data import (
     WITH_TOOLS,
     conversation,
     tools_of,
+    without_loop,
     write_rows,
     write_tokenizer,
 )
@@ -56,7 +58,9 @@ def unmarked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ecosystem("Text: chat data, masked as transformers does", "transformers")
 def test_tokens_and_mask_are_those_of_transformers_with_and_without_marks(marked: Path, unmarked: Path) -> None:
-    tokenizer, makers = write_tokenizer(marked), [GivenTokens(marked), GivenTokens(unmarked)]
+    searched = unmarked / "searched"
+    write_tokenizer(searched, without_loop(PLAIN_TURNS))
+    tokenizer, makers = write_tokenizer(marked), [GivenTokens(each) for each in (marked, unmarked, searched)]
 
     @tries(max_examples=60, deadline=None)
     @given(said=turns)
@@ -73,8 +77,14 @@ def test_tokens_and_mask_are_those_of_transformers_with_and_without_marks(marked
     check()
 
 
-def test_turns_are_found_where_the_last_one_is_rendered_differently(tmp_path: Path) -> None:
-    tokenizer = write_tokenizer(tmp_path, THINKING)
+both_ways = pytest.mark.parametrize("changed", [str, without_loop])
+
+
+@both_ways
+def test_turns_are_found_where_the_last_one_is_rendered_differently(
+    tmp_path: Path, changed: Callable[[str], str]
+) -> None:
+    tokenizer = write_tokenizer(tmp_path, changed(THINKING))
     said = [("user", "what is a word?"), ("assistant", "a number"), ("user", "what?"), ("assistant", "the answer")]
     (document,) = GivenTokens(tmp_path).conversation(
         [{"role": role, "content": content} for role, content in said], LIMIT
@@ -85,8 +95,11 @@ def test_turns_are_found_where_the_last_one_is_rendered_differently(tmp_path: Pa
     )
 
 
-def test_turns_are_found_where_a_question_holds_the_words_of_its_answer(tmp_path: Path) -> None:
-    tokenizer = write_tokenizer(tmp_path, LAST_QUESTION)
+@both_ways
+def test_turns_are_found_where_a_question_holds_the_words_of_its_answer(
+    tmp_path: Path, changed: Callable[[str], str]
+) -> None:
+    tokenizer = write_tokenizer(tmp_path, changed(LAST_QUESTION))
     said = [("user", "say a number or a word"), ("assistant", "a number"), ("user", "end?"), ("assistant", "end")]
     (document,) = GivenTokens(tmp_path).conversation(
         [{"role": role, "content": content} for role, content in said], LIMIT, tools_of(1)
@@ -97,8 +110,11 @@ def test_turns_are_found_where_a_question_holds_the_words_of_its_answer(tmp_path
     assert counted == " a number<|endoftext|> end<|endoftext|>"
 
 
-def test_the_end_of_a_turn_is_found_where_it_has_the_words_of_the_answer(tmp_path: Path) -> None:
-    tokenizer = write_tokenizer(tmp_path, THINKING)
+@both_ways
+def test_the_end_of_a_turn_is_found_where_it_has_the_words_of_the_answer(
+    tmp_path: Path, changed: Callable[[str], str]
+) -> None:
+    tokenizer = write_tokenizer(tmp_path, changed(THINKING))
     said = [("user", "what?"), ("assistant", "text"), ("user", "and?"), ("assistant", "a word")]
     (document,) = GivenTokens(tmp_path).conversation(
         [{"role": role, "content": content} for role, content in said], LIMIT
@@ -292,7 +308,7 @@ def test_a_completion_cannot_be_found_where_the_template_moves_the_prompt(tmp_pa
 def test_a_template_that_moves_text_needs_marks(tmp_path: Path) -> None:
     # It writes the number of messages before each, so the beginning of a conversation changes when the conversation
     # continues.
-    moving = "{% for m in messages %}{{ loop.length }} {{ m.role }}{% endfor %}"
+    moving = "{% for i in range(messages | length) %}{{ loop.length }} {{ messages[i].role }}{% endfor %}"
     write_tokenizer(tmp_path, moving)
     with pytest.raises(GivenTokensError, match="mark them in the template"):
         list(GivenTokens(tmp_path).conversation(conversation(1), LIMIT))
@@ -351,6 +367,13 @@ def test_token_ids_are_kept_without_the_tokens_that_packing_adds(tmp_path: Path)
     parts = list(made.tokens(ids, 3))
     assert [part.begins for part in parts] == [True] + [False] * (len(parts) - 1)
     assert np.concatenate([part.tokens for part in parts]).tolist() == ids[1:]
+    labels = [-100] * 3 + ids[3:]
+    (labelled,) = made.tokens(ids, LIMIT, labels)
+    assert labelled.tokens.tolist() == ids[1:]
+    assert labelled.loss_mask.tolist() == [label != -100 for label in labels[1:]]
+    for wrong in (labels[1:], [*labels[1:], -100], "text"):
+        with pytest.raises(GivenTokensError, match="label"):
+            list(made.tokens(ids, LIMIT, wrong))
     for wrong in ("text", [len(tokenizer)], [-1], ["a"], 3):
         with pytest.raises(GivenTokensError, match="list of ids"):
             list(made.tokens(wrong, LIMIT))
@@ -420,3 +443,69 @@ def test_a_source_holds_one_kind_of_data(source: dict[str, str], message: str) -
                 "tokens": {"total": 10**6},
             }
         )
+
+
+IN_CHATML = (
+    "{%- set ns = namespace(last_query_index=0) %}"
+    "{%- for message in messages %}"
+    "{%- if message.role == 'user' %}{%- set ns.last_query_index = loop.index0 %}{%- endif %}"
+    "{%- endfor %}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' and loop.index0 > ns.last_query_index %}"
+    "{{- '<think>\n' + message.reasoning_content | default('') + '\n</think>\n\n' }}"
+    "{%- endif %}"
+    "{{- message.content }}"
+    "{%- for call in message.tool_calls %}"
+    "{{- '[' + call.function.name + call.function.arguments + ']' }}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+)
+"""A template that drops earlier answers' thinking, as Qwen3's does, and takes arguments as text, as DeepSeek's."""
+UP_TO_THE_NEXT = (
+    "{% for m in messages %}"
+    "{%- if m.role == 'assistant' -%}<|im_start|>{{ m.content }}"
+    "{%- for call in m.tool_calls or [] %}[{{ call.function.name }}{{ call.function.arguments['a'] }}]{% endfor %}"
+    "{%- elif m.role == 'tool' -%}<|im_end|>{{ m.content }}"
+    "{%- else -%}<s>{{ m.content }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>{%- endif -%}"
+)
+"""A template in which the next message begins with the token that ends an answer, as in those of GLM-4.5."""
+
+
+@pytest.mark.parametrize(
+    ("template", "counted"),
+    [
+        (
+            IN_CHATML,
+            (
+                '<think>\na\n</think>\n\n[sum{"a": 1}]<|im_end|>\n<think>\n\n</think>\n\nno<|im_end|>\n'
+                "<think>\nb\n</think>\n\nyes<|im_end|>\n"
+            ),
+        ),
+        (UP_TO_THE_NEXT, "[sum1]<|im_end|>no<s>yes<s>"),
+    ],
+)
+def test_thinking_calls_and_end_tokens_count_wherever_the_template_writes_them(
+    tmp_path: Path, template: str, counted: str
+) -> None:
+    tokenizer = write_tokenizer(tmp_path, template)
+    call = {"function": {"name": "sum", "arguments": {"a": 1}}}
+    talk = [
+        {"role": "user", "content": "what?"},
+        {"role": "assistant", "tool_calls": [call], "reasoning_content": "a"},
+        {"role": "tool", "content": "1"},
+        {"role": "assistant", "content": "no"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "yes", "reasoning_content": "b"},
+    ]
+    (document,) = GivenTokens(tmp_path).conversation(talk, LIMIT)
+    assert tokenizer.decode(document.tokens[document.loss_mask].tolist()) == counted
+    (last,) = GivenTokens(tmp_path).conversation(talk, LIMIT, train_on="last")
+    assert last.text == document.text
+    ending = tokenizer.decode(last.tokens[last.loss_mask].tolist())
+    assert counted.endswith(ending)
+    assert ("yes" in ending, "no" in ending) == (True, False)

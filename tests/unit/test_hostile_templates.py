@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.stages.text.given_tokens import GivenTokens
+from moedisco_ray.stages.text.messages import talk_of
 from tests.unit.chat_data import TURNS, conversation, write_rows, write_tokenizer
 
 _NUMBERS = "{% for _ in range(99999) %}"
@@ -81,12 +82,12 @@ def test_an_interrupted_conversation_leaves_no_answer_to_the_next(tmp_path: Path
     write_tokenizer(tmp_path / "slow", _NUMBERS + "{% for _ in range(50) %}" + "{% endfor %}" * 2 + TURNS)
     write_tokenizer(tmp_path / "honest")
     slow, honest = GivenTokens(tmp_path / "slow"), GivenTokens(tmp_path / "honest")
-    wanted = honest.render(conversation(1))
+    wanted = honest.render(talk_of(conversation(1)))
     timer = threading.Timer(0.1, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        slow.render(conversation(0))
-    assert honest.render(conversation(1)).text == wanted.text
+        slow.render(talk_of(conversation(0)))
+    assert honest.render(talk_of(conversation(1))).text == wanted.text
 
 
 @pytest.mark.timeout(60)
@@ -107,12 +108,12 @@ def test_a_process_that_others_end_is_not_said_to_need_memory(tmp_path: Path, nu
     """Protects a user from replacing a template after the kernel ended its process on a machine without memory."""
     write_tokenizer(tmp_path / "endless", ENDLESS)
     write_tokenizer(tmp_path / "honest")
-    assert GivenTokens(tmp_path / "honest").render(conversation(0)).text  # the process has started
+    assert GivenTokens(tmp_path / "honest").render(talk_of(conversation(0))).text  # the process has started
     children = psutil.Process(os.getpid()).children()
     [process] = [each for each in children if "template_process.py" in " ".join(each.cmdline())]
     timer = threading.Timer(0.2, process.send_signal, [number])
     timer.start()
     wanted = f"the chat template of .*endless was ended by signal {re.escape(name)}; try again"
     with pytest.raises(RunError, match=wanted):
-        GivenTokens(tmp_path / "endless").render(conversation(1))
-    assert GivenTokens(tmp_path / "honest").render(conversation(0)).text
+        GivenTokens(tmp_path / "endless").render(talk_of(conversation(1)))
+    assert GivenTokens(tmp_path / "honest").render(talk_of(conversation(0))).text

@@ -39,6 +39,7 @@ NAME_NO_PLACE = {
             "completion_column",
             "prompt_column",
             "tools_column",
+            "instruction_column",
             "map",
         )
     ),

@@ -15,10 +15,20 @@ FunctionName = Annotated[str, Field(max_length=256, pattern=r"^[\w.]+:\w+$")]
 MOST_SOURCES = 1000
 LONGEST_GLOB = 1024
 """Maximum length of a glob of files to leave out (characters)."""
-_GIVEN = ("messages_column", "completion_column", "ids_column")
+_GIVEN = ("messages_column", "instruction_column", "completion_column", "ids_column")
 """Settings that name a column to read instead of text; they exclude each other."""
-_WITH = {"messages_column": ("tools_column",), "completion_column": ("prompt_column", "tools_column")}
-"""Further columns that are read with such a column."""
+_WITH = {
+    "messages_column": ("tools_column",),
+    "instruction_column": ("tools_column",),
+    "completion_column": ("prompt_column", "tools_column"),
+}
+"""Further settings of columns that are read with such a column."""
+_WHERE_THEY_ARE = {
+    "messages_column": ("system",),
+    "instruction_column": ("input", "output", "system", "history"),
+    "ids_column": ("labels",),
+}
+"""Columns that are read with such a column where a file has them."""
 
 
 def _is_a_glob(text: str) -> str:
@@ -50,9 +60,19 @@ class Source(Section):
     """Column with the text, in JSONL, CSV, TSV, Parquet and datasets."""
     messages_column: str | None = None
     """Column with conversations, in JSONL, Parquet and datasets: lists of messages with `role` and `content`, or with
-    `from` and `value`. The tokenizer's chat template renders them, and the loss counts only the assistant's tokens, in
-    training and evaluation. If the template marks these tokens with `{% generation %}`, its marks decide. With null,
-    `text_column` is read."""
+    `from` and `value`, as ShareGPT has them. A column `system` holds the system prompt of a row, if there is one. The
+    tokenizer's chat template renders the conversations, with the thinking of every answer, and the loss counts only the
+    assistant's tokens, in training and evaluation, but none of a message with `weight: 0`. If the template marks these
+    tokens with `{% generation %}`, its marks decide. A row that cannot be rendered, or whose answers cannot be found in
+    the text, is skipped and counted. With null, `text_column` is read."""
+    instruction_column: str | None = None
+    """Column with the instructions of rows in Alpaca's format, in JSONL, Parquet and datasets. The columns `input`,
+    `output`, `system` and `history` are read with it; only `output` has to exist. The chat template renders them as a
+    conversation: the instruction and, on the next line, the input, and then the output. With null, `text_column` is
+    read."""
+    train_on: Literal["all", "last"] = "all"
+    """Which answers of a conversation the loss counts, with `messages_column` or `instruction_column`: all, or the last
+    one."""
     completion_column: str | None = None
     """Column with completions of the prompts in `prompt_column`; the loss counts only the completions. Both columns
     hold text, or both hold lists of messages as in `messages_column`, which the chat template renders. The
@@ -63,8 +83,9 @@ class Source(Section):
     """Column with the tools that the chat template receives with the messages of a row: a list of JSON schemas, the
     same as JSON text, or null. With null, it receives no tools."""
     ids_column: str | None = None
-    """Column with token ids of the run's tokenizer, in JSONL, Parquet and datasets, which are trained on unchanged.
-    With null, the text is tokenized."""
+    """Column with token ids of the run's tokenizer, in JSONL, Parquet and datasets, which are trained on unchanged. Of
+    a row with a column `labels`, the loss leaves out the tokens whose label is -100. With null, the text is
+    tokenized."""
     map: FunctionName | None = None
     """Function that changes or drops rows, as MODULE:FUNCTION. It gets a row as a dict, with all columns of a table, or
     with `text` for a document of plain text, and returns the row to read, or None to drop it. It must depend on the row
@@ -104,6 +125,11 @@ class Source(Section):
         return {name: column for name in names if (column := getattr(self, name)) is not None}
 
     @property
+    def further_columns(self) -> tuple[str, ...]:
+        """Table columns that are read with the others where a file has them."""
+        return _WHERE_THEY_ARE.get(next(iter(self.columns)), ())
+
+    @property
     def has_given_tokens(self) -> bool:
         """Whether the source has conversations, completions or token ids for the run's tokenizer, instead of text."""
         return "text_column" not in self.columns
@@ -113,9 +139,17 @@ class Source(Section):
         if self.subset is not None and self.split is None:
             raise ValueError("subset needs a split; set split, for example to train")
         if sum(getattr(self, name) is not None for name in _GIVEN) > 1:
-            raise ValueError("messages_column, completion_column and ids_column exclude each other; name one of them")
+            *others, last = _GIVEN
+            raise ValueError(f"{', '.join(others)} and {last} exclude each other; name one of them")
+        if self.train_on != "all" and not (self.messages_column or self.instruction_column):
+            raise ValueError("train_on needs conversations; name messages_column or instruction_column")
+        if (self.prompt_column, self.completion_column) == ("instruction", "output"):
+            raise ValueError("rows of Alpaca's format also have inputs; set instruction_column instead of both columns")
         if self.tools_column is not None and "tools_column" not in self.columns:
-            raise ValueError("tools_column needs the column of the messages; name messages_column or completion_column")
+            raise ValueError(
+                "tools_column needs the column of the messages; name messages_column, instruction_column or "
+                "completion_column"
+            )
         formats = ("text",) if self.completion_column and not self.tools_column else ("text", "csv", "tsv")
         if self.has_given_tokens and (self.path == "embedded" or self.format in formats):
             raise ValueError(

@@ -324,6 +324,17 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
             f"all sources together have only {summary['validation_documents']} validation documents, so that all "
             "figures are uncertain; raise corpus.validation_fraction, or add text"
         )
+    for name, found in sources.items():
+        if found.get("skipped_rows"):
+            warnings.append(
+                f"{found['skipped_rows']:,} rows of {name} could not be read and were left out; the first because "
+                f"{found['skip_reason']}"
+            )
+        if found.get("unread_fields"):
+            warnings.append(
+                f"messages of {name} have fields that the chat template does not read, and that are not trained on: "
+                f"{', '.join(found['unread_fields'])}"
+            )
     if summary["skipped_files"]:
         warnings.append(f"{summary['skipped_files']:,} files could not be read and were left out (on_error: skip)")
     if summary["passed_over_files"]:

@@ -70,6 +70,8 @@ class CorpusSource(Record):
     empty_files: int
     dropped_rows: int = 0
     """Number of rows that the source's `map` dropped."""
+    skipped_rows: int = 0
+    """Number of rows with conversations, completions or token ids that could not be read."""
 
 
 class SkippedFile(Record):

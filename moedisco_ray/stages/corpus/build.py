@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +42,10 @@ from moedisco_ray.stages.corpus.steps import (
     WriteParts,
     Written,
 )
-from moedisco_ray.stages.corpus.summary import check_inputs, check_split, left_out, summary_of
+from moedisco_ray.stages.corpus.summary import check_inputs, check_rows, check_split, left_out, summary_of
 from moedisco_ray.stages.tables import Engine, Tables, in_process
 from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.tally import Tally
 from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.stages.text.unseen import Skipped
 
@@ -96,7 +97,7 @@ def build(
         - documents, validation_documents, duplicates, near_duplicates: numbers of documents
         - tokens (packed training tokens), validation_tokens, bytes (of training text), vocab_size
         - sources: for each source's name: documents, tokens, bytes, validation_documents, files, empty_files,
-          dropped_rows
+          dropped_rows, skipped_rows, skip_reason, unread_fields
         - skipped_files: number of files that `on_error: skip` left out
         - passed_over_files: number of files not read because their folder also holds tables
         - skipped: source, path and reason for the first of these files
@@ -130,6 +131,8 @@ def build(
     )
     found = _survey(read, rules, sources)
     skipped = _skipped(sources, found)
+    for source, tally in zip(sources.inputs, found.tallies, strict=True):
+        check_rows(source, tally, int(found.documents_S[source.order]))
     check_inputs(sources.inputs, found.documents_S, found.dropped_S, skipped)
     selection = Selection(found.damaged)
     if config.corpus.near_duplicates is not None:
@@ -174,6 +177,7 @@ def build(
             "files": files,
             "empty_files": listing.empty,
             "dropped_rows": int(found.dropped_S[source.order]),
+            **found.tallies[source.order].figures(),
         }
     return summary | {"warnings": corpus_warnings(summary)}
 
@@ -230,6 +234,7 @@ class _Surveyed(NamedTuple):
 
     Attributes:
         dropped_S: Number of rows that each input's `map` dropped in files that could be read.
+        tallies: Counts of each input's rows with conversations, completions or token ids in these files.
         reasons: Why files could not be read, by input and position in its listing.
         damaged: Keys of these files; see `reading.file_keys`.
     """
@@ -239,6 +244,7 @@ class _Surveyed(NamedTuple):
     kept_S: NDArray[np.int64]
     extremes_S2: NDArray[np.float64]
     dropped_S: NDArray[np.int64]
+    tallies: Sequence[Tally]
     reasons: Mapping[int, Mapping[int, str]]
 
     @property
@@ -270,13 +276,19 @@ def _added_up(table: pa.Table, inputs: int) -> _Surveyed:
         for row in table.filter(table["note"].is_valid()).select(["order", "file", "note"]).to_pylist()
     ]
     reasons: dict[int, dict[int, str]] = {}
-    for number, file, note in sorted(notes, key=lambda each: (each[0], each[1], each[2].start)):
+    notes.sort(key=lambda each: (each[0], each[1], each[2].start))
+    for number, file, note in notes:
         if note.reason is not None:  # of a file with several damaged slices, the first slice's reason is kept
             reasons.setdefault(number, {}).setdefault(file, note.reason)
     dropped_S = np.zeros(inputs, dtype=np.int64)
+    tallies = [Tally() for _ in range(inputs)]
     for number, file, note in notes:
-        dropped_S[number] += note.dropped if file not in reasons.get(number, {}) else 0
-    return _Surveyed(documents_S, distinct_S, kept_S, extremes_S2, dropped_S=dropped_S, reasons=reasons)
+        if file not in reasons.get(number, {}):
+            dropped_S[number] += note.dropped
+            tallies[number].add(Tally(**{**note.tally, "unread": frozenset(note.tally["unread"])}))
+    return _Surveyed(
+        documents_S, distinct_S, kept_S, extremes_S2, dropped_S=dropped_S, tallies=tallies, reasons=reasons
+    )
 
 
 def _skipped(sources: _Sources, found: _Surveyed) -> list[list[Skipped]]:

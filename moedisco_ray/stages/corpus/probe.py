@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig, Source, tokenizer_directory
@@ -12,7 +12,9 @@ from moedisco_ray.core.records.findings import cluster_warnings, corpus_warnings
 from moedisco_ray.stages.corpus.files import File, list_files
 from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.stages.corpus.sources import Input
+from moedisco_ray.stages.corpus.summary import check_rows
 from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.tally import Tally
 from moedisco_ray.stages.text.unseen import Skipped
 
 _FILES = 8
@@ -55,6 +57,7 @@ def probe(config: RunConfig) -> Probe:
     passed_over: list[Skipped] = []
     sample: dict[str, tuple[str, ...]] = {}
     documents: dict[str, int] = {}
+    tallies: dict[str, Tally] = {}
     for source in _inputs("corpus.sources", "source", config.corpus.sources, limits, tokenizer):
         try:
             found = _look_into(source)
@@ -63,6 +66,7 @@ def probe(config: RunConfig) -> Probe:
         else:
             if source.settings.map is None:
                 sample[source.name], documents[source.name] = found.texts, found.documents
+            tallies[source.name] = found.tally
             skipped += found.skipped
             passed_over += found.passed_over
     for source in _inputs("evaluation.sources", "unseen", config.evaluation.sources, limits, tokenizer):
@@ -70,7 +74,7 @@ def probe(config: RunConfig) -> Probe:
             _look_into(source)
         except UserError as error:
             problems.append(error)
-    return Probe(tuple(problems), tuple(_warnings(config, documents, skipped, passed_over)), sample, documents)
+    return Probe(tuple(problems), tuple(_warnings(config, documents, skipped, passed_over, tallies)), sample, documents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,7 @@ class _Found:
     documents: int
     skipped: tuple[Skipped, ...]
     passed_over: tuple[Skipped, ...]
+    tally: Tally
 
 
 def _inputs(
@@ -102,14 +107,15 @@ def _look_into(source: Input) -> _Found:
     listing = list_files(source.field, source.settings)
     count = len(listing.files)
     if source.settings.map is not None:
-        return _Found((), 0, listing.skipped, listing.passed_over)
+        return _Found((), 0, listing.skipped, listing.passed_over, Tally())
     chosen = [listing.files[i * count // _FILES] for i in range(_FILES)] if count > _FILES else list(listing.files)
     texts: list[str] = []
     skipped = list(listing.skipped)
     bytes_read = documents_read = 0
+    tally = Tally()
     for file in chosen:
         try:
-            first, ended = _first_texts(source, file)
+            first, ended = _first_texts(source, file, tally)
         except CorpusError as error:
             if source.settings.on_error == "fail":
                 raise
@@ -118,18 +124,20 @@ def _look_into(source: Input) -> _Found:
         texts += first
         bytes_read += file.text_bytes if ended else sum(len(text.encode()) for text in first)
         documents_read += len(first)
+    if source.settings.has_given_tokens:
+        check_rows(source, tally, len(texts))
     if not texts and len(chosen) == count:
         raise CorpusError(
             f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text"
         )
     documents = documents_read * listing.text_bytes // bytes_read if bytes_read else 0
-    return _Found(tuple(texts), documents, tuple(skipped), listing.passed_over)
+    return _Found(tuple(texts), documents, tuple(skipped), listing.passed_over, tally)
 
 
-def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:
+def _first_texts(source: Input, file: File, tally: Tally) -> tuple[list[str], bool]:
     """The first documents of a file, and whether they are all of its documents."""
     texts: list[str] = []
-    documents = read_slice(source, Slice(file))
+    documents = read_slice(source, Slice(file), tally=tally)
     held = 0
     for document in documents:
         texts.append(document.text)
@@ -140,14 +148,22 @@ def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:
 
 
 def _warnings(
-    config: RunConfig, documents: dict[str, int], skipped: Sequence[Skipped], passed_over: Sequence[Skipped]
+    config: RunConfig,
+    documents: dict[str, int],
+    skipped: Sequence[Skipped],
+    passed_over: Sequence[Skipped],
+    tallies: Mapping[str, Tally],
 ) -> list[str]:
     share = config.corpus.validation_fraction
     held_out = {name: max(round(count * share), min(1, count - 1)) for name, count in documents.items()}
     unread = any(source.path == "embedded" or source.map for source in config.corpus.sources if source.owner is None)
     summary = {
         "sources": {
-            name: {"documents": count - held_out[name], "validation_documents": held_out[name]}
+            name: {
+                "documents": count - held_out[name],
+                "validation_documents": held_out[name],
+                **tallies[name].figures(),
+            }
             for name, count in documents.items()
             if count
         },

@@ -23,6 +23,7 @@ from moedisco_ray.stages.corpus.rows import ColumnError
 from moedisco_ray.stages.corpus.sources import Input
 from moedisco_ray.stages.corpus.streams import NotTextError
 from moedisco_ray.stages.text.cutting import Document, GivenTokensError, Kept, cut_document, cut_stream
+from moedisco_ray.stages.text.tally import Tally
 
 UNIT_BYTES = 64 << 20
 """Target size of the text that one reading task gets (bytes)."""
@@ -89,8 +90,16 @@ def reason(error: CorpusError) -> str:
     return error.remedy.partition("; ")[0]
 
 
-def read_slice(source: Input, piece: Slice, row_map: RowMap | None = None) -> Iterator[Document]:
+def read_slice(
+    source: Input, piece: Slice, row_map: RowMap | None = None, tally: Tally | None = None
+) -> Iterator[Document]:
     """Yield the documents of a slice of a file, except for those of only white space.
+
+    Args:
+        source: The source.
+        piece: The slice.
+        row_map: The source's function; None makes one.
+        tally: Counts rows that hold conversations, completions or token ids; those that cannot be read are skipped.
 
     Raises:
         CorpusError: The file is binary, damaged or unreadable, or lacks the text column.
@@ -98,13 +107,11 @@ def read_slice(source: Input, piece: Slice, row_map: RowMap | None = None) -> It
     """
     path, columns = piece.file.path, source.settings.columns
     try:
-        yield from _documents(source, piece, row_map_of(source) if row_map is None else row_map)
+        functions = row_map_of(source) if row_map is None else row_map
+        yield from _documents(source, piece, functions, Tally() if tally is None else tally)
     except ColumnError as error:
         setting = next((name for name, column in columns.items() if column == error.column), "text_column")
         raise CorpusError(f"{source.field}.{setting}", error.column, str(error)) from error
-    except GivenTokensError as error:
-        setting, column = next(iter(columns.items()))
-        raise CorpusError(f"{source.field}.{setting}", column, f"{error}, in {path}") from error
     except NotTextError as error:
         raise CorpusError(f"{source.field}.path", path, str(error)) from error
     except (OSError, pa.ArrowInvalid) as error:
@@ -127,10 +134,10 @@ def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:
     return [Slice(file, start, min(start + step, total)) for start in range(0, total, step)]
 
 
-def _documents(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[Document]:
+def _documents(source: Input, piece: Slice, row_map: RowMap | None, tally: Tally) -> Iterator[Document]:
     file, settings, limits = piece.file, source.settings, source.limits
     if settings.has_given_tokens:
-        return _given(source, piece, row_map)
+        return _given(source, piece, row_map, tally)
     if file.format == "text":
         documents = _plain_text(source, piece)
         return documents if row_map is None else _mapped_documents(documents, row_map, source, file)
@@ -175,36 +182,34 @@ def _mapped(source: Input) -> str:
     return f"a row that {source.settings.map} returns"
 
 
-def _given(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[Document]:
-    """Documents of columns with conversations, completions or token ids."""
+def _given(source: Input, piece: Slice, row_map: RowMap | None, tally: Tally) -> Iterator[Document]:
+    """Documents of columns with conversations, completions or token ids; rows that cannot be read are skipped."""
     # Importing transformers takes seconds; only sources with such columns need it.
-    from moedisco_ray.stages.text.given_tokens import given_tokens  # noqa: PLC0415
+    from moedisco_ray.stages.text.given_tokens import documents_of, given_tokens  # noqa: PLC0415
 
     if source.tokenizer is None:
         raise CorpusError(
             "tokenizer.path", None, f"is not set, but {source.settings.path!r} needs the tokenizer of its data"
         )
     made, limit = given_tokens(source.tokenizer), source.limits.document_tokens
-    for values in _values(source, piece, row_map):
-        first, *others = values
-        if first is None:
-            continue
-        if source.settings.completion_column is not None:
-            prompt, *tools = others
-            yield from made.completion(prompt, first, limit, *tools)
-        elif source.settings.messages_column is not None:
-            yield from made.conversation(first, limit, *others)
+    for row in _rows(source, piece, row_map):
+        try:
+            found = list(documents_of(made, source.settings, row, limit, tally))
+        except GivenTokensError as error:
+            tally.skip(f"{error}, in {piece.file.path}")
         else:
-            yield from made.tokens(first, limit)
+            yield from found
 
 
-def _values(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[list[Any]]:
-    """Values of a source's columns, row by row."""
-    columns, path = source.settings.columns.values(), piece.file.path
-    for row in rows.table_rows(piece.file, columns if row_map is None else None, piece.start, piece.stop):
+def _rows(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[dict[str, Any]]:
+    """Rows with a source's columns."""
+    settings, path = source.settings, piece.file.path
+    columns = settings.columns.values()
+    wanted = columns if row_map is None else None
+    for row in rows.table_rows(piece.file, wanted, piece.start, piece.stop, settings.further_columns):
         found, where = (row, path) if row_map is None else (row_map(row, path), _mapped(source))
         if found is not None:
-            yield [rows.value_of(found, column, where) for column in columns]
+            yield found | {column: rows.value_of(found, column, where) for column in columns}
 
 
 def _cut(text: Text, about: int) -> Iterator[Document]:

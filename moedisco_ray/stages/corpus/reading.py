@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ from moedisco_ray.stages.corpus.readers import Slice, Unit, read_slice, reason, 
 from moedisco_ray.stages.corpus.row_map import RowMap
 from moedisco_ray.stages.tables import RANGE
 from moedisco_ray.stages.text.cutting import Document
+from moedisco_ray.stages.text.tally import Tally
 
 READ = pa.schema([*STAGED, pa.field(RANGE, pa.int64()), pa.field("file", pa.int32()), pa.field("note", pa.string())])
 """Schema of documents as a reading task yields them: the columns of `STAGED`, and
@@ -54,11 +55,13 @@ class Note(NamedTuple):
         start: Where the slice begins.
         dropped: Number of rows that the source's `map` dropped.
         reason: Why the slice could not be read, if the source says `on_error: skip`; None if it was read.
+        tally: Counts of its rows with conversations, completions or token ids: the fields of a `Tally`.
     """
 
     start: int
     dropped: int
     reason: str | None
+    tally: Mapping[str, Any]
 
 
 class Selection(NamedTuple):
@@ -147,9 +150,9 @@ def _chunks(
     held = 0
     for piece in unit.slices:
         before = 0 if row_map is None else row_map.dropped
-        failure = None
+        failure, tally = None, Tally()
         try:
-            for document in read_slice(unit.source, piece, row_map):
+            for document in read_slice(unit.source, piece, row_map, tally):
                 chunk.append(document)
                 held += len(document.text)
                 if held >= size:
@@ -161,8 +164,9 @@ def _chunks(
             failure = reason(error)
         files += [piece.number] * (len(chunk) - len(files))
         dropped = 0 if row_map is None else row_map.dropped - before
-        if failure is not None or dropped:
-            notes.append((piece, Note(piece.start, dropped, failure)))
+        if failure is not None or dropped or tally != Tally():
+            counts = dataclasses.asdict(tally) | {"unread": sorted(tally.unread)}
+            notes.append((piece, Note(piece.start, dropped, failure, counts)))
     if chunk:
         yield chunk, files
 

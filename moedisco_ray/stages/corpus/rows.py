@@ -60,7 +60,9 @@ def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterato
             yield text
 
 
-def table_rows(file: File, columns: Collection[str] | None, start: int, stop: int | None) -> Iterator[dict[str, Any]]:
+def table_rows(
+    file: File, columns: Collection[str] | None, start: int, stop: int | None, further: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Rows of a table as Python values, of CSV as text. Each row is held in memory whole.
 
     Args:
@@ -68,6 +70,7 @@ def table_rows(file: File, columns: Collection[str] | None, start: int, stop: in
         columns: Columns to read; None reads all.
         start: First byte or row group, as in `readers.Slice`.
         stop: Byte or row group after the last one; None for the end of the file.
+        further: Columns to read where a file has them.
 
     Raises:
         NotTextError: A line is not UTF-8 or not a JSON object.
@@ -77,8 +80,8 @@ def table_rows(file: File, columns: Collection[str] | None, start: int, stop: in
     if file.format == "text":
         raise ColumnError(next(iter(columns or [_TEXT])), f"{file.path} has no columns; write JSON Lines or Parquet")
     if file.format == "jsonl":
-        return _json_rows(file, columns, start, stop)
-    return (row for batch in _batches(file, columns, start, stop) for row in batch.to_pylist())
+        return _json_rows(file, columns, start, stop, further)
+    return (row for batch in _batches(file, columns, start, stop, further) for row in batch.to_pylist())
 
 
 def value_of(row: Mapping[str, Any], column: str, where: str) -> Any:
@@ -201,12 +204,15 @@ def _object(line: bytes, at: int) -> dict[str, Any]:
     return row
 
 
-def _json_rows(file: File, columns: Collection[str] | None, start: int, stop: int | None) -> Iterator[dict[str, Any]]:
+def _json_rows(
+    file: File, columns: Collection[str] | None, start: int, stop: int | None, further: Collection[str]
+) -> Iterator[dict[str, Any]]:
     for at, line in _lines(file, start, stop):
         whole = line if isinstance(line, bytes) else b"".join(part.data for part in line)
         row = _object(whole, at)
         if columns is not None:
-            row = {column: value_of(row, column, file.path) for column in columns}
+            others = {column: row[column] for column in further if column in row}
+            row = {column: value_of(row, column, file.path) for column in columns} | others
         yield _clean(row) if b"\\u" in whole else row
 
 
@@ -218,18 +224,20 @@ def _clean(value: Any) -> Any:
     return {key: _clean(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def _batches(file: File, columns: Collection[str] | None, start: int, stop: int | None) -> Iterator[Any]:
+def _batches(
+    file: File, columns: Collection[str] | None, start: int, stop: int | None, further: Collection[str]
+) -> Iterator[Any]:
     """Batches of CSV, of Parquet row groups [start, stop) or of a saved data set, with the columns; None means all."""
     if file.format in ("csv", "tsv"):
         yield from _csv_batches(file, columns)
         return
     if file.format == "arrow":
         with file.file_system().open_input_stream(file.path) as stream, pa.ipc.open_stream(stream) as batches:
-            chosen = _chosen(file, columns, batches.schema.names)
+            chosen = _chosen(file, columns, batches.schema.names, further)
             yield from (batch.select(chosen) for batch in batches)
         return
     with file.file_system().open_input_file(file.path) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
-        chosen = _chosen(file, columns, table.schema_arrow.names)
+        chosen = _chosen(file, columns, table.schema_arrow.names, further)
         for number in range(start, table.num_row_groups if stop is None else stop):
             group = table.metadata.row_group(number)
             size = max(1, min(_ROWS, _ROWS_BYTES * group.num_rows // max(1, group.total_byte_size)))
@@ -247,12 +255,16 @@ def _csv_batches(file: File, columns: Collection[str] | None) -> Iterator[Any]:
         yield from batches
 
 
-def _chosen(file: File, columns: Collection[str] | None, names: Sequence[str]) -> list[str]:
+def _chosen(
+    file: File, columns: Collection[str] | None, names: Sequence[str], further: Collection[str] = ()
+) -> list[str]:
     """The columns to read of a table with the columns `names`."""
     for column in columns or ():
         if column not in names:
             raise _no_column(file.path, column, names)
-    return list(names if columns is None else columns)
+    if columns is None:
+        return list(names)
+    return [*columns, *(name for name in further if name in names and name not in columns)]
 
 
 def _joined(parts: Sequence[LinePart]) -> bytes:

@@ -12,6 +12,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.stages.corpus.files import Listing
 from moedisco_ray.stages.corpus.sources import Input
+from moedisco_ray.stages.text.tally import Tally
 from moedisco_ray.stages.text.unseen import Skipped
 
 LISTED_FILES = 20
@@ -47,6 +48,25 @@ def check_inputs(
             raise CorpusError(
                 f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text"
             )
+
+
+def check_rows(source: Input, tally: Tally, documents: int) -> None:
+    """Check that rows with conversations, completions or token ids can be read, and teach the model to end an answer.
+
+    Raises:
+        CorpusError: No row could be read, or the loss counts no special token of any row.
+    """
+    setting, column = next(iter(source.settings.columns.items()))
+    field = f"{source.field}.{setting}"
+    if tally.skipped and not documents:
+        raise CorpusError(field, column, f"{tally.reason}; none of the {tally.skipped:,} rows can be read")
+    if tally.masked and not tally.ended:
+        raise CorpusError(
+            field,
+            column,
+            "the loss counts no special token of any row, so that the model would not learn to end an answer; let the "
+            "chat template end the assistant's turns with one, such as the end-of-sequence token",
+        )
 
 
 def check_split(config: RunConfig, train_S3: NDArray[np.int64], validation_S3: NDArray[np.int64]) -> None:

@@ -17,8 +17,10 @@ from moedisco_ray.stages.corpus.documents import document_id, part_id
 from moedisco_ray.stages.corpus.files import File, list_files
 from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
+from moedisco_ray.stages.corpus.summary import check_rows
 from moedisco_ray.stages.corpus.tokens import cut_to_limit
 from moedisco_ray.stages.text.cutting import Document, Limits
+from moedisco_ray.stages.text.tally import Tally
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.text.unseen import Sample, Skipped, Unseen
 
@@ -60,7 +62,9 @@ def read_unseen(
         found: dict[bytes, Sample] = {}
         skipped: list[Skipped] = []
         for source in inputs:
-            samples, left_out = _beginning(source, encoder, share)
+            samples, left_out, tally = _beginning(source, encoder, share)
+            if source.settings.has_given_tokens:
+                check_rows(source, tally, len(samples))
             skipped += left_out
             for sample in samples:
                 found.setdefault(sample.id, sample)
@@ -74,14 +78,15 @@ def read_unseen(
     return Unseen(samples, len(known), skipped)
 
 
-def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample], list[Skipped]]:
+def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample], list[Skipped], Tally]:
+    tally = Tally()
     listing = list_files(source.field, source.settings, own=source.own)
     samples: list[Sample] = []
     skipped = [*listing.skipped, *listing.passed_over]
     room = share
     for file in listing.files:
         try:
-            found, full = _read_file(source, file, encoder, room, first=not samples)
+            found, full = _read_file(source, file, encoder, room, first=not samples, tally=tally)
         except CorpusError as error:
             if source.settings.on_error == "fail":
                 raise
@@ -91,16 +96,18 @@ def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample
         room -= sum(len(sample.tokens) for sample in found)
         if full:
             break
-    return samples, skipped
+    return samples, skipped, tally
 
 
-def _read_file(source: Input, file: File, encoder: Encoder, room: int, *, first: bool) -> tuple[list[Sample], bool]:
+def _read_file(
+    source: Input, file: File, encoder: Encoder, room: int, *, first: bool, tally: Tally
+) -> tuple[list[Sample], bool]:
     """The first documents of a file, up to `room` tokens, and whether the next document did not fit.
 
     With `first`, the file's first document is cut to `room` tokens if it is longer.
     """
     found: list[Sample] = []
-    for sample in _samples(source, read_slice(source, Slice(file)), encoder):
+    for sample in _samples(source, read_slice(source, Slice(file), tally=tally), encoder):
         if len(sample.tokens) > room:
             if first and not found:
                 tokens, mask = sample.tokens[:room], sample.loss_mask

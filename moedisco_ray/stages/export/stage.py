@@ -64,7 +64,10 @@ def datasets_of(config: RunConfig) -> list[str]:
 
 def has_turns(config: RunConfig) -> bool:
     """Whether a run trains on conversations, or on prompts with completions."""
-    return any(source.messages_column or source.completion_column for source in config.corpus.sources)
+    return any(
+        source.messages_column or source.instruction_column or source.completion_column
+        for source in config.corpus.sources
+    )
 
 
 def export_model(

@@ -1,8 +1,6 @@
 """Turn conversations, completions and lists of token ids into documents, and mark the tokens that the loss counts.
 
-The tokenizer's chat template renders a conversation, and the loss counts what the assistant writes. If the template
-marks it with `{% generation %}`, the marks decide, as in transformers. In any other template, an assistant's turn
-begins where the template ends a prompt for it, and ends where the template ends the conversation up to this turn. Of a
+The tokenizer's chat template renders a conversation, and the loss counts what the assistant writes (`turns`). Of a
 completion, the loss counts all that follows the prompt.
 
 This module imports transformers, which is slow.
@@ -12,26 +10,25 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moedisco_ray.core.config import RunConfig, tokenizer_directory
+from moedisco_ray.core.config import RunConfig, Source, tokenizer_directory
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.models.chat_templates import Part, RenderedText, TemplateError, render, template_of
+from moedisco_ray.models.chat_templates import template_of
 from moedisco_ray.models.tokenizer_directories import load_pretrained
 from moedisco_ray.stages.text.cutting import Document, GivenTokensError, without_surrogates
-from moedisco_ray.stages.text.messages import Message, Tools, messages_of, tools_of
+from moedisco_ray.stages.text.messages import Message, Talk, Tools, TrainOn, alpaca, first_that_works, talk_of, tools_of
 from moedisco_ray.stages.text.pretrained import open_encoder
+from moedisco_ray.stages.text.tally import Tally
+from moedisco_ray.stages.text.turns import PLACE, TurnFinder, common
 
-_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PLACE = "\N{OBJECT REPLACEMENT CHARACTER}0\N{OBJECT REPLACEMENT CHARACTER}"
-"""Text in place of a turn's content, which no conversation contains."""
+_IGNORED = -100
+"""Label of a token that the loss does not count, as in transformers."""
 
 
 class Rendered(NamedTuple):
@@ -61,10 +58,21 @@ class GivenTokens:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._tokenizer = load_pretrained(directory)
+        tokenizer = load_pretrained(directory)
+        self._turns = TurnFinder(tokenizer)
         self._encoder = open_encoder(directory)
+        self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
-    def conversation(self, messages: Any, limit: int, tools: Any = None) -> Iterator[Document]:
+    def conversation(
+        self,
+        messages: Any,
+        limit: int,
+        tools: Any = None,
+        *,
+        system: Any = None,
+        train_on: TrainOn = "all",
+        tally: Tally | None = None,
+    ) -> Iterator[Document]:
         """Yield a rendered conversation as one document, or as parts of one group if it is longer than `limit` tokens.
 
         Parts without a token that the loss counts are left out.
@@ -73,15 +81,51 @@ class GivenTokens:
             messages: The conversation.
             limit: Maximum tokens of a document.
             tools: Tools that the template gets: a list of JSON schemas, the same as JSON text, or None.
+            system: System prompt of a conversation without a system message.
+            train_on: Whether the loss counts all messages of the assistant, or the last one.
+            tally: Gets the fields of messages that are not read.
 
         Raises:
             GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in
                 it.
         """
-        if found := messages_of(messages):
-            yield from self._parts(self.render(found, tools_of(tools)), limit)
+        schemas = tools_of(tools)
+        talk = talk_of(messages, self._turns.template(schemas), train_on, system)
+        if tally is not None:
+            tally.unread |= talk.unread
+        if any(talk.trained):
+            yield from self._parts(self.render(talk, schemas), limit, tally)
 
-    def completion(self, prompt: Any, completion: Any, limit: int, tools: Any = None) -> Iterator[Document]:
+    def instruction(
+        self,
+        row: Mapping[str, Any],
+        column: str,
+        limit: int,
+        tools: Any = None,
+        *,
+        train_on: TrainOn = "all",
+        tally: Tally | None = None,
+    ) -> Iterator[Document]:
+        """Yield a row of Alpaca's format as `conversation` yields a conversation.
+
+        Args:
+            row: The row.
+            column: Column with the instruction.
+            limit: Maximum tokens of a document.
+            tools: As in `conversation`.
+            train_on: As in `conversation`.
+            tally: As in `conversation`.
+
+        Raises:
+            GivenTokensError: As `conversation`, or the row is not of the format.
+        """
+        yield from self.conversation(
+            alpaca(row, column), limit, tools, system=row.get("system"), train_on=train_on, tally=tally
+        )
+
+    def completion(
+        self, prompt: Any, completion: Any, limit: int, tools: Any = None, *, tally: Tally | None = None
+    ) -> Iterator[Document]:
         """Yield a prompt with its completion as `conversation` yields a conversation; the loss counts the completion.
 
         Args:
@@ -89,6 +133,7 @@ class GivenTokens:
             completion: As the prompt. EOS follows a completion of text; in a conversation, the template ends turns.
             limit: Maximum tokens of a document.
             tools: As in `conversation`, for messages.
+            tally: As in `conversation`.
 
         Raises:
             GivenTokensError: One is text and the other is not, or the template renders the prompt differently before a
@@ -100,34 +145,47 @@ class GivenTokens:
         elif isinstance(prompt, str) or isinstance(completion, str):
             raise GivenTokensError("a row holds text and messages; write prompt and completion alike")
         else:
-            text, start = self._answered(messages_of(prompt), messages_of(completion), tools_of(tools))
-        ids, offsets = self._encode(text)
+            schemas = tools_of(tools)
+            template = self._turns.template(schemas)
+            asked_talk, answer = talk_of(prompt, template), talk_of(completion, template)
+            if tally is not None:
+                tally.unread |= asked_talk.unread | answer.unread
+            text, start = self._answered(asked_talk.messages, answer.messages, schemas)
+        ids, offsets = self._turns.encode(text)
         if isinstance(completion, str) and ids[-1:].tolist() != [self._encoder.eos]:
             ids, offsets = (
                 np.append(ids, np.int32(self._encoder.eos)),
                 np.append(offsets, [[len(text), len(text) + 1]], axis=0),
             )
         if start < len(text):
-            yield from self._parts(Rendered(text, ids, offsets, offsets[:, 1] > start), limit)
+            yield from self._parts(Rendered(text, ids, offsets, offsets[:, 1] > start), limit, tally)
 
     def _answered(self, prompt: Sequence[Message], completion: Sequence[Message], tools: Tools) -> tuple[str, int]:
         """A prompt with its completion, rendered, and the place of the completion's first character."""
         if not prompt:
             raise GivenTokensError("a prompt has no messages; write at least one")
-        asked, text = self._apply(prompt, tools, prompt=True), self._apply([*prompt, *completion], tools)
+        return first_that_works(
+            [*prompt, *completion], lambda form: self._answered_in(form[: len(prompt)], form[len(prompt) :], tools)
+        )
+
+    def _answered_in(self, prompt: Sequence[Message], completion: Sequence[Message], tools: Tools) -> tuple[str, int]:
+        asked, text = self._turns.apply(prompt, tools, prompt=True), self._turns.apply([*prompt, *completion], tools)
         if text.startswith(asked):
             return text, len(asked)
         # A template may end a prompt with more than it writes before an answer, such as an opening tag for reasoning.
-        start = _common(asked, text)
-        if start < _common(asked, self._apply(prompt, tools)):
+        start = common(asked, text)
+        if start < common(asked, self._turns.apply(prompt, tools)):
             raise GivenTokensError(
                 "the chat template renders a prompt differently before its completion, which cannot be found"
             )
         return text, start
 
-    def _parts(self, rendered: Rendered, limit: int) -> Iterator[Document]:
+    def _parts(self, rendered: Rendered, limit: int, tally: Tally | None) -> Iterator[Document]:
         """Cut a rendered text into documents of one group; leave out those without a token that the loss counts."""
         text, ids, offsets, loss_mask = rendered
+        if tally is not None:
+            tally.masked += 1
+            tally.ended += not self._special.isdisjoint(ids[loss_mask].tolist())
         first = int(len(ids) > 0 and ids[0] == self._encoder.bos)  # packing adds it
         starts = [*range(first, len(ids), limit)]
         if len(starts) > 1 and offsets[starts[-1], 0] == len(text):
@@ -141,124 +199,117 @@ class GivenTokens:
                 yield Document(part, begins, tokens=ids[start:stop], loss_mask=loss_mask[start:stop])
                 begins = False
 
-    def tokens(self, ids: Any, limit: int) -> Iterator[Document]:
+    def tokens(self, ids: Any, limit: int, labels: Any = None) -> Iterator[Document]:
         """Yield token ids as one document, or as the parts of one group if they are more than `limit`.
 
+        Args:
+            ids: The token ids.
+            limit: Maximum tokens of a document.
+            labels: For each token its id, or -100 if the loss does not count it; None: it counts all.
+
         Raises:
-            GivenTokensError: The value is not a list of ids of the tokenizer.
+            GivenTokensError: The value is not a list of ids of the tokenizer, or the labels are not those of the ids.
         """
         vocab_size = self._encoder.vocab_size
         if not (isinstance(ids, list) and all(isinstance(each, int) and 0 <= each < vocab_size for each in ids)):
             raise GivenTokensError(f"a row holds no list of ids below {vocab_size}, the size of the vocabulary")
         found = np.array(ids, dtype=np.int32)
-        if len(found) and found[0] == self._encoder.bos:
-            found = found[1:]
-        if len(found) and found[-1] == self._encoder.eos:  # packing adds it
-            found = found[:-1]
-        parts = [found[start : start + limit] for start in range(0, len(found), limit)]
-        for number, (part, text) in enumerate(zip(parts, self._encoder.decode(parts), strict=True)):
-            yield Document(text, begins=number == 0, tokens=part)
+        mask = None if labels is None else _counted(ids, labels)
+        first = int(len(found) > 0 and found[0] == self._encoder.bos)
+        last = len(found)
+        if mask is None and last > first and found[-1] == self._encoder.eos:  # packing adds it, and counts it
+            last -= 1
+        parts = [slice(start, min(start + limit, last)) for start in range(first, last, limit)]
+        begins = True
+        for part, text in zip(parts, self._encoder.decode([found[part] for part in parts]), strict=True):
+            counted = None if mask is None else mask[part]
+            if counted is None or counted.any():
+                yield Document(text, begins, tokens=found[part], loss_mask=counted)
+                begins = False
 
-    def render(self, messages: Sequence[Message], tools: Tools = None) -> Rendered:
+    def render(self, talk: Talk, tools: Tools = None) -> Rendered:
         """Render a conversation and find the tokens that the loss counts.
 
         Raises:
             GivenTokensError: The template cannot render the conversation, or the assistant's turns cannot be found in
                 it.
         """
-        has_marks = _MARKED.search(template_of(self._tokenizer, tools) or "") is not None
-        turns = (
-            [] if has_marks else [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        )
-        parts = [
-            Part(len(messages)),
-            *(Part(number, prompt=True) for number in turns),
-            *(Part(number + 1) for number in turns),
-        ]
-        (text, spans), *rest = self._rendered(messages, parts, tools, marks=has_marks)
-        ids, offsets = self._encode(text)
+        text, spans = self._turns.find(talk.messages, tools)
+        answers = [trained for trained, message in zip(talk.trained, talk.messages, strict=True) if _answers(message)]
+        if -1 in spans and not all(answers):
+            raise GivenTokensError(
+                "the chat template does not say which turn each of its marks is in, so that single turns cannot be "
+                "left out of training"
+            )
+        ids, offsets = self._turns.encode(text)
         loss_mask = np.zeros(len(ids), dtype=np.bool_)
-        around = zip(turns, rest[: len(turns)], rest[len(turns) :], strict=True)
-        found = (
-            self._turn(messages, number, text, prompt=prompt, whole=whole, tools=tools)
-            for number, (prompt, _), (whole, _) in around
-        )
-        for start, stop in spans if has_marks else found:
-            loss_mask |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
+        for number, found in spans.items():
+            for start, stop in found if number < 0 or talk.trained[number] else ():
+                loss_mask |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
         return Rendered(text, ids, offsets, loss_mask)
 
     def turn_end(self) -> int | None:
         """The special token that the chat template writes after an answer; None without one or without a template."""
         try:
             text, ids, offsets, loss_mask = self.render(
-                [{"role": role, "content": _PLACE} for role in ("user", "assistant")]
+                talk_of([{"role": role, "content": PLACE} for role in ("user", "assistant")])
             )
         except GivenTokensError:
             return None
-        added = self._tokenizer.added_tokens_decoder
-        after = ids[loss_mask & (offsets[:, 0] >= text.rfind(_PLACE) + len(_PLACE))].tolist()
-        return next((token for token in after if token in added and added[token].special), None)
+        after = ids[loss_mask & (offsets[:, 0] >= text.rfind(PLACE) + len(PLACE))]
+        return next((token for token in after.tolist() if token in self._special), None)
 
-    def _turn(
-        self, messages: Sequence[Message], number: int, text: str, prompt: str, whole: str, tools: Tools
-    ) -> tuple[int, int]:
-        """First and last character (exclusive) of a turn of the assistant in a rendered conversation.
 
-        Args:
-            messages: The conversation.
-            number: Index of the turn's message.
-            text: The rendered conversation.
-            prompt: The conversation before the turn, with the beginning of an answer.
-            whole: The conversation up to the turn and with it.
-            tools: Tools that the template gets.
-        """
-        if text.startswith(whole) and whole.startswith(prompt):
-            return len(prompt), len(whole)
-        return self._turn_around(messages, number, prompt, text, tools)
+def _counted(ids: Sequence[int], labels: Any) -> NDArray[np.bool_]:
+    """Whether the loss counts each token [n], by the labels of a row."""
+    if not isinstance(labels, list) or len(labels) != len(ids):
+        raise GivenTokensError("the labels of a row are not as many as its ids")
+    if any(label not in (each, _IGNORED) for label, each in zip(labels, ids, strict=True)):
+        raise GivenTokensError(
+            f"a label is neither the id of its token nor {_IGNORED}; write labels that are not shifted"
+        )
+    return np.array(labels) != _IGNORED
 
-    def _turn_around(
-        self, messages: Sequence[Message], number: int, prompt: str, text: str, tools: Tools
-    ) -> tuple[int, int]:
-        """Find a turn by its content, for templates that render the last turn differently, such as with its reasoning.
 
-        The content may occur elsewhere in the conversation, so it is replaced by a text that does not.
-        """
-        content = str(messages[number].get("content") or "").strip()
-        marked = [*messages[:number], {**messages[number], "content": _PLACE}, *messages[number + 1 :]]
-        before, _, rest = self._apply(marked, tools).partition(_PLACE)
-        _, found, tail = self._apply(marked[: number + 1], tools).partition(_PLACE)
-        if not content or not found or text != before + content + rest:
-            raise GivenTokensError(
-                "the chat template renders a turn differently when the conversation continues, so the assistant's "
-                "turns cannot be found; mark them in the template with {% generation %} and {% endgeneration %}"
-            )
-        ids, offsets = self._encode(tail)
-        following, _ = self._encode(rest[: len(tail)])
-        same = _common(ids.tolist(), following.tolist())
-        start = len(prompt) if text.startswith(prompt) else len(before)
-        after = int(offsets[same - 1, 1]) if same else 0
-        return start, len(before) + len(content) + after
-
-    def _encode(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return np.array(found["input_ids"], np.int32), np.array(found["offset_mapping"], np.int64).reshape(-1, 2)
-
-    def _apply(self, messages: Sequence[Message], tools: Tools, *, prompt: bool = False) -> str:
-        return self._rendered(messages, [Part(len(messages), prompt)], tools)[0].text
-
-    def _rendered(
-        self, messages: Sequence[Message], parts: Sequence[Part], tools: Tools, *, marks: bool = False
-    ) -> list[RenderedText]:
-        try:
-            return render(self._tokenizer, messages, parts, tools, marks=marks)
-        except TemplateError as error:
-            raise GivenTokensError(f"the chat template cannot render a conversation ({error})") from error
+def _answers(message: Message) -> bool:
+    return bool(message["role"] == "assistant")
 
 
 @functools.lru_cache(maxsize=1)
 def given_tokens(directory: Path) -> GivenTokens:
     """The maker of documents for the tokenizer in a directory; the last one is kept."""
     return GivenTokens(directory)
+
+
+def documents_of(
+    made: GivenTokens, source: Source, row: Mapping[str, Any], limit: int, tally: Tally
+) -> Iterator[Document]:
+    """Documents of a row of a source.
+
+    Args:
+        made: Makes them.
+        source: The source, which names the columns.
+        row: The row.
+        limit: Maximum tokens of a document.
+        tally: Counts rows.
+
+    Raises:
+        GivenTokensError: The row cannot be read.
+    """
+    first = row[next(iter(source.columns.values()))]
+    tools = None if source.tools_column is None else row[source.tools_column]
+    if first is None:
+        return
+    if source.completion_column is not None:
+        yield from made.completion(row[source.prompt_column], first, limit, tools, tally=tally)
+    elif source.ids_column is not None:
+        yield from made.tokens(first, limit, row.get("labels"))
+    elif source.instruction_column is not None:
+        yield from made.instruction(row, source.instruction_column, limit, tools, train_on=source.train_on, tally=tally)
+    else:
+        yield from made.conversation(
+            first, limit, tools, system=row.get("system"), train_on=source.train_on, tally=tally
+        )
 
 
 def check_sources(config: RunConfig) -> None:
@@ -281,12 +332,12 @@ def check_sources(config: RunConfig) -> None:
             "directory of their tokenizer",
         )
     if template_of(load_pretrained(directory)) is None:
-        if not any(source.messages_column for source in sources):
+        if not any(source.messages_column or source.instruction_column for source in sources):
             return  # token ids and completions of text need none
         raise ConfigError(
             "tokenizer.path",
             str(directory),
-            "has no chat template, which sources with messages_column need; name the tokenizer "
+            "has no chat template, which sources with messages_column or instruction_column need; name the tokenizer "
             "of a chat model, or add chat_template.jinja to the directory",
         )
     for name, optimizer, _ in config.trainings:
@@ -304,8 +355,3 @@ def _separates_turns(directory: Path) -> bool:
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]
     found = next(GivenTokens(directory).conversation(turns, 1 << 20), None)
     return found is not None and found.tokens is not None and open_encoder(directory).prefix in found.tokens
-
-
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Length of the longest common prefix."""
-    return sum(1 for _ in itertools.takewhile(bool, map(operator.eq, one, other)))
