@@ -51,8 +51,9 @@ class Source(Section):
     messages_column: str | None = None
     """Column with conversations, in JSONL, Parquet and datasets: lists of messages with `role` and `content`, or with
     `from` and `value`. The tokenizer's chat template renders them, and the loss counts only the assistant's tokens, in
-    training and evaluation. If the template marks these tokens with `{% generation %}`, its marks decide. With null,
-    `text_column` is read."""
+    training and evaluation. If the template marks these tokens with `{% generation %}`, its marks decide. Training
+    packs whole conversations into sequences, by best fit, and each attends to itself alone; of one that is longer than
+    a sequence, the end is left out and counted. With null, `text_column` is read."""
     completion_column: str | None = None
     """Column with completions of the prompts in `prompt_column`; the loss counts only the completions. Both columns
     hold text, or both hold lists of messages as in `messages_column`, which the chat template renders. The
@@ -107,6 +108,11 @@ class Source(Section):
     def has_given_tokens(self) -> bool:
         """Whether the source has conversations, completions or token ids for the run's tokenizer, instead of text."""
         return "text_column" not in self.columns
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether its documents are trained on as whole conversations, or prompts with their completions."""
+        return self.has_given_tokens and self.ids_column is None
 
     @model_validator(mode="after")
     def _one_kind_of_data(self) -> Self:

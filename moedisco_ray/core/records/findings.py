@@ -332,6 +332,11 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
             "a saved data set, which are read instead; name them by a source of their own, or leave them out by "
             "`exclude`"
         )
+    if cut := summary.get("cut_conversations"):
+        warnings.append(
+            f"{cut:,} conversations are longer than a training sequence, and their last {summary['cut_tokens']:,} "
+            "tokens are not trained on; raise corpus.sequence_length, or divide them"
+        )
     return warnings
 
 

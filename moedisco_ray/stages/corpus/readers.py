@@ -184,18 +184,18 @@ def _given(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[Docu
         raise CorpusError(
             "tokenizer.path", None, f"is not set, but {source.settings.path!r} needs the tokenizer of its data"
         )
-    made, limit = given_tokens(source.tokenizer), source.limits.document_tokens
+    made = given_tokens(source.tokenizer)
     for values in _values(source, piece, row_map):
         first, *others = values
         if first is None:
             continue
         if source.settings.completion_column is not None:
             prompt, *tools = others
-            yield from made.completion(prompt, first, limit, *tools)
+            yield from made.completion(prompt, first, *tools)
         elif source.settings.messages_column is not None:
-            yield from made.conversation(first, limit, *others)
+            yield from made.conversation(first, *others)
         else:
-            yield from made.tokens(first, limit)
+            yield from made.tokens(first, source.limits.document_tokens)
 
 
 def _values(source: Input, piece: Slice, row_map: RowMap | None) -> Iterator[list[Any]]:

@@ -64,14 +64,11 @@ class GivenTokens:
         self._tokenizer = load_pretrained(directory)
         self._encoder = open_encoder(directory)
 
-    def conversation(self, messages: Any, limit: int, tools: Any = None) -> Iterator[Document]:
-        """Yield a rendered conversation as one document, or as parts of one group if it is longer than `limit` tokens.
-
-        Parts without a token that the loss counts are left out.
+    def conversation(self, messages: Any, tools: Any = None) -> Iterator[Document]:
+        """Yield a rendered conversation as one document, unless the loss counts none of its tokens.
 
         Args:
             messages: The conversation.
-            limit: Maximum tokens of a document.
             tools: Tools that the template gets: a list of JSON schemas, the same as JSON text, or None.
 
         Raises:
@@ -79,15 +76,14 @@ class GivenTokens:
                 it.
         """
         if found := messages_of(messages):
-            yield from self._parts(self.render(found, tools_of(tools)), limit)
+            yield from self._whole(self.render(found, tools_of(tools)))
 
-    def completion(self, prompt: Any, completion: Any, limit: int, tools: Any = None) -> Iterator[Document]:
+    def completion(self, prompt: Any, completion: Any, tools: Any = None) -> Iterator[Document]:
         """Yield a prompt with its completion as `conversation` yields a conversation; the loss counts the completion.
 
         Args:
             prompt: Text, or a list of messages.
             completion: As the prompt. EOS follows a completion of text; in a conversation, the template ends turns.
-            limit: Maximum tokens of a document.
             tools: As in `conversation`, for messages.
 
         Raises:
@@ -108,7 +104,7 @@ class GivenTokens:
                 np.append(offsets, [[len(text), len(text) + 1]], axis=0),
             )
         if start < len(text):
-            yield from self._parts(Rendered(text, ids, offsets, offsets[:, 1] > start), limit)
+            yield from self._whole(Rendered(text, ids, offsets, offsets[:, 1] > start))
 
     def _answered(self, prompt: Sequence[Message], completion: Sequence[Message], tools: Tools) -> tuple[str, int]:
         """A prompt with its completion, rendered, and the place of the completion's first character."""
@@ -125,21 +121,13 @@ class GivenTokens:
             )
         return text, start
 
-    def _parts(self, rendered: Rendered, limit: int) -> Iterator[Document]:
-        """Cut a rendered text into documents of one group; leave out those without a token that the loss counts."""
-        text, ids, offsets, loss_mask = rendered
-        first = int(len(ids) > 0 and ids[0] == self._encoder.bos)  # packing adds it
-        starts = [*range(first, len(ids), limit)]
-        if len(starts) > 1 and offsets[starts[-1], 0] == len(text):
-            starts[-1] -= 1  # EOS alone has no text, so it takes the token before it along
-        begins = True
-        for start, stop in itertools.pairwise([*starts, len(ids)]):
-            begin = 0 if start == first else offsets[start, 0]
-            end = len(text) if stop == len(ids) else offsets[stop, 0]
-            part = text[begin:end]
-            if part and loss_mask[start:stop].any():
-                yield Document(part, begins, tokens=ids[start:stop], loss_mask=loss_mask[start:stop])
-                begins = False
+    def _whole(self, rendered: Rendered) -> Iterator[Document]:
+        """Yield a rendered text as one document, unless the loss counts none of its tokens."""
+        first = int(len(rendered.ids) > 0 and rendered.ids[0] == self._encoder.bos)  # packing adds it
+        if rendered.text and rendered.loss_mask[first:].any():
+            yield Document(
+                rendered.text, begins=True, tokens=rendered.ids[first:], loss_mask=rendered.loss_mask[first:]
+            )
 
     def tokens(self, ids: Any, limit: int) -> Iterator[Document]:
         """Yield token ids as one document, or as the parts of one group if they are more than `limit`.
@@ -265,9 +253,7 @@ def check_sources(config: RunConfig) -> None:
     """Check that the run's tokenizer can read the sources that need it (`Source.has_given_tokens`), if there are any.
 
     Raises:
-        ConfigError: The run trains its own tokenizer, or the tokenizer has no chat template, or its chat template
-            writes the token between documents inside conversations (which token ids may hold too), and tokens are to
-            attend within documents.
+        ConfigError: The run trains its own tokenizer, or the tokenizer has no chat template.
     """
     sources = [source for source in (*config.corpus.sources, *config.evaluation.sources) if source.has_given_tokens]
     if not sources:
@@ -289,21 +275,6 @@ def check_sources(config: RunConfig) -> None:
             "has no chat template, which sources with messages_column need; name the tokenizer "
             "of a chat model, or add chat_template.jinja to the directory",
         )
-    for name, optimizer, _ in config.trainings:
-        if optimizer.within_documents and _separates_turns(directory):
-            raise ConfigError(
-                f"{name}.optimizer.within_documents",
-                "true",
-                "the chat template ends each turn with the token that separates "
-                "documents, so tokens would attend to their own turn only; set it to false",
-            )
-
-
-def _separates_turns(directory: Path) -> bool:
-    """Whether the token that training puts before each document occurs inside conversations."""
-    turns = [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]
-    found = next(GivenTokens(directory).conversation(turns, 1 << 20), None)
-    return found is not None and found.tokens is not None and open_encoder(directory).prefix in found.tokens
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
