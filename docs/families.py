@@ -37,6 +37,7 @@ attention; every `full_attention_interval`-th layer has attention.
   times assume the utilisation of other models, which has not been measured for recurrences; `--measured` takes the
   speed from a run.
 * `optimizer.within_documents` is refused, because the state carries over from one document to the next.
+  So it does from one conversation of a sequence to the next.
 * A checkpoint of `qwen3_5_moe`, which reads images too, is a start of `qwen3_5_moe_text`. Its part for images is left
   out, so the finished model reads text only.
 * transformers reads every tokenizer next to a model of `qwen3_5_moe_text` as that of Qwen3.5, so `tokenizer.path` must

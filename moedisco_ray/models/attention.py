@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask, sdpa_mask
 
@@ -49,17 +49,22 @@ def attend_within_documents(model: PreTrainedModel, device: str, dtype: torch.dt
     Raises:
         ConfigError: A layer has a state that passes from one document to the next.
     """
-    if others := sorted(set(getattr(model.config, "layer_types", None) or ()) - _KINDS):
+    if (other := carries_state(model.config)) is not None:
         raise ConfigError(
             "optimizer.within_documents",
             value=True,
             remedy=(
-                f"does not hold in layers of kind {others[0]}, which carry a state from one document to the next; "
+                f"does not hold in layers of kind {other}, which carry a state from one document to the next; "
                 "set it to false"
             ),
         )
     if model.config._attn_implementation == "sdpa":  # noqa: SLF001 - transformers has no other name for it
         model.set_attn_implementation(BY_DOCUMENT if _has_kernel(model, device, dtype) else MASKED)
+
+
+def carries_state(config: PretrainedConfig) -> str | None:
+    """Kind of the layers that carry a state from one document to the next; None if no layer does."""
+    return min(set(getattr(config, "layer_types", None) or ()) - _KINDS, default=None)
 
 
 def bounds_for(model: PreTrainedModel, positions_BL: Tensor | None) -> Tensor | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 
 from moedisco_ray.core.config import Architecture, Lora, Optimizer, RunConfig
+from moedisco_ray.core.config.derived import with_conversations_apart
 from moedisco_ray.plan.cost import flops_per_token, optimizer_flops_per_token
 from moedisco_ray.plan.fitting import Room, choose
 from moedisco_ray.plan.gang_traffic import GangTraffic, step_exchanges, total_bytes
@@ -98,7 +99,7 @@ def member_memory(
         config.model.family_name,
         shape,
         vocab_size,
-        optimizer=optimizer,
+        optimizer=with_conversations_apart(config, optimizer),
         residence=config.pools.low_memory.memory,
         sequence_length=config.corpus.sequence_length,
         gpu=config.pools.low_memory.gpu,

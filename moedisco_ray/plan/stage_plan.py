@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from moedisco_ray.core.config import AnyPool, Architecture, Lora, LowMemoryPool, Optimizer, RunConfig, TrainingStageName
+from moedisco_ray.core.config.derived import with_conversations_apart
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.stages import training_stage
 from moedisco_ray.plan.cost import (
@@ -297,7 +298,7 @@ def _gang_memory(
         config.model.family_name,
         whole,
         vocab_size,
-        optimizer=optimizer,
+        optimizer=with_conversations_apart(config, optimizer),
         residence=pool.memory,
         sequence_length=config.corpus.sequence_length,
         gpu=pool.gpu,

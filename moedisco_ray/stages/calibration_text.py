@@ -81,5 +81,7 @@ def in_smaller_batches(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def _batch(stream: TokenStream, windows: NDArray[np.int64], cluster: int) -> Batch:
-    tokens_BL = np.stack([stream.window(int(i))[:-1] for i in windows])
+    # The tokens of a window in place of its padding, which is no text of the cluster.
+    filled = [stream.window(i)[: stream.filled(i)] for i in windows.tolist()]
+    tokens_BL = np.stack([np.resize(tokens, stream.sequence_length) for tokens in filled])
     return tokens_BL, np.full(len(windows), cluster, dtype=np.int64)

@@ -128,8 +128,6 @@ class TrainJob:
             `policies.checkpointing.loss_rate`.
         held_out: Text on which the loss is evaluated during training; None if it is not evaluated.
         optimizer_state: Directory of the optimizer state to start with; None to start with an empty state.
-        document_start: Token that starts a document; tokens then attend to their own document only. With None, tokens
-            attend to all earlier tokens of the sequence.
         sharing: How the workers share the model; None: its weights are sharded among all of them.
         exchange: How often the workers exchange weights and gradients; see `sharding.Exchanges`.
         memory: Where weights and optimizer state are: on the device, or in the host's memory, from which one layer at a
@@ -168,7 +166,6 @@ class TrainJob:
     losses_per_hour: float = ASSUMED.per_hour
     held_out: HeldOut | None = None
     optimizer_state: Path | None = None
-    document_start: int | None = None
     exchange: Exchange = "step"
     memory: Residence = "resident"
     sharing: Sharing | None = None

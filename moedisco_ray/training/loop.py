@@ -19,6 +19,7 @@ from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.saver import Saver
 from moedisco_ray.training.consensus import Consensus
+from moedisco_ray.training.conversations import with_conversations_apart
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.lora import saved_part
 from moedisco_ray.training.metrics import HeldOutLoss, TrainingMetrics
@@ -104,7 +105,14 @@ def train_in_turns(
     with cpu_group(world) as group, job.using_files(), reused_memory(world.device):
         discard_ahead(job)
         result = yield from _train_in_turns(
-            job, world, emit, stop, on_step=on_step, losses_per_hour=losses_per_hour, group=group, board=board
+            with_conversations_apart(job),
+            world,
+            emit,
+            stop,
+            on_step=on_step,
+            losses_per_hour=losses_per_hour,
+            group=group,
+            board=board,
         )
     if result.finished and job.drop_checkpoints and world.rank == 0:
         drop_checkpoints(job, result)

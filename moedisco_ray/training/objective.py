@@ -117,6 +117,8 @@ class _Recorder:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         del module, inputs
+        if not self.is_recording and not torch.is_grad_enabled():
+            return  # an evaluation, whose tokens the weights are not of
         logits_TE, _, indices_TK = output
         logits_TE = logits_TE.float()
         weights_T = self.weights_T

@@ -132,7 +132,7 @@ class StreamedStepper(Stepper):
         card, remaining = self._cards[0], iter(batches)
         while group := list(_taken(remaining, self._job.step_tokens)):
             micros = [
-                MicroBatch(inputs_BL.to(self._device), targets_BL.to(self._device), loss_tokens=1, weights_B=None)
+                MicroBatch(inputs_BL.to(self._device), targets_BL.to(self._device), loss_tokens=1, weights_BL=None)
                 for inputs_BL, targets_BL in group
             ]
             ahead, states = Ahead(card.copies, self._groups_of_all_layers()), OnCard()

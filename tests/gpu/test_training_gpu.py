@@ -68,10 +68,7 @@ def job(home: Path, tmp_path: Path) -> TrainJob:
 def on(job: TrainJob, device: str, model: str, **recipe: Any) -> TrainJob:
     """A variant of a job, with paths of its own."""
     optimizer = job.optimizer.model_copy(update=recipe)
-    return dataclasses.replace(
-        variant(job, device, optimizer=optimizer, document_start=0 if optimizer.within_documents else None),
-        model=job.model.with_name(model),
-    )
+    return dataclasses.replace(variant(job, device, optimizer=optimizer), model=job.model.with_name(model))
 
 
 def gradients(job: TrainJob, device: str) -> dict[str, Tensor]:

@@ -28,6 +28,15 @@ WITH_TOOLS = (
     "{{- '<|im_end|>\n' }}{%- endif %}" + TURNS
 )
 """The template with marks, which also writes the tools, as that of Qwen2.5 does."""
+CHATML = {
+    "SmolLM2": (
+        "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nbe short<|im_end|>\n' }}{%- endif %}"
+        + PLAIN_TURNS,
+        {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "pad_token": "<|im_end|>"},
+    ),
+    "Qwen": (PLAIN_TURNS, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
+}
+"""Templates and special tokens as in SmolLM2 and Qwen2.5: the end token of a document is that of a turn, too."""
 THINKING = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\n' }}"
@@ -59,7 +68,9 @@ LAST_QUESTION = (
 """A template that writes the tools before the last question only, as that of Mistral-7B-Instruct-v0.3 does."""
 
 
-def write_tokenizer(directory: Path, template: str | None = TURNS, *, bos: bool = False) -> PreTrainedTokenizerBase:
+def write_tokenizer(
+    directory: Path, template: str | None = TURNS, *, bos: bool = False, special: dict[str, str] | None = None
+) -> PreTrainedTokenizerBase:
     """Write and load a byte-level tokenizer; with `bos`, it adds `<s>` before a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,9 +89,8 @@ def write_tokenizer(directory: Path, template: str | None = TURNS, *, bos: bool 
         tokenizer.post_processor = TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
         )
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", **({"bos_token": "<s>"} if bos else {})
-    )
+    named = {"eos_token": "<|endoftext|>", **({"bos_token": "<s>"} if bos else {}), **(special or {})}
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
     if template is not None:
         made.chat_template = template
     made.save_pretrained(directory)

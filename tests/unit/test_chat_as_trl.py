@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from moedisco_ray.packed_tokens import TokenStream, write_conversations, write_index
 from moedisco_ray.stages.text.cutting import Document, GivenTokensError
 from moedisco_ray.stages.text.given_tokens import GivenTokens
 from moedisco_ray.stages.text.messages import talk_of
@@ -22,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
 ]  # those of TRL's trainer are not ours
 Labelled = list[tuple[list[int], list[bool]]]
-LIMIT = 10**6
 TALKS = [conversation(number) for number in range(12)]  # one to three answers each; some begin with a system message
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
 FIRST, SECOND = {"role": "user", "content": "what is a word?"}, {"role": "user", "content": "and then?"}
@@ -99,7 +101,24 @@ def ours(documents: list[Document]) -> Labelled:
     return [(document.tokens.tolist(), document.loss_mask.tolist()) for document in documents]
 
 
-@pytest.mark.parametrize("limit", [LIMIT, 24])
+def packed(documents: list[Document], directory: Path, length: int) -> Labelled:
+    """The documents as training gets them, in the order of their tokens."""
+    directory.mkdir()
+    ids = np.concatenate([each.tokens for each in documents])
+    mask = np.concatenate([each.loss_mask for each in documents])
+    lengths = np.array([len(each.tokens) for each in documents])
+    piece = write_conversations(directory / "part.npy", ids, mask, lengths, length=length, vocab_size=1000)
+    write_index(directory, [piece], 1000, length)
+    stream, found = TokenStream([directory], length), []
+    for i in range(len(stream)):
+        tokens, counts = stream.window(i).tolist(), [False, *stream.loss_mask(i).tolist()]
+        starts, filled = np.flatnonzero(stream.document_starts(i)).tolist(), stream.filled(i)
+        bounds = [*(start for start in starts if start < filled), filled]
+        found += [(tokens[start:stop], counts[start:stop]) for start, stop in pairwise(bounds)]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("limit", [1000, 24])
 def test_conversations_have_the_labels_of_trl(tmp_path: Path, limit: int) -> None:
     tokenizer = write_tokenizer(tmp_path / "marked", WITH_TOOLS)
     write_tokenizer(tmp_path / "plain", WITH_TOOLS.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
@@ -108,13 +127,8 @@ def test_conversations_have_the_labels_of_trl(tmp_path: Path, limit: int) -> Non
     assert 0 < len(expected) <= len(rows)
     for name in ("marked", "plain"):
         made = GivenTokens(tmp_path / name)
-        wholes = [next(made.conversation(row["messages"], LIMIT, row["tools"])) for row in rows]
-        parts = [next(made.conversation(row["messages"], limit, row["tools"])) for row in rows]
-        # Of a conversation that is too long, TRL keeps the beginning if the loss counts a token of it; ours keeps all
-        # such parts.
-        assert (
-            ours([part for part, whole in zip(parts, wholes, strict=True) if whole.loss_mask[:limit].any()]) == expected
-        )
+        documents = [next(made.conversation(row["messages"], row["tools"])) for row in rows]
+        assert packed(documents, tmp_path / f"{name}-packed", limit - 1) == sorted(expected)
 
 
 def counted_by_trl(family: str, tokenizer: PreTrainedTokenizerBase, kind: str) -> tuple[list[int], list[bool]]:
@@ -177,5 +191,5 @@ def test_completions_have_the_labels_of_trl(tmp_path: Path) -> None:
             {"prompt": prompt, "completion": completion, "tools": tool}
             for (prompt, completion), tool in zip(pairs, tools, strict=True)
         ]
-        found = [next(made.completion(row["prompt"], row["completion"], LIMIT, row["tools"])) for row in rows]
+        found = [next(made.completion(row["prompt"], row["completion"], row["tools"])) for row in rows]
         assert ours(found) == labelled(tokenizer, tmp_path, rows)

@@ -17,7 +17,6 @@ from moedisco_ray.stages.text.given_tokens import GivenTokens
 from moedisco_ray.stages.text.messages import alpaca, talk_of, tools_of
 from tests.unit.chat_data import PLAIN_TURNS, TURNS, conversation, write_tokenizer
 
-LIMIT = 10**6
 ASKED = {"role": "user", "content": "what is the sum?"}
 CALL = {"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
@@ -63,14 +62,14 @@ def test_alpaca_rows_are_conversations(tmp_path: Path) -> None:
     assert alpaca(row, "task") == messages
     assert alpaca({"task": "add", "input": "", "output": "3", "history": None}, "task")[0]["content"] == "add"
     made = GivenTokens(tmp_path)
-    (one,) = made.instruction(row, "task", LIMIT)
-    (other,) = made.conversation([{"role": "system", "content": "be brief"}, *messages], LIMIT)
+    (one,) = made.instruction(row, "task")
+    (other,) = made.conversation([{"role": "system", "content": "be brief"}, *messages])
     assert (one.text, one.loss_mask.tolist()) == (other.text, other.loss_mask.tolist())
-    (last,) = made.instruction(row, "task", LIMIT, train_on="last")
+    (last,) = made.instruction(row, "task", train_on="last")
     assert 0 < last.loss_mask.sum() < one.loss_mask.sum()
     for wrong in ({"task": "a", "output": None}, {"task": "a", "output": "b", "history": ["c"]}, {"task": 1}):
         with pytest.raises(GivenTokensError):
-            list(made.instruction(wrong, "task", LIMIT))
+            list(made.instruction(wrong, "task"))
 
 
 @pytest.mark.parametrize(
@@ -98,9 +97,9 @@ def test_what_a_template_leaves_out_is_refused_or_named(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "silent", PLAIN_TURNS.replace("{{- message.content + '<|im_end|>", "{{- '<|im_end|>"))
     made = GivenTokens(tmp_path / "chat")
     with pytest.raises(GivenTokensError, match="leaves out a call"):
-        list(made.conversation([ASKED, CALLED, RETURNED, ANSWERED], LIMIT))
+        list(made.conversation([ASKED, CALLED, RETURNED, ANSWERED]))
     with pytest.raises(GivenTokensError, match="leaves out the text of a message with the role 'user'"):
-        list(GivenTokens(tmp_path / "silent").conversation([ASKED, ANSWERED], LIMIT))
+        list(GivenTokens(tmp_path / "silent").conversation([ASKED, ANSWERED]))
     found = talk_of([ASKED, {**ANSWERED, "mood": "good", "reasoning_content": "a"}], TURNS)
     assert found.unread == {"mood", "reasoning_content"}
 

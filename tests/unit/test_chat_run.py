@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,22 @@ def expected(home: Path) -> dict[str, tuple[list[int], list[bool]]]:
     return found
 
 
-def flat(stream: TokenStream) -> tuple[list[int], list[bool]]:
-    """The stream's tokens after the first, up to the last whole window, and whether the loss counts them."""
-    windows = range(len(stream))
-    tokens = [int(token) for i in windows for token in stream.window(i)[1:]]
-    return tokens, [bool(each) for i in windows for each in stream.loss_mask(i)]
+Packed = list[tuple[list[int], list[bool]]]
+
+
+def documents_in(stream: TokenStream) -> tuple[list[int], Packed]:
+    """Tokens of the stream's running text after the first, and the conversations with their masks, in order."""
+    running: list[int] = []
+    found: Packed = []
+    for i in range(len(stream)):
+        tokens, counts = stream.window(i).tolist(), [False, *stream.loss_mask(i).tolist()]
+        if all(counts[1:]):
+            running += tokens[1:]
+            continue
+        starts, filled = np.flatnonzero(stream.document_starts(i)).tolist(), stream.filled(i)
+        for start, stop in itertools.pairwise([*(start for start in starts if start < filled), filled]):
+            found.append((tokens[start:stop], counts[start:stop]))
+    return running, sorted(found)
 
 
 def test_a_run_counts_the_assistants_tokens_only(home: Path) -> None:
@@ -121,25 +133,27 @@ def test_a_run_counts_the_assistants_tokens_only(home: Path) -> None:
     counted: dict[bool, int] = {}
     for held_out, folder in ((False, "train"), (True, "validation")):
         table = pa.concat_tables([pq.read_table(path) for path in sorted((corpus / folder).glob("*.parquet"))])
-        packed: list[int] = []
-        mask: list[bool] = []
+        running: list[int] = []
+        talks: Packed = []
         for row in table.to_pylist():
             if row["source"] == "chat":
                 assert (row["tokens"], row["loss_mask"]) == reference.pop(row["text"])
+                talks.append((row["tokens"][: LENGTH + 1], row["loss_mask"][: LENGTH + 1]))
+                assert row["packed"] == len(row["tokens"])
             else:
                 assert row["loss_mask"] is None
-            packed += [*row["tokens"], eos]
-            mask += [*(row["loss_mask"] or [True] * len(row["tokens"])), row["loss_mask"] is None]
+                running += [*row["tokens"], eos]
         counted[held_out] = sum(sum(row["loss_mask"] or [True] * len(row["tokens"])) for row in table.to_pylist())
         if not held_out:
-            stream = TokenStream([corpus / "shards"], LENGTH)
-            tokens, counts = flat(stream)
-            assert tokens == packed[1 : 1 + len(tokens)]
-            assert counts == mask[1 : 1 + len(tokens)]
-            clusters = [
-                flat(TokenStream([config.directory / "clusters" / "shards" / str(k)], LENGTH)) for k in range(2)
-            ]
-            assert any(not all(mask) for _, mask in clusters)
+            trained = sorted(talk for talk in talks if any(talk[1]))
+            tokens, found = documents_in(TokenStream([corpus / "shards"], LENGTH))
+            assert tokens == running[1 : 1 + len(tokens)]
+            assert found == trained
+            shards = [config.directory / "clusters" / "shards" / str(k) for k in range(2)]
+            clusters = [documents_in(TokenStream([path], LENGTH))[1] for path in shards]
+            assert any(clusters)
+            assert all(talk in trained for talk in itertools.chain(*clusters))
+            assert any(len(talk[0]) > LENGTH for talk in talks)
     assert not reference
     report = read_json(config.directory / "report.json")
     assert report["evaluation"]["tokens"] == counted[True]
@@ -227,7 +241,7 @@ def test_completions_and_tools_reach_the_corpus(tmp_path: Path) -> None:
 
 def test_plain_text_has_no_masks(home: Path, tmp_path: Path) -> None:
     build(config_of(home, sources(home, "ids", "plain")), tmp_path)
-    assert "masked" not in read_json(tmp_path / "shards" / "index.json")
+    assert "conversations" not in read_json(tmp_path / "shards" / "index.json")
     assert not list((tmp_path / "shards").glob("*.mask"))
 
 

@@ -52,7 +52,7 @@ def pack(found, directory, keeps=None):
     directory.mkdir()
     tables = [pq.read_table(path) for path in write(directory, found)]
     masks = keeps or [None] * len(tables)
-    pieces = [pack_part(tables[i], i, directory, ENCODER, masks[i]) for i in reversed(range(len(tables)))]
+    pieces = [pack_part(tables[i], i, directory, ENCODER, masks[i], length=8) for i in reversed(range(len(tables)))]
     return write_index(directory, itertools.chain(*pieces), ENCODER.vocab_size)
 
 

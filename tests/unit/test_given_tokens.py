@@ -69,7 +69,7 @@ def test_tokens_and_mask_are_those_of_transformers_with_and_without_marks(marked
         expected = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         for made in makers:
-            (document,) = made.conversation(messages, LIMIT)
+            (document,) = made.conversation(messages)
             assert document.text == text
             assert document.tokens.tolist() == expected["input_ids"]
             assert document.loss_mask.tolist() == [bool(each) for each in expected["assistant_masks"]]
@@ -86,9 +86,7 @@ def test_turns_are_found_where_the_last_one_is_rendered_differently(
 ) -> None:
     tokenizer = write_tokenizer(tmp_path, changed(THINKING))
     said = [("user", "what is a word?"), ("assistant", "a number"), ("user", "what?"), ("assistant", "the answer")]
-    (document,) = GivenTokens(tmp_path).conversation(
-        [{"role": role, "content": content} for role, content in said], LIMIT
-    )
+    (document,) = GivenTokens(tmp_path).conversation([{"role": role, "content": content} for role, content in said])
     counted = "".join(tokenizer.convert_ids_to_tokens(document.tokens[document.loss_mask].tolist()))
     assert counted.replace("Ġ", " ").replace("Ċ", "\n") == (
         "a number<|im_end|>\n<think>\n\n</think>\n\nthe answer<|im_end|>\n<|endoftext|>"
@@ -102,7 +100,7 @@ def test_turns_are_found_where_a_question_holds_the_words_of_its_answer(
     tokenizer = write_tokenizer(tmp_path, changed(LAST_QUESTION))
     said = [("user", "say a number or a word"), ("assistant", "a number"), ("user", "end?"), ("assistant", "end")]
     (document,) = GivenTokens(tmp_path).conversation(
-        [{"role": role, "content": content} for role, content in said], LIMIT, tools_of(1)
+        [{"role": role, "content": content} for role, content in said], tools_of(1)
     )
     first, second = (text.split("<|endoftext|>")[0] for text in document.text.split("[/INST]")[1:])
     assert (first, second) == (" a number", " end")
@@ -116,9 +114,7 @@ def test_the_end_of_a_turn_is_found_where_it_has_the_words_of_the_answer(
 ) -> None:
     tokenizer = write_tokenizer(tmp_path, changed(THINKING))
     said = [("user", "what?"), ("assistant", "text"), ("user", "and?"), ("assistant", "a word")]
-    (document,) = GivenTokens(tmp_path).conversation(
-        [{"role": role, "content": content} for role, content in said], LIMIT
-    )
+    (document,) = GivenTokens(tmp_path).conversation([{"role": role, "content": content} for role, content in said])
     assert "text<|im_end|>" in tokenizer.decode(document.tokens[document.loss_mask].tolist())
 
 
@@ -145,14 +141,14 @@ def test_nulls_in_tools_of_json_text_reach_the_template(tmp_path: Path) -> None:
     tools = [
         {"type": "function", "function": {"name": "f", "parameters": {"unit": {"type": "string", "default": None}}}}
     ]
-    (document,) = GivenTokens(tmp_path).conversation(conversation(1), LIMIT, json.dumps(tools))
+    (document,) = GivenTokens(tmp_path).conversation(conversation(1), json.dumps(tools))
     assert document.text == tokenizer.apply_chat_template(conversation(1), tools=tools, tokenize=False)
 
 
 def test_half_of_a_surrogate_pair_is_replaced_as_in_other_text(marked: Path) -> None:
     made = GivenTokens(marked)
     messages = [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "a\udc00"}]
-    for document in (*made.conversation(messages, LIMIT), *made.completion("\ud800", "a\udc00", LIMIT)):
+    for document in (*made.conversation(messages), *made.completion("\ud800", "a\udc00")):
         assert document.text.count("\ufffd") == 2
 
 
@@ -168,7 +164,7 @@ def test_tools_reach_the_template(tmp_path: Path, marks: bool) -> None:
             conversation(number), tools=tools, return_dict=True, return_assistant_tokens_mask=True
         )
         for form in (tools, json.dumps(tools)):
-            (document,) = made.conversation(conversation(number), LIMIT, form)
+            (document,) = made.conversation(conversation(number), form)
             assert document.text == reference.apply_chat_template(conversation(number), tools=tools, tokenize=False)
             assert document.tokens.tolist() == expected["input_ids"]
             assert document.loss_mask.tolist() == [bool(each) for each in expected["assistant_masks"]]
@@ -184,14 +180,14 @@ def test_tools_and_messages_are_the_same_from_parquet_which_adds_nulls(tmp_path:
     read = list(table_rows(file, ["messages", "tools"], 0, None))
     assert "'city': None" in str(read), "Parquet gives every tool the arguments of all"
     for row, given_row in zip(rows, read, strict=True):
-        (one,), (other,) = (made.conversation(each["messages"], LIMIT, each["tools"]) for each in (row, given_row))
+        (one,), (other,) = (made.conversation(each["messages"], each["tools"]) for each in (row, given_row))
         assert one.text == other.text
 
 
 @pytest.mark.parametrize("tools", ["{", "3", 3, ["a"], [1], {"type": "function"}])
 def test_tools_that_are_no_json_schemas_are_refused(marked: Path, tools: object) -> None:
     with pytest.raises(GivenTokensError, match="tools of a row"):
-        list(GivenTokens(marked).conversation(conversation(1), LIMIT, tools))
+        list(GivenTokens(marked).conversation(conversation(1), tools))
 
 
 def test_of_messages_the_loss_counts_what_follows_the_prompt(tmp_path: Path) -> None:
@@ -209,7 +205,7 @@ def test_of_messages_the_loss_counts_what_follows_the_prompt(tmp_path: Path) -> 
         # As in TRL's SFTTrainer: all tokens after those of the prompt with its generation prompt.
         start = len(tokenizer.apply_chat_template(prompt, tools=tools, add_generation_prompt=True)["input_ids"])
         whole = tokenizer.apply_chat_template(messages, tools=tools)["input_ids"]
-        (document,) = made.completion(prompt, completion, LIMIT, tools)
+        (document,) = made.completion(prompt, completion, tools)
         assert document.tokens.tolist() == whole
         assert document.loss_mask.tolist() == [False] * start + [True] * (len(whole) - start)
 
@@ -226,7 +222,7 @@ def test_of_text_the_loss_counts_the_completion_and_its_end(tmp_path: Path) -> N
         # As in TRL's SFTTrainer, where EOS ends a completion; packing adds BOS here.
         start = tokenizer(prompt)["input_ids"][1:]
         whole = tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"][1:]
-        (document,) = made.completion(prompt, completion, LIMIT)
+        (document,) = made.completion(prompt, completion)
         assert document.text == prompt + completion
         assert document.tokens.tolist() == whole
         if whole[: len(start)] == start:
@@ -237,45 +233,17 @@ def test_of_text_the_loss_counts_the_completion_and_its_end(tmp_path: Path) -> N
             assert counted.endswith(completion + tokenizer.eos_token) or "\ufffd" in counted
 
     check()
-    ended, plain = (next(made.completion("what?", text, LIMIT)) for text in ("a word" + tokenizer.eos_token, "a word"))
+    ended, plain = (next(made.completion("what?", text)) for text in ("a word" + tokenizer.eos_token, "a word"))
     assert ended.tokens.tolist() == plain.tokens.tolist(), "EOS that a completion has is not repeated"
     assert ended.loss_mask.tolist() == plain.loss_mask.tolist()
-    assert not list(made.completion("what?", "", LIMIT))
-
-
-def test_a_long_completion_is_cut_and_parts_of_the_prompt_are_left_out(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, None)
-    made, limit = GivenTokens(tmp_path), 16
-    prompt, completion = "the question is a word " * 20, "the answer is a number " * 20
-    (whole,) = made.completion(prompt, completion, LIMIT)
-    first = int(np.flatnonzero(whole.loss_mask)[0]) // limit * limit
-    parts = list(made.completion(prompt, completion, limit))
-    assert first > limit
-    assert np.concatenate([part.tokens for part in parts]).tolist() == whole.tokens[first:].tolist()
-    assert np.concatenate([part.loss_mask for part in parts]).tolist() == whole.loss_mask[first:].tolist()
-    assert [part.begins for part in parts] == [True] + [False] * (len(parts) - 1)
-
-
-def test_the_end_of_a_completion_counts_wherever_it_is_cut(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, None)
-    made, limit, alone = GivenTokens(tmp_path), 16, 0
-    for length in range(60, 120):
-        completion = ("the answer is a number " * 6)[:length]
-        (whole,) = made.completion("what? ", completion, LIMIT)
-        parts = list(made.completion("what? ", completion, limit))
-        assert np.concatenate([part.tokens for part in parts]).tolist() == whole.tokens.tolist()
-        assert np.concatenate([part.loss_mask for part in parts]).tolist() == whole.loss_mask.tolist()
-        assert "".join(part.text for part in parts) == whole.text
-        assert all(part.text and len(part.tokens) <= limit for part in parts)
-        alone += len(whole.tokens) % limit == 1
-    assert alone, "no cut falls right before EOS"
+    assert not list(made.completion("what?", ""))
 
 
 def test_a_prompt_may_end_with_more_than_an_answer_begins_with(tmp_path: Path) -> None:
     opening = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n'"
     tokenizer = write_tokenizer(tmp_path, TURNS.replace(opening, opening + " + '<think>\n'"))
     prompt, completion = conversation(1)[:1], [{"role": "assistant", "content": "a word"}]
-    (document,) = GivenTokens(tmp_path).completion(prompt, completion, LIMIT)
+    (document,) = GivenTokens(tmp_path).completion(prompt, completion)
     assert "<think>" in tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     counted = tokenizer.decode(document.tokens[document.loss_mask].tolist())
     assert counted == "a word<|im_end|>\n"
@@ -296,13 +264,13 @@ def test_rows_that_are_no_prompt_with_a_completion_are_refused(
     marked: Path, prompt: object, completion: object, message: str
 ) -> None:
     with pytest.raises(GivenTokensError, match=message):
-        list(GivenTokens(marked).completion(prompt, completion, LIMIT))
+        list(GivenTokens(marked).completion(prompt, completion))
 
 
 def test_a_completion_cannot_be_found_where_the_template_moves_the_prompt(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, "{% for m in messages %}{{ loop.length }} {{ m.role }}{% endfor %}")
     with pytest.raises(GivenTokensError, match="renders a prompt differently"):
-        list(GivenTokens(tmp_path).completion(conversation(1)[:1], conversation(1)[1:2], LIMIT))
+        list(GivenTokens(tmp_path).completion(conversation(1)[:1], conversation(1)[1:2]))
 
 
 def test_a_template_that_moves_text_needs_marks(tmp_path: Path) -> None:
@@ -311,28 +279,12 @@ def test_a_template_that_moves_text_needs_marks(tmp_path: Path) -> None:
     moving = "{% for i in range(messages | length) %}{{ loop.length }} {{ messages[i].role }}{% endfor %}"
     write_tokenizer(tmp_path, moving)
     with pytest.raises(GivenTokensError, match="mark them in the template"):
-        list(GivenTokens(tmp_path).conversation(conversation(1), LIMIT))
-
-
-def test_a_long_conversation_is_cut_and_nothing_is_lost(marked: Path) -> None:
-    tokenizer = write_tokenizer(marked)
-    messages = conversation(3) + conversation(4)
-    expected = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    ids, mask = np.array(expected["input_ids"]), np.array(expected["assistant_masks"], bool)
-    limit = 16
-    parts = list(GivenTokens(marked).conversation(messages, limit))
-    kept = [start for start in range(0, len(ids), limit) if mask[start : start + limit].any()]
-    assert len(kept) > 3
-    assert [part.begins for part in parts] == [True] + [False] * (len(kept) - 1)
-    for part, start in zip(parts, kept, strict=True):
-        assert part.tokens.tolist() == ids[start : start + limit].tolist()
-        assert part.loss_mask.tolist() == mask[start : start + limit].tolist()
-    assert all(part.text in tokenizer.apply_chat_template(messages, tokenize=False) for part in parts)
+        list(GivenTokens(tmp_path).conversation(conversation(1)))
 
 
 def test_packing_adds_the_first_token_that_the_template_writes_too(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, "{{ bos_token }}" + TURNS, bos=True)
-    (document,) = GivenTokens(tmp_path).conversation(conversation(1), LIMIT)
+    (document,) = GivenTokens(tmp_path).conversation(conversation(1))
     expected = tokenizer.apply_chat_template(conversation(1), return_dict=True)["input_ids"]
     assert [tokenizer.bos_token_id, *document.tokens] == expected
 
@@ -341,13 +293,13 @@ def test_messages_from_and_value_are_read_too(marked: Path) -> None:
     made = GivenTokens(marked)
     shared = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a word"}]
     usual = [{"role": "user", "content": "what?", "name": None}, {"role": "assistant", "content": "a word"}]
-    (one,), (other,) = made.conversation(shared, LIMIT), made.conversation(usual, LIMIT)
+    (one,), (other,) = made.conversation(shared), made.conversation(usual)
     assert (one.text, one.loss_mask.tolist()) == (other.text, other.loss_mask.tolist())
 
 
 def test_a_conversation_without_an_answer_is_left_out(marked: Path) -> None:
     for messages in ([{"role": "user", "content": "a"}], []):
-        assert list(GivenTokens(marked).conversation(messages, LIMIT)) == []
+        assert list(GivenTokens(marked).conversation(messages)) == []
 
 
 @pytest.mark.parametrize(
@@ -355,7 +307,7 @@ def test_a_conversation_without_an_answer_is_left_out(marked: Path) -> None:
 )
 def test_rows_that_are_no_conversations_are_refused(marked: Path, row: object) -> None:
     with pytest.raises(GivenTokensError):
-        list(GivenTokens(marked).conversation(row, LIMIT))
+        list(GivenTokens(marked).conversation(row))
 
 
 def test_token_ids_are_kept_without_the_tokens_that_packing_adds(tmp_path: Path) -> None:
@@ -406,15 +358,6 @@ def test_the_tokenizer_must_suit_the_sources(tmp_path: Path) -> None:
     check({"path": path, "completion_column": "completion"}, tokenizer={"path": str(tmp_path / "none")})
     usual = {"tokenizer": {"path": str(tmp_path / "chat")}}
     check(chat, **usual)
-    within = {"optimizer": {"within_documents": True}}
-    ids = {"path": path, "ids_column": "input_ids"}
-    for source in (chat, ids):
-        check(source, finetune=within, **usual)
-    settings = tmp_path / "chat" / "tokenizer_config.json"
-    settings.write_text(settings.read_text().replace('"eos_token": "<|endoftext|>"', '"eos_token": "<|im_end|>"'))
-    for source in (chat, ids, {"path": path, "completion_column": "completion"}):
-        with pytest.raises(ConfigError, match=r"finetune\.optimizer\.within_documents"):
-            check(source, finetune=within, **usual)
 
 
 @pytest.mark.parametrize(
@@ -502,9 +445,9 @@ def test_thinking_calls_and_end_tokens_count_wherever_the_template_writes_them(
         {"role": "user", "content": "and?"},
         {"role": "assistant", "content": "yes", "reasoning_content": "b"},
     ]
-    (document,) = GivenTokens(tmp_path).conversation(talk, LIMIT)
+    (document,) = GivenTokens(tmp_path).conversation(talk)
     assert tokenizer.decode(document.tokens[document.loss_mask].tolist()) == counted
-    (last,) = GivenTokens(tmp_path).conversation(talk, LIMIT, train_on="last")
+    (last,) = GivenTokens(tmp_path).conversation(talk, train_on="last")
     assert last.text == document.text
     ending = tokenizer.decode(last.tokens[last.loss_mask].tolist())
     assert counted.endswith(ending)

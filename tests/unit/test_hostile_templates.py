@@ -95,8 +95,8 @@ def test_other_templates_are_rendered_after_one_that_was_ended(tmp_path: Path) -
     write_tokenizer(tmp_path / "endless", LARGE)
     write_tokenizer(tmp_path / "honest")
     with pytest.raises(ValueError, match="needs more than 1 GiB"):
-        list(GivenTokens(tmp_path / "endless").conversation(conversation(0), 1000))
-    assert list(GivenTokens(tmp_path / "honest").conversation(conversation(0), 1000))
+        list(GivenTokens(tmp_path / "endless").conversation(conversation(0)))
+    assert list(GivenTokens(tmp_path / "honest").conversation(conversation(0)))
 
 
 @pytest.mark.timeout(60)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -9,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.core.store.artifacts import read_json
-from moedisco_ray.packed_tokens import LossMask, TokenStream, batch_indices, write_index, write_packed, write_piece
+from moedisco_ray.core.store.artifacts import read_json, write_json
+from moedisco_ray.packed_tokens import (
+    Piece,
+    TokenStream,
+    batch_indices,
+    best_fit,
+    write_conversations,
+    write_index,
+    write_packed,
+)
 
 EOS = 0
 documents = st.lists(st.integers(1, 99), max_size=20)
@@ -51,49 +60,89 @@ def test_windows_lose_nothing_and_share_only_their_border_token(directories, len
             window = opened.window(i)
             assert window.dtype == np.int64
             assert window.tolist() == stream[i * length : (i + 1) * length + 1]
+            assert opened.document_starts(i).tolist() == [token == EOS for token in window[:-1]]
+            assert opened.filled(i) == length + 1
 
 
-masked_documents = st.lists(st.tuples(st.lists(st.booleans(), max_size=20), st.booleans()), max_size=5)
+def counted(talk):
+    return any(counts for _, counts in talk[1:])
+
+
+conversations = st.lists(
+    st.lists(st.tuples(st.integers(2, 99), st.booleans()), min_size=1, max_size=20), min_size=1, max_size=9
+)
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    parts=st.lists(st.none() | masked_documents, min_size=1, max_size=4),
-    length=st.integers(1, 9),
+    parts=st.lists(conversations, min_size=1, max_size=3),
+    running=documents,
+    length=st.integers(2, 15),
     bos=st.sampled_from([None, 1]),
 )
-def test_the_loss_mask_follows_the_tokens(parts, length, bos):
-    expected, pieces = [], []
+def test_conversations_are_whole_in_one_window_each(parts, running, length, bos):
+    begin = [] if bos is None else [(bos, False)]
+    whole = [[*begin, *talk] for talks in parts for talk in talks]
+    kept = [talk[: length + 1] for talk in whole]
+    kept = [[(talk[0][0], False), *talk[1:]] for talk in kept if counted(talk)]
     with tempfile.TemporaryDirectory() as scratch:
-        for number, part in enumerate(parts):
-            found = [([True] * 3, True)] if part is None else part
-            for mask, special in found:
-                expected += [*([] if bos is None else [special]), *mask, special]
-            flat = [each for mask, _ in found for each in mask]
-            mask = LossMask(np.array(flat, bool), np.array([each for _, each in found], bool))
-            ids, lengths = np.full(len(mask.ids), 7), np.array([len(mask) for mask, _ in found], dtype=np.int64)
-            if len(lengths):
-                pieces.append(
-                    write_piece(
-                        Path(scratch) / f"part-{number:05d}.npy",
-                        ids,
-                        lengths,
-                        eos=EOS,
-                        bos=bos,
-                        vocab_size=9,
-                        mask=None if part is None else mask,
-                    )
-                )
-        index = write_index(Path(scratch), pieces, 9)
-        assert index.get("masked", []) == [piece.name for piece in pieces if piece.masked]
-        written = {path.name for path in Path(scratch).iterdir()}
-        assert written == {"index.json", *(name for piece in pieces for name in piece.files)}
-        if len(expected) <= length:
+        directory = Path(scratch)
+        write_packed(directory, [arrays([running])], EOS, 100)
+        pieces = [Piece("part-00000.npy", 1, len(running) + 1)]
+        for number, talks in enumerate(parts):
+            flat = [each for talk in talks for each in talk]
+            ids, mask = np.array([token for token, _ in flat]), np.array([counts for _, counts in flat])
+            lengths, path = np.array([len(talk) for talk in talks]), directory / f"talks-{number}.npy"
+            pieces.append(write_conversations(path, ids, mask, lengths, length=length, vocab_size=100, bos=bos))
+        index = write_index(directory, pieces, 100, length)
+        assert {path.name for path in directory.iterdir()} == {
+            "index.json",
+            *(name for piece in pieces for name in piece.files),
+        }
+        assert index["tokens"] == len(running) + 1 + sum(map(len, kept))
+        long = [talk for talk in whole if len(talk) > length + 1]
+        assert sum(piece.cut for piece in pieces) == len(long)
+        left_out = sum(piece.left_out for piece in pieces)
+        used = [talk for talk in long if counted(talk[: length + 1])]
+        assert left_out == sum(map(len, long)) - (length + 1) * len(used)
+        if not kept and len(running) < length:
             return
-        stream = TokenStream([Path(scratch)], length)
-        assert stream.masked == any(piece.masked for piece in pieces)
-        for i in range(len(stream)):
-            assert stream.loss_mask(i).tolist() == expected[i * length + 1 : (i + 1) * length + 1]
+        stream, found = TokenStream([directory], length), []
+        first = len(running) // length
+        for i in range(first, len(stream)):
+            tokens, counts = stream.window(i), [False, *stream.loss_mask(i)]
+            starts, filled = np.flatnonzero(stream.document_starts(i)).tolist(), stream.filled(i)
+            for start, stop in itertools.pairwise([*(start for start in starts if start < filled), filled]):
+                found.append(list(zip(tokens[start:stop].tolist(), counts[start:stop], strict=True)))
+            assert filled in {*starts, length, length + 1}
+            assert not any(tokens[filled:])
+            assert not any(counts[filled:])
+        assert sorted(found) == sorted(kept)
+
+
+@given(st.lists(st.integers(1, 30), max_size=60))
+def test_a_document_is_in_the_fullest_window_with_room_for_it(lengths):
+    window = best_fit(np.array(lengths, dtype=np.int64), 30).tolist()
+    used = {}
+    for document in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
+        with_room = [space for space in used.values() if space + lengths[document] <= 30]
+        assert used.get(window[document], 0) == max(with_room, default=0)
+        used[window[document]] = used.get(window[document], 0) + lengths[document]
+    assert sorted(used) == list(range(len(used)))
+    assert all(space <= 30 for space in used.values())
+
+
+def test_files_of_version_1_are_read_as_they_were_packed(tmp_path):
+    np.save(tmp_path / "part-00000.npy", np.arange(1, 10, dtype=np.uint16))
+    mask = np.array([True, False, False, True, True, False, True, True, False])
+    with (tmp_path / "part-00000.mask").open("wb") as file:
+        np.save(file, np.packbits(mask))
+    old = {"tokens": 9, "documents": 1, "dtype": "uint16", "parts": ["part-00000.npy"], "masked": ["part-00000.npy"]}
+    write_json(tmp_path / "index.json", old)
+    stream = TokenStream([tmp_path], 4)
+    assert [stream.window(i).tolist() for i in range(len(stream))] == [[1, 2, 3, 4, 5], [5, 6, 7, 8, 9]]
+    assert [stream.loss_mask(i).tolist() for i in range(2)] == [mask[1:5].tolist(), mask[5:].tolist()]
+    assert stream.without_starts == tmp_path / "part-00000.npy"
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])

@@ -79,7 +79,7 @@ class Home:
             for name, change in changes.items()
         }
         within = recipe.model_copy(update={"within_documents": True})
-        jobs["documents"] = self.job(f"{layout}-documents", optimizer=within, document_start=0)
+        jobs["documents"] = self.job(f"{layout}-documents", optimizer=within)
         return {**jobs, "uneven": self.job(f"{layout}-uneven", model=self.directory / "uneven")}
 
 

@@ -20,7 +20,7 @@ from moedisco_ray.core.config import FamilyName, Lora, Optimizer
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.models import attention
-from moedisco_ray.packed_tokens import LossMask, write_index, write_piece
+from moedisco_ray.packed_tokens import write_conversations, write_index
 from moedisco_ray.training import TrainJob, World, muon, optimizer, streamed_stepper, streamed_update
 from moedisco_ray.training.batches import Batches
 from moedisco_ray.training.host_copies import Copies
@@ -44,12 +44,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_chats(directory: Path) -> None:
-    """Conversations; the loss counts every second token."""
+    """Conversations of 3 to 20 tokens; the loss counts every second token."""
     directory.mkdir()
-    ids = np.random.Generator(np.random.Philox(key=[3, 4])).integers(1, V, size=1600)
-    mask = LossMask(ids=np.arange(1600) % 2 == 0, special=np.ones(20, dtype=np.bool_))
-    piece = write_piece(directory / "part-00000.npy", ids, np.full(20, 80), eos=0, vocab_size=V, mask=mask)
-    write_index(directory, [piece], V)
+    random = np.random.Generator(np.random.Philox(key=[3, 4]))
+    lengths = random.integers(3, 21, size=150)
+    ids = random.integers(1, V, size=lengths.sum())
+    path, mask = directory / "part-00000.npy", np.arange(len(ids)) % 2 == 0
+    write_index(directory, [write_conversations(path, ids, mask, lengths, length=L, vocab_size=V)], V, L)
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "tied embeddings": ("tied", {"name": "muon"}, {}),
     "routers that do not train": ("frozen", {}, {}),
     "no router losses": ("qwen3_moe", {}, {"load_balance": 0.0, "z_loss": 0.0}),
-    "documents apart": ("gpt_oss", {"within_documents": True}, {"document_start": 0}),
+    "documents apart": ("gpt_oss", {"within_documents": True}, {}),
     "an uneven last micro-batch": ("qwen3_moe", {"micro_batch": 4}, {}),
     "blocks": ("tied", {"block_steps": 1}, {"steps": 8}),
     "moments in 8 bits": ("qwen3_moe", {"moments": "fp8"}, {}),
@@ -254,7 +255,7 @@ def test_bounds_of_documents_are_computed_once_per_micro_batch(job: TrainJob, mo
     monkeypatch.setattr(attention, "varlen_attn", lambda q_THd, *_, **__: q_THd)
     monkeypatch.setattr(attention, "document_bounds", counted)
     within = recipe(within_documents=True)
-    run(variant(job, "streamed", memory="streamed", optimizer=within, document_start=0, steps=1))
+    run(variant(job, "streamed", memory="streamed", optimizer=within, steps=1))
     assert len(computed) == BATCH // 2
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tiny_training import BATCH, RECIPE, L, V, ignore, never, run, stop_after, variant, weights, write_shard, write_tiny
 from training_worker import Counting
 from transformers import AutoModelForCausalLM
@@ -30,7 +31,7 @@ from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.models import check_same, save_model
-from moedisco_ray.packed_tokens import LossMask, TokenStream, batch_indices, write_index, write_packed, write_piece
+from moedisco_ray.packed_tokens import TokenStream, batch_indices, write_conversations, write_index, write_packed
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters
 from moedisco_ray.training import (
@@ -229,15 +230,19 @@ def test_equals_a_plain_pytorch_loop_step_by_step_on_a_moe(undisturbed: Undistur
     assert result.losses == pytest.approx(reference_losses(job, job.model), rel=1e-5)
 
 
+def write_answers(directory: Path, mask: NDArray[np.bool_]) -> None:
+    """Write 100 conversations, each as long as a window; the loss counts the tokens of the mask."""
+    directory.mkdir()
+    ids, lengths, path = np.arange(len(mask)) % (V - 1) + 1, np.full(100, L + 1), directory / "part-00000.npy"
+    write_index(directory, [write_conversations(path, ids, mask, lengths, length=L, vocab_size=V)], V, L)
+
+
 @pytest.mark.parametrize("micro_batch", [None, 4])
 def test_equals_a_plain_pytorch_loop_where_the_loss_leaves_out_tokens(
     job: TrainJob, home: Path, micro_batch: int | None
 ) -> None:
-    ids, lengths = np.arange(1600) % (V - 1) + 1, np.full(20, 80)
-    mask = LossMask(np.random.default_rng(0).uniform(size=1600) < 0.3, np.arange(20) % 2 == 0)
     path = home / f"masked-{micro_batch}"
-    path.mkdir()
-    write_index(path, [write_piece(path / "part-00000.npy", ids, lengths, eos=0, vocab_size=V, mask=mask)], V)
+    write_answers(path, np.random.default_rng(0).uniform(size=100 * (L + 1)) < 0.3)
     masked = variant(
         job, path.name, packed_dirs=(path,), optimizer=job.optimizer.model_copy(update={"micro_batch": micro_batch})
     )
@@ -246,11 +251,8 @@ def test_equals_a_plain_pytorch_loop_where_the_loss_leaves_out_tokens(
 
 def test_an_expert_whose_tokens_the_loss_leaves_out_is_no_error(job: TrainJob, home: Path) -> None:
     """Experts of the last layer get no gradient from them."""
-    ids, lengths = np.arange(1600) % (V - 1) + 1, np.full(20, 80)
     path = home / "mostly-masked"
-    path.mkdir()
-    mask = LossMask(np.arange(1600) % 80 == 40, np.zeros(20, dtype=bool))
-    write_index(path, [write_piece(path / "part-00000.npy", ids, lengths, eos=0, vocab_size=V, mask=mask)], V)
+    write_answers(path, np.arange(100 * (L + 1)) % (L + 1) == 9)
     masked = variant(job, path.name, packed_dirs=(path,), steps=1)
     assert run(masked).losses == pytest.approx(reference_losses(masked, job.model), rel=1e-5)
 
@@ -338,7 +340,7 @@ def test_tokens_of_packed_documents_see_their_own_document_only(lengths: list[in
         model = trainable(Path(directory), RECIPE, World())
     packed_L = torch.cat(documents)
     inputs_BL, targets_BL = packed_L[None, :-1], packed_L[None, 1:].masked_fill(packed_L[None, 1:] == start, -100)
-    positions_BL = document_positions(inputs_BL, start)
+    positions_BL = document_positions(inputs_BL == start)
     assert positions_BL.flatten().tolist() == [place for document in documents for place in range(len(document))][:-1]
     together = model(inputs_BL, targets_BL, positions_BL)
     apart = sum(model(document[None, :-1], document[None, 1:]) for document in documents)
@@ -348,9 +350,8 @@ def test_tokens_of_packed_documents_see_their_own_document_only(lengths: list[in
 def test_hiding_other_documents_changes_the_training_as_a_setting_of_the_job(
     job: TrainJob, undisturbed: Undisturbed
 ) -> None:
-    losses = undisturbed("auto")[1].losses
-    assert run(variant(job, "within", document_start=0)).losses != losses
-    assert run(variant(job, "unused", document_start=V + 1)).losses == losses
+    within = job.optimizer.model_copy(update={"within_documents": True})
+    assert run(variant(job, "within", optimizer=within)).losses != undisturbed("auto")[1].losses
 
 
 def test_the_router_losses_change_the_training(job: TrainJob, undisturbed: Undisturbed) -> None:

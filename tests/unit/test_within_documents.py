@@ -6,7 +6,6 @@ the kernel.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ def test_packed_documents_have_the_losses_and_gradients_of_documents_alone(
     tokens_BL = packed_L[: 2 * half].view(2, half)
     targets_BL = torch.cat([packed_L[1:], torch.tensor([START])])[: 2 * half].view(2, half)
     targets_BL = targets_BL.masked_fill(targets_BL == START, -100)
-    together = model(tokens_BL, targets_BL, document_positions(tokens_BL, START))
+    together = model(tokens_BL, targets_BL, document_positions(tokens_BL == START))
     torch.autograd.backward(together)
     packed = gradients(model)
     losses = []
@@ -158,7 +157,7 @@ def test_all_layers_share_one_mask_in_the_dtype_of_their_queries(
     model = made(tmp_path, "qwen3_moe", {}, recipe)
     tokens_BL = torch.cat(documents())[None]
     with autocast(recipe, World()):
-        model(tokens_BL, tokens_BL, document_positions(tokens_BL, START))
+        model(tokens_BL, tokens_BL, document_positions(tokens_BL == START))
     assert len(seen) == 2
     assert len({mask.data_ptr() for mask in seen}) == 1
     assert seen[0].dtype is (torch.float32 if precision == "fp32" else torch.bfloat16)
@@ -239,7 +238,6 @@ def job(tmp_path: Path) -> TrainJob:
         load_balance=0.02,
         z_loss=0.01,
         log_every=2,
-        document_start=START,
     )
 
 
@@ -250,7 +248,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(job: TrainJo
     resumed = train(parts, World(), ignore, never)
     assert (resumed.restored_step, resumed.losses) == (3, uninterrupted.losses)
     check_same(weights(parts.output), weights(whole.output))
-    across = run(dataclasses.replace(variant(job, "across"), document_start=None, optimizer=RECIPE))
+    across = run(variant(job, "across", optimizer=RECIPE))
     assert across.losses != uninterrupted.losses
     assert implementation in {MASKED, BY_DOCUMENT}
 

@@ -17,6 +17,14 @@ def _precision(optimizer: Optimizer, pool: Pool) -> Mapping[str, Any]:
     return {"precision": optimizer.arithmetic(bf16=pool.bf16), "state": optimizer.state}
 
 
+def with_conversations_apart(config: RunConfig, optimizer: Optimizer) -> Optimizer:
+    """The settings with `within_documents` if the run trains on conversations, which layers can keep apart."""
+    sizes, family = config.model.architecture, DECLARATIONS[config.model.family_name]
+    recurrent = family.recurrent_layers(sizes.fields, sizes.num_hidden_layers)
+    apart = not recurrent and any(source.has_conversations for source in config.corpus.sources)
+    return optimizer.model_copy(update={"within_documents": True}) if apart else optimizer
+
+
 def places_of_owners(config: RunConfig) -> Mapping[str, Any]:
     """Storage of each data owner, whose text is there."""
     return {f"pools.owners.{name}.storage": owner.storage for name, owner in config.pools.owners.items()}

@@ -54,8 +54,9 @@ class Optimizer(Section):
     """Let each token attend only to its own document, not to the other documents that are packed into the same
     sequence. The demo reaches 4 to 7 % fewer bits per byte with it if a sequence holds six documents
     (`benchmarks/RESULTS.md`). A document begins with the tokenizer's BOS token, or, if it adds none, with the EOS token
-    of the document before. On a GPU that computes in bf16 this needs no more memory. Otherwise, and in families with
-    latent attention, layers get a mask, and keys and values are copied for every head."""
+    of the document before. Conversations, and all text of a training that has some, are kept apart without this setting
+    too, unless layers are recurrent. On a GPU that computes in bf16 this needs no more memory. Otherwise, and in
+    families with latent attention, layers get a mask, and keys and values are copied for every head."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass, which needs less memory and takes a third more time. Null means that
     this is done only on a GPU whose memory is too small without it."""

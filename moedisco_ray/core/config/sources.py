@@ -64,7 +64,9 @@ class Source(Section):
     tokenizer's chat template renders the conversations, with the thinking of every answer, and the loss counts only the
     assistant's tokens, in training and evaluation, but none of a message with `weight: 0`. If the template marks these
     tokens with `{% generation %}`, its marks decide. A row that cannot be rendered, or whose answers cannot be found in
-    the text, is skipped and counted. With null, `text_column` is read."""
+    the text, is skipped and counted. Training packs whole conversations into sequences, by best fit, and each attends
+    to itself alone; of one that is longer than a sequence, the end is left out and counted. With null, `text_column` is
+    read."""
     instruction_column: str | None = None
     """Column with the instructions of rows in Alpaca's format, in JSONL, Parquet and datasets. The columns `input`,
     `output`, `system` and `history` are read with it; only `output` has to exist. The chat template renders them as a
@@ -133,6 +135,11 @@ class Source(Section):
     def has_given_tokens(self) -> bool:
         """Whether the source has conversations, completions or token ids for the run's tokenizer, instead of text."""
         return "text_column" not in self.columns
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether its documents are trained on as whole conversations, or prompts with their completions."""
+        return self.has_given_tokens and self.ids_column is None
 
     @model_validator(mode="after")
     def _one_kind_of_data(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moedisco_ray.core.limits import MOST_READINGS
@@ -324,17 +324,7 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
             f"all sources together have only {summary['validation_documents']} validation documents, so that all "
             "figures are uncertain; raise corpus.validation_fraction, or add text"
         )
-    for name, found in sources.items():
-        if found.get("skipped_rows"):
-            warnings.append(
-                f"{found['skipped_rows']:,} rows of {name} could not be read and were left out; the first because "
-                f"{found['skip_reason']}"
-            )
-        if found.get("unread_fields"):
-            warnings.append(
-                f"messages of {name} have fields that the chat template does not read, and that are not trained on: "
-                f"{', '.join(found['unread_fields'])}"
-            )
+    warnings += _row_warnings(sources)
     if summary["skipped_files"]:
         warnings.append(f"{summary['skipped_files']:,} files could not be read and were left out (on_error: skip)")
     if summary["passed_over_files"]:
@@ -343,7 +333,26 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
             "a saved data set, which are read instead; name them by a source of their own, or leave them out by "
             "`exclude`"
         )
+    if cut := summary.get("cut_conversations"):
+        warnings.append(
+            f"{cut:,} conversations are longer than a training sequence, and their last {summary['cut_tokens']:,} "
+            "tokens are not trained on; raise corpus.sequence_length, or divide them"
+        )
     return warnings
+
+
+def _row_warnings(sources: Mapping[str, Any]) -> Iterator[str]:
+    for name, found in sources.items():
+        if found.get("skipped_rows"):
+            yield (
+                f"{found['skipped_rows']:,} rows of {name} could not be read and were left out; the first because "
+                f"{found['skip_reason']}"
+            )
+        if found.get("unread_fields"):
+            yield (
+                f"messages of {name} have fields that the chat template does not read, and that are not trained on: "
+                f"{', '.join(found['unread_fields'])}"
+            )
 
 
 def left_out(corpus: CorpusSummary) -> list[str]:

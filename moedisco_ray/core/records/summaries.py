@@ -123,6 +123,9 @@ class CorpusSummary(Record):
     """Number of files that were not read because their source holds tables."""
     skipped: list[SkippedFile] = Field(default_factory=list)
     """The first of the files that `skipped_files` and `passed_over_files` count."""
+    cut_conversations: int = 0
+    """Number of conversations, with copies, that exceed a training sequence and lose `cut_tokens` at the end."""
+    cut_tokens: int = 0
     warnings: list[str] = Field(default_factory=list)
     owners: dict[str, OwnedText] = Field(default_factory=dict)
     """Text that stays with its data owner; no other figure includes it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer, Pool, RunConfig
+from moedisco_ray.core.config.derived import with_conversations_apart
 from moedisco_ray.core.stages import OF_CLUSTERS, training_stage
 from moedisco_ray.core.store.locations import Location
 from moedisco_ray.execution.doctor.system import Wanted
@@ -136,7 +137,7 @@ def _trial(
         architecture=sizes if whole else submodel_architecture(family, sizes, config.cluster_count),
         vocab_size=vocab_size,
         sequence_length=config.corpus.sequence_length,
-        optimizer=recipe,
+        optimizer=with_conversations_apart(config, recipe),
         planned=stage.memory,
         routes=whole or sizes.num_experts > config.cluster_count,
     )

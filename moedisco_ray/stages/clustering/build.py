@@ -241,7 +241,12 @@ class _Stage:
         """
         directory, tokenizer = self.directory.absolute(), self.corpus_dir.absolute() / "tokenizer"
         pack = PackParts(
-            len(rule.prices_E), tuple(part.documents.name for part in parts), directory, tokenizer, self.store
+            clusters=len(rule.prices_E),
+            names=tuple(part.documents.name for part in parts),
+            directory=directory,
+            tokenizer=tokenizer,
+            length=self.config.corpus.sequence_length,
+            store=self.store,
         )
         written = self.workers.engine(parts, ReadAssigned(rule, self.store)).written(pack)
         packed = sorted(written, key=lambda part: part.number)
@@ -249,7 +254,10 @@ class _Stage:
         shards = [directory / "shards" / str(k) for k in range(pack.clusters)]
         for path in shards:
             path.mkdir(parents=True, exist_ok=True)  # it is missing if other machines have written all pieces
-        return packed, [write_index(path, _pieces_of_cluster(packed, k), vocab_size) for k, path in enumerate(shards)]
+        indices = [
+            write_index(path, _pieces_of_cluster(packed, k), vocab_size, pack.length) for k, path in enumerate(shards)
+        ]
+        return packed, indices
 
     def _loads(self, parts: Sequence[Part], rule: Assignment) -> Loads:
         """Numbers of documents and tokens in each cluster under a rule, over all parts."""

@@ -112,6 +112,7 @@ class PackParts:
         names: Names of the parts' files.
         directory: The cluster artifact.
         tokenizer: Directory of the corpus' tokenizer.
+        length: Sequence length.
         store: The run.
     """
 
@@ -119,6 +120,7 @@ class PackParts:
     names: tuple[str, ...]
     directory: Path
     tokenizer: Path
+    length: int
     store: RunStore
 
     def __call__(self, assigned: pa.Table) -> list[Packed]:
@@ -138,7 +140,8 @@ class PackParts:
         clusters_N = documents["cluster"].to_numpy().astype(np.int64)
         pq.write_table(pa.table({"id": documents["id"].cast(ID), "cluster": documents["cluster"]}), assignments)
         pieces = tuple(
-            tuple(pack_part(documents, number, shard, encoder, clusters_N == k)) for k, shard in enumerate(shards)
+            tuple(pack_part(documents, number, shard, encoder, clusters_N == k, length=self.length))
+            for k, shard in enumerate(shards)
         )
         files = [shard / name for shard, found in zip(shards, pieces, strict=True) for name in _files_of(found)]
         self.store.publish(assignments, *files)

@@ -101,6 +101,7 @@ def build(
         - skipped_files: number of files that `on_error: skip` left out
         - passed_over_files: number of files not read because their folder also holds tables
         - skipped: source, path and reason for the first of these files
+        - cut_conversations, cut_tokens: conversations longer than a sequence, and their tokens that are left out
         - warnings: sentences about problems of the text
 
     Raises:
@@ -151,7 +152,7 @@ def build(
     store.publish(tokenizer)
     tokenized = read.map(Tokenize(rules, selection, tokenizer, store))
     written: list[Written] = tokenized.written(
-        WriteParts(rules, ranges, directory, tokenizer, store=store, events=events)
+        WriteParts(rules, ranges, config.corpus.sequence_length, directory, tokenizer, store=store, events=events)
     )
     store.remove(directory / "scratch")
     train_S3 = np.sum([part.train for part in written], axis=0)
@@ -160,8 +161,9 @@ def build(
         check_split(config, train_S3, validation_S3)
 
     (directory / "shards").mkdir(exist_ok=True)  # it is missing if other machines have written all pieces
-    index = write_index(directory / "shards", (piece for part in written for piece in part.pieces), encoder.vocab_size)
-    check_windows(index["tokens"], config.corpus.sequence_length)
+    pieces = [piece for part in written for piece in part.pieces]
+    index = write_index(directory / "shards", pieces, encoder.vocab_size, config.corpus.sequence_length)
+    check_windows(index["tokens"], config.corpus.sequence_length, conversations="conversations" in index)
     distinct, kept = int(found.distinct_S.sum()), int(surveyed.kept_S.sum())
     summary = summary_of(
         rules.names,
@@ -171,6 +173,10 @@ def build(
         near_duplicates=distinct - kept,
         vocab_size=encoder.vocab_size,
     ) | left_out(sources.inputs, skipped, sources.listings)
+    summary |= {
+        "cut_conversations": sum(piece.cut for piece in pieces),
+        "cut_tokens": sum(piece.left_out for piece in pieces),
+    }
     for source, listing in zip(sources.inputs, sources.listings, strict=True):
         files = len(listing.files) - len(found.reasons.get(source.order, ()))
         summary["sources"][source.name] |= {

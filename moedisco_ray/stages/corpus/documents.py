@@ -58,10 +58,12 @@ DOCUMENTS = pa.schema(
 
 - `id`: the hash of the text; the parts of a document with too many tokens have its id and the ids that follow
 - `tokens`: token ids without special tokens
-- `packed`: number of tokens with the special tokens that training adds before and after them
+- `packed`: number of tokens with the special tokens that training adds: BOS, if the tokenizer does, and EOS after
+  running text
 - `copies`: occurrences of the document in one pass
 - `group`, `held_out`: group and side of the validation split, which stay the same when another run reads this corpus
-- `loss_mask`: whether the loss counts each token; null if it counts all
+- `loss_mask`: whether the loss counts each token of a document that is trained on as a whole, such as a conversation;
+  null for running text, where it counts all
 """
 
 _SMALL_RANGE_BYTES = 2 << 20

@@ -25,7 +25,7 @@ class Part(NamedTuple):
     pieces: tuple[Piece, ...]
 
 
-def write_part(documents: pa.Table, index: int, directory: Path, encoder: Encoder) -> Part:
+def write_part(documents: pa.Table, index: int, directory: Path, encoder: Encoder, length: int) -> Part:
     """Write the training part and the validation part of a range of ids, and pack its training tokens.
 
     A second call writes files with the same bytes.
@@ -35,6 +35,7 @@ def write_part(documents: pa.Table, index: int, directory: Path, encoder: Encode
         index: Number of the range.
         directory: Parent of `train/`, `validation/` and `shards/`, which are made when absent.
         encoder: The tokenizer.
+        length: Sequence length.
     """
     held_out = documents["held_out"]
     # In one chunk, since the layout of a Parquet file's pages depends on the chunks.
@@ -43,7 +44,7 @@ def write_part(documents: pa.Table, index: int, directory: Path, encoder: Encode
     _write(train, part_path(directory / "train", index))
     shards = directory / "shards"
     shards.mkdir(parents=True, exist_ok=True)
-    return Part(train, validation, tuple(pack_part(train, index, shards, encoder)))
+    return Part(train, validation, tuple(pack_part(train, index, shards, encoder, length=length)))
 
 
 def _write(documents: pa.Table, path: Path) -> None:

@@ -165,6 +165,7 @@ class WriteParts:
 
     Attributes:
         ranges: Number of ranges.
+        length: Sequence length.
         directory: The artifact.
         tokenizer: Directory of the tokenizer, in the run.
         store: The run.
@@ -173,6 +174,7 @@ class WriteParts:
 
     rules: Rules
     ranges: int
+    length: int
     directory: Path
     tokenizer: Path
     store: RunStore
@@ -186,7 +188,7 @@ class WriteParts:
         return [self._write(number, part.drop_columns(RANGE), encoder) for number, part in divided(ranged)]
 
     def _write(self, number: int, documents: pa.Table, encoder: Encoder) -> Written:
-        train, validation, pieces = write_part(documents, number, self.directory, encoder)
+        train, validation, pieces = write_part(documents, number, self.directory, encoder, self.length)
         self.store.publish(
             *(part_path(self.directory / side, number) for side in ("train", "validation")),
             *(self.directory / "shards" / name for piece in pieces for name in piece.files),

@@ -1,4 +1,4 @@
-"""Tokenize documents, and cut those with too many tokens: pure functions on tables of documents."""
+"""Tokenize documents, and cut running text with too many tokens: pure functions on tables of documents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tokenize(documents: pa.Table, encoder: Encoder, rules: Rules) -> pa.Table:
             pa.array(rules.names).take(table["order"].combine_chunks()),
             table["text"].cast(pa.string()),
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
-            pa.array(lengths + encoder.added, pa.int32()),
+            pa.array(lengths + encoder.added - table["loss_mask"].is_valid().to_numpy(), pa.int32()),
             table["copies"],
             table["group"],
             table["held_out"],
@@ -72,9 +72,13 @@ def cut_to_limit(text: str, tokens: Tokens, encoder: Encoder, limit: int) -> lis
 def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Table, list[Tokens]]:
     texts = table["text"].to_pylist()
     tokens = _encoded(texts, table["tokens"], encoder)
-    if all(len(each) <= limit for each in tokens):
+    whole = table["loss_mask"].is_valid().to_pylist()
+    if all(len(ids) <= limit or is_whole for ids, is_whole in zip(tokens, whole, strict=True)):
         return table, tokens
-    parts = [cut_to_limit(*pair, encoder, limit) for pair in zip(texts, tokens, strict=True)]
+    parts = [
+        [(text, ids)] if is_whole else cut_to_limit(text, ids, encoder, limit)
+        for text, ids, is_whole in zip(texts, tokens, whole, strict=True)
+    ]
     counts = [len(each) for each in parts]
     rows = np.repeat(np.arange(len(counts)), counts)
     numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -62,7 +62,8 @@ class Document(NamedTuple):
         kept: Group and split in an earlier run's corpus; None if the document does not come from one.
         tokens: Token ids, without special tokens that training adds; None if they are the tokenizer's encoding of the
             text.
-        loss_mask: Whether the loss counts each token; None if it counts all.
+        loss_mask: Whether the loss counts each token of a document that is trained on as a whole, such as a
+            conversation; None for running text, where it counts all.
     """
 
     text: str

@@ -9,7 +9,6 @@ This module imports transformers, which is slow.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,20 +65,16 @@ class GivenTokens:
     def conversation(
         self,
         messages: Any,
-        limit: int,
         tools: Any = None,
         *,
         system: Any = None,
         train_on: TrainOn = "all",
         tally: Tally | None = None,
     ) -> Iterator[Document]:
-        """Yield a rendered conversation as one document, or as parts of one group if it is longer than `limit` tokens.
-
-        Parts without a token that the loss counts are left out.
+        """Yield a rendered conversation as one document, unless the loss counts none of its tokens.
 
         Args:
             messages: The conversation.
-            limit: Maximum tokens of a document.
             tools: Tools that the template gets: a list of JSON schemas, the same as JSON text, or None.
             system: System prompt of a conversation without a system message.
             train_on: Whether the loss counts all messages of the assistant, or the last one.
@@ -94,13 +89,12 @@ class GivenTokens:
         if tally is not None:
             tally.unread |= talk.unread
         if any(talk.trained):
-            yield from self._parts(self.render(talk, schemas), limit, tally)
+            yield from self._whole(self.render(talk, schemas), tally)
 
     def instruction(
         self,
         row: Mapping[str, Any],
         column: str,
-        limit: int,
         tools: Any = None,
         *,
         train_on: TrainOn = "all",
@@ -111,7 +105,6 @@ class GivenTokens:
         Args:
             row: The row.
             column: Column with the instruction.
-            limit: Maximum tokens of a document.
             tools: As in `conversation`.
             train_on: As in `conversation`.
             tally: As in `conversation`.
@@ -120,18 +113,17 @@ class GivenTokens:
             GivenTokensError: As `conversation`, or the row is not of the format.
         """
         yield from self.conversation(
-            alpaca(row, column), limit, tools, system=row.get("system"), train_on=train_on, tally=tally
+            alpaca(row, column), tools, system=row.get("system"), train_on=train_on, tally=tally
         )
 
     def completion(
-        self, prompt: Any, completion: Any, limit: int, tools: Any = None, *, tally: Tally | None = None
+        self, prompt: Any, completion: Any, tools: Any = None, *, tally: Tally | None = None
     ) -> Iterator[Document]:
         """Yield a prompt with its completion as `conversation` yields a conversation; the loss counts the completion.
 
         Args:
             prompt: Text, or a list of messages.
             completion: As the prompt. EOS follows a completion of text; in a conversation, the template ends turns.
-            limit: Maximum tokens of a document.
             tools: As in `conversation`, for messages.
             tally: As in `conversation`.
 
@@ -158,7 +150,7 @@ class GivenTokens:
                 np.append(offsets, [[len(text), len(text) + 1]], axis=0),
             )
         if start < len(text):
-            yield from self._parts(Rendered(text, ids, offsets, offsets[:, 1] > start), limit, tally)
+            yield from self._whole(Rendered(text, ids, offsets, offsets[:, 1] > start), tally)
 
     def _answered(self, prompt: Sequence[Message], completion: Sequence[Message], tools: Tools) -> tuple[str, int]:
         """A prompt with its completion, rendered, and the place of the completion's first character."""
@@ -180,27 +172,18 @@ class GivenTokens:
             )
         return text, start
 
-    def _parts(self, rendered: Rendered, limit: int, tally: Tally | None) -> Iterator[Document]:
-        """Cut a rendered text into documents of one group; leave out those without a token that the loss counts."""
-        text, ids, offsets, loss_mask = rendered
+    def _whole(self, rendered: Rendered, tally: Tally | None) -> Iterator[Document]:
+        """Yield a rendered text as one document, unless the loss counts none of its tokens."""
+        text, ids, _, loss_mask = rendered
         if tally is not None:
             tally.masked += 1
             tally.ended += not self._special.isdisjoint(ids[loss_mask].tolist())
         first = int(len(ids) > 0 and ids[0] == self._encoder.bos)  # packing adds it
-        starts = [*range(first, len(ids), limit)]
-        if len(starts) > 1 and offsets[starts[-1], 0] == len(text):
-            starts[-1] -= 1  # EOS alone has no text, so it takes the token before it along
-        begins = True
-        for start, stop in itertools.pairwise([*starts, len(ids)]):
-            begin = 0 if start == first else offsets[start, 0]
-            end = len(text) if stop == len(ids) else offsets[stop, 0]
-            part = text[begin:end]
-            if part and loss_mask[start:stop].any():
-                yield Document(part, begins, tokens=ids[start:stop], loss_mask=loss_mask[start:stop])
-                begins = False
+        if text and loss_mask[first:].any():
+            yield Document(text, begins=True, tokens=ids[first:], loss_mask=loss_mask[first:])
 
     def tokens(self, ids: Any, limit: int, labels: Any = None) -> Iterator[Document]:
-        """Yield token ids as one document, or as the parts of one group if they are more than `limit`.
+        """Yield token ids as one document, or without labels as parts of one group if they are more than `limit`.
 
         Args:
             ids: The token ids.
@@ -219,7 +202,8 @@ class GivenTokens:
         last = len(found)
         if mask is None and last > first and found[-1] == self._encoder.eos:  # packing adds it, and counts it
             last -= 1
-        parts = [slice(start, min(start + limit, last)) for start in range(first, last, limit)]
+        each = limit if mask is None else max(1, last)  # packing keeps a document with a mask whole
+        parts = [slice(start, min(start + each, last)) for start in range(first, last, each)]
         begins = True
         for part, text in zip(parts, self._encoder.decode([found[part] for part in parts]), strict=True):
             counted = None if mask is None else mask[part]
@@ -301,24 +285,20 @@ def documents_of(
     if first is None:
         return
     if source.completion_column is not None:
-        yield from made.completion(row[source.prompt_column], first, limit, tools, tally=tally)
+        yield from made.completion(row[source.prompt_column], first, tools, tally=tally)
     elif source.ids_column is not None:
         yield from made.tokens(first, limit, row.get("labels"))
     elif source.instruction_column is not None:
-        yield from made.instruction(row, source.instruction_column, limit, tools, train_on=source.train_on, tally=tally)
+        yield from made.instruction(row, source.instruction_column, tools, train_on=source.train_on, tally=tally)
     else:
-        yield from made.conversation(
-            first, limit, tools, system=row.get("system"), train_on=source.train_on, tally=tally
-        )
+        yield from made.conversation(first, tools, system=row.get("system"), train_on=source.train_on, tally=tally)
 
 
 def check_sources(config: RunConfig) -> None:
     """Check that the run's tokenizer can read the sources that need it (`Source.has_given_tokens`), if there are any.
 
     Raises:
-        ConfigError: The run trains its own tokenizer, or the tokenizer has no chat template, or its chat template
-            writes the token between documents inside conversations (which token ids may hold too), and tokens are to
-            attend within documents.
+        ConfigError: The run trains its own tokenizer, or the tokenizer has no chat template.
     """
     sources = [source for source in (*config.corpus.sources, *config.evaluation.sources) if source.has_given_tokens]
     if not sources:
@@ -340,18 +320,3 @@ def check_sources(config: RunConfig) -> None:
             "has no chat template, which sources with messages_column or instruction_column need; name the tokenizer "
             "of a chat model, or add chat_template.jinja to the directory",
         )
-    for name, optimizer, _ in config.trainings:
-        if optimizer.within_documents and _separates_turns(directory):
-            raise ConfigError(
-                f"{name}.optimizer.within_documents",
-                "true",
-                "the chat template ends each turn with the token that separates "
-                "documents, so tokens would attend to their own turn only; set it to false",
-            )
-
-
-def _separates_turns(directory: Path) -> bool:
-    """Whether the token that training puts before each document occurs inside conversations."""
-    turns = [{"role": role, "content": "a"} for role in ("user", "assistant") * 2]
-    found = next(GivenTokens(directory).conversation(turns, 1 << 20), None)
-    return found is not None and found.tokens is not None and open_encoder(directory).prefix in found.tokens

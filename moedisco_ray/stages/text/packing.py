@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from moedisco_ray.packed_tokens import LossMask, Piece, write_piece
+from moedisco_ray.packed_tokens import Piece, write_conversations, write_piece
 from moedisco_ray.stages.text.tokenizer import Encoder
 
 PACKED_COLUMNS = ["copies", "tokens", "loss_mask"]
@@ -21,12 +22,19 @@ def part_path(directory: Path, index: int) -> Path:
 
 
 def pack_part(
-    documents: pa.Table, part: int, directory: Path, encoder: Encoder, keep: NDArray[np.bool_] | None = None
+    documents: pa.Table,
+    part: int,
+    directory: Path,
+    encoder: Encoder,
+    keep: NDArray[np.bool_] | None = None,
+    *,
+    length: int,
 ) -> list[Piece]:
     """Pack each document of a part as often as its column `copies` says.
 
-    Pass c (0, 1, ...) packs the documents with more than c copies into one file, a piece. Names of pieces sort by pass,
-    then by part. So the stream of all pieces contains a whole pass over all parts before a document is repeated.
+    Pass c (0, 1, ...) packs the documents with more than c copies, running text into one file, a piece, and documents
+    with a loss mask into another one, as whole conversations. Names of pieces sort by pass, then by part. So the stream
+    of all pieces of running text contains a whole pass over all parts before a document is repeated.
 
     Args:
         documents: The part's documents, with the columns `PACKED_COLUMNS`.
@@ -34,31 +42,38 @@ def pack_part(
         directory: Directory of the packed tokens; must exist.
         encoder: The tokenizer, for its special tokens and its vocabulary.
         keep: Mask of the documents to pack, for example those of a cluster; None packs all documents.
+        length: Sequence length.
 
     Returns:
-        The pieces, none of them empty. `packed_tokens.write_index` makes the pieces of all parts one stream.
+        The pieces. `packed_tokens.write_index` makes the pieces of all parts one stream.
     """
     copies = documents["copies"].to_numpy()
     if keep is not None:
         copies = np.where(keep, copies, 0)
+    whole = documents["loss_mask"].is_valid().to_numpy()
     pieces: list[Piece] = []
     for above in range(int(copies.max(initial=0))):
-        chosen = copies > above
-        packed = documents if chosen.all() else documents.filter(pa.array(chosen))
-        ids, lengths = token_lists(packed["tokens"])
-        name = f"pass-{above:05d}-part-{part:05d}.npy" if above else f"part-{part:05d}.npy"
-        pieces.append(
-            write_piece(
-                directory / name,
-                ids,
-                lengths,
-                eos=encoder.eos,
-                bos=encoder.bos,
-                vocab_size=encoder.vocab_size,
-                mask=loss_mask(packed["loss_mask"], lengths),
+        name = f"pass-{above:05d}-part-{part:05d}" if above else f"part-{part:05d}"
+        running, conversations = (_chosen(documents, (copies > above) & kind) for kind in (~whole, whole))
+        if len(running):
+            ids, lengths = token_lists(running["tokens"])
+            path = directory / f"{name}.npy"
+            pieces.append(
+                write_piece(path, ids, lengths, eos=encoder.eos, bos=encoder.bos, vocab_size=encoder.vocab_size)
             )
-        )
+        if len(conversations):
+            ids, lengths = token_lists(conversations["tokens"])
+            path, mask = directory / f"{name}-conversations.npy", pc.list_flatten(conversations["loss_mask"]).to_numpy()
+            pieces.append(
+                write_conversations(
+                    path, ids, mask, lengths, length=length, bos=encoder.bos, vocab_size=encoder.vocab_size
+                )
+            )
     return pieces
+
+
+def _chosen(documents: pa.Table, chosen: NDArray[np.bool_]) -> pa.Table:
+    return documents if chosen.all() else documents.filter(pa.array(chosen))
 
 
 def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -72,22 +87,3 @@ def token_lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.
     if len(flat) == 1:
         return flat[0], lengths[0]  # a single chunk need not be copied
     return np.concatenate([np.empty(0, dtype=np.int32), *flat]), np.concatenate([np.empty(0, dtype=np.int64), *lengths])
-
-
-def loss_mask(column: pa.ChunkedArray, lengths: NDArray[np.int64]) -> LossMask | None:
-    """The tokens of documents that the loss counts; None if it counts all.
-
-    Of a document with a mask, it does not count the special tokens that packing adds.
-
-    Args:
-        column: Loss mask of each document; null if all tokens count.
-        lengths: Number of tokens of each document.
-    """
-    if column.null_count == len(column):
-        return None
-    masked = column.is_valid().to_numpy()
-    ids = np.ones(int(lengths.sum()), dtype=np.bool_)
-    ids[np.repeat(masked, lengths)] = np.concatenate(
-        [chunk.drop_null().flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    )
-    return LossMask(ids, ~masked)

@@ -63,7 +63,6 @@ def make_job(
         store=context.store,
         owner=None if owner is None else owner.name,
         owner_store=SHARED if owner is None else text_store,
-        document_start=_encoder(context).prefix if kind.section(config).optimizer.within_documents else None,
     )
     checkpoint.share_key(job)
     return job

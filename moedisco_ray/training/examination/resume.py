@@ -99,7 +99,6 @@ def _job(family: FamilyName, optimizer: Optimizer, folder: Path) -> TrainJob:
         checkpoint_every=STEPS // 2,
         load_balance=0.01,
         z_loss=0.001,
-        document_start=0 if recipe.within_documents else None,
     )
 
 
