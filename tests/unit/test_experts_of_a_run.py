@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from moedisco_ray.cli.app import app
+from moedisco_ray.contrib.experts.choose_experts import GENERAL
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
@@ -123,7 +124,7 @@ def changes(before: Mapping[str, float], output: Path) -> dict[str, float]:
     after, found = perplexities(output), json.loads((output / "experts.json").read_text(encoding="utf-8"))
     old, new = (row["perplexity"] for row in found["losses"])
     ratios = [b / a for a, b in zip(old, new, strict=True)]
-    recorded = {Path(text).stem: ratio for text, ratio in zip(found["texts"], ratios, strict=True)}
+    recorded = {Path(text).stem: ratio for text, ratio in zip(found["texts"], ratios, strict=True) if text != GENERAL}
     # of other documents
     assert recorded == pytest.approx({name: after[name] / before[name] for name in recorded}, rel=0.03)
     return {name: after[name] / before[name] - 1 for name in after}
@@ -188,16 +189,21 @@ def test_own_text_is_enough_to_measure(home: Path, tmp_path: Path) -> None:
     output = tmp_path / "three"
     lines = [line.split() for line in experts(home, output, "0-2").splitlines() if line.strip()]
     found = json.loads((output / "experts.json").read_text(encoding="utf-8"))
-    assert lines[0] == ["held-out", "perplexity", *(f"{name}.txt" for name in DOMAINS), "mixture"]
+    assert lines[0] == ["held-out", "perplexity", *(f"{name}.txt" for name in DOMAINS), GENERAL, "mixture"]
     old, new = (shown(row["perplexity"]) for row in found["losses"])
-    assert [line[1:4] for line in lines if len(line) == 5 and line[0] != "held-out"] == [old, new]
+    assert [line[1:5] for line in lines if len(line) == 6 and line[0] != "held-out"] == [old, new]
     assert len(found["warnings"]) == sum(row.startswith("warning: on") for row in map(" ".join, lines)) > 0
     card = ModelCard.load(output / "README.md")
     assert (card.data.license, card.data.language, card.data.model_name) == ("mit", ["en"], "three")
     assert {
         each.dataset_name: each.metric_value for each in card.data.eval_results if each.metric_type == "perplexity"
     } == {
-        f"text: {name}.txt": round(value, 6)
-        for name, value in zip(DOMAINS, found["losses"][1]["perplexity"], strict=True)
+        f"text: {name}": round(value, 6)
+        for name, value in zip(
+            [*(f"{name}.txt" for name in DOMAINS), GENERAL], found["losses"][1]["perplexity"], strict=True
+        )
     }
+    assert f"read, spread over the text: {found['shares'][0]:.1%} of {next(iter(DOMAINS))}.txt" in " ".join(
+        map(" ".join, lines)
+    )
     assert f"* perplexity on documents of asyncio.txt: {new[0]}, and {old[0]} of " in card.text

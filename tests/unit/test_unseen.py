@@ -15,6 +15,7 @@ from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.errors import ConfigError, CorpusError
 from moedisco_ray.stages.corpus import read_unseen
 from moedisco_ray.stages.corpus.documents import document_id
+from moedisco_ray.stages.corpus.unseen import read_spread
 from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
 
@@ -121,3 +122,19 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "tasks.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not a text file"):
         read_task_file("f", tmp_path / "tasks.jsonl")
+
+
+def test_a_spread_sample_does_not_depend_on_the_order_of_the_text(tmp_path: Path, encoder: Encoder) -> None:
+    rows = [json.dumps({"text": f"row {i} about {i * i} things"}) for i in range(400)]
+    found = []
+    for name, order in (("forth", rows), ("back", rows[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(order))
+        samples, share = read_spread(str(tmp_path / f"{name}.jsonl"), encoder, 3000, LIMITS)
+        found.append(([each.text for each in samples], share))
+    assert found[0] == found[1]
+    texts, share = found[0]
+    positions = sorted(int(text.split()[1]) for text in texts)
+    assert 2800 < sum(map(len, texts)) <= 3000
+    assert positions[0] < 40
+    assert positions[-1] >= 360
+    assert share == pytest.approx(len(texts) / 400, rel=0.1)

@@ -51,6 +51,8 @@ from moedisco_ray.stages.text.tokenizer import Encoder
 
 _MOST_WORSE = 0.01
 """Share by which the perplexity on text that the model knows may increase without a warning."""
+GENERAL = "embedded"
+"""General text, on which both models are compared too: that of the package."""
 _TRAINING_FIELDS = {"router_aux_loss_coef", "output_router_logits", "router_jitter_noise", "rope_theta", "rope_scaling"}
 """Further fields that may differ: they matter in training alone, or `rope_parameters` holds them too."""
 
@@ -68,9 +70,9 @@ def choose_experts(
 ) -> dict[str, Any]:
     """Write an MoE that has the backbone of a model, and the chosen experts with their router rows, in this order.
 
-    With own texts, both models are compared on documents of them. With texts, the router rows of experts of other
-    models are computed from all texts, and if experts of the model are left out or a token has fewer, the others are
-    refitted (see `refit`). The model's own experts keep their rows.
+    With own texts, both models are compared on documents of them, and on general text. With texts, the router rows of
+    experts of other models are computed from all texts, and if experts of the model are left out or a token has fewer,
+    the others are refitted (see `refit`). The model's own experts keep their rows.
 
     Args:
         model: Directory or URI of a finished run, or the directory of an exported model.
@@ -86,8 +88,9 @@ def choose_experts(
 
     Returns:
         `directory`, `family`, `top_k`, and `experts`: model and number of each expert. With own texts also `texts`,
-        `layers` (figures of each router or refit), `losses` (of the model and of the new one: the loss in nats per
-        token on the held-out documents of each text, `perplexity` of each, and the mean loss `mixture`) and `warnings`.
+        `shares` (the part of each text that was read), `layers` (figures of each router or refit), `losses` (of the
+        model and of the new one: the loss in nats per token on the held-out documents of each text, `perplexity` of
+        each, and the mean loss `mixture`) and `warnings`.
 
     Raises:
         ConfigError: There is no such expert, the router cannot have this number of experts or this top-k, or texts are
@@ -156,7 +159,8 @@ def choose_experts(
         }
         if measure is not None:
             result |= {
-                "texts": [*own_texts, *texts],
+                "texts": [*own_texts, *texts, GENERAL],
+                "shares": [text.share for text in measure.texts],
                 "layers": layers,
                 **measure.losses([(model, start), (output.name, draft)]),
             }
@@ -227,7 +231,7 @@ class _Comparison:
     Attributes:
         own: Sources that the model knows; they are the first of `texts`.
         others: Sources of the new experts, one for each; they are the last of `texts`.
-        texts: All texts.
+        texts: All texts, and general text as the last.
         batches: Calibration data: cluster 0 is all own text, and each other text is one cluster.
         encoder: Encoder of the tokenizer.
         tokenizer: Its directory.
@@ -260,11 +264,11 @@ class _Comparison:
         encoder, longest = open_encoder(tokenizer, "RUN_DIR"), min(MOST_LENGTH, int(config["max_position_embeddings"]))
         try:
             length, found = read_texts(
-                [*own, *others], tokenizer, encoder, max_tokens=max_tokens, length=longest, home=home
+                [*own, *others, GENERAL], tokenizer, encoder, max_tokens=max_tokens, length=longest, home=home
             )
         except CorpusError as error:
             raise CorpusError("--own-text" if error.value in own else error.field, error.value, error.remedy) from error
-        batches = calibration_batches(found, length, [*(0 for _ in own), *range(1, len(others) + 1)])
+        batches = calibration_batches(found[:-1], length, [*(0 for _ in own), *range(1, len(others) + 1)])
         return cls(
             own=own,
             others=others,
@@ -293,14 +297,15 @@ class _Comparison:
         return {"losses": found, "warnings": list(self._warnings(*(each["perplexity"] for each in found)))}
 
     def _warnings(self, before: Sequence[float], after: Sequence[float]) -> Iterator[str]:
-        for text, old, new in zip(self.own, before, after, strict=False):
+        known = len(self.own)
+        kept = [*self.own, "general text"]
+        for text, old, new in zip(kept, [*before[:known], before[-1]], [*after[:known], after[-1]], strict=True):
             if new > (1 + _MOST_WORSE) * old:
                 yield (
                     f"on {text}, the held-out perplexity is {new:.4g}, {new / old - 1:.1%} above that of the model; "
                     "fine-tune the result"
                 )
-        known = len(self.own)
-        for text, old, new in zip(self.others, before[known:], after[known:], strict=True):
+        for text, old, new in zip(self.others, before[known:-1], after[known:-1], strict=True):
             if new >= old:
                 yield (
                     f"on {text}, the held-out perplexity is {new:.4g} with the new expert, and {old:.4g} without it; "

@@ -64,6 +64,7 @@ def experts(
     """Write a model with some of its experts, experts of other models, or both: to remove, replace or add experts."""
     from moedisco_ray.cli.generation import checked_device
     from moedisco_ray.contrib.experts.choose_experts import choose_experts
+    from moedisco_ray.core.store.locations import parent
 
     result = choose_experts(
         run_dir,
@@ -80,6 +81,10 @@ def experts(
     else:
         if "losses" in result:
             output_console().print(losses_view(result["losses"], result["texts"], perplexity=True))
+            shares = zip(result["texts"], result["shares"], strict=True)
+            print(
+                "read, spread over each text:", ", ".join(f"{share:.2g} of {parent(text)[1]}" for text, share in shares)
+            )
         for warning in result.get("warnings", ()):
             print(f"warning: {warning}")
         number = len(result["experts"])

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.packed_tokens import TokenStream, write_packed
 from moedisco_ray.stages.calibration_text import Batch, spread
-from moedisco_ray.stages.corpus.unseen import read_unseen
+from moedisco_ray.stages.corpus.unseen import read_spread
 from moedisco_ray.stages.evaluate.measure import evaluate_start
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.cutting import Limits
@@ -33,16 +32,23 @@ _DOCUMENT_WINDOWS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text: the packed tokens that the router is computed from, and the documents that are held out."""
+    """A text: the packed tokens that the router is computed from, and the documents that are held out.
+
+    Attributes:
+        packed: Directory of the packed tokens.
+        held_out: The documents that are held out.
+        share: Part of the text that both are together.
+    """
 
     packed: Path
     held_out: Documents
+    share: float
 
 
 def read_texts(
     texts: Sequence[str], tokenizer: Path, encoder: Encoder, *, max_tokens: int, length: int, home: Path
 ) -> tuple[int, list[Text]]:
-    """Read texts, an equal share of the tokens from each.
+    """Read texts, an equal share of the tokens from each, in documents spread over the text.
 
     Args:
         texts: One source each.
@@ -61,9 +67,7 @@ def read_texts(
     found, shortest, limits = [], length, Limits(length, _DOCUMENT_WINDOWS * length)
     for number, text in enumerate(texts):
         try:
-            samples = read_unseen(
-                [Source(path=text)], encoder, max(1, max_tokens // len(texts)), limits, tokenizer=tokenizer
-            ).samples
+            samples, share = read_spread(text, encoder, max(1, max_tokens // len(texts)), limits, tokenizer=tokenizer)
         except CorpusError as error:
             raise CorpusError("--calibration", text, error.remedy) from error
         counted = [each for each in samples if _counts(each)]
@@ -80,7 +84,7 @@ def read_texts(
         packed = home / f"text-{number}"
         index = write_packed(packed, [documents.where(~held_N).tokens], encoder.eos, encoder.vocab_size, encoder.bos)
         shortest = min(shortest, index["tokens"] - 1)
-        found.append(Text(packed, documents.where(held_N)))
+        found.append(Text(packed, documents.where(held_N), share))
     return shortest, found
 
 

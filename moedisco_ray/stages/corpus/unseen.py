@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,10 @@ from moedisco_ray.stages.text.unseen import Sample, Skipped, Unseen
 
 _SETTING = "evaluation.sources"
 _CHUNK = 64
+_SPREAD_CHARACTERS = 8
+"""Characters that a spread sample keeps for each token that it may have: more than a token has in most languages."""
+_MOST_READ = 1 << 28
+"""Maximum number of characters that a spread sample reads of a source."""
 
 
 def read_unseen(
@@ -76,6 +81,61 @@ def read_unseen(
                 f"{source.field}.path", source.settings.path, "holds no text that was not trained on; name other text"
             )
     return Unseen(samples, len(known), skipped)
+
+
+def read_spread(
+    path: str, encoder: Encoder, max_tokens: int, limits: Limits, *, tokenizer: Path | None = None
+) -> tuple[list[Sample], float]:
+    """Read documents spread over a source: those whose ids have the smallest hashes, in the order of the ids.
+
+    So the order of the documents in the source does not matter. The first 256 million characters are read.
+
+    Args:
+        path: Path of the source.
+        encoder: The model's tokenizer.
+        max_tokens: Maximum number of tokens.
+        limits: Limits on the length of documents.
+        tokenizer: Directory of the tokenizer, for a source that needs it (`Source.has_given_tokens`).
+
+    Returns:
+        The documents, and their share of the characters that were read.
+
+    Raises:
+        CorpusError: The source cannot be read, or has no text.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = expand_sources([Source(path=path)], Path(scratch), limits, _SETTING, "unseen", tokenizer=tokenizer)
+        documents = itertools.chain.from_iterable(map(_documents, inputs))
+        kept, read = _smallest_ids(documents, max_tokens * _SPREAD_CHARACTERS)
+        samples, room = list[Sample](), max_tokens
+        for sample in _samples(inputs[0], iter(kept), encoder):
+            if len(sample.tokens) > room:
+                break
+            samples.append(sample)
+            room -= len(sample.tokens)
+    return samples, sum(len(sample.text) for sample in samples) / max(1, read)
+
+
+def _documents(source: Input) -> Iterator[Document]:
+    for file in list_files(source.field, source.settings, own=source.own).files:
+        yield from read_slice(source, Slice(file))
+
+
+def _smallest_ids(documents: Iterator[Document], characters: int) -> tuple[list[Document], int]:
+    """Documents with the smallest ids that have a number of characters together; and how many were read."""
+    kept, largest_first, held, read = dict[int, Document](), list[int](), 0, 0
+    for document in documents:
+        read += len(document.text)
+        key = -int.from_bytes(document_id(document.text))  # the first of a heap is the smallest
+        if key not in kept:
+            kept[key] = document
+            heapq.heappush(largest_first, key)
+            held += len(document.text)
+        while held - len(kept[largest_first[0]].text) >= characters:
+            held -= len(kept.pop(heapq.heappop(largest_first)).text)
+        if read >= _MOST_READ:
+            break
+    return [kept[key] for key in sorted(kept, reverse=True)], read
 
 
 def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample], list[Skipped], Tally]:
