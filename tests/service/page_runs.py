@@ -7,10 +7,10 @@ import run_example
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.export_summary import ExportSummary
 from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.metering import Meter
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import ExportSummary
 from moedisco_ray.stages.export.card import model_card
 from service.database import runs
 from service.domain.states import RunState

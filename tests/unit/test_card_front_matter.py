@@ -9,9 +9,10 @@ from huggingface_hub import ModelCard, metadata_load
 from test_report import EXPORTED, run_config, write_run
 
 from moedisco_ray.core.config import Model
+from moedisco_ray.core.records.export_summary import ModelFacts
 from moedisco_ray.core.records.report import build_report
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import EvaluationRecord, ModelFacts
+from moedisco_ray.core.records.summaries import EvaluationRecord
 from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.core.store.hub import dataset_name
 from moedisco_ray.stages.export.card import model_card

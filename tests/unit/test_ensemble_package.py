@@ -29,8 +29,9 @@ from typer.testing import CliRunner
 from docs.ecosystem import VERSION
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.records.export_summary import ExportSummary, ModelFacts
 from moedisco_ray.core.records.run_report import current_report
-from moedisco_ray.core.records.summaries import EvaluationRecord, ExportSummary, ModelFacts
+from moedisco_ray.core.records.summaries import EvaluationRecord
 from moedisco_ray.core.store.locations import CACHE, cache_directory
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution import pipeline

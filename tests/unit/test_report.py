@@ -16,6 +16,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.records.bill import format_dollars, format_seconds
 from moedisco_ray.core.records.event_totals import CURVE_POINTS, EventTotals, thin
 from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.export_summary import ExportSummary
 from moedisco_ray.core.records.findings import (
     cluster_rows,
     evaluation_rows,
@@ -34,7 +35,7 @@ from moedisco_ray.core.records.report import (
     report_table,
 )
 from moedisco_ray.core.records.run_record import Curve, RunReport
-from moedisco_ray.core.records.summaries import CorpusSummary, EvaluationRecord, ExportSummary
+from moedisco_ray.core.records.summaries import CorpusSummary, EvaluationRecord
 from moedisco_ray.core.records.ways import THIS_RUN, Alternative
 from moedisco_ray.core.stages import STAGES, fingerprints
 from moedisco_ray.core.store.artifacts import Manifest, write_json

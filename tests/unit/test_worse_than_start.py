@@ -17,9 +17,10 @@ from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.records.export_summary import ExportSummary
 from moedisco_ray.core.records.findings import against_start
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import ExportSummary, Figures
+from moedisco_ray.core.records.summaries import Figures
 from moedisco_ray.core.store.artifacts import write_json
 from moedisco_ray.stages.export.card import model_card
 

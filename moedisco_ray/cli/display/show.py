@@ -16,6 +16,7 @@ from rich.text import Text
 
 from moedisco_ray.cli.display.formatting import PlainTable, count
 from moedisco_ray.core.records.apart import apart_note, keeps_apart, of_result
+from moedisco_ray.core.records.export_summary import Sample
 from moedisco_ray.core.records.findings import (
     TASK_COLUMNS,
     evaluation_rows,
@@ -29,7 +30,7 @@ from moedisco_ray.core.records.findings import (
 )
 from moedisco_ray.core.records.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import ClusterEntry, Departure, EvaluationRecord, Sample
+from moedisco_ray.core.records.summaries import ClusterEntry, Departure, EvaluationRecord
 from moedisco_ray.core.stages import TRAINING
 from moedisco_ray.core.store.locations import Location
 

@@ -82,9 +82,8 @@ def experts(
         if "losses" in result:
             output_console().print(losses_view(result["losses"], result["texts"], perplexity=True))
             shares = zip(result["texts"], result["shares"], strict=True)
-            print(
-                "read, spread over each text:", ", ".join(f"{share:.2g} of {parent(text)[1]}" for text, share in shares)
-            )
+            read = (f"{share:.1%} of {parent(text)[1]}" for text, share in shares)
+            print("read, spread over the text:", ", ".join(read))
         for warning in result.get("warnings", ()):
             print(f"warning: {warning}")
         number = len(result["experts"])

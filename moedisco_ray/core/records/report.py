@@ -22,6 +22,7 @@ from moedisco_ray.core.records.bill import QUALITY_UNKNOWN, Bill, format_dollars
 from moedisco_ray.core.records.cut import DecomposeSummary
 from moedisco_ray.core.records.event_totals import EventTotals
 from moedisco_ray.core.records.events import Event, EventLog
+from moedisco_ray.core.records.export_summary import Sample
 from moedisco_ray.core.records.findings import against_start
 from moedisco_ray.core.records.measurements import MEASUREMENTS, machine_notes, read_measurements
 from moedisco_ray.core.records.metered import metered_bill
@@ -42,7 +43,6 @@ from moedisco_ray.core.records.summaries import (
     EvaluationRecord,
     Figures,
     MergeSummary,
-    Sample,
     TrainingSummary,
     UnitRecord,
 )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from moedisco_ray.core.records.bill import Bill
 from moedisco_ray.core.records.cut import DecomposeSummary
+from moedisco_ray.core.records.export_summary import Sample
 from moedisco_ray.core.records.summaries import (
     ClusterReport,
     Contribution,
@@ -16,7 +17,6 @@ from moedisco_ray.core.records.summaries import (
     EvaluationRecord,
     MergeSummary,
     Record,
-    Sample,
     SyncRecord,
 )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.records.apart import apart_note, of_ensemble
+from moedisco_ray.core.records.export_summary import ExportSummary, Sample
 from moedisco_ray.core.records.findings import (
     TASK_COLUMNS,
     cluster_rows,
@@ -18,7 +19,7 @@ from moedisco_ray.core.records.findings import (
 )
 from moedisco_ray.core.records.report import TABLE_COLUMNS, report_notes, report_speeds, report_table, report_verdict
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import ClusterEntry, EvaluationRecord, ExportSummary, Figures, Sample
+from moedisco_ray.core.records.summaries import ClusterEntry, EvaluationRecord, Figures
 from moedisco_ray.core.store.artifacts import read_manifest, write_text
 from moedisco_ray.core.store.manifests import ADAPTER_FOLDER
 from moedisco_ray.stages.export.front_matter import front_matter

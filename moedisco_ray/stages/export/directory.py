@@ -19,8 +19,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.core.limits import SAMPLE_TOKENS
 from moedisco_ray.core.records.events import Advance, no_advance
+from moedisco_ray.core.records.export_summary import ExportSummary, ModelFacts
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import ExportSummary, ModelFacts
 from moedisco_ray.core.store.manifests import ADAPTER_FOLDER
 from moedisco_ray.models import (
     Checkpoint,

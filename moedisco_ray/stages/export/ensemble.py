@@ -20,8 +20,8 @@ from moedisco_ray.core.config import LocalInit, Model
 from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.limits import ENSEMBLE_BLOCK, ENSEMBLE_TEMPERATURE, SAMPLE_TOKENS
 from moedisco_ray.core.records.events import Emit, StageProgress, discard
+from moedisco_ray.core.records.export_summary import ExportSummary
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import ExportSummary
 from moedisco_ray.models import open_checkpoint, read_config, write_config
 from moedisco_ray.models.streamed import device_of_model, open_streamed
 from moedisco_ray.models.tokenizer_directories import load_pretrained

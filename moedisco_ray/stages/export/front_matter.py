@@ -12,9 +12,10 @@ from huggingface_hub import EvalResult, ModelCardData, metadata_load
 
 from moedisco_ray.core.config import LocalInit, Model
 from moedisco_ray.core.config.start_files import start_directory
+from moedisco_ray.core.records.export_summary import ModelFacts
 from moedisco_ray.core.records.findings import WITH_START, evaluation_rows
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import EvaluationRecord, Figures, ModelFacts
+from moedisco_ray.core.records.summaries import EvaluationRecord, Figures
 from moedisco_ray.core.store.hub import hub_parts, is_hub
 from moedisco_ray.core.store.locations import Location, parent
 from moedisco_ray.core.store.read_roots import opened

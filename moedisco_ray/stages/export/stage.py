@@ -11,9 +11,9 @@ from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.config.start_files import start_directory
 from moedisco_ray.core.records.apart import keeps_apart
 from moedisco_ray.core.records.events import Emit, StageProgress, discard
+from moedisco_ray.core.records.export_summary import ExportSummary
 from moedisco_ray.core.records.report import report_of
 from moedisco_ray.core.records.run_record import RunReport
-from moedisco_ray.core.records.summaries import ExportSummary
 from moedisco_ray.core.store.artifacts import Draft
 from moedisco_ray.core.store.hub import dataset_name
 from moedisco_ray.core.store.run_work import Files
