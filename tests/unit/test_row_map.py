@@ -209,7 +209,7 @@ def test_rows_of_an_earlier_run_keep_their_side_of_the_split(tmp_path: Path, mod
     held_out = {row["text"] for row in pq.read_table(tmp_path / "first" / "validation").to_pylist()}
     name = module("def keep(row):\n    text = row.pop('text')\n    row.clear()\n    return {'text': text + '!'}\n")
     again = config_of(
-        [{"path": str(tmp_path / "first"), "exclude": ["*.json", "*.npy"], "map": f"{name}:keep"}], seed=5
+        [{"path": str(tmp_path / "first"), "exclude": ["*.json", "*.npy", "*.starts"], "map": f"{name}:keep"}], seed=5
     )
     made(again, tmp_path / "second")
     found = {row["text"] for row in pq.read_table(tmp_path / "second" / "validation").to_pylist()}

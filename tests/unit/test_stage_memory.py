@@ -149,6 +149,9 @@ def test_batches_of_long_windows_are_small(length: int, windows: int) -> None:
         def window(self, number: int) -> NDArray[np.int64]:
             return np.full(length + 1, number)
 
+        def filled(self, number: int) -> int:
+            return len(self.window(number))
+
     text: Any = Text()
     batches = spread(text, 32, 0)
     assert {tokens_BL.shape for tokens_BL, _ in batches} == {(windows, length)}
