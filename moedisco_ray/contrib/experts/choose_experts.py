@@ -88,9 +88,9 @@ def choose_experts(
 
     Returns:
         `directory`, `family`, `top_k`, and `experts`: model and number of each expert. With own texts also `texts`,
-        `shares` (the part of each text that was read), `layers` (figures of each router or refit), `losses` (of the
-        model and of the new one: the loss in nats per token on the held-out documents of each text, `perplexity` of
-        each, and the mean loss `mixture`) and `warnings`.
+        `shares` (the part of each text, or of its first 256 million characters, that was read), `layers` (figures of
+        each router or refit), `losses` (of the model and of the new one: the loss in nats per token on the held-out
+        documents of each text, `perplexity` of each, and the mean loss `mixture`) and `warnings`.
 
     Raises:
         ConfigError: There is no such expert, the router cannot have this number of experts or this top-k, or texts are

@@ -56,7 +56,12 @@ def experts(
         ),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of tokens to read from all texts together.")
+        int,
+        typer.Option(
+            min=1,
+            help="Maximum number of tokens to read from all texts together, in documents spread over the first 256 "
+            "million characters of each.",
+        ),
     ] = 131_072,
     device: Annotated[str, typer.Option(help="Device that the models run on: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,

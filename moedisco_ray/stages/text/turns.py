@@ -80,7 +80,7 @@ class TurnFinder:
 
     def encode(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Token ids of a text [n], and the first and last character (exclusive) of each token [n, 2]."""
-        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return np.array(found["input_ids"], np.int32), np.array(found["offset_mapping"], np.int64).reshape(-1, 2)
 
     def _found(self, messages: Sequence[Message], tools: Tools) -> Turns:
