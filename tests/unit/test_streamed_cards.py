@@ -170,28 +170,33 @@ def test_an_error_of_one_card_ends_the_step_of_all(job: TrainJob, monkeypatch: p
 class Late:
     """A copy to the host that is made when something waits for it."""
 
-    def __init__(self, near: Tensor, far: Tensor) -> None:
-        self._near, self._far, self._lock = near.detach(), far, threading.Lock()
-        self._is_made = False
-        far.detach().fill_(torch.nan)
+    def __init__(self, near: Tensor, far: Tensor, make: Callable[[Late], None]) -> None:
+        self.near, self.far, self._make = near.detach(), far.detach(), make
+        self.far.fill_(torch.nan)
 
     def make(self) -> None:
-        with self._lock:
-            if not self._is_made:
-                self._far.detach().copy_(self._near)
-                self._is_made = True
+        self._make(self)
 
 
 class LateCopies(Copies):
-    """Copies to the host as late as their order allows, as a GPU may make them."""
+    """Copies to the host as late as their order allows, as a GPU may make them: one waits for all sent before it."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._late: dict[int, Late] = {}
+        self._late: list[Late] = []
+        self._lock = threading.RLock()
 
     def send(self, near: Tensor, far: Tensor) -> Any:
-        late = self._late[far.data_ptr()] = Late(near, far)
+        with self._lock:
+            late = Late(near, far, self._make_until)
+            self._late.append(late)
         return late
+
+    def _make_until(self, last: Late) -> None:
+        with self._lock:
+            while last in self._late:
+                late = self._late.pop(0)
+                late.far.copy_(late.near)
 
     def begin(
         self, tensors: Mapping[str, Tensor], *after: Any, urgent: bool = False
@@ -199,15 +204,16 @@ class LateCopies(Copies):
         del urgent
         for sent in after:
             sent.make()
-        for tensor in tensors.values():
-            if tensor.data_ptr() in self._late:
-                self._late[tensor.data_ptr()].make()
+        with self._lock:
+            places = {tensor.data_ptr() for tensor in tensors.values()}
+            for late in [each for each in self._late if each.far.data_ptr() in places]:
+                late.make()
         return super().begin(tensors)
 
     def finish(self) -> None:
-        for late in self._late.values():
-            late.make()
-        self._late.clear()
+        with self._lock:
+            if self._late:
+                self._late[-1].make()
 
 
 @pytest.mark.parametrize(
