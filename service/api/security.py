@@ -13,14 +13,16 @@ from sqlalchemy.orm import Session
 
 from service.api.context import InContext, ServiceContext
 from service.api.sessions import COOKIE, session_of
-from service.database import access_tables, runs, sessions, tables, tokens
-from service.errors import Forbidden, NotFound, Unauthorised
+from service.database import access_tables, projects, runs, sessions, tables, tokens
+from service.domain.access import Action, Person, check_access
+from service.errors import Conflict, Forbidden, NotFound, Unauthorised
 from service.schemas import Scope
 from service.settings import Settings
 
 SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_TOKEN = 256
+_LISTED = 3
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="token", description="Token from `moedisco tokens create`.")
 _cookie = APIKeyCookie(
@@ -50,6 +52,10 @@ class Caller:
     @property
     def admin(self) -> bool:
         return "admin" in self.scopes
+
+    @property
+    def person(self) -> Person:
+        return Person(self.owner, self.admin)
 
 
 def require(scope: Scope) -> Callable[..., Caller]:
@@ -140,11 +146,16 @@ def valid_token(plain: str, context: ServiceContext) -> access_tables.Token | No
     return token
 
 
-def still_allowed(caller: Caller, context: ServiceContext) -> bool:
-    """Whether a caller's token or session is still valid.
+def still_allowed(caller: Caller, context: ServiceContext, run_id: str) -> bool:
+    """Whether a caller's token or session is still valid, and the caller may still see a run.
 
     Called during long responses, which count as use of the session.
     """
+    try:
+        with context.database.read() as session:
+            run_for(session, caller, run_id)
+    except NotFound:
+        return False
     now = context.now()
     if caller.session_id is None:
         with context.database.read() as session:
@@ -192,18 +203,37 @@ def _note_use(
             tokens.touch(session, found[1], now)
 
 
-def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = False) -> tables.RunRow:
-    """Load a run that the caller may access.
+def run_for(
+    session: Session, caller: Caller, run_id: str, action: Action = "see", *, lock: bool = False
+) -> tables.RunRow:
+    """Load a run for something that the caller wants to do to it.
 
     With `lock`, the transaction must be a writing one, and the run stays locked until the transaction ends.
 
     Raises:
-        NotFound: The run does not exist or belongs to another owner.
+        NotFound: The run does not exist, or the caller is a stranger in its project.
+        Forbidden: The caller's role in the project does not allow the action.
     """
     run = (runs.lock if lock else runs.get)(session, run_id)
-    if run is None or not (caller.admin or run.owner == caller.owner):
-        raise NotFound("there is no such run, or it is not yours")
+    check_access(None if run is None else projects.role(session, caller.person, run.project), action, "run")
+    assert run is not None  # noqa: S101 - an absent run is nobody's
     return run
+
+
+def project_for(session: Session, caller: Caller, name: str, action: Action = "see") -> access_tables.Project:
+    """Load a project, by its id or name, for something that the caller wants to do to it.
+
+    Raises:
+        NotFound: The project does not exist, or the caller is a stranger in it.
+        Forbidden: The caller's role in the project does not allow the action.
+        Conflict: Several projects have this name.
+    """
+    found = projects.find(session, caller.person, name)
+    if len(found) > 1:
+        ids = ", ".join(row.id for row, _ in found[:_LISTED])
+        raise Conflict(f"{name} is the name of {len(found)} projects; choose one by its id, such as {ids}")
+    check_access(found[0][1] if found else None, action, "project")
+    return found[0][0]
 
 
 def implied(scopes: list[str]) -> frozenset[Scope]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.database import values
+from service.database import projects, values
 from service.database.access_tables import Token
 from service.database.ids import new_id
 
@@ -49,7 +49,11 @@ def create(
 def enter(
     session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float
 ) -> Token:
-    """Store the hash of an existing token, such as one from a file. The other arguments are those of `create`."""
+    """Store the hash of an existing token, such as one from a file. The other arguments are those of `create`.
+
+    The owner gets a default project.
+    """
+    projects.default_of(session, owner, now)
     token = Token(
         id=new_id(),
         hash=digest(plain),

@@ -50,6 +50,7 @@ MODELS: dict[str, Any] = {
     "/v1/pools": schemas.PoolList,
     "/v1/policies": Policies,
     "/v1/quota": schemas.Quota,
+    "/v1/projects": schemas.ProjectInfo,
     "/v1/tokens": schemas.TokenInfo,
 }
 
@@ -110,6 +111,8 @@ class HostileService(Fake):
         detail = hostile(f"/v1/runs/{ID}")
         for path in ("/v1/runs", *(f"/v1/runs/{ID}/{verb}" for verb in ("cancel", "resume", "retry"))):
             self.answers["POST", path] = detail
+        [project] = hostile("/v1/projects")["items"]
+        self.answers["POST", "/v1/projects"] = self.answers["PUT", "/v1/projects/law/members/bob"] = project
         self.answers["POST", "/v1/tokens"] |= {"token": HOSTILE, "name": HOSTILE}
         self.answers["POST", "/v1/sign-in-codes"] = {"code": HOSTILE, "expires": 1.0}
 
@@ -324,6 +327,10 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "policies apply": [["keys.yaml"], ["broken.yaml"], [NAME], [f"{NAME}.yaml"]],
     "policies remove": [[HOSTILE], ["ann"]],
     "pools": [[], ["--json"]],
+    "projects list": [[], ["--json"]],
+    "projects create": [[HOSTILE], ["law"], ["law", "--json"]],
+    "projects add": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--role", HOSTILE]],
+    "projects remove": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--json"]],
     "tokens list": [[], ["--json"]],
     "tokens create": [
         [HOSTILE, "--owner", HOSTILE],
@@ -418,6 +425,7 @@ def test_no_command_writes_what_a_terminal_obeys(
             "quota",
             "policies",
             "pools",
+            "projects",
             "tokens",
             "sign-in",
         }

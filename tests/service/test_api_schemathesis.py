@@ -62,6 +62,8 @@ def real(api, ray):
         "run_id": lambda _: run,
         "path": lambda _: "clusters/report.json",
         "name": lambda operation: "driver" if operation == "get_log" else "demo",
+        "project": lambda _: "root",
+        "member": lambda _: "bob",
         "token_id": lambda _: api.admin.get("/v1/tokens").json()["items"][-1]["id"],
     }
 
