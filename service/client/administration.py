@@ -41,18 +41,22 @@ class Administration:
         await self._delete("policies/owners", owner)
 
     async def tokens(self) -> list[schemas.TokenInfo]:
-        """All tokens, without their secrets."""
+        """The caller's tokens without their secrets; for an administrator, all tokens."""
         return (await self._get(schemas.TokenPage, "/v1/tokens")).items
 
     async def create_token(
-        self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90
+        self, name: str, owner: str | None, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90
     ) -> schemas.NewToken:
         """Create a token; only this response contains its secret.
 
-        With `expires_in_days=None` the token does not expire.
+        With `owner=None` it acts for the caller. With `expires_in_days=None` it does not expire.
         """
         wanted = {"name": name, "owner": owner, "scopes": list(scopes), "expires_in_days": expires_in_days}
         return await self._post(schemas.NewToken, "/v1/tokens", json.dumps(wanted).encode())
+
+    async def rotate_token(self, token_id: str) -> schemas.NewToken:
+        """Replace the secret of a token; only this response contains the new one."""
+        return await self._post(schemas.NewToken, f"/v1/tokens/{segment(token_id)}/rotate")
 
     async def revoke_token(self, token_id: str) -> None:
         """Make a token invalid."""

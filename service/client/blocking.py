@@ -168,6 +168,7 @@ class Client:
     delete_policy = _blocking(AsyncClient.delete_policy)
     tokens = _blocking(AsyncClient.tokens)
     create_token = _blocking(AsyncClient.create_token)
+    rotate_token = _blocking(AsyncClient.rotate_token)
     revoke_token = _blocking(AsyncClient.revoke_token)
     projects = _blocking(AsyncClient.projects)
     create_project = _blocking(AsyncClient.create_project)

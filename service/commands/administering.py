@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from moedisco_ray.cli.arguments import AsJson
+from moedisco_ray.core.errors import UserError
 from service.commands.connection import SERVICE_PANEL, ProjectName, connected
 from service.commands.output import remark, say, write_json, write_table
 from service.commands.views import pools_view, projects_table, tokens_table
@@ -76,7 +77,7 @@ def remove_member(project: ProjectName, member: Member, as_json: AsJson = False)
 
 @tokens.command("list")
 def list_tokens(as_json: AsJson = False) -> None:
-    """Show the name, owner and scope of every token, but not its secret."""
+    """Show your tokens without their secrets; an administrator sees all tokens."""
     with connected() as client:
         found = client.tokens()
     write_json(found) if as_json else write_table(tokens_table(found))
@@ -85,7 +86,9 @@ def list_tokens(as_json: AsJson = False) -> None:
 @tokens.command("create")
 def create_token(
     name: Annotated[str, typer.Argument(help="Purpose of the token.")],
-    owner: Annotated[str, typer.Option(help="Owner whose runs the token can create and see.")],
+    owner: Annotated[
+        str | None, typer.Option(help="Owner that the token acts for; by default you. Administrators may name others.")
+    ] = None,
     scope: Annotated[Scope, typer.Option(help="Rights of the token; each scope includes those before it.")] = "submit",
     days: Annotated[float | None, typer.Option(min=0, help="Days until the token expires.")] = 90,
     forever: Annotated[bool, typer.Option("--forever", help="Never expire.")] = False,
@@ -113,9 +116,20 @@ def create_token(
     else:
         from service import bootstrap
 
+        if owner is None:
+            raise UserError("--owner", None, "is required with --state-dir and --database-url; name the owner")
+
         url = bootstrap.database_url(state_dir, database_url)
         made = bootstrap.create_token(url, name, owner, scope, valid)
         remark(f"created in {bootstrap.without_password(url)}")
+    write_json(made) if as_json else say(made.token)
+
+
+@tokens.command("rotate")
+def rotate_token(token_id: Identifier, as_json: AsJson = False) -> None:
+    """Replace a token's secret and show the new one; the earlier one ends at once."""
+    with connected() as client:
+        made = client.rotate_token(token_id)
     write_json(made) if as_json else say(made.token)
 
 

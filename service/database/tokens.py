@@ -105,9 +105,20 @@ def revoke(session: Session, token: Token, now: float) -> None:
     session.execute(update(Token).where(Token.id == token.id, Token.revoked.is_(None)).values(revoked=now))
 
 
-def page(session: Session) -> list[Token]:
-    """All tokens, oldest first."""
-    return list(session.scalars(select(Token).order_by(Token.id)))
+def rotate(session: Session, token: Token, now: float) -> str:
+    """Give a token a new secret, and the same time until its end as it had when it was created; returns the secret."""
+    plain = new_plain()
+    token.hash = digest(plain)
+    token.expires = None if token.expires is None else now + token.expires - token.created
+    token.created = now
+    session.flush()
+    return plain
+
+
+def page(session: Session, owner: str | None = None) -> list[Token]:
+    """Tokens of an owner, or of all with None, oldest first."""
+    query = select(Token) if owner is None else select(Token).where(Token.owner == values.text(owner))
+    return list(session.scalars(query.order_by(Token.id)))
 
 
 def count_valid(session: Session, now: float) -> int:

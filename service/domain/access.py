@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
 from service.errors import Forbidden, NotFound
@@ -38,6 +38,26 @@ _LEAST: Mapping[Action, Role] = {"see": "viewer", "edit": "editor", "manage": "o
 def roles_for(action: Action) -> tuple[Role, ...]:
     """The roles that may do something."""
     return ROLES[ROLES.index(_LEAST[action]) :]
+
+
+def check_token(person: Person, scopes: Collection[str], owner: str | None, wanted: Collection[str]) -> None:
+    """Refuse to make, rotate or revoke a token that a person has no right to.
+
+    Args:
+        person: Who asks.
+        scopes: Scopes of the token with which the person asks, with those that they include.
+        owner: Owner of the token; None if it does not exist.
+        wanted: Scopes of the token.
+
+    Raises:
+        NotFound: The token does not exist, or belongs to another person.
+        Forbidden: The token has a scope that the person's own token has not.
+    """
+    if owner is None or not (person.admin or owner == person.name):
+        raise NotFound("there is no such token, or it is not yours")
+    beyond = sorted(set(wanted) - set(scopes))
+    if beyond:
+        raise Forbidden(f"the token would have or has the scope {beyond[0]!r}, which your own token has not")
 
 
 def check_access(role: Role | None, action: Action, thing: str) -> None:

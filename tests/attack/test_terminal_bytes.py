@@ -114,6 +114,7 @@ class HostileService(Fake):
         [project] = hostile("/v1/projects")["items"]
         self.answers["POST", "/v1/projects"] = self.answers["PUT", "/v1/projects/law/members/bob"] = project
         self.answers["POST", "/v1/tokens"] |= {"token": HOSTILE, "name": HOSTILE}
+        self.answers["POST", "/v1/tokens/T1/rotate"] |= {"token": HOSTILE, "name": HOSTILE}
         self.answers["POST", "/v1/sign-in-codes"] = {"code": HOSTILE, "expires": 1.0}
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -337,6 +338,7 @@ SCENARIOS: dict[str, list[list[str]]] = {
         ["x", "--owner", "ann", "--json"],
         ["x", "--owner", "ann", "--state-dir", NAME],
     ],
+    "tokens rotate": [[HOSTILE], ["T1"], ["T1", "--json"]],
     "tokens revoke": [[HOSTILE], ["T1"], ["T1", "--json"]],
     "serve": [["--public-url", HOSTILE], ["--port", HOSTILE], ["--input-root", HOSTILE, "--map-function", HOSTILE]],
     "stop": [["--state-dir", NAME]],

@@ -73,7 +73,7 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", api.app)
 
 
-DESTRUCTIVE = {"delete_run", "revoke_token"}
+DESTRUCTIVE = {"delete_run", "revoke_token", "rotate_token"}
 """Never asked of what all other operations look at."""
 
 

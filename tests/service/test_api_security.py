@@ -54,7 +54,7 @@ def test_scopes_hold_those_before_them(api):
 def test_a_scope_that_is_missing_is_named(api):
     answer = api.reader.post("/v1/runs", json={"config": demo()})
     assert (answer.status_code, "'submit'" in answer.json()["detail"]) == (403, True)
-    for method, path in (("GET", "/v1/tokens"), ("GET", "/v1/audit"), ("POST", "/v1/tokens"), ("PUT", "/v1/policies")):
+    for method, path in (("GET", "/v1/audit"), ("POST", "/v1/tokens"), ("PUT", "/v1/policies")):
         bodies = {"POST": {"name": "x", "owner": "x", "scopes": ["read"]}, "PUT": {}}
         assert api.ann.request(method, path, json=bodies.get(method)).status_code == 403
 
@@ -164,3 +164,39 @@ def test_buckets_do_not_pile_up():
     for i in range(25_000):
         limits.take(str(i))
     assert len(limits._buckets) <= 10_000
+
+
+def test_a_person_makes_rotates_and_revokes_own_tokens_with_at_most_the_own_scope(api):
+    def asked(who, method, path, **body):
+        return api.client(who).request(method, f"/v1/tokens{path}", json=body or None)
+
+    made = asked("reader", "POST", "", name="laptop", scopes=["read"])
+    assert (made.status_code, made.json()["owner"]) == (201, "ann")
+    place = f"/{made.json()['id']}"
+    assert made.json()["id"] in {each["id"] for each in asked("ann", "GET", "").json()["items"]}
+    assert {each["owner"] for each in asked("ann", "GET", "").json()["items"]} == {"ann"}
+    for who, more in (
+        ("reader", {"scopes": ["submit"]}),
+        ("ann", {"scopes": ["admin"]}),
+        ("ann", {"scopes": ["read"], "owner": "bob"}),
+        ("ann", {"scopes": ["read"], "expires_in_days": None}),
+    ):
+        assert asked(who, "POST", "", name="x", **more).status_code == 403, more
+    strange, absent = asked("bob", "POST", f"{place}/rotate"), asked("bob", "POST", "/absent/rotate")
+    assert (strange.status_code, strange.json()["detail"]) == (404, absent.json()["detail"])
+    assert asked("bob", "DELETE", place).status_code == 404
+    api.plain["laptop"] = made.json()["token"]
+    session = session_of(api, "laptop")
+    same = {"Sec-Fetch-Site": "same-origin"}
+    assert session.post(f"/v1/tokens{place}/rotate", headers=same).status_code == 403
+    rotated = asked("laptop", "POST", f"{place}/rotate").json()
+    assert (rotated["id"], rotated["name"], rotated["scopes"]) == (made.json()["id"], "laptop", ["read"])
+    assert rotated["expires"] - rotated["created"] == pytest.approx(90 * 86_400)
+    assert asked("laptop", "GET", "").status_code == session.get("/v1/identity").status_code == 401
+    api.plain["laptop"] = rotated["token"]
+    [wider] = [each["id"] for each in asked("ann", "GET", "").json()["items"] if each["name"] == "ann"]
+    for method, path in (("POST", f"/{wider}/rotate"), ("DELETE", f"/{wider}")):
+        assert asked("laptop", method, path).status_code == 403
+    assert asked("laptop", "DELETE", place).status_code == 204
+    assert asked("laptop", "GET", "").status_code == 401
+    assert asked("ann", "POST", f"{place}/rotate").status_code == 409

@@ -152,6 +152,7 @@ class Fake:
             ("DELETE", "/v1/projects/law/members/bob"): None,
             ("GET", "/v1/tokens"): {"items": [TOKEN]},
             ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
+            ("POST", "/v1/tokens/T1/rotate"): TOKEN | {"token": "mdk_next"},
             ("DELETE", "/v1/tokens/T1"): None,
         }
 
@@ -627,6 +628,10 @@ def test_tokens(fake):
     assert "revoked" in ran("tokens", "list")
     assert ran("tokens", "create", "ci", "--owner", "ann", "--scope", "read", "--forever") == "mdk_new\n"
     assert fake.sent == {"name": "ci", "owner": "ann", "scopes": ["read"], "expires_in_days": None}
+    ran("tokens", "create", "ci")
+    assert fake.sent == {"name": "ci", "owner": None, "scopes": ["submit"], "expires_in_days": 90}
+    assert "--owner: is required" in mistake("tokens", "create", "ci", "--state-dir", "x")
+    assert ran("tokens", "rotate", "T1") == "mdk_next\n"
     assert ran("tokens", "revoke", "T1") == "T1: revoked\n"
 
 

@@ -85,7 +85,7 @@ ROWS: dict[str, Row] = {
 WITHOUT = {
     *("static", "openapi", "page", "reference", "ray_root", "ray_page", "healthz", "readyz", "get_figures"),
     *("sign_in", "sign_out", "list_sessions", "end_sessions", "create_sign_in_code", "get_identity"),
-    *("list_tokens", "create_token", "revoke_token", "list_audit"),
+    *("list_tokens", "create_token", "rotate_token", "revoke_token", "list_audit"),
     *("get_policies", "set_policies", "set_policy", "delete_policy", "get_quota"),
     *("list_pools", "get_preset", "get_schema"),
     "create_project",  # everyone who may submit has own ones
