@@ -171,7 +171,8 @@ def create_app(
             check_driver(request, context, run_id)
 
     def credential_of(request: Request) -> str | None:
-        return bearer_token(request) or session_of(request, settings)
+        named = None if settings.sign_in_header is None else request.headers.get(settings.sign_in_header)
+        return bearer_token(request) or session_of(request, settings) or named
 
     app.add_middleware(BodyLimit, limit_of=limit_of, check=check, credential_of=credential_of)
     app.add_middleware(CompressedJson)
