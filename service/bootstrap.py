@@ -190,7 +190,7 @@ def create_token(url: str, name: str, owner: str, scope: str, days: float | None
         expires = None if days is None else now + days * _DAY
         with database.write() as session:
             plain, row = tokens.create(
-                session, name=asked.name, owner=asked.owner, scopes=asked.scopes, expires=expires, now=now
+                session, name=asked.name, owner=owner, scopes=asked.scopes, expires=expires, now=now
             )
             _note(session, row, now, {})
     return NewToken(

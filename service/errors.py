@@ -73,7 +73,7 @@ class AgainstPolicy(Forbidden):
 
 
 class NotFound(ServiceError):
-    """The object does not exist or belongs to another owner."""
+    """The object does not exist, or the caller may not see it."""
 
     status = 404
     title = "Not found"

@@ -18,6 +18,7 @@ from moedisco_ray.core.store.locations import Location, cache_directory, is_uri,
 from service.domain.path_sandbox import Roots
 
 MIB = 2**20
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 OWN_PATHS = frozenset({"v1", "static", "ray", "reference", "openapi.json", "healthz", "readyz", "metrics"})
 """First parts of the paths of the service, with which the path of `public_url` may not begin."""
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
@@ -80,6 +81,9 @@ class Settings(BaseModel):
     is sent."""
     forwarded_allow_ips: str = ""
     """Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted."""
+    sign_in_header: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")] | None = None
+    """Header in which a proxy at one of these addresses names the person who has signed in there, such as
+    `X-Forwarded-Email` of oauth2-proxy; null: no header signs anyone in."""
     session_idle_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24
     """Hours without use after which a browser session ends."""
     session_max_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
@@ -120,6 +124,19 @@ class Settings(BaseModel):
         if first in OWN_PATHS:
             raise ValueError(f"begins with a path that the service itself uses (/{first}); choose another one")
         return url
+
+    @field_validator("sign_in_header", mode="after")
+    @classmethod
+    def _from_known_addresses(cls, header: str | None, info: ValidationInfo) -> str | None:
+        try:
+            known = header is None or networks(info.data.get("forwarded_allow_ips", ""))
+        except ValueError:
+            known = ()
+        if not known:
+            raise ValueError(
+                "needs the addresses of its proxy in --forwarded-allow-ips, such as 127.0.0.1, 10.0.0.0/24"
+            )
+        return header
 
     @field_validator("driver_user", mode="after")
     @classmethod
@@ -196,6 +213,15 @@ class Settings(BaseModel):
     def report_url(self, run_id: str) -> str:
         """URL to which a run's driver reports."""
         return f"{self.url}/v1/runs/{quote(run_id)}/report"
+
+
+def networks(addresses: str) -> tuple[IPNetwork, ...]:
+    """Comma-separated IP addresses and networks.
+
+    Raises:
+        ValueError: One of them is neither.
+    """
+    return tuple(ipaddress.ip_network(each.strip(), strict=False) for each in addresses.split(",") if each.strip())
 
 
 def check_bind(settings: Settings, *, tokens: int) -> None:

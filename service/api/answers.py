@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -12,20 +13,20 @@ from moedisco_ray.core.records.metered import metered_bill
 from moedisco_ray.core.records.run_record import RunReport
 from service.api.context import ServiceContext
 from service.api.security import Caller
-from service.database import reuse, runs, sharers, tables
+from service.database import projects, reuse, runs, sharers, tables
 from service.database.metrics import UnitCurve
 from service.domain.failure import failure_of
 from service.domain.forecast import StageState, UnitState, forecast, planned_run
 from service.domain.jobs import submission_id
 from service.domain.states import RunState
 from service.errors import UnusableRun
-from service.schemas import Failure, Forecast, Results, Run, RunDetail, Series
+from service.schemas import Failure, Forecast, Results, Run, RunDetail, RunProject, Series
 
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
     """Response bodies for runs, with their places in the queue."""
-    places, sizes = _places(session, rows), sharers.sizes(session, rows)
-    return [Run.model_validate(_run(context, caller, row, places, sizes)) for row in rows]
+    shared = _shared(session, caller, rows)
+    return [Run.model_validate(_run(context, caller, row, shared)) for row in rows]
 
 
 def run_detail(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow) -> RunDetail:
@@ -33,8 +34,8 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
 
     If this version of the service cannot read the run's documents, the bill has only the metered total, no lines.
     """
-    shown = _run(context, caller, row, _places(session, [row]), sharers.sizes(session, [row]))
-    taken = reuse.taken(session, row.id, owner_filter(caller))
+    shown = _run(context, caller, row, _shared(session, caller, [row]))
+    taken = reuse.taken(session, row.id, caller.person)
     try:
         bill = metered_bill(row.usage, row.settings)
     except UnusableRun as error:
@@ -116,9 +117,23 @@ def series_answer(curve: UnitCurve) -> Series:
     )
 
 
-def owner_filter(caller: Caller) -> str | None:
-    """Owner whose objects a caller may list; None for administrators, who may list those of all owners."""
-    return None if caller.admin else caller.owner
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """Places in the queue and sizes of several runs, and their projects, each by id."""
+
+    places: Mapping[str, int]
+    sizes: Mapping[str, int | None]
+    projects: Mapping[str, RunProject]
+
+
+def _shared(session: Session, caller: Caller, rows: Sequence[tables.RunRow]) -> _Shared:
+    found = {row.project for row in rows}
+    roles = projects.roles(session, caller.person, found)
+    named = {
+        row.id: RunProject(id=row.id, name=row.name, owner=row.owner, role=roles[row.id])
+        for row in projects.by_id(session, found)
+    }
+    return _Shared(_places(session, rows), sharers.sizes(session, rows), named)
 
 
 def _places(session: Session, rows: Sequence[tables.RunRow]) -> dict[str, int]:
@@ -127,13 +142,12 @@ def _places(session: Session, rows: Sequence[tables.RunRow]) -> dict[str, int]:
     return {run_id: place for place, run_id in enumerate(runs.queue_order(session), 1)}
 
 
-def _run(
-    context: ServiceContext, caller: Caller, row: tables.RunRow, places: dict[str, int], sizes: dict[str, int | None]
-) -> dict[str, Any]:
+def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, shared: _Shared) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = row.progress.get("stages", {})
     return {
         **{name: getattr(row, name) for name in _SAME},
-        "position": places.get(row.id) if row.state == RunState.QUEUED else None,
+        "project": shared.projects[row.project],
+        "position": shared.places.get(row.id) if row.state == RunState.QUEUED else None,
         "stages": [{"name": name, **stage} for name, stage in stages.items()],
         "money": {
             "dollars": row.dollars,
@@ -141,7 +155,7 @@ def _run(
             "estimate_dollars": (row.estimate.get("bill") or {}).get("dollars"),
             "budget_dollars": row.budget_dollars,
         },
-        "disk_bytes": sizes[row.id],
+        "disk_bytes": shared.sizes[row.id],
         "results": {name: getattr(row, name) for name in Results.model_fields},
         "events": row.next_position,
         "notice": row.unreadable or row.trouble,
@@ -152,5 +166,6 @@ def _run(
 
 
 _SAME = tuple(
-    Run.model_fields.keys() - {"position", "stages", "money", "results", "disk_bytes", "events", "job_url", "notice"}
+    Run.model_fields.keys()
+    - {"project", "position", "stages", "money", "results", "disk_bytes", "events", "job_url", "notice"}
 )

@@ -22,7 +22,7 @@ from service.api.live_reports import LiveReports
 from service.api.openapi import document, operation_id
 from service.api.parameters import check_query
 from service.api.problems import handle_problems
-from service.api.routes import access, comparing, files, operations, pages, planning, quotas, runs, watching
+from service.api.routes import access, comparing, files, operations, pages, planning, projects, quotas, runs, watching
 from service.api.security import bearer_token, check_known
 from service.api.sessions import session_of
 from service.api.streams import Streams
@@ -45,6 +45,7 @@ ROUTERS = (
     comparing.router,
     files.router,
     planning.router,
+    projects.router,
     quotas.router,
     access.router,
     access.sign_ins,
@@ -170,7 +171,8 @@ def create_app(
             check_driver(request, context, run_id)
 
     def credential_of(request: Request) -> str | None:
-        return bearer_token(request) or session_of(request, settings)
+        named = None if settings.sign_in_header is None else request.headers.get(settings.sign_in_header)
+        return bearer_token(request) or session_of(request, settings) or named
 
     app.add_middleware(BodyLimit, limit_of=limit_of, check=check, credential_of=credential_of)
     app.add_middleware(CompressedJson)

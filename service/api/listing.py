@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 from fastapi import Depends, Query
 
-from service.api.answers import owner_filter
-from service.api.security import Caller
+from service.api.security import Reader
 from service.domain.run_list import FIELDS, NEWEST, Condition, Selection, parse_condition
 from service.domain.states import RunState
 
@@ -52,9 +50,11 @@ def conditions(texts: list[str]) -> tuple[Condition, ...]:
 
 
 def _selection(
+    caller: Reader,
     *,
     state: _States = [],  # noqa: B006 - FastAPI copies it
     owner: Annotated[str | None, Query(max_length=64, description="Owner of the runs.")] = None,
+    project: Annotated[str | None, Query(max_length=64, description="Id or name of the runs' project.")] = None,
     name: Annotated[str | None, Query(max_length=128, description="Part of the run's name.")] = None,
     tag: _Tags = [],  # noqa: B006 - FastAPI copies it
     created_after: Annotated[_Time, Query(description="Earliest time of submission (seconds since the epoch).")] = None,
@@ -64,7 +64,9 @@ def _selection(
     where: _Where = [],  # noqa: B006 - FastAPI copies it
 ) -> Selection:
     return Selection(
+        person=caller.person,
         owner=owner,
+        project=project,
         states=tuple(state),
         name=name,
         tags=dict(part.split(":", 1) for part in tag),
@@ -75,12 +77,4 @@ def _selection(
 
 
 Listed = Annotated[Selection, Depends(_selection)]
-"""Filters of a list, from the query."""
-
-
-def visible(caller: Caller, selection: Selection) -> Selection | None:
-    """The filters, narrowed to what the caller may see; None if that is nothing."""
-    mine = owner_filter(caller)
-    if mine is None:
-        return selection
-    return dataclasses.replace(selection, owner=mine) if selection.owner in (None, mine) else None
+"""Filters of a list, from the query and the caller."""

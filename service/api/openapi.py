@@ -21,12 +21,12 @@ Control service of MoEDisCo training runs on Ray: submit a configuration, watch 
 Sign in with `Authorization: Bearer TOKEN`. Errors are problem documents (RFC 9457); `errors` names each field that is
 not valid, with the messages of `moedisco validate`. Times are seconds since the epoch, UTC.
 """
-_TAGS = ("runs", "watching", "files", "planning", "policies", "access", "operations")
+_TAGS = ("runs", "watching", "files", "planning", "projects", "policies", "access", "operations")
 _MEANINGS = {
     400: "The request is not JSON.",
     401: "The request has no valid token or session.",
-    403: "The token does not allow this.",
-    404: "The object does not exist or belongs to another owner.",
+    403: "The token, or the caller's role in the project, does not allow this.",
+    404: "The object does not exist, or the caller may not see it.",
     409: "The current state does not allow this.",
     410: "The run has another driver, has ended or was deleted.",
     412: "The run has another version than `If-Match` names.",

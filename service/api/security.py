@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hmac
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -12,15 +13,19 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 from sqlalchemy.orm import Session
 
 from service.api.context import InContext, ServiceContext
+from service.api.proxies import person_of
 from service.api.sessions import COOKIE, session_of
-from service.database import access_tables, runs, sessions, tables, tokens
-from service.errors import Forbidden, NotFound, Unauthorised
+from service.database import access_tables, projects, runs, sessions, tables, tokens
+from service.database.session import lock_until_commit
+from service.domain.access import Action, Person, check_access
+from service.errors import Conflict, Forbidden, NotFound, Unauthorised
 from service.schemas import Scope
 from service.settings import Settings
 
 SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_TOKEN = 256
+_LISTED = 3
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="token", description="Token from `moedisco tokens create`.")
 _cookie = APIKeyCookie(
@@ -39,6 +44,7 @@ class Caller:
         owner: Owner that the caller acts for.
         scopes: Scopes of the caller's token, with the scopes that they include.
         session_id: Id of the browser session, if the caller used one.
+        in_browser: Whether a browser adds the proof of the caller by itself: a session's cookie, or a proxy's header.
     """
 
     owner: str
@@ -46,10 +52,15 @@ class Caller:
     token_id: str
     address: str | None
     session_id: str | None = None
+    in_browser: bool = False
 
     @property
     def admin(self) -> bool:
         return "admin" in self.scopes
+
+    @property
+    def person(self) -> Person:
+        return Person(self.owner, self.admin)
 
 
 def require(scope: Scope) -> Callable[..., Caller]:
@@ -82,28 +93,16 @@ SIGNED_IN = list(_SCHEMES)
 
 
 def identify(request: Request, context: ServiceContext) -> Caller:
-    """Authenticate a request by the token in its header or else by the session in its cookie.
+    """Authenticate a request by the token in its header, else by the session in its cookie, else by a proxy's header.
 
     Raises:
-        Unauthorised: The request has no valid token or session.
-        Forbidden: The request uses a browser session but comes from another site.
+        Unauthorised: The request has no valid token or session, or the header of a proxy that is not trusted.
+        Forbidden: A browser sends the request from another site.
         TooMany: The caller exceeds the rate limit.
     """
-    address = client_address(request)
-    plain, cookie = bearer_token(request), session_of(request, context.settings)
-    if plain is not None:
-        token = valid_token(plain, context)
-        caller = None if token is None else _caller(token, None, address)
-        remedy = "the token is unknown, expired or revoked"
-    elif cookie is not None:
-        if request.method not in _SAFE:
-            check_same_origin(request, context.settings)
-        caller = _caller_of_session(cookie, context, address)
-        remedy = "the session has ended; sign in again"
-    else:
-        caller, remedy = None, "send a token in the header `Authorization: Bearer TOKEN`"
+    caller, remedy = _proven(request, context, check_origin=request.method not in _SAFE)
     if caller is None:
-        context.limits.take(f"address {address}")
+        context.limits.take(f"address {client_address(request)}")
         raise Unauthorised(remedy)
     context.limits.take(f"token {caller.token_id}")
     return caller
@@ -116,15 +115,47 @@ def check_known(request: Request, context: ServiceContext) -> None:
         Unauthorised: The request has no valid token or session.
         TooMany: The address exceeds the rate limit.
     """
-    address = client_address(request)
-    plain, cookie = bearer_token(request), session_of(request, context.settings)
-    if plain is not None:
-        known = valid_token(plain, context) is not None
-    else:
-        known = cookie is not None and _caller_of_session(cookie, context, address) is not None
-    if not known:
-        context.limits.take(f"address {address}")
+    if _proven(request, context, check_origin=False)[0] is None:
+        context.limits.take(f"address {client_address(request)}")
         raise Unauthorised("a body of this size is read only with a valid token or session")
+
+
+def _proven(request: Request, context: ServiceContext, *, check_origin: bool) -> tuple[Caller | None, str]:
+    """The caller of a request, or what is wrong with its proof."""
+    address, plain = client_address(request), bearer_token(request)
+    cookie, person = session_of(request, context.settings), person_of(request, context.settings)
+    if plain is not None:
+        token = valid_token(plain, context)
+        return None if token is None else _caller(token, address), "the token is unknown, expired or revoked"
+    if cookie is None and person is None:
+        return None, "send a token in the header `Authorization: Bearer TOKEN`"
+    if check_origin:
+        check_same_origin(request, context.settings)
+    caller = None if cookie is None else _caller_of_session(cookie, context, address)
+    if caller is not None or person is None:
+        return caller, "the session has ended; sign in again"
+    token = _token_of_proxy(person, context)
+    caller = None if token is None else dataclasses.replace(_caller(token, address), in_browser=True)
+    return caller, "an administrator has revoked your sign-in by the proxy"
+
+
+def _token_of_proxy(person: str, context: ServiceContext) -> access_tables.Token | None:
+    """Token that stands for a person's sign-in by the proxy, made at the first one; None if it was revoked.
+
+    Its secret is known to no one, because it is derived from the service's.
+    """
+    plain = tokens.PREFIX + hmac.new(context.secret, f"proxy {person}".encode(), "sha256").hexdigest()
+    with context.database.read() as session:
+        known = tokens.known(session, plain) is not None
+    if not known:
+        with context.database.write() as session:
+            lock_until_commit(session, "proxy", person)
+            if tokens.known(session, plain) is None:
+                now = context.now()
+                tokens.enter(
+                    session, plain, name="sign-in by proxy", owner=person, scopes=["submit"], expires=None, now=now
+                )
+    return valid_token(plain, context)
 
 
 def valid_token(plain: str, context: ServiceContext) -> access_tables.Token | None:
@@ -140,11 +171,16 @@ def valid_token(plain: str, context: ServiceContext) -> access_tables.Token | No
     return token
 
 
-def still_allowed(caller: Caller, context: ServiceContext) -> bool:
-    """Whether a caller's token or session is still valid.
+def still_allowed(caller: Caller, context: ServiceContext, run_id: str) -> bool:
+    """Whether a caller's token or session is still valid, and the caller may still see a run.
 
     Called during long responses, which count as use of the session.
     """
+    try:
+        with context.database.read() as session:
+            run_for(session, caller, run_id)
+    except NotFound:
+        return False
     now = context.now()
     if caller.session_id is None:
         with context.database.read() as session:
@@ -158,17 +194,17 @@ def still_allowed(caller: Caller, context: ServiceContext) -> bool:
 
 
 def require_token(caller: Caller) -> None:
-    """Refuse callers that use a browser session: the effect of the action would outlast the session.
+    """Refuse callers in browsers: the effect of the action would outlast the session.
 
     Raises:
-        Forbidden: The caller used a session.
+        Forbidden: The caller used a session, or a proxy's header.
     """
-    if caller.session_id is not None:
+    if caller.in_browser:
         raise Forbidden("a browser session may not do this; send the token in the header `Authorization: Bearer TOKEN`")
 
 
-def _caller(token: access_tables.Token, session_id: str | None, address: str | None) -> Caller:
-    return Caller(token.owner, implied(token.scopes), token.id, address, session_id)
+def _caller(token: access_tables.Token, address: str | None) -> Caller:
+    return Caller(token.owner, implied(token.scopes), token.id, address)
 
 
 def _caller_of_session(plain: str, context: ServiceContext, address: str | None) -> Caller | None:
@@ -180,7 +216,7 @@ def _caller_of_session(plain: str, context: ServiceContext, address: str | None)
     if found is None:
         return None
     _note_use(found, context, now)
-    return _caller(found[1], found[0].id, address)
+    return dataclasses.replace(_caller(found[1], address), session_id=found[0].id, in_browser=True)
 
 
 def _note_use(
@@ -192,18 +228,37 @@ def _note_use(
             tokens.touch(session, found[1], now)
 
 
-def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = False) -> tables.RunRow:
-    """Load a run that the caller may access.
+def run_for(
+    session: Session, caller: Caller, run_id: str, action: Action = "see", *, lock: bool = False
+) -> tables.RunRow:
+    """Load a run for something that the caller wants to do to it.
 
     With `lock`, the transaction must be a writing one, and the run stays locked until the transaction ends.
 
     Raises:
-        NotFound: The run does not exist or belongs to another owner.
+        NotFound: The run does not exist, or the caller is a stranger in its project.
+        Forbidden: The caller's role in the project does not allow the action.
     """
     run = (runs.lock if lock else runs.get)(session, run_id)
-    if run is None or not (caller.admin or run.owner == caller.owner):
-        raise NotFound("there is no such run, or it is not yours")
+    check_access(None if run is None else projects.role(session, caller.person, run.project), action, "run")
+    assert run is not None  # noqa: S101 - an absent run is nobody's
     return run
+
+
+def project_for(session: Session, caller: Caller, name: str, action: Action = "see") -> access_tables.Project:
+    """Load a project, by its id or name, for something that the caller wants to do to it.
+
+    Raises:
+        NotFound: The project does not exist, or the caller is a stranger in it.
+        Forbidden: The caller's role in the project does not allow the action.
+        Conflict: Several projects have this name.
+    """
+    found = projects.find(session, caller.person, name)
+    if len(found) > 1:
+        ids = ", ".join(row.id for row, _ in found[:_LISTED])
+        raise Conflict(f"{name} is the name of {len(found)} projects; choose one by its id, such as {ids}")
+    check_access(found[0][1] if found else None, action, "project")
+    return found[0][0]
 
 
 def implied(scopes: list[str]) -> frozenset[Scope]:

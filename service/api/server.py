@@ -15,18 +15,21 @@ import asyncio
 import contextlib
 import gc
 import socket
-from typing import Literal
+from typing import Any, Literal, cast
 
 import h11
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from service.api.context import ServiceContext
 from service.api.limits import Capacity
+from service.api.proxies import MarkedProxies
 from service.observability import PrometheusMetrics
-from service.settings import Settings
+from service.settings import Settings, networks
 
 Awaited = Literal["head", "next request", "body", "reading", "closing"]
 """What the server waits for the client to do: send a head, a next request or a body, read the response, or close the
@@ -169,6 +172,17 @@ class DeadlineProtocol(H11Protocol):
                 self.transport.write(self.conn.send(event))
 
 
+def behind_proxies(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The application with the addresses of clients that trusted proxies name."""
+    if not settings.forwarded_allow_ips:
+        return app
+    # uvicorn types its applications more narrowly than Starlette.
+    inner: Any = ProxyHeadersMiddleware(cast("Any", app), settings.forwarded_allow_ips)
+    if settings.sign_in_header is None:
+        return cast("ASGIApp", inner)
+    return MarkedProxies(inner, networks(settings.forwarded_allow_ips))
+
+
 class Server(uvicorn.Server):
     """Server for an application from `create_app`."""
 
@@ -177,7 +191,7 @@ class Server(uvicorn.Server):
         self.capacity: Capacity = self._context.capacity
         super().__init__(
             uvicorn.Config(
-                app,
+                behind_proxies(app, settings),
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
@@ -191,8 +205,7 @@ class Server(uvicorn.Server):
                 limit_concurrency=self.capacity.connections + 2 * SPARE,
                 timeout_graceful_shutdown=GRACE_SECONDS,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                forwarded_allow_ips=settings.forwarded_allow_ips or None,
-                proxy_headers=bool(settings.forwarded_allow_ips),
+                proxy_headers=False,
             )
         )
         self.server_state = Connections(self.capacity.connections, self._context.prometheus)

@@ -18,11 +18,10 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import has_credentials, words
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.store.locations import is_uri
-from service.api.answers import owner_filter
 from service.api.context import ServiceContext
 from service.api.parameters import check_match
-from service.api.security import Caller, visible_run
-from service.database import audit, idempotency, policies, quotas, reuse, runs, tables
+from service.api.security import Caller, project_for, run_for
+from service.database import audit, idempotency, policies, projects, quotas, reuse, runs, tables
 from service.database.ids import new_id
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_priority, check_readable, check_room
@@ -64,7 +63,7 @@ async def estimated(context: ServiceContext, caller: Caller, body: bytes, *, ret
 def _as_retry(context: ServiceContext, caller: Caller, task: Task, run_id: str, if_match: str | None = None) -> Task:
     """The task with the run to retry, and with the runs from which the new one may take stages."""
     with context.database.read() as session:
-        run = visible_run(session, caller, run_id)
+        run = run_for(session, caller, run_id, "see" if task.kind == "estimate" else "edit")
         check_match(if_match, run.version)
         found = reuse.candidates(session, run)
     run.check_repeatable()
@@ -137,7 +136,8 @@ async def submit(
         The run, and whether it is new.
 
     Raises:
-        NotFound: There is no such run to retry, or the caller may not see it.
+        NotFound: There is no such run to retry or project, or the caller may not see it.
+        Forbidden: The caller may not submit runs to the project.
         PreconditionFailed: The run to retry has another version.
         UserError: The configuration is not valid, or a run that it starts from was deleted since it was checked.
         KeyReused: The idempotency key was used before with another request.
@@ -193,6 +193,7 @@ def store(
             now=now,
             notes=run.notes,
             home=context.roots.homes[0] / run_id if is_uri(run.config.output) else None,
+            project=_project(session, caller, run, now),
         )
         reuse.offer(session, run_id, run.donors)
         if key is not None:
@@ -206,6 +207,15 @@ def store(
             detail={"name": row.name},
         )
     return row, True
+
+
+def _project(session: Session, caller: Caller, run: NewRun, now: float) -> str:
+    """Id of the project of a new run: the requested one, else that of the run to retry, else the caller's default."""
+    if run.project is not None:
+        return project_for(session, caller, run.project, "edit").id
+    if run.parent is not None:
+        return run_for(session, caller, run.parent, "edit").project
+    return projects.default_of(session, caller.owner, now).id
 
 
 def note(session: Session, caller: Caller, action: str, target: str, *, now: float, detail: dict[str, Any]) -> None:
@@ -237,7 +247,7 @@ def _visible_starts(context: ServiceContext, caller: Caller, named: Sequence[Ref
     """The runs that settings refer to, by the dotted path of each setting.
 
     Raises:
-        ConfigError: A run does not exist or belongs to another owner (both give the same message), a run has not
+        ConfigError: A run does not exist or the caller may not see it (both give the same message), a run has not
             finished, or several finished runs have this name.
     """
     with context.database.read() as session:
@@ -253,9 +263,8 @@ def _hold_starts(session: Session, config: RunConfig) -> None:
 
 
 def _finished(session: Session, caller: Caller, reference: Reference) -> tables.RunRow:
-    field, asked, owner = reference.field, reference.asked, owner_filter(caller)
-    found = [run for run in [runs.get(session, reference.run)] if run is not None and owner in (None, run.owner)]
-    found = found or runs.named(session, reference.run, owner)
+    field, asked = reference.field, reference.asked
+    found = runs.named(session, reference.run, caller.person)
     if not found:
         raise ConfigError(field, asked, "there is no such run, or it is not yours; `moedisco list` shows yours")
     finished = [run for run in found if run.state == RunState.SUCCEEDED]
@@ -281,6 +290,6 @@ def _repeated(session: Session, caller: Caller, key: str | None, body_hash: byte
     if known.body_hash != body_hash:
         raise KeyReused("this Idempotency-Key was used with another request; use a new key")
     try:
-        return visible_run(session, caller, known.run_id)
+        return run_for(session, caller, known.run_id)
     except NotFound as error:
-        raise Conflict("the run of this Idempotency-Key was deleted; use a new key") from error
+        raise Conflict("the run of this Idempotency-Key was deleted, or is not yours; use a new key") from error

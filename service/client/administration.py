@@ -1,4 +1,4 @@
-"""Requests about access and policies, which clients inherit."""
+"""Requests about access, projects and policies, which clients inherit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from service import schemas
-from service.client.http import Connection, Request, segment
+from service.client.http import Connection, Request, json_body, segment
+from service.domain.access import MemberRole
 from service.domain.policies import Policies, Policy
 
 T = TypeVar("T")
 
 
 class Administration:
-    """Requests about tokens, policies, quotas and the caller."""
+    """Requests about tokens, projects, policies, quotas and the caller."""
 
     _connection: Connection
 
@@ -40,22 +41,43 @@ class Administration:
         await self._delete("policies/owners", owner)
 
     async def tokens(self) -> list[schemas.TokenInfo]:
-        """All tokens, without their secrets."""
+        """The caller's tokens without their secrets; for an administrator, all tokens."""
         return (await self._get(schemas.TokenPage, "/v1/tokens")).items
 
     async def create_token(
-        self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90
+        self, name: str, owner: str | None, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90
     ) -> schemas.NewToken:
         """Create a token; only this response contains its secret.
 
-        With `expires_in_days=None` the token does not expire.
+        With `owner=None` it acts for the caller. With `expires_in_days=None` it does not expire.
         """
         wanted = {"name": name, "owner": owner, "scopes": list(scopes), "expires_in_days": expires_in_days}
         return await self._post(schemas.NewToken, "/v1/tokens", json.dumps(wanted).encode())
 
+    async def rotate_token(self, token_id: str) -> schemas.NewToken:
+        """Replace the secret of a token; only this response contains the new one."""
+        return await self._post(schemas.NewToken, f"/v1/tokens/{segment(token_id)}/rotate")
+
     async def revoke_token(self, token_id: str) -> None:
         """Make a token invalid."""
         await self._delete("tokens", token_id)
+
+    async def projects(self) -> list[schemas.ProjectInfo]:
+        """The caller's projects with their members; for an administrator, all projects."""
+        return (await self._get(schemas.ProjectPage, "/v1/projects")).items
+
+    async def create_project(self, name: str) -> schemas.ProjectInfo:
+        """Create a project, whose owner is the caller."""
+        return await self._post(schemas.ProjectInfo, "/v1/projects", json_body(name=name))
+
+    async def set_member(self, project: str, member: str, role: MemberRole) -> schemas.ProjectInfo:
+        """Add a member to a project, or change the member's role; `project` is an id or name."""
+        request = Request("PUT", _member_path(project, member), body=json_body(role=role))
+        return await self._connection.ask(schemas.ProjectInfo, request)
+
+    async def remove_member(self, project: str, member: str) -> None:
+        """Remove a member from a project; `project` is an id or name."""
+        await self._connection.read(Request("DELETE", _member_path(project, member)))
 
     async def create_sign_in_code(self) -> schemas.NewSignInCode:
         """Create a code that signs one browser in with this client's token, within ten minutes."""
@@ -75,6 +97,10 @@ class Administration:
 
     async def _delete(self, kind: str, identifier: str) -> None:
         await self._connection.read(Request("DELETE", f"/v1/{kind}/{segment(identifier)}"))
+
+
+def _member_path(project: str, member: str) -> str:
+    return f"/v1/projects/{segment(project)}/members/{segment(member)}"
 
 
 def _as_set(policy: Policies | Policy) -> bytes:

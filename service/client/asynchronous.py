@@ -80,6 +80,7 @@ class AsyncClient(Administration):
         *,
         priority: int = 0,
         budget_dollars: float | Literal["none"] | None = None,
+        project: str | None = None,
         idempotency_key: str | None = None,
     ) -> schemas.RunDetail:
         """Create a run.
@@ -88,10 +89,13 @@ class AsyncClient(Administration):
             config: The run's configuration, as `moedisco run` takes it.
             priority: Priority in the queue; runs with a higher priority start first.
             budget_dollars: Cost at which the run stops with a checkpoint; None and "none" mean no budget.
+            project: Id or name of the project whose members may see the run; None means the caller's own.
             idempotency_key: Requests with the same key create only one run. None uses a new key for this call and its
                 repetitions.
         """
-        body = json_body(config=_plain(config), priority=priority, budget_dollars=_budget(budget_dollars))
+        body = json_body(
+            config=_plain(config), priority=priority, budget_dollars=_budget(budget_dollars), project=project
+        )
         return await self._post(schemas.RunDetail, "/v1/runs", body, _key(idempotency_key))
 
     async def runs(
@@ -99,6 +103,7 @@ class AsyncClient(Administration):
         *,
         states: Sequence[RunState] = (),
         owner: str | None = None,
+        project: str | None = None,
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
         created_after: float | None = None,
@@ -112,6 +117,7 @@ class AsyncClient(Administration):
         Args:
             states: States to include; empty for all.
             owner: Owner of the runs.
+            project: Id or name of the runs' project.
             name: Part of the run's name.
             tags: Tags that the runs must all have.
             created_after: Earliest time of submission (seconds since the epoch).
@@ -124,6 +130,7 @@ class AsyncClient(Administration):
         asked = {
             "state": [state.value for state in states],
             "owner": owner,
+            "project": project,
             "name": name,
             "tag": [f"{key}:{value}" for key, value in (tags or {}).items()],
             "created_after": created_after,
@@ -154,6 +161,7 @@ class AsyncClient(Administration):
         budget_dollars: float | Literal["none"] | None = None,
         kept: bool | None = None,
         note: str | None = None,
+        project: str | None = None,
         if_version: int | None = None,
     ) -> schemas.RunDetail:
         """Change a run; None leaves a value as it is.
@@ -166,6 +174,7 @@ class AsyncClient(Administration):
             budget_dollars: The new cost at which the run stops with a checkpoint; "none" removes the budget.
             kept: Whether retention spares the run.
             note: The new note; an empty text removes it.
+            project: Id or name of the project to move the run to.
             if_version: `version` of the run as it was read. If the run has another one, nothing is changed.
 
         Raises:
@@ -178,6 +187,7 @@ class AsyncClient(Administration):
             budget_dollars=_budget(budget_dollars),
             kept=kept,
             note=note,
+            project=project,
         )
         return await self._connection.ask(
             schemas.RunDetail, Request("PATCH", _run_path(run_id), headers=_match(if_version), body=body)

@@ -1,4 +1,4 @@
-"""Commands about the service: pools, tokens."""
+"""Commands about the service: pools, projects, tokens."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from typing import Annotated, Literal
 import typer
 
 from moedisco_ray.cli.arguments import AsJson
-from service.commands.connection import SERVICE_PANEL, connected
+from moedisco_ray.core.errors import UserError
+from service.commands.connection import SERVICE_PANEL, ProjectName, connected
 from service.commands.output import remark, say, write_json, write_table
-from service.commands.views import pools_view, tokens_table
+from service.commands.views import pools_view, projects_table, tokens_table
+from service.domain.access import MemberRole
 
 Scope = Literal["read", "submit", "admin"]
 
 commands = typer.Typer()
 tokens = typer.Typer(no_args_is_help=True, help="Access tokens: who may use the service, and for what.")
 commands.add_typer(tokens, name="tokens", rich_help_panel=SERVICE_PANEL)
+projects = typer.Typer(no_args_is_help=True, help="Projects: who may see and change which runs.")
+commands.add_typer(projects, name="projects", rich_help_panel=SERVICE_PANEL)
 
+Member = Annotated[str, typer.Argument(metavar="MEMBER", help="Owner that the member's tokens act for.")]
 Identifier = Annotated[str, typer.Argument(metavar="ID", help="Id, as `list` shows it.")]
 
 
@@ -29,9 +34,50 @@ def pools(as_json: AsJson = False) -> None:
     write_json(found) if as_json else write_table(pools_view(found))
 
 
+@projects.command("list")
+def list_projects(as_json: AsJson = False) -> None:
+    """Show your projects with their members; an administrator sees all projects."""
+    with connected() as client:
+        found = client.projects()
+    write_json(found) if as_json else write_table(projects_table(found))
+
+
+@projects.command("create")
+def create_project(
+    name: Annotated[str, typer.Argument(help="Name of the project, such as german-law.")], as_json: AsJson = False
+) -> None:
+    """Create a project, which only you can see until you add members."""
+    with connected() as client:
+        made = client.create_project(name)
+    write_json(made) if as_json else say(f"{made.id}  {made.name}; next: moedisco projects add {made.name} MEMBER")
+
+
+@projects.command("add")
+def add_member(
+    project: ProjectName,
+    member: Member,
+    role: Annotated[
+        MemberRole, typer.Option(help="A viewer sees the runs; an editor also submits, changes and deletes them.")
+    ] = "viewer",
+    as_json: AsJson = False,
+) -> None:
+    """Add a member to a project of yours, or change the member's role."""
+    with connected() as client:
+        found = client.set_member(project, member, role)
+    write_json(found) if as_json else write_table(projects_table([found]))
+
+
+@projects.command("remove")
+def remove_member(project: ProjectName, member: Member, as_json: AsJson = False) -> None:
+    """Remove a member from a project of yours, or yourself from another one."""
+    with connected() as client:
+        client.remove_member(project, member)
+    write_json({"removed": member}) if as_json else say(f"{project}: {member} removed")
+
+
 @tokens.command("list")
 def list_tokens(as_json: AsJson = False) -> None:
-    """Show the name, owner and scope of every token, but not its secret."""
+    """Show your tokens without their secrets; an administrator sees all tokens."""
     with connected() as client:
         found = client.tokens()
     write_json(found) if as_json else write_table(tokens_table(found))
@@ -40,7 +86,9 @@ def list_tokens(as_json: AsJson = False) -> None:
 @tokens.command("create")
 def create_token(
     name: Annotated[str, typer.Argument(help="Purpose of the token.")],
-    owner: Annotated[str, typer.Option(help="Owner whose runs the token can create and see.")],
+    owner: Annotated[
+        str | None, typer.Option(help="Owner that the token acts for; by default you. Administrators may name others.")
+    ] = None,
     scope: Annotated[Scope, typer.Option(help="Rights of the token; each scope includes those before it.")] = "submit",
     days: Annotated[float | None, typer.Option(min=0, help="Days until the token expires.")] = 90,
     forever: Annotated[bool, typer.Option("--forever", help="Never expire.")] = False,
@@ -68,9 +116,20 @@ def create_token(
     else:
         from service import bootstrap
 
+        if owner is None:
+            raise UserError("--owner", None, "is required with --state-dir and --database-url; name the owner")
+
         url = bootstrap.database_url(state_dir, database_url)
         made = bootstrap.create_token(url, name, owner, scope, valid)
         remark(f"created in {bootstrap.without_password(url)}")
+    write_json(made) if as_json else say(made.token)
+
+
+@tokens.command("rotate")
+def rotate_token(token_id: Identifier, as_json: AsJson = False) -> None:
+    """Replace a token's secret and show the new one; the earlier one ends at once."""
+    with connected() as client:
+        made = client.rotate_token(token_id)
     write_json(made) if as_json else say(made.token)
 
 

@@ -32,6 +32,8 @@ Budget = Annotated[
     ),
 ]
 
+ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", help="The project's id, or its name.")]
+
 DEFAULT_URL = "http://127.0.0.1:8300"
 """Default address of `moedisco serve`."""
 BRIEF_SECONDS = 5.0

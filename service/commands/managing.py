@@ -31,6 +31,7 @@ commands = typer.Typer()
 def list_runs(
     state: Annotated[list[RunState] | None, typer.Option(help="Show only runs in this state; may be repeated.")] = None,
     owner: Annotated[str | None, typer.Option(help="Show only runs of this owner.")] = None,
+    project: Annotated[str | None, typer.Option(help="Show only runs of the project with this id or name.")] = None,
     name: Annotated[str | None, typer.Option(help="Show only runs with this name.")] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="KEY:VALUE", help="Show only runs with this tag.")] = None,
     where: Annotated[
@@ -49,6 +50,7 @@ def list_runs(
         found = client.runs(
             states=state or (),
             owner=owner,
+            project=project,
             name=name,
             tags=tags,
             where=where or (),
@@ -75,26 +77,36 @@ def change(
     priority: Annotated[int | None, typer.Option(help="Queued runs with a higher priority start first.")] = None,
     name: Annotated[str | None, typer.Option(help="The new name.")] = None,
     note: Annotated[str | None, typer.Option(help="The new note about the run; an empty text removes it.")] = None,
+    project: Annotated[str | None, typer.Option(help="Id or name of the project to move the run to.")] = None,
     keep: Annotated[
         bool | None, typer.Option("--keep/--no-keep", help="Protect the finished run from retention, or no longer.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a run's budget, priority, name, note or protection from retention."""
-    if (budget, priority, name, note, keep) == (None, None, None, None, None):
+    """Change a run's budget, priority, name, note, project or protection from retention."""
+    if (budget, priority, name, note, project, keep) == (None,) * 6:
         raise UserError(
-            "change", None, "names no new value; give --budget, --priority, --name, --note, --keep or --no-keep"
+            "change",
+            None,
+            "names no new value; give --budget, --priority, --name, --note, --project, --keep or --no-keep",
         )
     dollars = budget_dollars(budget)
     with connected() as client:
         found = client.change(
-            find_run(client, run), budget_dollars=dollars, priority=priority, name=name, note=note, kept=keep
+            find_run(client, run),
+            budget_dollars=dollars,
+            priority=priority,
+            name=name,
+            note=note,
+            project=project,
+            kept=keep,
         )
     if as_json:
         write_json(found)
         return
     limit = found.money.budget_dollars
     facts = ["no budget" if limit is None else f"budget {format_dollars(limit)}", f"priority {found.priority}"]
+    facts += [] if project is None else [f"project {found.project.name}"]
     say(f"{found.id}  {found.name}: {', '.join([*facts, *(['kept'] if found.kept else [])])}")
 
 

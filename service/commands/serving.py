@@ -137,6 +137,14 @@ def serve(
     forwarded_allow_ips: Annotated[
         str | None, typer.Option(metavar="ADDRESSES", help="Proxies whose X-Forwarded headers are trusted.")
     ] = None,
+    sign_in_header: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Header in which these proxies name the person who has signed in there, such as X-Forwarded-Email.",
+            show_default="none",
+        ),
+    ] = None,
     log_format: Annotated[
         Literal["console", "json"] | None, typer.Option(help="Format of the service's log.", show_default="console")
     ] = None,
@@ -166,6 +174,7 @@ def serve(
         "requests_per_minute": requests_per_minute,
         "webhook_url": webhook_url,
         "forwarded_allow_ips": forwarded_allow_ips,
+        "sign_in_header": sign_in_header,
         "log_format": log_format,
     }
     from service.domain.path_sandbox import check_roots

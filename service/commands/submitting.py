@@ -36,6 +36,10 @@ def submit(
     name: Annotated[str | None, typer.Option(help="Name of the run; by default the name in the configuration.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
     budget: Budget = None,
+    project: Annotated[
+        str | None,
+        typer.Option(help="Id or name of the project whose members may see the run; by default only you may."),
+    ] = None,
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
@@ -45,7 +49,8 @@ def submit(
     )
     dollars = budget_dollars(budget)
     with connected(outlasts_restarts=watch) as client:
-        _show(client, client.submit(asked, priority=priority, budget_dollars=dollars), watch, as_json)
+        made = client.submit(asked, priority=priority, budget_dollars=dollars, project=project)
+        _show(client, made, watch, as_json)
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
@@ -77,7 +82,7 @@ def retry(
         Reuse,
         typer.Option(
             help="Runs whose finished stages the new run takes where it would make them alike: the old run and others "
-            "of its owner, the old run alone, or none."
+            "that all who see it may see, the old run alone, or none."
         ),
     ] = "auto",
     estimate: Annotated[

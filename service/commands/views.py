@@ -18,7 +18,18 @@ from service.domain.states import RunState
 
 if TYPE_CHECKING:
     from service.domain.policies import Policies, Retention
-    from service.schemas import Failure, Forecast, LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit
+    from service.schemas import (
+        Failure,
+        Forecast,
+        LogFile,
+        PoolList,
+        ProjectInfo,
+        Quota,
+        Run,
+        RunDetail,
+        TokenInfo,
+        Unit,
+    )
 
 _STYLES = {
     RunState.QUEUED: "yellow",
@@ -55,14 +66,14 @@ def runs_table(runs: Sequence[Run]) -> Table:
             moment(run.created),
             format_dollars(run.money.dollars),
             *(shown if measured else ()),
-            Text(one_line(". ".join(filter(None, (note, run.reason, run.notice)))), "dim"),
+            Text(one_line(". ".join(filter(None, (note, *_project(run), run.reason, run.notice)))), "dim"),
         )
     return table
 
 
 def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     """One run: its state, stages, units and cost."""
-    facts = [f"owner {run.owner}", f"created {moment(run.created)}", f"priority {run.priority}"]
+    facts = [f"owner {run.owner}", *_project(run), f"created {moment(run.created)}", f"priority {run.priority}"]
     facts += [f"attempt {run.attempt}"] if run.attempt > 1 else []
     facts += [f"retry of {run.parent}"] if run.parent else []
     facts += ["kept"] if run.kept else []
@@ -99,6 +110,12 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     if run.job_url:
         parts.append(Text(f"Ray job: {run.job_url}", "dim", overflow="fold"))
     return Group(*parts)
+
+
+def _project(run: Run) -> list[str]:
+    """The project, if it is not the default project of the run's owner."""
+    project = run.project
+    return [] if project.name == project.owner == run.owner else [f"project {project.name} of {project.owner}"]
 
 
 def state_text(run: Run) -> Text:
@@ -140,6 +157,14 @@ def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
             moment(token.used),
             "" if token.revoked is None else Text("revoked", "red"),
         )
+    return table
+
+
+def projects_table(projects: Iterable[ProjectInfo]) -> Table:
+    table = left_aligned("id", "name", "owner", "your role", "members")
+    for project in projects:
+        members = ", ".join(f"{member.name} ({member.role})" for member in project.members)
+        add_row(table, project.id, project.name, project.owner, project.role, members)
     return table
 
 

@@ -1,10 +1,10 @@
-"""Tables of access and requests: tokens, sessions, policies, spending, the audit log."""
+"""Tables of access and requests: tokens, sessions, projects, policies, spending, the audit log."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, String
+from sqlalchemy import ForeignKey, Index, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.database.table import ULID, Table
@@ -54,6 +54,34 @@ class SignInCode(Table):
     hash: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
     token_id: Mapped[str] = mapped_column(ULID, ForeignKey("tokens.id", ondelete="CASCADE"))
     ends: Mapped[float]
+
+
+class Project(Table):
+    """Runs that the same people may see and change."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(ULID, primary_key=True)
+    owner: Mapped[str]
+    name: Mapped[str]
+    """Name among the owner's projects; the default project has the owner's name."""
+    created: Mapped[float]
+
+    __table_args__ = (UniqueConstraint("owner", "name"),)
+
+
+class Member(Table):
+    """A person, not the owner, who may see a project's runs."""
+
+    __tablename__ = "members"
+
+    project_id: Mapped[str] = mapped_column(ULID, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Owner that the person's tokens act for."""
+    role: Mapped[str] = mapped_column(String(16))
+    """`viewer` or `editor`."""
+
+    __table_args__ = (Index("members_by_name", "name", "project_id"),)
 
 
 class IdempotencyKey(Table):

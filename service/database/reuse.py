@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, defer
 
 from moedisco_ray.core.stages import STAGES
-from service.database import runs, values
+from service.database import projects, runs
 from service.database.reuse_tables import OfferRow
 from service.database.tables import RunRow
+from service.domain.access import Person
 from service.domain.states import TERMINAL
 
 MOST_CANDIDATES = 8
@@ -18,16 +19,26 @@ MOST_CANDIDATES = 8
 
 
 def candidates(session: Session, parent: RunRow) -> list[RunRow]:
-    """A run to retry, and the newest ended runs of its owner that had a driver."""
+    """A run to retry, and the newest ended runs that had a driver and that all who may see the run to retry may see.
+
+    The events and logs of the retry name them, and its members read those.
+    """
     ended = RunRow.state.in_([state.value for state in TERMINAL])
     query = (
         select(RunRow)
         .options(defer(RunRow.meter), defer(RunRow.estimate))
-        .where(RunRow.owner == parent.owner, ended, RunRow.attempt > 0, RunRow.id != parent.id)
-        .order_by(RunRow.id.desc())
+        .where(_seen_alike(session, parent.project), ended, RunRow.attempt > 0, RunRow.id != parent.id)
+        .order_by((RunRow.project == parent.project).desc(), RunRow.id.desc())
         .limit(MOST_CANDIDATES)
     )
     return [parent, *session.scalars(query)]
+
+
+def _seen_alike(session: Session, project_id: str) -> ColumnElement[bool]:
+    if projects.members(session, [project_id]):
+        return RunRow.project == project_id
+    [project] = projects.by_id(session, [project_id])
+    return projects.visible(RunRow.project, Person(project.owner))
 
 
 def finished_stages(run: RunRow) -> list[str]:
@@ -45,7 +56,7 @@ def offer(session: Session, run_id: str, donors: Iterable[str]) -> None:
             run_id=run_id,
             number=number,
             donor=donor.id,
-            donor_owner=donor.owner,
+            donor_project=donor.project,
             location=str(donor.location),
             stages=[],
             taken=None,
@@ -80,19 +91,15 @@ def take(session: Session, run_id: str, taken: Mapping[str, int], now: float) ->
     session.flush()
 
 
-def taken(session: Session, run_id: str, owner: str | None) -> list[tuple[OfferRow, str | None]]:
-    """The offers from which a run has taken stages, with the names of the other runs, which are None once deleted.
+def taken(session: Session, run_id: str, person: Person) -> list[tuple[OfferRow, str | None]]:
+    """The offers of runs that a person may see and from which a run has taken stages, with the names of these runs.
 
-    Args:
-        session: Any transaction.
-        run_id: The run.
-        owner: Owner whose runs may be named; None for all owners.
+    The name of a deleted run is None.
     """
     query = (
         select(OfferRow, RunRow.name)
         .join(RunRow, RunRow.id == OfferRow.donor, isouter=True)
         .where(OfferRow.run_id == run_id, OfferRow.taken.is_not(None))
+        .where(projects.visible(func.coalesce(RunRow.project, OfferRow.donor_project), person))
     )
-    if owner is not None:
-        query = query.where(OfferRow.donor_owner == values.text(owner))
     return [(row, name) for row, name in session.execute(query.order_by(OfferRow.number))]

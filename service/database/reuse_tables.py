@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy import ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.database.table import ULID, Table
@@ -18,8 +18,8 @@ class OfferRow(Table):
     """Place among the run's offers, from 0, as the driver counts them."""
     donor: Mapped[str] = mapped_column(ULID)
     """Id of the other run, which may have been deleted."""
-    donor_owner: Mapped[str]
-    """Owner of the other run, who decides together with administrators whether its id is shown."""
+    donor_project: Mapped[str] = mapped_column(ULID, server_default=text("''"))
+    """Id of the other run's project, which decides to whom the id of a deleted run is shown."""
     location: Mapped[str]
     """Path or URI of the other run's directory."""
     stages: Mapped[list[str]]

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Float, and_, case, exists, func, literal, literal_column, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from service.database import values
+from service.database import projects, values
 from service.database.runs import LEFT_OUT
 from service.database.tables import RunRow
 from service.domain.run_list import (
@@ -104,6 +104,10 @@ def _after(column: ColumnElement[Any], order: Order, position: Position) -> Colu
 
 
 def _conditions(dialect: str, selection: Selection) -> Iterator[ColumnElement[bool]]:
+    if selection.person is not None:
+        yield projects.visible(RunRow.project, selection.person)
+    if selection.project is not None:
+        yield projects.named(RunRow.project, selection.project)
     if selection.owner is not None:
         yield RunRow.owner == values.text(selection.owner)
     if selection.states:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Text, cast, func, select, update
+from sqlalchemy import Text, cast, func, or_, select, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
@@ -15,8 +15,9 @@ from sqlalchemy.orm.attributes import set_committed_value
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.locations import Location
-from service.database import stream, values
+from service.database import projects, stream, values
 from service.database.tables import RunRow, UnitRow
+from service.domain.access import Person
 from service.domain.retention import named_runs
 from service.domain.run_paths import is_id, own_storage
 from service.domain.states import TERMINAL, RunState, may_follow
@@ -39,8 +40,9 @@ def insert(
     now: float,
     notes: Sequence[str] = (),
     home: Path | None = None,
+    project: str | None = None,
 ) -> RunRow:
-    """Create a queued run with an id from `new_id`.
+    """Create a queued run with an id from `new_id`, by default in its owner's default project.
 
     `output` of the configuration must be the run's own folder. `parent` is the id of the run that this one retries.
     `home` is the folder for the service's files of a run at a URI; None for a run in a directory.
@@ -51,6 +53,7 @@ def insert(
         id=run_id,
         name=config.name,
         owner=owner,
+        project=project or projects.default_of(session, owner, now).id,
         tags=document["tags"],
         priority=priority,
         state=RunState.QUEUED.value,
@@ -111,12 +114,12 @@ def inside(session: Session, home: Path, run_id: str) -> str | None:
     return session.scalars(select(RunRow.id).where(below, RunRow.id != run_id).limit(1)).first()
 
 
-def named(session: Session, name: str, owner: str | None) -> list[RunRow]:
-    """Runs with exactly this name, newest first. If `owner` is None, runs of all owners."""
-    query = select(RunRow).options(*LEFT_OUT).where(RunRow.name == values.text(name))
-    if owner is not None:
-        query = query.where(RunRow.owner == values.text(owner))
-    return list(session.scalars(query.order_by(RunRow.id.desc()).limit(100)))
+def named(session: Session, name: str, person: Person) -> list[RunRow]:
+    """Runs with exactly this id or name that a person may see, newest first; a run with this id decides."""
+    meant = or_(RunRow.id == values.text(name), RunRow.name == values.text(name))
+    query = select(RunRow).options(*LEFT_OUT).where(meant, projects.visible(RunRow.project, person))
+    found = list(session.scalars(query.order_by(RunRow.id.desc()).limit(100)))
+    return [run for run in found if run.id == name] or found
 
 
 def resources(rows: Iterable[RunRow]) -> set[str]:

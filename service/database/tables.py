@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ForeignKey, Index, String, false
+from sqlalchemy import ForeignKey, Index, String, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from moedisco_ray.core.config import Pools, RunConfig
@@ -28,6 +28,9 @@ class RunRow(Table):
     id: Mapped[str] = mapped_column(ULID, primary_key=True)
     name: Mapped[str]
     owner: Mapped[str]
+    """Person whose token submitted the run; it counts against this person's quota."""
+    project: Mapped[str] = mapped_column(ULID, server_default=text("''"))
+    """Id of the project, whose members may see the run."""
     tags: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, str]))
     priority: Mapped[int] = mapped_column(default=0)
     """Priority in the queue; higher starts first."""
@@ -110,7 +113,7 @@ class RunRow(Table):
         # Lists in any order are sorted in this index, without the rows, which are long.
         Index(
             "runs_by_figures",
-            *("owner", "id", "created", "name", "state", "perplexity", "bits_per_byte", "held_out_loss"),
+            *("project", "owner", "id", "created", "name", "state", "perplexity", "bits_per_byte", "held_out_loss"),
             *("active_parameters", "tokens", "hours"),
         ),
         # The sizes are summed every second; this index avoids reading the rows, which are long.

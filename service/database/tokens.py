@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.database import values
+from service.database import projects, values
 from service.database.access_tables import Token
 from service.database.ids import new_id
 
@@ -49,7 +49,11 @@ def create(
 def enter(
     session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float
 ) -> Token:
-    """Store the hash of an existing token, such as one from a file. The other arguments are those of `create`."""
+    """Store the hash of an existing token, such as one from a file. The other arguments are those of `create`.
+
+    The owner gets a default project.
+    """
+    projects.default_of(session, owner, now)
     token = Token(
         id=new_id(),
         hash=digest(plain),
@@ -101,9 +105,20 @@ def revoke(session: Session, token: Token, now: float) -> None:
     session.execute(update(Token).where(Token.id == token.id, Token.revoked.is_(None)).values(revoked=now))
 
 
-def page(session: Session) -> list[Token]:
-    """All tokens, oldest first."""
-    return list(session.scalars(select(Token).order_by(Token.id)))
+def rotate(session: Session, token: Token, now: float) -> str:
+    """Give a token a new secret, and the same time until its end as it had when it was created; returns the secret."""
+    plain = new_plain()
+    token.hash = digest(plain)
+    token.expires = None if token.expires is None else now + token.expires - token.created
+    token.created = now
+    session.flush()
+    return plain
+
+
+def page(session: Session, owner: str | None = None) -> list[Token]:
+    """Tokens of an owner, or of all with None, oldest first."""
+    query = select(Token) if owner is None else select(Token).where(Token.owner == values.text(owner))
+    return list(session.scalars(query.order_by(Token.id)))
 
 
 def count_valid(session: Session, now: float) -> int:

@@ -10,7 +10,7 @@ from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.locations import Location, is_uri
 
 Reuse = Literal["auto", "parent", "never"]
-"""Runs from which a retry takes stages: the existing run and others of its owner, the existing run alone, or none."""
+"""Runs from which a retry takes stages: the existing run and others that the same people see, it alone, or none."""
 
 
 def usable(agreeing: Sequence[str], finished: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, cast, get_args
 
+from service.domain.access import Person
 from service.domain.run_paths import is_id
 from service.domain.states import RunState
 from service.errors import InvalidRequest
@@ -69,7 +70,9 @@ class Selection:
     """Filters of a list; a run must pass all.
 
     Attributes:
+        person: Person who may see the runs; None for runs of all projects.
         owner: Owner of the runs; None for all owners.
+        project: Id or name of the runs' project; None for all projects.
         states: States to include; empty for all.
         name: Part of the run's name, case-insensitive.
         tags: Tags that the runs must all have.
@@ -78,7 +81,9 @@ class Selection:
         where: Conditions on figures.
     """
 
+    person: Person | None = None
     owner: str | None = None
+    project: str | None = None
     states: tuple[RunState, ...] = ()
     name: str | None = None
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)

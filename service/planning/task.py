@@ -110,6 +110,7 @@ class NewRun:
         parent: Id of the run that this one retries.
         notes: Remarks for the owner, such as replaced prices.
         donors: Ids of the runs from which it may take stages, the best first.
+        project: Id or name of its project; None for the one of the run to retry, or the caller's own.
     """
 
     config: RunConfig
@@ -119,6 +120,7 @@ class NewRun:
     parent: str | None
     notes: list[str]
     donors: list[str] = dataclasses.field(default_factory=list)
+    project: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +184,8 @@ def done(task: Task) -> Outcome:
             return found
         return Estimate.model_construct(**dict(found.plan), notes=tuple(found.notes)).model_dump_json().encode()
     asked = _parsed(RunRequest, task.body)
-    return _new_run(task, _checked(task, asked.config), priority=asked.priority, budget_dollars=asked.budget_dollars)
+    found = _checked(task, asked.config)
+    return _new_run(task, found, priority=asked.priority, budget_dollars=asked.budget_dollars, project=asked.project)
 
 
 def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
@@ -256,7 +259,12 @@ def _retry_estimate(found: _Checked) -> bytes:
 
 
 def _new_run(
-    task: Task, found: _Checked | NeedsStarts, *, priority: int, budget_dollars: float | None
+    task: Task,
+    found: _Checked | NeedsStarts,
+    *,
+    priority: int,
+    budget_dollars: float | None,
+    project: str | None = None,
 ) -> NewRun | NeedsStarts:
     if isinstance(found, NeedsStarts):
         return found
@@ -268,6 +276,7 @@ def _new_run(
         parent=None if task.parent is None else task.parent.id,
         notes=found.notes,
         donors=[match.candidate.id for match in found.donors],
+        project=project,
     )
 
 

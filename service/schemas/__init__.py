@@ -23,6 +23,7 @@ from service.schemas.comparing import (
     StageComparison,
 )
 from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, RetryEstimate, Share
+from service.schemas.projects import MemberInfo, MemberRequest, ProjectInfo, ProjectPage, ProjectRequest
 from service.schemas.requests import (
     MOST_EXPERTS,
     CancelRequest,
@@ -41,6 +42,7 @@ from service.schemas.runs import (
     Run,
     RunDetail,
     RunPage,
+    RunProject,
     StageProgress,
     Unit,
     UnitPage,
@@ -80,6 +82,8 @@ __all__ = [
     "Identity",
     "LogFile",
     "LogPage",
+    "MemberInfo",
+    "MemberRequest",
     "Metrics",
     "Mistake",
     "Money",
@@ -91,6 +95,9 @@ __all__ = [
     "PoolStatus",
     "Priority",
     "Problem",
+    "ProjectInfo",
+    "ProjectPage",
+    "ProjectRequest",
     "Quota",
     "Report",
     "ReportAnswer",
@@ -102,6 +109,7 @@ __all__ = [
     "RunChange",
     "RunDetail",
     "RunPage",
+    "RunProject",
     "RunRequest",
     "SampleComparison",
     "Scope",

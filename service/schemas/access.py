@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from service.domain.policies import Owner
 from service.schemas.base import DisplayName, Document, Scope, example
 
 
@@ -15,10 +16,11 @@ class TokenRequest(Document):
     model_config = example(name="ci", owner="ann", scopes=["submit"], expires_in_days=90)
 
     name: DisplayName
-    owner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,63}$")]
+    owner: Owner | None = None
+    """Owner that the token acts for; by default the caller. Only administrators may name another owner."""
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)]
     expires_in_days: Annotated[float, Field(gt=0, le=3650)] | None = 90
-    """Days for which the token is valid; with null it never expires."""
+    """Days for which the token is valid; with null it never expires, which only administrators may request."""
 
 
 class TokenInfo(Document):

@@ -13,6 +13,8 @@ Priority = Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)]
 Dollars = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Note = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
 """Text of several lines, without control characters other than tabs and line feeds."""
+ProjectReference = Annotated[str, Field(min_length=1, max_length=64)]
+"""Id or name of a project."""
 Scope = Literal["read", "submit", "admin"]
 """Each scope includes those before it. `admin` allows access to all owners' runs, tokens and prices, and to the audit
 log."""

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from moedisco_ray.core.config import RunConfig, Tags
 from service.domain.reuse import Reuse
-from service.schemas.base import DisplayName, Document, Dollars, Note, Priority, example
+from service.schemas.base import DisplayName, Document, Dollars, Note, Priority, ProjectReference, example
 
 MOST_EXPERTS = 65_536
 """Maximum number of experts in a request: planning tries every number of clusters up to it."""
@@ -50,6 +50,8 @@ class RunRequest(Document):
     """Priority in the queue; higher starts first."""
     budget_dollars: Dollars | None = None
     """Cost at which the run stops with a checkpoint (dollars)."""
+    project: ProjectReference | None = None
+    """Id or name of the project whose members may see the run; by default the caller's own."""
 
 
 class RunChange(Document):
@@ -66,6 +68,8 @@ class RunChange(Document):
     """Whether the run is exempt from retention."""
     note: Note | None = None
     """The owner's own note on the run; an empty text removes it."""
+    project: ProjectReference | None = None
+    """Id or name of another project to move the run to."""
 
 
 class RetryRequest(Document):
@@ -83,7 +87,7 @@ class RetryRequest(Document):
     existing run."""
     reuse: Reuse = "auto"
     """Runs whose finished stages the new run takes where it would make them alike: `auto` means the existing run and
-    other finished runs of its owner, `parent` the existing run alone, and `never` none."""
+    other finished runs that all who see it may see, `parent` the existing run alone, and `never` none."""
 
 
 class CancelRequest(Document):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from moedisco_ray.core.records.bill import Bill
+from service.domain.access import Role
 from service.domain.states import RunState
 from service.schemas.base import Document
 
@@ -49,6 +50,16 @@ class Results(Document):
     """Wall-clock hours of all attempts, without the time between them; null before the end."""
 
 
+class RunProject(Document):
+    """The project of a run."""
+
+    id: str
+    name: str
+    owner: str
+    role: Role
+    """What the caller is in the project; administrators count as its owner."""
+
+
 class Run(Document):
     """A run in its current state."""
 
@@ -57,6 +68,9 @@ class Run(Document):
     """Version of the run's state and settings, which is also its `ETag`; progress and cost do not change it."""
     name: str
     owner: str
+    """Person whose token submitted the run; it counts against this person's quota."""
+    project: RunProject
+    """Project whose members may see the run."""
     tags: dict[str, str]
     priority: int
     state: RunState

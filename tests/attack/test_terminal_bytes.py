@@ -50,6 +50,7 @@ MODELS: dict[str, Any] = {
     "/v1/pools": schemas.PoolList,
     "/v1/policies": Policies,
     "/v1/quota": schemas.Quota,
+    "/v1/projects": schemas.ProjectInfo,
     "/v1/tokens": schemas.TokenInfo,
 }
 
@@ -110,7 +111,10 @@ class HostileService(Fake):
         detail = hostile(f"/v1/runs/{ID}")
         for path in ("/v1/runs", *(f"/v1/runs/{ID}/{verb}" for verb in ("cancel", "resume", "retry"))):
             self.answers["POST", path] = detail
+        [project] = hostile("/v1/projects")["items"]
+        self.answers["POST", "/v1/projects"] = self.answers["PUT", "/v1/projects/law/members/bob"] = project
         self.answers["POST", "/v1/tokens"] |= {"token": HOSTILE, "name": HOSTILE}
+        self.answers["POST", "/v1/tokens/T1/rotate"] |= {"token": HOSTILE, "name": HOSTILE}
         self.answers["POST", "/v1/sign-in-codes"] = {"code": HOSTILE, "expires": 1.0}
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -324,12 +328,17 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "policies apply": [["keys.yaml"], ["broken.yaml"], [NAME], [f"{NAME}.yaml"]],
     "policies remove": [[HOSTILE], ["ann"]],
     "pools": [[], ["--json"]],
+    "projects list": [[], ["--json"]],
+    "projects create": [[HOSTILE], ["law"], ["law", "--json"]],
+    "projects add": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--role", HOSTILE]],
+    "projects remove": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--json"]],
     "tokens list": [[], ["--json"]],
     "tokens create": [
         [HOSTILE, "--owner", HOSTILE],
         ["x", "--owner", "ann", "--json"],
         ["x", "--owner", "ann", "--state-dir", NAME],
     ],
+    "tokens rotate": [[HOSTILE], ["T1"], ["T1", "--json"]],
     "tokens revoke": [[HOSTILE], ["T1"], ["T1", "--json"]],
     "serve": [["--public-url", HOSTILE], ["--port", HOSTILE], ["--input-root", HOSTILE, "--map-function", HOSTILE]],
     "stop": [["--state-dir", NAME]],
@@ -418,6 +427,7 @@ def test_no_command_writes_what_a_terminal_obeys(
             "quota",
             "policies",
             "pools",
+            "projects",
             "tokens",
             "sign-in",
         }

@@ -23,6 +23,7 @@ RUN = {
     "id": "01JABCDEFGHJKMNPQRSTVWXYZ0",
     "name": "demo",
     "owner": "ann",
+    "project": {"id": "01JABCDEFGHJKMNPQRSTVWXYZ1", "name": "ann", "owner": "ann", "role": "owner"},
     "tags": {},
     "priority": 0,
     "state": "running",

@@ -62,6 +62,8 @@ def real(api, ray):
         "run_id": lambda _: run,
         "path": lambda _: "clusters/report.json",
         "name": lambda operation: "driver" if operation == "get_log" else "demo",
+        "project": lambda _: "root",
+        "member": lambda _: "bob",
         "token_id": lambda _: api.admin.get("/v1/tokens").json()["items"][-1]["id"],
     }
 
@@ -71,7 +73,7 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", api.app)
 
 
-DESTRUCTIVE = {"delete_run", "revoke_token"}
+DESTRUCTIVE = {"delete_run", "revoke_token", "rotate_token"}
 """Never asked of what all other operations look at."""
 
 

@@ -2,10 +2,14 @@ import time
 
 import pytest
 from api_client import demo, service
+from pydantic import ValidationError
+from starlette.testclient import TestClient
 
 from service.api.limits import RateLimiter
+from service.api.server import behind_proxies
 from service.database import tokens
 from service.errors import TooMany
+from service.settings import Settings
 
 
 def session_of(api, who="ann", **headers):
@@ -54,7 +58,7 @@ def test_scopes_hold_those_before_them(api):
 def test_a_scope_that_is_missing_is_named(api):
     answer = api.reader.post("/v1/runs", json={"config": demo()})
     assert (answer.status_code, "'submit'" in answer.json()["detail"]) == (403, True)
-    for method, path in (("GET", "/v1/tokens"), ("GET", "/v1/audit"), ("POST", "/v1/tokens"), ("PUT", "/v1/policies")):
+    for method, path in (("GET", "/v1/audit"), ("POST", "/v1/tokens"), ("PUT", "/v1/policies")):
         bodies = {"POST": {"name": "x", "owner": "x", "scopes": ["read"]}, "PUT": {}}
         assert api.ann.request(method, path, json=bodies.get(method)).status_code == 403
 
@@ -164,3 +168,101 @@ def test_buckets_do_not_pile_up():
     for i in range(25_000):
         limits.take(str(i))
     assert len(limits._buckets) <= 10_000
+
+
+def test_a_person_makes_rotates_and_revokes_own_tokens_with_at_most_the_own_scope(api):
+    def asked(who, method, path, **body):
+        return api.client(who).request(method, f"/v1/tokens{path}", json=body or None)
+
+    made = asked("reader", "POST", "", name="laptop", scopes=["read"])
+    assert (made.status_code, made.json()["owner"]) == (201, "ann")
+    place = f"/{made.json()['id']}"
+    assert made.json()["id"] in {each["id"] for each in asked("ann", "GET", "").json()["items"]}
+    assert {each["owner"] for each in asked("ann", "GET", "").json()["items"]} == {"ann"}
+    for who, more in (
+        ("reader", {"scopes": ["submit"]}),
+        ("ann", {"scopes": ["admin"]}),
+        ("ann", {"scopes": ["read"], "owner": "bob"}),
+        ("ann", {"scopes": ["read"], "expires_in_days": None}),
+    ):
+        assert asked(who, "POST", "", name="x", **more).status_code == 403, more
+    strange, absent = asked("bob", "POST", f"{place}/rotate"), asked("bob", "POST", "/absent/rotate")
+    assert (strange.status_code, strange.json()["detail"]) == (404, absent.json()["detail"])
+    assert asked("bob", "DELETE", place).status_code == 404
+    api.plain["laptop"] = made.json()["token"]
+    session = session_of(api, "laptop")
+    same = {"Sec-Fetch-Site": "same-origin"}
+    assert session.post(f"/v1/tokens{place}/rotate", headers=same).status_code == 403
+    rotated = asked("laptop", "POST", f"{place}/rotate").json()
+    assert (rotated["id"], rotated["name"], rotated["scopes"]) == (made.json()["id"], "laptop", ["read"])
+    assert rotated["expires"] - rotated["created"] == pytest.approx(90 * 86_400)
+    assert asked("laptop", "GET", "").status_code == session.get("/v1/identity").status_code == 401
+    api.plain["laptop"] = rotated["token"]
+    [wider] = [each["id"] for each in asked("ann", "GET", "").json()["items"] if each["name"] == "ann"]
+    for method, path in (("POST", f"/{wider}/rotate"), ("DELETE", f"/{wider}")):
+        assert asked("laptop", method, path).status_code == 403
+    assert asked("laptop", "DELETE", place).status_code == 204
+    assert asked("laptop", "GET", "").status_code == 401
+    assert asked("ann", "POST", f"{place}/rotate").status_code == 409
+
+
+PROXY = {"forwarded_allow_ips": "10.0.0.9, 10.1.0.0/16", "sign_in_header": "X-Forwarded-Email"}
+ANN = {"X-Forwarded-Email": "ann@example.org", "X-Forwarded-For": "203.0.113.5"}
+OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
+
+
+def test_a_trusted_proxys_header_signs_in_and_that_of_another_address_is_refused(tmp_path):
+    with service(tmp_path, **PROXY) as api:
+        app = behind_proxies(api.app, api.settings)
+
+        def client(address, **headers):
+            return TestClient(app, client=(address, 1), headers=headers)
+
+        for address in ("10.0.0.9", "::ffff:10.1.2.3"):
+            found = client(address, **ANN).get("/v1/identity").json()
+            assert (found["owner"], found["scopes"]) == ("ann@example.org", ["read", "submit"])
+        for address in ("10.0.0.8", "203.0.113.5", "testclient"):
+            bearer = {"Authorization": f"Bearer {api.plain['admin']}"}
+            for headers in (ANN, ANN | bearer, ANN | {"X-Forwarded-For": "10.0.0.9"}):
+                refused = client(address, **headers).get("/v1/identity")
+                assert (refused.status_code, "own proxy alone" in refused.json()["detail"]) == (401, True)
+        assert TestClient(api.app, headers=ANN).get("/v1/identity").status_code == 401  # a server that marks nothing
+        proxied = client("10.0.0.9", **ANN)
+        assert client("10.0.0.9").get("/v1/identity").status_code == 401
+        for name in ("ann example", "x" * 65, "", "a, b"):
+            assert client("10.0.0.9", **{"X-Forwarded-Email": name}).get("/v1/identity").status_code == 401
+        twice = [("X-Forwarded-Email", "ann@example.org"), ("X-Forwarded-Email", "root")]
+        assert TestClient(app, client=("10.0.0.9", 1)).get("/v1/identity", headers=twice).status_code == 401
+
+        # As a session: changes come from the page itself, and no lasting credential is made.
+        assert proxied.post("/v1/runs", json={"config": demo()}).status_code == 403
+        assert proxied.post("/v1/runs", json={"config": demo()}, headers=OWN_PAGE).status_code == 201
+        assert proxied.post("/v1/sign-in-codes", headers=OWN_PAGE).status_code == 403
+        token = {"name": "x", "scopes": ["read"]}
+        assert proxied.post("/v1/tokens", json=token, headers=OWN_PAGE).status_code == 403
+        large = {"config": demo(tags={str(i): "x" * 200 for i in range(200)})}
+        assert proxied.post("/v1/estimates", json=large, headers=OWN_PAGE).status_code == 422  # it was read
+
+        # A token, and a session that was started with one, come before the header.
+        bearer = {"Authorization": f"Bearer {api.plain['admin']}"}
+        assert proxied.get("/v1/identity", headers=bearer).json()["owner"] == "root"
+        proxied.post("/v1/session", json={"token": api.plain["bob"]}, headers=OWN_PAGE).raise_for_status()
+        assert proxied.get("/v1/identity").json()["owner"] == "bob"
+        proxied.delete("/v1/session", headers=OWN_PAGE).raise_for_status()
+
+        [row] = [each for each in api.admin.get("/v1/tokens").json()["items"] if each["owner"] == "ann@example.org"]
+        assert (row["name"], row["scopes"]) == ("sign-in by proxy", ["submit"])
+        api.admin.delete(f"/v1/tokens/{row['id']}").raise_for_status()
+        assert "revoked" in client("10.0.0.9", **ANN).get("/v1/identity").json()["detail"]
+
+
+def test_without_the_setting_a_proxys_header_means_nothing(tmp_path):
+    with service(tmp_path, forwarded_allow_ips="10.0.0.9") as api:
+        app = behind_proxies(api.app, api.settings)
+        assert TestClient(app, client=("10.0.0.9", 1), headers=ANN).get("/v1/identity").status_code == 401
+
+
+@pytest.mark.parametrize("addresses", ["", "*", "proxy.example.org", " , "])
+def test_a_sign_in_header_needs_the_proxys_addresses(tmp_path, addresses):
+    with pytest.raises(ValidationError, match="--forwarded-allow-ips"):
+        Settings(state_dir=tmp_path, forwarded_allow_ips=addresses, sign_in_header="X-Forwarded-Email")

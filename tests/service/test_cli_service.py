@@ -91,6 +91,7 @@ TOKEN = {
     "revoked": 2.0,
     "used": None,
 }
+PROJECT = RUN["project"] | {"name": "law", "created": 1.0, "members": [{"name": "bob", "role": "editor"}]}
 POLICIES = {"default": {"prices": {"low_mem_gpu": 0.35}}, "owners": {"ann": {"highest_priority": 5}}}
 QUOTA = {
     "owner": "ann",
@@ -145,8 +146,13 @@ class Fake:
             ("PUT", "/v1/policies/owners/bob"): {},
             ("DELETE", "/v1/policies/owners/ann"): None,
             ("GET", "/v1/quota"): QUOTA,
+            ("GET", "/v1/projects"): {"items": [PROJECT]},
+            ("POST", "/v1/projects"): PROJECT,
+            ("PUT", "/v1/projects/law/members/bob"): PROJECT,
+            ("DELETE", "/v1/projects/law/members/bob"): None,
             ("GET", "/v1/tokens"): {"items": [TOKEN]},
             ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
+            ("POST", "/v1/tokens/T1/rotate"): TOKEN | {"token": "mdk_next"},
             ("DELETE", "/v1/tokens/T1"): None,
         }
 
@@ -256,6 +262,7 @@ def test_every_command_has_help():
         "pools",
         "estimate",
         "tokens",
+        "projects",
         "policies",
         "quota",
         "change",
@@ -601,10 +608,30 @@ def test_a_budget_is_a_number_or_none(fake, config, command, text):
     )
 
 
+def test_projects(fake, config):
+    assert "bob (editor)" in ran("projects", "list")
+    assert "next: moedisco projects add law MEMBER" in ran("projects", "create", "law")
+    assert fake.sent == {"name": "law"}
+    assert "bob (editor)" in ran("projects", "add", "law", "bob", "--role", "editor")
+    assert fake.sent == {"role": "editor"}
+    assert ran("projects", "remove", "law", "bob") == "law: bob removed\n"
+    ran("submit", config, "--project", "law")
+    assert fake.sent["project"] == "law"
+    assert "project" not in ran("list")
+    other = OTHERS[0] | {"project": RUN["project"] | {"name": "law"}}
+    fake.answers["GET", "/v1/runs"] = {"items": [other], "next_cursor": None}
+    assert "project law of ann" in ran("list", "--project", "law")
+    assert b"project=law" in fake.requests[-1].url.query
+
+
 def test_tokens(fake):
     assert "revoked" in ran("tokens", "list")
     assert ran("tokens", "create", "ci", "--owner", "ann", "--scope", "read", "--forever") == "mdk_new\n"
     assert fake.sent == {"name": "ci", "owner": "ann", "scopes": ["read"], "expires_in_days": None}
+    ran("tokens", "create", "ci")
+    assert fake.sent == {"name": "ci", "owner": None, "scopes": ["submit"], "expires_in_days": 90}
+    assert "--owner: is required" in mistake("tokens", "create", "ci", "--state-dir", "x")
+    assert ran("tokens", "rotate", "T1") == "mdk_next\n"
     assert ran("tokens", "revoke", "T1") == "T1: revoked\n"
 
 

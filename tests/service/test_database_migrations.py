@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from databases import insert_run, reload
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 
-from service.database import policies, quotas
+from service.database import policies, projects, quotas
 from service.database.session import MIGRATIONS, Database
 from service.database.table import Table
+from service.database.tables import RunRow
+from service.domain.access import Person
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_code(database):
@@ -62,6 +64,10 @@ def test_an_upgrade_keeps_the_price_book_and_what_was_spent_this_month(empty_dat
     with empty_database.read() as session:
         assert policies.of(session, "ann").prices == {"gpu": 3.5, "cpu": 0.1}
         assert quotas.month_dollars(session, now) == {"ann": 3.5, "bob": 4.0}
+        for owner, others in (("ann", {"0", "1"}), ("bob", {"2", "3"})):
+            [(project, role)] = projects.page(session, Person(owner))
+            found = select(RunRow.id).where(RunRow.project == project.id)
+            assert (project.name, role, set(session.scalars(found))) == (owner, "owner", others)
 
 
 def test_processes_that_start_at_once_migrate_once(empty_url):

@@ -37,3 +37,27 @@ def test_a_run_that_is_to_be_removed_says_so_and_one_click_keeps_it(site, open_p
     expect(page.get_by_role("button", name="Kept")).to_be_visible()
     expect(warning).to_be_hidden()
     assert site.service.ann.get(f"/v1/runs/{run_id}").json()["kept"] is True
+
+
+def test_a_project_is_shared_and_its_viewer_sees_runs_without_changing_them(site, open_page):
+    page = open_page()
+    page.goto(f"{site.url}/#/projects")
+    page.get_by_label("Name", exact=True).fill("law")
+    page.get_by_role("button", name="Create").click()
+    sheet = page.get_by_role("region", name="law of ann")
+    sheet.get_by_label("New member").fill("bob")
+    sheet.get_by_role("button", name="Add").click()
+    expect(sheet.get_by_role("rowheader", name="bob")).to_be_visible()
+    page.goto(f"{site.url}/#/submit")
+    page.get_by_label("Project").select_option("law of ann")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("link", name="law of ann")).to_be_visible()
+    seen = open_page(who="bob")
+    seen.goto(page.url)
+    expect(seen.get_by_role("link", name="law of ann")).to_be_visible()
+    expect(seen.get_by_role("button", name="Cancel")).to_have_count(0)
+    expect(seen.get_by_role("link", name="Retry with changes")).to_have_count(0)
+    seen.goto(f"{site.url}/#/projects")
+    seen.get_by_role("button", name="Leave").click()
+    seen.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(seen.get_by_role("region", name="law of ann")).to_have_count(0)

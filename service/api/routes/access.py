@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request, Response
+from sqlalchemy.orm import Session
 
 from service.api.bodies import StrictRoute
 from service.api.context import InContext, ServiceContext
@@ -13,7 +14,7 @@ from service.api.parameters import ThingId
 from service.api.security import (
     SCOPES,
     SIGNED_IN,
-    Admin,
+    Caller,
     Reader,
     check_same_origin,
     client_address,
@@ -23,7 +24,8 @@ from service.api.security import (
 from service.api.sessions import clear_session, session_of, set_session
 from service.api.submission import note
 from service.database import access_tables, audit, sessions, tokens
-from service.errors import NotFound, Unauthorised
+from service.domain.access import check_token
+from service.errors import Conflict, Forbidden, Unauthorised
 from service.schemas import (
     Identity,
     NewSignInCode,
@@ -140,44 +142,80 @@ def get_identity(caller: Reader) -> Identity:
 
 
 @router.get("/tokens", responses=problems())
-def list_tokens(caller: Admin, context: InContext) -> TokenPage:
-    """List all tokens without their secrets, oldest first."""
-    del caller
+def list_tokens(caller: Reader, context: InContext) -> TokenPage:
+    """List the caller's tokens without their secrets, oldest first; for an administrator, all tokens."""
     with context.database.read() as session:
-        return TokenPage(items=[TokenInfo.of(row) for row in tokens.page(session)])
+        found = tokens.page(session, None if caller.admin else caller.owner)
+        return TokenPage(items=[TokenInfo.of(row) for row in found])
 
 
 @router.post("/tokens", status_code=201, responses=problems(body=True))
-def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewToken:
-    """Create a token, which is shown only once; not allowed in a browser session."""
+def create_token(body: TokenRequest, caller: Reader, context: InContext) -> NewToken:
+    """Create a token, which is shown only once; not allowed in a browser session.
+
+    Its scopes are at most those of the caller's token.
+    """
     require_token(caller)
     now = context.now()
     expires = None if body.expires_in_days is None else now + body.expires_in_days * _DAY
     scopes = [scope for scope in SCOPES if scope in body.scopes]
+    owner = body.owner or caller.owner
+    if not caller.admin and (owner != caller.owner or expires is None):
+        raise Forbidden("only an administrator may create a token for another owner, or one that never expires")
+    check_token(caller.person, caller.scopes, owner, scopes)
     with context.database.write() as session:
-        plain, row = tokens.create(session, name=body.name, owner=body.owner, scopes=scopes, expires=expires, now=now)
-        note(
-            session,
-            caller,
-            "token.create",
-            row.id,
-            now=now,
-            detail={"name": body.name, "owner": body.owner, "scopes": scopes},
-        )
-    return NewToken.model_validate({**TokenInfo.of(row).model_dump(), "token": plain})
+        plain, row = tokens.create(session, name=body.name, owner=owner, scopes=scopes, expires=expires, now=now)
+        _note(session, caller, "token.create", row, now)
+    return _new_token(row, plain)
+
+
+@router.post("/tokens/{token_id}/rotate", responses=problems(404, 409))
+def rotate_token(token_id: ThingId, caller: Reader, context: InContext) -> NewToken:
+    """Replace the secret of a valid token by a new one, which is shown only once; not allowed in a browser session.
+
+    The earlier secret and its sessions end at once. The token gets the time until its end that it had at first.
+    """
+    require_token(caller)
+    now = context.now()
+    with context.database.write() as session:
+        row = _token(session, caller, token_id)
+        if row.expires is None and not caller.admin:
+            raise Forbidden("only an administrator may rotate a token that never expires; create another one")
+        if not tokens.is_valid(row, now):
+            raise Conflict("the token has expired or was revoked; create another one")
+        plain = tokens.rotate(session, row, now)
+        sessions.end_all(session, row.id)
+        _note(session, caller, "token.rotate", row, now)
+    return _new_token(row, plain)
 
 
 @router.delete("/tokens/{token_id}", status_code=204, responses=problems(404))
-def revoke_token(token_id: ThingId, caller: Admin, context: InContext) -> None:
+def revoke_token(token_id: ThingId, caller: Reader, context: InContext) -> None:
     """Revoke a token and end its sessions."""
     now = context.now()
     with context.database.write() as session:
-        row = tokens.get(session, token_id)
-        if row is None:
-            raise NotFound("there is no such token")
+        row = _token(session, caller, token_id)
         tokens.revoke(session, row, now)
         sessions.end_all(session, row.id)
-        note(session, caller, "token.revoke", token_id, now=now, detail={"name": row.name, "owner": row.owner})
+        _note(session, caller, "token.revoke", row, now)
+
+
+def _token(session: Session, caller: Caller, token_id: str) -> access_tables.Token:
+    """A token that the caller may rotate or revoke."""
+    row = tokens.get(session, token_id)
+    owner, scopes = (None, []) if row is None else (row.owner, row.scopes)
+    check_token(caller.person, caller.scopes, owner, scopes)
+    assert row is not None  # noqa: S101 - an absent token has no owner
+    return row
+
+
+def _note(session: Session, caller: Caller, action: str, row: access_tables.Token, now: float) -> None:
+    detail = {"name": row.name, "owner": row.owner, "scopes": row.scopes}
+    note(session, caller, action, row.id, now=now, detail=detail)
+
+
+def _new_token(row: access_tables.Token, plain: str) -> NewToken:
+    return NewToken.model_validate({**TokenInfo.of(row).model_dump(), "token": plain})
 
 
 def _proven(body: SessionRequest, context: ServiceContext) -> access_tables.Token | None:

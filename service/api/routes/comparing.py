@@ -15,7 +15,7 @@ from service.api.bodies import StrictRoute
 from service.api.context import InContext, ServiceContext
 from service.api.openapi import problems
 from service.api.reports import report_of_run
-from service.api.security import SIGNED_IN, Caller, Reader, visible_run
+from service.api.security import SIGNED_IN, Caller, Reader, run_for
 from service.database import tables
 from service.domain import comparison
 from service.errors import InvalidRequest, NotFound, UnusableRun
@@ -56,7 +56,7 @@ def compare_runs(run: _Runs, caller: Reader, context: InContext) -> Comparison:
 
 
 def _row(session: Session, caller: Caller, run_id: str) -> tables.RunRow:
-    row = visible_run(session, caller, run_id)
+    row = run_for(session, caller, run_id)
     # Loaded while the session is open.
     _ = row.config, row.meter
     return row

@@ -14,10 +14,10 @@ from service import run_homes
 from service.api.answers import run_answers, run_detail
 from service.api.bodies import RawBody, StrictRoute
 from service.api.context import InContext, ServiceContext
-from service.api.listing import ListCursor, Listed, OrderBy, visible
+from service.api.listing import ListCursor, Listed, OrderBy
 from service.api.openapi import ETAG, Responses, body_of, links, problems, versioned
 from service.api.parameters import Flag, IdempotencyKey, IfMatch, Limit, RunId, check_match, etag
-from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
+from service.api.security import SIGNED_IN, Caller, Reader, Submitter, project_for, run_for
 from service.api.submission import estimated, note, policy_of, submit
 from service.database import audit, policies, quotas, run_list, runs, tables, values
 from service.domain.jobs import submission_id
@@ -26,7 +26,7 @@ from service.domain.quotas import check_priority, check_queue
 from service.domain.run_list import NEWEST, parse_order
 from service.domain.run_paths import RunPaths, home_of
 from service.domain.states import ACTIVE, TERMINAL, RunState
-from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
+from service.errors import AgainstPolicy, Conflict, IllegalTransition, NotFound, RayUnavailable
 from service.observability import logger
 from service.schemas import CancelRequest, RetryEstimate, RunChange, RunDetail, RunPage
 
@@ -57,7 +57,7 @@ _MADE: Responses = {
 _READ, _ACCEPTED = versioned(200, "The run."), versioned(202, "The run, in its new state.")
 
 
-@router.post("", status_code=201, responses=_MADE | problems(409, body=True), openapi_extra=body_of("RunRequest"))
+@router.post("", status_code=201, responses=_MADE | problems(404, 409, body=True), openapi_extra=body_of("RunRequest"))
 async def submit_run(
     body: RawBody,
     request: Request,
@@ -80,12 +80,10 @@ def list_runs(
     cursor: ListCursor = None,
     limit: Limit = 50,
 ) -> RunPage:
-    """List runs in any order: the caller's own, or those of all owners for an administrator."""
-    order, selection = parse_order(order_by), visible(caller, listed)
-    if selection is None:
-        return RunPage(items=[], next_cursor=None)
+    """List runs in any order: those in the caller's projects, or all of them for an administrator."""
+    order = parse_order(order_by)
     with context.database.read() as session:
-        rows, following = run_list.page(session, selection, order=order, cursor=cursor, limit=limit)
+        rows, following = run_list.page(session, listed, order=order, cursor=cursor, limit=limit)
         return RunPage(items=run_answers(context, caller, session, rows), next_cursor=following)
 
 
@@ -93,7 +91,7 @@ def list_runs(
 def get_run(run_id: RunId, response: Response, caller: Reader, context: InContext) -> RunDetail:
     """Get the current state of a run."""
     with context.database.read() as session:
-        return _answer(context, caller, session, visible_run(session, caller, run_id), response)
+        return _answer(context, caller, session, run_for(session, caller, run_id), response)
 
 
 @router.patch("/{run_id}", responses=_READ | problems(404, 409, 412, body=True))
@@ -114,10 +112,12 @@ def change_run(
     now = context.now()
     policy = policy_of(context, caller)
     with context.database.write() as session:
-        run = visible_run(session, caller, run_id, lock=True)
+        run = run_for(session, caller, run_id, "edit", lock=True)
         check_match(if_match, run.version)
         if body.priority is not None and body.priority > run.priority:
             check_priority(body.priority, policy)
+        if body.project is not None:
+            changes["project"] = project_for(session, caller, body.project, "edit").id
         if body.kept:
             changes["expires_at"] = None
         if changes:
@@ -142,12 +142,12 @@ def delete_run(
     """
     now = context.now()
     with context.database.write() as session:
-        run = visible_run(session, caller, run_id, lock=True)
+        run = run_for(session, caller, run_id, "edit", lock=True)
         check_match(if_match, run.version)
         if RunState(run.state) in ACTIVE:
             raise Conflict(f"the run is {run.state}; cancel it, then delete it")
         if (reader := runs.starts(session, run_id).get(run_id)) is not None:
-            raise Conflict(f"run {reader} starts from this run and has not succeeded; delete {reader} first")
+            raise Conflict(_held_by(session, caller, reader))
         if keep_artifacts and policies.of(session, run.owner).disk_bytes is not None and not caller.admin:
             raise AgainstPolicy("keep_artifacts", "true", "is not allowed while your disk is limited; leave it out")
         runs.delete(session, run)
@@ -186,7 +186,7 @@ def cancel_run(
     force = body is not None and body.force
     now = context.now()
     with context.database.write() as session:
-        run = visible_run(session, caller, run_id, lock=True)
+        run = run_for(session, caller, run_id, "edit", lock=True)
         check_match(if_match, run.version)
         state = RunState(run.state)
         if state in TERMINAL and state is not RunState.CANCELLED:
@@ -212,7 +212,7 @@ def resume_run(
     """Queue a failed or cancelled run again; it continues from what it has stored."""
     now = context.now()
     with context.database.write() as session:
-        run = visible_run(session, caller, run_id, lock=True)
+        run = run_for(session, caller, run_id, "edit", lock=True)
         check_match(if_match, run.version)
         run.check_readable()
         if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
@@ -287,6 +287,14 @@ def _answer(
 ) -> RunDetail:
     response.headers["ETag"] = etag(row.version)
     return run_detail(context, caller, session, row)
+
+
+def _held_by(session: Session, caller: Caller, reader: str) -> str:
+    """Why a run cannot be deleted that another run starts from, whose id only those get who may see it."""
+    with contextlib.suppress(NotFound):
+        run_for(session, caller, reader)
+        return f"run {reader} starts from this run and has not succeeded; delete {reader} first"
+    return "a run of another project starts from this run and has not succeeded; ask an administrator"
 
 
 def _delete_files(context: ServiceContext, run: tables.RunRow) -> None:

@@ -27,7 +27,7 @@ from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.reports import document_of, report_of_run
 from service.api.responses import ClosedStream, EventStream
-from service.api.security import SIGNED_IN, STREAM_SLOT, Reader, still_allowed, visible_run
+from service.api.security import SIGNED_IN, STREAM_SLOT, Reader, run_for, still_allowed
 from service.database import audit, ingest, metrics, policies, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
@@ -54,7 +54,7 @@ _MESSAGE = {
 def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.RunRow:
     """The run whose id is in the URL path, if the caller may see it."""
     with context.database.read() as session:
-        return visible_run(session, caller, run_id)
+        return run_for(session, caller, run_id)
 
 
 VisibleRun = Annotated[tables.RunRow, Depends(find_run)]
@@ -77,7 +77,7 @@ async def stream_events(
 ) -> EventStream:
     """Stream a run's events live from any position. A reader that reconnects with its last id misses nothing."""
     position = last_event_id if last_event_id is not None else -1 if after is None else after
-    allowed = partial(still_allowed, caller, context)
+    allowed = partial(still_allowed, caller, context, run.id)
     messages = context.streams.follow(run.id, position, allowed) if follow else context.streams.replay(run.id, position)
     return EventStream(messages, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
@@ -189,7 +189,7 @@ async def get_log(
         now = asyncio.get_running_loop().time()
         if now - checked > streams.RECHECK_SECONDS:
             checked = now
-            if not await run_in_threadpool(still_allowed, caller, context):
+            if not await run_in_threadpool(still_allowed, caller, context, run.id):
                 return False
         return not context.streams.closing
 

@@ -6,13 +6,15 @@ import { html, render, useEffect, useRef, useState } from "./lib.js";
 import { useRoute } from "./router.js";
 import { CompareView } from "./views/compare.js";
 import { PoolsView } from "./views/pools.js";
+import { ProjectsView } from "./views/projects.js";
 import { RunView } from "./views/run.js";
 import { RunsView } from "./views/runs.js";
 import { SignIn } from "./views/sign_in.js";
 import { RetryView, SubmitView } from "./views/submit.js";
 
-const PLACES = [["#/runs", "Runs", ["runs", "run", "compare"]], ["#/submit", "New run", ["submit", "retry"]], ["#/pools", "Pools", ["pools"]]];
-const TITLES = { runs: "Runs", run: "Run", submit: "New run", retry: "Retry", compare: "Comparison", pools: "Pools", unknown: "Not found" };
+const PLACES = [["#/runs", "Runs", ["runs", "run", "compare"]], ["#/submit", "New run", ["submit", "retry"]], ["#/projects", "Projects", ["projects"]],
+  ["#/pools", "Pools", ["pools"]]];
+const TITLES = { runs: "Runs", run: "Run", submit: "New run", retry: "Retry", compare: "Comparison", pools: "Pools", projects: "Projects", unknown: "Not found" };
 
 /**
  * A sign-in code or a token in the URL, `/#code=...` or `/#token=...`, which is removed from the URL and the history entry.
@@ -118,6 +120,7 @@ function Frame({ identity, signOut }) {
       ${route.view === "retry" && html`<${RetryView} key=${route.id} id=${route.id} changes=${route.changes} />`}
       ${route.view === "compare" && html`<${CompareView} key=${route.id} ids=${route.id.split(",")} />`}
       ${route.view === "pools" && html`<${PoolsView} dashboard=${identity.dashboard_url} />`}
+      ${route.view === "projects" && html`<${ProjectsView} me=${identity.owner} />`}
       ${route.view === "unknown" && html`<div class="empty"><h1>Page not found</h1><p><a href="#/runs">All runs</a></p></div>`}
     </main>`;
 }

@@ -2,6 +2,7 @@
 
 import { askText } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
+import { mayEdit } from "../parts/projects.js";
 import { Sheet } from "../parts/small.js";
 import { retryAddress } from "../router.js";
 
@@ -23,7 +24,7 @@ export function FailureCard({ run }) {
   if (!failure) return null;
   const changes = Object.entries(failure.changes);
   const place = [failure.stage && `in ${failure.stage}`, failure.unit].filter(Boolean).join(", ");
-  const tools = changes.length > 0 && html`
+  const tools = mayEdit(run) && changes.length > 0 && html`
     <a class="button primary" href=${retryAddress(run.id, failure.changes)}>Retry with ${failure.meaning}</a>`;
   return html`
     <${Sheet} title="Why it failed" note=${place} tools=${tools}>

@@ -2,6 +2,7 @@
 
 import { ask, here } from "../api.js";
 import { html, useState } from "../lib.js";
+import { mayEdit, projectOf } from "../parts/projects.js";
 import { Question } from "../parts/question.js";
 import { Notice, Outside, StatePill } from "../parts/small.js";
 import { useNow } from "../polling.js";
@@ -37,6 +38,7 @@ export function RunHeader({ run, acted }) {
   const ended = isTerminal(run.state);
   const stopping = run.state === "stopping";
   const verb = stopping ? "Kill" : "Cancel";
+  const editable = mayEdit(run);
   const resumable = run.state === "failed" || run.state === "cancelled";
   return html`
     <div class="heading tall">
@@ -47,12 +49,12 @@ export function RunHeader({ run, acted }) {
       <div class="actions">
         ${run.job_url && html`<${Outside} address=${pathOf(run.job_url)}>Ray job</${Outside}>`}
         ${run.parent && html`<a class="button" href=${`#/compare/${run.parent},${run.id}`}>Compare with the earlier run</a>`}
-        <a class="button" href=${`#/runs/${run.id}/retry`}>Retry with changes</a>
-        ${resumable && html`<button class="primary" onClick=${() => act("resume")}>Resume</button>`}
+        ${editable && html`<a class="button" href=${`#/runs/${run.id}/retry`}>Retry with changes</a>`}
+        ${editable && resumable && html`<button class="primary" onClick=${() => act("resume")}>Resume</button>`}
         ${run.state === "succeeded" && html`
           <a class="button primary" href=${here(`/v1/runs/${run.id}/model.tar`)} download=${`${run.name}.tar`}>Download model</a>`}
-        ${ended && html`<button aria-pressed=${String(run.kept)} onClick=${keep}>${run.kept ? "Kept" : "Keep"}</button>`}
-        ${!ended && html`<button class="danger" onClick=${() => setAsking(true)}>${verb}</button>`}
+        ${editable && ended && html`<button aria-pressed=${String(run.kept)} onClick=${keep}>${run.kept ? "Kept" : "Keep"}</button>`}
+        ${editable && !ended && html`<button class="danger" onClick=${() => setAsking(true)}>${verb}</button>`}
       </div>
     </div>
     <${Notice} problem=${problem} />
@@ -75,13 +77,14 @@ function pathOf(address) {
   return pathname + hash;
 }
 
-/** Owner, times, attempts, priority and tags. */
+/** Owner, project, times, attempts, priority and tags. */
 function Facts({ run }) {
   const now = useNow();
   const { seconds } = run.bill;     // without the time between attempts
   const timed = run.started !== null && run.state !== "queued" && seconds !== null;
   const parts = [
     run.owner,
+    projectOf(run) && html`<a href="#/projects">${projectOf(run)}</a>`,
     html`<span title=${moment(run.created)}>created ${age(now - run.created)} ago</span>`,
     run.position !== null && `queued (#${run.position})`,
     run.forecast && `ends at about ${when(run.forecast.ends, now)}`,

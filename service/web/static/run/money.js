@@ -2,6 +2,7 @@
 
 import { ask } from "../api.js";
 import { html, useRef, useState } from "../lib.js";
+import { mayEdit } from "../parts/projects.js";
 import { Question } from "../parts/question.js";
 import { Notice, Sheet } from "../parts/small.js";
 import { dollars, duration } from "../words.js";
@@ -13,7 +14,7 @@ export function Money({ run, changed }) {
   const { budget_dollars: budget } = run.money;
   const expected = forecast?.dollars ?? null;
   const scale = Math.max(bill.dollars, expected ?? 0, budget ?? 0, estimate.dollars ?? 0);
-  const tools = run.state !== "succeeded" && html`
+  const tools = mayEdit(run) && run.state !== "succeeded" && html`
     <button class="plain" onClick=${() => setAsking(true)}>${budget === null ? "Set a budget" : "Change the budget"}</button>`;
   const answered = () => {
     setAsking(false);

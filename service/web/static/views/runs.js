@@ -2,6 +2,7 @@
 
 import { ask, query } from "../api.js";
 import { html, useState } from "../lib.js";
+import { projectName, projectOf, useProjects } from "../parts/projects.js";
 import { Choices, Meter, Notice, StatePill } from "../parts/small.js";
 import { useNow, usePolled } from "../polling.js";
 import { age, decimal, dollars, moment, plural } from "../words.js";
@@ -17,13 +18,14 @@ const ORDERS = [["", "newest first"], ["perplexity", "lowest perplexity"], ["dol
 /** Maximum number of runs that are compared. */
 const COMPARED = 5;
 
-/** @param {{filter: Record<string, string>}} props `filter`: `name`, `state`, `where` and `order_by` of the address. */
+/** @param {{filter: Record<string, string>}} props `filter`: `name`, `state`, `project`, `where` and `order_by` of the address. */
 export function RunsView({ filter }) {
-  const { name = "", state = "", where = "", order_by: order = "" } = filter;
+  const { name = "", state = "", project = "", where = "", order_by: order = "" } = filter;
+  const projects = useProjects();
   const [wanted, setWanted] = useState(PAGE);
   const [chosen, setChosen] = useState([]);
   const conditions = where.split(/[\s,;]+/).filter(Boolean);
-  const asked = { state, name: name.trim(), where: conditions, order_by: order };
+  const asked = { state, project, name: name.trim(), where: conditions, order_by: order };
   const { value: list, problem } = usePolled((signal) => found(wanted, asked, signal), REFRESH_SECONDS, [JSON.stringify(asked), wanted]);
   const now = useNow(5);
   const choose = (field) => (value) => {
@@ -34,7 +36,7 @@ export function RunsView({ filter }) {
     dispatchEvent(new HashChangeEvent("hashchange"));
   };
   const toggle = (id) => setChosen(chosen.includes(id) ? chosen.filter((each) => each !== id) : [...chosen, id]);
-  const filtered = state !== "" || name.trim() !== "" || conditions.length > 0;
+  const filtered = state !== "" || project !== "" || name.trim() !== "" || conditions.length > 0;
   return html`
     <div class="heading">
       <div class="lead"><h1>Runs</h1></div>
@@ -54,6 +56,11 @@ export function RunsView({ filter }) {
         value=${where} onChange=${(event) => choose("where")(event.target.value)}
       />
       <${Choices} label="State" options=${STATE_CHOICES} value=${state} choose=${choose("state")} />
+      ${(projects.length > 1 || project !== "") && html`
+        <select aria-label="Project" value=${project} onChange=${(event) => choose("project")(event.target.value)}>
+          <option value="">all projects</option>
+          ${projects.map((each) => html`<option key=${each.id} value=${each.id}>${projectName(each)}</option>`)}
+        </select>`}
       <select aria-label="Order" value=${order} onChange=${(event) => choose("order_by")(event.target.value)}>
         ${ORDERS.map(([value, words]) => html`<option key=${value} value=${value}>${words}</option>`)}
       </select>
@@ -129,10 +136,10 @@ function RunRow({ run, now, best, isChosen, toggle }) {
 const StageStrip = ({ stages }) => html`
   <span class="strip" aria-hidden="true">${stages.map((stage) => html`<i class=${stage.status} key=${stage.name}></i>`)}</span>`;
 
-/** @returns {string} Line under a run's name: owner, tags, priority, note and reason. */
+/** @returns {string} Line under a run's name: owner, project, tags, priority, note and reason. */
 function subline(run) {
   const tags = Object.entries(run.tags).map(([key, value]) => `${key}: ${value}`);
-  const parts = [run.owner, ...tags];
+  const parts = [run.owner, projectOf(run), ...tags].filter(Boolean);
   if (run.priority !== 0) parts.push(`priority ${run.priority}`);
   if (run.note) parts.push(run.note.split("\n")[0]);
   if (run.reason) parts.push(run.reason);

@@ -2,6 +2,7 @@
 
 import { ask, askText, newKey } from "../api.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib.js";
+import { projectName, useProjects } from "../parts/projects.js";
 import { Question } from "../parts/question.js";
 import { Choices, Notice, Sheet } from "../parts/small.js";
 import { go } from "../router.js";
@@ -12,7 +13,7 @@ import { changesBetween, parse, place, withChanges, write } from "../submit/yaml
 
 const PRESETS = [["demo", "demo"], ["default", "default"], ["paper", "paper"]];
 /** Runs from which a retry takes the stages that it would make alike. */
-const REUSE = [["auto", "this run and others of its owner"], ["parent", "this run only"], ["never", "no run"]];
+const REUSE = [["auto", "this run and others that the same people see"], ["parent", "this run only"], ["never", "no run"]];
 
 export function SubmitView() {
   const [preset, setPreset] = useState("demo");
@@ -38,14 +39,17 @@ export function SubmitView() {
     if (yes) load(wanted);
     setWanted(null);
   };
+  const projects = useProjects().filter((each) => each.role !== "viewer");
+  const [project, setProject] = useState("");
   const send = ({ config, priority, budget, key }) =>
     ask("/v1/runs", {
       method: "POST",
-      body: { config, priority, budget_dollars: budget },
+      body: { config, priority, budget_dollars: budget, project: project || null },
       headers: { "Idempotency-Key": key },
     });
   return html`
     <${RunForm} title="New run" verb="Submit" text=${text} setText=${setText} send=${send} requestOf=${ofNewRun} problem=${problem}
+      project=${project} place=${projects.length > 1 && html`<${ProjectField} projects=${projects} value=${project} choose=${setProject} />`}
       tools=${html`<${Choices} label="Preset" options=${PRESETS} value=${preset} choose=${choose} />`} />
     ${wanted && html`
       <${Question} title="Replace your changes?" yes="Replace" answer=${answered}>
@@ -99,9 +103,9 @@ export function RetryView({ id, changes }) {
  *   priority?: number, budget?: number | null, reuses?: boolean,
  *   requestOf: (config: any, reuse: string) => {path: string, body: any},
  *   send: (request: {config: any, priority: number, budget: number | null, reuse: string, key: string}) => Promise<any>}} props
- *   `reuses`: whether stages of other runs can be taken.
+ *   `reuses`: whether stages of other runs can be taken. `project`, `place`: what the request says of the project, and the field for it.
  */
-function RunForm({ title, verb, text, setText, tools, send, requestOf, reuses = false, problem: earlier, ...first }) {
+function RunForm({ title, verb, text, setText, tools, send, requestOf, reuses = false, project = "", place: where = null, problem: earlier, ...first }) {
   const [priority, setPriority] = useState(String(first.priority ?? 0));
   const [budget, setBudget] = useState(String(first.budget ?? ""));
   const [reuse, setReuse] = useState("auto");
@@ -115,7 +119,7 @@ function RunForm({ title, verb, text, setText, tools, send, requestOf, reuses = 
     // A different request needs a new key; with the old one, the service would return the earlier run
     key.current = newKey();
     setRefused(null);
-  }, [text, priority, budget, reuse]);
+  }, [text, priority, budget, reuse, project]);
   const said = refused ?? (estimating ? null : doubt);
   const mistakes = [...parsed.mistakes, ...(parsed.config && said?.mistakes ? place(text, said.mistakes) : [])];
   const ready = parsed.config !== null && !estimating && doubt === null && plan !== null;
@@ -142,6 +146,7 @@ function RunForm({ title, verb, text, setText, tools, send, requestOf, reuses = 
       <${Estimate} plan=${plan} stale=${estimating || doubt !== null || parsed.config === null} />
       <${Sheet} title="Queue and budget">
         <div class="terms-form">
+          ${where}
           ${reuses && html`
             <div class="field whole">
               <label for="reuse">Take finished stages of</label>
@@ -160,6 +165,16 @@ function RunForm({ title, verb, text, setText, tools, send, requestOf, reuses = 
       </${Sheet}>
     </form>`;
 }
+
+const ProjectField = ({ projects, value, choose }) => html`
+  <div class="field whole">
+    <label for="project">Project</label>
+    <select id="project" aria-describedby="project-hint" value=${value} onChange=${(event) => choose(event.target.value)}>
+      <option value="">your own</option>
+      ${projects.map((each) => html`<option key=${each.id} value=${each.id}>${projectName(each)}</option>`)}
+    </select>
+    <span class="hint" id="project-hint">its members see the run; editors may change it</span>
+  </div>`;
 
 /**
  * @param {{id: string, label: string, hint: string, value: string, change: (value: string) => void}} props
