@@ -73,6 +73,11 @@ class Joint:
     trial: Trial | str
 
     @property
+    def pool(self) -> str:
+        """Name of the pool on whose cards the model trains."""
+        return str(self.change["finetune"]["pool"])
+
+    @property
     def fits(self) -> bool:
         return isinstance(self.trial, Trial) and self.trial.limit is None
 

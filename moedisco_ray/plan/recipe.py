@@ -82,7 +82,7 @@ def _best(joint: Sequence[Joint]) -> Joint:
     One worker does not become workers on several machines: what they exchange over the network takes a time that is
     only planned.
     """
-    cheapest = min(joint, key=lambda each: (each.cost, each.way == "joint_high_memory", each.size))
+    cheapest = min(joint, key=lambda each: (each.cost, each.pool == "high_memory", each.way == "streamed", each.size))
     near = [each for each in joint if each.nodes == 1 or cheapest.size > 1]
     near = [each for each in near if each.cost[0] <= SAME_COST * cheapest.cost[0] < math.inf]
     return min(near, key=lambda each: each.cost[::-1], default=cheapest)
@@ -96,6 +96,8 @@ def _reason(best: Joint, joint: Sequence[Joint], ways: Sequence[Joint]) -> str:
         return "the whole model fits there"
     if all(each.way == "streamed" for each in joint):
         return "the whole model fits the machine's main memory, and no cards"
+    if best.cost[0] == math.inf:
+        return "the whole model fits there, and what the ways cost on CPUs is unknown before the run"
     return f"that {'costs less' if best.cost[0] else 'takes less time'} than with the weights on cards"
 
 

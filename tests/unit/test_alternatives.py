@@ -241,6 +241,17 @@ def test_joint_training_is_on_the_cards_that_cost_least_for_it(recipe: str) -> N
     assert (config.finetune.pool, config.pools.high_memory.workers) == ("high_memory", 1)
 
 
+@pytest.mark.parametrize("memory", ["resident", "streamed"])
+def test_without_gpus_the_low_memory_workers_train_whatever_the_others_do_with_their_weights(memory: str) -> None:
+    """Costs of CPU workers are unknown here. Before: a streaming high-memory worker for 7 times the dollars."""
+    raw = yaml.safe_load(preset_text("demo")) | {"recipe": "joint"}
+    raw["pools"]["high_memory"] |= {"memory": memory}
+    config, chosen = decided(check_config(raw))
+    assert (config.finetune.pool, config.pools.low_memory.max_workers) == ("low_memory", 1)
+    assert chosen is not None
+    assert chosen.reason == "the whole model fits there"
+
+
 def test_a_seed_grows_where_that_reaches_the_loss_of_joint_training_for_less() -> None:
     large = yaml.safe_load(preset_text("default"))["model"]
     large["config"] |= {"hidden_size": 1024, "num_hidden_layers": 16, "moe_intermediate_size": 2048, "num_experts": 32}
