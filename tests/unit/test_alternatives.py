@@ -241,15 +241,26 @@ def test_joint_training_is_on_the_cards_that_cost_least_for_it(recipe: str) -> N
     assert (config.finetune.pool, config.pools.high_memory.workers) == ("high_memory", 1)
 
 
-@pytest.mark.parametrize("memory", ["resident", "streamed"])
-def test_without_gpus_the_low_memory_workers_train_whatever_the_others_do_with_their_weights(memory: str) -> None:
+FITS = "the whole model fits there"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "reason"),
+    [
+        ("resident", "resident", FITS),
+        ("resident", "streamed", FITS),
+        ("streamed", "resident", f"{FITS}, and what the ways cost on CPUs is unknown before the run"),
+    ],
+)
+def test_without_gpus_the_low_memory_workers_train(low: str, high: str, reason: str) -> None:
     """Costs of CPU workers are unknown here. Before: a streaming high-memory worker for 7 times the dollars."""
     raw = yaml.safe_load(preset_text("demo")) | {"recipe": "joint"}
-    raw["pools"]["high_memory"] |= {"memory": memory}
+    raw["pools"]["low_memory"] |= {"memory": low}
+    raw["pools"]["high_memory"] |= {"memory": high}
     config, chosen = decided(check_config(raw))
     assert (config.finetune.pool, config.pools.low_memory.max_workers) == ("low_memory", 1)
     assert chosen is not None
-    assert chosen.reason == "the whole model fits there"
+    assert chosen.reason == reason
 
 
 def test_a_seed_grows_where_that_reaches_the_loss_of_joint_training_for_less() -> None:
