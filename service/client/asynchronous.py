@@ -156,7 +156,7 @@ class AsyncClient(Administration):
         run_id: str,
         *,
         name: str | None = None,
-        tags: Mapping[str, str] | None = None,
+        tags: Mapping[str, str | None] | None = None,
         priority: int | None = None,
         budget_dollars: float | Literal["none"] | None = None,
         kept: bool | None = None,
@@ -169,7 +169,7 @@ class AsyncClient(Administration):
         Args:
             run_id: The run.
             name: The new name.
-            tags: The new tags, instead of all present ones.
+            tags: Tags to set; None removes one, and the others stay.
             priority: The new priority; it matters while the run is queued.
             budget_dollars: The new cost at which the run stops with a checkpoint; "none" removes the budget.
             kept: Whether retention spares the run.

@@ -592,10 +592,12 @@ def test_change(fake):
         (("--budget", "none"), {"budget_dollars": None}),
         (("--budget", "12.5", "--priority", "0"), {"budget_dollars": 12.5, "priority": 0}),
         (("--name", "b"), {"name": "b"}),
+        (("--tag", "team:a:b", "--untag", "draft"), {"tags": {"draft": None, "team": "a:b"}}),
     ):
         assert ran("change", ID, *given) == f"{ID}  demo: budget $12.50, priority 3, kept\n"
         assert fake.sent == sent
     assert "no new value" in mistake("change", ID)
+    assert ran("change", ID, ID, "--name", "b").count("demo:") == 2
 
 
 @pytest.mark.parametrize("command", ["submit", "retry", "change"])

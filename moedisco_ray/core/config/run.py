@@ -38,14 +38,11 @@ from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.store.locations import Location, is_uri, joined, working_directory
 
-Tags = Annotated[
-    dict[
-        Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")],
-        Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")],
-    ],
-    Field(max_length=16),
-]
-"""Labels of a run: at most 16, with keys and values of at most 63 characters."""
+TagKey = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")]
+TagValue = Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")]
+MOST_TAGS = 16
+Tags = Annotated[dict[TagKey, TagValue], Field(max_length=MOST_TAGS)]
+"""Labels of a run."""
 
 _MOST_SHOWN = 8
 """Maximum number of cluster counts that an error suggests."""

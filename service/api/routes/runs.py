@@ -20,6 +20,7 @@ from service.api.parameters import Flag, IdempotencyKey, IfMatch, Limit, RunId, 
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, project_for, run_for
 from service.api.submission import estimated, note, policy_of, submit
 from service.database import audit, policies, quotas, run_list, runs, tables, values
+from service.domain import tags
 from service.domain.jobs import submission_id
 from service.domain.outcome import STOP_REASONS, Stop
 from service.domain.quotas import check_priority, check_queue
@@ -102,7 +103,8 @@ def change_run(
 
     The priority only matters while the run is queued; a new budget applies at once, and null removes it.
 
-    `kept: true` exempts a run from retention. An empty `note` removes the note.
+    `tags` is a merge patch: null removes a tag, and those not named stay. `kept: true` exempts a run from retention. An
+    empty `note` removes the note.
     """
     changes = {name: value for name, value in body if value is not None}
     if body.note is not None:
@@ -118,6 +120,8 @@ def change_run(
             check_priority(body.priority, policy)
         if body.project is not None:
             changes["project"] = project_for(session, caller, body.project, "edit").id
+        if body.tags is not None:
+            changes["tags"] = tags.patched(run.tags, body.tags)
         if body.kept:
             changes["expires_at"] = None
         if changes:
