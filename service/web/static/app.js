@@ -116,7 +116,7 @@ function Frame({ identity, signOut }) {
     <main id="main" tabindex="-1" ref=${main}>
       ${route.view === "runs" && html`<${RunsView} filter=${route.filter} />`}
       ${route.view === "run" && html`<${RunView} key=${route.id} id=${route.id} />`}
-      ${route.view === "submit" && html`<${SubmitView} key="new" />`}
+      ${route.view === "submit" && html`<${SubmitView} key=${route.id} from=${route.id} />`}
       ${route.view === "retry" && html`<${RetryView} key=${route.id} id=${route.id} changes=${route.changes} />`}
       ${route.view === "compare" && html`<${CompareView} key=${route.id} ids=${route.id.split(",")} />`}
       ${route.view === "pools" && html`<${PoolsView} dashboard=${identity.dashboard_url} />`}
