@@ -19,7 +19,8 @@ _DESCRIPTION = """\
 Control service of MoEDisCo training runs on Ray: submit a configuration, watch it train, and fetch the model.
 
 Sign in with `Authorization: Bearer TOKEN`. Errors are problem documents (RFC 9457); `errors` names each field that is
-not valid, with the messages of `moedisco validate`. Times are seconds since the epoch, UTC.
+not valid, with the messages of `moedisco validate`. Times are seconds since the epoch, UTC. The headers `RateLimit` and
+`RateLimit-Policy` of every answer say how many requests the token may send in a minute, and how many are left.
 """
 _TAGS = ("runs", "watching", "files", "planning", "projects", "policies", "access", "operations")
 _MEANINGS = {

@@ -104,7 +104,7 @@ def identify(request: Request, context: ServiceContext) -> Caller:
     if caller is None:
         context.limits.take(f"address {client_address(request)}")
         raise Unauthorised(remedy)
-    context.limits.take(f"token {caller.token_id}")
+    request.state.allowance = context.limits.take(f"token {caller.token_id}")
     return caller
 
 
