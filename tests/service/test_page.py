@@ -200,6 +200,18 @@ def test_curves_of_all_stages_are_on_one_axis_of_the_runs_tokens(site, page):
         "submodel-0": (402, 400 + 2 * 199),
         "submodel-1": (402, 400 + 2 * 299),
     }
+    page.get_by_role("button", name="hours", exact=True).click()
+    expect(page.get_by_role("img", name=re.compile("over the run's hours"))).to_be_visible()
+    spent = page.evaluate(
+        """async (series) => {
+          const { alongSpending } = await import("/static/run/curves.js");
+          const stages = ["corpus", "seed", "submodels"].map((name) => ({ name }));
+          const curves = alongSpending(series, stages, new Map([["corpus", 1], ["seed", 2], ["submodels", 4]]));
+          return curves.map(({ unit, tokens }) => [unit, tokens.at(-1)]);
+        }""",
+        series,
+    )
+    assert dict(spent) == {"seed": 3, "submodel-0": 7, "submodel-1": 7}
 
 
 def test_a_retry_is_compared_with_the_earlier_run(site, page):
