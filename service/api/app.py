@@ -22,12 +22,26 @@ from service.api.live_reports import LiveReports
 from service.api.openapi import document, operation_id
 from service.api.parameters import check_query
 from service.api.problems import handle_problems
-from service.api.routes import access, comparing, files, operations, pages, planning, projects, quotas, runs, watching
+from service.api.routes import (
+    access,
+    comparing,
+    datasets,
+    files,
+    operations,
+    pages,
+    planning,
+    projects,
+    quotas,
+    runs,
+    watching,
+)
 from service.api.security import bearer_token, check_known
 from service.api.sessions import session_of
 from service.api.streams import Streams
 from service.api.sub_path import SubPath
 from service.database.session import Database
+from service.dataset_store import DatasetStore
+from service.driver_user import DriverUser
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
 from service.planning.pool import PlanningPool
@@ -44,6 +58,7 @@ ROUTERS = (
     watching.reports,
     comparing.router,
     files.router,
+    datasets.router,
     planning.router,
     projects.router,
     quotas.router,
@@ -58,8 +73,9 @@ _MOST_OF_A_TOKEN = 4096
 """Maximum size of a sign-in request (bytes); small, because it is read without authentication."""
 _MOST_OF_A_CHANGE = 64 * 2**10
 """Maximum size of a request that is parsed on the event loop (bytes), which meanwhile answers no other one."""
-_PLANNED = re.compile(r"/v1/(estimates|runs|runs/[^/]+/retry|policies)")
-"""Paths with larger bodies: the first are parsed in other processes, and policies come from administrators."""
+_PLANNED = re.compile(r"/v1/(estimates|runs|runs/[^/]+/retry|policies|datasets)")
+"""Paths with larger bodies: most are parsed in other processes or threads, and policies come from administrators."""
+_STREAMED = re.compile(r"/v1/blobs/[^/]+")
 
 
 @functools.cache
@@ -117,6 +133,9 @@ def create_app(
         settings=settings,
         database=database,
         jobs=jobs,
+        datasets=DatasetStore(
+            settings.roots.homes[0], None if settings.driver_user is None else DriverUser.named(settings.driver_user)
+        ),
         planning=planning,
         pools=pools,
         ray_pages=RayPages(dashboard),
@@ -174,7 +193,7 @@ def create_app(
         named = None if settings.sign_in_header is None else request.headers.get(settings.sign_in_header)
         return bearer_token(request) or session_of(request, settings) or named
 
-    app.add_middleware(BodyLimit, limit_of=limit_of, check=check, credential_of=credential_of)
+    app.add_middleware(BodyLimit, limit_of=limit_of, check=check, credential_of=credential_of, streamed=_STREAMED)
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, prometheus=prometheus)
     if settings.path:

@@ -22,7 +22,7 @@ class Use:
         queued: Number of queued runs.
         active: Number of runs that have, or may have, a driver.
         dollars: Dollars metered in this calendar month, including deleted runs.
-        disk_bytes: Size of all run directories and of their checkpoints in other storage, as last measured (bytes).
+        disk_bytes: Size of all data sets, run directories and checkpoints in other storage, as last measured (bytes).
     """
 
     queued: int = 0
@@ -141,6 +141,27 @@ def check_room(policy: Policy, use: Use) -> None:
             use.disk_bytes,
             f"your runs fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete runs that you do not "
             "need",
+        )
+
+
+def check_upload(policy: Policy, use: Use, more: int) -> None:
+    """Refuse files that do not fit into the owner's quota.
+
+    Args:
+        policy: The owner's policy.
+        use: The owner's current usage.
+        more: Size of the files (bytes).
+
+    Raises:
+        AgainstPolicy: The limit on disk would be passed, or the policy cannot be read.
+    """
+    check_readable(policy)
+    if policy.disk_bytes is not None and use.disk_bytes + more > policy.disk_bytes:
+        raise AgainstPolicy(
+            "disk_bytes",
+            use.disk_bytes + more,
+            f"these files do not fit into the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete data "
+            "sets or runs that you do not need",
         )
 
 

@@ -8,9 +8,9 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
 from moedisco_ray.core.config.load import with_files
@@ -34,9 +34,7 @@ from service.errors import InvalidRequest
 from service.planning.reusing import Candidate, Match, dollars_without, in_words, matches
 from service.run_storage import copy_model_files, documents_at
 from service.schemas import Estimate, EstimateRequest, RetryEstimate, RetryRequest, Reused, RunRequest
-from service.schemas.mistakes import converted, mistakes_of, strict_json
-
-T = TypeVar("T", bound=BaseModel)
+from service.schemas.mistakes import converted, parsed
 
 MOST_SEQUENCES = 65_536
 """Maximum number of sequences per training step, because planning tries all divisors of the requested number."""
@@ -177,13 +175,13 @@ def done(task: Task) -> Outcome:
         StorageUnavailable: The URI of a run cannot be reached.
     """
     if task.parent is not None:
-        return _retried(task, task.parent, _parsed(RetryRequest, task.body or b"{}"))
+        return _retried(task, task.parent, parsed(RetryRequest, task.body or b"{}"))
     if task.kind == "estimate":
-        found = _checked(task, _parsed(EstimateRequest, task.body).config)
+        found = _checked(task, parsed(EstimateRequest, task.body).config)
         if isinstance(found, NeedsStarts):
             return found
         return Estimate.model_construct(**dict(found.plan), notes=tuple(found.notes)).model_dump_json().encode()
-    asked = _parsed(RunRequest, task.body)
+    asked = parsed(RunRequest, task.body)
     found = _checked(task, asked.config)
     return _new_run(task, found, priority=asked.priority, budget_dollars=asked.budget_dollars, project=asked.project)
 
@@ -198,19 +196,6 @@ def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
     """
     document: dict[str, Any] = _changed(raw, path.split("."), value, path)
     return document
-
-
-def _parsed(model: type[T], body: bytes) -> T:
-    if not body:
-        raise InvalidRequest([("body", "is missing")])
-    raw = strict_json(body)
-    try:
-        if mistakes := converted(TypeAdapter(model), raw):
-            raise InvalidRequest(mistakes)
-        return model.model_validate(raw)
-    except ValidationError as error:
-        found = [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors(include_url=False)]
-        raise InvalidRequest(mistakes_of(found)) from error
 
 
 def _retried(task: Task, parent: Parent, request: RetryRequest) -> Outcome:

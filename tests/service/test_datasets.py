@@ -1,0 +1,313 @@
+"""Data sets: uploads in parts, contents that are stored once, people who may see them, and runs that read them."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import hashlib
+import os
+import random
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from api_client import Service, service
+from running_service import RETRY, Running
+
+from service.client import Client, RequestRefused
+from service.dataset_store import DatasetStore
+from service.domain.datasets import DatasetFile, clash, found_in, hash_of, path_mistake, store_in
+from service.errors import Conflict, InvalidRequest, StorageFull
+
+TEXT = b"".join(b"line %d of a text\n" % number for number in range(200))
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def listed(**contents: bytes) -> list[dict[str, Any]]:
+    return [
+        {"path": f"{name}.txt", "bytes": len(content), "sha256": sha(content)} for name, content in contents.items()
+    ]
+
+
+def put(client: Any, content: bytes, start: int = 0, end: int | None = None, size: int | None = None) -> httpx.Response:
+    end, size = len(content) if end is None else end, len(content) if size is None else size
+    span = f"{start}-{end - 1}" if end > start else "*"
+    headers = {"Content-Range": f"bytes {span}/{size}", "Content-Type": "application/octet-stream"}
+    return client.put(f"/v1/blobs/{sha(content)}", content=content[start:end], headers=headers)
+
+
+def create(client: Any, name: str = "wiki", project: str | None = None, **contents: bytes) -> dict[str, Any]:
+    """Upload a data set."""
+    body = {"name": name, "files": listed(**contents), "project": project}
+    for content in contents.values():
+        assert put(client, content).status_code == 200
+    answer = client.post("/v1/datasets", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["dataset"]
+
+
+def stored(api: Service) -> dict[str, list[str]]:
+    """Names of all files in the store, by folder."""
+    root = store_in(api.settings.roots.homes[0])
+    return {
+        name: sorted(path.relative_to(root / name).as_posix() for path in (root / name).rglob("*") if path.is_file())
+        for name in ("uploads", "contents", "files")
+    }
+
+
+def test_a_data_set_is_uploaded_in_parts_and_downloaded(api: Service) -> None:
+    body = {"name": "wiki", "files": listed(a=TEXT, b=b"", c=TEXT)}
+    first = api.ann.post("/v1/datasets", json=body).json()
+    assert first["dataset"] is None
+    assert first["missing"] == [
+        {"sha256": sha(TEXT), "bytes": len(TEXT), "offset": 0},
+        {"sha256": sha(b""), "bytes": 0, "offset": 0},
+    ]
+    assert put(api.ann, TEXT, 0, 1000).json()["offset"] == 1000
+    assert api.ann.post("/v1/datasets", json=body).json()["missing"][0]["offset"] == 1000
+    gap = put(api.ann, TEXT, 1001)
+    assert (gap.status_code, gap.json()["detail"]) == (409, "1000 bytes of this file have arrived; continue there")
+    assert put(api.ann, TEXT, 500).json()["offset"] == len(TEXT)  # bytes that have arrived may be sent again
+    assert put(api.ann, b"").status_code == 200
+    made = api.ann.post("/v1/datasets", json=body).json()
+    assert made["missing"] == []
+    dataset = made["dataset"]
+    files = [DatasetFile(**file) for file in body["files"]]
+    assert (dataset["bytes"], dataset["count"], dataset["hash"]) == (2 * len(TEXT), 3, hash_of(files))
+    assert api.ann.post("/v1/datasets", json=body).json()["dataset"] == dataset  # the same again
+    place = f"/v1/datasets/{dataset['id']}"
+    assert api.ann.get(place).json()["files"] == body["files"]
+    assert [each["id"] for each in api.ann.get("/v1/datasets?name=wiki").json()["items"]] == [dataset["id"]]
+    assert api.ann.get("/v1/datasets?name=other").json()["items"] == []
+    whole, part = (
+        api.ann.get(f"{place}/files/a.txt"),
+        api.ann.get(f"{place}/files/a.txt", headers={"Range": "bytes=5-9"}),
+    )
+    assert (whole.content, part.status_code, part.content) == (TEXT, 206, TEXT[5:10])
+    assert api.ann.head(f"{place}/files/b.txt").headers["content-length"] == "0"
+    for name in ("d.txt", "../../x", "%2e%2e/contents", ".hidden"):
+        assert api.ann.get(f"{place}/files/{name}").status_code == 404
+
+
+def test_the_same_content_is_stored_once_and_removed_with_its_last_data_set(api: Service) -> None:
+    one = create(api.ann, "one", a=TEXT, b=b"x")
+    two = create(api.ann, "two", other=TEXT)
+    bobs = create(api.bob, "one", a=TEXT, b=b"x")
+    assert bobs["hash"] == one["hash"]
+    assert stored(api) == {
+        "uploads": [],
+        "contents": sorted([sha(TEXT), sha(b"x")]),
+        "files": sorted([f"{one['hash']}/a.txt", f"{one['hash']}/b.txt", f"{two['hash']}/other.txt"]),
+    }
+    numbers = {
+        path.stat().st_ino
+        for path in store_in(api.settings.roots.homes[0]).rglob("*")
+        if path.stat().st_size == len(TEXT)
+    }
+    assert len(numbers) == 1
+    used = api.admin.get("/v1/quota?owner=ann").json()["disk_bytes"]["used"]
+    assert used == len(TEXT) + 1  # each content counts once
+    assert api.ann.delete(f"/v1/datasets/{one['id']}").status_code == 204
+    assert api.admin.get("/v1/quota?owner=ann").json()["disk_bytes"]["used"] == len(TEXT)
+    assert api.bob.get(f"/v1/datasets/{bobs['id']}/files/b.txt").content == b"x"
+    assert api.bob.delete(f"/v1/datasets/{bobs['id']}").status_code == 204
+    assert stored(api)["contents"] == [sha(TEXT)]
+    assert api.ann.delete(f"/v1/datasets/{two['id']}").status_code == 204
+    assert stored(api) == {"uploads": [], "contents": [], "files": []}
+
+
+def test_a_hash_alone_gives_no_one_the_text(api: Service) -> None:
+    dataset = create(api.ann, a=TEXT)
+    answer = api.bob.post("/v1/datasets", json={"name": "mine", "files": listed(a=TEXT)}).json()
+    assert answer == {"dataset": None, "missing": [{"sha256": sha(TEXT), "bytes": len(TEXT), "offset": 0}]}
+    place = f"/v1/datasets/{dataset['id']}"
+    for method, path in (("GET", place), ("GET", f"{place}/files/a.txt"), ("DELETE", place)):
+        strange, absent = (api.bob.request(method, each) for each in (path, path.replace(dataset["id"], "0" * 26)))
+        assert (strange.status_code, strange.json()["detail"]) == (404, absent.json()["detail"])
+    assert api.bob.get("/v1/datasets").json()["items"] == []
+
+
+def test_a_wrong_content_is_refused_in_one_line(api: Service) -> None:
+    headers = {"Content-Range": "bytes 0-2/3"}
+    answer = api.ann.put(f"/v1/blobs/{sha(b'abc')}", content=b"abd", headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["message"].startswith("what has arrived is another content (3 bytes, ")
+    assert stored(api)["uploads"] == []  # it starts anew
+    for content, message in ((b"abcd", "longer than its Content-Range"), (b"ab", "shorter than its Content-Range")):
+        answer = api.ann.put(f"/v1/blobs/{sha(b'abc')}", content=content, headers=headers)
+        assert (answer.status_code, message in answer.json()["detail"]) == (400, True)
+    for text in ("bytes 2-1/3", "bytes 0-3/3", "bytes 0-2/*", "0-2/3", f"bytes 0-{2**60}/{2**60 + 1}"):
+        assert api.ann.put(f"/v1/blobs/{sha(b'abc')}", headers={"Content-Range": text}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "path", ["../a", "/a", "a/../b", ".a", "a/.b", "a//b", "a/", "", "a\\b", "a\n", "x" * 300, "é" * 130]
+)
+def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
+    assert path_mistake(path) is not None
+    assert path_mistake("a/b c/é.txt") is None
+
+
+def test_files_that_cannot_be_together_are_refused(api: Service) -> None:
+    for paths in (["a", "a"], ["a", "a/b"], ["a/b/c", "a.txt", "a/b"]):
+        assert clash(paths) is not None
+        body = {"name": "x", "files": [{"path": path, "bytes": 1, "sha256": sha(b"x")} for path in paths]}
+        assert api.ann.post("/v1/datasets", json=body).status_code == 422
+    assert clash(["a.txt", "a/b", "a/c", "a-b"]) is None
+    one, other = listed(a=TEXT)[0], listed(b=TEXT)[0] | {"bytes": 1}
+    for files in ([], [one, other], [one | {"path": "../a"}]):
+        assert api.ann.post("/v1/datasets", json={"name": "x", "files": files}).status_code == 422
+    assert api.ann.post("/v1/datasets", json={"name": "../x", "files": [one]}).status_code == 422
+
+
+def test_a_quota_limits_what_arrives(api: Service) -> None:
+    policies = {"default": {}, "owners": {"ann": {"disk_bytes": 5000}}}
+    assert api.admin.put("/v1/policies", json=policies).status_code in (200, 204)
+    create(api.ann, a=TEXT)
+    more = b"y" * 2000
+    refused = [api.ann.post("/v1/datasets", json={"name": "b", "files": listed(b=more)}), put(api.ann, more, 0, 10)]
+    for answer in refused:
+        assert answer.status_code == 403
+        assert "do not fit into the 0.0 GB of disk" in answer.json()["detail"]
+    assert put(api.ann, b"z" * 500).status_code == 200
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert put(api.ann, TEXT, 0, 1000).status_code == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+        answer = put(api.ann, TEXT, 1000)
+    assert answer.status_code == 507
+    assert answer.json()["detail"].startswith("the service has no room for more; what has arrived is kept")
+    assert put(api.ann, TEXT, 1000).json()["offset"] == len(TEXT)
+
+
+def test_no_open_request_changes_a_checked_file(tmp_path: Path) -> None:
+    store = DatasetStore(tmp_path)
+    store.append("ann", sha(TEXT), 0, TEXT)
+    with pytest.raises(InvalidRequest):
+        store.check("ann", sha(TEXT), len(TEXT) - 1)
+    store.append("ann", sha(TEXT), 0, TEXT[:10])
+    with pytest.raises(Conflict):
+        store.check("ann", sha(TEXT), len(TEXT))
+    store.append("ann", sha(TEXT), 10, TEXT[10:])
+    store.check("ann", sha(TEXT), len(TEXT))
+    assert store.arrived("ann", sha(TEXT)) == len(TEXT)
+    store.check("ann", sha(TEXT), len(TEXT))  # the service may have ended before it was published
+    store.publish("ann", sha(TEXT))
+    with pytest.raises(Conflict):
+        store.check("ann", sha(TEXT), len(TEXT))
+    store.append("ann", sha(TEXT), 0, b"evil")
+    assert (store_in(tmp_path) / "contents" / sha(TEXT)).read_bytes() == TEXT
+    assert store.unfinished_bytes("ann") == 4
+
+
+class Cutting(httpx.AsyncHTTPTransport):
+    """Loses the connection in every `each`-th part of an upload or download, after some bytes."""
+
+    def __init__(self, each: int, after: int) -> None:
+        super().__init__()
+        self.each, self.after, self.count = each, after, 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.count += request.method == "PUT" or "/files/" in request.url.path
+        is_cut = request.method == "PUT" and self.count % self.each == 0
+        if is_cut:
+            request.stream = _Half(await request.aread(), self.after)
+        answer = await super().handle_async_request(request)
+        if "/files/" in request.url.path and self.count % self.each == 0:
+            answer.stream = _Half(answer.stream, self.after)
+        return answer
+
+
+class _Half(httpx.AsyncByteStream):
+    def __init__(self, content: Any, after: int) -> None:
+        self.content, self.after = content, after
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if isinstance(self.content, bytes):
+            yield self.content[: self.after]
+            raise httpx.WriteError("cut")
+        sent = 0
+        async for chunk in self.content:
+            yield chunk
+            sent += len(chunk)
+            if sent > self.after:
+                raise httpx.ReadError("cut")
+
+    async def aclose(self) -> None:
+        if not isinstance(self.content, bytes):
+            await self.content.aclose()
+
+
+def peak_bytes() -> int:
+    """Largest memory of this process, in which client and service run, since the last call."""
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
+@pytest.mark.parametrize("size", [3 * 2**20, pytest.param(2**30, marks=pytest.mark.slow)])
+def test_a_lost_connection_is_continued(tmp_path: Path, size: int) -> None:
+    text = tmp_path / "docs"
+    (text / "deep").mkdir(parents=True)
+    (text / ".git").mkdir()
+    (text / ".git" / "config").write_bytes(b"hidden")
+    (text / "small.txt").write_bytes(TEXT)
+    block = random.Random(0).randbytes(2**20)
+    with (text / "deep" / "large.txt").open("wb") as file:
+        for number in range(size >> 20):
+            file.write(number.to_bytes(4, "big") + block[4:])
+    with service(tmp_path) as made:
+        running = Running(made)
+        running.start()
+        cutting = Cutting(3, 2**20)
+        arrived: list[int] = []
+        try:
+            with Client(running.url, made.plain["ann"], retry=RETRY, transport=cutting) as client:
+                client.upload_dataset(text / "small.txt")  # loads what an upload needs
+                peak_bytes()
+                before = peak_bytes()
+                dataset = client.upload_dataset(text, progress=lambda done, _: arrived.append(done))
+                assert (dataset.name, dataset.count, dataset.bytes) == ("docs", 2, size + len(TEXT))
+                asked = cutting.count
+                assert client.upload_dataset(text) == dataset
+                assert cutting.count == asked  # nothing is sent again
+                copy = client.download_dataset(dataset.id, tmp_path / "copy")
+                assert peak_bytes() - before < 150e6
+                assert client.upload_dataset(copy, "docs").id == dataset.id
+                client.delete_dataset(dataset.id)
+                with pytest.raises(RequestRefused):
+                    client.dataset(dataset.id)
+                assert [each.name for each in client.datasets()] == ["small.txt"]
+        finally:
+            running.stop()
+    assert sorted(arrived) == arrived
+    assert arrived[-1] == size + len(TEXT)
+    assert sorted(path.relative_to(copy).as_posix() for path in copy.rglob("*.txt")) == ["deep/large.txt", "small.txt"]
+    assert filecmp.cmp(text / "deep" / "large.txt", copy / "deep" / "large.txt", shallow=False)
+
+
+def test_disks_without_hard_links_have_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    store = DatasetStore(tmp_path)
+    store.append("ann", sha(TEXT), 0, TEXT)
+    store.check("ann", sha(TEXT), len(TEXT))
+    store.publish("ann", sha(TEXT))
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    store.assemble("0" * 64, [DatasetFile("a/b.txt", len(TEXT), sha(TEXT))])
+    folder = found_in([tmp_path], "0" * 64)
+    assert folder is not None
+    assert ((folder / "a" / "b.txt").read_bytes(), (folder / "a" / "b.txt").stat().st_mtime) == (TEXT, 0)
+    monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+    with pytest.raises(StorageFull):
+        store.assemble("1" * 64, [DatasetFile("a", len(TEXT), sha(TEXT))])
+    assert found_in([tmp_path], "1" * 64) is None
