@@ -11,7 +11,7 @@ import typer
 from moedisco_ray.cli.arguments import USUAL_FILE, AsJson, ConfigPath, Overrides
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.load import override_value
-from moedisco_ray.core.config.places import Place, names_a_run, with_places
+from moedisco_ray.core.config.places import Place, is_reference, with_places
 from moedisco_ray.core.errors import ConfigError
 from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
 from service.commands.output import say, write_json, write_table
@@ -114,7 +114,7 @@ def _absolute(path: Path, overrides: list[str]) -> dict[str, Any]:
     def absolute(place: Place) -> str | Path:
         text = str(place.value)
         remote = not isinstance(place.value, Path) and ("://" in text or text == "embedded")
-        if remote or names_a_run(text) or (place.field == "output" and place.value == _DEFAULT_OUTPUT):
+        if remote or is_reference(text) or (place.field == "output" and place.value == _DEFAULT_OUTPUT):
             return place.value
         # Resolve symbolic links and `..`, because the service first compares paths with its roots as text.
         return type(place.value)((base / text).resolve())

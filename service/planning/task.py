@@ -26,10 +26,11 @@ from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
 from moedisco_ray.plan.measured_machines import with_stored_measurements
 from moedisco_ray.plan.resolve import resolve
+from service.domain.datasets import found_in, hash_in
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
 from service.domain.policies import Policy
 from service.domain.quotas import check_pools, priced
-from service.domain.starts import located, parse, run_places, with_ids
+from service.domain.starts import located, parse, references, with_ids
 from service.errors import InvalidRequest
 from service.planning.reusing import Candidate, Match, dollars_without, in_words, matches
 from service.run_storage import copy_model_files, documents_at
@@ -59,10 +60,11 @@ class Parent:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A finished run that the caller may read, and that a configuration refers to.
+    """A finished run or a data set that the caller may read, and that a configuration refers to.
 
     Attributes:
-        location: Path or URI of its run directory.
+        id: Id of the run, or `NAME@sha256:HASH` of the data set.
+        location: Path or URI of the run directory, or the folder of the data set.
     """
 
     id: str
@@ -81,7 +83,8 @@ class Task:
         here: Whether workers without GPUs run on the service's machine.
         parent: Run to retry.
         candidates: Runs from which a retry may take stages, the preferred ones first; the run to retry is among them.
-        starts: Runs that the configuration refers to, by the dotted path of each setting; None before they are known.
+        starts: Runs and data sets that the configuration refers to, by the dotted path of each setting; None before
+            they are known.
         scratch: Empty folder for copies of models at URIs; with None, `starts` has no run at a URI.
     """
 
@@ -123,22 +126,24 @@ class NewRun:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A setting that refers to a run.
+    """A setting that refers to a run or a data set.
 
     Attributes:
         field: Dotted path of the setting.
         asked: Value of the setting, as the user wrote it.
-        run: Id or name of the run.
+        key: Id or name of the run; name of the data set, with `@sha256:HASH` if that is given.
+        part: Part of the run, or `dataset`.
     """
 
     field: str
     asked: str
-    run: str
+    key: str
+    part: str
 
 
 @dataclasses.dataclass(frozen=True)
 class NeedsStarts:
-    """The settings that refer to runs; the task is repeated with `Task.starts`."""
+    """The settings that refer to runs and data sets; the task is repeated with `Task.starts`."""
 
     references: tuple[Reference, ...]
 
@@ -268,18 +273,24 @@ def _new_run(
 def _checked(task: Task, config: RunConfig, candidates: Sequence[Candidate] = ()) -> _Checked | NeedsStarts:
     check_pools(config, task.policy)
     config, notes = priced(sandboxed(config, task.roots), task.policy.prices)
-    named = tuple(Reference(place.field, words(place.value), parse(place)[0]) for place in run_places(config))
+    named = tuple(Reference(place.field, words(place.value), *parse(place)) for place in references(config))
     if named and task.starts is None:
         return NeedsStarts(named)
     starts = task.starts or {}
     config = with_ids(config, {field: start.id for field, start in starts.items()})
     locations = {start.id: start.location for start in starts.values()}
-    check_parts(config, locations.get)
+
+    def location_of(key: str) -> Location | None:
+        # Equal data sets have one folder, also under the name that a run has from which stages may be taken.
+        digest = hash_in(key)
+        return locations.get(key) if digest is None else found_in(task.roots.homes, digest)
+
+    check_parts(config, location_of)
     check_links(config, task.roots)
     model_at = functools.partial(copy_model_files, folder=task.scratch or Path())
 
     def place(other: RunConfig) -> tuple[RunConfig, Sequence[Location]]:
-        return located(other, locations.get, documents_at, model_at)
+        return located(other, location_of, documents_at, model_at)
 
     found, read = place(config)
     with reading_within(task.roots.readable(*read)):

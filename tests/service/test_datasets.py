@@ -5,21 +5,30 @@ from __future__ import annotations
 import errno
 import filecmp
 import hashlib
+import json
 import os
 import random
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api_client import Service, service
+from api_client import Service, demo, service
+from reconciling import Scene
 from running_service import RETRY, Running
 
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.errors import ConfigError, CorpusError
+from moedisco_ray.core.records.events import Event
+from moedisco_ray.core.store.read_roots import reading_within
+from moedisco_ray.stages.corpus.sources import input_identity
 from service.client import Client, RequestRefused
 from service.dataset_store import DatasetStore
 from service.domain.datasets import DatasetFile, clash, found_in, hash_of, path_mistake, store_in
+from service.domain.states import RunState
 from service.errors import Conflict, InvalidRequest, StorageFull
 
 TEXT = b"".join(b"line %d of a text\n" % number for number in range(200))
@@ -40,16 +49,6 @@ def put(client: Any, content: bytes, start: int = 0, end: int | None = None, siz
     span = f"{start}-{end - 1}" if end > start else "*"
     headers = {"Content-Range": f"bytes {span}/{size}", "Content-Type": "application/octet-stream"}
     return client.put(f"/v1/blobs/{sha(content)}", content=content[start:end], headers=headers)
-
-
-def create(client: Any, name: str = "wiki", project: str | None = None, **contents: bytes) -> dict[str, Any]:
-    """Upload a data set."""
-    body = {"name": name, "files": listed(**contents), "project": project}
-    for content in contents.values():
-        assert put(client, content).status_code == 200
-    answer = client.post("/v1/datasets", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["dataset"]
 
 
 def stored(api: Service) -> dict[str, list[str]]:
@@ -96,9 +95,9 @@ def test_a_data_set_is_uploaded_in_parts_and_downloaded(api: Service) -> None:
 
 
 def test_the_same_content_is_stored_once_and_removed_with_its_last_data_set(api: Service) -> None:
-    one = create(api.ann, "one", a=TEXT, b=b"x")
-    two = create(api.ann, "two", other=TEXT)
-    bobs = create(api.bob, "one", a=TEXT, b=b"x")
+    one = api.upload("one", {"a.txt": TEXT, "b.txt": b"x"})
+    two = api.upload("two", {"other.txt": TEXT})
+    bobs = api.upload("one", {"a.txt": TEXT, "b.txt": b"x"}, "bob")
     assert bobs["hash"] == one["hash"]
     assert stored(api) == {
         "uploads": [],
@@ -123,7 +122,7 @@ def test_the_same_content_is_stored_once_and_removed_with_its_last_data_set(api:
 
 
 def test_a_hash_alone_gives_no_one_the_text(api: Service) -> None:
-    dataset = create(api.ann, a=TEXT)
+    dataset = api.upload("wiki", {"a.txt": TEXT})
     answer = api.bob.post("/v1/datasets", json={"name": "mine", "files": listed(a=TEXT)}).json()
     assert answer == {"dataset": None, "missing": [{"sha256": sha(TEXT), "bytes": len(TEXT), "offset": 0}]}
     place = f"/v1/datasets/{dataset['id']}"
@@ -169,7 +168,7 @@ def test_files_that_cannot_be_together_are_refused(api: Service) -> None:
 def test_a_quota_limits_what_arrives(api: Service) -> None:
     policies = {"default": {}, "owners": {"ann": {"disk_bytes": 5000}}}
     assert api.admin.put("/v1/policies", json=policies).status_code in (200, 204)
-    create(api.ann, a=TEXT)
+    api.upload("wiki", {"a.txt": TEXT})
     more = b"y" * 2000
     refused = [api.ann.post("/v1/datasets", json={"name": "b", "files": listed(b=more)}), put(api.ann, more, 0, 10)]
     for answer in refused:
@@ -311,3 +310,85 @@ def test_disks_without_hard_links_have_copies(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(StorageFull):
         store.assemble("1" * 64, [DatasetFile("a", len(TEXT), sha(TEXT))])
     assert found_in([tmp_path], "1" * 64) is None
+
+
+def of(path: str) -> dict[str, Any]:
+    return demo(corpus={"sources": [{"path": path, "format": "text"}]})
+
+
+def test_a_run_reads_a_data_set_by_its_hash(api: Service, tmp_path: Path) -> None:
+    old, new = (api.upload("wiki", {"a/b.txt": text}) for text in (TEXT, TEXT * 2))
+    pinned = f"dataset://wiki@sha256:{old['hash']}"
+    run = api.submit(**of("dataset://wiki"))
+    assert run["config"]["corpus"]["sources"][0]["path"] == f"dataset://wiki@sha256:{new['hash']}"  # the newest
+    asked = [api.submit(**of(path)) for path in (pinned, f"{pinned}/")]
+    assert [each["config"]["corpus"]["sources"][0]["path"] for each in asked] == [pinned, pinned]
+    assert api.ann.post("/v1/estimates", json={"config": of("dataset://wiki")}).status_code == 200
+
+    scene = Scene(api.database, tmp_path, api.settings, api.jobs, api.pools, now=time.time())
+    scene.round()
+    given = api.jobs.submissions[scene.job(asked[0]["id"])]
+    config = check_config(json.loads(given.config_path.read_text()))
+    folder = found_in(api.settings.roots.homes, old["hash"])
+    assert config.corpus.sources[0].path == str(folder)
+    with reading_within(given.read_roots):
+        identity = input_identity(config)["corpus"]
+    with reading_within(api.settings.roots.readable()), pytest.raises(CorpusError):
+        input_identity(config)
+    again = api.upload("other", {"a/b.txt": TEXT}, "bob")
+    assert found_in(api.settings.roots.homes, again["hash"]) == folder
+    assert input_identity(config)["corpus"] == identity
+
+    place = f"/v1/datasets/{old['id']}"
+    assert api.ann.delete(place).status_code == 204  # bob has an equal one
+    refused = api.bob.delete(f"/v1/datasets/{again['id']}")
+    assert refused.status_code == 409
+    assert refused.json()["detail"].endswith("reads this data set and has not succeeded; delete the run first")
+    for each in asked:
+        api.bring(each["id"], RunState.CANCELLED)
+        assert api.ann.delete(f"/v1/runs/{each['id']}").status_code == 204
+    assert api.bob.delete(f"/v1/datasets/{again['id']}").status_code == 204
+    gone = api.ann.post("/v1/runs", json={"config": of(pinned)}).json()["errors"][0]
+    assert gone["field"] == "config.corpus.sources.0.path"
+    assert "there is no such data set, or it is not yours; `moedisco datasets list` shows yours" in gone["message"]
+
+
+def test_references_to_data_sets_of_others_and_malformed_ones_are_refused(api: Service) -> None:
+    dataset = api.upload("wiki", {"a.txt": TEXT})
+    strange = f"dataset://wiki@sha256:{dataset['hash']}"
+    for path, message in (
+        ("dataset://wiki", "there is no such data set, or it is not yours"),
+        (strange, "there is no such data set, or it is not yours"),
+        (f"dataset://none@sha256:{dataset['hash']}", "there is no such data set, or it is not yours"),
+        ("dataset://", "must read dataset://NAME"),
+        ("dataset://../wiki", "must read dataset://NAME"),
+        (f"{strange}/../../contents", "must read dataset://NAME"),
+        ("dataset://wiki@sha256:0", "must read dataset://NAME"),
+        ("dataset://wiki/*.txt", "must read dataset://NAME"),
+        (str(found_in(api.settings.roots.homes, dataset["hash"])), "is outside of the input roots"),
+    ):
+        for answer in (api.bob.post(f"/v1/{route}", json={"config": of(path)}) for route in ("runs", "estimates")):
+            assert answer.status_code == 422
+            assert message in answer.json()["errors"][0]["message"], path
+    for settings in ({"tokenizer": {"path": strange}}, {"output": strange}, {"checkpoint": {"storage": strange}}):
+        assert api.ann.post("/v1/runs", json={"config": demo(**settings)}).status_code == 422
+    assert api.ann.post("/v1/runs", json={"config": demo(evaluation={"sources": [{"path": strange, "name": "w"}]})})
+    inside = demo(output=str(store_in(api.settings.roots.homes[0]) / "files" / dataset["hash"]))
+    refused = api.ann.post("/v1/runs", json={"config": inside})
+    assert (refused.status_code, "'.datasets' is hidden" in refused.text) == (422, True)
+    with pytest.raises(ConfigError, match="cannot be looked up: the data set was deleted, or this is not a control"):
+        check_config(of("dataset://wiki"))
+
+
+def test_a_retry_takes_stages_of_a_run_with_equal_text_under_another_name(api: Service) -> None:
+    for name in ("wiki", "copy"):
+        api.upload(name, {"a.txt": TEXT})
+    api.upload("longer", {"a.txt": TEXT * 2})
+    run_id = api.submit(**of("dataset://wiki"))["id"]
+    api.start(run_id)
+    api.report(run_id, Event("stage_finished", "corpus", data={"seconds": 1.0}))
+    api.bring(run_id, RunState.FAILED)
+    for name, stages in (("copy", [["corpus"]]), ("longer", [])):
+        changes = {"corpus.sources.0.path": f"dataset://{name}"}
+        found = api.ann.post(f"/v1/runs/{run_id}/retry/estimate", json={"changes": changes}).json()["reuses"]
+        assert [each["stages"] for each in found] == stages

@@ -145,10 +145,7 @@ class Place:
 
     def dataset(self) -> str:
         """A data set of ann's in the project, the same as before unless it was deleted."""
-        blob = f"/v1/blobs/{TEXT['files'][0]['sha256']}"
-        self.api.ann.put(blob, content=b"text", headers={"Content-Range": "bytes 0-3/4"})
-        made = self.api.ann.post("/v1/datasets", json={"project": self.project, **TEXT})
-        return str(made.json()["dataset"]["id"])
+        return str(self.api.upload("wiki", {"a.txt": b"text"}, project=self.project)["id"])
 
 
 @pytest.fixture(scope="module")
