@@ -19,12 +19,14 @@ import pytest
 from api_client import Service, demo, service
 from reconciling import Scene
 from running_service import RETRY, Running
+from typer.testing import CliRunner
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.read_roots import reading_within
 from moedisco_ray.stages.corpus.sources import input_identity
+from service.cli import app
 from service.client import Client, RequestRefused
 from service.dataset_store import DatasetStore
 from service.domain.datasets import DatasetFile, clash, found_in, hash_of, path_mistake, store_in
@@ -54,10 +56,12 @@ def put(client: Any, content: bytes, start: int = 0, end: int | None = None, siz
 def stored(api: Service) -> dict[str, list[str]]:
     """Names of all files in the store, by folder."""
     root = store_in(api.settings.roots.homes[0])
-    return {
-        name: sorted(path.relative_to(root / name).as_posix() for path in (root / name).rglob("*") if path.is_file())
-        for name in ("uploads", "contents", "files")
-    }
+    found: dict[str, list[str]] = {"uploads": [], "contents": [], "files": []}
+    for path in sorted(root.rglob("*")):
+        folder, _, name = path.relative_to(root).as_posix().partition("/")
+        if path.is_file():
+            found[folder].append(name)
+    return found
 
 
 def test_a_data_set_is_uploaded_in_parts_and_downloaded(api: Service) -> None:
@@ -314,6 +318,64 @@ def test_disks_without_hard_links_have_copies(tmp_path: Path, monkeypatch: pytes
 
 def of(path: str) -> dict[str, Any]:
     return demo(corpus={"sources": [{"path": path, "format": "text"}]})
+
+
+def test_the_command_line_uploads_what_the_service_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text"
+    (text / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt", "c.log", ".hidden.txt"):
+        (text / name).write_bytes(TEXT + name.encode())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "readable.txt").write_bytes(TEXT)
+    sources = [
+        {"path": "text", "exclude": ["deep/**"]},
+        {"path": "text/**/*.txt", "format": "text"},
+        {"path": "data/readable.txt"},
+        {"path": "embedded"},
+    ]
+    asked = demo(corpus={"sources": sources}, evaluation={"sources": [{"path": "text/a.txt", "name": "a"}]})
+    (tmp_path / "run.yaml").write_text(json.dumps(asked))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+
+    def ran(*words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, list(words), prog_name="moedisco")
+        assert result.exit_code == code, result.output
+        lines = (result.stdout if code == 0 else result.stderr).splitlines(keepends=True)
+        return "".join(line for line in lines if "[info" not in line)  # without the service's own
+
+    with service(tmp_path) as made:
+        running = Running(made)
+        running.start()
+        monkeypatch.setenv("MOEDISCO_URL", running.url)
+        monkeypatch.setenv("MOEDISCO_TOKEN", made.plain["ann"])
+        try:
+            assert "is outside of the input roots" in ran("submit", "run.yaml", "--no-upload", code=2)
+            made_run = json.loads(ran("submit", "run.yaml", "--json"))
+            found = json.loads(ran("datasets", "list", "--json"))
+            references = [source["path"] for source in made_run["config"]["corpus"]["sources"]]
+            assert references[2:] == [str(tmp_path / "data" / "readable.txt"), "embedded"]
+            assert (
+                made_run["config"]["evaluation"]["sources"][0]["path"] == f"dataset://a.txt@sha256:{found[0]['hash']}"
+            )
+            listed = {}
+            for each in found:
+                detail = made.ann.get(f"/v1/datasets/{each['id']}").json()
+                listed[f"dataset://{each['name']}@sha256:{each['hash']}"] = [file["path"] for file in detail["files"]]
+            assert [listed[each] for each in references[:2]] == [["a.txt", "c.log"], ["a.txt", "deep/b.txt"]]
+            ran("submit", "run.yaml", "--upload")
+            assert len(json.loads(ran("datasets", "list", "--json"))) == len(found) + 1  # also what it can read
+
+            line = ran("datasets", "upload", "text", "--name", "all")
+            reference = line.split()[1]
+            assert "all" in ran("datasets", "list", "--name", "all")
+            assert ran("datasets", "download", reference, "copy") == f"The data set is in {tmp_path / 'copy'}\n"
+            assert (tmp_path / "copy" / "deep" / "b.txt").read_bytes() == TEXT + b"deep/b.txt"
+            assert "names 2 data sets; give the id of one" in ran("datasets", "download", "text", code=2)
+            assert "no such data set" in ran("datasets", "delete", "none", "--yes", code=2)
+            assert ran("datasets", "delete", reference[:30], "--yes").endswith("all: deleted\n")
+        finally:
+            running.stop()
 
 
 def test_a_run_reads_a_data_set_by_its_hash(api: Service, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ _ContentRange = Annotated[
         alias="Content-Range",
         max_length=64,
         description="Bytes of the file that the body has, such as `bytes 0-99/250`; `bytes */250` with an empty body "
-        "ends an upload of which all bytes have arrived.",
+        "ends an upload whose bytes have all arrived.",
         examples=["bytes 0-99/250"],
     ),
 ]
@@ -122,7 +122,7 @@ async def put_blob(
     """
     start, end, size = _range(content_range)
     await run_in_threadpool(_check_quota, context, caller, sha256, size)
-    offset = await _received(context, caller, sha256, request, start, end)
+    offset = await _received(context, caller.owner, sha256, request, (start, end))
     if offset == size:
         await run_in_threadpool(_complete, context, caller, sha256, size)
     return BlobState(sha256=sha256, bytes=size, offset=offset)
@@ -195,7 +195,11 @@ def _dataset_for(
 def _answers(session: Session, caller: Caller, rows: Sequence[dataset_tables.DatasetRow]) -> list[DatasetInfo]:
     roles = projects.roles(session, caller.person, [row.project for row in rows])
     plain = DatasetInfo.model_fields.keys() - {"role"}
-    return [DatasetInfo(**{name: getattr(row, name) for name in plain}, role=roles[row.project]) for row in rows]
+    answers = []
+    for row in rows:
+        shown = {name: getattr(row, name) for name in plain}
+        answers.append(DatasetInfo(**shown, role=roles[row.project]))
+    return answers
 
 
 def _missing(context: ServiceContext, caller: Caller, project: str | None, sizes: dict[str, int]) -> list[BlobState]:
@@ -244,20 +248,18 @@ def _check_quota(context: ServiceContext, caller: Caller, sha256: str, size: int
     check_upload(policy, use, max(0, others) + size)
 
 
-async def _received(
-    context: ServiceContext, caller: Caller, sha256: str, request: Request, offset: int, end: int
-) -> int:
-    """Write the body as it arrives; returns the end of what has arrived.
+async def _received(context: ServiceContext, owner: str, sha256: str, request: Request, part: tuple[int, int]) -> int:
+    """Write the body, a part of a file from its start to its end, as it arrives; returns the end of what has arrived.
 
     Raises:
         BadRequest: The body has another length than its range; what fits is kept.
     """
-    waiting = bytearray()
+    (offset, end), waiting = part, bytearray()
 
     async def write() -> None:
         nonlocal offset
         if waiting:
-            await run_in_threadpool(context.datasets.append, caller.owner, sha256, offset, bytes(waiting))
+            await run_in_threadpool(context.datasets.append, owner, sha256, offset, bytes(waiting))
             offset += len(waiting)
             waiting.clear()
 
