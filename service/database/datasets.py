@@ -130,6 +130,13 @@ def is_used(session: Session, sha256: str) -> bool:
     return session.scalar(select(exists().where(BlobRow.sha256 == sha256))) or False
 
 
+def unknown_blobs(session: Session, hashes: Collection[str]) -> set[str]:
+    """The hashes of contents that no owner has, among some."""
+    known = select(BlobRow.sha256)
+    found = {sha256 for part in _parts(hashes) for sha256 in session.scalars(known.where(BlobRow.sha256.in_(part)))}
+    return set(hashes) - found
+
+
 def abandoned(session: Session, before: float) -> list[str]:
     """Delete the contents that were uploaded before a time and are in no data set of their owner."""
     query = select(BlobRow.owner, BlobRow.sha256).where(BlobRow.created < before, ~_needed())

@@ -139,8 +139,8 @@ def check_room(policy: Policy, use: Use) -> None:
         raise AgainstPolicy(
             "disk_bytes",
             use.disk_bytes,
-            f"your runs fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete runs that you do not "
-            "need",
+            f"your runs and data sets fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete those "
+            "that you do not need",
         )
 
 
@@ -171,7 +171,7 @@ def dollars_used_up(policy: Policy, use: Use) -> bool:
 
 
 def disk_full(policy: Policy, use: Use) -> bool:
-    """Whether the owner's run directories have reached the limit."""
+    """Whether the owner's run directories and data sets have reached the limit."""
     return policy.disk_bytes is not None and use.disk_bytes >= policy.disk_bytes
 
 
@@ -185,7 +185,7 @@ def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
     if dollars_used_up(policy, use):
         return f"its owner's {_dollars(policy.dollars_per_month)} for this month are used up"
     if disk_full(policy, use):
-        return f"its owner's runs fill the {_gigabytes(policy.disk_bytes)} of disk that they may use"
+        return f"its owner's runs and data sets fill the {_gigabytes(policy.disk_bytes)} of disk that they may use"
     return None
 
 

@@ -26,6 +26,7 @@ from moedisco_ray.core.errors import ConfigError, CorpusError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.read_roots import reading_within
 from moedisco_ray.stages.corpus.sources import input_identity
+from service.background.housekeeping import Housekeeping
 from service.cli import app
 from service.client import Client, RequestRefused
 from service.dataset_store import DatasetStore
@@ -33,6 +34,7 @@ from service.domain.datasets import DatasetFile, clash, found_in, hash_of, path_
 from service.domain.states import RunState
 from service.errors import Conflict, InvalidRequest, StorageFull
 
+DAY = 24 * 3600.0
 TEXT = b"".join(b"line %d of a text\n" % number for number in range(200))
 
 
@@ -189,6 +191,26 @@ def test_a_full_disk_is_one_line_and_loses_nothing(api: Service, monkeypatch: py
     assert answer.status_code == 507
     assert answer.json()["detail"].startswith("the service has no room for more; what has arrived is kept")
     assert put(api.ann, TEXT, 1000).json()["offset"] == len(TEXT)
+
+
+def test_housekeeping_removes_what_rests_for_a_day(api: Service) -> None:
+    def tidy(later: float) -> dict[str, list[str]]:
+        Housekeeping(api.database, api.jobs, api.settings.roots, DAY).round(time.time() + later)
+        return stored(api)
+
+    kept = api.upload("kept", {"a.txt": TEXT})
+    half, alone, orphan = b"half" * 10, b"alone", b"orphan"
+    put(api.ann, half, 0, 10)
+    put(api.ann, alone)
+    root = store_in(api.settings.roots.homes[0])
+    (root / "contents" / sha(orphan)).write_bytes(orphan)
+    (root / "files" / ("0" * 64)).mkdir()
+    before = stored(api)
+    assert len(before["contents"]) == 3
+    assert tidy(DAY / 2) == before
+    assert tidy(DAY + 60) == {"uploads": [], "contents": [sha(TEXT)], "files": [f"{kept['hash']}/a.txt"]}
+    assert not (root / "files" / ("0" * 64)).exists()
+    assert api.ann.get("/v1/quota").json()["disk_bytes"]["used"] == len(TEXT)
 
 
 def test_no_open_request_changes_a_checked_file(tmp_path: Path) -> None:

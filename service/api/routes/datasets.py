@@ -102,8 +102,9 @@ def create_dataset(body: RawBody, caller: Submitter, context: InContext) -> Data
         else:
             project = project_for(session, caller, asked.project, "edit").id
         datasets.lock(session, digest)
-        if not context.datasets.folder(digest).is_dir():
-            raise Conflict("an equal data set was deleted just now; send the request again")
+        is_whole = context.datasets.folder(digest).is_dir()
+        if not is_whole or len(datasets.known_blobs(session, caller.owner, sizes)) < len(sizes):
+            raise Conflict("files of this data set were deleted just now; send the request again")
         row = datasets.same(session, project, asked.name, digest)
         if row is None:
             row = datasets.insert(session, name=asked.name, owner=caller.owner, project=project, files=files, now=now)
