@@ -73,8 +73,10 @@ _MOST_OF_A_TOKEN = 4096
 """Maximum size of a sign-in request (bytes); small, because it is read without authentication."""
 _MOST_OF_A_CHANGE = 64 * 2**10
 """Maximum size of a request that is parsed on the event loop (bytes), which meanwhile answers no other one."""
-_PLANNED = re.compile(r"/v1/(estimates|runs|runs/[^/]+/retry|policies|datasets)")
-"""Paths with larger bodies: most are parsed in other processes or threads, and policies come from administrators."""
+_PLANNED = re.compile(r"/v1/(estimates|runs|runs/[^/]+/retry|policies)")
+"""Paths with larger bodies: the first are parsed in other processes, and policies come from administrators."""
+_MOST_OF_A_LIST = 4 * 2**20
+"""Maximum size of a list of a data set's files (bytes); a thread parses it."""
 _STREAMED = re.compile(r"/v1/blobs/[^/]+")
 
 
@@ -180,6 +182,8 @@ def create_app(
             return _MOST_OF_A_TOKEN
         if reported_run(path) is not None:
             return settings.max_report_bytes
+        if path == "/v1/datasets":
+            return _MOST_OF_A_LIST
         return settings.max_body_bytes if _PLANNED.fullmatch(path) else min(_MOST_OF_A_CHANGE, settings.max_body_bytes)
 
     def check(request: Request) -> None:

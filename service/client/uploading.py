@@ -14,6 +14,7 @@ from service import schemas
 from service.client.downloading import Progress
 from service.client.errors import ServiceAway, ServiceProblem
 from service.client.http import PASSING, Connection, Request, json_body
+from service.domain.datasets import MOST_FILES
 
 _PART = 8 * 2**20
 """Size of the parts in which a file is sent (bytes); the service waits 30 s for each."""
@@ -39,10 +40,12 @@ async def upload(
         progress: Called with the bytes that have arrived and the total.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: A file cannot be read, or there are too many.
         ServiceProblem: The service refuses the data set, or a file has changed during the upload.
         ServiceAway: The service cannot be reached.
     """
+    if len(files) > MOST_FILES:
+        raise UserError("PATH", name, f"has {len(files)} files, more than {MOST_FILES}; put the text into fewer files")
     listed = [await asyncio.to_thread(described, path, file) for path, file in files.items()]
     sending = _Upload(connection, dict(zip((info.sha256 for info in listed), files.values(), strict=True)), progress)
     body = json_body(name=name, project=project, files=[info.model_dump() for info in listed])
