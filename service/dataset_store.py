@@ -3,7 +3,8 @@
 STORE/                    `.datasets` in the first folder of homes
 ├── uploads/OWNER/SHA256  what has arrived of a file; OWNER is a hash of the owner's name
 ├── contents/SHA256       a complete file, stored once for all data sets and owners
-└── files/HASH/PATH       the files of the data sets with this hash, as hard links to contents
+├── files/HASH/PATH       the files of the data sets with this hash, as hard links to contents
+└── copies/HASH           the URI of a copy of these files, which runs read if the first output root is a URI
 
 A file is written in its owner's folder and moved to `contents` when its hash was checked. From then on no open
 descriptor can change it: every writer holds the file's lock while it writes, and checks that it is still an upload.
@@ -22,12 +23,17 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from moedisco_ray.core.errors import ConfigError, StorageError
+from moedisco_ray.core.store.locations import first_line, joined
+from moedisco_ray.core.store.run_store import RunStore
 from service.database import datasets
 from service.database.session import Database
-from service.domain.datasets import DatasetFile, store_in
+from service.domain.datasets import DatasetFile, marker_in, store_in
 from service.driver_user import DriverUser
 from service.errors import Conflict, InvalidRequest, StorageFull, StorageUnavailable
 
+_PAUSES = ()
+"""Pauses between attempts to reach a URI: there are none, because a client repeats the request."""
 _TIME = 0
 """Time of all files, in seconds since the epoch."""
 _AT_ONCE = 100
@@ -45,10 +51,13 @@ class DatasetStore:
     Args:
         home: Folder in which the service creates the homes of runs.
         user: User of the drivers, who may read the folders of data sets; None if drivers run as the service's user.
+        bucket: URI below which new data sets are copied for runs; None if runs read the folders.
     """
 
-    def __init__(self, home: Path, user: DriverUser | None = None) -> None:
+    def __init__(self, home: Path, user: DriverUser | None = None, bucket: str | None = None) -> None:
+        self._home = home
         self._root = store_in(home)
+        self._bucket = bucket
         self._user = user
         self._contents, self._files, self._uploads = (self._root / name for name in ("contents", "files", "uploads"))
 
@@ -135,9 +144,13 @@ class DatasetStore:
             _sync(self._contents)
 
     def assemble(self, digest: str, files: Sequence[DatasetFile]) -> None:
-        """Create the folder of a data set from stored contents. The caller holds the database's lock of this hash."""
-        if self.folder(digest).is_dir():
-            return
+        """Create the folder of a data set from stored contents, and its copy at a URI."""
+        if not self.folder(digest).is_dir():
+            self._fill(digest, files)
+        if self._bucket is not None and not marker_in(self._home, digest).exists():
+            self._copy(str(joined(self._bucket, ".datasets", "files", digest)), digest, files)
+
+    def _fill(self, digest: str, files: Sequence[DatasetFile]) -> None:
         draft = self._files / f"{_DRAFT}{uuid.uuid4().hex}"
         with _disk_errors():
             try:
@@ -152,10 +165,27 @@ class DatasetStore:
                 raise
             _sync(self._files)
 
-    def remove_folder(self, digest: str) -> None:
-        """Delete the folder of a data set. The caller holds the database's lock of this hash."""
-        aside = self._files / f"{_DRAFT}{uuid.uuid4().hex}"
+    def _copy(self, uri: str, digest: str, files: Sequence[DatasetFile]) -> None:
+        """Copy a folder to a URI; a request that is repeated continues after the files that are there."""
+        marker = marker_in(self._home, digest)
+        draft = marker.with_name(f"{_DRAFT}{uuid.uuid4().hex}")
         with _disk_errors():
+            remote = RunStore.of(uri, _PAUSES).remote
+            present = remote.list()
+            for file in files:
+                if present.get(file.path) != file.bytes:
+                    remote.upload(self.folder(digest) / file.path, file.path)
+            self._make(marker.parent)
+            draft.write_text(uri, encoding="utf-8")
+            draft.replace(marker)
+
+    def remove_folder(self, digest: str) -> None:
+        """Delete the folder of a data set, and its copy. The caller holds the database's lock of this hash."""
+        aside, marker = self._files / f"{_DRAFT}{uuid.uuid4().hex}", marker_in(self._home, digest)
+        with _disk_errors():
+            if marker.is_file():
+                RunStore.of(marker.read_text(encoding="utf-8"), _PAUSES).remote.delete_folder("")
+                marker.unlink()
             with contextlib.suppress(FileNotFoundError):
                 self.folder(digest).replace(aside)
             shutil.rmtree(aside, ignore_errors=True)
@@ -276,6 +306,8 @@ def _disk_errors() -> Iterator[None]:
         yield
     except (StorageFull, StorageUnavailable):
         raise
+    except (StorageError, ConfigError) as error:
+        raise StorageUnavailable(first_line(error)) from error
     except OSError as error:
         if error.errno in _FULL:
             raise StorageFull(

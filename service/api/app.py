@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 
+from moedisco_ray.core.store.locations import is_uri
 from service.api.bodies import BodyLimit
 from service.api.compression import CompressedJson
 from service.api.context import ServiceContext
@@ -101,6 +102,12 @@ def _openapi() -> dict[str, Any]:
     return document(api_routes().routes, _release())
 
 
+def _dataset_store(settings: Settings) -> DatasetStore:
+    user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
+    first = settings.output_roots[0]
+    return DatasetStore(settings.roots.homes[0], user, str(first) if is_uri(first) else None)
+
+
 def create_app(
     settings: Settings,
     database: Database,
@@ -135,9 +142,7 @@ def create_app(
         settings=settings,
         database=database,
         jobs=jobs,
-        datasets=DatasetStore(
-            settings.roots.homes[0], None if settings.driver_user is None else DriverUser.named(settings.driver_user)
-        ),
+        datasets=_dataset_store(settings),
         planning=planning,
         pools=pools,
         ray_pages=RayPages(dashboard),

@@ -23,7 +23,7 @@ from service.api.parameters import check_match
 from service.api.security import Caller, project_for, run_for
 from service.database import audit, datasets, idempotency, policies, projects, quotas, reuse, runs, tables
 from service.database.ids import new_id
-from service.domain.datasets import found_in, hash_in
+from service.domain.datasets import hash_in, place_in
 from service.domain.datasets import reference as dataset_reference
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_priority, check_readable, check_room
@@ -272,10 +272,10 @@ def _uploaded(context: ServiceContext, session: Session, caller: Caller, wanted:
             wanted.asked,
             "there is no such data set, or it is not yours; `moedisco datasets list` shows yours",
         )
-    folder = found_in(context.roots.homes, row.hash)
-    if folder is None:
+    place = place_in(context.roots.homes, row.hash)
+    if place is None:
         raise ConfigError(wanted.field, wanted.asked, "the files of this data set are gone; upload it again")
-    return Start(dataset_reference(row.name, row.hash), folder)
+    return Start(dataset_reference(row.name, row.hash), place)
 
 
 def _hold_starts(session: Session, config: RunConfig) -> None:

@@ -12,7 +12,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.store.locations import Location, is_uri
 from service.database.tables import RunRow
-from service.domain.datasets import found_in, hash_in
+from service.domain.datasets import hash_in, place_in
 from service.domain.jobs import job_name, submission_id
 from service.domain.path_sandbox import check_links, check_parts, sandboxed
 from service.domain.run_paths import RunPaths, home_of
@@ -145,4 +145,4 @@ class Launcher:
 
     def _place_of(self, key: str) -> Location | None:
         digest = hash_in(key)
-        return self._location_of(key) if digest is None else found_in(self._roots.homes, digest)
+        return self._location_of(key) if digest is None else place_in(self._roots.homes, digest)

@@ -20,8 +20,8 @@ _PART = 8 * 2**20
 """Size of the parts in which a file is sent (bytes); the service waits 30 s for each."""
 _SECONDS = 60.0
 """Maximum wait for the answer to a part (s)."""
-_CHECKED_PER_SECOND = 50e6
-"""Speed at which a slow disk is read to check the hash of a file (bytes per second)."""
+_WORKED_PER_SECOND = 50e6
+"""Speed at which a slow disk is read to check the hash of a file, or copied to a bucket (bytes per second)."""
 _PASSING = PASSING | {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}
 
 
@@ -126,7 +126,8 @@ class _Upload:
         Raises:
             ServiceAway, ServiceProblem: Nothing has arrived since the last round.
         """
-        request = Request("POST", "/v1/datasets", body=body, silence=_SECONDS, changes_nothing=True)
+        silence = _SECONDS + self.total / _WORKED_PER_SECOND
+        request = Request("POST", "/v1/datasets", body=body, silence=silence, changes_nothing=True)
         found = await self._connection.ask(schemas.DatasetUpload, request)
         if found.dataset is not None:
             return found.dataset
@@ -151,7 +152,7 @@ class _Upload:
                     f"/v1/blobs/{blob.sha256}",
                     headers={"Content-Type": "application/octet-stream", "Content-Range": f"bytes {span}/{blob.bytes}"},
                     body=part,
-                    silence=_SECONDS + (blob.bytes / _CHECKED_PER_SECOND if last else 0.0),
+                    silence=_SECONDS + (blob.bytes / _WORKED_PER_SECOND if last else 0.0),
                 )
             )
             offset += len(part)

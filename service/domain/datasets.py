@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from moedisco_ray.core.store.locations import Location
+
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """Regular expression of a data set's name."""
 HASH_PATTERN = "[0-9a-f]{64}"
@@ -80,6 +82,20 @@ def files_in(home: Path, digest: str) -> Path:
     return store_in(home) / "files" / digest
 
 
+def marker_in(home: Path, digest: str) -> Path:
+    """File with the URI of a copy of the files of the data sets with a hash."""
+    return store_in(home) / "copies" / digest
+
+
 def found_in(homes: Sequence[Path], digest: str) -> Path | None:
     """The existing folder of the files of the data sets with a hash."""
     return next((folder for home in homes if (folder := files_in(home, digest)).is_dir()), None)
+
+
+def place_in(homes: Sequence[Path], digest: str) -> Location | None:
+    """Where runs read the files of the data sets with a hash: the URI of a copy, or the folder; None if it is gone."""
+    for home in homes:
+        folder, marker = files_in(home, digest), marker_in(home, digest)
+        if folder.is_dir():
+            return marker.read_text(encoding="utf-8") if marker.is_file() else folder
+    return None

@@ -26,7 +26,7 @@ from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
 from moedisco_ray.plan.measured_machines import with_stored_measurements
 from moedisco_ray.plan.resolve import resolve
-from service.domain.datasets import found_in, hash_in
+from service.domain.datasets import hash_in, place_in
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
 from service.domain.policies import Policy
 from service.domain.quotas import check_pools, priced
@@ -283,7 +283,7 @@ def _checked(task: Task, config: RunConfig, candidates: Sequence[Candidate] = ()
     def location_of(key: str) -> Location | None:
         # Equal data sets have one folder, also under the name that a run has from which stages may be taken.
         digest = hash_in(key)
-        return locations.get(key) if digest is None else found_in(task.roots.homes, digest)
+        return locations.get(key) if digest is None else place_in(task.roots.homes, digest)
 
     check_parts(config, location_of)
     check_links(config, task.roots)
