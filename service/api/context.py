@@ -13,6 +13,7 @@ from service.api.limits import Capacity, RateLimiter, StreamSlots
 from service.api.live_reports import LiveReports
 from service.api.streams import Streams
 from service.database.session import Database
+from service.dataset_store import DatasetStore
 from service.domain.path_sandbox import Roots
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
@@ -29,6 +30,7 @@ class ServiceContext:
 
     Attributes:
         jobs: Client for Ray Jobs; used only to delete the jobs of a deleted run.
+        datasets: Files of data sets.
         planning: Processes that check and plan requested runs.
         pools: Pools of the Ray cluster.
         ray_pages: Pages of the Ray dashboard, for administrators.
@@ -50,6 +52,7 @@ class ServiceContext:
     settings: Settings
     database: Database
     jobs: RayJobs
+    datasets: DatasetStore
     planning: PlanningPool
     pools: RayPools
     ray_pages: RayPages

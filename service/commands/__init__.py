@@ -6,6 +6,7 @@ from service.commands import (
     administering,
     backing_up,
     comparing,
+    datasets,
     demo,
     limits,
     managing,
@@ -16,5 +17,17 @@ from service.commands import (
 )
 
 commands = typer.Typer()
-for group in (submitting, watching, managing, comparing, limits, administering, serving, backing_up, demo, node_agent):
+for group in (
+    submitting,
+    watching,
+    managing,
+    datasets,
+    comparing,
+    limits,
+    administering,
+    serving,
+    backing_up,
+    demo,
+    node_agent,
+):
     commands.add_typer(group.commands)

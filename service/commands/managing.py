@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress
 
 from moedisco_ray.cli.arguments import AsJson
-from moedisco_ray.cli.console import error_console
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.printable import one_line
 from moedisco_ray.core.records.bill import format_dollars
 from service.commands.connection import RUNS_PANEL, Budget, RunName, RunNames, budget_dollars, connected, find_run
-from service.commands.output import interruptible, say, write_json, write_table
+from service.commands.output import interruptible, say, transfer_bar, write_json, write_table
 from service.commands.views import run_view, runs_table
 from service.domain.states import RunState
 
@@ -168,8 +167,7 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Download a finished run's model. After an interruption, the same command continues where it stopped."""
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=error_console(), disable=not sys.stderr.isatty())
+    shown = transfer_bar()
     with interruptible(lambda: _kept(shown)), connected(outlasts_restarts=True) as client, shown as bar:
         found = client.run(find_run(client, run))
         task = bar.add_task(found.name, total=None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ from service.domain.states import RunState
 if TYPE_CHECKING:
     from service.domain.policies import Policies, Retention
     from service.schemas import (
+        DatasetInfo,
         Failure,
         Forecast,
         LogFile,
@@ -165,6 +167,14 @@ def projects_table(projects: Iterable[ProjectInfo]) -> Table:
     for project in projects:
         members = ", ".join(f"{member.name} ({member.role})" for member in project.members)
         add_row(table, project.id, project.name, project.owner, project.role, members)
+    return table
+
+
+def datasets_table(datasets: Iterable[DatasetInfo]) -> Table:
+    table = left_aligned("id", "name", "hash", "owner", "your role", "files", "size", "created")
+    for each in datasets:
+        facts = (str(each.count), decimal(each.bytes), moment(each.created))
+        add_row(table, each.id, each.name, f"sha256:{each.hash[:12]}", each.owner, each.role, *facts)
     return table
 
 

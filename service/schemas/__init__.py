@@ -22,6 +22,15 @@ from service.schemas.comparing import (
     SourceComparison,
     StageComparison,
 )
+from service.schemas.datasets import (
+    BlobState,
+    DatasetDetail,
+    DatasetFileInfo,
+    DatasetInfo,
+    DatasetPage,
+    DatasetRequest,
+    DatasetUpload,
+)
 from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, RetryEstimate, Share
 from service.schemas.projects import MemberInfo, MemberRequest, ProjectInfo, ProjectPage, ProjectRequest
 from service.schemas.requests import (
@@ -66,9 +75,16 @@ __all__ = [
     "ArtifactPage",
     "AuditEntry",
     "AuditPage",
+    "BlobState",
     "CancelRequest",
     "ComparedRun",
     "Comparison",
+    "DatasetDetail",
+    "DatasetFileInfo",
+    "DatasetInfo",
+    "DatasetPage",
+    "DatasetRequest",
+    "DatasetUpload",
     "DisplayName",
     "Document",
     "Dollars",

@@ -6,10 +6,10 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic_core
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.wording import plain_words
@@ -29,6 +29,7 @@ long."""
 
 _TYPES: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
+T = TypeVar("T", bound=BaseModel)
 FieldAndMessage = tuple[str, str]
 """Dotted path of a mistake, and what is wrong there."""
 
@@ -85,6 +86,25 @@ def strict_json(body: bytes) -> Any:
     if any(pattern.search(body) for pattern in _SUSPECT) and (mistake := _unfit(value, ("body",))) is not None:
         raise InvalidRequest(mistakes_of([mistake]))
     return value
+
+
+def parsed(model: type[T], body: bytes) -> T:
+    """Parse and validate the JSON of a request.
+
+    Raises:
+        BadRequest: The body is not JSON.
+        InvalidRequest: The body is missing, or does not match its schema.
+    """
+    if not body:
+        raise InvalidRequest([("body", "is missing")])
+    raw = strict_json(body)
+    try:
+        if mistakes := converted(TypeAdapter(model), raw):
+            raise InvalidRequest(mistakes)
+        return model.model_validate(raw)
+    except ValidationError as error:
+        found = [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors(include_url=False)]
+        raise InvalidRequest(mistakes_of(found)) from error
 
 
 def _conversions(raw: Any, read: Any, place: str) -> Iterator[FieldAndMessage]:

@@ -22,7 +22,7 @@ from client_standin import URL, Body, event_stream, problem
 from hostile_text import HOSTILE, control_characters, poisoned
 from pydantic import TypeAdapter, ValidationError
 from run_example import events, report
-from test_cli_service import EVENTS, ID, RUN, Fake
+from test_cli_service import DATASET, EVENTS, ID, RUN, Fake
 from typer.testing import CliRunner, Result
 
 import service.client
@@ -52,6 +52,8 @@ MODELS: dict[str, Any] = {
     "/v1/quota": schemas.Quota,
     "/v1/projects": schemas.ProjectInfo,
     "/v1/tokens": schemas.TokenInfo,
+    "/v1/datasets": schemas.DatasetInfo,
+    f"/v1/datasets/{DATASET['id']}": schemas.DatasetDetail,
 }
 
 
@@ -332,6 +334,10 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "projects create": [[HOSTILE], ["law"], ["law", "--json"]],
     "projects add": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--role", HOSTILE]],
     "projects remove": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--json"]],
+    "datasets list": [[], ["--json"], ["--name", HOSTILE]],
+    "datasets upload": [[HOSTILE], ["demo.yaml"], ["demo.yaml", "--name", HOSTILE, "--json"]],
+    "datasets download": [[HOSTILE], ["wiki"], ["wiki", NAME]],
+    "datasets delete": [[HOSTILE, "--yes"], ["wiki", "--yes"], ["wiki", "--yes", "--json"]],
     "tokens list": [[], ["--json"]],
     "tokens create": [
         [HOSTILE, "--owner", HOSTILE],
@@ -428,6 +434,7 @@ def test_no_command_writes_what_a_terminal_obeys(
             "policies",
             "pools",
             "projects",
+            "datasets",
             "tokens",
             "sign-in",
         }

@@ -116,6 +116,17 @@ COMPARISON = {
     "sources": [{"source": "all", "perplexity": [33.1, 34.2], "bits_per_byte": [1.2, 1.3]}],
     "samples": [{"prompt": "The", "texts": ["The end", None]}],
 }
+DATASET = {
+    "id": "01JABCDEFGHJKMNPQRSTVWXYZ2",
+    "name": "wiki",
+    "hash": "0123456789abcdef" * 4,
+    "owner": "ann",
+    "project": "01JABCDEFGHJKMNPQRSTVWXYZ1",
+    "role": "owner",
+    "bytes": 12_345,
+    "count": 2,
+    "created": 1.0,
+}
 
 
 class Fake:
@@ -150,6 +161,10 @@ class Fake:
             ("POST", "/v1/projects"): PROJECT,
             ("PUT", "/v1/projects/law/members/bob"): PROJECT,
             ("DELETE", "/v1/projects/law/members/bob"): None,
+            ("GET", "/v1/datasets"): {"items": [DATASET], "next_cursor": None},
+            ("GET", f"/v1/datasets/{DATASET['id']}"): DATASET | {"files": []},
+            ("POST", "/v1/datasets"): {"dataset": DATASET, "missing": []},
+            ("DELETE", f"/v1/datasets/{DATASET['id']}"): None,
             ("GET", "/v1/tokens"): {"items": [TOKEN]},
             ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
             ("POST", "/v1/tokens/T1/rotate"): TOKEN | {"token": "mdk_next"},

@@ -694,6 +694,7 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
         "absent": ("/#/runs/absent", ".empty .notice"),
     }
     site.service.ann.put("/v1/projects/ann/members/somebody-with-a-long-name@example.org", json={"role": "editor"})
+    site.service.upload("a-data-set-with-a-name-that-is-somewhat-longer", {"a.txt": b"text"})
     folder = Path(ARTIFACTS) if ARTIFACTS else tmp_path
     folder.mkdir(parents=True, exist_ok=True)
     outside, inside = (open_page(width=width, scheme=scheme, who=who) for who in (None, "ann"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -53,6 +54,8 @@ class Row:
 
 RUN = "/v1/runs/{run}"
 MEMBER = "/v1/projects/{project}/members/new"
+DATASET = "/v1/datasets/{dataset}"
+TEXT = {"name": "wiki", "files": [{"path": "a.txt", "bytes": 4, "sha256": hashlib.sha256(b"text").hexdigest()}]}
 START = {"config": demo(tokenizer={"path": "run://{run}/model"})}
 ROWS: dict[str, Row] = {
     "submit_run": Row("edit", "POST", "/v1/runs", 201, {"config": demo(), "project": "{project}"}),
@@ -78,6 +81,12 @@ ROWS: dict[str, Row] = {
     "get_model_archive": Row("see", "GET", f"{RUN}/model.tar"),
     "head_model_archive": Row("see", "HEAD", f"{RUN}/model.tar"),
     "compare_runs": Row("see", "GET", "/v1/comparison?run={run}&run={other}"),
+    "create_dataset": Row("edit", "POST", "/v1/datasets", body={"project": "{project}", **TEXT}),
+    "list_datasets": Row("see", "GET", "/v1/datasets?name=wiki", stranger=200),
+    "get_dataset": Row("see", "GET", DATASET),
+    "get_dataset_file": Row("see", "GET", f"{DATASET}/files/a.txt"),
+    "head_dataset_file": Row("see", "HEAD", f"{DATASET}/files/a.txt"),
+    "delete_dataset": Row("edit", "DELETE", DATASET, 204),
     "list_projects": Row("see", "GET", "/v1/projects", stranger=200),
     "put_member": Row("manage", "PUT", MEMBER, body={"role": "viewer"}),
     "remove_member": Row("manage", "DELETE", MEMBER, 204),
@@ -89,6 +98,7 @@ WITHOUT = {
     *("get_policies", "set_policies", "set_policy", "delete_policy", "get_quota"),
     *("list_pools", "get_preset", "get_schema"),
     "create_project",  # everyone who may submit has own ones
+    "put_blob",  # of the caller alone, until a data set has it
     "report_events",  # from drivers, whose keys are of one run
 }
 """Operations without a run or a project of another person."""
@@ -124,13 +134,18 @@ class Place:
                 runs.transition(session, row, state, reason=None, now=time.time())
         return run_id
 
-    def asked(self, row: Row, who: str, run: str, other: str, project: str) -> Any:
+    def asked(self, row: Row, who: str, run: str, other: str, project: str, dataset: str = ABSENT) -> Any:
         def filled(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: filled(each) for key, each in value.items()}
-            return value.format(run=run, other=other, project=project) if isinstance(value, str) else value
+            names = {"run": run, "other": other, "project": project, "dataset": dataset}
+            return value.format(**names) if isinstance(value, str) else value
 
         return self.api.client(who).request(row.method, filled(row.path), json=filled(row.body))
+
+    def dataset(self) -> str:
+        """A data set of ann's in the project, the same as before unless it was deleted."""
+        return str(self.api.upload("wiki", {"a.txt": b"text"}, project=self.project)["id"])
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +183,8 @@ def test_a_role_decides_what_a_person_may_do(place: Place, operation: str) -> No
         run = place.run if row.fresh is None else place.new(row.fresh)
         if operation == "remove_member":
             place.asked(ROWS["put_member"], "ann", run, place.other, place.project)
-        answer = place.asked(row, who, run, place.other, place.project)
+        dataset = place.dataset() if "dataset" in operation else ABSENT
+        answer = place.asked(row, who, run, place.other, place.project, dataset)
         assert answer.status_code == row.expected(who), (who, answer.text)
         if who == "bob" and row.method != "HEAD":
             absent = place.asked(row, who, ABSENT, "1" * 26, ABSENT)

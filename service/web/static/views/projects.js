@@ -1,7 +1,8 @@
-/** Projects and their members. */
+/** Projects, their members, and data sets. */
 
 import { ask } from "../api.js";
 import { html, useState } from "../lib.js";
+import { Datasets } from "../parts/datasets.js";
 import { projectName } from "../parts/projects.js";
 import { Question } from "../parts/question.js";
 import { Notice, Sheet } from "../parts/small.js";
@@ -40,6 +41,7 @@ export function ProjectsView({ me }) {
         <${NameForm} id="project" label="Name" hint="letters, digits and . _ @ -" verb="Create"
           send=${(name) => change("", "POST", { name })} />
       </${Sheet}>
+      <${Datasets} />
     </div>`;
 }
 
