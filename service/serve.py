@@ -23,7 +23,7 @@ from service.background.housekeeping import Housekeeping
 from service.background.leasing import TERM_SECONDS, BackgroundLease, replica_name
 from service.background.loop import Loop
 from service.background.reconciler import Reconciler
-from service.bootstrap import first_token, service_secrets, show_messages_secret, without_password
+from service.bootstrap import first_token, secrets_key, service_secrets, show_messages_secret, without_password
 from service.database import audit, leases, policies, runs, sessions, tokens
 from service.database.session import Database
 from service.domain.states import ACTIVE
@@ -145,7 +145,7 @@ def _run(
 ) -> None:
     """Run the background loops and the server until a signal ends them."""
     pools, notifier, prometheus = RayPools(dashboard), Notifier(), PrometheusMetrics()
-    secrets = service_secrets(database, settings.state_dir)
+    secrets, key = service_secrets(database, settings.state_dir), secrets_key(settings.secrets_key_path)
     prometheus.lease.set_function(lambda: float(lease.held))
     reconciler = Reconciler(lease.renewing(), jobs, pools, notifier, settings=settings, secret=secrets.drivers)
     housekeeping = Housekeeping(lease.checking(), jobs, settings.roots, settings.session_idle_seconds)
@@ -176,6 +176,7 @@ def _run(
             dashboard=dashboard,
             notifier=notifier,
             secret=secrets.drivers,
+            secrets_key=key,
             wake_reconciler=reconciling.wake,
             loops=lambda: {loop.name: loop.state for loop in loops},
             prometheus=prometheus,

@@ -22,7 +22,19 @@ from service.api.live_reports import LiveReports
 from service.api.openapi import document, operation_id
 from service.api.parameters import check_query
 from service.api.problems import handle_problems
-from service.api.routes import access, comparing, files, operations, pages, planning, projects, quotas, runs, watching
+from service.api.routes import (
+    access,
+    comparing,
+    files,
+    operations,
+    pages,
+    planning,
+    projects,
+    quotas,
+    runs,
+    secrets,
+    watching,
+)
 from service.api.security import bearer_token, check_known
 from service.api.sessions import session_of
 from service.api.streams import Streams
@@ -46,6 +58,7 @@ ROUTERS = (
     files.router,
     planning.router,
     projects.router,
+    secrets.router,
     quotas.router,
     access.router,
     access.sign_ins,
@@ -93,6 +106,7 @@ def create_app(
     dashboard: Dashboard,
     notifier: Notifier,
     secret: bytes,
+    secrets_key: bytes,
     wake_reconciler: Callable[[], None],
     loops: Callable[[], Mapping[str, str]] = dict,
     prometheus: PrometheusMetrics | None = None,
@@ -108,6 +122,7 @@ def create_app(
         dashboard: Ray dashboard, whose pages administrators see.
         notifier: Receives a notification of every committed change of a run.
         secret: Secret from which the drivers' keys are derived.
+        secrets_key: Key with which the secrets of projects are sealed.
         wake_reconciler: Starts the next round of the reconciler at once.
         loops: Returns the state of each background loop by name; see `ServiceContext`.
         prometheus: Metrics to which the background work adds its own; None for new ones.
@@ -130,6 +145,7 @@ def create_app(
         capacity=limits,
         prometheus=prometheus,
         secret=secret,
+        secrets_key=secrets_key,
         roots=settings.roots,
         loops=loops,
     )

@@ -79,6 +79,19 @@ class Administration:
         """Remove a member from a project; `project` is an id or name."""
         await self._connection.read(Request("DELETE", _member_path(project, member)))
 
+    async def secrets(self, project: str) -> list[schemas.SecretInfo]:
+        """Names and dates of a project's secrets; `project` is an id or name, or the caller's owner."""
+        return (await self._get(schemas.SecretPage, _secrets_path(project))).items
+
+    async def set_secret(self, project: str, name: str, value: str) -> schemas.SecretInfo:
+        """Set a secret, which runs of the project may name; no answer shows its value."""
+        request = Request("PUT", f"{_secrets_path(project)}/{segment(name)}", body=json_body(value=value))
+        return await self._connection.ask(schemas.SecretInfo, request)
+
+    async def delete_secret(self, project: str, name: str) -> None:
+        """Delete a secret; drivers that have it keep it until they end."""
+        await self._connection.read(Request("DELETE", f"{_secrets_path(project)}/{segment(name)}"))
+
     async def create_sign_in_code(self) -> schemas.NewSignInCode:
         """Create a code that signs one browser in with this client's token, within ten minutes."""
         return await self._post(schemas.NewSignInCode, "/v1/sign-in-codes")
@@ -101,6 +114,10 @@ class Administration:
 
 def _member_path(project: str, member: str) -> str:
     return f"/v1/projects/{segment(project)}/members/{segment(member)}"
+
+
+def _secrets_path(project: str) -> str:
+    return f"/v1/projects/{segment(project)}/secrets"
 
 
 def _as_set(policy: Policies | Policy) -> bytes:

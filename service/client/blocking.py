@@ -174,5 +174,8 @@ class Client:
     create_project = _blocking(AsyncClient.create_project)
     set_member = _blocking(AsyncClient.set_member)
     remove_member = _blocking(AsyncClient.remove_member)
+    secrets = _blocking(AsyncClient.secrets)
+    set_secret = _blocking(AsyncClient.set_secret)
+    delete_secret = _blocking(AsyncClient.delete_secret)
     create_sign_in_code = _blocking(AsyncClient.create_sign_in_code)
     identity = _blocking(AsyncClient.identity)

@@ -10,11 +10,15 @@ from service.commands import (
     limits,
     managing,
     node_agent,
+    secrets,
     serving,
     submitting,
     watching,
 )
 
 commands = typer.Typer()
-for group in (submitting, watching, managing, comparing, limits, administering, serving, backing_up, demo, node_agent):
+for group in (
+    *(submitting, watching, managing, comparing, limits),
+    *(administering, secrets, serving, backing_up, demo, node_agent),
+):
     commands.add_typer(group.commands)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Quota,
         Run,
         RunDetail,
+        SecretInfo,
         TokenInfo,
         Unit,
     )
@@ -157,6 +158,13 @@ def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
             moment(token.used),
             "" if token.revoked is None else Text("revoked", "red"),
         )
+    return table
+
+
+def secrets_table(secrets: Iterable[SecretInfo]) -> Table:
+    table = left_aligned("name", "set", "by")
+    for secret in secrets:
+        add_row(table, secret.name, moment(secret.updated), secret.set_by)
     return table
 
 

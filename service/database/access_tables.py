@@ -84,6 +84,20 @@ class Member(Table):
     __table_args__ = (Index("members_by_name", "name", "project_id"),)
 
 
+class ProjectSecret(Table):
+    """A secret that the drivers of a project's runs may get, sealed with a key that is not in the database."""
+
+    __tablename__ = "project_secrets"
+
+    project_id: Mapped[str] = mapped_column(ULID, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sealed: Mapped[str]
+    """The value; see `moedisco_ray.core.sealed`."""
+    set_by: Mapped[str]
+    """Owner whose token set the value last."""
+    updated: Mapped[float]
+
+
 class IdempotencyKey(Table):
     """A used idempotency key, with the run that a repeated request gets."""
 

@@ -23,7 +23,16 @@ from service.schemas.comparing import (
     StageComparison,
 )
 from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, RetryEstimate, Share
-from service.schemas.projects import MemberInfo, MemberRequest, ProjectInfo, ProjectPage, ProjectRequest
+from service.schemas.projects import (
+    MemberInfo,
+    MemberRequest,
+    ProjectInfo,
+    ProjectPage,
+    ProjectRequest,
+    SecretInfo,
+    SecretPage,
+    SecretRequest,
+)
 from service.schemas.requests import (
     MOST_EXPERTS,
     CancelRequest,
@@ -113,6 +122,9 @@ __all__ = [
     "RunRequest",
     "SampleComparison",
     "Scope",
+    "SecretInfo",
+    "SecretPage",
+    "SecretRequest",
     "Series",
     "SessionInfo",
     "SessionPage",

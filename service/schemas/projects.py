@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, SecretStr
 
+from moedisco_ray.core.config.run import SecretName
 from service.domain.access import MemberRole, Role
 from service.domain.policies import Owner
 from service.domain.run_paths import is_id
@@ -40,6 +41,39 @@ class MemberInfo(Document):
 
     name: str
     role: MemberRole
+
+
+LONGEST_SECRET = 4096
+"""Maximum length of a secret (bytes)."""
+
+
+def _storable(value: SecretStr) -> SecretStr:
+    if not 0 < len(value.get_secret_value().encode("utf-8", "replace")) <= LONGEST_SECRET:
+        raise ValueError(f"must have 1 to {LONGEST_SECRET} bytes")
+    return value
+
+
+class SecretRequest(Document):
+    """The value of a secret, which no answer shows."""
+
+    model_config = example(value="hf_...")
+
+    value: Annotated[SecretStr, AfterValidator(_storable)]
+
+
+class SecretInfo(Document):
+    """A secret without its value."""
+
+    name: SecretName
+    set_by: str
+    """Owner whose token set the value last."""
+    updated: float
+
+
+class SecretPage(Document):
+    """Secrets by name."""
+
+    items: list[SecretInfo]
 
 
 class ProjectInfo(Document):

@@ -51,6 +51,8 @@ MODELS: dict[str, Any] = {
     "/v1/policies": Policies,
     "/v1/quota": schemas.Quota,
     "/v1/projects": schemas.ProjectInfo,
+    "/v1/projects/ann/secrets": schemas.SecretInfo,
+    "/v1/identity": schemas.Identity,
     "/v1/tokens": schemas.TokenInfo,
 }
 
@@ -332,6 +334,9 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "projects create": [[HOSTILE], ["law"], ["law", "--json"]],
     "projects add": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--role", HOSTILE]],
     "projects remove": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--json"]],
+    "secrets list": [["--project", "ann"], ["--project", "ann", "--json"], ["--project", HOSTILE]],
+    "secrets set": [[HOSTILE], ["HF_TOKEN"]],
+    "secrets delete": [[HOSTILE], ["HF_TOKEN", "--project", "law"]],
     "tokens list": [[], ["--json"]],
     "tokens create": [
         [HOSTILE, "--owner", HOSTILE],

@@ -64,6 +64,7 @@ def real(api, ray):
         "name": lambda operation: "driver" if operation == "get_log" else "demo",
         "project": lambda _: "root",
         "member": lambda _: "bob",
+        "secret": lambda _: "HF_TOKEN",
         "token_id": lambda _: api.admin.get("/v1/tokens").json()["items"][-1]["id"],
     }
 

@@ -92,6 +92,7 @@ TOKEN = {
     "used": None,
 }
 PROJECT = RUN["project"] | {"name": "law", "created": 1.0, "members": [{"name": "bob", "role": "editor"}]}
+SECRET = {"name": "HF_TOKEN", "set_by": "bob", "updated": 1.0}
 POLICIES = {"default": {"prices": {"low_mem_gpu": 0.35}}, "owners": {"ann": {"highest_priority": 5}}}
 QUOTA = {
     "owner": "ann",
@@ -150,6 +151,10 @@ class Fake:
             ("POST", "/v1/projects"): PROJECT,
             ("PUT", "/v1/projects/law/members/bob"): PROJECT,
             ("DELETE", "/v1/projects/law/members/bob"): None,
+            ("GET", "/v1/identity"): {"owner": "ann", "scopes": ["read"], "version": "1", "dashboard_url": None},
+            ("GET", "/v1/projects/ann/secrets"): {"items": [SECRET]},
+            ("PUT", "/v1/projects/law/secrets/HF_TOKEN"): SECRET,
+            ("DELETE", "/v1/projects/law/secrets/HF_TOKEN"): None,
             ("GET", "/v1/tokens"): {"items": [TOKEN]},
             ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
             ("POST", "/v1/tokens/T1/rotate"): TOKEN | {"token": "mdk_next"},
@@ -207,12 +212,12 @@ def config(tmp_path, monkeypatch):
     return "demo.yaml"
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="moedisco")
+def invoke(*arguments, typed=None):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed, prog_name="moedisco")
 
 
-def ran(*arguments):
-    result = invoke(*arguments)
+def ran(*arguments, typed=None):
+    result = invoke(*arguments, typed=typed)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -263,6 +268,7 @@ def test_every_command_has_help():
         "estimate",
         "tokens",
         "projects",
+        "secrets",
         "policies",
         "quota",
         "change",
@@ -622,6 +628,16 @@ def test_projects(fake, config):
     fake.answers["GET", "/v1/runs"] = {"items": [other], "next_cursor": None}
     assert "project law of ann" in ran("list", "--project", "law")
     assert b"project=law" in fake.requests[-1].url.query
+
+
+def test_secrets(fake):
+    assert ran("secrets", "set", "HF_TOKEN", "--project", "law", typed="hf_1\n").startswith(
+        "HF_TOKEN: set; a run names it"
+    )
+    assert fake.sent == {"value": "hf_1"}
+    assert "has no value" in mistake("secrets", "set", "HF_TOKEN", "--project", "law")
+    assert "HF_TOKEN" in ran("secrets", "list")  # of the caller's own project
+    assert ran("secrets", "delete", "HF_TOKEN", "--project", "law") == "HF_TOKEN: deleted\n"
 
 
 def test_tokens(fake):

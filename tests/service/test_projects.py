@@ -53,6 +53,7 @@ class Row:
 
 RUN = "/v1/runs/{run}"
 MEMBER = "/v1/projects/{project}/members/new"
+SECRETS = "/v1/projects/{project}/secrets"
 START = {"config": demo(tokenizer={"path": "run://{run}/model"})}
 ROWS: dict[str, Row] = {
     "submit_run": Row("edit", "POST", "/v1/runs", 201, {"config": demo(), "project": "{project}"}),
@@ -81,6 +82,9 @@ ROWS: dict[str, Row] = {
     "list_projects": Row("see", "GET", "/v1/projects", stranger=200),
     "put_member": Row("manage", "PUT", MEMBER, body={"role": "viewer"}),
     "remove_member": Row("manage", "DELETE", MEMBER, 204),
+    "list_secrets": Row("see", "GET", SECRETS),
+    "set_secret": Row("edit", "PUT", f"{SECRETS}/HF_TOKEN", body={"value": "hf_1"}),
+    "delete_secret": Row("edit", "DELETE", f"{SECRETS}/HF_TOKEN", 204),
 }
 WITHOUT = {
     *("static", "openapi", "page", "reference", "ray_root", "ray_page", "healthz", "readyz", "get_figures"),
@@ -166,8 +170,9 @@ def test_a_role_decides_what_a_person_may_do(place: Place, operation: str) -> No
     row = ROWS[operation]
     for who in reversed(PEOPLE):  # the owner last, who may do all
         run = place.run if row.fresh is None else place.new(row.fresh)
-        if operation == "remove_member":
-            place.asked(ROWS["put_member"], "ann", run, place.other, place.project)
+        before = {"remove_member": "put_member", "delete_secret": "set_secret"}.get(operation)
+        if before is not None:
+            place.asked(ROWS[before], "ann", run, place.other, place.project)
         answer = place.asked(row, who, run, place.other, place.project)
         assert answer.status_code == row.expected(who), (who, answer.text)
         if who == "bob" and row.method != "HEAD":
