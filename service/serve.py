@@ -22,6 +22,7 @@ from service.background.end_messages import EndMessages
 from service.background.housekeeping import Housekeeping
 from service.background.leasing import TERM_SECONDS, BackgroundLease, replica_name
 from service.background.loop import Loop
+from service.background.notices import Notices
 from service.background.reconciler import Reconciler
 from service.bootstrap import first_token, secrets_key, service_secrets, show_messages_secret, without_password
 from service.database import audit, leases, policies, runs, sessions, tokens
@@ -163,6 +164,8 @@ def _run(
             check=lease.check,
         )
         loops.append(Loop(lease.while_held(messages.round), POST_SECONDS, "end messages"))
+    noticing = Notices(database, key, settings.url, check=lease.check)
+    loops.append(Loop(lease.while_held(noticing.round), POST_SECONDS, "notices"))
     with contextlib.ExitStack() as stack:
         lease.acquire()
         stack.callback(_release, lease)

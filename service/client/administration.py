@@ -92,6 +92,24 @@ class Administration:
         """Delete a secret; drivers that have it keep it until they end."""
         await self._connection.read(Request("DELETE", f"{_secrets_path(project)}/{segment(name)}"))
 
+    async def notice_url(self, project: str) -> schemas.NoticeUrl:
+        """Where notices about ends of a project's runs are sent; the URL is not shown whole."""
+        return await self._get(schemas.NoticeUrl, _notices_path(project))
+
+    async def set_notice_url(self, project: str, url: str) -> schemas.NoticeUrl:
+        """Set the URL that gets a notice about the end of each run of a project."""
+        return await self._connection.ask(
+            schemas.NoticeUrl, Request("PUT", _notices_path(project), body=json_body(url=url))
+        )
+
+    async def delete_notice_url(self, project: str) -> None:
+        """Send no more notices about a project's runs."""
+        await self._connection.read(Request("DELETE", _notices_path(project)))
+
+    async def send_test_notice(self, project: str) -> None:
+        """Send a notice that says that it is a test."""
+        await self._connection.read(Request("POST", f"{_notices_path(project)}/test"))
+
     async def create_sign_in_code(self) -> schemas.NewSignInCode:
         """Create a code that signs one browser in with this client's token, within ten minutes."""
         return await self._post(schemas.NewSignInCode, "/v1/sign-in-codes")
@@ -118,6 +136,10 @@ def _member_path(project: str, member: str) -> str:
 
 def _secrets_path(project: str) -> str:
     return f"/v1/projects/{segment(project)}/secrets"
+
+
+def _notices_path(project: str) -> str:
+    return f"/v1/projects/{segment(project)}/notices"
 
 
 def _as_set(policy: Policies | Policy) -> bytes:

@@ -10,7 +10,7 @@ from service.commands import (
     limits,
     managing,
     node_agent,
-    secrets,
+    private,
     serving,
     submitting,
     watching,
@@ -19,6 +19,6 @@ from service.commands import (
 commands = typer.Typer()
 for group in (
     *(submitting, watching, managing, comparing, limits),
-    *(administering, secrets, serving, backing_up, demo, node_agent),
+    *(administering, private, serving, backing_up, demo, node_agent),
 ):
     commands.add_typer(group.commands)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Failure,
         Forecast,
         LogFile,
+        NoticeUrl,
         PoolList,
         ProjectInfo,
         Quota,
@@ -165,6 +166,13 @@ def secrets_table(secrets: Iterable[SecretInfo]) -> Table:
     table = left_aligned("name", "set", "by")
     for secret in secrets:
         add_row(table, secret.name, moment(secret.updated), secret.set_by)
+    return table
+
+
+def notices_table(found: NoticeUrl) -> Table:
+    table = left_aligned("url", "set", "by", "last notice", "")
+    failure = Text(one_line(f"not accepted: {found.failure}"), "red") if found.failure else ""
+    add_row(table, found.shown, moment(found.updated), found.set_by, moment(found.sent), failure)
     return table
 
 

@@ -98,6 +98,23 @@ class ProjectSecret(Table):
     updated: Mapped[float]
 
 
+class NoticeUrl(Table):
+    """The URL that gets notices about the ends of a project's runs, sealed like its secrets."""
+
+    __tablename__ = "notice_urls"
+
+    project_id: Mapped[str] = mapped_column(ULID, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    sealed: Mapped[str]
+    shown: Mapped[str]
+    """The part of the URL that may be shown."""
+    set_by: Mapped[str]
+    updated: Mapped[float]
+    sent: Mapped[float | None]
+    """Time of the last notice that was accepted."""
+    failure: Mapped[str | None]
+    """Why the last notice was not accepted; null if it was."""
+
+
 class IdempotencyKey(Table):
     """A used idempotency key, with the run that a repeated request gets."""
 

@@ -26,6 +26,8 @@ from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Q
 from service.schemas.projects import (
     MemberInfo,
     MemberRequest,
+    NoticeRequest,
+    NoticeUrl,
     ProjectInfo,
     ProjectPage,
     ProjectRequest,
@@ -98,6 +100,8 @@ __all__ = [
     "Money",
     "NewSignInCode",
     "NewToken",
+    "NoticeRequest",
+    "NoticeUrl",
     "PlannableConfig",
     "PoolList",
     "PoolNode",

@@ -52,6 +52,7 @@ MODELS: dict[str, Any] = {
     "/v1/quota": schemas.Quota,
     "/v1/projects": schemas.ProjectInfo,
     "/v1/projects/ann/secrets": schemas.SecretInfo,
+    "/v1/projects/ann/notices": schemas.NoticeUrl,
     "/v1/identity": schemas.Identity,
     "/v1/tokens": schemas.TokenInfo,
 }
@@ -337,6 +338,10 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "secrets list": [["--project", "ann"], ["--project", "ann", "--json"], ["--project", HOSTILE]],
     "secrets set": [[HOSTILE], ["HF_TOKEN"]],
     "secrets delete": [[HOSTILE], ["HF_TOKEN", "--project", "law"]],
+    "notify show": [["--project", "ann"], ["--project", "ann", "--json"]],
+    "notify set": [["--project", HOSTILE]],
+    "notify test": [["--project", HOSTILE], ["--project", "law"]],
+    "notify clear": [["--project", HOSTILE], ["--project", "law"]],
     "tokens list": [[], ["--json"]],
     "tokens create": [
         [HOSTILE, "--owner", HOSTILE],

@@ -93,6 +93,7 @@ TOKEN = {
 }
 PROJECT = RUN["project"] | {"name": "law", "created": 1.0, "members": [{"name": "bob", "role": "editor"}]}
 SECRET = {"name": "HF_TOKEN", "set_by": "bob", "updated": 1.0}
+NOTICES = {"shown": "slack://...", "set_by": "bob", "updated": 1.0, "sent": None, "failure": "status 404"}
 POLICIES = {"default": {"prices": {"low_mem_gpu": 0.35}}, "owners": {"ann": {"highest_priority": 5}}}
 QUOTA = {
     "owner": "ann",
@@ -155,6 +156,10 @@ class Fake:
             ("GET", "/v1/projects/ann/secrets"): {"items": [SECRET]},
             ("PUT", "/v1/projects/law/secrets/HF_TOKEN"): SECRET,
             ("DELETE", "/v1/projects/law/secrets/HF_TOKEN"): None,
+            ("GET", "/v1/projects/ann/notices"): NOTICES,
+            ("PUT", "/v1/projects/law/notices"): NOTICES,
+            ("POST", "/v1/projects/law/notices/test"): None,
+            ("DELETE", "/v1/projects/law/notices"): None,
             ("GET", "/v1/tokens"): {"items": [TOKEN]},
             ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
             ("POST", "/v1/tokens/T1/rotate"): TOKEN | {"token": "mdk_next"},
@@ -269,6 +274,7 @@ def test_every_command_has_help():
         "tokens",
         "projects",
         "secrets",
+        "notify",
         "policies",
         "quota",
         "change",
@@ -635,9 +641,19 @@ def test_secrets(fake):
         "HF_TOKEN: set; a run names it"
     )
     assert fake.sent == {"value": "hf_1"}
-    assert "has no value" in mistake("secrets", "set", "HF_TOKEN", "--project", "law")
+    assert "is empty" in mistake("secrets", "set", "HF_TOKEN", "--project", "law")
     assert "HF_TOKEN" in ran("secrets", "list")  # of the caller's own project
     assert ran("secrets", "delete", "HF_TOKEN", "--project", "law") == "HF_TOKEN: deleted\n"
+
+
+def test_notices(fake):
+    url = "slack://a/b/c"
+    assert ran("notify", "set", "--project", "law", typed=f"{url}\n") == "slack://...: set, and a test was sent\n"
+    assert fake.requests[-1].url.path == "/v1/projects/law/notices/test"
+    assert "is empty" in mistake("notify", "set", "--project", "law")
+    assert "not accepted: status 404" in ran("notify", "show")
+    assert ran("notify", "test", "--project", "law") == "sent\n"
+    assert ran("notify", "clear", "--project", "law") == "law: no more notices are sent\n"
 
 
 def test_tokens(fake):

@@ -54,6 +54,7 @@ class Row:
 RUN = "/v1/runs/{run}"
 MEMBER = "/v1/projects/{project}/members/new"
 SECRETS = "/v1/projects/{project}/secrets"
+NOTICES = "/v1/projects/{project}/notices"
 START = {"config": demo(tokenizer={"path": "run://{run}/model"})}
 ROWS: dict[str, Row] = {
     "submit_run": Row("edit", "POST", "/v1/runs", 201, {"config": demo(), "project": "{project}"}),
@@ -84,6 +85,10 @@ ROWS: dict[str, Row] = {
     "remove_member": Row("manage", "DELETE", MEMBER, 204),
     "list_secrets": Row("see", "GET", SECRETS),
     "set_secret": Row("edit", "PUT", f"{SECRETS}/HF_TOKEN", body={"value": "hf_1"}),
+    "set_notice_url": Row("edit", "PUT", NOTICES, body={"url": "https://localhost/x"}),
+    "get_notice_url": Row("see", "GET", NOTICES),
+    "send_test_notice": Row("edit", "POST", f"{NOTICES}/test", 409),  # no address of the Internet
+    "delete_notice_url": Row("edit", "DELETE", NOTICES, 204),
     "delete_secret": Row("edit", "DELETE", f"{SECRETS}/HF_TOKEN", 204),
 }
 WITHOUT = {
@@ -170,7 +175,11 @@ def test_a_role_decides_what_a_person_may_do(place: Place, operation: str) -> No
     row = ROWS[operation]
     for who in reversed(PEOPLE):  # the owner last, who may do all
         run = place.run if row.fresh is None else place.new(row.fresh)
-        before = {"remove_member": "put_member", "delete_secret": "set_secret"}.get(operation)
+        before = {
+            "remove_member": "put_member",
+            "delete_secret": "set_secret",
+            "delete_notice_url": "set_notice_url",
+        }.get(operation)
         if before is not None:
             place.asked(ROWS[before], "ann", run, place.other, place.project)
         answer = place.asked(row, who, run, place.other, place.project)
