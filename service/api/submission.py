@@ -181,6 +181,7 @@ def store(
         check_priority(run.priority, policy)
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
         run_id, project = new_id(), _project(session, caller, run, now)
+        projects.hold(session, project)
         project_secrets.check(session, run.config.secrets, project, caller.owner)
         row = runs.insert(
             session,

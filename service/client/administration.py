@@ -24,6 +24,18 @@ class Administration:
         """Limits and current usage of the caller; administrators may name another owner."""
         return await self._get(schemas.Quota, "/v1/quota", owner=owner)
 
+    async def spending(
+        self, group_by: Sequence[str] = ("owner", "project", "month"), month: str | None = None
+    ) -> list[schemas.SpentDollars]:
+        """Dollars spent on the caller's runs and in the caller's projects; for an administrator, all of them.
+
+        Args:
+            group_by: Fields to group by: `owner`, `project`, `month`.
+            month: The only month to count, such as `2026-11`.
+        """
+        found = await self._get(schemas.SpendingPage, "/v1/spending", group_by=",".join(group_by), month=month)
+        return found.items
+
     async def policies(self) -> Policies:
         """The policies of all owners."""
         return await self._get(Policies, "/v1/policies")
@@ -69,6 +81,15 @@ class Administration:
     async def create_project(self, name: str) -> schemas.ProjectInfo:
         """Create a project, whose owner is the caller."""
         return await self._post(schemas.ProjectInfo, "/v1/projects", json_body(name=name))
+
+    async def rename_project(self, project: str, name: str) -> schemas.ProjectInfo:
+        """Give a project another name; `project` is an id or name."""
+        request = Request("PATCH", f"/v1/projects/{segment(project)}", body=json_body(name=name))
+        return await self._connection.ask(schemas.ProjectInfo, request)
+
+    async def delete_project(self, project: str) -> None:
+        """Delete a project without runs, with its members and secrets; `project` is an id or name."""
+        await self._delete("projects", project)
 
     async def set_member(self, project: str, member: str, role: MemberRole) -> schemas.ProjectInfo:
         """Add a member to a project, or change the member's role; `project` is an id or name."""

@@ -140,11 +140,13 @@ class OwnerPolicy(Table):
 
 
 class Spending(Table):
-    """Dollars metered for an owner in a calendar month (UTC), including deleted runs."""
+    """Dollars metered for an owner's runs in a project in a calendar month (UTC), including deleted runs."""
 
-    __tablename__ = "spending"
+    __tablename__ = "metered"
 
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project: Mapped[str] = mapped_column(ULID, primary_key=True)
+    """Id of the project to which the run belonged at that time."""
     month: Mapped[str] = mapped_column(String(7), primary_key=True)
     """Month, such as `2026-11`."""
     dollars: Mapped[float]

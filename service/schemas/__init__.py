@@ -22,7 +22,17 @@ from service.schemas.comparing import (
     SourceComparison,
     StageComparison,
 )
-from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, RetryEstimate, Share
+from service.schemas.planning import (
+    Estimate,
+    PoolList,
+    PoolNode,
+    PoolStatus,
+    Quota,
+    RetryEstimate,
+    Share,
+    SpendingPage,
+    SpentDollars,
+)
 from service.schemas.projects import (
     MemberInfo,
     MemberRequest,
@@ -136,6 +146,8 @@ __all__ = [
     "SettingDifference",
     "Share",
     "SourceComparison",
+    "SpendingPage",
+    "SpentDollars",
     "StageComparison",
     "StageProgress",
     "TokenInfo",

@@ -92,6 +92,7 @@ TOKEN = {
     "used": None,
 }
 PROJECT = RUN["project"] | {"name": "law", "created": 1.0, "members": [{"name": "bob", "role": "editor"}]}
+SPENT = {"owner": "ann", "project": "P1", "project_name": "law", "month": "2026-12", "dollars": 12.5}
 SECRET = {"name": "HF_TOKEN", "set_by": "bob", "updated": 1.0}
 NOTICES = {"shown": "slack://...", "set_by": "bob", "updated": 1.0, "sent": None, "failure": "status 404"}
 POLICIES = {"default": {"prices": {"low_mem_gpu": 0.35}}, "owners": {"ann": {"highest_priority": 5}}}
@@ -149,6 +150,9 @@ class Fake:
             ("DELETE", "/v1/policies/owners/ann"): None,
             ("GET", "/v1/quota"): QUOTA,
             ("GET", "/v1/projects"): {"items": [PROJECT]},
+            ("PATCH", "/v1/projects/law"): PROJECT,
+            ("DELETE", "/v1/projects/law"): None,
+            ("GET", "/v1/spending"): {"items": [SPENT]},
             ("POST", "/v1/projects"): PROJECT,
             ("PUT", "/v1/projects/law/members/bob"): PROJECT,
             ("DELETE", "/v1/projects/law/members/bob"): None,
@@ -275,6 +279,7 @@ def test_every_command_has_help():
         "projects",
         "secrets",
         "notify",
+        "spending",
         "policies",
         "quota",
         "change",
@@ -627,6 +632,9 @@ def test_projects(fake, config):
     assert "bob (editor)" in ran("projects", "add", "law", "bob", "--role", "editor")
     assert fake.sent == {"role": "editor"}
     assert ran("projects", "remove", "law", "bob") == "law: bob removed\n"
+    assert ran("projects", "rename", "law", "contracts").endswith("  law\n")
+    assert fake.sent == {"name": "contracts"}
+    assert ran("projects", "delete", "law") == "law: deleted\n"
     ran("submit", config, "--project", "law")
     assert fake.sent["project"] == "law"
     assert "project" not in ran("list")
@@ -634,6 +642,12 @@ def test_projects(fake, config):
     fake.answers["GET", "/v1/runs"] = {"items": [other], "next_cursor": None}
     assert "project law of ann" in ran("list", "--project", "law")
     assert b"project=law" in fake.requests[-1].url.query
+
+
+def test_spending(fake):
+    shown = ran("spending", "--by", "owner, project,month", "--month", "2026-12")
+    assert all(part in shown for part in ("month", "2026-12", "ann", "law", "$12.50"))
+    assert fake.requests[-1].url.query == b"group_by=owner%2Cproject%2Cmonth&month=2026-12"
 
 
 def test_secrets(fake):

@@ -47,6 +47,27 @@ def create_project(body: ProjectRequest, caller: Submitter, context: InContext) 
         return _answers(session, [(row, "owner")])[0]
 
 
+@router.patch("/{project}", responses=problems(404, 409, body=True))
+def rename_project(project: ProjectName, body: ProjectRequest, caller: Submitter, context: InContext) -> ProjectInfo:
+    """Rename a project; only its owner may do this. The project with the owner's name keeps it."""
+    now = context.now()
+    with context.database.write() as session:
+        row = project_for(session, caller, project, "manage")
+        note(session, caller, "project.rename", row.id, now=now, detail={"from": row.name, "name": body.name})
+        projects.rename(session, row, body.name)
+        return _answers(session, [(row, "owner")])[0]
+
+
+@router.delete("/{project}", status_code=204, responses=problems(404, 409))
+def delete_project(project: ProjectName, caller: Submitter, context: InContext) -> None:
+    """Delete a project without runs, with its members and secrets; only its owner may do this."""
+    now = context.now()
+    with context.database.write() as session:
+        row = project_for(session, caller, project, "manage")
+        projects.remove(session, row)
+        note(session, caller, "project.delete", row.id, now=now, detail={"name": row.name})
+
+
 @router.put("/{project}/members/{member}", responses=problems(404, 409, body=True))
 def put_member(
     project: ProjectName, member: _Member, body: MemberRequest, caller: Submitter, context: InContext
