@@ -599,15 +599,17 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
         "submit": ("/#/submit", ".verdict"),
         "retry": (f"/#/runs/{done}/retry", ".verdict"),
         "projects": ("/#/projects", ".members"),
+        "account": ("/#/account", ".spent"),
+        "administration": ("/#/account", ".audit"),
         "pools": ("/#/pools", ".pools"),
         "absent": ("/#/runs/absent", ".empty .notice"),
     }
     site.service.ann.put("/v1/projects/ann/members/somebody-with-a-long-name@example.org", json={"role": "editor"})
     folder = Path(ARTIFACTS) if ARTIFACTS else tmp_path
     folder.mkdir(parents=True, exist_ok=True)
-    outside, inside = (open_page(width=width, scheme=scheme, who=who) for who in (None, "ann"))
+    outside, inside, admin = (open_page(width=width, scheme=scheme, who=who) for who in (None, "ann", "admin"))
     for name, (address, sign) in {"sign-in": ("/", "#token"), **views}.items():
-        page = outside if name == "sign-in" else inside
+        page = {"sign-in": outside, "administration": admin}.get(name, inside)
         page.goto(address)
         expect(page.locator(sign)).to_be_visible()
         page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
