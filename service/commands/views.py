@@ -179,7 +179,8 @@ def notices_table(found: NoticeUrl) -> Table:
 
 
 def spending_table(groups: Sequence[SpentDollars]) -> Table:
-    names = [name for name in ("month", "owner", "project") if any(getattr(each, name) is not None for each in groups)]
+    first = groups[0] if groups else None
+    names = [name for name in ("month", "owner", "project") if getattr(first, name, None) is not None]
     table = left_aligned(*names, "dollars")
     for each in groups:
         cells = {"month": each.month, "owner": each.owner, "project": each.project_name or each.project}

@@ -57,6 +57,7 @@ def real(api, ray):
     site = Site.__new__(Site)  # what is behind a page, without a port
     site.service = api
     run, other = finish(site), api.submit()["id"]
+    api.admin.put("/v1/projects/root/notices", json={"url": "https://localhost/hook"})
     return {
         "run": lambda _: [run, other],
         "run_id": lambda _: run,
@@ -74,7 +75,7 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", api.app)
 
 
-DESTRUCTIVE = {"delete_run", "revoke_token", "rotate_token"}
+DESTRUCTIVE = {"delete_run", "revoke_token", "rotate_token", "delete_notice_url"}
 """Never asked of what all other operations look at."""
 
 
