@@ -28,12 +28,14 @@ from service.api.routes import (
     comparing,
     datasets,
     files,
+    notices,
     operations,
     pages,
     planning,
     projects,
     quotas,
     runs,
+    secrets,
     watching,
 )
 from service.api.security import bearer_token, check_known
@@ -62,6 +64,8 @@ ROUTERS = (
     datasets.router,
     planning.router,
     projects.router,
+    secrets.router,
+    notices.router,
     quotas.router,
     access.router,
     access.sign_ins,
@@ -118,6 +122,7 @@ def create_app(
     dashboard: Dashboard,
     notifier: Notifier,
     secret: bytes,
+    secrets_key: bytes,
     wake_reconciler: Callable[[], None],
     loops: Callable[[], Mapping[str, str]] = dict,
     prometheus: PrometheusMetrics | None = None,
@@ -133,6 +138,7 @@ def create_app(
         dashboard: Ray dashboard, whose pages administrators see.
         notifier: Receives a notification of every committed change of a run.
         secret: Secret from which the drivers' keys are derived.
+        secrets_key: Key with which the secrets of projects are sealed.
         wake_reconciler: Starts the next round of the reconciler at once.
         loops: Returns the state of each background loop by name; see `ServiceContext`.
         prometheus: Metrics to which the background work adds its own; None for new ones.
@@ -156,6 +162,7 @@ def create_app(
         capacity=limits,
         prometheus=prometheus,
         secret=secret,
+        secrets_key=secrets_key,
         roots=settings.roots,
         loops=loops,
     )

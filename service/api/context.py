@@ -44,6 +44,7 @@ class ServiceContext:
         capacity: Limits derived from the number of file descriptors.
         prometheus: Metrics for Prometheus.
         secret: Secret from which the drivers' keys are derived.
+        secrets_key: Key with which the secrets of projects are sealed.
         roots: Directories and buckets that runs may read and write.
         now: Returns seconds since the epoch.
         loops: Returns the state of each background loop by name: `ok`, or how its last round failed.
@@ -66,6 +67,7 @@ class ServiceContext:
     capacity: Capacity
     prometheus: PrometheusMetrics
     secret: bytes = dataclasses.field(repr=False)
+    secrets_key: bytes = dataclasses.field(repr=False)
     roots: Roots
     now: Callable[[], float] = time.time
     loops: Callable[[], Mapping[str, str]] = dict

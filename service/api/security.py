@@ -261,6 +261,13 @@ def project_for(session: Session, caller: Caller, name: str, action: Action = "s
     return found[0][0]
 
 
+def own_project_for(session: Session, caller: Caller, name: str, now: float) -> access_tables.Project:
+    """Load a project to edit; the caller's default project is created if it does not exist. See `project_for`."""
+    if name == caller.owner:
+        projects.default_of(session, caller.owner, now)
+    return project_for(session, caller, name, "edit")
+
+
 def implied(scopes: list[str]) -> frozenset[Scope]:
     """The given scopes and all scopes that they include."""
     highest = max((i for i, scope in enumerate(SCOPES) if scope in scopes), default=-1)

@@ -21,7 +21,18 @@ from moedisco_ray.core.store.locations import is_uri
 from service.api.context import ServiceContext
 from service.api.parameters import check_match
 from service.api.security import Caller, project_for, run_for
-from service.database import audit, datasets, idempotency, policies, projects, quotas, reuse, runs, tables
+from service.database import (
+    audit,
+    datasets,
+    idempotency,
+    policies,
+    project_secrets,
+    projects,
+    quotas,
+    reuse,
+    runs,
+    tables,
+)
 from service.database.ids import new_id
 from service.domain.datasets import hash_in, place_in
 from service.domain.datasets import reference as dataset_reference
@@ -182,7 +193,9 @@ def store(
         _hold_starts(session, run.config)
         check_priority(run.priority, policy)
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
-        run_id = new_id()
+        run_id, project = new_id(), _project(session, caller, run, now)
+        projects.hold(session, project)
+        project_secrets.check(session, run.config.secrets, project, caller.owner)
         row = runs.insert(
             session,
             run_id=run_id,
@@ -195,7 +208,7 @@ def store(
             now=now,
             notes=run.notes,
             home=context.roots.homes[0] / run_id if is_uri(run.config.output) else None,
-            project=_project(session, caller, run, now),
+            project=project,
         )
         reuse.offer(session, run_id, run.donors)
         if key is not None:

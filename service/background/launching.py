@@ -119,9 +119,9 @@ class Launcher:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
     def _address(self, run: RunRow) -> ReportAddress:
-        return ReportAddress(
-            self._settings.report_url(run.id), run.attempt, driver_key(self._secret, run.id, run.attempt)
-        )
+        key = driver_key(self._secret, run.id, run.attempt)
+        names = tuple(run.config.get("secrets", ()))
+        return ReportAddress(self._settings.report_url(run.id), run.attempt, key, names)
 
     def _write_address(self, home: int, run: RunRow) -> None:
         name = RunPaths(Path(run.directory)).report_to(run.attempt).name

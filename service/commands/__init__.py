@@ -11,6 +11,7 @@ from service.commands import (
     limits,
     managing,
     node_agent,
+    private,
     serving,
     submitting,
     watching,
@@ -18,16 +19,7 @@ from service.commands import (
 
 commands = typer.Typer()
 for group in (
-    submitting,
-    watching,
-    managing,
-    datasets,
-    comparing,
-    limits,
-    administering,
-    serving,
-    backing_up,
-    demo,
-    node_agent,
+    *(submitting, watching, managing, datasets, comparing, limits),
+    *(administering, private, serving, backing_up, demo, node_agent),
 ):
     commands.add_typer(group.commands)

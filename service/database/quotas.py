@@ -71,22 +71,23 @@ def _owner_bytes(session: Session, owner: str | None = None) -> dict[str, int]:
     return dict(Counter(sharers.owner_bytes(session, owner)) + Counter(datasets.owner_bytes(session, owner)))
 
 
-def add_dollars(session: Session, owner: str, dollars: float, now: float) -> None:
-    """Add metered dollars to an owner's current calendar month; deleting runs does not subtract them."""
+def add_dollars(session: Session, owner: str, project: str, dollars: float, now: float) -> None:
+    """Add metered dollars to an owner's current calendar month in a project; deleting runs does not subtract them."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    row = insert(Spending).values(owner=owner, month=month_of(now), dollars=dollars)
+    row = insert(Spending).values(owner=owner, project=project, month=month_of(now), dollars=dollars)
     session.execute(
         row.on_conflict_do_update(
-            index_elements=[Spending.owner, Spending.month], set_={"dollars": Spending.dollars + row.excluded.dollars}
+            index_elements=[Spending.owner, Spending.project, Spending.month],
+            set_={"dollars": Spending.dollars + row.excluded.dollars},
         )
     )
 
 
 def month_dollars(session: Session, now: float) -> dict[str, float]:
-    return dict(session.execute(select(Spending.owner, Spending.dollars).where(Spending.month == month_of(now))).all())
+    query = select(Spending.owner, func.sum(Spending.dollars)).where(Spending.month == month_of(now))
+    return dict(session.execute(query.group_by(Spending.owner)).all())
 
 
 def owner_dollars(session: Session, owner: str, now: float) -> float:
-    return (
-        session.scalar(select(Spending.dollars).where(Spending.owner == owner, Spending.month == month_of(now))) or 0.0
-    )
+    query = select(func.sum(Spending.dollars)).where(Spending.owner == owner, Spending.month == month_of(now))
+    return session.scalar(query) or 0.0

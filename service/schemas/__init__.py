@@ -31,8 +31,29 @@ from service.schemas.datasets import (
     DatasetRequest,
     DatasetUpload,
 )
-from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, RetryEstimate, Share
-from service.schemas.projects import MemberInfo, MemberRequest, ProjectInfo, ProjectPage, ProjectRequest
+from service.schemas.planning import (
+    Estimate,
+    PoolList,
+    PoolNode,
+    PoolStatus,
+    Quota,
+    RetryEstimate,
+    Share,
+    SpendingPage,
+    SpentDollars,
+)
+from service.schemas.projects import (
+    MemberInfo,
+    MemberRequest,
+    NoticeRequest,
+    NoticeUrl,
+    ProjectInfo,
+    ProjectPage,
+    ProjectRequest,
+    SecretInfo,
+    SecretPage,
+    SecretRequest,
+)
 from service.schemas.requests import (
     MOST_EXPERTS,
     CancelRequest,
@@ -105,6 +126,8 @@ __all__ = [
     "Money",
     "NewSignInCode",
     "NewToken",
+    "NoticeRequest",
+    "NoticeUrl",
     "PlannableConfig",
     "PoolList",
     "PoolNode",
@@ -129,6 +152,9 @@ __all__ = [
     "RunRequest",
     "SampleComparison",
     "Scope",
+    "SecretInfo",
+    "SecretPage",
+    "SecretRequest",
     "Series",
     "SessionInfo",
     "SessionPage",
@@ -136,6 +162,8 @@ __all__ = [
     "SettingDifference",
     "Share",
     "SourceComparison",
+    "SpendingPage",
+    "SpentDollars",
     "StageComparison",
     "StageProgress",
     "TokenInfo",

@@ -20,6 +20,8 @@ LARGEST = 2**53
 """Largest integer that every JSON parser reads exactly."""
 NO_OBJECT = "must be a JSON object, with the header Content-Type: application/json"
 
+_WRITE_ONLY = frozenset({"value", "url", "token", "code"})
+"""Fields of requests with secrets, which no answer quotes."""
 _LONGEST_VALUE = 200
 _MOST_SHOWN = 20
 _LONGEST_SEARCHED = 10_000
@@ -150,7 +152,8 @@ def _mistake(found: Mapping[str, Any]) -> FieldAndMessage:
         case "model_attributes_type" | "model_type" if found["loc"] == ("body",):
             return field, NO_OBJECT
         case _:
-            return field, in_words(_scalar(found.get("input")), plain_words(found))
+            shown = None if parts[-1] in _WRITE_ONLY else _scalar(found.get("input"))
+            return field, in_words(shown, plain_words(found))
 
 
 def _scalar(value: Any) -> Any:

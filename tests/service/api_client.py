@@ -245,6 +245,7 @@ def service(home: Path, planning: PlanningPool = PLANNING, **settings: Any) -> I
             dashboard=dashboard,
             notifier=notifier,
             secret=SECRET,
+            secrets_key=SECRET,
             wake_reconciler=lambda: wakes.append(time.time()),
         )
         yield Service(app, made, database, jobs, planning, pools, dashboard, notifier, plain, wakes)

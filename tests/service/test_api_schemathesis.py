@@ -58,6 +58,7 @@ def real(api, ray):
     site.service = api
     run, other = finish(site), api.submit()["id"]
     dataset = api.upload("demo", {"clusters/report.json": b"text"}, "admin")["id"]
+    api.admin.put("/v1/projects/root/notices", json={"url": "https://localhost/hook"})
     return {
         "run": lambda _: [run, other],
         "run_id": lambda _: run,
@@ -66,6 +67,7 @@ def real(api, ray):
         "name": lambda operation: "driver" if operation == "get_log" else "demo",
         "project": lambda _: "root",
         "member": lambda _: "bob",
+        "secret": lambda _: "HF_TOKEN",
         "token_id": lambda _: api.admin.get("/v1/tokens").json()["items"][-1]["id"],
     }
 
@@ -75,7 +77,7 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", api.app)
 
 
-DESTRUCTIVE = {"delete_run", "delete_dataset", "revoke_token", "rotate_token"}
+DESTRUCTIVE = {"delete_run", "delete_dataset", "revoke_token", "rotate_token", "delete_notice_url"}
 """Never asked of what all other operations look at."""
 
 

@@ -690,6 +690,8 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
         "submit": ("/#/submit", ".verdict"),
         "retry": (f"/#/runs/{done}/retry", ".verdict"),
         "projects": ("/#/projects", ".members"),
+        "account": ("/#/account", ".spent"),
+        "administration": ("/#/account", ".audit"),
         "pools": ("/#/pools", ".pools"),
         "absent": ("/#/runs/absent", ".empty .notice"),
     }
@@ -697,9 +699,9 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
     site.service.upload("a-data-set-with-a-name-that-is-somewhat-longer", {"a.txt": b"text"})
     folder = Path(ARTIFACTS) if ARTIFACTS else tmp_path
     folder.mkdir(parents=True, exist_ok=True)
-    outside, inside = (open_page(width=width, scheme=scheme, who=who) for who in (None, "ann"))
+    outside, inside, admin = (open_page(width=width, scheme=scheme, who=who) for who in (None, "ann", "admin"))
     for name, (address, sign) in {"sign-in": ("/", "#token"), **views}.items():
-        page = outside if name == "sign-in" else inside
+        page = {"sign-in": outside, "administration": admin}.get(name, inside)
         page.goto(address)
         expect(page.locator(sign)).to_be_visible()
         page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)

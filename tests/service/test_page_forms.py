@@ -16,6 +16,7 @@ from test_page import open_page, page, site, state_pill, stored
 
 from moedisco_ray.core.config import Clusters
 from moedisco_ray.core.records.events import Event
+from service.database import tokens
 from service.database.tables import RunRow
 from service.domain.states import RunState
 
@@ -142,3 +143,24 @@ def test_a_run_that_this_version_refuses_is_shown(site, page):
         session.execute(update(RunRow).where(RunRow.id == run_id).values(config={"everything": 1}))
     page.goto(f"/#/runs/{run_id}")
     expect(page.get_by_role("region", name="Cost")).to_contain_text("unknown")
+
+
+@pytest.mark.slow
+def test_an_administrator_revokes_a_token_and_an_owner_renames_and_deletes_a_project(site, open_page):
+    with site.service.database.write() as session:
+        tokens.create(session, name="ci", owner="carl", scopes=["read"], expires=None, now=time.time())
+    page = open_page(who="admin")
+    page.goto("/#/account")
+    page.get_by_role("button", name="Revoke ci").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(page.get_by_text("1 revoked or expired token not shown")).to_be_visible()
+    expect(page.locator(".audit")).to_be_visible()
+    page = open_page(who="ann")
+    site.service.ann.post("/v1/projects", json={"name": "draft"})
+    page.goto("/#/projects")
+    page.get_by_label("New name").fill("final")
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_role("button", name="Delete final").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", name="final of ann")).to_have_count(0)
+    assert "final" not in [each["name"] for each in site.service.ann.get("/v1/projects").json()["items"]]

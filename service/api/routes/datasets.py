@@ -101,6 +101,7 @@ def create_dataset(body: RawBody, caller: Submitter, context: InContext) -> Data
             project = projects.default_of(session, caller.owner, now).id
         else:
             project = project_for(session, caller, asked.project, "edit").id
+            projects.hold(session, project)
         datasets.lock(session, digest)
         is_whole = context.datasets.folder(digest).is_dir()
         if not is_whole or len(datasets.known_blobs(session, caller.owner, sizes)) < len(sizes):

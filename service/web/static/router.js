@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "./lib.js";
 
-/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "projects" | "unknown", id?: string, changes?: Record<string, any>,
+/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "projects" | "account" | "unknown", id?: string, changes?: Record<string, any>,
  *   filter?: Record<string, string>}} Route
  *   `id`: of the run, or of the run that a new one copies. `changes`: settings that a retry begins with, by dotted path. `filter`: filters and order of the list of runs. */
 
@@ -15,7 +15,7 @@ export function routeOf(fragment) {
   if (first === "runs" && last === "retry") return { view: "retry", id, changes: changesIn(query) };
   if (first === "compare" && id) return { view: "compare", id };
   if (first === "submit") return { view: "submit", id: new URLSearchParams(query).get("from") };
-  if (first === "pools" || first === "projects") return { view: first };
+  if (["pools", "projects", "account"].includes(first)) return { view: first };
   return { view: "unknown" };
 }
 
