@@ -1,4 +1,4 @@
-"""The page's editor of configurations, of which only the lines in sight are elements of the page."""
+"""The page's editor of configurations; only the lines in sight are elements of the page."""
 
 import re
 
