@@ -162,7 +162,8 @@ class DatasetStore:
                 draft.replace(self.folder(digest))
             except OSError:
                 shutil.rmtree(draft, ignore_errors=True)
-                raise
+                if not self.folder(digest).is_dir():  # otherwise an equal request was faster
+                    raise
             _sync(self._files)
 
     def _copy(self, uri: str, digest: str, files: Sequence[DatasetFile]) -> None:

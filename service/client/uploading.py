@@ -22,6 +22,8 @@ _SECONDS = 60.0
 """Maximum wait for the answer to a part (s)."""
 _WORKED_PER_SECOND = 50e6
 """Speed at which a slow disk is read to check the hash of a file, or copied to a bucket (bytes per second)."""
+_MOST_PASSES = 3
+"""Number of times that all missing files are sent: other requests may delete them meanwhile."""
 _PASSING = PASSING | {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}
 
 
@@ -119,18 +121,24 @@ class _Upload:
         self._files = files
         self._progress = progress
         self._arrived = -1
+        self._passes = 0
 
     async def round(self, body: bytes) -> schemas.DatasetInfo | None:
         """Ask what is missing, and send it; None if the rest was lost after something has arrived.
 
         Raises:
             ServiceAway, ServiceProblem: Nothing has arrived since the last round.
+            UserError: All files were sent, and are missing again.
         """
         silence = _SECONDS + self.total / _WORKED_PER_SECOND
         request = Request("POST", "/v1/datasets", body=body, silence=silence, changes_nothing=True)
         found = await self._connection.ask(schemas.DatasetUpload, request)
         if found.dataset is not None:
             return found.dataset
+        if self._passes == _MOST_PASSES:
+            raise UserError(
+                "PATH", None, "the service does not keep what it receives; do its replicas share --home-dir?"
+            )
         before, self._arrived = self._arrived, self.total - sum(blob.bytes - blob.offset for blob in found.missing)
         try:
             for blob in found.missing:
@@ -138,6 +146,8 @@ class _Upload:
         except (ServiceAway, ServiceProblem) as error:
             if self._arrived <= before or (isinstance(error, ServiceProblem) and error.status not in _PASSING):
                 raise
+        else:
+            self._passes += 1
         return None
 
     async def _send(self, blob: schemas.BlobState) -> None:
