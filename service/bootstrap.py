@@ -70,6 +70,22 @@ def service_secrets(database: Database, state_dir: Path) -> ServiceSecrets:
     )
 
 
+def secrets_key(path: Path) -> bytes:
+    """The key that seals the secrets of projects, which is in no database and no backup; makes it at the first start.
+
+    Raises:
+        ConfigError: The file cannot be read or written, or is too short.
+    """
+    try:
+        found = kept_secret(path, lambda: secrets.token_urlsafe(_SECRET_BYTES).encode())
+    except OSError as error:
+        raise ConfigError("--secrets-key-file", str(path), f"cannot be read or written ({error.strerror})") from error
+    if len(found.strip()) < _SECRET_BYTES:
+        remedy = "is too short: write 32 bytes or more, such as from `openssl rand -hex 32`"
+        raise ConfigError("--secrets-key-file", str(path), remedy)
+    return found.strip()
+
+
 def show_messages_secret(state_dir: Path, secret: str) -> None:
     """Write the secret that signs messages to `webhook-secret`, from which the operator gives it to the receiver.
 

@@ -242,3 +242,11 @@ class RayUnavailable(ServiceError):
     status = 503
     title = "Ray unavailable"
     slug = "ray-unavailable"
+
+
+class StorageFull(ServiceError, OSError):
+    """The disk of the service is full; what has arrived is kept."""
+
+    status = 507
+    title = "Storage full"
+    slug = "storage-full"

@@ -22,8 +22,9 @@ from service.background.end_messages import EndMessages
 from service.background.housekeeping import Housekeeping
 from service.background.leasing import TERM_SECONDS, BackgroundLease, replica_name
 from service.background.loop import Loop
+from service.background.notices import Notices
 from service.background.reconciler import Reconciler
-from service.bootstrap import first_token, service_secrets, show_messages_secret, without_password
+from service.bootstrap import first_token, secrets_key, service_secrets, show_messages_secret, without_password
 from service.database import audit, leases, policies, runs, sessions, tokens
 from service.database.session import Database
 from service.domain.states import ACTIVE
@@ -145,7 +146,7 @@ def _run(
 ) -> None:
     """Run the background loops and the server until a signal ends them."""
     pools, notifier, prometheus = RayPools(dashboard), Notifier(), PrometheusMetrics()
-    secrets = service_secrets(database, settings.state_dir)
+    secrets, key = service_secrets(database, settings.state_dir), secrets_key(settings.secrets_key_path)
     prometheus.lease.set_function(lambda: float(lease.held))
     reconciler = Reconciler(lease.renewing(), jobs, pools, notifier, settings=settings, secret=secrets.drivers)
     housekeeping = Housekeeping(lease.checking(), jobs, settings.roots, settings.session_idle_seconds)
@@ -163,6 +164,8 @@ def _run(
             check=lease.check,
         )
         loops.append(Loop(lease.while_held(messages.round), POST_SECONDS, "end messages"))
+    noticing = Notices(database, key, settings.url, check=lease.check)
+    loops.append(Loop(lease.while_held(noticing.round), POST_SECONDS, "notices"))
     with contextlib.ExitStack() as stack:
         lease.acquire()
         stack.callback(_release, lease)
@@ -176,6 +179,7 @@ def _run(
             dashboard=dashboard,
             notifier=notifier,
             secret=secrets.drivers,
+            secrets_key=key,
             wake_reconciler=reconciling.wake,
             loops=lambda: {loop.name: loop.state for loop in loops},
             prometheus=prometheus,

@@ -92,6 +92,9 @@ class Settings(BaseModel):
     admin_token_file: Path | None = None
     """File with the first administrator's token, created if the database has no token; null uses `admin-token` in
     `state_dir`."""
+    secrets_key_file: Path | None = None
+    """File with the key that seals the secrets of projects, created if it is missing; null uses `secrets-key` in
+    `state_dir`. Replicas need the same file."""
 
     @property
     def roots(self) -> Roots:
@@ -102,7 +105,7 @@ class Settings(BaseModel):
         own = (settings_directory().resolve(), cache_directory().resolve())
         inputs = [Path(root) for root in self.input_roots if not is_uri(root)]
         hub = (place.resolve() for place in private_places(inputs))
-        private = (self.state_dir, self.admin_token_path, *own, *hub, *self._database_files)
+        private = (self.state_dir, self.admin_token_path, self.secrets_key_path, *own, *hub, *self._database_files)
         return Roots(
             self.input_roots,
             self.output_roots,
@@ -149,7 +152,7 @@ class Settings(BaseModel):
             raise ValueError("cannot read the service's files of its runs; name a directory for them with --home-dir")
         return user
 
-    @field_validator("state_dir", "home_dir", "admin_token_file", mode="after")
+    @field_validator("state_dir", "home_dir", "admin_token_file", "secrets_key_file", mode="after")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
@@ -179,6 +182,11 @@ class Settings(BaseModel):
     def admin_token_path(self) -> Path:
         """`admin_token_file` with its default resolved."""
         return self.admin_token_file or self.state_dir / "admin-token"
+
+    @property
+    def secrets_key_path(self) -> Path:
+        """`secrets_key_file` with its default resolved."""
+        return self.secrets_key_file or self.state_dir / "secrets-key"
 
     @property
     def _database_files(self) -> list[Path]:

@@ -44,7 +44,6 @@ from moedisco_ray.cli.doctor import doctor
 from moedisco_ray.cli.init import init
 from moedisco_ray.cli.tracking import trackers
 from moedisco_ray.core.config import RunConfig, load_config
-from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError, raise_together
 from moedisco_ray.core.printable import escape_output, one_line
 from moedisco_ray.core.records.measurements import THIS_MACHINE, place_of
@@ -152,7 +151,12 @@ def run(
     run_id: RunId = None,
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
+    if report_to is not None:
+        from moedisco_ray.cli.driver_secrets import receive_secrets
+
+        receive_secrets(report_to)
     checked = load_config(config, overrides or ())
+    _check_secrets(checked)
     functions = allowed_functions(checked, config.parent, allow_code or ())
     # Plan first, so that a vocabulary that does not fit the model is reported before anything starts.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, listed=listed_bytes))
@@ -326,18 +330,13 @@ for entry in COMMANDS:
     app.registered_commands += load(entry).registered_commands
 
 
+def _check_secrets(config: RunConfig) -> None:
+    for name in config.secrets:
+        if not os.environ.get(name):
+            raise ConfigError("secrets", name, "is not set; set this environment variable where the run starts")
+
+
 def _reporter(address: Path, config: RunConfig, stop: StopFile, prices: PriceTag) -> View:
-    try:
-        ReportAddress.from_json(address.read_text(encoding="utf-8"))
-    except OSError as error:
-        remedy = (
-            f"cannot be read ({error.strerror}); start drivers as the service's user or as that of its --driver-user"
-        )
-        raise ConfigError("--report-to", str(address), remedy) from error
-    except ValueError as error:
-        raise ConfigError(
-            "--report-to", str(address), "must be the file that the service writes for the driver"
-        ) from error
     from moedisco_ray.cli.reporter import Reporter
 
     return Reporter(address, config.directory / "events.jsonl", stop, prices.change)

@@ -42,14 +42,17 @@ class ReportAddress:
         url: URL that takes the reports.
         attempt: Attempt of the run, from 1.
         key: Key of the attempt's driver.
+        secrets: Names of the secrets that the driver asks for when it starts.
     """
 
     url: str
     attempt: int
     key: bytes = dataclasses.field(repr=False)
+    secrets: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps({"url": self.url, "attempt": self.attempt, "key": self.key.hex()}, indent=2) + "\n"
+        content = {"url": self.url, "attempt": self.attempt, "key": self.key.hex(), "secrets": self.secrets}
+        return json.dumps(content, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -60,7 +63,8 @@ class ReportAddress:
         """
         try:
             raw = json.loads(text)
-            return cls(str(raw["url"]), int(raw["attempt"]), bytes.fromhex(raw["key"]))
+            named = tuple(map(str, raw.get("secrets", ())))
+            return cls(str(raw["url"]), int(raw["attempt"]), bytes.fromhex(raw["key"]), named)
         except (LookupError, TypeError) as error:
             raise ValueError("not the address of a service") from error
 
@@ -110,6 +114,11 @@ def request_headers(address: ReportAddress, nonce: str, body: bytes) -> dict[str
         DIGEST_HEADER: digest,
         PROOF_HEADER: _request_proof(address.key, nonce, digest),
     }
+
+
+def secrets_place(nonce: str) -> str:
+    """Place for which the secrets in the answer to a request are sealed, with the key of the attempt."""
+    return f"secrets in the answer to {nonce}"
 
 
 def content_digest(body: bytes) -> str:

@@ -50,9 +50,17 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
             "bill": bill,
             "estimate": row.estimate.get("bill") or bare_bill(None, planned=True),
             "failure": _failure(session, row),
+            "parent_held_out_loss": _loss_of_parent(session, caller, row),
             "forecast": _forecast(context, session, row),
         }
     )
+
+
+def _loss_of_parent(session: Session, caller: Caller, row: tables.RunRow) -> float | None:
+    parent = None if row.parent is None else runs.get(session, row.parent)
+    if parent is None or projects.role(session, caller.person, parent.project) is None:
+        return None
+    return parent.held_out_loss
 
 
 def _failure(session: Session, row: tables.RunRow) -> Failure | None:

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 
+from moedisco_ray.core.store.locations import is_uri
 from service.api.bodies import BodyLimit
 from service.api.compression import CompressedJson
 from service.api.context import ServiceContext
@@ -22,12 +23,28 @@ from service.api.live_reports import LiveReports
 from service.api.openapi import document, operation_id
 from service.api.parameters import check_query
 from service.api.problems import handle_problems
-from service.api.routes import access, comparing, files, operations, pages, planning, projects, quotas, runs, watching
+from service.api.routes import (
+    access,
+    comparing,
+    datasets,
+    files,
+    notices,
+    operations,
+    pages,
+    planning,
+    projects,
+    quotas,
+    runs,
+    secrets,
+    watching,
+)
 from service.api.security import bearer_token, check_known
 from service.api.sessions import session_of
 from service.api.streams import Streams
 from service.api.sub_path import SubPath
 from service.database.session import Database
+from service.dataset_store import DatasetStore
+from service.driver_user import DriverUser
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
 from service.planning.pool import PlanningPool
@@ -44,8 +61,11 @@ ROUTERS = (
     watching.reports,
     comparing.router,
     files.router,
+    datasets.router,
     planning.router,
     projects.router,
+    secrets.router,
+    notices.router,
     quotas.router,
     access.router,
     access.sign_ins,
@@ -60,6 +80,9 @@ _MOST_OF_A_CHANGE = 64 * 2**10
 """Maximum size of a request that is parsed on the event loop (bytes), which meanwhile answers no other one."""
 _PLANNED = re.compile(r"/v1/(estimates|runs|runs/[^/]+/retry|policies)")
 """Paths with larger bodies: the first are parsed in other processes, and policies come from administrators."""
+_MOST_OF_A_LIST = 4 * 2**20
+"""Maximum size of a list of a data set's files (bytes); a thread parses it."""
+_STREAMED = re.compile(r"/v1/blobs/[^/]+")
 
 
 @functools.cache
@@ -83,6 +106,12 @@ def _openapi() -> dict[str, Any]:
     return document(api_routes().routes, _release())
 
 
+def _dataset_store(settings: Settings) -> DatasetStore:
+    user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
+    first = settings.output_roots[0]
+    return DatasetStore(settings.roots.homes[0], user, str(first) if is_uri(first) else None)
+
+
 def create_app(
     settings: Settings,
     database: Database,
@@ -93,6 +122,7 @@ def create_app(
     dashboard: Dashboard,
     notifier: Notifier,
     secret: bytes,
+    secrets_key: bytes,
     wake_reconciler: Callable[[], None],
     loops: Callable[[], Mapping[str, str]] = dict,
     prometheus: PrometheusMetrics | None = None,
@@ -108,6 +138,7 @@ def create_app(
         dashboard: Ray dashboard, whose pages administrators see.
         notifier: Receives a notification of every committed change of a run.
         secret: Secret from which the drivers' keys are derived.
+        secrets_key: Key with which the secrets of projects are sealed.
         wake_reconciler: Starts the next round of the reconciler at once.
         loops: Returns the state of each background loop by name; see `ServiceContext`.
         prometheus: Metrics to which the background work adds its own; None for new ones.
@@ -117,6 +148,7 @@ def create_app(
         settings=settings,
         database=database,
         jobs=jobs,
+        datasets=_dataset_store(settings),
         planning=planning,
         pools=pools,
         ray_pages=RayPages(dashboard),
@@ -130,6 +162,7 @@ def create_app(
         capacity=limits,
         prometheus=prometheus,
         secret=secret,
+        secrets_key=secrets_key,
         roots=settings.roots,
         loops=loops,
     )
@@ -161,6 +194,8 @@ def create_app(
             return _MOST_OF_A_TOKEN
         if reported_run(path) is not None:
             return settings.max_report_bytes
+        if path == "/v1/datasets":
+            return _MOST_OF_A_LIST
         return settings.max_body_bytes if _PLANNED.fullmatch(path) else min(_MOST_OF_A_CHANGE, settings.max_body_bytes)
 
     def check(request: Request) -> None:
@@ -174,7 +209,7 @@ def create_app(
         named = None if settings.sign_in_header is None else request.headers.get(settings.sign_in_header)
         return bearer_token(request) or session_of(request, settings) or named
 
-    app.add_middleware(BodyLimit, limit_of=limit_of, check=check, credential_of=credential_of)
+    app.add_middleware(BodyLimit, limit_of=limit_of, check=check, credential_of=credential_of, streamed=_STREAMED)
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, prometheus=prometheus)
     if settings.path:

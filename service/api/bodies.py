@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
@@ -40,6 +42,7 @@ class BodyLimit:
         limit_of: Returns the maximum size of a body sent to a path (bytes).
         check: Raises `Unauthorised` unless the request has a valid credential; called in a thread.
         credential_of: Returns the credential that `check` looks at; None if there is none.
+        streamed: Paths whose routes read their bodies in parts, after they have checked the caller.
         most: Limit on the total size of large bodies that are read at the same time (bytes).
     """
 
@@ -49,18 +52,23 @@ class BodyLimit:
         limit_of: Callable[[str], int],
         check: Callable[[Request], None],
         credential_of: Callable[[Request], str | None],
+        streamed: re.Pattern[str] | None = None,
         most: int = MOST_READ,
     ) -> None:
         self._app = app
         self._limit_of = limit_of
         self._check = check
         self._credential_of = credential_of
+        self._streamed = streamed
         self._left = most
         self._gates = WeakValueDictionary[tuple[str, str], asyncio.Semaphore]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
+            return
+        if self._streamed is not None and self._streamed.fullmatch(scope["path"]):
+            await self._app(scope, receive, _closing(send))
             return
         async with self._gate(scope):
             await self._answer(scope, receive, send)
@@ -159,6 +167,17 @@ async def _json_body(request: Request) -> bytes:
 
 RawBody = Annotated[bytes, Depends(_json_body)]
 """A JSON body that is not parsed on the event loop, because that could take long."""
+
+
+def _closing(send: Send) -> Send:
+    """Close the connection after a refusal: otherwise the unread rest of the body would be parsed as a request."""
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= HTTPStatus.BAD_REQUEST:
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+
+    return closing
 
 
 def _announced(scope: Scope) -> int:

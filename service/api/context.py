@@ -13,6 +13,7 @@ from service.api.limits import Capacity, RateLimiter, StreamSlots
 from service.api.live_reports import LiveReports
 from service.api.streams import Streams
 from service.database.session import Database
+from service.dataset_store import DatasetStore
 from service.domain.path_sandbox import Roots
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
@@ -29,6 +30,7 @@ class ServiceContext:
 
     Attributes:
         jobs: Client for Ray Jobs; used only to delete the jobs of a deleted run.
+        datasets: Files of data sets.
         planning: Processes that check and plan requested runs.
         pools: Pools of the Ray cluster.
         ray_pages: Pages of the Ray dashboard, for administrators.
@@ -42,6 +44,7 @@ class ServiceContext:
         capacity: Limits derived from the number of file descriptors.
         prometheus: Metrics for Prometheus.
         secret: Secret from which the drivers' keys are derived.
+        secrets_key: Key with which the secrets of projects are sealed.
         roots: Directories and buckets that runs may read and write.
         now: Returns seconds since the epoch.
         loops: Returns the state of each background loop by name: `ok`, or how its last round failed.
@@ -50,6 +53,7 @@ class ServiceContext:
     settings: Settings
     database: Database
     jobs: RayJobs
+    datasets: DatasetStore
     planning: PlanningPool
     pools: RayPools
     ray_pages: RayPages
@@ -63,6 +67,7 @@ class ServiceContext:
     capacity: Capacity
     prometheus: PrometheusMetrics
     secret: bytes = dataclasses.field(repr=False)
+    secrets_key: bytes = dataclasses.field(repr=False)
     roots: Roots
     now: Callable[[], float] = time.time
     loops: Callable[[], Mapping[str, str]] = dict

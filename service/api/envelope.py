@@ -46,6 +46,8 @@ class Envelope:
                 headers[REQUEST_ID] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                if (allowance := scope["state"].get("allowance")) is not None:
+                    headers.update(allowance.headers)
                 # Browsers must revalidate static files, which have an ETag, so that an upgrade takes effect at once.
                 headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
                 self._prometheus.seconds.labels(_route(scope)).observe(time.perf_counter() - began)

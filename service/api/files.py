@@ -18,6 +18,7 @@ from service.errors import NotFound, RangeUnsatisfiable
 from service.run_storage import RunStorage, StoredFile
 
 BLOCK = 2**20
+_ABSENT = "the run has no file {}; GET .../artifacts lists them"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -75,19 +76,24 @@ class OpenFile:
         self.file.close()
 
 
-def open_file(storage: RunStorage, path: str) -> OpenFile:
+def open_file(storage: RunStorage, path: str, absent: str = _ABSENT) -> OpenFile:
     """Open a file of a run by its path below the run directory.
+
+    Args:
+        storage: The files.
+        path: Path of the file.
+        absent: Message with a place for the path, if it does not exist.
 
     Raises:
         NotFound: The file does not exist, or the path contains a symbolic link, `..` or a part that begins with a dot.
     """
     parts = path.split("/")
     if "\0" in path or any(part in ("", "..") or part.startswith(".") for part in parts):
-        raise _absent(path)
+        raise NotFound(absent.format(repr(path)))
     try:
         file = storage.open(path)
     except (FileNotFoundError, PermissionError, ValueError) as error:
-        raise _absent(path) from error
+        raise NotFound(absent.format(repr(path))) from error
     return OpenFile(parts[-1], file, file.size, file.etag, file.modified)
 
 
@@ -166,7 +172,3 @@ def _part(headers: Mapping[str, str], found: Content) -> tuple[int, int] | None:
     if start >= found.size:
         raise RangeUnsatisfiable(found.size)
     return start, end
-
-
-def _absent(path: str) -> NotFound:
-    return NotFound(f"the run has no file {path!r}; GET .../artifacts lists them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import resource
 import threading
 import time
@@ -24,6 +25,28 @@ _UNLIMITED = 2**20
 """Limit on open files to request if the hard limit is infinite, because Linux refuses infinity here."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Allowance:
+    """Requests that a caller may still send, for the headers of draft-ietf-httpapi-ratelimit-headers.
+
+    Attributes:
+        limit: Requests per minute.
+        left: Requests that may be sent at once.
+        seconds: Time until the whole limit is available again.
+    """
+
+    limit: int
+    left: int
+    seconds: float
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {
+            "RateLimit-Policy": f'"requests";q={self.limit};w=60',
+            "RateLimit": f'"requests";r={self.left};t={math.ceil(self.seconds)}',
+        }
+
+
 class RateLimiter:
     """Limits the requests per minute of each key, with a token bucket that holds one minute's requests for each."""
 
@@ -34,8 +57,8 @@ class RateLimiter:
         self._lock = threading.Lock()
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def take(self, key: str) -> None:
-        """Take one request from the bucket of a key.
+    def take(self, key: str) -> Allowance:
+        """Take one request from the bucket of a key; returns what is left.
 
         Raises:
             TooMany: The bucket is empty; the error says when to try again.
@@ -50,6 +73,7 @@ class RateLimiter:
                 wait = (1 - left) / self._rate
                 raise TooMany(f"more than {self._capacity:.0f} requests in a minute; wait {wait:.1f} s", wait)
             self._buckets[key] = (left - 1, now)
+        return Allowance(int(self._capacity), int(left - 1), (self._capacity - left + 1) / self._rate)
 
     def _forget(self, now: float) -> None:
         # A key without a bucket has its full allowance, so drop full buckets. If too many remain, also drop the older

@@ -19,9 +19,10 @@ _DESCRIPTION = """\
 Control service of MoEDisCo training runs on Ray: submit a configuration, watch it train, and fetch the model.
 
 Sign in with `Authorization: Bearer TOKEN`. Errors are problem documents (RFC 9457); `errors` names each field that is
-not valid, with the messages of `moedisco validate`. Times are seconds since the epoch, UTC.
+not valid, with the messages of `moedisco validate`. Times are seconds since the epoch, UTC. The headers `RateLimit` and
+`RateLimit-Policy` of every answer say how many requests the token may send in a minute, and how many are left.
 """
-_TAGS = ("runs", "watching", "files", "planning", "projects", "policies", "access", "operations")
+_TAGS = ("runs", "watching", "files", "datasets", "planning", "projects", "policies", "access", "operations")
 _MEANINGS = {
     400: "The request is not JSON.",
     401: "The request has no valid token or session.",
@@ -36,6 +37,7 @@ _MEANINGS = {
     429: "Too many requests; `Retry-After` says when to try again.",
     500: "An error in the service.",
     503: "The database or Ray does not answer, or the service is overloaded.",
+    507: "The disk of the service is full; what has arrived is kept.",
 }
 _REFERRED = (EstimateRequest, Problem, Report, RetryRequest, RunRequest)
 """Schemas that routes refer to only by name, so that FastAPI does not find them."""

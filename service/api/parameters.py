@@ -29,6 +29,9 @@ Flag = Annotated[bool, BeforeValidator(_truth)]
 """A boolean query parameter."""
 
 RunId = Annotated[str, Path(max_length=64, description="Id of a run.", examples=["01JDB5W3XQ3N8QZ7V0G6M4T9KE"])]
+ProjectName = Annotated[
+    str, Path(alias="project", max_length=64, description="Id or name of a project.", examples=["german-law"])
+]
 ThingId = Annotated[str, Path(max_length=64, description="Id of the token.")]
 Cursor = Annotated[str | None, Query(pattern=f"^{ULID_PATTERN}$", description="`next_cursor` of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=200, description="Maximum number of items on a page.")]

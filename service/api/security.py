@@ -104,7 +104,7 @@ def identify(request: Request, context: ServiceContext) -> Caller:
     if caller is None:
         context.limits.take(f"address {client_address(request)}")
         raise Unauthorised(remedy)
-    context.limits.take(f"token {caller.token_id}")
+    request.state.allowance = context.limits.take(f"token {caller.token_id}")
     return caller
 
 
@@ -259,6 +259,13 @@ def project_for(session: Session, caller: Caller, name: str, action: Action = "s
         raise Conflict(f"{name} is the name of {len(found)} projects; choose one by its id, such as {ids}")
     check_access(found[0][1] if found else None, action, "project")
     return found[0][0]
+
+
+def own_project_for(session: Session, caller: Caller, name: str, now: float) -> access_tables.Project:
+    """Load a project to edit; the caller's default project is created if it does not exist. See `project_for`."""
+    if name == caller.owner:
+        projects.default_of(session, caller.owner, now)
+    return project_for(session, caller, name, "edit")
 
 
 def implied(scopes: list[str]) -> frozenset[Scope]:

@@ -21,12 +21,25 @@ from moedisco_ray.core.store.locations import is_uri
 from service.api.context import ServiceContext
 from service.api.parameters import check_match
 from service.api.security import Caller, project_for, run_for
-from service.database import audit, idempotency, policies, projects, quotas, reuse, runs, tables
+from service.database import (
+    audit,
+    datasets,
+    idempotency,
+    policies,
+    project_secrets,
+    projects,
+    quotas,
+    reuse,
+    runs,
+    tables,
+)
 from service.database.ids import new_id
+from service.domain.datasets import hash_in, place_in
+from service.domain.datasets import reference as dataset_reference
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_priority, check_readable, check_room
 from service.domain.run_paths import home_of, with_run_directory
-from service.domain.starts import parse, run_places
+from service.domain.starts import DATASET, parse, references
 from service.domain.states import RunState
 from service.errors import Conflict, KeyReused, NotFound, UnusableRun
 from service.planning.reusing import Candidate
@@ -180,7 +193,9 @@ def store(
         _hold_starts(session, run.config)
         check_priority(run.priority, policy)
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
-        run_id = new_id()
+        run_id, project = new_id(), _project(session, caller, run, now)
+        projects.hold(session, project)
+        project_secrets.check(session, run.config.secrets, project, caller.owner)
         row = runs.insert(
             session,
             run_id=run_id,
@@ -193,7 +208,7 @@ def store(
             now=now,
             notes=run.notes,
             home=context.roots.homes[0] / run_id if is_uri(run.config.output) else None,
-            project=_project(session, caller, run, now),
+            project=project,
         )
         reuse.offer(session, run_id, run.donors)
         if key is not None:
@@ -244,27 +259,53 @@ def _digest(retry_of: str | None, body: bytes) -> bytes:
 
 
 def _visible_starts(context: ServiceContext, caller: Caller, named: Sequence[Reference]) -> dict[str, Start]:
-    """The runs that settings refer to, by the dotted path of each setting.
+    """The runs and data sets that settings refer to, by the dotted path of each setting.
 
     Raises:
-        ConfigError: A run does not exist or the caller may not see it (both give the same message), a run has not
-            finished, or several finished runs have this name.
+        ConfigError: A run or data set does not exist or the caller may not see it (both give the same message), a run
+            has not finished, or several finished runs have this name.
     """
+    starts: dict[str, Start] = {}
     with context.database.read() as session:
-        found = {each.field: _finished(session, caller, each) for each in named}
-        return {field: Start(run.id, run.location) for field, run in found.items()}
+        for each in named:
+            if each.part == DATASET:
+                starts[each.field] = _uploaded(context, session, caller, each)
+            else:
+                run = _finished(session, caller, each)
+                starts[each.field] = Start(run.id, run.location)
+    return starts
+
+
+def _uploaded(context: ServiceContext, session: Session, caller: Caller, wanted: Reference) -> Start:
+    digest = hash_in(wanted.key)
+    row = datasets.named(session, caller.person, wanted.key.partition("@")[0], digest)
+    if row is None:
+        raise ConfigError(
+            wanted.field,
+            wanted.asked,
+            "there is no such data set, or it is not yours; `moedisco datasets list` shows yours",
+        )
+    place = place_in(context.roots.homes, row.hash)
+    if place is None:
+        raise ConfigError(wanted.field, wanted.asked, "the files of this data set are gone; upload it again")
+    return Start(dataset_reference(row.name, row.hash), place)
 
 
 def _hold_starts(session: Session, config: RunConfig) -> None:
-    """Lock the runs that a configuration reads until this transaction ends, so that none of them is deleted."""
-    for run_id, place in sorted({parse(place)[0]: place for place in run_places(config)}.items()):
-        if runs.lock(session, run_id) is None:
+    """Lock the runs and data sets that a configuration reads until this transaction ends, so that none is deleted."""
+    for (part, key), place in sorted({parse(place)[::-1]: place for place in references(config)}.items()):
+        if part == DATASET:
+            digest = hash_in(key) or ""
+            datasets.lock(session, digest)
+            if not datasets.exists_with(session, digest):
+                raise ConfigError(place.field, words(place.value), "this data set was deleted; upload it again")
+        elif runs.lock(session, key) is None:
             raise ConfigError(place.field, words(place.value), "this run was deleted; choose another one")
 
 
 def _finished(session: Session, caller: Caller, reference: Reference) -> tables.RunRow:
     field, asked = reference.field, reference.asked
-    found = runs.named(session, reference.run, caller.person)
+    found = runs.named(session, reference.key, caller.person)
     if not found:
         raise ConfigError(field, asked, "there is no such run, or it is not yours; `moedisco list` shows yours")
     finished = [run for run in found if run.state == RunState.SUCCEEDED]

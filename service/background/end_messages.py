@@ -59,8 +59,8 @@ class EndMessages:
         self._secret = secret
         self._count = count
         self._check = check
-        self._away = _Waiting()
-        self._refused: dict[tuple[str, int], _Waiting] = {}
+        self._away = Backoff()
+        self._refused: dict[tuple[str, int], Backoff] = {}
 
     def round(self, now: float) -> None:
         """Post the messages that no one has received, those of the first runs to end first.
@@ -79,14 +79,14 @@ class EndMessages:
         keys = {(run.id, run.attempt) for run in ended}
         self._refused = {key: waiting for key, waiting in self._refused.items() if key in keys}
         for run in ended:
-            refused = self._refused.get((run.id, run.attempt), _Waiting())
+            refused = self._refused.get((run.id, run.attempt), Backoff())
             if now < refused.until:
                 continue
             self._check()
             failure = self._post(_message(run), now)
             self._count("accepted" if failure is None else "refused" if failure.is_refusal else "unreachable")
             if failure is None:
-                self._away = _Waiting()
+                self._away = Backoff()
                 with self._database.write() as session:
                     runs.posted(session, run, now)
                 continue
@@ -121,15 +121,15 @@ class _Failure:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Waiting:
+class Backoff:
     """A number of failures in a row, and the time of the next attempt."""
 
     failures: int = 0
     until: float = float("-inf")
 
-    def longer(self, now: float) -> _Waiting:
+    def longer(self, now: float) -> Backoff:
         """After one more failure."""
-        return _Waiting(self.failures + 1, now + delay(self.failures))
+        return Backoff(self.failures + 1, now + delay(self.failures))
 
 
 def delay(failures: int) -> float:

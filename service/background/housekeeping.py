@@ -12,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from moedisco_ray.core.store.locations import Location, is_uri, parent
 from service import run_homes
+from service.background import dataset_files
 from service.background.isolation import isolated
 from service.database import audit, idempotency, policies, runs, sessions, sharers
 from service.database.session import Database
 from service.database.tables import RunRow
+from service.dataset_store import DatasetStore
 from service.domain.jobs import submission_id
 from service.domain.path_sandbox import Roots
 from service.domain.retention import Due, FinishedRun, announced, due_runs
@@ -52,7 +54,7 @@ class Housekeeping:
         self._swept = float("-inf")
 
     def round(self, now: float) -> None:
-        """Measure run directories, remove expired runs, and delete expired keys and sessions.
+        """Measure run directories, remove expired runs and left uploads, and delete expired keys and sessions.
 
         Raises:
             DatabaseUnavailable: The database does not answer; the next round tries again.
@@ -61,6 +63,10 @@ class Housekeeping:
             idempotency.purge(session, now)
         with self._database.write() as session:
             sessions.purge(session, idle=self._idle, now=now)
+        try:
+            dataset_files.tidy(self._database, DatasetStore(self._roots.homes[0]), now)
+        except OSError as error:
+            _log.warning("files of data sets remain: %s", error)
         self._measure(now)
         for path in run_homes.left_aside(self._roots.homes, self._known):
             self._remove_files(path, run_homes.run_of(path))

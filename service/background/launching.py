@@ -12,6 +12,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.driver_proofs import ReportAddress
 from moedisco_ray.core.store.locations import Location, is_uri
 from service.database.tables import RunRow
+from service.domain.datasets import hash_in, place_in
 from service.domain.jobs import job_name, submission_id
 from service.domain.path_sandbox import check_links, check_parts, sandboxed
 from service.domain.run_paths import RunPaths, home_of
@@ -29,7 +30,7 @@ class Launcher:
 
     Args:
         secret: Secret from which the drivers' keys are derived.
-        location_of: Returns the path or URI of a run directory, or None for a deleted run.
+        location_of: Returns the path or URI of a run directory, or None for a deleted run; not asked for data sets.
         offers_of: Returns the paths or URIs of the runs from which a run may take stages.
     """
 
@@ -118,9 +119,9 @@ class Launcher:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
     def _address(self, run: RunRow) -> ReportAddress:
-        return ReportAddress(
-            self._settings.report_url(run.id), run.attempt, driver_key(self._secret, run.id, run.attempt)
-        )
+        key = driver_key(self._secret, run.id, run.attempt)
+        names = tuple(run.config.get("secrets", ()))
+        return ReportAddress(self._settings.report_url(run.id), run.attempt, key, names)
 
     def _write_address(self, home: int, run: RunRow) -> None:
         name = RunPaths(Path(run.directory)).report_to(run.attempt).name
@@ -140,4 +141,8 @@ class Launcher:
         )
         check_links(sandboxed(asked, self._roots), self._roots)
         check_parts(stored, self._location_of)
-        return located(stored, self._location_of, documents_at)
+        return located(stored, self._place_of, documents_at)
+
+    def _place_of(self, key: str) -> Location | None:
+        digest = hash_in(key)
+        return self._location_of(key) if digest is None else place_in(self._roots.homes, digest)

@@ -24,6 +24,18 @@ class Administration:
         """Limits and current usage of the caller; administrators may name another owner."""
         return await self._get(schemas.Quota, "/v1/quota", owner=owner)
 
+    async def spending(
+        self, group_by: Sequence[str] = ("owner", "project", "month"), month: str | None = None
+    ) -> list[schemas.SpentDollars]:
+        """Dollars spent on the caller's runs and in the caller's projects; for an administrator, all of them.
+
+        Args:
+            group_by: Fields to group by: `owner`, `project`, `month`.
+            month: The only month to count, such as `2026-11`.
+        """
+        found = await self._get(schemas.SpendingPage, "/v1/spending", group_by=",".join(group_by), month=month)
+        return found.items
+
     async def policies(self) -> Policies:
         """The policies of all owners."""
         return await self._get(Policies, "/v1/policies")
@@ -70,6 +82,15 @@ class Administration:
         """Create a project, whose owner is the caller."""
         return await self._post(schemas.ProjectInfo, "/v1/projects", json_body(name=name))
 
+    async def rename_project(self, project: str, name: str) -> schemas.ProjectInfo:
+        """Give a project another name; `project` is an id or name."""
+        request = Request("PATCH", f"/v1/projects/{segment(project)}", body=json_body(name=name))
+        return await self._connection.ask(schemas.ProjectInfo, request)
+
+    async def delete_project(self, project: str) -> None:
+        """Delete a project without runs, with its members and secrets; `project` is an id or name."""
+        await self._delete("projects", project)
+
     async def set_member(self, project: str, member: str, role: MemberRole) -> schemas.ProjectInfo:
         """Add a member to a project, or change the member's role; `project` is an id or name."""
         request = Request("PUT", _member_path(project, member), body=json_body(role=role))
@@ -78,6 +99,37 @@ class Administration:
     async def remove_member(self, project: str, member: str) -> None:
         """Remove a member from a project; `project` is an id or name."""
         await self._connection.read(Request("DELETE", _member_path(project, member)))
+
+    async def secrets(self, project: str) -> list[schemas.SecretInfo]:
+        """Names and dates of a project's secrets; `project` is an id or name, or the caller's owner."""
+        return (await self._get(schemas.SecretPage, _secrets_path(project))).items
+
+    async def set_secret(self, project: str, name: str, value: str) -> schemas.SecretInfo:
+        """Set a secret, which runs of the project may name; no answer shows its value."""
+        request = Request("PUT", f"{_secrets_path(project)}/{segment(name)}", body=json_body(value=value))
+        return await self._connection.ask(schemas.SecretInfo, request)
+
+    async def delete_secret(self, project: str, name: str) -> None:
+        """Delete a secret; drivers that have it keep it until they end."""
+        await self._connection.read(Request("DELETE", f"{_secrets_path(project)}/{segment(name)}"))
+
+    async def notice_url(self, project: str) -> schemas.NoticeUrl:
+        """Where notices about ends of a project's runs are sent; the URL is not shown whole."""
+        return await self._get(schemas.NoticeUrl, _notices_path(project))
+
+    async def set_notice_url(self, project: str, url: str) -> schemas.NoticeUrl:
+        """Set the URL that gets a notice about the end of each run of a project."""
+        return await self._connection.ask(
+            schemas.NoticeUrl, Request("PUT", _notices_path(project), body=json_body(url=url))
+        )
+
+    async def delete_notice_url(self, project: str) -> None:
+        """Send no more notices about a project's runs."""
+        await self._connection.read(Request("DELETE", _notices_path(project)))
+
+    async def send_test_notice(self, project: str) -> None:
+        """Send a notice that says that it is a test."""
+        await self._connection.read(Request("POST", f"{_notices_path(project)}/test"))
 
     async def create_sign_in_code(self) -> schemas.NewSignInCode:
         """Create a code that signs one browser in with this client's token, within ten minutes."""
@@ -101,6 +153,14 @@ class Administration:
 
 def _member_path(project: str, member: str) -> str:
     return f"/v1/projects/{segment(project)}/members/{segment(member)}"
+
+
+def _secrets_path(project: str) -> str:
+    return f"/v1/projects/{segment(project)}/secrets"
+
+
+def _notices_path(project: str) -> str:
+    return f"/v1/projects/{segment(project)}/notices"
 
 
 def _as_set(policy: Policies | Policy) -> bytes:

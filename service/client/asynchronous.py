@@ -18,7 +18,7 @@ from moedisco_ray.core.records.run_record import RunReport
 from service import schemas
 from service.client import downloading, streams
 from service.client.address import find_address
-from service.client.administration import Administration
+from service.client.datasets import Datasets
 from service.client.downloading import Progress, no_progress
 from service.client.http import DEFAULT, IDEMPOTENCY_KEY, NULL, Connection, Request, RetryPolicy, json_body, segment
 from service.domain.reuse import Reuse
@@ -33,7 +33,7 @@ Configuration = RunConfig | Mapping[str, Any]
 """Configuration of a run: a validated `RunConfig`, or a mapping that the service validates."""
 
 
-class AsyncClient(Administration):
+class AsyncClient(Datasets):
     """The service's API as coroutines. Each raises `ServiceProblem` or `ServiceAway` when it fails.
 
     GET requests, estimates and requests with an idempotency key are repeated while the service restarts or is
@@ -156,7 +156,7 @@ class AsyncClient(Administration):
         run_id: str,
         *,
         name: str | None = None,
-        tags: Mapping[str, str] | None = None,
+        tags: Mapping[str, str | None] | None = None,
         priority: int | None = None,
         budget_dollars: float | Literal["none"] | None = None,
         kept: bool | None = None,
@@ -169,7 +169,7 @@ class AsyncClient(Administration):
         Args:
             run_id: The run.
             name: The new name.
-            tags: The new tags, instead of all present ones.
+            tags: Tags to set; None removes one, and the others stay.
             priority: The new priority; it matters while the run is queued.
             budget_dollars: The new cost at which the run stops with a checkpoint; "none" removes the budget.
             kept: Whether retention spares the run.

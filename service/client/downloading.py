@@ -1,9 +1,10 @@
-"""Downloads: a run's model as one archive, and single files. Both resume where the connection was lost."""
+"""Downloads: a run's model as one archive, single files, and data sets. All resume where the connection was lost."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,9 @@ import httpx
 from moedisco_ray.core.errors import DamagedError, RunDirError, UserError
 from moedisco_ray.core.store.verification import Verifier
 from service.client.errors import DownloadError, problem_in
-from service.client.http import Connection, Request
+from service.client.http import Connection, Request, segment
 from service.client.unpacking import Unpacker, below, unwritable
-from service.schemas import Artifact, ArtifactPage
+from service.schemas import Artifact, ArtifactPage, DatasetDetail
 
 Progress = Callable[[int, int], None]
 """Function called with the number of bytes received and the total number of bytes. `Client` calls it in the client's
@@ -91,6 +92,46 @@ def _verify(model: Path) -> None:
             f"{error.file.partition('/')[2]} is not what the run wrote: it is damaged there, or was on its way; "
             "download again, or run it again with --repair"
         ) from error
+
+
+async def download_dataset(connection: Connection, dataset: DatasetDetail, directory: Path, progress: Progress) -> Path:
+    """Download a data set into a new directory, which is created only when the download is complete.
+
+    An unfinished download stays in a hidden directory next to `directory`, and a later call continues it.
+
+    Args:
+        connection: Connection to the service.
+        dataset: The data set with its files.
+        directory: Target directory; must be absent or empty.
+        progress: Called with the bytes received and the total.
+
+    Raises:
+        RunDirError: The directory is not empty.
+        DownloadError: A file is damaged, or cannot be written.
+    """
+    directory = directory.absolute()
+    _check_absent(directory)
+    draft = directory.with_name(f".{directory.name}.{dataset.id}.part")
+    with _disk_errors(draft):
+        draft.mkdir(parents=True, exist_ok=True)
+    done = 0
+    for file in dataset.files:
+        path = f"/v1/datasets/{segment(dataset.id)}/files/{quote(file.path)}"
+        wanted = Artifact(path=f"{dataset.name}/{file.path}", bytes=file.bytes, updated=dataset.created)
+        await _complete(connection, path, wanted, draft, _shifted(progress, done, dataset.bytes))
+        done += file.bytes
+        target = below(draft, wanted.path)
+        if await asyncio.to_thread(_hash_of, target) != file.sha256:
+            target.unlink()
+            raise DownloadError(f"{file.path} has arrived damaged; download again")
+    with _disk_errors(directory):
+        draft.replace(directory)
+    return directory
+
+
+def _hash_of(path: Path) -> str:
+    with _disk_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 async def fetch(connection: Connection, path: str, target: Path, progress: Progress) -> Path:

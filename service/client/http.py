@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -57,7 +57,7 @@ class Request:
     Attributes:
         path: Path below the service's URL, percent-encoded.
         params: Query parameters; parameters with the value None are left out.
-        body: JSON text.
+        body: JSON text, unless a header names another type.
         silence: Maximum time in which no byte of the response arrives, in seconds; None sets no limit.
         expected: HTTP statuses, in addition to 2xx, that are not raised as errors.
         changes_nothing: Whether a request other than GET has no effect on the service, so that it may be repeated.
@@ -140,7 +140,20 @@ class Connection:
 
         if not request.repeatable:
             return await once()
-        return await stamina.AsyncRetryingCaller(**self._retries())(self._may_pass(PASSING), once)
+        return await self.repeated(once)
+
+    async def repeated(self, call: Callable[[], Coroutine[Any, Any, T]], passing: frozenset[int] = PASSING) -> T:
+        """Call again after temporary failures, as the retry policy says.
+
+        Args:
+            call: What sends requests.
+            passing: HTTP statuses of temporary failures.
+
+        Raises:
+            ServiceProblem: The service answers with an error.
+            ServiceAway: The service cannot be reached.
+        """
+        return await stamina.AsyncRetryingCaller(**self._retries())(self._may_pass(passing), call)
 
     @contextlib.asynccontextmanager
     async def opened(self, request: Request) -> AsyncIterator[httpx.Response]:
@@ -200,7 +213,7 @@ class Connection:
                 request.method,
                 request.path,
                 params={name: value for name, value in request.params.items() if value is not None},
-                headers={**request.headers, **({} if request.body is None else {"Content-Type": "application/json"})},
+                headers={**({} if request.body is None else {"Content-Type": "application/json"}), **request.headers},
                 content=request.body,
                 timeout=httpx.Timeout(request.silence, connect=_CONNECT_SECONDS),
             ) as response:

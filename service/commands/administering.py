@@ -52,6 +52,24 @@ def create_project(
     write_json(made) if as_json else say(f"{made.id}  {made.name}; next: moedisco projects add {made.name} MEMBER")
 
 
+@projects.command("rename")
+def rename_project(
+    project: ProjectName, name: Annotated[str, typer.Argument(help="The new name.")], as_json: AsJson = False
+) -> None:
+    """Rename a project of yours."""
+    with connected() as client:
+        found = client.rename_project(project, name)
+    write_json(found) if as_json else say(f"{found.id}  {found.name}")
+
+
+@projects.command("delete")
+def delete_project(project: ProjectName, as_json: AsJson = False) -> None:
+    """Delete a project of yours that has no runs, with its members and secrets."""
+    with connected() as client:
+        client.delete_project(project)
+    write_json({"deleted": project}) if as_json else say(f"{project}: deleted")
+
+
 @projects.command("add")
 def add_member(
     project: ProjectName,

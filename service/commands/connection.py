@@ -25,6 +25,11 @@ RunName = Annotated[
     ),
 ]
 
+RunNames = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Ids of runs, first letters of ids, or names that only one run has."),
+]
+
 Budget = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,7 @@ import typer
 from moedisco_ray.cli.arguments import Overrides
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.load import apply_override
-from moedisco_ray.core.config.places import Place, ReadsFrom, names_a_run, with_places
+from moedisco_ray.core.config.places import Place, ReadsFrom, is_reference, with_places
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.store.locations import is_uri
@@ -58,7 +58,7 @@ def with_roots(config: RunConfig) -> tuple[RunConfig, list[str]]:
     roots: list[str] = []
 
     def change(place: Place) -> str | Path:
-        if not isinstance(place.marker, ReadsFrom) or place.value == EMBEDDED or names_a_run(place.value):
+        if not isinstance(place.marker, ReadsFrom) or place.value == EMBEDDED or is_reference(place.value):
             return place.value
         if is_uri(place.value):
             roots.append(before_wildcard(str(place.value).partition("?")[0]))

@@ -1,4 +1,4 @@
-"""Commands about limits: policies and quotas."""
+"""Commands about limits: policies, quotas and spending."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moedisco_ray.core.config.load import apply_override
 from moedisco_ray.core.errors import UserError
 from service.commands.connection import RUNS_PANEL, SERVICE_PANEL, connected
 from service.commands.output import say, write_json, write_table
-from service.commands.views import policies_table, quota_view
+from service.commands.views import policies_table, quota_view, spending_table
 
 if TYPE_CHECKING:
     from service.domain.policies import Policies
@@ -22,6 +22,20 @@ policies = typer.Typer(no_args_is_help=True, help="Prices and limits of all owne
 commands.add_typer(policies, name="policies", rich_help_panel=SERVICE_PANEL)
 
 OwnerOption = Annotated[str | None, typer.Option(help="Change the policy of this owner instead of the default policy.")]
+
+
+@commands.command(rich_help_panel=SERVICE_PANEL)
+def spending(
+    by: Annotated[
+        str, typer.Option(metavar="FIELDS", help="Fields to group by, separated by commas: owner, project, month.")
+    ] = "owner,project,month",
+    month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="Count this month (UTC) alone.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the dollars of your runs and projects, also of deleted runs; an administrator sees all."""
+    with connected() as client:
+        found = client.spending([field.strip() for field in by.split(",")], month)
+    write_json(found) if as_json else write_table(spending_table(found))
 
 
 @policies.command("show")

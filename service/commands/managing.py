@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress
 
 from moedisco_ray.cli.arguments import AsJson
-from moedisco_ray.cli.console import error_console
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.core.printable import one_line
 from moedisco_ray.core.records.bill import format_dollars
-from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
-from service.commands.output import interruptible, say, write_json, write_table
+from service.commands.connection import RUNS_PANEL, Budget, RunName, RunNames, budget_dollars, connected, find_run
+from service.commands.output import interruptible, say, transfer_bar, write_json, write_table
 from service.commands.views import run_view, runs_table
 from service.domain.states import RunState
 
@@ -72,42 +71,50 @@ def status(run: RunName, as_json: AsJson = False) -> None:
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def change(
-    run: RunName,
+    runs: RunNames,
     budget: Budget = None,
     priority: Annotated[int | None, typer.Option(help="Queued runs with a higher priority start first.")] = None,
     name: Annotated[str | None, typer.Option(help="The new name.")] = None,
     note: Annotated[str | None, typer.Option(help="The new note about the run; an empty text removes it.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="KEY:VALUE", help="Set this tag; may be repeated.")] = None,
+    untag: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Remove this tag; may be repeated.")] = None,
     project: Annotated[str | None, typer.Option(help="Id or name of the project to move the run to.")] = None,
     keep: Annotated[
         bool | None, typer.Option("--keep/--no-keep", help="Protect the finished run from retention, or no longer.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a run's budget, priority, name, note, project or protection from retention."""
-    if (budget, priority, name, note, project, keep) == (None,) * 6:
+    """Change a run's budget, priority, name, note, tags, project or protection from retention; also of several runs."""
+    tags = {**dict.fromkeys(untag or ()), **dict(_tag(text) for text in tag or ())}
+    if (budget, priority, name, note, project, keep) == (None,) * 6 and not tags:
         raise UserError(
             "change",
             None,
-            "names no new value; give --budget, --priority, --name, --note, --project, --keep or --no-keep",
+            "names no new value; give --budget, --priority, --name, --note, --tag, --untag, --project, --keep or "
+            "--no-keep",
         )
     dollars = budget_dollars(budget)
     with connected() as client:
-        found = client.change(
-            find_run(client, run),
-            budget_dollars=dollars,
-            priority=priority,
-            name=name,
-            note=note,
-            project=project,
-            kept=keep,
-        )
-    if as_json:
-        write_json(found)
-        return
-    limit = found.money.budget_dollars
-    facts = ["no budget" if limit is None else f"budget {format_dollars(limit)}", f"priority {found.priority}"]
-    facts += [] if project is None else [f"project {found.project.name}"]
-    say(f"{found.id}  {found.name}: {', '.join([*facts, *(['kept'] if found.kept else [])])}")
+        for run in [find_run(client, text) for text in runs]:
+            found = client.change(
+                run,
+                budget_dollars=dollars,
+                priority=priority,
+                name=name,
+                note=note,
+                tags=tags or None,
+                project=project,
+                kept=keep,
+            )
+            write_json(found) if as_json else say(_changed(found, show_project=project is not None))
+
+
+def _changed(run: Run, *, show_project: bool) -> str:
+    limit = run.money.budget_dollars
+    facts = ["no budget" if limit is None else f"budget {format_dollars(limit)}", f"priority {run.priority}"]
+    facts += [f"project {run.project.name}"] if show_project else []
+    facts += [f"{key}: {value}" for key, value in run.tags.items()]
+    return f"{run.id}  {run.name}: {', '.join([*facts, *(['kept'] if run.kept else [])])}"
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
@@ -134,19 +141,21 @@ def resume(run: RunName, as_json: AsJson = False) -> None:
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def delete(
-    run: RunName,
-    keep_artifacts: Annotated[bool, typer.Option("--keep-artifacts", help="Keep the run's files.")] = False,
+    runs: RunNames,
+    keep_artifacts: Annotated[bool, typer.Option("--keep-artifacts", help="Keep the runs' files.")] = False,
     sure: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete an ended run and its files."""
+    """Delete ended runs and their files."""
     with connected() as client:
-        found = client.run(find_run(client, run))
+        named = [client.run(find_run(client, text)) for text in runs]
         if not sure and sys.stdin.isatty():
-            what = "" if keep_artifacts else " and its files"
-            typer.confirm(one_line(f"Delete {found.name} ({found.id}){what}?"), abort=True, err=True)
-        client.delete(found.id, keep_artifacts=keep_artifacts)
-    write_json({"deleted": found.id}) if as_json else say(f"{found.id}  {found.name}: deleted")
+            what = "" if keep_artifacts else (" and its files" if len(named) == 1 else " and their files")
+            listed = ", ".join(f"{found.name} ({found.id})" for found in named)
+            typer.confirm(one_line(f"Delete {listed}{what}?"), abort=True, err=True)
+        for found in named:
+            client.delete(found.id, keep_artifacts=keep_artifacts)
+            write_json({"deleted": found.id}) if as_json else say(f"{found.id}  {found.name}: deleted")
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
@@ -158,8 +167,7 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Download a finished run's model. After an interruption, the same command continues where it stopped."""
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=error_console(), disable=not sys.stderr.isatty())
+    shown = transfer_bar()
     with interruptible(lambda: _kept(shown)), connected(outlasts_restarts=True) as client, shown as bar:
         found = client.run(find_run(client, run))
         task = bar.add_task(found.name, total=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import typer
 from pydantic_core import to_json
 from rich.console import RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from moedisco_ray.cli.app import INTERRUPTED
-from moedisco_ray.cli.console import output_console, remark, say
+from moedisco_ray.cli.console import error_console, output_console, remark, say
 
-__all__ = ["interruptible", "moment", "remark", "say", "write_json", "write_table"]
+__all__ = ["interruptible", "moment", "remark", "say", "transfer_bar", "write_json", "write_table"]
 
 
 def write_json(value: Any) -> None:
@@ -24,6 +26,12 @@ def write_json(value: Any) -> None:
 
 def write_table(table: RenderableType) -> None:
     output_console().print(table)
+
+
+def transfer_bar() -> Progress:
+    """A progress bar of a download or upload, on standard error if that is a terminal."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=error_console(), disable=not sys.stderr.isatty())
 
 
 @contextlib.contextmanager

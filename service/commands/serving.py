@@ -71,6 +71,15 @@ def serve(
             help="File of the first administrator's token; created if it is missing.",
         ),
     ] = None,
+    secrets_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MOEDISCO_SECRETS_KEY_FILE",
+            metavar="FILE",
+            show_default="secrets-key in the state directory",
+            help="File of the key that seals the secrets of projects; created if it is missing.",
+        ),
+    ] = None,
     driver_user: Annotated[
         str | None,
         typer.Option(
@@ -162,6 +171,7 @@ def serve(
         "database_url": database_url,
         "state_dir": state_dir or default_state_dir(),
         "admin_token_file": admin_token_file,
+        "secrets_key_file": secrets_key_file,
         "driver_user": driver_user,
         "input_roots": input_root or None,
         "output_roots": output_root or None,

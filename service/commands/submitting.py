@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +12,10 @@ import typer
 from moedisco_ray.cli.arguments import USUAL_FILE, AsJson, ConfigPath, Overrides
 from moedisco_ray.core.config import RunConfig, load_config
 from moedisco_ray.core.config.load import override_value
-from moedisco_ray.core.config.places import Place, names_a_run, with_places
+from moedisco_ray.core.config.places import Place, is_reference, with_places
 from moedisco_ray.core.errors import ConfigError
 from service.commands.connection import RUNS_PANEL, Budget, RunName, budget_dollars, connected, find_run
+from service.commands.datasets import submitted
 from service.commands.output import say, write_json, write_table
 from service.commands.watching import watch_run
 from service.domain.reuse import Reuse
@@ -40,16 +42,25 @@ def submit(
         str | None,
         typer.Option(help="Id or name of the project whose members may see the run; by default only you may."),
     ] = None,
+    upload: Annotated[
+        bool | None,
+        typer.Option(
+            "--upload/--no-upload",
+            help="Upload the local text that the configuration names: all of it, or nothing; by default what the "
+            "service cannot read.",
+        ),
+    ] = None,
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a run to the service, which queues and runs it."""
+    """Submit a run to the service, which queues and runs it. Local text that it cannot read is uploaded."""
     asked = _absolute(
         config, [*(overrides or ()), *([f"name={json.dumps(name, ensure_ascii=False)}"] if name is not None else [])]
     )
     dollars = budget_dollars(budget)
     with connected(outlasts_restarts=watch) as client:
-        made = client.submit(asked, priority=priority, budget_dollars=dollars, project=project)
+        send = functools.partial(client.submit, asked, priority=priority, budget_dollars=dollars, project=project)
+        made = submitted(client, asked, send, upload=upload, project=project)
         _show(client, made, watch, as_json)
 
 
@@ -114,7 +125,7 @@ def _absolute(path: Path, overrides: list[str]) -> dict[str, Any]:
     def absolute(place: Place) -> str | Path:
         text = str(place.value)
         remote = not isinstance(place.value, Path) and ("://" in text or text == "embedded")
-        if remote or names_a_run(text) or (place.field == "output" and place.value == _DEFAULT_OUTPUT):
+        if remote or is_reference(text) or (place.field == "output" and place.value == _DEFAULT_OUTPUT):
             return place.value
         # Resolve symbolic links and `..`, because the service first compares paths with its roots as text.
         return type(place.value)((base / text).resolve())

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -14,19 +15,24 @@ from moedisco_ray.cli.display.formatting import PlainTable, count
 from moedisco_ray.core.printable import one_line
 from moedisco_ray.core.records.bill import format_dollars, format_seconds, idle_in_words
 from service.commands.output import moment
+from service.domain.notices import verdict
 from service.domain.states import RunState
 
 if TYPE_CHECKING:
     from service.domain.policies import Policies, Retention
     from service.schemas import (
+        DatasetInfo,
         Failure,
         Forecast,
         LogFile,
+        NoticeUrl,
         PoolList,
         ProjectInfo,
         Quota,
         Run,
         RunDetail,
+        SecretInfo,
+        SpentDollars,
         TokenInfo,
         Unit,
     )
@@ -160,11 +166,43 @@ def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
     return table
 
 
+def secrets_table(secrets: Iterable[SecretInfo]) -> Table:
+    table = left_aligned("name", "set", "by")
+    for secret in secrets:
+        add_row(table, secret.name, moment(secret.updated), secret.set_by)
+    return table
+
+
+def notices_table(found: NoticeUrl) -> Table:
+    table = left_aligned("url", "set", "by", "last notice", "")
+    failure = Text(one_line(f"not accepted: {found.failure}"), "red") if found.failure else ""
+    add_row(table, found.shown, moment(found.updated), found.set_by, moment(found.sent), failure)
+    return table
+
+
+def spending_table(groups: Sequence[SpentDollars]) -> Table:
+    first = groups[0] if groups else None
+    names = [name for name in ("month", "owner", "project") if getattr(first, name, None) is not None]
+    table = left_aligned(*names, "dollars")
+    for each in groups:
+        cells = {"month": each.month, "owner": each.owner, "project": each.project_name or each.project}
+        add_row(table, *(cells[name] or "" for name in names), format_dollars(each.dollars))
+    return table
+
+
 def projects_table(projects: Iterable[ProjectInfo]) -> Table:
     table = left_aligned("id", "name", "owner", "your role", "members")
     for project in projects:
         members = ", ".join(f"{member.name} ({member.role})" for member in project.members)
         add_row(table, project.id, project.name, project.owner, project.role, members)
+    return table
+
+
+def datasets_table(datasets: Iterable[DatasetInfo]) -> Table:
+    table = left_aligned("id", "name", "hash", "owner", "your role", "files", "size", "created")
+    for each in datasets:
+        facts = (str(each.count), decimal(each.bytes), moment(each.created))
+        add_row(table, each.id, each.name, f"sha256:{each.hash[:12]}", each.owner, each.role, *facts)
     return table
 
 
@@ -261,9 +299,11 @@ def _money(run: RunDetail) -> str:
     bill, budget = run.bill, run.money.budget_dollars
     allowed = "" if budget is None else f"; budget {format_dollars(budget)}"
     planned = f"planned {format_dollars(run.estimate.dollars)} and {format_seconds(run.estimate.seconds)}"
-    verdict = "" if bill.verdict is None else f"\n{bill.verdict}"
+    saving = "" if bill.verdict is None else f"\n{bill.verdict}"
     expected = "" if run.forecast is None else f"\n{_expected(run.forecast)}"
-    return f"{idle_in_words(bill)}, in {format_seconds(bill.seconds)}; {planned}{allowed}{expected}{verdict}"
+    result = verdict(run.results.held_out_loss, run.results.perplexity, run.parent_held_out_loss)
+    shown = "" if result is None else f"{result}\n"
+    return f"{shown}{idle_in_words(bill)}, in {format_seconds(bill.seconds)}; {planned}{allowed}{expected}{saving}"
 
 
 def _next_steps(run_id: str, failure: Failure) -> list[str]:

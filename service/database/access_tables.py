@@ -84,6 +84,37 @@ class Member(Table):
     __table_args__ = (Index("members_by_name", "name", "project_id"),)
 
 
+class ProjectSecret(Table):
+    """A secret that the drivers of a project's runs may get, sealed with a key that is not in the database."""
+
+    __tablename__ = "project_secrets"
+
+    project_id: Mapped[str] = mapped_column(ULID, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sealed: Mapped[str]
+    """The value; see `moedisco_ray.core.sealed`."""
+    set_by: Mapped[str]
+    """Owner whose token set the value last."""
+    updated: Mapped[float]
+
+
+class NoticeUrl(Table):
+    """The URL that gets notices about the ends of a project's runs, sealed like its secrets."""
+
+    __tablename__ = "notice_urls"
+
+    project_id: Mapped[str] = mapped_column(ULID, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    sealed: Mapped[str]
+    shown: Mapped[str]
+    """The part of the URL that may be shown."""
+    set_by: Mapped[str]
+    updated: Mapped[float]
+    sent: Mapped[float | None]
+    """Time of the last notice that was accepted."""
+    failure: Mapped[str | None]
+    """Why the last notice was not accepted; null if it was."""
+
+
 class IdempotencyKey(Table):
     """A used idempotency key, with the run that a repeated request gets."""
 
@@ -109,11 +140,13 @@ class OwnerPolicy(Table):
 
 
 class Spending(Table):
-    """Dollars metered for an owner in a calendar month (UTC), including deleted runs."""
+    """Dollars metered for an owner's runs in a project in a calendar month (UTC), including deleted runs."""
 
-    __tablename__ = "spending"
+    __tablename__ = "metered"
 
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project: Mapped[str] = mapped_column(ULID, primary_key=True)
+    """Id of the project to which the run belonged at that time."""
     month: Mapped[str] = mapped_column(String(7), primary_key=True)
     """Month, such as `2026-11`."""
     dollars: Mapped[float]

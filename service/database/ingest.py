@@ -69,7 +69,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
     _store_points(session, row.id, fold)
     spent = _charge(row, meter, pools)
     if spent > 0:
-        quotas.add_dollars(session, row.owner, spent, now)
+        quotas.add_dollars(session, row.owner, row.project, spent, now)
     row.next_seq = expected + len(fresh)
     row.progress, row.mark = fold.progress, max(row.mark, fold.mark)
     for name, figure in fold.results.items():

@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 
 from service.database import values
 from service.database.access_tables import Member, Project
+from service.database.dataset_tables import DatasetRow
 from service.database.ids import new_id
 from service.database.session import lock_until_commit
+from service.database.tables import RunRow
 from service.domain.access import Action, MemberRole, Person, Role, roles_for
-from service.errors import Conflict
+from service.errors import Conflict, NotFound
 
 
 def default_of(session: Session, owner: str, now: float) -> Project:
@@ -35,6 +37,46 @@ def create(session: Session, owner: str, name: str, now: float, most: int) -> Pr
     if _count(session, Project.owner == values.text(owner)) >= most:
         raise Conflict(f"you have {most} projects, and there may be no more")
     return _insert(session, owner, name, now)
+
+
+def rename(session: Session, row: Project, name: str) -> None:
+    """Give a project another name.
+
+    Raises:
+        Conflict: The project is the owner's default one, or its owner has or will have another one of this name.
+    """
+    lock_until_commit(session, "projects", row.owner)
+    if row.name == row.owner:
+        raise Conflict(f"this is {row.owner}'s own project, which keeps its name; move its runs to another one")
+    if name == row.owner or _of_owner(session, row.owner, name) not in (None, row):
+        raise Conflict(f"{row.owner} has a project with the name {name}; choose another name")
+    row.name = values.text(name)
+    session.flush()
+
+
+def remove(session: Session, row: Project) -> None:
+    """Delete a project without runs and data sets, with its members, its secrets and its URL for notices.
+
+    Raises:
+        Conflict: Runs or data sets belong to the project.
+    """
+    hold(session, row.id)
+    if count := session.scalar(select(func.count()).where(RunRow.project == row.id)):
+        raise Conflict(f"the project has {count} runs; delete them, or move them to another project, then delete it")
+    if count := session.scalar(select(func.count()).where(DatasetRow.project == row.id)):
+        raise Conflict(f"the project has {count} data sets; delete them, then delete it")
+    session.execute(delete(Project).where(Project.id == row.id))
+
+
+def hold(session: Session, project_id: str) -> None:
+    """Keep others from deleting a project until this transaction ends.
+
+    Raises:
+        NotFound: It was deleted.
+    """
+    lock_until_commit(session, "runs of project", project_id)
+    if session.scalar(select(Project.id).where(Project.id == project_id)) is None:
+        raise NotFound("this project was deleted; name another one")
 
 
 def find(session: Session, person: Person, name: str) -> list[tuple[Project, Role]]:

@@ -266,6 +266,7 @@ def transition(
         changes |= {"ended": now, **_totals(session, run)}
     if before in TERMINAL:
         changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None, "end_posted": None}
+        changes["noticed"] = None
     _change(session, run, now, changes | columns)
     _publish_state(session, run, now)
 

@@ -92,6 +92,8 @@ class RunRow(Table):
     ended: Mapped[float | None]
     end_posted: Mapped[float | None]
     """Time at which the operator's URL accepted the message about the end; null before."""
+    noticed: Mapped[float | None]
+    """Time at which the URL of the run's project accepted the notice about the end; null before."""
     updated: Mapped[float]
     perplexity: Mapped[float | None]
     """Perplexity of the finished model on the validation text; null before the evaluation."""
@@ -109,6 +111,7 @@ class RunRow(Table):
         Index("runs_by_state", "state", "priority", "queued"),
         Index("runs_by_owner", "owner", "id"),
         Index("runs_by_end", "end_posted", "ended"),
+        Index("runs_by_notice", "noticed", "ended"),
         Index("runs_by_creation", "created", "id"),
         # Lists in any order are sorted in this index, without the rows, which are long.
         Index(

@@ -19,13 +19,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.core.config.places import Place, ReadsFrom, WritesTo, names_a_run, places, with_places, words
+from moedisco_ray.core.config.places import Place, ReadsFrom, WritesTo, is_reference, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.store.hub import HUB, is_hub
 from moedisco_ray.core.store.locations import Location, is_uri
 from moedisco_ray.core.store.read_roots import KERNEL, ReadRoots, hidden_part, is_within, uri_is_within
 from service.domain.run_paths import is_id
-from service.domain.starts import parse, run_places
+from service.domain.starts import DATASET, parse, references
 
 EMBEDDED = "embedded"
 HARMLESS_OPTIONS = frozenset({"region", "anonymous"})
@@ -96,8 +96,8 @@ def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
 
     A relative path starts at the first root of its kind: input, output or storage. `output` becomes the directory in
     which the run's home is created. This directory is not inside a run's home, no part of its path below the root
-    begins with a dot, and the default is the first output root. `run://` references stay, because this function does
-    not know which runs a caller may read.
+    begins with a dot, and the default is the first output root. References to runs and data sets stay, because this
+    function does not know which ones a caller may read.
 
     Raises:
         ConfigError: A path is outside of the roots or contains `..`, or a URI is outside of the roots or has
@@ -115,7 +115,7 @@ def check_links(config: RunConfig, roots: Roots) -> None:
     """
     for place in places(config):
         path = str(place.value)
-        if "://" in path or path == EMBEDDED or names_a_run(path):
+        if "://" in path or path == EMBEDDED or is_reference(path):
             continue
         allowed = _directories(place, roots)
         base = before_wildcard(path) if isinstance(place.marker, ReadsFrom) else path  # nothing is written to a glob
@@ -133,9 +133,9 @@ def check_parts(config: RunConfig, location_of: Callable[[str], Location | None]
     Raises:
         ConfigError: A model or text is a symbolic link.
     """
-    for place in run_places(config):
+    for place in references(config):
         run_id, part = parse(place)
-        location = location_of(run_id)
+        location = None if part == DATASET else location_of(run_id)
         if location is not None and not is_uri(location) and Path(location, part).is_symlink():
             raise ConfigError(
                 place.field, words(place.value), f"the run's {part} directory is a link; name another run"
@@ -195,7 +195,7 @@ def _check_functions(config: RunConfig, allowed: Sequence[str]) -> None:
 def _resolved(place: Place, roots: Roots) -> str | Path:
     """The checked value of one setting, with paths made absolute."""
     value = str(place.value)
-    if names_a_run(place.value):
+    if is_reference(place.value):
         parse(place)
         return place.value
     if isinstance(place.marker, ReadsFrom):

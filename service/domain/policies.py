@@ -46,8 +46,8 @@ class Policy(_Document):
     """Limit on metered dollars in a calendar month (UTC). When it is reached, active runs stop with a checkpoint and
     queued runs wait for the next month; null means no limit."""
     disk_bytes: Annotated[int, Field(ge=0, le=2**60)] | None = None
-    """Limit on the size of all run directories and of their checkpoints, as last measured (bytes); null means no
-    limit."""
+    """Limit on the size of all run directories, of their checkpoints, as last measured, and of data sets (bytes); null
+    means no limit."""
     retention: Retention = Retention()
     """How long finished runs are kept."""
 

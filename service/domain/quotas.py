@@ -22,7 +22,7 @@ class Use:
         queued: Number of queued runs.
         active: Number of runs that have, or may have, a driver.
         dollars: Dollars metered in this calendar month, including deleted runs.
-        disk_bytes: Size of all run directories and of their checkpoints in other storage, as last measured (bytes).
+        disk_bytes: Size of all data sets, run directories and checkpoints in other storage, as last measured (bytes).
     """
 
     queued: int = 0
@@ -139,8 +139,29 @@ def check_room(policy: Policy, use: Use) -> None:
         raise AgainstPolicy(
             "disk_bytes",
             use.disk_bytes,
-            f"your runs fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete runs that you do not "
-            "need",
+            f"your runs and data sets fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete those "
+            "that you do not need",
+        )
+
+
+def check_upload(policy: Policy, use: Use, more: int) -> None:
+    """Refuse files that do not fit into the owner's quota.
+
+    Args:
+        policy: The owner's policy.
+        use: The owner's current usage.
+        more: Size of the files (bytes).
+
+    Raises:
+        AgainstPolicy: The limit on disk would be passed, or the policy cannot be read.
+    """
+    check_readable(policy)
+    if policy.disk_bytes is not None and use.disk_bytes + more > policy.disk_bytes:
+        raise AgainstPolicy(
+            "disk_bytes",
+            use.disk_bytes + more,
+            f"these files do not fit into the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete data "
+            "sets or runs that you do not need",
         )
 
 
@@ -150,7 +171,7 @@ def dollars_used_up(policy: Policy, use: Use) -> bool:
 
 
 def disk_full(policy: Policy, use: Use) -> bool:
-    """Whether the owner's run directories have reached the limit."""
+    """Whether the owner's run directories and data sets have reached the limit."""
     return policy.disk_bytes is not None and use.disk_bytes >= policy.disk_bytes
 
 
@@ -164,7 +185,7 @@ def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
     if dollars_used_up(policy, use):
         return f"its owner's {_dollars(policy.dollars_per_month)} for this month are used up"
     if disk_full(policy, use):
-        return f"its owner's runs fill the {_gigabytes(policy.disk_bytes)} of disk that they may use"
+        return f"its owner's runs and data sets fill the {_gigabytes(policy.disk_bytes)} of disk that they may use"
     return None
 
 

@@ -16,6 +16,7 @@ from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.records.bill import Bill, format_dollars, sum_dollars
 from moedisco_ray.core.stages import STAGES, alike
 from service.domain.reuse import same_storage, usable
+from service.domain.starts import by_content
 
 MOST_DONORS = 3
 """Maximum number of runs that are offered to a retry."""
@@ -102,4 +103,4 @@ def _agreeing(
 
 
 def _first(config: RunConfig) -> str:
-    return STAGES[0].fingerprint(config, {})
+    return STAGES[0].fingerprint(by_content(config), {})

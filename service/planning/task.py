@@ -8,9 +8,9 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
 from moedisco_ray.core.config.load import with_files
@@ -26,17 +26,16 @@ from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
 from moedisco_ray.plan.measured_machines import with_stored_measurements
 from moedisco_ray.plan.resolve import resolve
+from service.domain.datasets import hash_in, place_in
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
 from service.domain.policies import Policy
 from service.domain.quotas import check_pools, priced
-from service.domain.starts import located, parse, run_places, with_ids
+from service.domain.starts import located, parse, references, with_ids
 from service.errors import InvalidRequest
 from service.planning.reusing import Candidate, Match, dollars_without, in_words, matches
 from service.run_storage import copy_model_files, documents_at
 from service.schemas import Estimate, EstimateRequest, RetryEstimate, RetryRequest, Reused, RunRequest
-from service.schemas.mistakes import converted, mistakes_of, strict_json
-
-T = TypeVar("T", bound=BaseModel)
+from service.schemas.mistakes import converted, parsed
 
 MOST_SEQUENCES = 65_536
 """Maximum number of sequences per training step, because planning tries all divisors of the requested number."""
@@ -61,10 +60,11 @@ class Parent:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A finished run that the caller may read, and that a configuration refers to.
+    """A finished run or a data set that the caller may read, and that a configuration refers to.
 
     Attributes:
-        location: Path or URI of its run directory.
+        id: Id of the run, or `NAME@sha256:HASH` of the data set.
+        location: Path or URI of the run directory, or the folder of the data set.
     """
 
     id: str
@@ -83,7 +83,8 @@ class Task:
         here: Whether workers without GPUs run on the service's machine.
         parent: Run to retry.
         candidates: Runs from which a retry may take stages, the preferred ones first; the run to retry is among them.
-        starts: Runs that the configuration refers to, by the dotted path of each setting; None before they are known.
+        starts: Runs and data sets that the configuration refers to, by the dotted path of each setting; None before
+            they are known.
         scratch: Empty folder for copies of models at URIs; with None, `starts` has no run at a URI.
     """
 
@@ -125,22 +126,24 @@ class NewRun:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A setting that refers to a run.
+    """A setting that refers to a run or a data set.
 
     Attributes:
         field: Dotted path of the setting.
         asked: Value of the setting, as the user wrote it.
-        run: Id or name of the run.
+        key: Id or name of the run; name of the data set, with `@sha256:HASH` if that is given.
+        part: Part of the run, or `dataset`.
     """
 
     field: str
     asked: str
-    run: str
+    key: str
+    part: str
 
 
 @dataclasses.dataclass(frozen=True)
 class NeedsStarts:
-    """The settings that refer to runs; the task is repeated with `Task.starts`."""
+    """The settings that refer to runs and data sets; the task is repeated with `Task.starts`."""
 
     references: tuple[Reference, ...]
 
@@ -177,13 +180,13 @@ def done(task: Task) -> Outcome:
         StorageUnavailable: The URI of a run cannot be reached.
     """
     if task.parent is not None:
-        return _retried(task, task.parent, _parsed(RetryRequest, task.body or b"{}"))
+        return _retried(task, task.parent, parsed(RetryRequest, task.body or b"{}"))
     if task.kind == "estimate":
-        found = _checked(task, _parsed(EstimateRequest, task.body).config)
+        found = _checked(task, parsed(EstimateRequest, task.body).config)
         if isinstance(found, NeedsStarts):
             return found
         return Estimate.model_construct(**dict(found.plan), notes=tuple(found.notes)).model_dump_json().encode()
-    asked = _parsed(RunRequest, task.body)
+    asked = parsed(RunRequest, task.body)
     found = _checked(task, asked.config)
     return _new_run(task, found, priority=asked.priority, budget_dollars=asked.budget_dollars, project=asked.project)
 
@@ -198,19 +201,6 @@ def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
     """
     document: dict[str, Any] = _changed(raw, path.split("."), value, path)
     return document
-
-
-def _parsed(model: type[T], body: bytes) -> T:
-    if not body:
-        raise InvalidRequest([("body", "is missing")])
-    raw = strict_json(body)
-    try:
-        if mistakes := converted(TypeAdapter(model), raw):
-            raise InvalidRequest(mistakes)
-        return model.model_validate(raw)
-    except ValidationError as error:
-        found = [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors(include_url=False)]
-        raise InvalidRequest(mistakes_of(found)) from error
 
 
 def _retried(task: Task, parent: Parent, request: RetryRequest) -> Outcome:
@@ -283,18 +273,24 @@ def _new_run(
 def _checked(task: Task, config: RunConfig, candidates: Sequence[Candidate] = ()) -> _Checked | NeedsStarts:
     check_pools(config, task.policy)
     config, notes = priced(sandboxed(config, task.roots), task.policy.prices)
-    named = tuple(Reference(place.field, words(place.value), parse(place)[0]) for place in run_places(config))
+    named = tuple(Reference(place.field, words(place.value), *parse(place)) for place in references(config))
     if named and task.starts is None:
         return NeedsStarts(named)
     starts = task.starts or {}
     config = with_ids(config, {field: start.id for field, start in starts.items()})
     locations = {start.id: start.location for start in starts.values()}
-    check_parts(config, locations.get)
+
+    def location_of(key: str) -> Location | None:
+        # Equal data sets have one folder, also under the name that a run has from which stages may be taken.
+        digest = hash_in(key)
+        return locations.get(key) if digest is None else place_in(task.roots.homes, digest)
+
+    check_parts(config, location_of)
     check_links(config, task.roots)
     model_at = functools.partial(copy_model_files, folder=task.scratch or Path())
 
     def place(other: RunConfig) -> tuple[RunConfig, Sequence[Location]]:
-        return located(other, locations.get, documents_at, model_at)
+        return located(other, location_of, documents_at, model_at)
 
     found, read = place(config)
     with reading_within(task.roots.readable(*read)):

@@ -6,10 +6,10 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic_core
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.wording import plain_words
@@ -20,6 +20,8 @@ LARGEST = 2**53
 """Largest integer that every JSON parser reads exactly."""
 NO_OBJECT = "must be a JSON object, with the header Content-Type: application/json"
 
+_WRITE_ONLY = frozenset({"value", "url", "token", "code"})
+"""Fields of requests with secrets, which no answer quotes."""
 _LONGEST_VALUE = 200
 _MOST_SHOWN = 20
 _LONGEST_SEARCHED = 10_000
@@ -29,6 +31,7 @@ long."""
 
 _TYPES: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
+T = TypeVar("T", bound=BaseModel)
 FieldAndMessage = tuple[str, str]
 """Dotted path of a mistake, and what is wrong there."""
 
@@ -87,6 +90,25 @@ def strict_json(body: bytes) -> Any:
     return value
 
 
+def parsed(model: type[T], body: bytes) -> T:
+    """Parse and validate the JSON of a request.
+
+    Raises:
+        BadRequest: The body is not JSON.
+        InvalidRequest: The body is missing, or does not match its schema.
+    """
+    if not body:
+        raise InvalidRequest([("body", "is missing")])
+    raw = strict_json(body)
+    try:
+        if mistakes := converted(TypeAdapter(model), raw):
+            raise InvalidRequest(mistakes)
+        return model.model_validate(raw)
+    except ValidationError as error:
+        found = [{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors(include_url=False)]
+        raise InvalidRequest(mistakes_of(found)) from error
+
+
 def _conversions(raw: Any, read: Any, place: str) -> Iterator[FieldAndMessage]:
     if isinstance(raw, dict) and isinstance(read, dict):
         for key in raw.keys() & read.keys():
@@ -130,7 +152,8 @@ def _mistake(found: Mapping[str, Any]) -> FieldAndMessage:
         case "model_attributes_type" | "model_type" if found["loc"] == ("body",):
             return field, NO_OBJECT
         case _:
-            return field, in_words(_scalar(found.get("input")), plain_words(found))
+            shown = None if parts[-1] in _WRITE_ONLY else _scalar(found.get("input"))
+            return field, in_words(shown, plain_words(found))
 
 
 def _scalar(value: Any) -> Any:

@@ -76,6 +76,25 @@ class Quota(Document):
     retention: Retention
 
 
+class SpentDollars(Document):
+    """Dollars of a group of runs; a field that was not grouped by is null."""
+
+    owner: str | None
+    project: str | None
+    """Id of the project; empty if the dollars were metered before the owner had one."""
+    project_name: str | None
+    """Name of the project; null if it was deleted, or the caller may not see it."""
+    month: str | None
+    """Calendar month (UTC), such as `2026-11`."""
+    dollars: float
+
+
+class SpendingPage(Document):
+    """Metered dollars by group, newest month first, including those of deleted runs."""
+
+    items: list[SpentDollars]
+
+
 class Estimate(Plan):
     """Estimated resources, time and cost of a run at the operator's prices."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from moedisco_ray.core.config import RunConfig, Tags
+from moedisco_ray.core.config import MOST_TAGS, RunConfig, TagKey, TagValue
 from service.domain.reuse import Reuse
 from service.schemas.base import DisplayName, Document, Dollars, Note, Priority, ProjectReference, example
 
@@ -60,7 +60,8 @@ class RunChange(Document):
     model_config = example(priority=10, budget_dollars=40.0)
 
     name: DisplayName | None = None
-    tags: Tags | None = None
+    tags: Annotated[dict[TagKey, TagValue | None], Field(max_length=MOST_TAGS)] | None = None
+    """Tags to set, by key; null removes one, and the others stay (a merge patch of RFC 7396)."""
     priority: Priority | None = None
     budget_dollars: Dollars | None = None
     """Cost at which the run stops with a checkpoint (dollars); null removes the budget."""

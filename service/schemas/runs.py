@@ -156,6 +156,9 @@ class RunDetail(Run):
     """Planned cost at submission."""
     failure: Failure | None = None
     """Where the run failed; null if it did not."""
+    parent_held_out_loss: float | None = None
+    """Held-out loss of the run that this one retries (nats per token); null if it has none, or the caller may not see
+    that run."""
     forecast: Forecast | None = None
     """The expected end; null if the run is not active, or if its plan does not know the speed of its machines."""
 

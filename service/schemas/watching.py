@@ -30,6 +30,8 @@ class Report(Document):
     begin: Annotated[int, Field(ge=0, le=2**53)] | None = None
     """Number of the driver's own first line. Lines from there on are new, even if an earlier driver has used their
     numbers."""
+    secrets: bool = False
+    """Whether the driver asks for the secrets that the run's configuration names."""
 
 
 class ReportAnswer(Document):
@@ -41,6 +43,8 @@ class ReportAnswer(Document):
     prices: dict[str, float] = Field(default_factory=dict)
     """The operator's present prices of the run's resources (dollars per worker-hour), by custom resource; absent if
     there are none. The driver charges them for slots that workers take from now on."""
+    secrets: str | None = None
+    """The secrets, sealed with the key of the attempt's driver; absent if it did not ask for them."""
 
 
 class Series(Document):

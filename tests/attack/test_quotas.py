@@ -68,7 +68,7 @@ def test_deleting_runs_does_not_give_dollars_back(api: Service, tenant: TestClie
     set_policies(api, **PRICED, dollars_per_month=1)
     run = api.submit()["id"]
     with api.database.write() as session:
-        quotas.add_dollars(session, "ann", 1.0, time.time())
+        quotas.add_dollars(session, "ann", "", 1.0, time.time())
     assert tenant.delete(f"/v1/runs/{run}").status_code == 204
     message = refused(tenant.post("/v1/runs", json={"config": demo()}), "dollars_per_month")
     assert message == "1.0: your $1.00 for this month are used up; submit again next month, or ask the operator"

@@ -22,7 +22,7 @@ from client_standin import URL, Body, event_stream, problem
 from hostile_text import HOSTILE, control_characters, poisoned
 from pydantic import TypeAdapter, ValidationError
 from run_example import events, report
-from test_cli_service import EVENTS, ID, RUN, Fake
+from test_cli_service import DATASET, EVENTS, ID, RUN, Fake
 from typer.testing import CliRunner, Result
 
 import service.client
@@ -51,7 +51,13 @@ MODELS: dict[str, Any] = {
     "/v1/policies": Policies,
     "/v1/quota": schemas.Quota,
     "/v1/projects": schemas.ProjectInfo,
+    "/v1/spending": schemas.SpentDollars,
+    "/v1/projects/ann/secrets": schemas.SecretInfo,
+    "/v1/projects/ann/notices": schemas.NoticeUrl,
+    "/v1/identity": schemas.Identity,
     "/v1/tokens": schemas.TokenInfo,
+    "/v1/datasets": schemas.DatasetInfo,
+    f"/v1/datasets/{DATASET['id']}": schemas.DatasetDetail,
 }
 
 
@@ -113,6 +119,7 @@ class HostileService(Fake):
             self.answers["POST", path] = detail
         [project] = hostile("/v1/projects")["items"]
         self.answers["POST", "/v1/projects"] = self.answers["PUT", "/v1/projects/law/members/bob"] = project
+        self.answers["PATCH", "/v1/projects/law"] = project
         self.answers["POST", "/v1/tokens"] |= {"token": HOSTILE, "name": HOSTILE}
         self.answers["POST", "/v1/tokens/T1/rotate"] |= {"token": HOSTILE, "name": HOSTILE}
         self.answers["POST", "/v1/sign-in-codes"] = {"code": HOSTILE, "expires": 1.0}
@@ -332,6 +339,20 @@ SCENARIOS: dict[str, list[list[str]]] = {
     "projects create": [[HOSTILE], ["law"], ["law", "--json"]],
     "projects add": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--role", HOSTILE]],
     "projects remove": [[HOSTILE, HOSTILE], ["law", "bob"], ["law", "bob", "--json"]],
+    "datasets list": [[], ["--json"], ["--name", HOSTILE]],
+    "datasets upload": [[HOSTILE], ["demo.yaml"], ["demo.yaml", "--name", HOSTILE, "--json"]],
+    "datasets download": [[HOSTILE], ["wiki"], ["wiki", NAME]],
+    "datasets delete": [[HOSTILE, "--yes"], ["wiki", "--yes"], ["wiki", "--yes", "--json"]],
+    "secrets list": [["--project", "ann"], ["--project", "ann", "--json"], ["--project", HOSTILE]],
+    "secrets set": [[HOSTILE], ["HF_TOKEN"]],
+    "secrets delete": [[HOSTILE], ["HF_TOKEN", "--project", "law"]],
+    "notify show": [["--project", "ann"], ["--project", "ann", "--json"]],
+    "notify set": [["--project", HOSTILE]],
+    "notify test": [["--project", HOSTILE], ["--project", "law"]],
+    "notify clear": [["--project", HOSTILE], ["--project", "law"]],
+    "projects rename": [[HOSTILE, HOSTILE], ["law", "x"], ["law", "x", "--json"]],
+    "projects delete": [[HOSTILE], ["law"]],
+    "spending": [[], ["--json"], ["--by", HOSTILE, "--month", HOSTILE]],
     "tokens list": [[], ["--json"]],
     "tokens create": [
         [HOSTILE, "--owner", HOSTILE],
@@ -428,6 +449,7 @@ def test_no_command_writes_what_a_terminal_obeys(
             "policies",
             "pools",
             "projects",
+            "datasets",
             "tokens",
             "sign-in",
         }

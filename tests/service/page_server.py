@@ -51,6 +51,7 @@ class Site:
             dashboard=behind.dashboard,
             notifier=behind.notifier,
             secret=SECRET,
+            secrets_key=SECRET,
             wake_reconciler=lambda: None,
         )
         self._server = Server(self.app, behind.settings)

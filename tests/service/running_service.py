@@ -36,6 +36,7 @@ class Running:
             dashboard=made.dashboard,
             notifier=made.notifier,
             secret=self.secret,
+            secrets_key=SECRET,
             wake_reconciler=lambda: None,
         )
         self.server = Server(app, made.settings.model_copy(update={"port": self.port}))

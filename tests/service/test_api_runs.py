@@ -211,8 +211,20 @@ def test_what_is_left_out_of_a_change_stays(api):
     run = api.submit(tags={"a": "b"})["id"]
     changed = api.ann.patch(f"/v1/runs/{run}", json={"name": "Better name", "budget_dollars": 2.5}).json()
     assert (changed["name"], changed["tags"], changed["money"]["budget_dollars"]) == ("Better name", {"a": "b"}, 2.5)
-    assert api.ann.patch(f"/v1/runs/{run}", json={"tags": {}}).json()["tags"] == {}
     assert api.ann.patch(f"/v1/runs/{run}", json={}).status_code == 200
+
+
+def test_a_change_of_tags_is_a_merge_patch(api):
+    run = api.submit(tags={"a": "b", "c": "d"})["id"]
+
+    def patched(**tags):
+        return api.ann.patch(f"/v1/runs/{run}", json={"tags": tags})
+
+    assert patched(a=None, e="f", absent=None).json()["tags"] == {"c": "d", "e": "f"}
+    assert patched().json()["tags"] == {"c": "d", "e": "f"}
+    answer = patched(**{f"k{i}": "v" for i in range(15)})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "tags")
+    assert patched(c=None, **{f"k{i}": "v" for i in range(15)}).status_code == 200
 
 
 def test_a_budget_is_removed_by_null(api):

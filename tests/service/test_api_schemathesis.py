@@ -57,13 +57,17 @@ def real(api, ray):
     site = Site.__new__(Site)  # what is behind a page, without a port
     site.service = api
     run, other = finish(site), api.submit()["id"]
+    dataset = api.upload("demo", {"clusters/report.json": b"text"}, "admin")["id"]
+    api.admin.put("/v1/projects/root/notices", json={"url": "https://localhost/hook"})
     return {
         "run": lambda _: [run, other],
         "run_id": lambda _: run,
+        "dataset_id": lambda _: dataset,
         "path": lambda _: "clusters/report.json",
         "name": lambda operation: "driver" if operation == "get_log" else "demo",
         "project": lambda _: "root",
         "member": lambda _: "bob",
+        "secret": lambda _: "HF_TOKEN",
         "token_id": lambda _: api.admin.get("/v1/tokens").json()["items"][-1]["id"],
     }
 
@@ -73,7 +77,7 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", api.app)
 
 
-DESTRUCTIVE = {"delete_run", "revoke_token", "rotate_token"}
+DESTRUCTIVE = {"delete_run", "delete_dataset", "revoke_token", "rotate_token", "delete_notice_url"}
 """Never asked of what all other operations look at."""
 
 

@@ -128,6 +128,8 @@ def test_too_many_requests_are_answered_with_a_time_to_try_again(tmp_path):
     with service(tmp_path, requests_per_minute=3) as api:
         answers = [api.ann.get("/v1/identity") for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert answers[1].headers["ratelimit-policy"] == '"requests";q=3;w=60'
+        assert answers[1].headers["ratelimit"].startswith('"requests";r=1;t=')
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
         assert answers[-1].headers["content-type"] == "application/problem+json"
         assert api.bob.get("/v1/identity").status_code == 200

@@ -29,6 +29,7 @@ def test_the_body_of_an_answer_does_not_wait_until_its_head_is_acknowledged(tmp_
             dashboard=made.dashboard,
             notifier=made.notifier,
             secret=SECRET,
+            secrets_key=SECRET,
             wake_reconciler=lambda: None,
         )
         server = Server(app, made.settings)

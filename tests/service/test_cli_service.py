@@ -92,6 +92,9 @@ TOKEN = {
     "used": None,
 }
 PROJECT = RUN["project"] | {"name": "law", "created": 1.0, "members": [{"name": "bob", "role": "editor"}]}
+SPENT = {"owner": "ann", "project": "P1", "project_name": "law", "month": "2026-12", "dollars": 12.5}
+SECRET = {"name": "HF_TOKEN", "set_by": "bob", "updated": 1.0}
+NOTICES = {"shown": "slack://...", "set_by": "bob", "updated": 1.0, "sent": None, "failure": "status 404"}
 POLICIES = {"default": {"prices": {"low_mem_gpu": 0.35}}, "owners": {"ann": {"highest_priority": 5}}}
 QUOTA = {
     "owner": "ann",
@@ -115,6 +118,17 @@ COMPARISON = {
     "stages": [{"stage": "seed", "seconds": [60.0, None], "dollars": [0.5, None], "perplexity": [40.0, None]}],
     "sources": [{"source": "all", "perplexity": [33.1, 34.2], "bits_per_byte": [1.2, 1.3]}],
     "samples": [{"prompt": "The", "texts": ["The end", None]}],
+}
+DATASET = {
+    "id": "01JABCDEFGHJKMNPQRSTVWXYZ2",
+    "name": "wiki",
+    "hash": "0123456789abcdef" * 4,
+    "owner": "ann",
+    "project": "01JABCDEFGHJKMNPQRSTVWXYZ1",
+    "role": "owner",
+    "bytes": 12_345,
+    "count": 2,
+    "created": 1.0,
 }
 
 
@@ -147,9 +161,24 @@ class Fake:
             ("DELETE", "/v1/policies/owners/ann"): None,
             ("GET", "/v1/quota"): QUOTA,
             ("GET", "/v1/projects"): {"items": [PROJECT]},
+            ("PATCH", "/v1/projects/law"): PROJECT,
+            ("DELETE", "/v1/projects/law"): None,
+            ("GET", "/v1/spending"): {"items": [SPENT]},
             ("POST", "/v1/projects"): PROJECT,
             ("PUT", "/v1/projects/law/members/bob"): PROJECT,
             ("DELETE", "/v1/projects/law/members/bob"): None,
+            ("GET", "/v1/datasets"): {"items": [DATASET], "next_cursor": None},
+            ("GET", f"/v1/datasets/{DATASET['id']}"): DATASET | {"files": []},
+            ("POST", "/v1/datasets"): {"dataset": DATASET, "missing": []},
+            ("DELETE", f"/v1/datasets/{DATASET['id']}"): None,
+            ("GET", "/v1/identity"): {"owner": "ann", "scopes": ["read"], "version": "1", "dashboard_url": None},
+            ("GET", "/v1/projects/ann/secrets"): {"items": [SECRET]},
+            ("PUT", "/v1/projects/law/secrets/HF_TOKEN"): SECRET,
+            ("DELETE", "/v1/projects/law/secrets/HF_TOKEN"): None,
+            ("GET", "/v1/projects/ann/notices"): NOTICES,
+            ("PUT", "/v1/projects/law/notices"): NOTICES,
+            ("POST", "/v1/projects/law/notices/test"): None,
+            ("DELETE", "/v1/projects/law/notices"): None,
             ("GET", "/v1/tokens"): {"items": [TOKEN]},
             ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
             ("POST", "/v1/tokens/T1/rotate"): TOKEN | {"token": "mdk_next"},
@@ -207,12 +236,12 @@ def config(tmp_path, monkeypatch):
     return "demo.yaml"
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="moedisco")
+def invoke(*arguments, typed=None):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed, prog_name="moedisco")
 
 
-def ran(*arguments):
-    result = invoke(*arguments)
+def ran(*arguments, typed=None):
+    result = invoke(*arguments, typed=typed)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -263,6 +292,9 @@ def test_every_command_has_help():
         "estimate",
         "tokens",
         "projects",
+        "secrets",
+        "notify",
+        "spending",
         "policies",
         "quota",
         "change",
@@ -592,10 +624,12 @@ def test_change(fake):
         (("--budget", "none"), {"budget_dollars": None}),
         (("--budget", "12.5", "--priority", "0"), {"budget_dollars": 12.5, "priority": 0}),
         (("--name", "b"), {"name": "b"}),
+        (("--tag", "team:a:b", "--untag", "draft"), {"tags": {"draft": None, "team": "a:b"}}),
     ):
         assert ran("change", ID, *given) == f"{ID}  demo: budget $12.50, priority 3, kept\n"
         assert fake.sent == sent
     assert "no new value" in mistake("change", ID)
+    assert ran("change", ID, ID, "--name", "b").count("demo:") == 2
 
 
 @pytest.mark.parametrize("command", ["submit", "retry", "change"])
@@ -615,6 +649,9 @@ def test_projects(fake, config):
     assert "bob (editor)" in ran("projects", "add", "law", "bob", "--role", "editor")
     assert fake.sent == {"role": "editor"}
     assert ran("projects", "remove", "law", "bob") == "law: bob removed\n"
+    assert ran("projects", "rename", "law", "contracts").endswith("  law\n")
+    assert fake.sent == {"name": "contracts"}
+    assert ran("projects", "delete", "law") == "law: deleted\n"
     ran("submit", config, "--project", "law")
     assert fake.sent["project"] == "law"
     assert "project" not in ran("list")
@@ -622,6 +659,32 @@ def test_projects(fake, config):
     fake.answers["GET", "/v1/runs"] = {"items": [other], "next_cursor": None}
     assert "project law of ann" in ran("list", "--project", "law")
     assert b"project=law" in fake.requests[-1].url.query
+
+
+def test_spending(fake):
+    shown = ran("spending", "--by", "owner, project,month", "--month", "2026-12")
+    assert all(part in shown for part in ("month", "2026-12", "ann", "law", "$12.50"))
+    assert fake.requests[-1].url.query == b"group_by=owner%2Cproject%2Cmonth&month=2026-12"
+
+
+def test_secrets(fake):
+    assert ran("secrets", "set", "HF_TOKEN", "--project", "law", typed="hf_1\n").startswith(
+        "HF_TOKEN: set; a run names it"
+    )
+    assert fake.sent == {"value": "hf_1"}
+    assert "is empty" in mistake("secrets", "set", "HF_TOKEN", "--project", "law")
+    assert "HF_TOKEN" in ran("secrets", "list")  # of the caller's own project
+    assert ran("secrets", "delete", "HF_TOKEN", "--project", "law") == "HF_TOKEN: deleted\n"
+
+
+def test_notices(fake):
+    url = "slack://a/b/c"
+    assert ran("notify", "set", "--project", "law", typed=f"{url}\n") == "slack://...: set, and a test was sent\n"
+    assert fake.requests[-1].url.path == "/v1/projects/law/notices/test"
+    assert "is empty" in mistake("notify", "set", "--project", "law")
+    assert "not accepted: status 404" in ran("notify", "show")
+    assert ran("notify", "test", "--project", "law") == "sent\n"
+    assert ran("notify", "clear", "--project", "law") == "law: no more notices are sent\n"
 
 
 def test_tokens(fake):

@@ -12,6 +12,7 @@ import pytest
 import run_example
 from axe_playwright_python.sync_playwright import Axe
 from databases import insert_run
+from page_editor import Editor
 from page_runs import begin, finish, train
 from page_server import site as serve
 from playwright.sync_api import expect
@@ -199,6 +200,18 @@ def test_curves_of_all_stages_are_on_one_axis_of_the_runs_tokens(site, page):
         "submodel-0": (402, 400 + 2 * 199),
         "submodel-1": (402, 400 + 2 * 299),
     }
+    page.get_by_role("button", name="hours", exact=True).click()
+    expect(page.get_by_role("img", name=re.compile("over the run's hours"))).to_be_visible()
+    spent = page.evaluate(
+        """async (series) => {
+          const { alongSpending } = await import("/static/run/curves.js");
+          const stages = ["corpus", "seed", "submodels"].map((name) => ({ name }));
+          const curves = alongSpending(series, stages, new Map([["corpus", 1], ["seed", 2], ["submodels", 4]]));
+          return curves.map(({ unit, tokens }) => [unit, tokens.at(-1)]);
+        }""",
+        series,
+    )
+    assert dict(spent) == {"seed": 3, "submodel-0": 7, "submodel-1": 7}
 
 
 def test_a_retry_is_compared_with_the_earlier_run(site, page):
@@ -236,7 +249,7 @@ def test_a_failed_run_says_why_and_carries_the_change_into_its_retry(site, page)
     expect(card).to_contain_text("in submodels, submodel-0")
     expect(card).to_contain_text("the loss is nan")
     card.get_by_role("link", name="Retry with half the learning rate").click()
-    expect(page.get_by_label("Configuration, YAML")).to_have_value(re.compile(r"lr: 0\.0005\n"))
+    Editor(page).wait_for(r"lr: 0\.0005")
     expect(page.get_by_text("Fits the pools")).to_be_visible()
     page.get_by_role("button", name="Submit the retry").click()
     expect(state_pill(page)).to_have_text("queued")
@@ -268,27 +281,111 @@ def test_the_list_is_sorted_filtered_shared_and_compared(site, page):
     page.get_by_label("Figures").fill("")
     page.keyboard.press("Enter")
     expect(rows).to_have_count(3)
-    page.get_by_label("Compare second").check()
-    page.get_by_label("Compare first").check()
+    page.get_by_role("button", name="Perplexity").click()
+    expect(page.get_by_role("columnheader", name="Perplexity")).to_have_attribute("aria-sort", "descending")
+    expect(rows.first).to_contain_text("41.50")
+    page.get_by_label("Choose second").check()
+    page.get_by_label("Choose first").check()
     page.get_by_role("link", name="Compare 2 runs").click()
     expect(page.get_by_role("heading", name="Comparison of 2 runs")).to_be_visible()
     assert page.url.endswith(f"#/compare/{ids['second']},{ids['first']}")
 
 
+def test_chosen_runs_are_tagged_filtered_and_deleted_together(site, page):
+    """By the keyboard; a run that cannot be deleted stays chosen, with the reason."""
+    ids = [begin(site, name="third", tags={"draft": "yes"})]
+    ids += [site.service.submit(name=name, tags={"draft": "yes"})["id"] for name in ("first", "second")]
+    page.goto("/#/runs")
+    for name in ("first", "second", "third"):
+        page.get_by_label(f"Choose {name}").check()
+    group = page.get_by_role("group", name="Chosen runs")
+    group.get_by_role("button", name="Tag").press("Enter")
+    page.get_by_label("Tags", exact=True).fill("team: draft")
+    expect(page.get_by_role("button", name="Save")).to_be_disabled()
+    page.get_by_label("Tags", exact=True).fill("team:vision -draft")
+    page.get_by_role("button", name="Save").press("Enter")
+    expect(group).to_have_count(0)
+    assert [stored(site, run_id).tags for run_id in ids] == [{"team": "vision"}] * 3
+    page.get_by_text("More filters").click()
+    page.get_by_label("Owner").fill("ann")
+    page.get_by_label("Submitted from").fill("2020-01-01")
+    page.get_by_label("Tag", exact=True).fill("team:other")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("No run matches.")).to_be_visible()
+    page.get_by_label("Tag", exact=True).fill("team:vision")
+    page.keyboard.press("Enter")
+    for name in ("first", "second", "third"):
+        page.get_by_label(f"Choose {name}").check()
+    group.get_by_role("button", name="Delete").press("Enter")
+    expect(page.get_by_role("button", name="Back")).to_be_focused()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("alert")).to_contain_text("third: the run is running; cancel it, then delete it")
+    expect(page.locator("table.runs tbody tr")).to_have_count(1)
+    expect(page.get_by_label("Choose third")).to_be_checked()
+
+
 def test_a_mistake_is_shown_at_its_line_and_nothing_can_be_submitted(page):
     page.goto("/#/submit")
     expect(page.get_by_text("Fits the pools")).to_be_visible()
-    text = page.get_by_label("Configuration, YAML")
-    lines = text.input_value().split("\n")
+    editor = Editor(page)
+    lines = editor.text.split("\n")
     wrong = next(i for i, line in enumerate(lines) if line.strip().startswith("total:"))
-    text.fill("\n".join([*lines[:wrong], lines[wrong].replace("total", "totl"), *lines[wrong + 1 :]]))
+    editor.fill("\n".join([*lines[:wrong], lines[wrong].replace("total", "totl"), *lines[wrong + 1 :]]))
     expect(page.locator(".mistakes")).to_contain_text("tokens.totl")
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
     page.get_by_role("button", name=f"Line {wrong + 1}", exact=True).click()
-    selected = text.evaluate("area => area.value.slice(area.selectionStart, area.selectionEnd)")
-    assert selected.strip().startswith("totl:")
-    text.fill("clusters: [1")
+    assert editor.selected.strip().startswith("totl:")
+    editor.fill("clusters: [1")
     expect(page.locator(".mistakes")).to_contain_text("not YAML")
+
+
+def test_a_configuration_is_written_with_the_schemas_names_and_values(site, page):
+    """A name of a setting is completed in its section, a value from those that are possible; hovering explains it."""
+    page.goto("/#/submit")
+    editor = Editor(page).wait_for("name: demo")
+    editor.fill("name: a\ncorpus:\n  sources:\n    - ")
+    editor.area.press_sequentially("pa")
+    expect(page.get_by_role("option", name="path")).to_be_visible()
+    editor.fill("name: a\nrecipe: ")
+    editor.area.press_sequentially("jo")
+    page.get_by_role("option", name="joint").click()
+    assert editor.text == "name: a\nrecipe: joint"
+    editor.area.press("Enter")
+    editor.area.press_sequentially("clus")
+    page.get_by_role("option", name="clusters").click()
+    editor.area.press_sequentially("coun")
+    page.get_by_role("option", name="count").click()
+    assert editor.text.endswith("clusters:\n  count: ")
+    page.locator(".cm-line").filter(has_text="recipe").locator("span").first.hover()
+    expect(page.locator(".setting").first).to_contain_text("Which way to train the model.")
+    paths = page.evaluate(
+        """async () => {
+          const { sectionPath } = await import("/static/submit/schema.js");
+          const lines = ["corpus:", "  sources:", "  - path: x", "    format: y", "  - path: z", "pools:",
+            "  low_memory:", "    gpu: 1"];
+          return lines.map((line, number) => sectionPath(lines, number, /^[ -]*/.exec(line)[0].length).join("."));
+        }"""
+    )
+    each = "corpus.sources.*"
+    assert paths == ["", "corpus", each, each, each, "", "pools", "pools.low_memory"]
+
+
+def test_a_template_is_marked_chosen_and_copied(site, page):
+    run_id = begin(site, name="good", seed=7)
+    page.goto(f"/#/runs/{run_id}")
+    page.get_by_role("button", name="Template").click()
+    expect(page.get_by_role("button", name="Template")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("link", name="New run").first.click()
+    Editor(page).wait_for("name: demo")
+    page.get_by_role("button", name="good by ann").click()
+    assert "template" not in Editor(page).wait_for("name: good").text
+    page.goto(f"/#/runs/{run_id}")
+    page.get_by_role("link", name="Copy").click()
+    Editor(page).wait_for("seed: 7")
+    page.get_by_role("button", name="Submit").click()
+    expect(state_pill(page)).to_have_text("queued")
+    copied = stored(site, page.url.rsplit("/", 1)[1])
+    assert (copied.config["seed"], copied.tags, copied.parent) == (7, {}, None)
 
 
 def test_curves_and_figures_move_while_events_come_in(site, page):
@@ -360,9 +457,8 @@ def test_a_retry_sends_the_changes_only(site, page):
     site.service.bring(run_id, RunState.FAILED)
     page.goto(f"/#/runs/{run_id}")
     page.get_by_role("link", name="Retry with changes").click()
-    text = page.get_by_label("Configuration, YAML")
-    expect(text).to_have_value(re.compile("total: 20000000"))
-    text.fill(text.input_value().replace("total: 20000000", "total: 30000000"))
+    editor = Editor(page).wait_for("name: demo")
+    editor.fill(editor.text.replace("total: 20000000", "total: 30000000"))
     expect(page.get_by_role("region", name="Estimate")).to_contain_text("Reuses corpus of demo: ")
     page.get_by_label("Take finished stages of").select_option("no run")
     expect(page.get_by_role("region", name="Estimate")).to_contain_text("Reuses no stage: ")
@@ -581,13 +677,8 @@ def test_the_page_folds_events_as_the_terminal_does(site, page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("width", "scheme"),
-    [
-        (360, "dark"),
-        *(pytest.param(*view, marks=pytest.mark.slow) for view in ((768, "light"), (1280, "light"), (1280, "dark"))),
-    ],
-)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 768, 1440])
 def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path, scheme, width):
     done, live = finish(site), begin(site, name="a-run-with-a-name-that-is-somewhat-longer-than-usual")
     train(site, live, "submodel-0", 1, 40)
@@ -599,15 +690,18 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
         "submit": ("/#/submit", ".verdict"),
         "retry": (f"/#/runs/{done}/retry", ".verdict"),
         "projects": ("/#/projects", ".members"),
+        "account": ("/#/account", ".spent"),
+        "administration": ("/#/account", ".audit"),
         "pools": ("/#/pools", ".pools"),
         "absent": ("/#/runs/absent", ".empty .notice"),
     }
     site.service.ann.put("/v1/projects/ann/members/somebody-with-a-long-name@example.org", json={"role": "editor"})
+    site.service.upload("a-data-set-with-a-name-that-is-somewhat-longer", {"a.txt": b"text"})
     folder = Path(ARTIFACTS) if ARTIFACTS else tmp_path
     folder.mkdir(parents=True, exist_ok=True)
-    outside, inside = (open_page(width=width, scheme=scheme, who=who) for who in (None, "ann"))
+    outside, inside, admin = (open_page(width=width, scheme=scheme, who=who) for who in (None, "ann", "admin"))
     for name, (address, sign) in {"sign-in": ("/", "#token"), **views}.items():
-        page = outside if name == "sign-in" else inside
+        page = {"sign-in": outside, "administration": admin}.get(name, inside)
         page.goto(address)
         expect(page.locator(sign)).to_be_visible()
         page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)

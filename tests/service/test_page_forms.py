@@ -6,6 +6,7 @@ import time
 import pytest
 import run_example
 from browser import browser
+from page_editor import Editor
 from page_runs import begin
 from page_server import site as serve
 from playwright.sync_api import expect
@@ -15,6 +16,7 @@ from test_page import open_page, page, site, state_pill, stored
 
 from moedisco_ray.core.config import Clusters
 from moedisco_ray.core.records.events import Event
+from service.database import tokens
 from service.database.tables import RunRow
 from service.domain.states import RunState
 
@@ -31,9 +33,9 @@ def failed(site, **changes):
 def retry(page, run_id, edit):
     """Submit a retry with an edited configuration; returns the changes that were sent."""
     page.goto(f"{page.url.partition('#')[0]}#/runs/{run_id}/retry")
-    text = page.get_by_label("Configuration, YAML")
-    expect(text).to_have_value(re.compile("sources:"))
-    text.fill(edit(text.input_value()))
+    editor = Editor(page).wait_for("name:")
+    if (text := edit(editor.text)) != editor.text:
+        editor.fill(text)
     button = page.get_by_role("button", name="Submit the retry")
     expect(button).to_be_enabled()
     with page.expect_request(f"**/v1/runs/{run_id}/retry") as asked:
@@ -77,9 +79,8 @@ def test_a_section_removed_from_a_retry_gets_its_defaults(site, page):
 def test_a_setting_outside_of_sections_cannot_be_removed_from_a_retry(site, page):
     run_id = failed(site, seed=7)
     page.goto(f"/#/runs/{run_id}/retry")
-    text = page.get_by_label("Configuration, YAML")
-    expect(text).to_have_value(re.compile("seed: 7"))
-    text.fill(text.input_value().replace("seed: 7\n", ""))
+    editor = Editor(page).wait_for("seed: 7")
+    editor.fill(editor.text.replace("seed: 7\n", ""))
     page.get_by_role("button", name="Submit the retry").click()
     expect(page.get_by_role("alert")).to_have_text("seed: a retry needs a value; write one.")
 
@@ -112,8 +113,8 @@ def test_an_estimate_that_was_lost_is_asked_for_again(site, page):
     button = page.get_by_role("button", name="Submit")
     expect(button).to_be_enabled()
     site.stop()
-    text = page.get_by_label("Configuration, YAML")
-    text.fill(text.input_value().replace("name: demo", "name: other"))
+    editor = Editor(page)
+    editor.fill(editor.text.replace("name: demo", "name: other"))
     expect(page.get_by_text("The service cannot be reached.")).to_be_visible(timeout=20_000)
     expect(button).to_be_disabled()
     site.start()
@@ -142,3 +143,24 @@ def test_a_run_that_this_version_refuses_is_shown(site, page):
         session.execute(update(RunRow).where(RunRow.id == run_id).values(config={"everything": 1}))
     page.goto(f"/#/runs/{run_id}")
     expect(page.get_by_role("region", name="Cost")).to_contain_text("unknown")
+
+
+@pytest.mark.slow
+def test_an_administrator_revokes_a_token_and_an_owner_renames_and_deletes_a_project(site, open_page):
+    with site.service.database.write() as session:
+        tokens.create(session, name="ci", owner="carl", scopes=["read"], expires=None, now=time.time())
+    page = open_page(who="admin")
+    page.goto("/#/account")
+    page.get_by_role("button", name="Revoke ci").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(page.get_by_text("1 revoked or expired token not shown")).to_be_visible()
+    expect(page.locator(".audit")).to_be_visible()
+    page = open_page(who="ann")
+    site.service.ann.post("/v1/projects", json={"name": "draft"})
+    page.goto("/#/projects")
+    page.get_by_label("New name").fill("final")
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_role("button", name="Delete final").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", name="final of ann")).to_have_count(0)
+    assert "final" not in [each["name"] for each in site.service.ann.get("/v1/projects").json()["items"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from page_server import Site
 
 from moedisco_ray.core.config import check_config
 from service.api.security import Caller, still_allowed
-from service.database import reuse, runs, tokens
+from service.database import projects, quotas, reuse, runs, tokens
 from service.database.ids import new_id
 from service.domain.access import ROLES, Action, check_access, roles_for
 from service.domain.run_paths import with_run_directory
@@ -53,6 +54,10 @@ class Row:
 
 RUN = "/v1/runs/{run}"
 MEMBER = "/v1/projects/{project}/members/new"
+DATASET = "/v1/datasets/{dataset}"
+TEXT = {"name": "wiki", "files": [{"path": "a.txt", "bytes": 4, "sha256": hashlib.sha256(b"text").hexdigest()}]}
+SECRETS = "/v1/projects/{project}/secrets"
+NOTICES = "/v1/projects/{project}/notices"
 START = {"config": demo(tokenizer={"path": "run://{run}/model"})}
 ROWS: dict[str, Row] = {
     "submit_run": Row("edit", "POST", "/v1/runs", 201, {"config": demo(), "project": "{project}"}),
@@ -78,17 +83,33 @@ ROWS: dict[str, Row] = {
     "get_model_archive": Row("see", "GET", f"{RUN}/model.tar"),
     "head_model_archive": Row("see", "HEAD", f"{RUN}/model.tar"),
     "compare_runs": Row("see", "GET", "/v1/comparison?run={run}&run={other}"),
+    "create_dataset": Row("edit", "POST", "/v1/datasets", body={"project": "{project}", **TEXT}),
+    "list_datasets": Row("see", "GET", "/v1/datasets?name=wiki", stranger=200),
+    "get_dataset": Row("see", "GET", DATASET),
+    "get_dataset_file": Row("see", "GET", f"{DATASET}/files/a.txt"),
+    "head_dataset_file": Row("see", "HEAD", f"{DATASET}/files/a.txt"),
+    "delete_dataset": Row("edit", "DELETE", DATASET, 204),
     "list_projects": Row("see", "GET", "/v1/projects", stranger=200),
+    "rename_project": Row("manage", "PATCH", "/v1/projects/{project}", body={"name": PROJECT}),
+    "delete_project": Row("manage", "DELETE", "/v1/projects/{project}", 409),  # it has runs
     "put_member": Row("manage", "PUT", MEMBER, body={"role": "viewer"}),
     "remove_member": Row("manage", "DELETE", MEMBER, 204),
+    "list_secrets": Row("see", "GET", SECRETS),
+    "set_secret": Row("edit", "PUT", f"{SECRETS}/HF_TOKEN", body={"value": "hf_1"}),
+    "set_notice_url": Row("edit", "PUT", NOTICES, body={"url": "https://localhost/x"}),
+    "get_notice_url": Row("see", "GET", NOTICES),
+    "send_test_notice": Row("edit", "POST", f"{NOTICES}/test", 409),  # no address of the Internet
+    "delete_notice_url": Row("edit", "DELETE", NOTICES, 204),
+    "delete_secret": Row("edit", "DELETE", f"{SECRETS}/HF_TOKEN", 204),
 }
 WITHOUT = {
     *("static", "openapi", "page", "reference", "ray_root", "ray_page", "healthz", "readyz", "get_figures"),
     *("sign_in", "sign_out", "list_sessions", "end_sessions", "create_sign_in_code", "get_identity"),
     *("list_tokens", "create_token", "rotate_token", "revoke_token", "list_audit"),
-    *("get_policies", "set_policies", "set_policy", "delete_policy", "get_quota"),
+    *("get_policies", "set_policies", "set_policy", "delete_policy", "get_quota", "get_spending"),
     *("list_pools", "get_preset", "get_schema"),
     "create_project",  # everyone who may submit has own ones
+    "put_blob",  # of the caller alone, until a data set has it
     "report_events",  # from drivers, whose keys are of one run
 }
 """Operations without a run or a project of another person."""
@@ -124,13 +145,18 @@ class Place:
                 runs.transition(session, row, state, reason=None, now=time.time())
         return run_id
 
-    def asked(self, row: Row, who: str, run: str, other: str, project: str) -> Any:
+    def asked(self, row: Row, who: str, run: str, other: str, project: str, dataset: str = ABSENT) -> Any:
         def filled(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: filled(each) for key, each in value.items()}
-            return value.format(run=run, other=other, project=project) if isinstance(value, str) else value
+            names = {"run": run, "other": other, "project": project, "dataset": dataset}
+            return value.format(**names) if isinstance(value, str) else value
 
         return self.api.client(who).request(row.method, filled(row.path), json=filled(row.body))
+
+    def dataset(self) -> str:
+        """A data set of ann's in the project, the same as before unless it was deleted."""
+        return str(self.api.upload("wiki", {"a.txt": b"text"}, project=self.project)["id"])
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +192,15 @@ def test_a_role_decides_what_a_person_may_do(place: Place, operation: str) -> No
     row = ROWS[operation]
     for who in reversed(PEOPLE):  # the owner last, who may do all
         run = place.run if row.fresh is None else place.new(row.fresh)
-        if operation == "remove_member":
-            place.asked(ROWS["put_member"], "ann", run, place.other, place.project)
-        answer = place.asked(row, who, run, place.other, place.project)
+        before = {
+            "remove_member": "put_member",
+            "delete_secret": "set_secret",
+            "delete_notice_url": "set_notice_url",
+        }.get(operation)
+        if before is not None:
+            place.asked(ROWS[before], "ann", run, place.other, place.project)
+        dataset = place.dataset() if "dataset" in operation else ABSENT
+        answer = place.asked(row, who, run, place.other, place.project, dataset)
         assert answer.status_code == row.expected(who), (who, answer.text)
         if who == "bob" and row.method != "HEAD":
             absent = place.asked(row, who, ABSENT, "1" * 26, ABSENT)
@@ -243,7 +275,13 @@ def test_who_leaves_loses_the_runs_also_by_key_and_open_streams(place: Place) ->
 
 def test_a_run_moves_only_between_projects_that_the_person_may_edit(place: Place) -> None:
     run = place.new(RunState.QUEUED)
-    for who, project, status in (("ed", "ann", 404), ("vi", "vi", 403), ("bob", "bob", 404), ("ed", "ed", 200)):
+    for who, project, status in (
+        ("ed", "ann", 404),
+        ("vi", "vi", 403),
+        ("bob", "bob", 404),
+        ("ed", "ed", 403),
+        ("admin", "ed", 200),
+    ):
         answer = place.api.client(who).patch(f"/v1/runs/{run}", json={"project": project})
         assert answer.status_code == status, (who, answer.text)
     assert place.api.client("ed").get(f"/v1/runs/{run}").json()["project"]["name"] == "ed"
@@ -263,6 +301,67 @@ def test_names_of_projects_mean_what_the_caller_owns(place: Place) -> None:
     assert api.ann.put(f"/v1/projects/{PROJECT}/members/ann", json={"role": "viewer"}).status_code == 409
     assert api.ann.delete(f"/v1/projects/{PROJECT}/members/nobody").status_code == 404
     assert api.ann.get(f"/v1/runs?project={theirs['id']}").json()["items"] == []
+
+
+def test_a_project_is_renamed_and_deleted_once_it_is_empty(place: Place) -> None:
+    api = place.api
+    made = api.ann.post("/v1/projects", json={"name": "draft"}).json()
+    assert api.ann.patch("/v1/projects/draft", json={"name": PROJECT}).status_code == 409
+    assert api.ann.patch("/v1/projects/draft", json={"name": "ann"}).status_code == 409
+    own = api.ann.patch("/v1/projects/ann", json={"name": "mine"})
+    assert (own.status_code, "keeps its name" in own.json()["detail"]) == (409, True)
+    assert api.ann.patch("/v1/projects/draft", json={"name": "final"}).json()["id"] == made["id"]
+    api.ann.put("/v1/projects/final/members/vi", json={"role": "viewer"})
+    api.ann.put("/v1/projects/final/secrets/HF_TOKEN", json={"value": "hf_1"})
+    run = place.new(RunState.QUEUED)
+    assert api.ann.patch(f"/v1/runs/{run}", json={"project": "final"}).status_code == 200
+    refused = api.ann.delete("/v1/projects/final")
+    assert (refused.status_code, "has 1 runs; delete them" in refused.json()["detail"]) == (409, True)
+    api.ann.patch(f"/v1/runs/{run}", json={"project": PROJECT})
+    dataset = api.upload("wiki", {"a.txt": b"text"}, project="final")
+    refused = api.ann.delete("/v1/projects/final")
+    assert (refused.status_code, "has 1 data sets; delete them" in refused.json()["detail"]) == (409, True)
+    assert api.ann.delete(f"/v1/datasets/{dataset['id']}").status_code == 204
+    assert api.ann.delete("/v1/projects/final").status_code == 204
+    assert api.client("vi").get("/v1/projects/final/secrets").status_code == 404
+    assert "final" not in [each["name"] for each in api.ann.get("/v1/projects").json()["items"]]
+
+
+def test_everyone_sees_the_spending_of_own_runs_and_projects(place: Place) -> None:
+    then = 1_600_000_000.0
+    with place.api.database.write() as session:
+        own = projects.default_of(session, "bob", then).id
+        for owner, project, dollars in (("ed", place.project, 2.0), ("ann", place.project, 1.0), ("bob", own, 4.0)):
+            for month in (then, then - 40 * 86_400):
+                quotas.add_dollars(session, owner, project, dollars, month)
+    for who, expected in {"ann": 3.0, "ed": 3.0, "vi": 3.0, "bob": 4.0, "admin": 7.0}.items():
+        found = place.api.client(who).get("/v1/spending?group_by=project&month=2020-09").json()["items"]
+        assert sum(each["dollars"] for each in found) == expected
+        assert {each["month"] for each in found} == {None}
+        names = {each["project_name"] for each in found}
+        assert names == {"bob": {"bob"}, "admin": {"bob", PROJECT}}.get(who, {PROJECT})
+    by_owner = place.api.ann.get("/v1/spending?group_by=month,owner").json()["items"][-4:]
+    assert [(each["month"], each["owner"], each["dollars"]) for each in by_owner] == [
+        ("2020-09", "ann", 1.0),
+        ("2020-09", "ed", 2.0),
+        ("2020-08", "ann", 1.0),
+        ("2020-08", "ed", 2.0),
+    ]
+    assert place.api.ann.get("/v1/spending?group_by=owner,tag").status_code == 422
+
+
+def test_the_held_out_loss_of_the_parent_is_shown_to_those_who_may_see_it(place: Place) -> None:
+    child = place.api.client("ed").post(f"/v1/runs/{place.run}/retry", json={"reuse": "never"}).json()["id"]
+
+    def loss(who: str, of_parent_in: str) -> float | None:
+        with place.api.database.write() as session:
+            parent = runs.lock(session, place.run)
+            runs.amend(session, parent, now=time.time(), held_out_loss=3.45, project=of_parent_in)
+        return place.api.client(who).get(f"/v1/runs/{child}").json()["parent_held_out_loss"]
+
+    with place.api.database.write() as session:
+        anns = projects.default_of(session, "ann", 0).id
+    assert [loss("ed", anns), loss("admin", anns), loss("ed", place.project)] == [None, 3.45, 3.45]
 
 
 def test_a_role_may_do_what_those_before_it_may() -> None:

@@ -95,7 +95,7 @@ def test_a_queued_run_waits_where_its_pool_is_no_longer_allowed_or_the_disk_is_f
     with scene.database.write() as session:
         sharers.measured(session, run_id, 10, {}, scene.now)
     scene.round()
-    assert scene.run(run_id).reason == "its owner's runs fill the 0.0 GB of disk that they may use"
+    assert scene.run(run_id).reason == "its owner's runs and data sets fill the 0.0 GB of disk that they may use"
     limit(scene)
     scene.round()
     assert scene.run(run_id).state == "starting"

@@ -143,6 +143,30 @@ def weights(home: Path) -> bytes:
 
 
 @pytest.mark.slow
+def test_text_that_was_uploaded_twice_is_one_text(driving: Place) -> None:
+    """The stages of a run are taken where its text is read again under another name and by another reference."""
+    asked = settings_of("base")
+    for source, module in zip(asked["corpus"]["sources"], DOMAINS.values(), strict=True):
+        folder = Path(str(module.__file__)).parent
+        files = {path.name: path.read_bytes() for path in folder.glob("*.py")}
+        for name in (source["name"], f"{source['name']}-again"):
+            driving.api.upload(name, files)
+        source["path"] = f"dataset://{source['name']}"
+    base = str(driving.api.submit(**asked)["id"])
+    driving.drive(base)
+    renamed = {
+        f"corpus.sources.{number}.path": f"dataset://{source['name']}-again"
+        for number, source in enumerate(asked["corpus"]["sources"])
+    }
+    again = driving.retry(base, changes=FASTER | renamed)
+    events = driving.drive(again)
+    assert [event.stage for event in events if event.type == "stage_started"] == LAST
+    shown = driving.show(again)
+    assert [each["stages"] for each in shown["reuses"]] == [FIRST]
+    assert all("-again@sha256:" in source["path"] for source in shown["config"]["corpus"]["sources"])
+
+
+@pytest.mark.slow
 def test_a_changed_fine_tune_costs_the_fine_tune_alone_and_the_files_count_once(driving: Place) -> None:
     """A life of three runs: the first, a retry that takes its stages, and one that makes all of them."""
     base = str(driving.api.submit(**settings_of("base"))["id"])

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import tarfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +20,13 @@ from pydantic import ValidationError
 from reconciling import FINISH, Scene
 from s3_standin import s3_server
 
-from moedisco_ray.core.config import Source
-from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.config import Source, check_config
+from moedisco_ray.core.errors import CorpusError, StorageError
 from moedisco_ray.core.store.locations import CACHE, parent
+from moedisco_ray.core.store.read_roots import reading_within
 from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.stages.corpus.files import list_files
+from moedisco_ray.stages.corpus.sources import input_identity
 from service import run_storage
 from service.api import live_reports
 from service.background.housekeeping import Housekeeping
@@ -395,3 +398,35 @@ def test_a_file_that_is_too_large_is_not_read_whole(here: Service):
     assert read(UriRun(store), "ray.log", 8) == b"one\ntwo\n"
     with pytest.raises(NotFound, match="larger"):
         read(UriRun(store), "ray.log", 7)
+
+
+def test_runs_read_a_copy_of_a_data_set(here: Service, tmp_path: Path) -> None:
+    files = {"a.txt": b"text", "deep/b.txt": b"", "deep/c.txt": b"text" * 1000}
+    dataset = here.upload("wiki", files)
+    copy = f"{OUTPUT}/.datasets/files/{dataset['hash']}"
+    remote = RunStore.of(copy).remote
+    assert remote.list() == {name: len(content) for name, content in files.items()}
+    assert remote.read("deep/c.txt") == files["deep/c.txt"]
+    run = here.submit(corpus={"sources": [{"path": "dataset://wiki"}]})
+    assert run["config"]["corpus"]["sources"][0]["path"] == f"dataset://wiki@sha256:{dataset['hash']}"
+
+    scene = Scene(here.database, tmp_path, here.settings, here.jobs, here.pools, now=time.time())
+    scene.round()
+    given = here.jobs.submissions[scene.job(run["id"])]
+    config = check_config(json.loads(given.config_path.read_text()))
+    assert config.corpus.sources[0].path == copy
+    with reading_within(given.read_roots):
+        identity = input_identity(config)["corpus"]
+    with (
+        reading_within(here.settings.roots.readable()),
+        pytest.raises(CorpusError, match="folder of the service's runs"),
+    ):
+        input_identity(config)
+    other = here.upload("other", files, "bob")
+    assert input_identity(config)["corpus"] == identity  # not copied again
+    here.bring(run["id"], RunState.CANCELLED)
+    assert here.ann.delete(f"/v1/runs/{run['id']}").status_code == 204
+    assert here.ann.delete(f"/v1/datasets/{dataset['id']}").status_code == 204
+    assert len(remote.list()) == 3
+    assert here.bob.delete(f"/v1/datasets/{other['id']}").status_code == 204
+    assert remote.list() == {}

@@ -7,7 +7,7 @@ from moedisco_ray.core.config.model import Model
 from moedisco_ray.core.config.optimizer import Lora, Optimizer
 from moedisco_ray.core.config.pool import MachineType, Pool, PoolName, PricePerHour, Residence, Tag
 from moedisco_ray.core.config.pools import AnyPool, HighMemoryPool, LowMemoryPool, Owner, Pools
-from moedisco_ray.core.config.run import RunConfig, Tags
+from moedisco_ray.core.config.run import MOST_TAGS, RunConfig, TagKey, TagValue
 from moedisco_ray.core.config.sections import (
     Checkpoint,
     Clusters,
@@ -31,6 +31,7 @@ from moedisco_ray.core.families import FAMILIES, FamilyName
 __all__ = [
     "EXPERT_COUNTS",
     "FAMILIES",
+    "MOST_TAGS",
     "AnyPool",
     "Architecture",
     "Checkpoint",
@@ -61,7 +62,8 @@ __all__ = [
     "Source",
     "Submodels",
     "Tag",
-    "Tags",
+    "TagKey",
+    "TagValue",
     "Tokenizer",
     "Tokens",
     "Tracking",

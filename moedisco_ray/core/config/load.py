@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from moedisco_ray.core.config.inits import LocalInit
 from moedisco_ray.core.config.mistakes import first_mistake
-from moedisco_ray.core.config.places import names_a_run, places, words
+from moedisco_ray.core.config.places import is_reference, names_a_dataset, places, words
 from moedisco_ray.core.config.run import RunConfig
 from moedisco_ray.core.config.sections import Evaluation
 from moedisco_ray.core.config.sources import Source
@@ -34,7 +34,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
         path: The configuration file.
         overrides: Overrides such as `tokens.total=600000`.
         for_service: Whether a control service will receive the configuration; only a service can look up
-            `run://RUN/model`.
+            `run://RUN/model` and `dataset://NAME`.
 
     Raises:
         ConfigError: The configuration has a mistake; the error names field, value and remedy, and its `others` further
@@ -70,7 +70,7 @@ def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunCon
         config = with_hub_names(RunConfig.model_validate(raw))
     except ValidationError as error:
         raise first_mistake(error.errors()) from error
-    if for_service and any(names_a_run(place.value) for place in places(config)):
+    if for_service and any(is_reference(place.value) for place in places(config)):
         return config
     found = with_files(config, recorded=not for_service)
     if not for_service:
@@ -89,7 +89,7 @@ def with_files(config: RunConfig, *, recorded: bool) -> RunConfig:
         CheckpointError: The directory in `model.init` holds no model that `model.family` can start from.
         StorageError: The run is at a URI that does not respond.
     """
-    raise_together(_runs_named(config))  # the checks below would open them
+    raise_together(_references(config))  # the checks below would open them
     mistakes = list(_file_mistakes(config))
     try:
         config = looked_up(config, recorded=recorded)
@@ -110,9 +110,16 @@ def check_evaluation(evaluation: Evaluation) -> None:
     raise_together(_evaluation_mistakes(evaluation))
 
 
-def _runs_named(config: RunConfig) -> Iterator[UserError]:
+def _references(config: RunConfig) -> Iterator[UserError]:
     for place in places(config):
-        if names_a_run(place.value):
+        if names_a_dataset(place.value):
+            yield ConfigError(
+                place.field,
+                words(place.value),
+                "cannot be looked up: the data set was deleted, or this is not a control service, which alone knows "
+                "data sets; submit the configuration (`moedisco submit`), or name a file or folder",
+            )
+        elif is_reference(place.value):
             yield ConfigError(
                 place.field,
                 words(place.value),

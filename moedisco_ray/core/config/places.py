@@ -26,7 +26,7 @@ LONGEST_PLACE = 4096
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(.*)", re.DOTALL)
 _URI_START = re.compile(r"[A-Za-z0-9+.-]+:")
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
-_RUN = re.compile(r"^run:/{1,2}")
+_REFERENCE = re.compile(r"^(run|dataset):/{1,2}")
 _SECRET = re.compile(r"key|secret|token|passw|credential|signature|^sig$|^sas$|kerb_?ticket")
 _SLASH_IN_PASSWORD = re.compile(r"[^/@:]*:(?!\d+/)[^@]*@")
 _NO_SECRET = frozenset({"credential_kind"})
@@ -57,7 +57,8 @@ class ReadsFrom(Marker):
 
     Attributes:
         uris: Whether the setting may hold a URI or `embedded` instead of a local path.
-        run_part: Part of a finished run that the setting may name as `run://RUN/PART`; None if it may name no run.
+        run_part: Part of a finished run that the setting may name as `run://RUN/PART`; None if it may name no run. A
+            setting that may name a `corpus` may also name a data set.
         hub: Whether the setting may name a model of the Hugging Face hub as `hf://ORG/NAME`.
     """
 
@@ -130,13 +131,23 @@ def as_start(value: Path | str, info: ValidationInfo) -> Path | str:
 
 
 def words(value: str | Path) -> str:
-    """A place as the user wrote it: restores `run://`, which `Path` shortens to `run:/`."""
-    return _RUN.sub("run://", str(value))
+    """A place as the user wrote it: restores `run://` and `dataset://`, which `Path` shortens to one slash."""
+    return _REFERENCE.sub(r"\1://", str(value))
 
 
 def names_a_run(value: str | Path) -> bool:
     """Whether a place is part of a finished run, `run://RUN/PART`."""
-    return _RUN.match(str(value)) is not None
+    return words(value).startswith("run://")
+
+
+def names_a_dataset(value: str | Path) -> bool:
+    """Whether a place is a data set of a control service, `dataset://NAME` or `dataset://NAME@sha256:HASH`."""
+    return words(value).startswith("dataset://")
+
+
+def is_reference(value: str | Path) -> bool:
+    """Whether only a control service knows the files of a place: it names a run or a data set."""
+    return _REFERENCE.match(str(value)) is not None
 
 
 def places(config: BaseModel) -> Iterator[Place]:

@@ -38,14 +38,18 @@ from moedisco_ray.core.config.sources import Source
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.store.locations import Location, is_uri, joined, working_directory
 
-Tags = Annotated[
-    dict[
-        Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")],
-        Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")],
-    ],
-    Field(max_length=16),
+TagKey = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")]
+TagValue = Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")]
+MOST_TAGS = 16
+Tags = Annotated[dict[TagKey, TagValue], Field(max_length=MOST_TAGS)]
+"""Labels of a run."""
+
+SecretName = Annotated[
+    str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,50}(TOKEN|KEY|KEY_ID|SECRET|PASSWORD|USERNAME)$", examples=["HF_TOKEN"])
 ]
-"""Labels of a run: at most 16, with keys and values of at most 63 characters."""
+"""Name of a secret, which is that of its environment variable: other variables could change what a driver may do."""
+MOST_SECRETS = 8
+"""Maximum number of secrets of a run: the answer of a control service holds all of them."""
 
 _MOST_SHOWN = 8
 """Maximum number of cluster counts that an error suggests."""
@@ -74,6 +78,12 @@ class RunConfig(Section):
     says. A run keeps the way that it began with, and with `members` the settings of the sub-models."""
     tags: Annotated[Tags, NoEffect("they are labels for people")] = Field(default_factory=dict)
     """Labels by which to find the run: at most 16 pairs of a key and a value, each of at most 63 characters."""
+    secrets: Annotated[tuple[SecretName, ...], NoEffect("they let the driver in elsewhere")] = Field(
+        (), max_length=MOST_SECRETS
+    )
+    """Environment variables of the driver with secrets, which no configuration may hold: WANDB_API_KEY, HF_TOKEN. A
+    control service sets them from the secrets of the run's project, or of its owner (`moedisco secrets set NAME`).
+    Without a service, they must be set where the run starts. Workers on other machines do not get them."""
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()

@@ -44,7 +44,8 @@ class Source(Section):
     `hf://datasets/ORG/NAME` is a data set of the Hugging Face hub, and `hf://datasets/ORG/NAME@REVISION` is the same at
     a branch, tag or commit; a commit keeps the text the same. Its files are read in place, without a download; HF_TOKEN
     holds the token. `embedded` is the text of the installed packages. On a control service, `run://RUN/corpus` is the
-    corpus of the finished run whose id or name is RUN; its split into training and held-out text is kept."""
+    corpus of the finished run whose id or name is RUN; its split into training and held-out text is kept. There,
+    `dataset://NAME@sha256:HASH` is text that was uploaded, and `dataset://NAME` the newest of this name."""
     split: str | None = Field(None, min_length=1)
     """Split of a data set to read, such as `train`. The data set's card says which files belong to it, or their names
     or folders do, as in Hugging Face `datasets`. With null, all files are read."""

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from service.api.bodies import StrictRoute
 from service.api.context import InContext
 from service.api.openapi import problems
+from service.api.parameters import ProjectName
 from service.api.security import SIGNED_IN, Reader, Submitter, project_for
 from service.api.submission import note
 from service.database import access_tables, projects
@@ -26,7 +27,6 @@ MOST_PROJECTS = 1000
 MOST_MEMBERS = 1000
 """Maximum number of members of a project."""
 
-_Project = Annotated[str, Path(max_length=64, description="Id or name of a project.", examples=["german-law"])]
 _Member = Annotated[Owner, Path(description="Owner that the member's tokens act for.", examples=["bob"])]
 
 
@@ -47,9 +47,30 @@ def create_project(body: ProjectRequest, caller: Submitter, context: InContext) 
         return _answers(session, [(row, "owner")])[0]
 
 
+@router.patch("/{project}", responses=problems(404, 409, body=True))
+def rename_project(project: ProjectName, body: ProjectRequest, caller: Submitter, context: InContext) -> ProjectInfo:
+    """Rename a project; only its owner may do this. The project with the owner's name keeps it."""
+    now = context.now()
+    with context.database.write() as session:
+        row = project_for(session, caller, project, "manage")
+        note(session, caller, "project.rename", row.id, now=now, detail={"from": row.name, "name": body.name})
+        projects.rename(session, row, body.name)
+        return _answers(session, [(row, "owner")])[0]
+
+
+@router.delete("/{project}", status_code=204, responses=problems(404, 409))
+def delete_project(project: ProjectName, caller: Submitter, context: InContext) -> None:
+    """Delete a project without runs, with its members and secrets; only its owner may do this."""
+    now = context.now()
+    with context.database.write() as session:
+        row = project_for(session, caller, project, "manage")
+        projects.remove(session, row)
+        note(session, caller, "project.delete", row.id, now=now, detail={"name": row.name})
+
+
 @router.put("/{project}/members/{member}", responses=problems(404, 409, body=True))
 def put_member(
-    project: _Project, member: _Member, body: MemberRequest, caller: Submitter, context: InContext
+    project: ProjectName, member: _Member, body: MemberRequest, caller: Submitter, context: InContext
 ) -> ProjectInfo:
     """Add a member to a project, or change a member's role; only the project's owner may do this."""
     now = context.now()
@@ -63,7 +84,7 @@ def put_member(
 
 
 @router.delete("/{project}/members/{member}", status_code=204, responses=problems(404, 409))
-def remove_member(project: _Project, member: _Member, caller: Submitter, context: InContext) -> None:
+def remove_member(project: ProjectName, member: _Member, caller: Submitter, context: InContext) -> None:
     """Remove a member from a project. Only its owner may do this, but members may remove themselves."""
     now = context.now()
     with context.database.write() as session:

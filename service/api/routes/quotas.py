@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, Path, Query
 from sqlalchemy.orm import Session
@@ -12,14 +13,15 @@ from service.api.context import InContext, ServiceContext
 from service.api.openapi import problems
 from service.api.security import SIGNED_IN, Admin, Caller, Reader, require_token
 from service.api.submission import note
-from service.database import policies, quotas
+from service.database import access_tables, policies, projects, quotas, spending
 from service.domain.policies import HIGHEST_PRIORITY, Owner, Policies, Policy
 from service.domain.quotas import month_of, next_month
 from service.errors import Conflict, Forbidden, NotFound
-from service.schemas import Quota, Share
+from service.schemas import Quota, Share, SpendingPage, SpentDollars
 
 router = APIRouter(prefix="/v1", tags=["policies"], route_class=StrictRoute, dependencies=SIGNED_IN)
 
+_GROUPS = get_args(spending.Group)
 _OwnerName = Annotated[Owner, Path(description="Owner of the policy.", examples=["ann"])]
 
 
@@ -98,6 +100,40 @@ def get_quota(
         raise Forbidden("only an administrator may read another owner's quota; leave out `owner` to read yours")
     with context.database.read() as session:
         return _quota(session, caller, owner or caller.owner, context.now())
+
+
+@router.get("/spending", responses=problems())
+def get_spending(
+    caller: Reader,
+    context: InContext,
+    group_by: Annotated[
+        str,
+        Query(
+            pattern=r"^(owner|project|month)(,(owner|project|month)){0,2}$",
+            description="Fields to group by, separated by commas.",
+            examples=["project,month"],
+        ),
+    ] = "owner,project,month",
+    month: Annotated[
+        str | None, Query(pattern=r"^[0-9]{4}-[0-9]{2}$", description="Only this month (UTC).", examples=["2026-11"])
+    ] = None,
+) -> SpendingPage:
+    """Get what was spent: on the caller's runs, and in the caller's projects; for an administrator, all of it.
+
+    Dollars stay with the project to which their run belonged when they were metered.
+    """
+    by = [field for field in _GROUPS if field in group_by.split(",")]
+    with context.database.read() as session:
+        found = spending.grouped(session, caller.person, by, month)
+        named = {row.id: row.name for row in _visible(session, caller, found)}
+    items = [SpentDollars(**vars(each), project_name=named.get(each.project or "")) for each in found]
+    return SpendingPage(items=items)
+
+
+def _visible(session: Session, caller: Caller, found: Sequence[spending.Spent]) -> list[access_tables.Project]:
+    """The projects of groups that the caller may see."""
+    ids = {each.project for each in found if each.project}
+    return projects.by_id(session, projects.roles(session, caller.person, ids))
 
 
 def _quota(session: Session, caller: Caller, owner: str, now: float) -> Quota:

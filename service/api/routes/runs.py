@@ -19,14 +19,16 @@ from service.api.openapi import ETAG, Responses, body_of, links, problems, versi
 from service.api.parameters import Flag, IdempotencyKey, IfMatch, Limit, RunId, check_match, etag
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, project_for, run_for
 from service.api.submission import estimated, note, policy_of, submit
-from service.database import audit, policies, quotas, run_list, runs, tables, values
+from service.database import audit, policies, projects, quotas, run_list, runs, tables, values
+from service.domain import tags
+from service.domain.access import Person
 from service.domain.jobs import submission_id
 from service.domain.outcome import STOP_REASONS, Stop
 from service.domain.quotas import check_priority, check_queue
 from service.domain.run_list import NEWEST, parse_order
 from service.domain.run_paths import RunPaths, home_of
 from service.domain.states import ACTIVE, TERMINAL, RunState
-from service.errors import AgainstPolicy, Conflict, IllegalTransition, NotFound, RayUnavailable
+from service.errors import AgainstPolicy, Conflict, Forbidden, IllegalTransition, NotFound, RayUnavailable
 from service.observability import logger
 from service.schemas import CancelRequest, RetryEstimate, RunChange, RunDetail, RunPage
 
@@ -102,7 +104,8 @@ def change_run(
 
     The priority only matters while the run is queued; a new budget applies at once, and null removes it.
 
-    `kept: true` exempts a run from retention. An empty `note` removes the note.
+    `tags` is a merge patch: null removes a tag, and those not named stay. `kept: true` exempts a run from retention. An
+    empty `note` removes the note.
     """
     changes = {name: value for name, value in body if value is not None}
     if body.note is not None:
@@ -117,7 +120,9 @@ def change_run(
         if body.priority is not None and body.priority > run.priority:
             check_priority(body.priority, policy)
         if body.project is not None:
-            changes["project"] = project_for(session, caller, body.project, "edit").id
+            changes["project"] = _project_to_move_to(session, caller, run, body.project)
+        if body.tags is not None:
+            changes["tags"] = tags.patched(run.tags, body.tags)
         if body.kept:
             changes["expires_at"] = None
         if changes:
@@ -280,6 +285,15 @@ async def _made(
 def _stored(context: ServiceContext, caller: Caller, row: tables.RunRow, response: Response) -> RunDetail:
     with context.database.read() as session:
         return _answer(context, caller, session, row, response)
+
+
+def _project_to_move_to(session: Session, caller: Caller, run: tables.RunRow, name: str) -> str:
+    """Id of a project, to which the caller may move a run: its owner does not lose sight of it."""
+    found = project_for(session, caller, name, "edit")
+    projects.hold(session, found.id)
+    if not caller.admin and projects.role(session, Person(run.owner), found.id) is None:
+        raise Forbidden(f"the run is {run.owner}'s, who is not in this project; ask its owner to add {run.owner}")
+    return found.id
 
 
 def _answer(

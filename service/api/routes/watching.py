@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from functools import partial
 from typing import Annotated, Any
 
@@ -11,26 +12,30 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from pydantic_core import from_json
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from moedisco_ray.core.driver_proofs import secrets_place
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.records.run_record import RunReport
+from moedisco_ray.core.sealed import seal
 from service.api import streams
 from service.api.answers import series_answer
 from service.api.bodies import RawBody
 from service.api.context import InContext, ServiceContext
-from service.api.drivers import DRIVER, check_driver
+from service.api.drivers import DRIVER, Driver, check_driver
 from service.api.logs import follow as follow_file
 from service.api.logs import list_logs as logs_in
 from service.api.logs import open_log, tail_start
 from service.api.openapi import body_of, content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
+from service.api.problems import problem_response
 from service.api.reports import document_of, report_of_run
 from service.api.responses import ClosedStream, EventStream
 from service.api.security import SIGNED_IN, STREAM_SLOT, Reader, run_for, still_allowed
-from service.database import audit, ingest, metrics, policies, runs, tables
+from service.database import audit, ingest, metrics, policies, project_secrets, runs, tables
 from service.domain.states import TERMINAL, RunState
-from service.errors import BadRequest, NotFound
+from service.errors import BadRequest, Conflict, NotFound
 from service.run_storage import storage_of
 from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, Unit, UnitPage
 
@@ -109,11 +114,17 @@ def report_events(run_id: RunId, body: RawBody, request: Request, context: InCon
         before = run.next_seq
         following = ingest.take(session, run, report.first, events, now)
         prices = policies.prices_of(session, run)
+        try:
+            given = _sealed_secrets(session, context, run, driver) if report.secrets else None
+        except Conflict as error:
+            return driver.signed(problem_response(error, request))
     context.prometheus.reported.inc(following - before)
     context.notifier.notify(run_id)
     if any(event.type in _DECISIVE for event in events):
         context.wake_reconciler()
-    return driver.signed(JSONResponse(ReportAnswer(next=following, prices=prices).model_dump(exclude_defaults=True)))
+    return driver.signed(
+        JSONResponse(ReportAnswer(next=following, prices=prices, secrets=given).model_dump(exclude_defaults=True))
+    )
 
 
 @router.get("/metrics", responses=problems(404))
@@ -198,6 +209,12 @@ async def get_log(
         media_type="text/plain; charset=utf-8",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+def _sealed_secrets(session: Session, context: ServiceContext, run: tables.RunRow, driver: Driver) -> str:
+    """The secrets that a run names, which only its driver can read."""
+    found = project_secrets.for_driver(session, context.secrets_key, run)
+    return seal(driver.key, secrets_place(driver.nonce), json.dumps(found))
 
 
 def _report(body: bytes) -> Report:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from service.database import access_tables, reuse_tables, supervision_tables, tables  # noqa: F401 - define the tables
+# They define the tables.
+from service.database import access_tables, dataset_tables, reuse_tables, supervision_tables, tables  # noqa: F401
 from service.database.table import Table
 
 connection = context.config.attributes["connection"]

@@ -4,6 +4,7 @@ import { ask, onSignedOut } from "./api.js";
 import { watchConnection } from "./connection.js";
 import { html, render, useEffect, useRef, useState } from "./lib.js";
 import { useRoute } from "./router.js";
+import { AccountView } from "./views/account.js";
 import { CompareView } from "./views/compare.js";
 import { PoolsView } from "./views/pools.js";
 import { ProjectsView } from "./views/projects.js";
@@ -14,7 +15,7 @@ import { RetryView, SubmitView } from "./views/submit.js";
 
 const PLACES = [["#/runs", "Runs", ["runs", "run", "compare"]], ["#/submit", "New run", ["submit", "retry"]], ["#/projects", "Projects", ["projects"]],
   ["#/pools", "Pools", ["pools"]]];
-const TITLES = { runs: "Runs", run: "Run", submit: "New run", retry: "Retry", compare: "Comparison", pools: "Pools", projects: "Projects", unknown: "Not found" };
+const TITLES = { runs: "Runs", run: "Run", submit: "New run", retry: "Retry", compare: "Comparison", pools: "Pools", projects: "Projects", account: "Account", unknown: "Not found" };
 
 /**
  * A sign-in code or a token in the URL, `/#code=...` or `/#token=...`, which is removed from the URL and the history entry.
@@ -84,6 +85,7 @@ function Frame({ identity, signOut }) {
   const route = useRoute();
   const main = useRef(null);
   const first = useRef(true);
+  const places = [...PLACES, ["#/account", identity.scopes.includes("admin") ? "Admin" : "Account", ["account"]]];
   const place = `${route.view}/${route.id ?? ""}`;
   useEffect(() => {
     document.title = `${TITLES[route.view]} · MoE-DisCo`;
@@ -103,7 +105,7 @@ function Frame({ identity, signOut }) {
       <div>
         <a class="brand" href="#/runs"><img src="static/icon.svg" alt="" />MoE-DisCo</a>
         <nav aria-label="Main">
-          <ul>${PLACES.map(([address, words, views]) => html`
+          <ul>${places.map(([address, words, views]) => html`
             <li><a href=${address} aria-current=${views.includes(route.view) ? "page" : null}>${words}</a></li>`)}</ul>
         </nav>
         <div class="who">
@@ -116,11 +118,12 @@ function Frame({ identity, signOut }) {
     <main id="main" tabindex="-1" ref=${main}>
       ${route.view === "runs" && html`<${RunsView} filter=${route.filter} />`}
       ${route.view === "run" && html`<${RunView} key=${route.id} id=${route.id} />`}
-      ${route.view === "submit" && html`<${SubmitView} key="new" />`}
+      ${route.view === "submit" && html`<${SubmitView} key=${route.id} from=${route.id} />`}
       ${route.view === "retry" && html`<${RetryView} key=${route.id} id=${route.id} changes=${route.changes} />`}
       ${route.view === "compare" && html`<${CompareView} key=${route.id} ids=${route.id.split(",")} />`}
       ${route.view === "pools" && html`<${PoolsView} dashboard=${identity.dashboard_url} />`}
       ${route.view === "projects" && html`<${ProjectsView} me=${identity.owner} />`}
+      ${route.view === "account" && html`<${AccountView} identity=${identity} />`}
       ${route.view === "unknown" && html`<div class="empty"><h1>Page not found</h1><p><a href="#/runs">All runs</a></p></div>`}
     </main>`;
 }

@@ -2,9 +2,9 @@
 
 import { useEffect, useState } from "./lib.js";
 
-/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "projects" | "unknown", id?: string, changes?: Record<string, any>,
+/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "compare" | "pools" | "projects" | "account" | "unknown", id?: string, changes?: Record<string, any>,
  *   filter?: Record<string, string>}} Route
- *   `changes`: settings that a retry begins with, by dotted path. `filter`: filters and order of the list of runs. */
+ *   `id`: of the run, or of the run that a new one copies. `changes`: settings that a retry begins with, by dotted path. `filter`: filters and order of the list of runs. */
 
 /** @param {string} fragment @returns {Route} */
 export function routeOf(fragment) {
@@ -14,8 +14,8 @@ export function routeOf(fragment) {
   if (first === "runs" && !last) return { view: "run", id };
   if (first === "runs" && last === "retry") return { view: "retry", id, changes: changesIn(query) };
   if (first === "compare" && id) return { view: "compare", id };
-  if (first === "submit") return { view: "submit" };
-  if (first === "pools" || first === "projects") return { view: first };
+  if (first === "submit") return { view: "submit", id: new URLSearchParams(query).get("from") };
+  if (["pools", "projects", "account"].includes(first)) return { view: first };
   return { view: "unknown" };
 }
 

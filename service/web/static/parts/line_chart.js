@@ -53,6 +53,7 @@ export function LineChart({ label, lines, format, logarithmic, point }) {
 
 /** A count without trailing zeros: `1.2M`, `10M`. */
 function tick(value) {
+  if (Math.abs(value) < 10 && !Number.isInteger(value)) return String(Number(value.toPrecision(4)));
   const words = count(value);
   return words.includes(".") ? words.replace(/\.?0+(?=[A-Za-z]$)/, "") : words;
 }

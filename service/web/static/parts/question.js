@@ -3,10 +3,10 @@
 import { html, useEffect, useId, useRef } from "../lib.js";
 
 /**
- * @param {{title: string, yes: string, danger?: boolean, answer: (yes: boolean) => void, children: unknown}} props
- *   `answer` is called once; Escape means no.
+ * @param {{title: string, yes: string, danger?: boolean, ready?: boolean, answer: (yes: boolean) => void, children: unknown}} props
+ *   `ready`: whether yes is possible. `answer` is called once; Escape means no. A dangerous question begins at "Back", so that Enter does no harm.
  */
-export function Question({ title, yes, danger = false, answer, children }) {
+export function Question({ title, yes, danger = false, ready = true, answer, children }) {
   const dialog = useRef(null);
   const heading = useId();
   useEffect(() => {
@@ -23,8 +23,8 @@ export function Question({ title, yes, danger = false, answer, children }) {
       <h2 id=${heading}>${title}</h2>
       ${children}
       <div class="actions">
-        <button type="button" onClick=${() => answer(false)}>Back</button>
-        <button type="button" class=${danger ? "danger" : "primary"} onClick=${() => answer(true)}>${yes}</button>
+        <button type="button" autofocus=${danger} onClick=${() => answer(false)}>Back</button>
+        <button type="button" class=${danger ? "danger" : "primary"} disabled=${!ready} onClick=${() => answer(true)}>${yes}</button>
       </div>
     </dialog>`;
 }

@@ -47,6 +47,20 @@ export function alongRun(curves, { stages, units }) {
   for (const { unit, stage } of [...units.values(), ...curves.filter((curve) => !units.has(curve.unit))]) {
     ofStage.set(stage, (ofStage.get(stage) ?? 0) + totals.get(unit));
   }
+  return placed(curves, stages, ofStage, totals);
+}
+
+/**
+ * Curves over what the run has spent, in hours or dollars: stages follow each other, all trainings of a stage begin and end with it, and
+ * each spends evenly over its tokens so far.
+ * @param {Curve[]} curves @param {import("./fold.js").Stage[]} stages @param {Map<string, number>} spent Hours or dollars by stage.
+ * @returns {Curve[]}
+ */
+export function alongSpending(curves, stages, spent) {
+  return placed(curves, stages, spent, new Map(curves.map((curve) => [curve.unit, curve.tokens.at(-1) ?? 0])));
+}
+
+function placed(curves, stages, ofStage, totals) {
   const starts = new Map();
   let start = 0;
   for (const { name } of stages) {
@@ -55,7 +69,7 @@ export function alongRun(curves, { stages, units }) {
   }
   return curves.map((curve) => {
     const [from, total] = [starts.get(curve.stage) ?? 0, totals.get(curve.unit)];
-    const scale = total ? ofStage.get(curve.stage) / total : 1;
+    const scale = total ? (ofStage.get(curve.stage) ?? 0) / total : 1;
     return { ...curve, tokens: curve.tokens.map((each) => from + each * scale) };
   });
 }

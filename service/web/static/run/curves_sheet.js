@@ -3,8 +3,8 @@
 import { html, useMemo, useState } from "../lib.js";
 import { LineChart } from "../parts/line_chart.js";
 import { Choices, Sheet } from "../parts/small.js";
-import { count, decimal, percent } from "../words.js";
-import { alongRun, smooth } from "./curves.js";
+import { count, decimal, dollars, now, percent } from "../words.js";
+import { alongRun, alongSpending, smooth } from "./curves.js";
 import { byUnit, unitDash, unitTone } from "./palette.js";
 
 /** Maximum number of lines that are readable with their raw values behind them. */
@@ -37,6 +37,23 @@ const FORMATS = {
   dead_experts: count,
 };
 
+/** What the horizontal axis counts, with the words for a place on it. */
+const ALONG = {
+  tokens: { title: "tokens", words: (x) => `${count(x)} tokens` },
+  hours: { title: "hours", words: (x) => `${decimal(x, 2)} h` },
+  dollars: { title: "dollars", words: dollars },
+};
+const ALONG_CHOICES = Object.entries(ALONG).map(([key, { title }]) => [key, title]);
+
+/** Curves over tokens, hours or dollars of the whole run. */
+function along(axis, curves, { progress, run }) {
+  if (axis === "tokens") return alongRun(curves, progress);
+  const spent = new Map();
+  if (axis === "dollars") for (const line of run.bill.lines) spent.set(line.stage, (spent.get(line.stage) ?? 0) + (line.dollars ?? 0));
+  else for (const { name, started, seconds } of progress.stages) spent.set(name, (seconds ?? (started === null ? 0 : now() - started)) / 3600);
+  return alongSpending(curves, progress.stages, spent);
+}
+
 const EMPTY = {
   [MEASURED]: "The held-out loss is measured during training if evaluation.every_tokens is set.",
 };
@@ -46,10 +63,11 @@ const EMPTY = {
 export function CurvesSheet({ live, version }) {
   const [smoothed, setSmoothed] = useState(true);
   const [logarithmic, setLogarithmic] = useState(false);
+  const [axis, setAxis] = useState("tokens");
   const [hidden, setHidden] = useState(new Set());
   const [pointed, setPointed] = useState(null);
   const curves = useMemo(
-    () => alongRun([...live.curves.values()].sort((a, b) => byUnit(a.unit, b.unit)), live.progress), [version, live.curves]);
+    () => along(axis, [...live.curves.values()].sort((a, b) => byUnit(a.unit, b.unit)), live), [version, live.curves, axis]);
   const shown = useMemo(() => curves.filter((curve) => !hidden.has(curve.unit)), [curves, hidden]);
   const averaged = smoothed && live.figure !== MEASURED;
   const lines = useMemo(() => shown.flatMap((curve) => linesOf(curve, averaged, shown.length <= FEW)), [shown, averaged]);
@@ -65,17 +83,18 @@ export function CurvesSheet({ live, version }) {
   const tools = html`
     <div class="actions">
       <${Choices} label="Figure" options=${FIGURES} value=${live.figure} choose=${(figure) => live.setFigure(figure)} />
+      <${Choices} label="Along" options=${ALONG_CHOICES} value=${axis} choose=${setAxis} />
       <${Choices} label="Smoothing" options=${[["on", "smooth"], ["off", "raw"]]} value=${smoothed ? "on" : "off"}
         choose=${(choice) => setSmoothed(choice === "on")} />
       <${Choices} label="Scale" options=${[["linear", "linear"], ["log", "log"]]} value=${logarithmic ? "log" : "linear"}
         choose=${(choice) => setLogarithmic(choice === "log")} />
     </div>`;
   return html`
-    <${Sheet} title="Training" note=${pointed === null ? "over the run's tokens" : `at ${count(pointed)} tokens`} tools=${tools}>
+    <${Sheet} title="Training" note=${pointed === null ? `over the run's ${ALONG[axis].title}` : `at ${ALONG[axis].words(pointed)}`} tools=${tools}>
       ${curves.length === 0
         ? html`<p class="empty">${EMPTY[live.figure] ?? "Curves appear with the first training steps."}</p>`
         : html`
-          <${LineChart} label=${`Curves of ${words} over the run's tokens, one per unit; the table of units shows the current values`}
+          <${LineChart} label=${`Curves of ${words} over the run's ${ALONG[axis].title}, one per unit; the table of units shows the current values`}
             lines=${lines} format=${logarithmic ? format : AXES[live.figure]} logarithmic=${logarithmic} point=${setPointed} />
           <ul class="legend">
             ${curves.length > FEW && html`

@@ -22,6 +22,8 @@ export function RunHeader({ run, acted }) {
   const [problem, setProblem] = useState(null);
   const act = async (action, body) => send(`/${action}`, "POST", body);
   const keep = () => send("", "PATCH", { kept: !run.kept });
+  const isTemplate = run.tags.template === "yes";
+  const mark = () => send("", "PATCH", { tags: { template: isTemplate ? null : "yes" } });
   const send = async (path, method, body) => {
     setProblem(null);
     try {
@@ -49,6 +51,8 @@ export function RunHeader({ run, acted }) {
       <div class="actions">
         ${run.job_url && html`<${Outside} address=${pathOf(run.job_url)}>Ray job</${Outside}>`}
         ${run.parent && html`<a class="button" href=${`#/compare/${run.parent},${run.id}`}>Compare with the earlier run</a>`}
+        <a class="button" href=${`#/submit?from=${run.id}`}>Copy</a>
+        ${editable && html`<button aria-pressed=${String(isTemplate)} onClick=${mark}>Template</button>`}
         ${editable && html`<a class="button" href=${`#/runs/${run.id}/retry`}>Retry with changes</a>`}
         ${editable && resumable && html`<button class="primary" onClick=${() => act("resume")}>Resume</button>`}
         ${run.state === "succeeded" && html`

@@ -1,7 +1,8 @@
-/** Projects and their members. */
+/** Projects, their members, and data sets. */
 
 import { ask } from "../api.js";
 import { html, useState } from "../lib.js";
+import { Datasets } from "../parts/datasets.js";
 import { projectName } from "../parts/projects.js";
 import { Question } from "../parts/question.js";
 import { Notice, Sheet } from "../parts/small.js";
@@ -40,19 +41,30 @@ export function ProjectsView({ me }) {
         <${NameForm} id="project" label="Name" hint="letters, digits and . _ @ -" verb="Create"
           send=${(name) => change("", "POST", { name })} />
       </${Sheet}>
+      <${Datasets} />
     </div>`;
 }
 
 function Project({ project, me, change }) {
   const { id, members, role } = project;
   const [leaving, setLeaving] = useState(null);
+  const [deleting, setDeleting] = useState(false);
   const [newRole, setNewRole] = useState("viewer");
   const path = (member) => `/${id}/members/${encodeURIComponent(member)}`;
   const answered = (yes) => {
     if (yes) change(path(leaving), "DELETE");
     setLeaving(null);
   };
-  const tools = html`<a class="button" href=${`#/runs?project=${id}`}>Runs</a>`;
+  const answeredDeletion = (yes) => {
+    if (yes) change(`/${id}`, "DELETE");
+    setDeleting(false);
+  };
+  const changeable = role === "owner" && project.name !== project.owner;
+  const tools = html`
+    <div class="actions">
+      ${changeable && html`<button onClick=${() => setDeleting(true)}>Delete<span class="unseen"> ${project.name}</span></button>`}
+      <a class="button" href=${`#/runs?project=${id}`}>Runs</a>
+    </div>`;
   return html`
     <${Sheet} title=${projectName(project)} note=${role === "owner" ? "" : `you are ${role}`} tools=${tools}>
       ${members.length === 0 && html`<p class="soft small members">No members: only the owner and administrators see its runs.</p>`}
@@ -75,6 +87,13 @@ function Project({ project, me, change }) {
           send=${(name) => change(path(name), "PUT", { role: newRole })}>
           <${RoleSelect} label="Role" value=${newRole} choose=${setNewRole} />
         </${NameForm}>`}
+      ${changeable && html`
+        <${NameForm} id=${`name-${id}`} label="New name" hint="letters, digits and . _ @ -" verb="Rename"
+          send=${(name) => change(`/${id}`, "PATCH", { name })} />`}
+      ${deleting && html`
+        <${Question} title=${`Delete the project ${project.name}?`} yes="Delete" danger answer=${answeredDeletion}>
+          <p>Its members and secrets are deleted. A project with runs cannot be deleted.</p>
+        </${Question}>`}
       ${leaving && html`
         <${Question} title=${`Remove ${leaving} from ${project.name}?`} yes="Remove" danger answer=${answered}>
           <p>${leaving === me ? "You no longer see" : `${leaving} no longer sees`} the runs of this project. The runs stay in it.</p>

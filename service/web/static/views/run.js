@@ -42,7 +42,7 @@ export function RunView({ id }) {
   return html`
     <${RunHeader} run=${run} acted=${() => live.refresh()} />
     <${Notice} problem=${live.problem} />
-    <${RunVerdict} report=${report} />
+    <${RunVerdict} report=${report} parentLoss=${run.parent_held_out_loss} />
     <div class="grid run">
       <${FailureCard} run=${run} />
       <${StageTrack} stages=${progress.stages} active=${active} />

@@ -2,74 +2,62 @@
 
 import { ask, query } from "../api.js";
 import { html, useState } from "../lib.js";
-import { projectName, projectOf, useProjects } from "../parts/projects.js";
-import { Choices, Meter, Notice, StatePill } from "../parts/small.js";
+import { ChosenRuns } from "../list/chosen.js";
+import { asked, Filters, isFiltered } from "../list/filters.js";
+import { projectOf, useProjects } from "../parts/projects.js";
+import { Meter, Notice, StatePill } from "../parts/small.js";
 import { useNow, usePolled } from "../polling.js";
+import { routeOf } from "../router.js";
 import { age, decimal, dollars, moment, plural } from "../words.js";
 
 const REFRESH_SECONDS = 3;
 const PAGE = 50;
 /** Maximum number of runs in one response. */
 const MOST = 200;
-const STATES = ["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"];
-const STATE_CHOICES = [["", "all"], ...STATES.map((state) => [state, state])];
-const ORDERS = [["", "newest first"], ["perplexity", "lowest perplexity"], ["dollars", "cheapest"], ["-dollars", "most expensive"],
-  ["-tokens", "most tokens"]];
-/** Maximum number of runs that are compared. */
-const COMPARED = 5;
+/** Columns with the field by which each sorts, and the direction of the first click. */
+const COLUMNS = [["Run", "name", ""], ["State", "state", ""], ["Stage", null], ["Perplexity", "perplexity", ""], ["Spent / planned", "dollars", "-"],
+  ["Age", "created", "-"]];
+const NEWEST = "-created";
 
-/** @param {{filter: Record<string, string>}} props `filter`: `name`, `state`, `project`, `where` and `order_by` of the address. */
+/** @param {{filter: import("../list/filters.js").Filter}} props `filter`: filters and order of the address. */
 export function RunsView({ filter }) {
-  const { name = "", state = "", project = "", where = "", order_by: order = "" } = filter;
   const projects = useProjects();
   const [wanted, setWanted] = useState(PAGE);
   const [chosen, setChosen] = useState([]);
-  const conditions = where.split(/[\s,;]+/).filter(Boolean);
-  const asked = { state, project, name: name.trim(), where: conditions, order_by: order };
-  const { value: list, problem } = usePolled((signal) => found(wanted, asked, signal), REFRESH_SECONDS, [JSON.stringify(asked), wanted]);
+  const [version, setVersion] = useState(0);
+  const fields = asked(filter);
+  const { value: list, problem } = usePolled(
+    (signal) => found(wanted, fields, signal), REFRESH_SECONDS, [JSON.stringify(fields), wanted, version]);
   const now = useNow(5);
   const choose = (field) => (value) => {
     setWanted(PAGE);
-    const fields = Object.entries({ ...filter, [field]: value }).filter(([, each]) => each !== "");
+    // Not `filter`: another field may have changed the address since this view was drawn
+    const fields = Object.entries({ ...routeOf(location.hash).filter, [field]: value }).filter(([, each]) => each !== "");
     // The list stays in place, so no entry of the history per letter
     history.replaceState(null, "", fields.length ? `#/runs?${new URLSearchParams(fields)}` : "#/runs");
     dispatchEvent(new HashChangeEvent("hashchange"));
   };
   const toggle = (id) => setChosen(chosen.includes(id) ? chosen.filter((each) => each !== id) : [...chosen, id]);
-  const filtered = state !== "" || project !== "" || name.trim() !== "" || conditions.length > 0;
+  const done = (left) => {
+    setChosen(left);
+    setVersion(version + 1);
+  };
+  const runs = list?.runs ?? [];
+  const byId = new Map(runs.map((run) => [run.id, run]));
   return html`
     <div class="heading">
       <div class="lead"><h1>Runs</h1></div>
-      <div class="actions">
-        ${chosen.length >= 2 && chosen.length <= COMPARED && html`
-          <a class="button" href=${`#/compare/${chosen.join(",")}`}>Compare ${chosen.length} runs</a>`}
-        <a class="button primary" href="#/submit">New run</a>
-      </div>
+      <div class="actions"><a class="button primary" href="#/submit">New run</a></div>
     </div>
-    <div class="filters" role="search">
-      <input
-        type="search" aria-label="Find by name" placeholder="Find by name"
-        value=${name} onInput=${(event) => choose("name")(event.target.value)}
-      />
-      <input
-        type="search" aria-label="Figures" placeholder="perplexity<30" title="Such as perplexity<30 dollars<5 tokens>=1e9"
-        value=${where} onChange=${(event) => choose("where")(event.target.value)}
-      />
-      <${Choices} label="State" options=${STATE_CHOICES} value=${state} choose=${choose("state")} />
-      ${(projects.length > 1 || project !== "") && html`
-        <select aria-label="Project" value=${project} onChange=${(event) => choose("project")(event.target.value)}>
-          <option value="">all projects</option>
-          ${projects.map((each) => html`<option key=${each.id} value=${each.id}>${projectName(each)}</option>`)}
-        </select>`}
-      <select aria-label="Order" value=${order} onChange=${(event) => choose("order_by")(event.target.value)}>
-        ${ORDERS.map(([value, words]) => html`<option key=${value} value=${value}>${words}</option>`)}
-      </select>
-    </div>
+    <${Filters} filter=${filter} projects=${projects} choose=${choose} />
     <${Notice} problem=${problem} />
+    <${ChosenRuns} runs=${chosen.map((id) => byId.get(id)).filter(Boolean)} done=${done} />
     <section class="sheet" aria-label="List of runs" aria-busy=${list === null}>
       ${list === null && html`<p class="empty">Loading…</p>`}
-      ${list?.runs.length === 0 && (filtered ? html`<p class="empty">No run matches.</p>` : html`<${NoRuns} />`)}
-      ${list?.runs.length > 0 && html`<${RunTable} runs=${list.runs} now=${now} chosen=${chosen} toggle=${toggle} />`}
+      ${list?.runs.length === 0 && (isFiltered(filter) ? html`<p class="empty">No run matches.</p>` : html`<${NoRuns} />`)}
+      ${runs.length > 0 && html`
+        <${RunTable} runs=${runs} now=${now} chosen=${chosen} toggle=${toggle} order=${filter.order_by || NEWEST}
+          sort=${(order) => choose("order_by")(order === NEWEST ? "" : order)} />`}
       ${list?.more && html`<div class="more"><button onClick=${() => setWanted(wanted + PAGE)}>More runs</button></div>`}
     </section>`;
 }
@@ -85,23 +73,34 @@ const NoRuns = () => html`
   </div>`;
 
 /** With explicit roles it stays a table for screen readers when a narrow screen shows it as a list. */
-function RunTable({ runs, now, chosen, toggle }) {
+function RunTable({ runs, now, chosen, toggle, order, sort }) {
   const known = runs.map((run) => run.results.perplexity).filter((perplexity) => perplexity !== null);
   const best = known.length > 1 ? Math.min(...known) : null;
   return html`
     <table class="rows runs" role="table">
       <thead role="rowgroup">
         <tr role="row">
-          ${["Run", "State", "Stage"].map((title) => html`<th role="columnheader" scope="col">${title}</th>`)}
-          <th role="columnheader" scope="col" class="number">Perplexity</th>
-          <th role="columnheader" scope="col" class="number">Spent / planned</th>
-          <th role="columnheader" scope="col" class="number">Age</th>
+          ${COLUMNS.map(([title, field, first], place) => html`
+            <${Head} key=${title} title=${title} field=${field} first=${first} number=${place > 2} order=${order} sort=${sort} />`)}
         </tr>
       </thead>
       <tbody role="rowgroup">${runs.map((run) => html`
         <${RunRow} key=${run.id} run=${run} now=${now} best=${best} isChosen=${chosen.includes(run.id)} toggle=${() => toggle(run.id)} />`)}
       </tbody>
     </table>`;
+}
+
+/** Head of a column, which sorts by it; again, in the other direction. */
+function Head({ title, field, first, number, order, sort }) {
+  const [up, down] = [field, `-${field}`];
+  const sorted = order === up ? "ascending" : order === down ? "descending" : null;
+  const next = order === up ? down : order === down ? up : first + field;
+  return html`
+    <th role="columnheader" scope="col" class=${number ? "number" : ""} aria-sort=${sorted}>
+      ${field === null ? title : html`
+        <button type="button" class="sorter" onClick=${() => sort(next)}>
+          ${title}<span aria-hidden="true">${{ ascending: " ↑", descending: " ↓" }[sorted] ?? ""}</span></button>`}
+    </th>`;
 }
 
 function RunRow({ run, now, best, isChosen, toggle }) {
@@ -111,7 +110,7 @@ function RunRow({ run, now, best, isChosen, toggle }) {
     <tr role="row">
       <td role="cell" class="name">
         <span class="chosen">
-          <input type="checkbox" aria-label=${`Compare ${run.name}`} checked=${isChosen} onChange=${toggle} />
+          <input type="checkbox" aria-label=${`Choose ${run.name}`} checked=${isChosen} onChange=${toggle} />
           <a href=${`#/runs/${run.id}`}>${run.name}</a>
         </span>
         <span class="sub">${subline(run)}</span>

@@ -1,6 +1,6 @@
 /** Form for a new run or a retry: configuration, estimate, and submission. */
 
-import { ask, askText, newKey } from "../api.js";
+import { ask, askText, newKey, query } from "../api.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib.js";
 import { projectName, useProjects } from "../parts/projects.js";
 import { Question } from "../parts/question.js";
@@ -10,31 +10,39 @@ import { Editor } from "../submit/editor.js";
 import { Estimate, ofNewRun, useEstimate } from "../submit/estimate.js";
 import { Quota, useQuota } from "../submit/quota.js";
 import { changesBetween, parse, place, withChanges, write } from "../submit/yaml.js";
+import { decimal, dollars } from "../words.js";
 
-const PRESETS = [["demo", "demo"], ["default", "default"], ["paper", "paper"]];
+const PRESETS = [["demo", "embedded text, minutes on CPUs"], ["default", "own text, on the cards that cost least"],
+  ["paper", "sub-models on clusters, then a short fine-tune"]];
+const TEMPLATE = "template:yes";
+const LINES = [["all", "all lines"], ["changed", "changes only"]];
 /** Runs from which a retry takes the stages that it would make alike. */
 const REUSE = [["auto", "this run and others that the same people see"], ["parent", "this run only"], ["never", "no run"]];
 
-export function SubmitView() {
-  const [preset, setPreset] = useState("demo");
+/** @param {{from: string | null}} props `from`: id of a run to copy. */
+export function SubmitView({ from }) {
+  const [source, setSource] = useState(from ?? "demo");
   const [wanted, setWanted] = useState(null);
-  const [start, setStart] = useState("");
+  const [start, setStart] = useState({ text: "" });
   const [text, setText] = useState("");
   const [problem, setProblem] = useState(null);
+  const [templates, setTemplates] = useState([]);
   const load = async (name) => {
-    setPreset(name);
+    setSource(name);
     try {
-      const loaded = await askText(`/v1/presets/${name}`);
-      setStart(loaded);
+      const loaded = isPreset(name) ? await askText(`/v1/presets/${name}`) : write((await configOf(name)).config);
+      setStart({ text: loaded });
       setText(loaded);
+      setProblem(null);
     } catch (error) {
       setProblem(error);
     }
   };
   useEffect(() => {
-    load("demo");
+    load(source);
+    ask("/v1/runs" + query({ tag: TEMPLATE, limit: 12 })).then(({ items }) => setTemplates(items), () => {});
   }, []);
-  const choose = (name) => (text === start ? load(name) : setWanted(name));
+  const choose = (name) => (text === start.text ? load(name) : setWanted(name));
   const answered = (yes) => {
     if (yes) load(wanted);
     setWanted(null);
@@ -48,31 +56,57 @@ export function SubmitView() {
       headers: { "Idempotency-Key": key },
     });
   return html`
-    <${RunForm} title="New run" verb="Submit" text=${text} setText=${setText} send=${send} requestOf=${ofNewRun} problem=${problem}
+    <${RunForm} title="New run" verb="Submit" start=${start} text=${text} setText=${setText} send=${send} requestOf=${ofNewRun} problem=${problem}
       project=${project} place=${projects.length > 1 && html`<${ProjectField} projects=${projects} value=${project} choose=${setProject} />`}
-      tools=${html`<${Choices} label="Preset" options=${PRESETS} value=${preset} choose=${choose} />`} />
+      above=${html`<${Starts} templates=${templates} value=${source} choose=${choose} />`} />
     ${wanted && html`
       <${Question} title="Replace your changes?" yes="Replace" answer=${answered}>
-        <p>The preset ${wanted} replaces the text in the editor.</p>
+        <p>Another start replaces the text in the editor.</p>
       </${Question}>`}`;
+}
+
+const isPreset = (name) => PRESETS.some(([preset]) => preset === name);
+
+/** A run with the configuration for another one: without its place, which the service chooses, and with its present tags. */
+async function configOf(id) {
+  const run = await ask(`/v1/runs/${id}`);
+  const { output, ...others } = run.config;
+  const { template, ...tags } = run.tags;
+  return { run, config: { ...others, tags } };
+}
+
+/** Presets and runs that are marked as templates, to begin with. */
+const Starts = ({ templates, value, choose }) => html`
+  <div class="starts" role="group" aria-label="Start from">
+    ${PRESETS.map(([name, words]) => html`<${Start} key=${name} name=${name} words=${words} chosen=${value === name} choose=${() => choose(name)} />`)}
+    ${templates.map((run) => html`
+      <${Start} key=${run.id} name=${run.name} words=${templateWords(run)} chosen=${value === run.id} choose=${() => choose(run.id)} />`)}
+  </div>`;
+
+const Start = ({ name, words, chosen, choose }) => html`
+  <button type="button" aria-pressed=${String(chosen)} onClick=${choose}><strong>${name}</strong> <span>${words}</span></button>`;
+
+function templateWords({ owner, results, money, note }) {
+  const perplexity = results.perplexity === null ? null : `perplexity ${decimal(results.perplexity, 2)}`;
+  return [`by ${owner}`, perplexity, dollars(money.dollars), note?.split("\n")[0]].filter(Boolean).join(", ");
 }
 
 /** @param {{id: string, changes: Record<string, any>}} props Id of the run to retry, and settings to begin with, by dotted path. */
 export function RetryView({ id, changes }) {
   const [run, setRun] = useState(null);
   const [before, setBefore] = useState(null);
+  const [start, setStart] = useState({ text: "" });
   const [text, setText] = useState("");
   const [problem, setProblem] = useState(null);
   useEffect(() => {
     const load = async () => {
       try {
-        const found = await ask(`/v1/runs/${id}`);
-        // The service puts the retry beside the run. Tags may have changed since the run was submitted.
-        const { output, ...others } = found.config;
-        const config = { ...others, tags: found.tags };
+        const { run: found, config } = await configOf(id);
         setRun(found);
-        setBefore(config);
-        setText(write(withChanges(config, changes)));
+        setBefore({ ...config, tags: found.tags });
+        const begin = write(withChanges(config, changes));
+        setStart({ text: begin });
+        setText(begin);
       } catch (error) {
         setProblem(error);
       }
@@ -94,18 +128,20 @@ export function RetryView({ id, changes }) {
   };
   return html`
     <${RunForm} key=${run?.id} title=${run ? `Retry ${run.name}` : "Retry"} verb="Submit the retry"
-      text=${text} setText=${setText} send=${send} requestOf=${requestOf} problem=${problem} reuses
-      priority=${run?.priority} budget=${run?.money.budget_dollars} tools=${null} />`;
+      start=${start} text=${text} setText=${setText} send=${send} requestOf=${requestOf} problem=${problem} reuses
+      priority=${run?.priority} budget=${run?.money.budget_dollars} earlier=${before && write(before)} />`;
 }
 
 /**
- * @param {{title: string, verb: string, text: string, setText: (text: string) => void, tools: unknown, problem: Error | null,
+ * @param {{title: string, verb: string, start: {text: string}, text: string, setText: (text: string) => void, above?: unknown, problem: Error | null, earlier?: string | null,
  *   priority?: number, budget?: number | null, reuses?: boolean,
  *   requestOf: (config: any, reuse: string) => {path: string, body: any},
  *   send: (request: {config: any, priority: number, budget: number | null, reuse: string, key: string}) => Promise<any>}} props
- *   `reuses`: whether stages of other runs can be taken. `project`, `place`: what the request says of the project, and the field for it.
+ *   `above`: what stands above the form. `earlier`: text whose differences are marked. `reuses`: whether stages of other runs can be taken. `project`, `place`: what the request says of the project, and the field for it.
  */
-function RunForm({ title, verb, text, setText, tools, send, requestOf, reuses = false, project = "", place: where = null, problem: earlier, ...first }) {
+function RunForm(props) {
+  const { title, verb, start, text, setText, send, requestOf, above = null, earlier = null, reuses = false, project = "", place: where = null, ...first } = props;
+  const [folded, setFolded] = useState(earlier !== null && earlier !== start.text);
   const [priority, setPriority] = useState(String(first.priority ?? 0));
   const [budget, setBudget] = useState(String(first.budget ?? ""));
   const [reuse, setReuse] = useState("auto");
@@ -138,10 +174,12 @@ function RunForm({ title, verb, text, setText, tools, send, requestOf, reuses = 
   };
   return html`
     <div class="heading"><div class="lead"><h1>${title}</h1></div></div>
-    <${Notice} problem=${earlier ?? (mistakes.length ? null : said)} />
+    <${Notice} problem=${first.problem ?? (mistakes.length ? null : said)} />
+    ${above}
     <form class="submit" onSubmit=${submit}>
-      <${Sheet} title="Configuration" tools=${tools}>
-        <${Editor} label="Configuration, YAML" text=${text} change=${setText} mistakes=${mistakes} />
+      <${Sheet} title="Configuration" tools=${earlier !== null && html`
+        <${Choices} label="Lines" options=${LINES} value=${folded ? "changed" : "all"} choose=${(lines) => setFolded(lines === "changed")} />`}>
+        <${Editor} label="Configuration, YAML" start=${start} change=${setText} mistakes=${mistakes} before=${earlier} folded=${folded} />
       </${Sheet}>
       <${Estimate} plan=${plan} stale=${estimating || doubt !== null || parsed.config === null} />
       <${Sheet} title="Queue and budget">
