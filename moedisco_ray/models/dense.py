@@ -221,7 +221,8 @@ def upcycled_config(
             kept["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
         if shared is not None and shared.size_field is not None:
             kept[shared.size_field] = raw["intermediate_size"]
-        kept |= {name: value for name, value in declaration.fields.items() if name not in {*values, *kept}}
+        fields = {**declaration.fields, **declaration.read_fields(values)}
+        kept |= {name: value for name, value in fields.items() if name not in {*values, *kept}}
     if split > 1:
         kept[declaration.expert_size_field] //= split
         if declaration.shared is not None and declaration.shared.count_field is not None:

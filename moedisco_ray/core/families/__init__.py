@@ -88,17 +88,23 @@ DECLARATIONS: Mapping[str, Family] = {
 FAMILIES: tuple[str, ...] = tuple(DECLARATIONS)
 
 
-_COMPOSITES = {family.composite.name: family for family in DECLARATIONS.values() if family.composite is not None}
+_COMPOSITES = {
+    kind: family.composite
+    for family in DECLARATIONS.values()
+    if family.composite is not None
+    for kind in family.composite.kinds
+}
 _SHARED = ("quantization_config", "tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id", "eos_token_id")
 """Fields of a composite model that hold for its language model too, unless that has its own."""
 
 
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a `config.json`; of a composite model, those of its language model."""
-    family, text = _COMPOSITES.get(str(config.get("model_type"))), config.get("text_config")
-    if family is None or not isinstance(text, Mapping):
+    kind, text = str(config.get("model_type")), config.get("text_config")
+    composite = _COMPOSITES.get(kind)
+    if composite is None or not isinstance(text, Mapping):
         return dict(config)
-    return {name: config[name] for name in _SHARED if name in config} | {**text, "model_type": family.name}
+    return {name: config[name] for name in _SHARED if name in config} | composite.held(kind, text)
 
 
 def unsupported(name: object) -> str:

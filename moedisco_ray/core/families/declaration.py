@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from moedisco_ray.core.families.composite import Composite
 from moedisco_ray.core.families.recurrence import Recurrence
 from moedisco_ray.core.families.router import Router
 
@@ -81,27 +82,6 @@ class SharedExpert:
         """Regular expression of the shared expert's tensors, relative to the layer."""
         gate = rf"|mlp\.{self.gate}\.weight" if self.gate else ""
         return rf"mlp\.{self.module}\.(gate|up|down)_proj\.weight{gate}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Composite:
-    """A model of several kinds of data that holds a model of a family, whose configuration is its `text_config`.
-
-    Attributes:
-        name: The Hugging Face `model_type`.
-        prefix: What the names of the family's tensors begin with there, instead of `model.`.
-        others: What the names of all other tensors begin with, which are left out.
-    """
-
-    name: str
-    prefix: str
-    others: tuple[str, ...]
-
-    def own_name(self, stored: str) -> str | None:
-        """Name of a stored tensor in a model of the family alone; None: the tensor is not part of it."""
-        if stored.startswith(self.others):
-            return None
-        return f"model.{stored.removeprefix(self.prefix)}" if stored.startswith(self.prefix) else stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +169,7 @@ class Family:
             layers.
         own_tokenizer: Whether transformers reads every tokenizer next to such a model as that of the published models.
         derived: Ends of the names of stored tensors that follow from the configuration, and are not read.
-        composite: A model that holds one of this family; None: there is none.
+        composite: Models that hold one of this family or of its dense relatives; None: there are none.
         architecture: Name of the model's class in published checkpoints, by which vLLM finds its own; None: that in
             transformers.
         gguf: How llama.cpp runs the family; None: it does not know the family, or computes something else, see
