@@ -39,7 +39,7 @@ PROGRAMS = {
 UNKNOWN = "does not know it"
 ABSENT: Mapping[str, Mapping[str, str]] = {
     "transformers 5": {},
-    "transformers 4.57": dict.fromkeys(("solar_open", "qwen3_5_moe_text", "llama_moe"), UNKNOWN),
+    "transformers 4.57": {name: UNKNOWN for name, family in DECLARATIONS.items() if not family.in_transformers_4},
     "vLLM": {"llama_moe": UNKNOWN},
     "llama.cpp": {name: family.not_in_gguf for name, family in DECLARATIONS.items() if family.gguf is None},
 }

@@ -101,11 +101,11 @@ class OneExpert(Mapping[str, Tensor]):
             if (shared := names.family.shared) is not None:
                 block = f"model.layers.{layer}.{names.family.block}"
                 self._copied |= {
-                    f"{block}.{shared.module}.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS
+                    f"{block}.{shared.name}.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS
                 }
                 self._halved.add(names.expert_key(layer, 0, "down"))
                 if shared.gate is None:
-                    self._halved.add(f"{block}.{shared.module}.down_proj.weight")
+                    self._halved.add(f"{block}.{shared.name}.down_proj.weight")
                 else:
                     self._made[f"{block}.{shared.gate}.weight"] = torch.zeros(1, hidden)
         inner = {key for keys in self._stacked.values() for key in keys}

@@ -139,9 +139,10 @@ class ModelMap:
             raise CheckpointError("tensor", key, "belongs to no expert")
         return self.expert_key(role.layer, expert, part)
 
-    def router_key(self, layer: int, tensor: str = "weight") -> str:
+    def router_key(self, layer: int, tensor: str | None = None) -> str:
         """Canonical name of a layer's router, or of another of its tensors."""
-        return self.block_key(layer, f"{self.family.router.module}.{tensor}")
+        router = self.family.router
+        return self.block_key(layer, router.in_block(tensor or router.weight))
 
     def block_key(self, layer: int, name: str) -> str:
         """Canonical name of a tensor of a layer's MoE block, from its name in the block in memory."""
@@ -171,7 +172,8 @@ class ModelMap:
                 for half, part in enumerate(parts)
             }
         # A Mixtral checkpoint that was saved with in-memory names calls the router `mlp.gate.weight`.
-        has_own_name = inner == self.family.router.module or rest in self.family.renamed
+        router = self.family.router
+        has_own_name = inner == router.module or rest in {*self.family.renamed, *map(router.in_block, router.tensors)}
         canonical = self.block_key(index, rest) if has_own_name else key
         self.classify(canonical)
         return {canonical: Place(key)}

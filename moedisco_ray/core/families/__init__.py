@@ -20,9 +20,12 @@ from moedisco_ray.core.families import (
     ernie4_5_moe,
     flex_olmo,
     glm4_moe,
+    glm4_moe_lite,
     gpt_oss,
     granitemoe,
+    hy_v3,
     llama_moe,
+    minimax_m2,
     mixtral,
     olmoe,
     phimoe,
@@ -30,6 +33,7 @@ from moedisco_ray.core.families import (
     qwen3_5_moe_text,
     qwen3_moe,
     qwen3_next,
+    sarvam_mla,
     solar_open,
 )
 from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Gguf, Initial, Part, SharedExpert, Value
@@ -76,6 +80,10 @@ PAGES = (
     qwen3_next,
     qwen3_5_moe_text,
     llama_moe,
+    glm4_moe_lite,
+    minimax_m2,
+    hy_v3,
+    sarvam_mla,
 )
 """The families of this package."""
 _OWN: Mapping[str, Family] = {page.FAMILY.name: page.FAMILY for page in PAGES}

@@ -34,4 +34,5 @@ FAMILY = dataclasses.replace(
         tiles_values=True,
         has_sections=True,
     ),
+    in_transformers_4=False,
 )
