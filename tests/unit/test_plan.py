@@ -85,6 +85,9 @@ def hf_config(family, architecture, vocab_size=VOCAB):
         page.num_experts_field: architecture.num_experts,
         page.expert_size_field: architecture.moe_intermediate_size,
     }
+    if page.dense_layers_list is not None:
+        layers = architecture.num_hidden_layers
+        sizes[page.dense_layers_list] = page.dense_layer_kinds(page.dense_layers(architecture.fields), layers)
     if "intermediate_size" in page.fields:
         sizes["intermediate_size"] = sizes["intermediate_size"] or architecture.moe_intermediate_size
     if page.shared is not None and page.shared.size_field is not None:
