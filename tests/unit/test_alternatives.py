@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from docs.comparisons import FAR, MACHINES, PUBLISHED, Published, config_on, plan_on, way_rows
-from docs.plans import CHECKPOINTS
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.presets import LocalCard, on_own_cards, preset_text
@@ -83,7 +83,7 @@ def test_the_verdict_on_the_default_preset_agrees_with_its_table() -> None:
 
 
 @pytest.mark.parametrize("machines", MACHINES)
-@pytest.mark.parametrize("checkpoint", [None, *CHECKPOINTS])
+@pytest.mark.parametrize("checkpoint", [None, "Qwen3-30B-A3B"])
 def test_the_verdict_agrees_with_the_arithmetic_of_the_table(machines: str, checkpoint: str | None) -> None:
     plan = plan_on(machines, checkpoint)
     check_verdict(plan)
@@ -98,7 +98,7 @@ def test_the_verdict_agrees_with_the_arithmetic_of_the_table(machines: str, chec
         assert float(dollars.replace(",", "")) == pytest.approx(min(whole), abs=0.006)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(5, 25))
 @given(low=st.floats(0.01, 5), high=st.floats(0.01, 50), workers=st.sampled_from([1, 2, 8]))
 def test_the_verdict_agrees_with_the_table_at_any_price(low: float, high: float, workers: int) -> None:
     check_verdict(default(low_memory={"price_per_hour": low}, high_memory={"price_per_hour": high, "workers": workers}))
