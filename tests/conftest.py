@@ -15,7 +15,7 @@ from moedisco_ray.plan import machine
 from moedisco_ray.plan.speed import Probe, Trial
 
 if "CI" not in os.environ:  # Hypothesis has a profile of its own for CI, without deadlines too
-    settings.register_profile("shared machine", deadline=None, max_examples=examples(40, 100))
+    settings.register_profile("shared machine", deadline=None, max_examples=examples(25, 100))
     settings.load_profile("shared machine")
 
 ON_BOTH = ("test_database_", "test_ingest", "test_quotas")
