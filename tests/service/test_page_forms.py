@@ -43,10 +43,6 @@ def retry(page, run_id, edit):
     return asked.value.post_data_json["changes"]
 
 
-def without(section):
-    return lambda text: re.sub(rf"^{section}:.*\n( .*\n)*", "", text, flags=re.MULTILINE)
-
-
 @pytest.mark.slow
 def test_a_budget_that_cannot_be_read_changes_nothing(site, page):
     run_id = begin(site)
