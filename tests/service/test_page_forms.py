@@ -1,6 +1,5 @@
 """What the forms of the page send, and the time that a run's header shows."""
 
-import re
 import time
 
 import pytest
