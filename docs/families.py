@@ -38,8 +38,9 @@ attention; every `full_attention_interval`-th layer has attention.
   speed from a run.
 * `optimizer.within_documents` is refused, because the state carries over from one document to the next.
   So it does from one conversation of a sequence to the next.
-* A checkpoint of `qwen3_5_moe`, which reads images too, is a start of `qwen3_5_moe_text`. Its part for images is left
-  out, so the finished model reads text only.
+* A checkpoint of `qwen3_5_moe`, which reads images too, is a start of `qwen3_5_moe_text`, and one of `qwen3_5` a dense
+  start. The part for images is left out, so the finished model reads text only. The same holds for Qwen3-VL
+  (`qwen3_vl_moe`, `qwen3_vl`), whose part for text is a `qwen3_moe` or a `qwen3`.
 * transformers reads every tokenizer next to a model of `qwen3_5_moe_text` as that of Qwen3.5, so `tokenizer.path` must
   name one of these, unless the start has one.
 * Layers that predict further tokens are left out. llama.cpp needs heads of keys and of values of one size

@@ -329,6 +329,9 @@ def tested() -> str:
         "Which programs compute an exported model of a family as this package does.",
         _table(["`model.family`", *ecosystem.PROGRAMS], list(ecosystem.families())),
         ecosystem.NOTES,
+        "## Tokenizers in GGUF files",
+        ecosystem.TOKENIZER_NOTES,
+        _table(["published tokenizer of", "in llama.cpp", "`moedisco export --to gguf`"], list(ecosystem.tokenizers())),
     )
 
 

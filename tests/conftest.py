@@ -15,11 +15,25 @@ from moedisco_ray.plan import machine
 from moedisco_ray.plan.speed import Probe, Trial
 
 if "CI" not in os.environ:  # Hypothesis has a profile of its own for CI, without deadlines too
-    settings.register_profile("shared machine", deadline=None, max_examples=examples(40, 100))
+    settings.register_profile("shared machine", deadline=None, max_examples=examples(25, 100))
     settings.load_profile("shared machine")
 
-ON_BOTH = ("test_database_", "test_ingest", "test_quotas", "test_reconciler")
+ON_BOTH = ("test_database_", "test_ingest", "test_quotas")
 """Beginnings of the names of files whose tests are about the database itself: they run on each kind each time."""
+ALSO_ON_BOTH = (
+    "test_backups",
+    "test_datasets",
+    "test_leases",
+    "test_notices",
+    "test_projects",
+    "test_reconciler",
+    "test_retention",
+    "test_run_list",
+    "test_secrets",
+    "test_two_",
+)
+"""Beginnings of the names of files with queries of their own, which `make test-slow` runs on PostgreSQL too; the other
+files ask through routes whose queries these have."""
 UNLIKE = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next")
 """Families that differ most: the plainest, normalised heads, latent attention with groups of experts and shared ones,
 sinks and transposed weights with biases, and recurrent layers."""
@@ -33,7 +47,7 @@ def pytest_collection_modifyitems(items):
     """Mark cases that repeat what another case shows.
 
     These are cases of families that are like another one, in tests that have a case for every family, and cases on
-    PostgreSQL, outside tests of the database. Families of other packages are never marked.
+    PostgreSQL, outside tests of the database: most of them are left out. Families of other packages are never marked.
     """
     ours = {page.FAMILY.name for page in PAGES}
     cases = [item for item in items if hasattr(item, "callspec")]
@@ -47,6 +61,8 @@ def pytest_collection_modifyitems(items):
     for item in cases:
         if "postgresql" in item.callspec.id.split("-") and not item.path.name.startswith(ON_BOTH):
             item.add_marker(pytest.mark.slow)
+            if not item.path.name.startswith(ALSO_ON_BOTH):
+                items.remove(item)
 
 
 def _test_of(item):

@@ -67,7 +67,8 @@ class Checkpoint(Mapping[str, Tensor]):
         if place.expert is None:
             return file.get_tensor(place.key)
         stored = file.get_slice(place.key)
-        return stored[place.index(tuple(stored.get_shape()))]
+        found = stored[place.index(tuple(stored.get_shape()))]
+        return found.T.contiguous() if place.transposed else found
 
     def of_stack(self, key: str, expert: int) -> Tensor:
         """An expert of a canonical tensor that is a stack, without the others."""
@@ -111,10 +112,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a canonical tensor, from the file's header."""
         place = self._places[key]
-        stored = tuple(self._files[place.key].get_slice(place.key).get_shape())
-        if place.expert is None:
-            return stored
-        return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
+        return place.shape(tuple(self._files[place.key].get_slice(place.key).get_shape()))
 
     def layout(self, dtype: torch.dtype | None = None) -> dict[str, Stored]:
         """Shape and dtype of every canonical tensor, in order, from the headers of the files.
@@ -172,8 +170,24 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
             if key in places:
                 raise _stored_twice(directory, key)
             places[key] = dataclasses.replace(place, key=stored)
+    if _stacks_are_transposed(places.values(), files, config):
+        places = {key: dataclasses.replace(place, transposed=place.expert is not None) for key, place in places.items()}
     ordered = dict(sorted(places.items(), key=lambda item: model_map.sort_key(item[0])))
     return Checkpoint(directory, config, model_map, files, ordered)
+
+
+def _stacks_are_transposed(places: Iterable[Place], files: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether stacks of experts have their last two axes in the other order, as in published Qwen3-VL.
+
+    Their shapes show it, if an expert's matrices are not all square.
+    """
+    halves = {place.key: place.half for place in places if place.expert is not None}
+    for stored, half in halves.items():
+        _, rows, columns = files[stored].get_slice(stored).get_shape()
+        hidden, inside = (rows, columns) if half is None else (columns, rows)
+        if hidden != config.get("hidden_size") == inside:
+            return True
+    return False
 
 
 def _stored_tensors(directory: Path) -> dict[str, Any]:

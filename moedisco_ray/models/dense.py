@@ -101,11 +101,11 @@ class OneExpert(Mapping[str, Tensor]):
             if (shared := names.family.shared) is not None:
                 block = f"model.layers.{layer}.{names.family.block}"
                 self._copied |= {
-                    f"{block}.{shared.module}.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS
+                    f"{block}.{shared.name}.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS
                 }
                 self._halved.add(names.expert_key(layer, 0, "down"))
                 if shared.gate is None:
-                    self._halved.add(f"{block}.{shared.module}.down_proj.weight")
+                    self._halved.add(f"{block}.{shared.name}.down_proj.weight")
                 else:
                     self._made[f"{block}.{shared.gate}.weight"] = torch.zeros(1, hidden)
         inner = {key for keys in self._stacked.values() for key in keys}
@@ -221,7 +221,8 @@ def upcycled_config(
             kept["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
         if shared is not None and shared.size_field is not None:
             kept[shared.size_field] = raw["intermediate_size"]
-        kept |= {name: value for name, value in declaration.fields.items() if name not in {*values, *kept}}
+        fields = {**declaration.fields, **declaration.read_fields(values)}
+        kept |= {name: value for name, value in fields.items() if name not in {*values, *kept}}
     if split > 1:
         kept[declaration.expert_size_field] //= split
         if declaration.shared is not None and declaration.shared.count_field is not None:

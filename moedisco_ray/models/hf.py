@@ -18,7 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from moedisco_ray.core.config import EXPERT_COUNTS, Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.core.families import DECLARATIONS, Family
+from moedisco_ray.core.families import DECLARATIONS, Family, Router
 from moedisco_ray.core.limits import SHARD_BYTES
 from moedisco_ray.core.store.read_roots import check_folder, check_inside
 from moedisco_ray.models.checkpoint import read_config, weight_files
@@ -80,6 +80,10 @@ def hf_config(
     }
     if declaration.router.normalises == "by_setting":
         fields["norm_topk_prob"] = architecture.norm_topk_prob
+    if declaration.dense_layers_list is not None:
+        layers = architecture.num_hidden_layers
+        dense = declaration.dense_layers(architecture.fields)
+        fields[declaration.dense_layers_list] = declaration.dense_layer_kinds(dense, layers)
     if declaration.own_expert_size:
         fields["intermediate_size"] = fields.get("intermediate_size") or architecture.moe_intermediate_size
     if declaration.shared is not None and declaration.shared.size_field is not None:
@@ -88,7 +92,10 @@ def hf_config(
         )
     if declaration.attention.own_head_dim:
         fields["head_dim"] = architecture.head_size
-    elif architecture.head_size * architecture.num_attention_heads != architecture.hidden_size:
+    elif (
+        not declaration.attention.latent
+        and architecture.head_size * architecture.num_attention_heads != architecture.hidden_size
+    ):
         raise ConfigError(
             "model.config.head_dim",
             architecture.head_dim,
@@ -260,6 +267,13 @@ def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
     """The routers of a model by layer index; a router returns logits, weights and indices of the selected experts."""
     name = family_of(model).router.module
     return {index: block.get_submodule(name) for index, block in moe_blocks(model).items()}
+
+
+def run_router(block: nn.Module, router: Router, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of all experts, and weights and indices of the selected ones, from the router of an MoE block."""
+    given = (getattr(block, str(router.correction)),) if router.correction_of_block else ()
+    found: tuple[Tensor, Tensor, Tensor] = block.get_submodule(router.module)(x_TD, *given)
+    return found
 
 
 def family_of(model: PreTrainedModel) -> Family:

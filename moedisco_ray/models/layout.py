@@ -34,11 +34,13 @@ class Place:
         key: Name of the stored tensor.
         expert: Index along the first axis of a stack of experts; None if the stored tensor is not such a stack.
         half: Half of the second axis that belongs to the canonical tensor, 0 or 1; None if the whole axis does.
+        transposed: Whether the stack has its last two axes in the other order, so that the half is one of the third.
     """
 
     key: str
     expert: int | None = None
     half: int | None = None
+    transposed: bool = False
 
     def index(self, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
         """The index that selects the canonical tensor from a stored tensor of this shape."""
@@ -46,8 +48,16 @@ class Place:
             return ()
         if self.half is None:
             return (self.expert,)
-        size = shape[1] // 2
-        return (self.expert, slice(self.half * size, (self.half + 1) * size))
+        size = shape[2 if self.transposed else 1] // 2
+        half = slice(self.half * size, (self.half + 1) * size)
+        return (self.expert, slice(None), half) if self.transposed else (self.expert, half)
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the canonical tensor in a stored tensor of this shape."""
+        if self.expert is None:
+            return stored
+        rows, *columns = reversed(stored[1:]) if self.transposed else stored[1:]
+        return (rows if self.half is None else rows // 2, *columns)
 
     def bounds(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
         """First and last index plus one of the canonical tensor, along each axis of a stored tensor of this shape."""
@@ -129,9 +139,10 @@ class ModelMap:
             raise CheckpointError("tensor", key, "belongs to no expert")
         return self.expert_key(role.layer, expert, part)
 
-    def router_key(self, layer: int, tensor: str = "weight") -> str:
+    def router_key(self, layer: int, tensor: str | None = None) -> str:
         """Canonical name of a layer's router, or of another of its tensors."""
-        return self.block_key(layer, f"{self.family.router.module}.{tensor}")
+        router = self.family.router
+        return self.block_key(layer, router.in_block(tensor or router.weight))
 
     def block_key(self, layer: int, name: str) -> str:
         """Canonical name of a tensor of a layer's MoE block, from its name in the block in memory."""
@@ -161,7 +172,8 @@ class ModelMap:
                 for half, part in enumerate(parts)
             }
         # A Mixtral checkpoint that was saved with in-memory names calls the router `mlp.gate.weight`.
-        has_own_name = inner == self.family.router.module or rest in self.family.renamed
+        router = self.family.router
+        has_own_name = inner == router.module or rest in {*self.family.renamed, *map(router.in_block, router.tensors)}
         canonical = self.block_key(index, rest) if has_own_name else key
         self.classify(canonical)
         return {canonical: Place(key)}

@@ -60,7 +60,7 @@ def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
         experts = _any_of(family, [f"experts.{name}" for name in family.stacks])
     rules = [
         (Role.EXPERT, experts),
-        (Role.ROUTER, _any_of(family, [f"{family.router.module}.{name}" for name in family.router.tensors])),
+        (Role.ROUTER, _any_of(family, map(family.router.in_block, family.router.tensors))),
         *((Role.BACKBONE, pattern) for pattern in family.backbone),
     ]
     if family.recurrence is not None:

@@ -47,7 +47,7 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
     forward = _OnlyExpert(family, family.router.scaling(fields)).forward
     is_constant = family.router.is_constant_alone(fields.get("norm_topk_prob"))
     for block, router in zip(moe_blocks(model).values(), routers(model).values(), strict=True):
-        if is_constant and len(router.get_parameter("weight")) == 1:
+        if is_constant and len(router.get_parameter(family.router.weight)) == 1:
             router.requires_grad_(requires_grad=False)
             block.forward = types.MethodType(forward, block)
         elif family.router.scores == "sparse_mixer":
@@ -61,8 +61,8 @@ def _stay(router: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - 
 
 def runnable(model: PreTrainedModel) -> PreTrainedModel:
     """`specialise` a model that has fewer experts than its router can run with; return any other as it is."""
-    needed = family_of(model).router.least_in_group
-    few = any(len(router.get_parameter("weight")) < needed for router in routers(model).values())
+    kind = family_of(model).router
+    few = any(len(router.get_parameter(kind.weight)) < kind.least_in_group for router in routers(model).values())
     return specialise(model) if few else model
 
 

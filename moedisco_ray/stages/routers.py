@@ -9,7 +9,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -64,8 +64,7 @@ class RouterMeter:
         if not self._routers:
             raise RunError("the model has no router: it is no Mixture-of-Experts")
         self._kind = family_of(model).router
-        weight: Any = next(iter(self._routers.values())).weight
-        self._experts = int(weight.shape[0])
+        self._experts = len(next(iter(self._routers.values())).get_parameter(self._kind.weight))
         device = device_of_model(model)
         shape = (len(self._routers), groups, self._experts)
         self._group_N = torch.from_numpy(group_N).to(device)

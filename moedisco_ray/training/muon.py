@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.core.limits import NEWTON_SCHULZ_STEPS, STEP_ELEMENTS
 from moedisco_ray.training.rounding import generator, local, round_into
 from moedisco_ray.training.shared_matrices import orthogonal_rows, sharing_group, windows
@@ -33,6 +34,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the Newton-Schulz step, from Jordan et al."""
 _ADAM_RMS = 0.2
 """Typical root mean square of AdamW's updates, relative to the learning rate."""
+_ROUTERS = [page.router for page in DECLARATIONS.values()]
+_NO_MATRICES = (
+    "shared_expert_gate.weight",
+    "conv1d.weight",
+    "_bias",
+    *{each.in_block(name) for each in _ROUTERS for name in (*each.tensors, *filter(None, [each.hidden]))},
+)
+"""Ends of the names of parameters that neither Muon nor adapters train."""
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -40,8 +49,7 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
     Routers, gates of shared experts and convolutions of single channels are none.
     """
-    others = ("gate.weight", "gate.hidden_weight", "router.weight", "conv1d.weight", "_bias")
-    return parameter.ndim > 1 and ".layers." in name and not name.endswith(others)
+    return parameter.ndim > 1 and ".layers." in name and not name.endswith(_NO_MATRICES)
 
 
 class Muon(torch.optim.Optimizer):

@@ -36,6 +36,7 @@ def test_three_thousand_idle_sockets_do_not_block_others(target):
         time.sleep(1.5)
 
 
+@pytest.mark.slow
 def test_heads_and_bodies_that_trickle_in_do_not_block_others(target):
     body = b"POST /v1/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     with contextlib.ExitStack() as stack, target.others_are_served():

@@ -12,8 +12,9 @@ from hostile_places import CREDENTIALS, SECRET, cases, configuration
 from hub_standin import hub
 from starlette.testclient import TestClient
 
-CASES = cases()
-FIELDS = sorted({field for field, _, _ in CASES})
+FIELDS = sorted({field for field, _, _ in cases()})
+WHOLE = ("corpus.sources.0.path", "checkpoint.storage")
+"""A setting that is read and one that is written: all places are tried there, and each fourth place elsewhere."""
 
 
 def refused(answer, field: str) -> str:
@@ -37,21 +38,16 @@ def stored(api: Service) -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("path", "step"),
-    [
-        pytest.param("/v1/runs", 1, id="runs"),
-        pytest.param("/v1/estimates", 6, id="some estimates"),
-        pytest.param("/v1/estimates", 1, id="all estimates", marks=pytest.mark.slow),
-    ],
-)
 @pytest.mark.parametrize("field", FIELDS)
 def test_hostile_places_are_refused_by_every_endpoint_that_takes_a_configuration(
-    api: Service, tenant: TestClient, field: str, path: str, step: int, caplog: pytest.LogCaptureFixture
+    api: Service, tenant: TestClient, field: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every hostile place is sent to one endpoint; of each six, one also to the other, which makes the same check."""
+    """Of each six places, one is also sent to the second endpoint, which makes the same check."""
     caplog.set_level(logging.DEBUG)
-    for _, kind, value in [case for case in CASES if case[0] == field][::step]:
+    tried = [case[1:] for case in cases() if case[0] == field]
+    tried = tried if field in WHOLE else tried[FIELDS.index(field) % 4 :: 4]
+    asked = [("/v1/runs", *case) for case in tried] + [("/v1/estimates", *case) for case in tried[::6]]
+    for path, kind, value in asked:
         answer = tenant.post(path, json={"config": configuration(field, value)})
         if "\0" in value:  # JSON with NUL is refused before settings are validated
             assert answer.status_code == 422
@@ -67,7 +63,7 @@ def test_hostile_places_are_refused_by_every_endpoint_that_takes_a_configuration
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_retry_cannot_bring_a_hostile_place(api: Service, tenant: TestClient, field: str) -> None:
     run = api.submit()
-    for value in ("/etc/cron.d", "../x", "http://169.254.169.254/", f"s3://AKIA:{SECRET}@texts/wiki"):
+    for value in ("../x", f"s3://AKIA:{SECRET}@texts/wiki"):
         config = configuration(field, value)
         changes = {
             section: config[section]

@@ -158,24 +158,6 @@ def free_port(_port: int, _home: Path) -> Iterator[SimpleNamespace]:
 
 
 @contextlib.contextmanager
-def another_service(port: int, home: Path) -> Iterator[Imposter]:
-    home.mkdir()
-    with service(home) as made:
-        other = Running(made)
-        other.secret = b"the secret of another service ..."
-        other.start()
-
-        def forward(handler: BaseHTTPRequestHandler, body: bytes, _number: int) -> None:
-            given = httpx.post(other.url + handler.path, content=body, headers=dict(handler.headers))
-            send(handler, given.status_code, given.content, dict(given.headers))
-
-        imposter = Imposter(port, forward)
-        yield imposter
-        imposter.close()
-        other.stop()
-
-
-@contextlib.contextmanager
 def echo(port: int, _home: Path) -> Iterator[Imposter]:
     imposter = Imposter(port, lambda handler, body, _number: send(handler, 200, body, dict(handler.headers)))
     yield imposter
@@ -215,9 +197,7 @@ def row(made: Service, run_id: str) -> Any:
         return runs.get(session, run_id)
 
 
-@pytest.mark.parametrize(
-    ("takes_the_port", "requests"), [(free_port, 0), (another_service, 3), (echo, 3), (proxy, len(ANSWERS))]
-)
+@pytest.mark.parametrize(("takes_the_port", "requests"), [(free_port, 0), (proxy, len(ANSWERS))])
 def test_a_run_outlasts_what_answers_on_the_port_of_its_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_the_port: Any, requests: int
 ) -> None:

@@ -63,6 +63,7 @@ def test_nodes_use_one_folder_of_one_bucket_and_may_do_nothing_else_in_storage(a
     assert listing["Condition"] == {"StringLike": {"s3:prefix": ["moedisco", "moedisco/*"]}}
 
 
+@pytest.mark.slow
 def test_the_head_changes_only_what_is_the_clusters(aws):
     statements = role_statements(aws, "moedisco-head")
     for statement in statements:

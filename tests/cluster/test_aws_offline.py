@@ -165,8 +165,6 @@ def test_a_gang_of_the_high_pool_falls_back_to_on_demand(aws, config, provider):
     ("code", "remedy"),
     [
         ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", "correct the account or the cluster file"),
-        ("UnauthorizedOperation", "correct the account or the cluster file"),
-        ("InvalidAMIID.NotFound", "correct the account or the cluster file"),
         (
             "MaxSpotInstanceCountExceeded",
             "request a higher quota, or lower max_workers of low-l4-spot in the cluster file",

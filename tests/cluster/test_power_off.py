@@ -91,9 +91,8 @@ def head():
         yield server
 
 
-@pytest.mark.parametrize(
-    "cloud", [pytest.param(cloud, marks=[] if cloud == "aws" else [pytest.mark.slow]) for cloud in CLOUDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cloud", CLOUDS)
 def test_a_clouds_machine_ends_itself_once_its_head_is_gone(head, tmp_path, cloud):
     """Before (a0c02aba): nothing did, and the machine was billed until someone noticed."""
     worker = Worker(tmp_path, head.getsockname()[0])

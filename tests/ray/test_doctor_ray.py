@@ -20,6 +20,7 @@ from moedisco_ray.execution.ray.seats import Seats
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 
 
+@pytest.mark.slow
 def test_every_slot_of_every_pool_is_examined(tmp_path: Path) -> None:
     config = small_config(tmp_path, finetune={"pool": "low_memory"})
     shown: list[str] = []

@@ -13,7 +13,7 @@ from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.backend import train_all
-from moedisco_ray.training import DataShare, SyncPlan, TrainJob
+from moedisco_ray.training import SyncPlan, TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
 
@@ -56,44 +56,3 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
     assert len([event for event in events if event.type == "unit_started"]) == (2 if slots == 2 else 4)
     assert [done.result.restored_step for done in trained] == ([0, 0] if slots == 2 else [4, 4])
     assert not [event for event in events if event.type == "worker_restarted"]
-
-
-# the way on Ray is that of a sync of backbones; test_parallel_seed.py syncs all weights in one process
-@pytest.mark.slow
-@pytest.mark.parametrize("slots", [1, 2])
-def test_members_of_a_seed_end_with_one_model(ray_cluster: None, tmp_path: Path, slots: int) -> None:
-    torch.set_num_threads(1)
-    write_shard(tmp_path / "shard")
-    write_tiny(tmp_path / "start", 2)
-
-    def jobs(place: Path) -> list[TrainJob]:
-        return [
-            TrainJob(
-                stage="seed",
-                name=f"seed-{k}",
-                model=tmp_path / "start",
-                packed_dirs=(tmp_path / "shard",),
-                output=place / f"home-{k}" / "trained",
-                checkpoints=place / f"home-{k}" / "steps",
-                steps=6,
-                sequence_length=L,
-                optimizer=RECIPE,
-                checkpoint_every=100,
-                share=DataShare(k, 2),
-                drop_checkpoints=True,
-                sync=SyncPlan(place / "sync", (4, 6), Outer(), scope="all", ranges=2),
-            )
-            for k in range(2)
-        ]
-
-    placement = Placement(LowMemoryPool(max_workers=slots), 1, 0)
-    events: list[Event] = []
-    here, there = jobs(tmp_path / "here"), jobs(tmp_path / "there")
-    LocalBackend().train_all(here, placement, tmp_path, events.append)
-    events.clear()
-    trained = train_all(there, placement, tmp_path / "ray", events.append)
-    assert len({(job.output / "model.safetensors").read_bytes() for job in [*here, *there]}) == 1
-    assert [event.data["sync"] for event in events if event.type == "sync"] == [1, 2]
-    assert [(done.contribution, done.result.steps) for done in trained] == [("finished", 6)] * 2
-    # With one slot, each member frees it at both sync points; the last time it has only its model to write.
-    assert len([event for event in events if event.type == "unit_started"]) == (2 if slots == 2 else 6)

@@ -36,13 +36,10 @@ class Occupant:
         """Answers once it lives."""
 
 
-@pytest.fixture(
-    params=[HighMemoryPool, pytest.param(LowMemoryPool, marks=pytest.mark.slow)], ids=["high_memory", "low_memory"]
-)
-def pool(request: pytest.FixtureRequest) -> Pool:
+@pytest.fixture
+def pool() -> Pool:
     """A pool on whose seats the functions run."""
-    made: Pool = request.param()
-    return made
+    return HighMemoryPool()
 
 
 @pytest.fixture

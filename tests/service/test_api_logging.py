@@ -83,15 +83,14 @@ with service(Path({home!r})) as made:
 """
 
 
-@pytest.mark.parametrize("form", ["console", "json"])
-def test_what_fails_again_and_again_writes_no_secret_and_little(tmp_path, form):
+def test_what_fails_again_and_again_writes_no_secret_and_little(tmp_path):
     """A request handler and a loop fail hundreds of times, with a bearer token in a local variable.
 
     Before (af276e38): the JSON log has 229 kB; the console still writes tracebacks with all local variables after a
     minute.
     """
     token = "mdk_" + "S3cr3t" * 7
-    script = FAILING.format(paths=sys.path, home=str(tmp_path), form=form, token=token)
+    script = FAILING.format(paths=sys.path, home=str(tmp_path), form="json", token=token)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert "a bug" in done.stderr
     assert "reconciler failed" in done.stderr

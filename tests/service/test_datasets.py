@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -322,6 +323,8 @@ def test_a_lost_connection_is_continued(tmp_path: Path, size: int) -> None:
     assert arrived[-1] == size + len(TEXT)
     assert sorted(path.relative_to(copy).as_posix() for path in copy.rglob("*.txt")) == ["deep/large.txt", "small.txt"]
     assert filecmp.cmp(text / "deep" / "large.txt", copy / "deep" / "large.txt", shallow=False)
+    for folder in (text, copy):  # pytest keeps the last ones
+        shutil.rmtree(folder)
 
 
 def test_disks_without_hard_links_have_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

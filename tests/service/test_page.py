@@ -170,6 +170,7 @@ def test_a_run_is_submitted_after_its_estimate_was_shown(site, page):
     assert (run.priority, run.budget_dollars, run.config["tokens"]["total"]) == (7, 2.5, 1_600_000)
 
 
+@pytest.mark.slow
 def test_curves_of_all_stages_are_on_one_axis_of_the_runs_tokens(site, page):
     """The sub-models share the tokens of their stage, behind those of the seed; the held-out loss comes first."""
     run_id = begin(site, evaluation={"every_tokens": 20_480})
@@ -214,6 +215,7 @@ def test_curves_of_all_stages_are_on_one_axis_of_the_runs_tokens(site, page):
     assert dict(spent) == {"seed": 3, "submodel-0": 7, "submodel-1": 7}
 
 
+@pytest.mark.slow
 def test_a_retry_is_compared_with_the_earlier_run(site, page):
     """By a link on the page of the retry, to an address that can be shared."""
     done = finish(site)
@@ -232,6 +234,7 @@ def test_a_retry_is_compared_with_the_earlier_run(site, page):
     expect(page.get_by_role("alert")).to_contain_text("no such run, or it is not yours")
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_why_and_carries_the_change_into_its_retry(site, page):
     run_id = begin(site)
     site.service.report(run_id, Event("stage_started", "submodels"))
@@ -256,6 +259,7 @@ def test_a_failed_run_says_why_and_carries_the_change_into_its_retry(site, page)
     assert stored(site, page.url.rsplit("/", 1)[1]).config["submodels"]["optimizer"]["lr"] == 0.0005
 
 
+@pytest.mark.slow
 def test_the_list_is_sorted_filtered_shared_and_compared(site, page):
     """By figures of the models, at an address that shows the same list to others; the keyboard suffices."""
     ids = {name: site.service.submit(name=name)["id"] for name in ("first", "second", "third")}
@@ -407,6 +411,7 @@ def test_curves_and_figures_move_while_events_come_in(site, page):
     page.wait_for_function(f"before => {drawn} !== before", arg=before)
 
 
+@pytest.mark.slow
 def test_trainings_of_a_driver_that_was_lost_are_restarting_as_the_service_says(site, page):
     run_id = begin(site)
     train(site, run_id, "submodel-0", 1, 40)
@@ -596,23 +601,6 @@ def test_hidden_tabs_hold_no_connection_and_catch_up(site, page):
     site.service.bring(run_id, RunState.CANCELLED)
     turn(page, hidden=False)
     expect(state_pill(page)).to_have_text("cancelled")
-
-
-@pytest.mark.slow
-def test_the_list_filters_and_follows(site, page):
-    first, second = site.service.submit(name="alpha")["id"], site.service.submit(name="beta")["id"]
-    page.goto("/#/runs")
-    expect(page.get_by_role("row")).to_have_count(3)
-    page.get_by_label("Find by name").fill("alp")
-    expect(page.get_by_role("row")).to_have_count(2)
-    site.service.start(first)
-    expect(page.get_by_role("row").filter(has_text="alpha")).to_contain_text("running")
-    page.get_by_label("Find by name").fill("")
-    page.get_by_role("button", name="queued").click()
-    expect(page.get_by_role("row").filter(has_text="beta")).to_be_visible()
-    expect(page.get_by_role("row")).to_have_count(2)
-    page.get_by_role("link", name="beta").click()
-    assert page.url.endswith(second)
 
 
 @pytest.mark.slow

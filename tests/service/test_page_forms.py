@@ -1,6 +1,5 @@
 """What the forms of the page send, and the time that a run's header shows."""
 
-import re
 import time
 
 import pytest
@@ -14,7 +13,6 @@ from s3_standin import s3_server
 from sqlalchemy import update
 from test_page import open_page, page, site, state_pill, stored
 
-from moedisco_ray.core.config import Clusters
 from moedisco_ray.core.records.events import Event
 from service.database import tokens
 from service.database.tables import RunRow
@@ -44,10 +42,6 @@ def retry(page, run_id, edit):
     return asked.value.post_data_json["changes"]
 
 
-def without(section):
-    return lambda text: re.sub(rf"^{section}:.*\n( .*\n)*", "", text, flags=re.MULTILINE)
-
-
 @pytest.mark.slow
 def test_a_budget_that_cannot_be_read_changes_nothing(site, page):
     run_id = begin(site)
@@ -65,24 +59,6 @@ def test_a_budget_that_cannot_be_read_changes_nothing(site, page):
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert sent == [{"budget_dollars": 10}]
     assert stored(site, run_id).budget_dollars == 10
-
-
-@pytest.mark.slow
-def test_a_section_removed_from_a_retry_gets_its_defaults(site, page):
-    run_id = failed(site, clusters={"count": 2}, tokens={"total": 30_000_000})
-    assert retry(page, run_id, without("clusters")) == {"clusters": {}}
-    config = stored(site, page.url.rsplit("/", 1)[1]).settings
-    assert (config.clusters, config.tokens.total) == (Clusters(), 30_000_000)
-
-
-@pytest.mark.slow
-def test_a_setting_outside_of_sections_cannot_be_removed_from_a_retry(site, page):
-    run_id = failed(site, seed=7)
-    page.goto(f"/#/runs/{run_id}/retry")
-    editor = Editor(page).wait_for("seed: 7")
-    editor.fill(editor.text.replace("seed: 7\n", ""))
-    page.get_by_role("button", name="Submit the retry").click()
-    expect(page.get_by_role("alert")).to_have_text("seed: a retry needs a value; write one.")
 
 
 @pytest.mark.slow

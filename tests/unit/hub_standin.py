@@ -65,7 +65,7 @@ def hub(cache: Path) -> Iterator[Hub]:
     """A hub; the environment names it, and a cache of its own, and no token."""
     state = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": state}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     state.url = f"http://127.0.0.1:{server.server_port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", state.url)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from drawn import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from docs.comparisons import FAR, MACHINES, PUBLISHED, Published, config_on, plan_on, way_rows
-from docs.plans import CHECKPOINTS
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.presets import LocalCard, on_own_cards, preset_text
@@ -78,12 +78,8 @@ def check_verdict(plan: Plan) -> None:
         assert figures(cheapest) in plan.verdict
 
 
-def test_the_verdict_on_the_default_preset_agrees_with_its_table() -> None:
-    check_verdict(default())
-
-
 @pytest.mark.parametrize("machines", MACHINES)
-@pytest.mark.parametrize("checkpoint", [None, *CHECKPOINTS])
+@pytest.mark.parametrize("checkpoint", [None, "Qwen3-30B-A3B"])
 def test_the_verdict_agrees_with_the_arithmetic_of_the_table(machines: str, checkpoint: str | None) -> None:
     plan = plan_on(machines, checkpoint)
     check_verdict(plan)
@@ -98,7 +94,7 @@ def test_the_verdict_agrees_with_the_arithmetic_of_the_table(machines: str, chec
         assert float(dollars.replace(",", "")) == pytest.approx(min(whole), abs=0.006)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(5, 25))
 @given(low=st.floats(0.01, 5), high=st.floats(0.01, 50), workers=st.sampled_from([1, 2, 8]))
 def test_the_verdict_agrees_with_the_table_at_any_price(low: float, high: float, workers: int) -> None:
     check_verdict(default(low_memory={"price_per_hour": low}, high_memory={"price_per_hour": high, "workers": workers}))
@@ -152,22 +148,6 @@ def test_ways_without_large_cards_are_of_the_cheap_ones() -> None:
     assert {way.way for way in plan_on("8 spot L4").alternatives} == {
         "joint_low_memory", "members", "grown", "half", "without_submodels", "run",
     }  # fmt: skip
-
-
-def test_both_sides_have_the_layout_of_the_nodes() -> None:
-    """Before (a0c02aba): 792 GiB per worker and step, so joint training took 12.0 h and $250."""
-    joint = plan_on("8 x H100 in one node", "Qwen3-30B-A3B").joint_training
-    apart = config_on("8 x H100 in one node", "Qwen3-30B-A3B")
-    high = apart.pools.high_memory.model_copy(update={"gpus_per_node": 1})
-    single = build_plan(apart.model_copy(update={"pools": apart.pools.model_copy(update={"high_memory": high})}))
-    assert joint.traffic is not None
-    assert single.joint_training.traffic is not None
-    assert joint.traffic.bytes == joint.traffic.divided < joint.traffic.sharded / 3
-    assert joint.traffic.seconds < 0.2
-    assert single.joint_training.traffic.seconds > 0.5
-    # Published throughputs with AdamW: about 3 hours and 62 dollars. Muon's own arithmetic adds a quarter.
-    assert joint.cost.hours < 1.25 * 3.2
-    assert joint.cost.dollars == pytest.approx(1.25 * 62, rel=0.2)
 
 
 def test_joint_training_with_adamw_takes_what_was_published() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn import examples
 from gcs_standin import gcs_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,7 +153,7 @@ def same_as(whole: tuple[TrainJob, TrainResult], job: TrainJob, result: TrainRes
 # --- beside the training
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=examples(2, 5), deadline=None)
 @given(saves=st.sets(st.integers(1, STEPS - 1)), stop=st.integers(1, STEPS), seconds=st.sampled_from([0.0, 0.01, 0.1]))
 def test_saves_at_any_moment_change_nothing_and_are_of_their_moment(
     home: Path, whole: tuple[TrainJob, TrainResult], saves: set[int], stop: int, seconds: float
@@ -219,9 +220,7 @@ def test_a_storage_that_comes_back_in_time_is_waited_for(
 # --- complete or not at all
 
 
-@pytest.mark.parametrize(
-    "file", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
-)
+@pytest.mark.parametrize("file", [0, 3])
 def test_a_torn_upload_is_never_resumed_and_cleaned_up(
     home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], file: int
 ) -> None:

@@ -103,6 +103,7 @@ def test_damage_in_an_owners_storage_is_named_and_repaired(owned: Finished) -> N
     assert started(again(owned.config, repairs=True)) == []
 
 
+@pytest.mark.slow
 def test_a_finished_run_repairs_an_owners_corpus_too(owned: Finished) -> None:
     owned.restore()
     flip_bit(shards_of(owned.config, "bob")[0])

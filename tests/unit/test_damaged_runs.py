@@ -231,14 +231,6 @@ def test_damaged_events_are_named_and_mended(finished: Finished) -> None:
     assert invoke("verify", finished.directory)[0] == 0
 
 
-def test_damage_of_the_events_changes_no_model(finished: Finished) -> None:
-    finished.remove_after("merged")
-    flip_bit(finished.directory / "events.jsonl")
-    lose_page(finished.directory / "events.jsonl")
-    run(finished)
-    assert results(finished.directory) == results(finished.copy)
-
-
 def test_a_redo_that_made_nothing_leaves_the_run_to_its_own_command(finished: Finished, tmp_path: Path) -> None:
     """Before (af276e38): "holds a run with other settings (...)": the original command was refused, too."""
     (tmp_path / "empty.txt").touch()

@@ -120,10 +120,11 @@ def test_a_cards_peak_must_be_within_a_tenth_of_the_plan(peak: int, gpu: bool, s
     assert says in (check.remedy or "")
 
 
-@pytest.mark.parametrize("recipe", [{}, {"moments": "fp8", "precision": "pure_bf16"}])
-def test_a_resumed_training_on_the_cpu_is_the_same(recipe: dict[str, str], tmp_path: Path) -> None:
+def test_a_resumed_training_on_the_cpu_is_the_same(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    assert try_resuming("qwen3_moe", Optimizer(**recipe), "cpu", tmp_path) == Resumed(4, same=True, difference=0.0)
+    assert try_resuming("qwen3_moe", Optimizer(moments="fp8", precision="pure_bf16"), "cpu", tmp_path) == Resumed(
+        4, same=True, difference=0.0
+    )
 
 
 @pytest.mark.parametrize(

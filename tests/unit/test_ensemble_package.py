@@ -171,7 +171,9 @@ def measured(run: Path, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray
     return ensemble_nats(each, nats(), lambda contexts: clusters.costs(encoder.decode(contexts), contexts))
 
 
-@pytest.mark.parametrize("kind", ["tfidf_svd", "mean_token", "hidden_state"])
+@pytest.mark.parametrize(
+    "kind", ["tfidf_svd", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mean_token", "hidden_state"))]
+)
 def test_log_probabilities_are_those_of_the_evaluation(
     kind: str, run: Path, documents: Documents, text: list[int], tmp_path: Path
 ) -> None:

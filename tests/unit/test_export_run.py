@@ -25,7 +25,7 @@ from moedisco_ray.stages.train.finetune import job_of
 from moedisco_ray.training import write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
 
-TOKENS = {"total": 30_000, "seed_share": 0.0, "finetune_share": 0.5}
+TOKENS = {"total": 16_000, "seed_share": 0.0, "finetune_share": 0.5}
 
 
 def stopped(config: RunConfig, stop: StopFile, stage: str, step: int) -> None:
@@ -60,6 +60,7 @@ def test_the_newest_checkpoint_becomes_a_model_that_transformers_loads(in_finetu
     check_export(in_finetune, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_adapters_becomes_a_whole_model(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:

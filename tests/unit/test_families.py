@@ -14,7 +14,7 @@ import torch
 from moe_models import LENGTH, MIXED, VOCAB, built, random_tensors, top_k_of
 from safetensors.torch import load_file, save_file
 from tiny_training import RECIPE, V, write_shard
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES, Architecture, Model, RunConfig, check_config, read_architecture
 from moedisco_ray.core.config.start_sizes import with_start
@@ -318,26 +318,45 @@ def test_layers_that_predict_further_tokens_are_left_out_by_their_prefix(tmp_pat
     assert len(open_checkpoint(whole)) == len(open_checkpoint(stored("ernie4_5_moe", tmp_path / "without")))
 
 
-def test_the_published_configuration_of_ernie_is_read(tmp_path: Path) -> None:
-    published = {
-        "hidden_size": 2560,
-        "intermediate_size": 12_288,
-        "num_attention_heads": 20,
-        "num_key_value_heads": 4,
-        "num_hidden_layers": 28,
-        "moe_num_experts": 64,
-        "moe_num_shared_experts": 2,
-        "moe_layer_start_index": 1,
-        "moe_layer_end_index": 27,
-        "moe_layer_interval": 1,
-        "moe_intermediate_size": 1536,
-        "moe_k": 6,
-        "vocab_size": 103_424,
-        "tie_word_embeddings": True,
-        "use_bias": False,
-        "rope_theta": 500_000,
-    }
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ernie4_5_moe", **published}))
-    sizes = read_architecture(tmp_path, "ernie4_5_moe")
-    assert (sizes.num_experts, sizes.num_experts_per_tok) == (64, 6)
-    assert count_parameters("ernie4_5_moe", sizes, 103_424).total == pytest.approx(21.8e9, rel=0.01)
+ERNIE = {
+    "hidden_size": 2560,
+    "intermediate_size": 12_288,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 28,
+    "moe_num_experts": 64,
+    "moe_num_shared_experts": 2,
+    "moe_layer_start_index": 1,
+    "moe_layer_end_index": 27,
+    "moe_layer_interval": 1,
+    "moe_intermediate_size": 1536,
+    "moe_k": 6,
+    "vocab_size": 103_424,
+    "tie_word_embeddings": True,
+    "use_bias": False,
+    "rope_theta": 500_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "published", "experts", "top_k", "billions"),
+    [
+        ("ernie4_5_moe", ERNIE, 64, 6, 21.8),
+        # those of transformers' defaults, in the form of older transformers
+        ("glm4_moe_lite", {"first_k_dense_replace": 1}, 64, 4, 29.9),
+        ("minimax_m2", {"rotary_dim": 64, "num_mtp_modules": 3}, 256, 8, 228.7),
+        ("hy_v3", {"first_k_dense_replace": 1, "num_nextn_predict_layers": 1}, 192, 8, 295.0),
+        ("sarvam_mla", {"num_experts": 128, "num_shared_experts": 1}, 128, 8, 106.0),
+    ],
+)
+def test_a_published_configuration_is_read(
+    tmp_path: Path, family: str, published: dict[str, Any], experts: int, top_k: int, billions: float
+) -> None:
+    known = AutoConfig.for_model(family).to_dict()
+    lists = {"mlp_layer_types", *(name for name in published)}
+    left = {} if published is ERNIE else {name: value for name, value in known.items() if name not in lists}
+    (tmp_path / "config.json").write_text(json.dumps({**left, "model_type": family, **published}))
+    sizes = read_architecture(tmp_path, family)
+    assert (sizes.num_experts, sizes.num_experts_per_tok) == (experts, top_k)
+    count = count_parameters(family, sizes, int({**known, **published}["vocab_size"]))
+    assert count.total == pytest.approx(billions * 1e9, rel=0.01)

@@ -110,10 +110,7 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    ("exchange", "micro_batch"), [("step", 1), ("step", 4), ("micro_batch", 1), ("micro_batch", 4)]
-)
+@pytest.mark.parametrize(("exchange", "micro_batch", "checkpointing"), [("step", 4, False), ("micro_batch", 1, True)])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_worker_sends_the_bytes_of_the_plan(
     model: Path,

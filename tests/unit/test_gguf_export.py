@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from docs.ecosystem import FAMILY
 from moedisco_ray.cli.app import app
 from moedisco_ray.contrib.gguf.file import write_gguf
-from moedisco_ray.contrib.gguf.tokenizer import split_name
+from moedisco_ray.contrib.gguf.splits import split_name
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.families import DECLARATIONS
 from moedisco_ray.execution import pipeline

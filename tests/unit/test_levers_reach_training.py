@@ -95,10 +95,6 @@ def context(tmp_path: Path, **changes: Any) -> Context:
     return Context(config, config.directory, "0" * 64, lambda _: None, LocalBackend())
 
 
-def finetune_of(context: Context) -> TrainJob:
-    return make_job(context, "finetune", "finetune", model=Path("model"), shards=Path("shards"), steps=10, seed=0)
-
-
 def by_hand(run: Finished) -> TrainJob:
     given = run.job("finetune")
     return TrainJob(

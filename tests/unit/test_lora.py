@@ -233,7 +233,7 @@ RECIPES: list[dict[str, Any]] = [
         (RECIPES[-1], LORA),
         *(
             pytest.param(recipe, lora, marks=pytest.mark.slow)
-            for recipe, lora in ((RECIPES[0], LORA), (RECIPES[1], LORA), (RECIPES[1], NF4), (RECIPES[2], NF4))
+            for recipe, lora in ((RECIPES[1], LORA), (RECIPES[2], NF4))
         ),
     ],
 )
@@ -315,7 +315,7 @@ def test_the_merged_model_computes_what_was_trained(job: TrainJob) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", *SPECIAL])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "pure_bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])
 @pytest.mark.parametrize("lora", [LORA, NF4], ids=["full", "nf4"])
 def test_the_plan_counts_what_is_allocated(family: str, precision: Any, lora: Lora, tmp_path: Path) -> None:
     sizes = Architecture.model_validate(SHARED | {"num_experts": 4, "num_experts_per_tok": 2} | SPECIAL.get(family, {}))
@@ -461,25 +461,21 @@ JOINT = {"seed_share": 0, "finetune_share": 1}
 
 
 @pytest.mark.ecosystem("Training: LoRA of the whole MoE in PEFT", "peft")
-@pytest.mark.parametrize("base", ["full", "nf4"])
-def test_a_fine_tune_adapts_the_whole_moe_on_the_card_or_streamed(home: Path, tmp_path: Path, base: str) -> None:
-    found = {}
-    for memory in ("resident", "streamed"):
-        config = lora_config(
-            tmp_path / memory,
-            home / "start",
-            tokens=JOINT,
-            submodels={"lora": {"rank": 0}},
-            finetune={"lora": {"rank": 4, "base": base}},
-            pools={"high_memory": {"memory": memory}},
-        )
-        found[memory] = pipeline.run(config, backend=LocalBackend())
-    start, trained = found["resident"] / "merged", found["resident"] / "finetuned"
-    check_same(weights(trained), weights(found["streamed"] / "finetuned"))
+def test_a_streamed_fine_tune_adapts_the_whole_moe(home: Path, tmp_path: Path) -> None:
+    config = lora_config(
+        tmp_path,
+        home / "start",
+        tokens=JOINT,
+        submodels={"lora": {"rank": 0}},
+        finetune={"lora": {"rank": 4}},
+        pools={"high_memory": {"memory": "streamed"}},
+    )
+    found = pipeline.run(config, backend=LocalBackend())
+    start, trained = found / "merged", found / "finetuned"
     before, after = weights(start), weights(trained)
     frozen = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen == {name for name in before if "norm" in name or "layers" not in name or "mlp.gate." in name}
-    exported = found["resident"] / "model"
+    exported = found / "model"
     assert "`adapter/` has the adapters of the fine-tune" in (exported / "README.md").read_text(encoding="utf-8")
     theirs = PeftModel.from_pretrained(load_model(start), exported / ADAPTER_FOLDER).merge_and_unload().state_dict()
     for name, tensor in load_model(exported).state_dict().items():

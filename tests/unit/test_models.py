@@ -402,7 +402,9 @@ def test_specialised_models_compute_what_stock_models_compute(family, experts, n
     for (name, theirs), (_, mine) in zip(stock.named_parameters(), ours.named_parameters(), strict=True):
         if f".{DECLARATIONS[family].router.module}." in name and experts == 1:
             assert not mine.requires_grad
-            assert theirs.grad is None or not theirs.grad.any()
+            # the share of a sigmoid in itself is 1, but its gradient is rounded
+            rounding = 1e-7 if DECLARATIONS[family].router.scores == "sigmoid" else 0.0
+            assert theirs.grad is None or theirs.grad.abs().max() <= rounding
         else:
             torch.testing.assert_close(theirs.grad, mine.grad, rtol=1e-4, atol=1e-5, msg=name)
 

@@ -194,9 +194,8 @@ def test_every_matrix_is_updated_as_written_by_hand(job: TrainJob) -> None:
         torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "pure_bf16"])
-def test_it_learns_with_a_smaller_state_and_resumes_bit_for_bit(job: TrainJob, precision: str) -> None:
-    job = dataclasses.replace(job, optimizer=MUON.model_copy(update={"precision": precision}))
+def test_it_learns_with_a_smaller_state_and_resumes_bit_for_bit(job: TrainJob) -> None:
+    job = dataclasses.replace(job, optimizer=MUON.model_copy(update={"precision": "pure_bf16"}))
     long = run(
         variant(job, "long", steps=40, checkpoint_every=100, optimizer=job.optimizer.model_copy(update={"lr": 6e-3}))
     )

@@ -67,9 +67,8 @@ def opened(directory: Path) -> OptimizerState:
     return found
 
 
-@pytest.mark.parametrize("model", ["moe", "dense", "tied"])
 @pytest.mark.parametrize(
-    "recipe", [{}, {"precision": "pure_bf16"}, {"name": "muon"}], ids=["auto", "pure_bf16", "muon"]
+    ("model", "recipe"), [("dense", {}), ("tied", {"precision": "pure_bf16"}), ("moe", {"name": "muon"})]
 )
 def test_two_trainings_that_pass_them_on_are_one(
     home: Path, tmp_path: Path, model: str, recipe: dict[str, str]

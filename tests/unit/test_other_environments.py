@@ -123,6 +123,8 @@ CASES: dict[Program, list[Case]] = {
         _latent("deepseek_v2", "yarn", _yarn(0.707)),
         _latent("deepseek_v3"),
         _latent("deepseek_v3", "groups", _yarn(1.0), n_shared_experts=2, **GROUPS),
+        _latent("glm4_moe_lite"),
+        _latent("sarvam_mla"),
         Case("deepseek_v3", {"hidden_size": 64}, "small", error="Head dimension 80 is not supported by MLA"),
         Case("gpt_oss", {**SIZES, "rope_parameters": YARN | {"truncate": False}}, "published", in_gguf=False),
         Case("gpt_oss", {**SIZES, "rope_parameters": YARN | {"factor": 1.0}}, "unscaled"),
@@ -185,16 +187,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
-def answer(made: Made) -> Answer:
-    """What a program answers to a case, with its version. It is started once, for all of its cases."""
+def answer(made: Made, request: pytest.FixtureRequest) -> Answer:
+    """What a program answers to a case, with its version. It is started once, for all of its selected cases."""
     found: dict[Program, dict[str, Any]] = {}
+    asked = [each.callspec.params for each in request.session.items if "case" in getattr(each, "fixturenames", ())]
 
     def of(program: Program, case: Case) -> dict[str, Any]:
         if program.python is None:
             pytest.skip(program.missing)
+        cases = [each["case"] for each in asked if each["program"] == program]
         if program not in found:
-            found[program] = program.continuations([made(each) for each in CASES[program]], PROMPT, COUNT)
-        return {"version": found[program]["version"], **found[program]["found"][CASES[program].index(case)]}
+            found[program] = program.continuations([made(each) for each in cases], PROMPT, COUNT)
+        return {"version": found[program]["version"], **found[program]["found"][cases.index(case)]}
 
     return of
 

@@ -56,6 +56,7 @@ PROOFS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "line"), [(["-c", KNOWN], ""), pytest.param(PROOFS, " passed", marks=pytest.mark.slow)]
 )

@@ -25,17 +25,21 @@ BY_MEMBERS = {
     "submodels": {"seed_members": 2, "sync_bits": 4, "start_loss": 0.0},
 }
 WAYS: dict[str, dict[str, Any]] = {
-    "joint": {"tokens": JOINT},
     "adapters": {"tokens": JOINT, "finetune": {"lora": {"rank": 4}}},
     "streamed": {"tokens": JOINT, "pools": {"high_memory": {"memory": "streamed"}}},
-    "sub-models": {"tokens": PARTS, "submodels": {"sync_every": None}},
     "sub-models that sync": {"tokens": PARTS},
-    "members": BY_MEMBERS,
     "members that stream": BY_MEMBERS | {"pools": {"low_memory": {"memory": "streamed"}}},
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        "adapters",
+        "sub-models that sync",
+        *(pytest.param(way, marks=pytest.mark.slow) for way in ("streamed", "members that stream")),
+    ],
+)
 def test_a_run_at_a_rate_of_zero_gives_the_start_back(tmp_path: Path, way: str) -> None:
     pinned = pinned_runs.config_of("olmoe", tmp_path)
     raw = pinned.model_dump(mode="json", exclude={"model": {"config"}}) | {"name": "zero"}

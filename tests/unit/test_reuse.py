@@ -20,7 +20,7 @@ from moedisco_ray.core.records.run_damage import damage_of
 from moedisco_ray.core.store.artifacts import read_json, read_manifest
 from moedisco_ray.execution import pipeline
 
-TOKENS = {"total": 40_000, "finetune_share": 0.4}
+TOKENS = {"total": 16_000, "finetune_share": 0.4}
 FIRST = ["corpus", "seed", "cluster", "decompose", "submodels", "merge"]
 LAST = ["finetune", "evaluate", "export"]
 
@@ -90,6 +90,7 @@ def test_a_changed_last_stage_is_made_alone_with_the_bits_of_a_full_run(runs: Pa
     assert same(made(config_at(runs, "again", 2e-3))[0], runs / "full")
 
 
+@pytest.mark.slow
 def test_nothing_is_taken_that_the_settings_change(runs: Path) -> None:
     other = config_at(runs, "other", 1e-3, corpus={"sequence_length": 32})
     assert taken(made(other, runs / "base")[1]) == []
@@ -122,6 +123,7 @@ def test_a_place_without_a_run_is_refused(runs: Path) -> None:
     assert not (runs / "again").exists()
 
 
+@pytest.mark.slow
 def test_a_service_offers_runs_of_which_parts_are_gone(runs: Path) -> None:
     """A half-deleted stage is made again, with a warning, and leaves nothing behind; so is what only a lost run had."""
     (runs / "base" / "submodels" / "1" / "model.safetensors").unlink()

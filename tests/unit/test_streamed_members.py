@@ -47,12 +47,7 @@ Bits = Literal[4] | None
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [
-        ("muon", 4),
-        pytest.param("muon", None, marks=pytest.mark.slow),
-        pytest.param("adamw", 4, marks=pytest.mark.slow),
-        pytest.param("adamw", None, marks=pytest.mark.slow),
-    ],
+    [pytest.param("muon", 4, marks=pytest.mark.slow), pytest.param("adamw", None, marks=pytest.mark.slow)],
 )
 def test_streamed_members_give_the_bits_of_resident_ones_interrupted_or_not(
     home: Path, tmp_path: Path, name: str, bits: Bits

@@ -89,13 +89,6 @@ def check_same_weights(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.slow
-def test_many_steps_give_the_bits_of_resident_training(job: TrainJob, home: Path, family: str, name: str) -> None:
-    check_same_bits(dataclasses.replace(job, model=home / family, steps=30, optimizer=recipe(name=name)))
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_some_steps_give_the_bits_of_resident_training(job: TrainJob, name: str) -> None:
     check_same_bits(dataclasses.replace(job, optimizer=recipe(name=name)))
 
@@ -108,7 +101,6 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "an uneven last micro-batch": ("qwen3_moe", {"micro_batch": 4}, {}),
     "blocks": ("tied", {"block_steps": 1}, {"steps": 8}),
     "moments in 8 bits": ("qwen3_moe", {"moments": "fp8"}, {}),
-    "weights in bf16": ("deepseek_v3", {"precision": "pure_bf16"}, {}),
     "weights in bf16, by Muon": ("mixtral", {"precision": "pure_bf16", "name": "muon"}, {}),
     "products in bf16": ("qwen3_moe", {"precision": "bf16"}, {}),
     "adapters": ("gpt_oss", {}, {"lora": Lora(rank=4)}),
@@ -142,12 +134,9 @@ def test_evaluations_during_training_are_those_of_resident_training(job: TrainJo
     assert found["streamed"] == found["resident"]
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("memories", [("streamed", "streamed"), ("resident", "streamed"), ("streamed", "resident")])
-def test_a_training_goes_on_from_a_checkpoint_of_either_kind(
-    job: TrainJob, memories: tuple[str, str], name: str
-) -> None:
-    job = dataclasses.replace(job, optimizer=recipe(name=name))
+def test_a_training_goes_on_from_a_checkpoint_of_either_kind(job: TrainJob, memories: tuple[str, str]) -> None:
+    job = dataclasses.replace(job, optimizer=recipe(name="muon"))
     whole = variant(job, "whole")
     run(whole)
     first, second = (variant(job, "parts", memory=memory) for memory in memories)
@@ -215,12 +204,11 @@ class WatchedCopies(Copies):
 
 
 @pytest.mark.parametrize(("lazy_in", "lazy_out"), [(False, True), (True, False), (True, True)])
-@pytest.mark.parametrize("model", ["qwen3_moe", "tied"])
 def test_the_streams_of_a_gpu_change_no_bit_however_late_their_copies_are(
-    job: TrainJob, home: Path, monkeypatch: pytest.MonkeyPatch, model: str, lazy_in: bool, lazy_out: bool
+    job: TrainJob, home: Path, monkeypatch: pytest.MonkeyPatch, lazy_in: bool, lazy_out: bool
 ) -> None:
     """Before: the backward pass of the last layer read inputs that had not arrived in the host's memory."""
-    job = dataclasses.replace(job, model=home / model, optimizer=recipe(name="muon"), steps=2)
+    job = dataclasses.replace(job, model=home / "tied", optimizer=recipe(name="muon"), steps=2)
     resident, streamed = variant(job, "resident"), variant(job, "streamed", memory="streamed")
     run(resident)
     monkeypatch.setattr(streamed_stepper, "Copies", LazyCopies)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from moe_models import ALONE, LENGTH, UPCYCLED, VOCAB, random_tensors, tiny_config
+from moe_models import ALONE, LENGTH, MIXED, UPCYCLED, VOCAB, random_tensors, tiny_config
 from safetensors.torch import load_file, save_file
 from small_run import OneCorpus, small_config
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -63,7 +63,9 @@ def dense(directory: Path, kind: str, **changes: Any) -> Path:
 def declared(kind: str, sizes: dict[str, Any]) -> dict[str, Any]:
     """The sizes without `head_dim` for kinds whose published configurations have none, such as Qwen2."""
     known = AutoConfig.for_model(kind).to_dict()
-    return {name: value for name, value in sizes.items() if name != "head_dim" or name in known}
+    recurrent = {name: size for name, size in MIXED.items() if name in known}
+    layers = {"layer_types": ["linear_attention", "full_attention"]} if recurrent else {}
+    return {name: value for name, value in sizes.items() if name != "head_dim" or name in known} | recurrent | layers
 
 
 def model_of(family: str, start: Path, **changes: Any) -> Model:

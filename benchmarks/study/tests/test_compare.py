@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from s3_standin import s3_server
 from small_run import DOMAINS, small_config
 
 from benchmarks.study.compare.accounting import Reads, account, curve, dollars_of, first_reach, wall_hours
@@ -30,8 +28,6 @@ from moedisco_ray.core.config import Evaluation, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.artifacts import read_json
-from moedisco_ray.core.store.locations import CACHE, joined
-from moedisco_ray.core.store.run_store import RunStore
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan
 
@@ -332,57 +328,3 @@ def test_a_small_comparison_and_its_resumption(compared: Compared, tmp_path: Pat
     assert [row.run for row in fewer] == [row.run for row in result.rows]
     assert [row.loss for row in fewer] == [row.loss for row in result.rows]
     assert fewer[2].dollars > 1.5 * ensemble.dollars
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_one_thread")
-def test_a_comparison_at_a_uri_is_that_of_a_directory(
-    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, here = compared.base, compared.result
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    with s3_server("runs") as server:
-        place = f"s3://runs/team/compared?endpoint_override={server}&scheme=http"
-        there = compare(base, place, ["upcycle"], budgets=("tokens",), backend=LocalBackend())
-        shutil.rmtree(tmp_path / "cache")
-        # and trains nothing
-        assert compare(base, place, ["upcycle"], budgets=("tokens",), backend=LocalBackend()) == there
-        shutil.rmtree(tmp_path / "cache")
-        assert Comparison.model_validate_json(RunStore.of(place).read("compare.json") or b"") == there
-        report = json.loads(RunStore.of(joined(place, "upcycle-tokens")).read("report.json") or b"")
-    assert "of joint training, at equal tokens (" in report["bill"]["quality"]
-    for row, same in zip(there.rows, here.rows[:2], strict=True):
-        for name in ("run", "loss", "tokens", "dollars", "phases"):
-            assert getattr(row, name) == getattr(same, name)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_one_thread")
-def test_a_third_run_comes_close_to_joint_trainings_loss(tmp_path: Path) -> None:
-    recipe = {"optimizer": {"batch_tokens": 256, "lr": 2e-3}}  # a batch is about 1 % of the tokens
-    base = small_config(
-        tmp_path,
-        tokens=TOKENS,
-        clusters={"count": 2, "vectors": "hidden_state"},
-        submodels=recipe,
-        finetune=recipe,
-        evaluation={"max_tokens": 3000, "every_tokens": 4096},
-        merge={"calibration_tokens": 1024},
-    )
-    result = compare(
-        base, tmp_path / "compared", ["upcycle"], budgets=("tokens", "dollars", "loss"), backend=LocalBackend()
-    )
-    joint, *runs = result.rows
-    assert [row.run for row in runs] == ["upcycle-tokens", "upcycle-dollars", "upcycle-loss"]
-    wanted = predicted([(row.tokens, row.loss) for row in runs[:2]], joint.loss)
-    assert wanted is not None
-    config = arm_config(base, "upcycle", ARMS["upcycle"], tmp_path, "loss", wanted)
-    batches = [
-        share // optimizer.batch_tokens * optimizer.batch_tokens
-        for share, optimizer in (
-            (config.tokens.seed, config.submodels.optimizer),
-            (config.tokens.finetune, config.finetune.optimizer),
-        )
-    ]
-    assert runs[2].tokens == sum(batches)  # a phase trains whole batches
-    assert abs(runs[2].loss - joint.loss) <= min(abs(row.loss - joint.loss) for row in runs[:2])

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from grid_example import MADE, TUNED, by_arm, cell, piece, write_corpora
+from grid_example import MADE, TUNED, cell, piece, write_corpora
 
 from benchmarks.study.compare.arms import REFERENCE
-from benchmarks.study.compare.run import compare
 from benchmarks.study.grid import cells, command, files, pieces, run, summary
 from benchmarks.study.grid.records import Entry, PieceResult, TunedArm
 from moedisco_ray.core.errors import ConfigError, NotFiniteError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.artifacts import read_json
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import LocalBackend
 
 FIELDS = (
     "corpus",
@@ -163,19 +161,6 @@ def test_a_killed_grid_continues_with_the_same_results(
     published = {path.name: path.read_bytes() for path in killed.published.iterdir()}
     files.publish(tmp_path / "nothing", killed.published)
     assert {path.name: path.read_bytes() for path in killed.published.iterdir()} == published
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_one_thread")
-def test_compare_agrees_with_the_grid_on_a_cell(tmp_path: Path, corpora: Path, undisturbed: Path) -> None:
-    base = cells.base_config(cell(), 0, corpora, tmp_path)
-    compared = compare(base, tmp_path, ["disco"], budgets=("tokens",), backend=LocalBackend())
-    rows = {row.arm: row for row in compared.rows if row.budget == "tokens"}
-    measured = files.read_pieces(undisturbed / "results")
-    assert {each.arm: each.loss for each in measured} == {arm: rows[arm].loss for arm in (REFERENCE, "disco")}
-    entry = by_arm(measured)["disco", 1]
-    assert entry.loss_gap == rows["disco"].loss - rows[REFERENCE].loss
-    assert entry.dollars_equal_tokens.paper == pytest.approx(rows["disco"].dollars / rows[REFERENCE].dollars, rel=1e-3)
 
 
 def test_no_piece_starts_after_the_hours(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:

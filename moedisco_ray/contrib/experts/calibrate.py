@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.contrib.experts.new_rows import new_rows, use_of_new
 from moedisco_ray.contrib.experts.refit import add_to_down, down_changes, routed_outputs
-from moedisco_ray.models import Checkpoint, moe_blocks, routers, specialise
+from moedisco_ray.models import Checkpoint, moe_blocks, specialise
+from moedisco_ray.models.hf import run_router
 from moedisco_ray.models.layer_stream import Step
 from moedisco_ray.models.streamed import loaded, streamed_model
 from moedisco_ray.stages.calibration_text import Batch
@@ -83,11 +85,15 @@ class _ChosenLayers(Layers):
         return found if self._larger is None else found | self._refit(self._larger, layer, step, tensors)
 
     def _refit(self, larger: PreTrainedModel, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        experts, router = self.blocks[layer].get_submodule("experts"), self.routers[layer]
+        experts, router = (
+            self.blocks[layer].get_submodule("experts"),
+            partial(run_router, self.blocks[layer], self.kind),
+        )
         known = [x_TD[(cluster_T == 0).cpu()] for x_TD, cluster_T in self.labelled_inputs(layer, step)]
         x_TD = torch.cat(known).to(self.device)
         with loaded(larger.get_submodule(f"model.layers.{layer}")):
-            target_TD = routed_outputs(moe_blocks(larger)[layer].get_submodule("experts"), routers(larger)[layer], x_TD)
+            block = moe_blocks(larger)[layer]
+            target_TD = routed_outputs(block.get_submodule("experts"), partial(run_router, block, self.kind), x_TD)
 
         def error() -> float:
             """Mean square of the error, as a share of that of the target."""
@@ -101,14 +107,15 @@ class _ChosenLayers(Layers):
 
     def _set_new_rows(self, layer: int, step: Step, tensors: dict[str, Tensor]) -> dict[str, Any]:
         key, new, inputs = self.names.router_key(layer), list(self._new), self.row_inputs(layer, step)
-        router: Any = self.routers[layer]
+        block: Any = self.blocks[layer]
+        router = self.routers[layer]
         others = [expert for expert in range(len(tensors[key])) if expert not in new]
         for name in filter(None, (self.kind.bias, self.kind.correction)):  # a new expert has the others' mean
             stored, axis = tensors[self.names.router_key(layer, name)], self.names.family.expert_axis(name)
             mean = stored.index_select(axis, torch.tensor(others)).mean(axis, keepdim=True)
             for expert in new:
                 stored.narrow(axis, expert, 1).copy_(mean)
-            router.state_dict()[name].copy_(stored)
+            block.state_dict()[self.kind.in_block(name)].copy_(stored)
         bias_E = torch.zeros(len(tensors[key])) if self.kind.bias is None else getattr(router, self.kind.bias)
         bias_E = bias_E.to(self.device, torch.float64)
         rows_ED, total, top_k = (
@@ -118,7 +125,7 @@ class _ChosenLayers(Layers):
         )
         unmatched_CD = directions("ridge", total, 0)
         matched_CD = load_matched(unmatched_CD, torch.zeros_like(unmatched_CD), 0.0, inputs, total)
-        measured = Measured(self.kind, self.whole, self.part, router, self.clusters)
+        measured = Measured(self.kind, self.whole, self.part, block, self.clusters)
         correction_E = None if measured.correction_E is None else measured.correction_E[others]
         rows_ED[new], scale = new_rows(
             rows_ED[others],

@@ -16,13 +16,16 @@ Shapes: T tokens, S tokens of one expert, D hidden, F expert hidden, K top-k.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moedisco_ray.models import ModelMap, expert_hidden
 
+Route = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""A router: logits of all experts, and weights and indices of the selected ones, from the tokens."""
 _SWEEPS = 3
 _RIDGE = 0.01
 """Strength of the ridge, as a multiple of the mean square of an expert's hidden activations."""
@@ -30,7 +33,7 @@ MOST_KEPT = 4 << 30
 """Memory for the factors of a layer's experts (bytes); more are computed again at each turn."""
 
 
-def routed_outputs(experts: Any, router: nn.Module, x_TD: Tensor) -> Tensor:
+def routed_outputs(experts: Any, router: Route, x_TD: Tensor) -> Tensor:
     """The weighted sum of the outputs of each token's experts, without a shared expert [T, D]."""
     _, weight_TK, index_TK = router(x_TD)
     found: Tensor = experts(x_TD, index_TK, weight_TK)
@@ -38,13 +41,13 @@ def routed_outputs(experts: Any, router: nn.Module, x_TD: Tensor) -> Tensor:
 
 
 def down_changes(
-    experts: Any, router: nn.Module, x_TD: Tensor, target_TD: Tensor, sweeps: int = _SWEEPS
+    experts: Any, router: Route, x_TD: Tensor, target_TD: Tensor, sweeps: int = _SWEEPS
 ) -> dict[int, Tensor]:
     """What is to be added to the down projection of each expert that has tokens [F, D].
 
     Args:
         experts: The experts of the smaller model.
-        router: Their router.
+        router: Their router, see `run_router`.
         x_TD: Inputs of both.
         target_TD: Outputs of the whole model's experts for these inputs.
         sweeps: How often each expert has its turn.
@@ -52,7 +55,7 @@ def down_changes(
     _, weight_TK, index_TK = router(x_TD)
     left_TD = (target_TD - experts(x_TD, index_TK, weight_TK)).float()
     changes, kept, room = dict[int, Tensor](), dict[int, Ridge](), MOST_KEPT
-    for expert in index_TK.unique().tolist() * sweeps:
+    for expert in torch.unique(index_TK).tolist() * sweeps:
         token_S, k_S = (index_TK == expert).nonzero(as_tuple=True)
         hidden_SF = (expert_hidden(experts, expert, x_TD[token_S]) * weight_TK[token_S, k_S, None]).float()
         if expert in changes:

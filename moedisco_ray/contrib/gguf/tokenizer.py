@@ -1,44 +1,34 @@
 """A tokenizer in a GGUF file: a byte-level BPE, or one of SentencePiece's kind.
 
-llama.cpp knows by name how a byte-level BPE splits text before it merges. The name is found from the tokenizer's own
-rules, so that tokenizers that a run trained are recognised too.
+llama.cpp knows by name how a byte-level BPE splits text before it merges; see `splits`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import gguf
 from transformers import PreTrainedTokenizerBase
 
 from moedisco_ray.contrib.gguf.sentencepiece import BYTES, adds_space, is_sentencepiece, token_scores
+from moedisco_ray.contrib.gguf.splits import split_name
 from moedisco_ray.core.errors import ConfigError
 
-_WORDS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-_CAPITALS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_NUMBERS = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
-_SPLITS: Mapping[tuple[str, bool], str] = {
-    (rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}", False): "qwen2",
-    (
-        rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_REST}",
-        False,
-    ): "qwen35",
-    (_NUMBERS, True): "llama-bpe",
-    (_NUMBERS, False): "dbrx",
-    (rf"{_WORDS}|{_CAPITALS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}", True): "tekken",
-    (
-        rf"{_WORDS}{_ENDINGS}?|{_CAPITALS}{_ENDINGS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}",
-        False,
-    ): "gpt-4o",
-}
-"""Names of the regular expressions that split text, by expression and by whether known words are not merged."""
 _LOWEST = -1e6
 """Score of tokens that no merge makes, below all others."""
-_REMEDY = "use `--to hf`, or a tokenizer that `tokenizer.train_vocab_size` trains"
+_ENDS_BY_NAME = frozenset(
+    {
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    }
+)
+"""Tokens that llama.cpp takes for ends of a text by their names."""
 
 
 def add_tokenizer(
@@ -53,7 +43,8 @@ def add_tokenizer(
         ends: Tokens that end a text, in addition to the tokenizer's EOS.
 
     Raises:
-        ConfigError: The tokenizer is of another kind, or llama.cpp does not know how it splits text.
+        ConfigError: The tokenizer is of another kind, llama.cpp does not know how it splits text, or a file cannot name
+            all tokens that end a text.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     names = {number: token for token, number in tokenizer.get_vocab().items()}
@@ -86,51 +77,6 @@ def add_tokenizer(
         )
 
 
-def split_name(backend: Mapping[str, Any]) -> str:
-    """Name that llama.cpp has for the way in which a tokenizer splits text.
-
-    Args:
-        backend: A `tokenizer.json`.
-
-    Raises:
-        ConfigError: The tokenizer is no byte-level BPE, or llama.cpp has no such name.
-    """
-    model, normalizer = backend["model"], backend["normalizer"]
-    if model["type"] != "BPE":
-        raise ConfigError("tokenizer", model["type"], f"is no byte-level BPE; {_REMEDY}")
-    # llama.cpp does not normalise; text that people write is in NFC already.
-    if normalizer is not None and normalizer["type"] != "NFC":
-        raise ConfigError(
-            "tokenizer", normalizer["type"], f"is a normalisation that llama.cpp does not know; {_REMEDY}"
-        )
-    found = backend["pre_tokenizer"] or {"type": None}
-    steps = found["pretokenizers"] if found["type"] == "Sequence" else [found]
-    name = _steps_name(steps, ignore_merges=bool(model.get("ignore_merges")))
-    if name is None:
-        raise ConfigError(
-            "tokenizer", _described(steps), f"splits text in a way that llama.cpp does not know; {_REMEDY}"
-        )
-    return name
-
-
-def _steps_name(steps: list[dict[str, Any]], *, ignore_merges: bool) -> str | None:
-    *before, last = steps
-    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
-        return None
-    kinds = [each["type"] for each in before]
-    if last["use_regex"] and not ignore_merges:
-        if kinds == ["Digits"] and before[0]["individual_digits"]:
-            return "smollm"
-        return None if kinds else "gpt-2"
-    if kinds == ["Split"] and before[0]["behavior"] == "Isolated" and not before[0]["invert"] and not last["use_regex"]:
-        return _SPLITS.get((before[0]["pattern"].get("Regex", ""), ignore_merges))
-    return None
-
-
-def _described(steps: list[dict[str, Any]]) -> str:
-    return ", ".join(str(each.get("pattern", {}).get("Regex") or each["type"]) for each in steps)
-
-
 def _kind(number: int, names: Mapping[int, str], added: Mapping[int, bool]) -> gguf.TokenType:
     if number not in names:
         return gguf.TokenType.UNUSED
@@ -149,5 +95,14 @@ def _add_special_tokens(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerB
     writer.add_add_eos_token(encoded[-1] == eos)
     if pad is not None:
         writer.add_pad_token_id(pad)
-    if others := sorted({*ends} - {eos}):
-        writer.add_eot_token_id(others[0])
+    # By names llama.cpp knows some; a file names two more.
+    others = sorted({*ends} - {eos}, key=lambda end: (tokenizer.convert_ids_to_tokens(end) in _ENDS_BY_NAME, end))
+    unnamed = [end for end in others[2:] if tokenizer.convert_ids_to_tokens(end) not in _ENDS_BY_NAME]
+    if unnamed:
+        raise ConfigError(
+            "generation_config.json: eos_token_id",
+            sorted(ends),
+            "are more tokens that end a text than a GGUF file can name; use `--to hf`, or remove some",
+        )
+    for end, add in zip(others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
+        add(end)

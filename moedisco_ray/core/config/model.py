@@ -23,8 +23,7 @@ class Model(Section):
     family: Annotated[FamilyName | None, Resolved("family")] = None
     """Model family. Null means the family in the `config.json` of the model that `init` names, or, for random weights,
     qwen3_moe. A dense model becomes the first of its relatives: Llama and Mistral become mixtral (Llama with biases:
-    qwen2_moe), Qwen2 becomes qwen2_moe, Qwen3 becomes qwen3_moe, OLMo-2 becomes flex_olmo, ERNIE 4.5 becomes
-    ernie4_5_moe, and Granite becomes granitemoe."""
+    qwen2_moe). docs/families.md lists the dense starts of each family."""
     config: Architecture | None = None
     """Sizes of the model. Leave them out if `init` names a model, which has its own; the run's `config.json` records
     them."""

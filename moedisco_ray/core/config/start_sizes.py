@@ -231,6 +231,8 @@ def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: Family
         found["num_experts_per_tok"] = top_k
     try:
         found["fields"] = declaration.read_fields(raw)
+        if declaration.attention.latent and raw.get("hidden_size", 0) % (raw.get("num_attention_heads") or 1):
+            found["head_dim"] = declaration.value(found["fields"], "v_head_dim")  # such heads have sizes of their own
         sizes = Architecture.model_validate(found | changes)
         declaration.check_choices(sizes.fields, sizes.num_hidden_layers)
         check_positions_and_top_k(sizes, declaration)

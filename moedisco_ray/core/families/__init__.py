@@ -20,9 +20,12 @@ from moedisco_ray.core.families import (
     ernie4_5_moe,
     flex_olmo,
     glm4_moe,
+    glm4_moe_lite,
     gpt_oss,
     granitemoe,
+    hy_v3,
     llama_moe,
+    minimax_m2,
     mixtral,
     olmoe,
     phimoe,
@@ -30,6 +33,7 @@ from moedisco_ray.core.families import (
     qwen3_5_moe_text,
     qwen3_moe,
     qwen3_next,
+    sarvam_mla,
     solar_open,
 )
 from moedisco_ray.core.families.declaration import PARTS, Attention, Family, Gguf, Initial, Part, SharedExpert, Value
@@ -76,6 +80,10 @@ PAGES = (
     qwen3_next,
     qwen3_5_moe_text,
     llama_moe,
+    glm4_moe_lite,
+    minimax_m2,
+    hy_v3,
+    sarvam_mla,
 )
 """The families of this package."""
 _OWN: Mapping[str, Family] = {page.FAMILY.name: page.FAMILY for page in PAGES}
@@ -88,17 +96,23 @@ DECLARATIONS: Mapping[str, Family] = {
 FAMILIES: tuple[str, ...] = tuple(DECLARATIONS)
 
 
-_COMPOSITES = {family.composite.name: family for family in DECLARATIONS.values() if family.composite is not None}
+_COMPOSITES = {
+    kind: family.composite
+    for family in DECLARATIONS.values()
+    if family.composite is not None
+    for kind in family.composite.kinds
+}
 _SHARED = ("quantization_config", "tie_word_embeddings", "dtype", "torch_dtype", "bos_token_id", "eos_token_id")
 """Fields of a composite model that hold for its language model too, unless that has its own."""
 
 
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a `config.json`; of a composite model, those of its language model."""
-    family, text = _COMPOSITES.get(str(config.get("model_type"))), config.get("text_config")
-    if family is None or not isinstance(text, Mapping):
+    kind, text = str(config.get("model_type")), config.get("text_config")
+    composite = _COMPOSITES.get(kind)
+    if composite is None or not isinstance(text, Mapping):
         return dict(config)
-    return {name: config[name] for name in _SHARED if name in config} | {**text, "model_type": family.name}
+    return {name: config[name] for name in _SHARED if name in config} | composite.held(kind, text)
 
 
 def unsupported(name: object) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from moedisco_ray.core.families.composite import Composite
 from moedisco_ray.core.families.recurrence import Recurrence
 from moedisco_ray.core.families.router import Router
 
@@ -66,42 +67,28 @@ class SharedExpert:
 
     Attributes:
         module: Name of the expert in the MoE block.
+        stored: Name of the expert in checkpoints; None: the same.
         gate: Name of the layer whose sigmoid weights the expert; None: its weight is 1.
         size_field: Configuration field with the expert's hidden size; None: the size of `count_field` routed experts.
         count_field: Configuration field with the number of routed experts that the shared expert is as large as.
     """
 
     module: str
+    stored: str | None = None
     gate: str | None = None
     size_field: str | None = None
     count_field: str | None = None
 
     @property
+    def name(self) -> str:
+        """Name of the expert in checkpoints, relative to the MoE block."""
+        return self.stored or self.module
+
+    @property
     def pattern(self) -> str:
         """Regular expression of the shared expert's tensors, relative to the layer."""
         gate = rf"|mlp\.{self.gate}\.weight" if self.gate else ""
-        return rf"mlp\.{self.module}\.(gate|up|down)_proj\.weight{gate}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Composite:
-    """A model of several kinds of data that holds a model of a family, whose configuration is its `text_config`.
-
-    Attributes:
-        name: The Hugging Face `model_type`.
-        prefix: What the names of the family's tensors begin with there, instead of `model.`.
-        others: What the names of all other tensors begin with, which are left out.
-    """
-
-    name: str
-    prefix: str
-    others: tuple[str, ...]
-
-    def own_name(self, stored: str) -> str | None:
-        """Name of a stored tensor in a model of the family alone; None: the tensor is not part of it."""
-        if stored.startswith(self.others):
-            return None
-        return f"model.{stored.removeprefix(self.prefix)}" if stored.startswith(self.prefix) else stored
+        return rf"mlp\.{self.name}\.(gate|up|down)_proj\.weight{gate}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +168,8 @@ class Family:
             MoE needs.
         dense_layers_field: Configuration field with the number of dense layers before the MoE layers; None: there are
             none.
+        dense_layers_list: Configuration field with the kind of each layer's MLP, `dense` or `sparse`, which
+            transformers reads in place of their number; None: there is none.
         last_layer_field: Configuration field with the index of the last MoE layer, where -1 means the last layer;
             models with dense layers after it are refused. None: there is no such field.
         prediction_layers_field: Configuration field with the number of layers after the last one that predict further
@@ -189,7 +178,7 @@ class Family:
             layers.
         own_tokenizer: Whether transformers reads every tokenizer next to such a model as that of the published models.
         derived: Ends of the names of stored tensors that follow from the configuration, and are not read.
-        composite: A model that holds one of this family; None: there is none.
+        composite: Models that hold one of this family or of its dense relatives; None: there are none.
         architecture: Name of the model's class in published checkpoints, by which vLLM finds its own; None: that in
             transformers.
         gguf: How llama.cpp runs the family; None: it does not know the family, or computes something else, see
@@ -198,6 +187,7 @@ class Family:
         scalings: Kinds of rotary scaling that the family has, each with the parameters that it needs more than other
             families do; None: all kinds.
         module: Module whose import adds the family to transformers; None: transformers has it.
+        in_transformers_4: Whether transformers 4.57 has the family.
     """
 
     name: str
@@ -231,6 +221,7 @@ class Family:
     choices: Mapping[str, tuple[Value, ...]] = dataclasses.field(default_factory=dict)
     dense: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     dense_layers_field: str | None = None
+    dense_layers_list: str | None = None
     last_layer_field: str | None = None
     prediction_layers_field: str | None = None
     prediction_prefix: str | None = None
@@ -242,6 +233,7 @@ class Family:
     not_in_gguf: str = "does not know it"
     scalings: Mapping[str, tuple[str, ...]] | None = None
     module: str | None = None
+    in_transformers_4: bool = True
 
     @property
     def own_expert_size(self) -> bool:
@@ -285,9 +277,12 @@ class Family:
         """The family's own fields in a `config.json`.
 
         Raises:
-            ValueError: The kinds of layers do not alternate as in this family.
+            ValueError: The kinds of layers do not alternate as in this family, or dense layers follow MoE layers.
         """
         found = {name: config[name] for name in self.fields if name in config}
+        mlps = config.get(self.dense_layers_list or "")
+        if self.dense_layers_field is not None and mlps is not None:
+            found[self.dense_layers_field] = self._leading_dense(mlps)
         kinds = config.get("layer_types")
         if self.recurrence is not None and kinds is not None:
             layers = config.get("num_hidden_layers")
@@ -298,6 +293,16 @@ class Family:
             field = self.recurrence.interval_field
             found[field] = self.recurrence.interval(kinds, int(self.value(config, field)))
         return found
+
+    def _leading_dense(self, mlps: Any) -> int:
+        count = mlps.index("sparse") if isinstance(mlps, list) and "sparse" in mlps else 0
+        if mlps != self.dense_layer_kinds(count, len(mlps)):
+            raise ValueError(f"{self.dense_layers_list}: dense layers must precede MoE layers; use another model")
+        return count
+
+    def dense_layer_kinds(self, dense: int, layers: int) -> list[str]:
+        """The value of `dense_layers_list` for a number of dense layers, then MoE layers."""
+        return ["dense"] * dense + ["sparse"] * (layers - dense)
 
     def check_choices(self, fields: Mapping[str, Any], layers: int) -> None:
         """Check the fields of a model's configuration that have a limited choice of values.
@@ -316,7 +321,7 @@ class Family:
                     f"{name} {fields[name]!r}: {self.name} is supported with {allowed} only; use another model"
                 )
         if self.recurrence is not None:
-            self._check_recurrence(fields, layers, self.recurrence.interval_field)
+            self.recurrence.check({name: self.value(fields, name) for name in self.recurrence.fields}, layers)
         last = self.last_layer_field
         if last is not None and fields.get(last, -1) not in (-1, layers - 1):
             raise ValueError(
@@ -342,21 +347,6 @@ class Family:
             raise ValueError(
                 f"rope_scaling: rope_type {scaling['rope_type']!r} of {self.name} also needs {' and '.join(missing)}"
             )
-
-    def _check_recurrence(self, fields: Mapping[str, Any], layers: int, interval_field: str) -> None:
-        heads = ("linear_num_key_heads", "linear_num_value_heads")
-        for name in (interval_field, *heads, "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim"):
-            size = self.value(fields, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} {size!r}: must be a whole number of at least 1")
-        # transformers generates no text with a model whose cache has no keys and values.
-        if (interval := self.value(fields, interval_field)) > layers:
-            raise ValueError(
-                f"{interval_field} {interval}: none of the {layers} layers has attention; use at most {layers}"
-            )
-        keys, values = (self.value(fields, name) for name in heads)
-        if values % keys:
-            raise ValueError(f"linear_num_value_heads {values} is not a multiple of linear_num_key_heads {keys}")
 
     def has_biases(self, fields: Mapping[str, Any]) -> bool:
         """Whether a model with these configuration fields has biases in its attention."""

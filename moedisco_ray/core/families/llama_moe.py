@@ -55,4 +55,5 @@ FAMILY = Family(
     not_in_gguf="has only routers of one layer",
     derived=(".rotary_emb.inv_freq",),
     module="moedisco_ray.models",
+    in_transformers_4=False,
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _ATTENTION_LAYER, _RECURRENT_LAYER = "full_attention", "linear_attention"
 """Kinds of layers in `layer_types` of transformers."""
+_HEADS = ("linear_num_key_heads", "linear_num_value_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,35 @@ class Recurrence:
         """Regular expression of the tensors, relative to the layer."""
         matrices = "|".join((*self.projections, "out_proj", "conv1d", "norm"))
         return rf"linear_attn\.(({matrices})\.weight|A_log|dt_bias)"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The configuration fields with the interval and the sizes."""
+        return (self.interval_field, *_HEADS, "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim")
+
+    def check(self, values: Mapping[str, Any], layers: int) -> None:
+        """Check the interval and the sizes.
+
+        Args:
+            values: Values of `fields`.
+            layers: Number of decoder layers.
+
+        Raises:
+            ValueError: A value is out of bounds, or no layer has attention.
+        """
+        for name, size in values.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} {size!r}: must be a whole number of at least 1")
+        # transformers generates no text with a model whose cache has no keys and values.
+        if (interval := values[self.interval_field]) > layers:
+            raise ValueError(
+                f"{self.interval_field} {interval}: none of the {layers} layers has attention; use at most {layers}"
+            )
+        key_heads, value_heads = (values[name] for name in _HEADS)
+        if value_heads % key_heads:
+            raise ValueError(
+                f"linear_num_value_heads {value_heads} is not a multiple of linear_num_key_heads {key_heads}"
+            )
 
     def interval(self, kinds: Sequence[str], fallback: int) -> int:
         """The interval of a model, from the kinds of its layers.

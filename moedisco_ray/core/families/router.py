@@ -13,6 +13,7 @@ class Router:
 
     Attributes:
         module: Name of the router in the MoE block.
+        weight: Name of the matrix of all experts' rows in the router.
         scores: Function from logits to scores; `sparse_mixer`: the logits are the scores, see
             `models.routing.sparse_mixer`.
         normalises: Whether the weights of the selected experts are scaled to sum to one: by the setting
@@ -20,6 +21,7 @@ class Router:
         bias: Name of the bias of the logits in the router; None: there is none.
         correction: Name of the bias that is added to the scores for the selection only (DeepSeek-V3, arXiv 2412.19437,
             section 2.1.2), which no gradient trains; None: there is none.
+        correction_of_block: Whether this bias belongs to the MoE block, which gives it to the router.
         correction_axis: The axis of this bias that counts experts; axes before it have size 1.
         hidden: Name of the router's first layer, which all experts share and which belongs to the backbone: the rows of
             the experts multiply the tanh of its output. None: they multiply the router's input.
@@ -43,10 +45,12 @@ class Router:
     """
 
     module: str = "gate"
+    weight: str = "weight"
     scores: Literal["softmax", "sigmoid", "sparse_mixer"] = "softmax"
     normalises: Literal["always", "never", "by_setting"] = "by_setting"
     bias: str | None = None
     correction: str | None = None
+    correction_of_block: bool = False
     correction_axis: int = 0
     hidden: str | None = None
     hidden_size_field: str | None = None
@@ -65,12 +69,16 @@ class Router:
     @property
     def tensors(self) -> tuple[str, ...]:
         """Names of the router's tensors in memory; each has an axis of experts."""
-        return ("weight", *filter(None, (self.bias, *self.untrained)))
+        return (self.weight, *filter(None, (self.bias, *self.untrained)))
 
     @property
     def untrained(self) -> tuple[str, ...]:
         """Names of the tensors that no gradient trains."""
         return tuple(filter(None, (self.correction, self.noise)))
+
+    def in_block(self, name: str) -> str:
+        """Name in memory, relative to the MoE block, of one of the router's tensors."""
+        return name if self.correction_of_block and name == self.correction else f"{self.module}.{name}"
 
     def hidden_size(self, fields: Mapping[str, Any], experts: int) -> int:
         """Size of the first layer's output; 0 without such a layer.

@@ -37,4 +37,5 @@ FAMILY = Family(
     unsaid={"num_key_value_heads": 8, "head_dim": 128},
     dense={"qwen2": {}, "llama": {}},
     gguf=Gguf("glm4moe"),
+    in_transformers_4=False,
 )

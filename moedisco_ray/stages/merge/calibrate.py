@@ -241,8 +241,8 @@ class Layers:
             filter(None, (self.kind.bias, self.kind.correction)) if group == 1 and settings.method != "kept" else ()
         ):
             tensors[self.names.router_key(layer, name)].zero_()
-            router.state_dict()[name].zero_()
-        measured = Measured(self.kind, self.whole, self.part, router, self.clusters)
+            self.blocks[layer].state_dict()[self.kind.in_block(name)].zero_()
+        measured = Measured(self.kind, self.whole, self.part, self.blocks[layer], self.clusters)
         own_ED = stored_ED.to(self.device, torch.float64)
         if computes_both:
             own_ED = torch.zeros(len(stored_ED), inputs[0][0].shape[1], dtype=torch.float64, device=self.device)
@@ -281,7 +281,7 @@ class Layers:
             getattr(router, hidden).copy_(tensors[first])
         else:
             tensors[key] = rows_ED
-        router.weight.copy_(tensors[key])
+        router.get_parameter(self.kind.weight).copy_(tensors[key])
 
     def row_inputs(self, layer: int, step: Step) -> list[tuple[Tensor, Tensor]]:
         """What the rows of a layer's router multiply for each batch, in host memory, and the cluster of each token."""

@@ -18,11 +18,12 @@ from moedisco_ray.models import Selection, scores
 class Measured:
     """Load and accuracy of a merged router on calibration data, and the mean sum of top-k scores in sub-models."""
 
-    def __init__(self, kind: Router, whole: Selection, part: Selection, router: nn.Module, clusters: int) -> None:
+    def __init__(self, kind: Router, whole: Selection, part: Selection, block: nn.Module, clusters: int) -> None:
         self._kind, self._whole, self._part, self._clusters = kind, whole, part, clusters
-        stored = router.state_dict()
+        stored = block.state_dict()
         self._bias_E, self.correction_E = (
-            None if name is None else stored[name].double().flatten() for name in (kind.bias, kind.correction)
+            None if name is None else stored[kind.in_block(name)].double().flatten()
+            for name in (kind.bias, kind.correction)
         )
 
     @property
