@@ -44,7 +44,12 @@ UNKNOWN = "does not know it"
 ABSENT: Mapping[str, Mapping[str, str]] = {
     "transformers 5": {},
     "transformers 4.57": {name: UNKNOWN for name, family in DECLARATIONS.items() if not family.in_transformers_4},
-    "vLLM": {"llama_moe": UNKNOWN},
+    "vLLM": {
+        "llama_moe": UNKNOWN,
+        "sarvam_mla": UNKNOWN,
+        "minimax_m2": "stops with an error on a CPU",
+        "hy_v3": "reads configuration fields that transformers does not write",
+    },
     "llama.cpp": {name: family.not_in_gguf for name, family in DECLARATIONS.items() if family.gguf is None},
 }
 """Families that a program does not compute, with the reason, as the end of a sentence with the program as subject."""
@@ -58,6 +63,7 @@ ONLY: Mapping[str, Mapping[str, str]] = {
     "vLLM": {
         "deepseek_v2": _LATENTS,
         "deepseek_v3": _LATENTS,
+        "glm4_moe_lite": _LATENTS,
         "qwen3_next": _RECURRENT,
         "qwen3_5_moe_text": _RECURRENT,
         "gpt_oss": "if positions are scaled by `yarn`, with all its parameters",

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from service.api.problems import MEDIA_TYPE
-from service.schemas import EstimateRequest, Problem, Report, RetryRequest, RunRequest
+from service.schemas import DatasetRequest, EstimateRequest, Problem, Report, RetryRequest, RunRequest
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -39,7 +39,7 @@ _MEANINGS = {
     503: "The database or Ray does not answer, or the service is overloaded.",
     507: "The disk of the service is full; what has arrived is kept.",
 }
-_REFERRED = (EstimateRequest, Problem, Report, RetryRequest, RunRequest)
+_REFERRED = (DatasetRequest, EstimateRequest, Problem, Report, RetryRequest, RunRequest)
 """Schemas that routes refer to only by name, so that FastAPI does not find them."""
 _ALWAYS = (401, 403, 422, 429, 500, 503)
 _WITH_BODY = (400, 413)

@@ -130,7 +130,7 @@ def _vllm(models: list[str], text: str, count: int) -> dict[str, Any]:
     for directory in models:
         try:
             found.append(answer(directory))
-        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+        except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
             found.append({"error": repr(error)})
         cleanup_dist_env_and_memory()  # after the end of its LLM, which would end the next one's process groups
     return {"version": f"vllm {vllm.__version__}", "found": found}

@@ -53,6 +53,7 @@ NAME_NO_PLACE = {
     "pools.low_memory.types.*.resource",
     "pools.owners.*",
     "pools.owners.*.resource",
+    "secrets.*",
     "tracking.trackers.*",
 }
 

@@ -45,7 +45,7 @@ def test_llama_cpp_encodes_text_as_a_published_tokenizer_does(
 
 
 def test_every_token_that_ends_a_text_ends_one_in_llama_cpp(tmp_path: Path) -> None:
-    """As many as a file can name; more are refused."""
+    """A file can name three; a model with more is refused."""
     vocabulary = write_model(tmp_path, "qwen3_moe")["vocab_size"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     ends = [tokenizer.eos_token_id, 40, 41]

@@ -17,6 +17,8 @@ FAMILY = Family(
     prediction_layers_field="num_mtp_modules",
     fields={"partial_rotary_factor": 0.5},
     unsaid={"num_key_value_heads": 8, "head_dim": 128},
+    # of published models; vLLM makes the router by them
+    constants={"scoring_func": "sigmoid", "use_routing_bias": True},
     gguf=Gguf("minimax-m2"),
     in_transformers_4=False,
 )
