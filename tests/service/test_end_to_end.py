@@ -19,6 +19,7 @@ from service.client import Client
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.local import LocalRay
 
+VALUE = "wandb-very-secret-value"
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
 
@@ -32,7 +33,8 @@ def service(tmp_path: Path) -> Iterator[RealService]:
 def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path) -> None:
     with service.client() as client:
         config = small_config(tmp_path / "ignored", pools={"low_memory": {"max_workers": 1}})
-        run = client.submit(config.model_copy(update={"output": Path("runs")}))
+        client.set_secret(client.identity().owner, "WANDB_API_KEY", VALUE)
+        run = client.submit(config.model_copy(update={"output": Path("runs"), "secrets": ("WANDB_API_KEY",)}))
         watcher = Watcher(client, run.id)
         watcher.wait_for(lambda story: story.reached("submodels", 15))
         service.kill()
@@ -49,9 +51,25 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
         same_outcome(next((service.home / "runs").glob(f"{run.id}/small")), undisturbed_run())
         check_story(client, run.id, [event for _, event in seen])
         check_dashboard(service, run.id)
+        check_secret(service)
         model = client.download(run.id, tmp_path / "model")
     assert service.stop() == 0
     reload(model)
+
+
+def check_secret(service: RealService) -> None:
+    """The value that the drivers got is in no file of the service, of its Ray and of the run, and no record of Ray."""
+    local = LocalRay(service.home / "state")
+    cluster, record = local.find(), local._record()
+    assert cluster is not None
+    assert record is not None
+    with contextlib.closing(Dashboard(cluster.dashboard_url, cluster.token_path)) as dashboard:
+        for records in ("jobs/", "v0/tasks?detail=1&limit=1000", "v0/actors?detail=1", "v0/runtime_envs?detail=1"):
+            assert VALUE not in repr(dashboard.get(f"/api/{records}"))
+    for folder in (service.home, Path(record.directory)):
+        for path in folder.rglob("*"):
+            if path.is_file() and path.stat().st_size < 2**26:
+                assert VALUE.encode() not in path.read_bytes(), path
 
 
 def check_sockets(service: RealService) -> None:

@@ -1,5 +1,6 @@
 """Dense models as starts: the MoE computes what they did, until training makes its experts differ."""
 
+import copy
 import json
 import os
 import re
@@ -55,7 +56,8 @@ RELATIVES = [(family, kind) for family, page in DECLARATIONS.items() for kind in
 def dense(directory: Path, kind: str, **changes: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = AutoConfig.for_model(kind, **declared(kind, DENSE_SIZES | changes))
+        sizes = copy.deepcopy(DENSE_SIZES | changes)  # transformers writes into the rotary parameters
+        config = AutoConfig.for_model(kind, **declared(kind, sizes))
         AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     return directory
 

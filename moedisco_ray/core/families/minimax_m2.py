@@ -11,7 +11,11 @@ FAMILY = Family(
     projections=("w1", "w3", "w2"),
     backbone=(NORMS, ATTENTION, QK_NORM),
     router=Router(
-        scores="sigmoid", normalises="always", correction="e_score_correction_bias", correction_of_block=True
+        scores="sigmoid",
+        normalises="always",
+        weights_in_fp32=True,
+        correction="e_score_correction_bias",
+        correction_of_block=True,
     ),
     attention=Attention(partial_rotation=True, own_head_dim=True, qk_norm="full"),
     prediction_layers_field="num_mtp_modules",

@@ -34,6 +34,7 @@ const THEME = EditorView.theme({
   ".cm-changedLine": { backgroundColor: "var(--good-wash) !important" },
   ".cm-deletedChunk": { backgroundColor: "var(--bad-wash) !important" },
   ".cm-collapsedLines": { background: "var(--well)", color: "var(--soft)" },
+  ".cm-collapsedLines:before, .cm-collapsedLines:after": { content: "'…'" }, // the font has no sign of the library's
 });
 
 /**
