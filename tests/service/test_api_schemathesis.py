@@ -155,6 +155,7 @@ def run_each_by_itself(machine, monkeypatch):
 @pytest.mark.slow
 def test_operations_answer_as_documented_one_after_the_other(api, document, monkeypatch):
     seen = collections.Counter()
+    [own] = [token["id"] for token in api.admin.get("/v1/tokens").json()["items"] if token["name"] == "admin"]
 
     def valid(case):
         # Decided by the drawn values, so that a repetition is the same.
@@ -169,6 +170,8 @@ def test_operations_answer_as_documented_one_after_the_other(api, document, monk
             operation = case.operation.definition.raw["operationId"]
             if operation in ENDLESS:
                 case.query["follow"] = "false"
+            if (case.path_parameters or {}).get("token_id") == own:  # a list of tokens leads to it
+                case.path_parameters["token_id"] = "0" * len(own)
             # What a configuration must be no schema can say in full; without runs there is nothing to go on with.
             if operation == "submit_run" and valid(case):
                 case.body, case.headers, case.media_type = {"config": demo()}, {}, "application/json"
