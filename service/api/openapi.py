@@ -20,7 +20,8 @@ Control service of MoEDisCo training runs on Ray: submit a configuration, watch 
 
 Sign in with `Authorization: Bearer TOKEN`. Errors are problem documents (RFC 9457); `errors` names each field that is
 not valid, with the messages of `moedisco validate`. Times are seconds since the epoch, UTC. The headers `RateLimit` and
-`RateLimit-Policy` of every answer say how many requests the token may send in a minute, and how many are left.
+`RateLimit-Policy` say how many requests the token may send in a minute, and how many are left; with status 429,
+`Retry-After` says when to try again.
 """
 _TAGS = ("runs", "watching", "files", "datasets", "planning", "projects", "policies", "access", "operations")
 _MEANINGS = {

@@ -52,7 +52,7 @@ export function alongRun(curves, { stages, units }) {
 
 /**
  * Curves over what the run has spent, in hours or dollars: stages follow each other, all trainings of a stage begin and end with it, and
- * each spends evenly over its tokens so far.
+ * each spends evenly over its tokens so far. `tokens` of the result are places on that axis.
  * @param {Curve[]} curves @param {import("./fold.js").Stage[]} stages @param {Map<string, number>} spent Hours or dollars by stage.
  * @returns {Curve[]}
  */

@@ -1,7 +1,7 @@
 /** YAML editor of a configuration: names and values from the schema, marked mistakes, and the changes to an earlier text. */
 
 import { ask } from "../api.js";
-import { html, useEffect, useId, useRef } from "../lib.js";
+import { html, useEffect, useRef } from "../lib.js";
 import {
   autocompletion, closeBrackets, Compartment, completionKeymap, defaultKeymap, EditorState, EditorView, HighlightStyle, history, historyKeymap,
   hoverTooltip, keymap, lineNumbers, lintGutter, setDiagnostics, syntaxHighlighting, tags, unifiedMergeView, yaml,
@@ -48,7 +48,6 @@ export function Editor({ label, start, change, mistakes, before = null, folded =
   const parts = useRef(null);
   const changed = useRef(change);
   changed.current = change;
-  const list = useId();
   useEffect(() => {
     const [attributes, differences] = [new Compartment(), new Compartment()];
     parts.current = { attributes, differences };
@@ -95,7 +94,7 @@ export function Editor({ label, start, change, mistakes, before = null, folded =
   };
   return html`
     <div class="editor" ref=${host}></div>
-    <ul id=${list} class="mistakes" aria-live="polite">
+    <ul class="mistakes" aria-live="polite">
       ${mistakes.map((mistake) => html`
         <li key=${mistake.field + mistake.message}>
           ${mistake.line !== null && html`
