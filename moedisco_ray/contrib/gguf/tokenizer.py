@@ -17,17 +17,7 @@ from moedisco_ray.core.errors import ConfigError
 
 _LOWEST = -1e6
 """Score of tokens that no merge makes, below all others."""
-_ENDS_BY_NAME = frozenset(
-    {
-        "<|eot_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    }
-)
+_ENDS_BY_NAME = frozenset({"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"})
 """Tokens that llama.cpp takes for ends of a text by their names."""
 
 
