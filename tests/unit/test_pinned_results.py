@@ -17,6 +17,8 @@ from damaged_runs import pinned_run
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
+STREAMED = {"memory": "streamed"}
+
 
 @pytest.fixture
 def _one_thread():
@@ -38,16 +40,27 @@ def test_a_run_gives_the_results_on_record(tmp_path, family):
 
 
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize("family", ["qwen2_moe", "olmoe"])
+def test_a_run_with_its_weights_in_the_host_s_memory_gives_the_results_on_record(tmp_path):
+    """Seed, sub-models that synchronise, and fine-tune train through the same loop."""
+    config = pinned_runs.config_of("qwen3_moe", tmp_path)
+    pools = {name: getattr(config.pools, name).model_copy(update=STREAMED) for name in ("low_memory", "high_memory")}
+    streamed = config.model_copy(update={"pools": config.pools.model_copy(update=pools)})
+    directory = pipeline.run(streamed, backend=LocalBackend())
+    pinned_runs.compare("qwen3_moe", pinned_runs.results(directory))
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("family", pinned_runs.RUNS)
 def test_training_from_given_clusters_gives_the_results_on_record(tmp_path, family):
     pinned_runs.compare(family, pinned_runs.train_given_clusters(family, tmp_path), "given")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("instructions", "openblas", "family"),
-    [pytest.param("default", "Prescott", "qwen2_moe", id="SSE"), pytest.param("avx2", "Haswell", "mixtral", id="AVX2")],
+    ("instructions", "openblas"),
+    [pytest.param("default", "Prescott", id="SSE"), pytest.param("avx2", "Haswell", id="AVX2")],
 )
+@pytest.mark.parametrize("family", pinned_runs.RUNS)
 def test_a_processor_with_other_instructions_gives_the_results_on_record(instructions, openblas, family):
     processor = {"ATEN_CPU_CAPABILITY": instructions, "OPENBLAS_CORETYPE": openblas}
     done = subprocess.run(
