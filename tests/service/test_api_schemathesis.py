@@ -33,7 +33,9 @@ QUIET = [
     HealthCheck.large_base_example,
     HealthCheck.function_scoped_fixture,
 ]
-SEQUENCES = 10
+SEQUENCES = (10, 100)
+"""At least, and at most until each of `REACHED` was answered: draws depend on the identifiers of the moment."""
+REACHED = [("submit_run", 201), ("get_run", 200), ("retry_run", 201), ("cancel_run", 202), ("delete_run", 204)]
 ENDLESS = {"stream_events", "get_log"}
 """With `follow` these wait for a run that does not end here."""
 
@@ -130,14 +132,17 @@ def test_every_operation_answers_as_documented_with_a_finished_run_present(api, 
     )
 
 
-def run_each_by_itself(machine, monkeypatch):
-    """Each sequence as a search of its own, behind the simplest one.
+def run_each_by_itself(machine, monkeypatch, missing):
+    """Each sequence as a search of its own, behind the simplest one, and more of them while any of `missing()` is.
 
     What a service answers depends on what it was asked before: a search that begins a second time as it did the first,
     and then sees something else, gives up. Hypothesis's own profile for CI derandomizes, which would make all of them
     the same sequence.
     """
-    for number in range(SEQUENCES):
+    least, most = SEQUENCES
+    for number in range(most):
+        if number >= least and not missing():
+            break
         monkeypatch.setattr(core, "global_force_seed", number)
         machine.run(
             settings=settings(
@@ -153,6 +158,7 @@ def run_each_by_itself(machine, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_operations_answer_as_documented_one_after_the_other(api, document, monkeypatch):
     seen = collections.Counter()
     [own] = [token["id"] for token in api.admin.get("/v1/tokens").json()["items"] if token["name"] == "admin"]
@@ -183,12 +189,8 @@ def test_operations_answer_as_documented_one_after_the_other(api, document, monk
             case.validate_response(response, checks=CHECKS)
             seen[case.operation.definition.raw["operationId"], response.status_code] += 1
 
-    run_each_by_itself(Machine, monkeypatch)
-    for reached in (
-        ("submit_run", 201),
-        ("get_run", 200),
-        ("retry_run", 201),
-        ("cancel_run", 202),
-        ("delete_run", 204),
-    ):
-        assert seen[reached], (reached, seen)
+    def missing():
+        return [reached for reached in REACHED if not seen[reached]]
+
+    run_each_by_itself(Machine, monkeypatch, missing)
+    assert not missing(), seen
