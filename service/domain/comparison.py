@@ -69,9 +69,15 @@ def differing(documents: Sequence[Mapping[str, Any]]) -> list[Difference]:
 
 
 def same_text(differences: Sequence[Difference], reports: Sequence[RunReport]) -> bool:
-    """Whether held-out figures can be compared: the settings of the text are equal, and as much of it was measured."""
-    measured = {(each.evaluation.documents, each.evaluation.tokens) for each in reports if _is_measured(each)}
-    return len(measured) <= 1 and not any(each.setting.startswith(_OF_TEXT) for each in differences)
+    """Whether held-out figures can be compared: they are of the same tokens.
+
+    A run without a digest of its text is compared by the settings of the text, and by how much of it was measured.
+    """
+    measured = [each.evaluation for each in reports if _is_measured(each)]
+    if measured and all(each.digest is not None for each in measured):
+        return len({each.digest for each in measured}) <= 1
+    amounts = {(each.documents, each.tokens) for each in measured}
+    return len(amounts) <= 1 and not any(each.setting.startswith(_OF_TEXT) for each in differences)
 
 
 def result_of(report: RunReport) -> EvaluationRecord | EnsembleFigures | None:

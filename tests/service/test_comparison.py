@@ -60,6 +60,19 @@ def test_figures_of_other_text_are_not_comparable():
     assert not same_text([lr], [REPORT, more])
 
 
+def test_text_is_the_same_by_what_was_measured_whatever_it_is_called():
+    text = Difference("corpus.sources", [["dataset://hills"], ["/texts/hills"]])
+    same, other, without = (_measured_on(digest) for digest in ("11", "22", None))
+    assert same_text([text], [same, same, NOTHING])
+    assert not same_text([], [same, other])
+    assert same_text([], [same, without])
+    assert not same_text([text], [same, without])
+
+
+def _measured_on(digest):
+    return REPORT.model_copy(update={"evaluation": REPORT.evaluation.model_copy(update={"digest": digest})})
+
+
 def test_a_run_without_a_figure_has_none_in_its_place():
     stages = compared_stages([NOTHING, REPORT])
     assert [stage.stage for stage in stages] == [stage.name for stage in REPORT.stages]

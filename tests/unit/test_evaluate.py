@@ -279,6 +279,21 @@ def test_documents_come_in_order_of_id_up_to_the_limit(tmp_path):
     assert len(load_documents(parts, 1)) == 1
 
 
+def test_a_digest_is_of_tokens_and_masks_whatever_their_source_is_called(tmp_path):
+    write_documents(tmp_path / "part.parquet")
+    documents = load_documents([tmp_path / "part.parquet"], 10**6)
+    named = dataclasses.replace(documents, sources=tuple("renamed" for _ in documents.sources))
+    assert named.digest() == documents.digest()
+    first, *rest = documents.tokens
+    masks = (np.arange(len(first)) > 0, *documents.loss_masks[1:])
+    changed = [
+        dataclasses.replace(documents, tokens=(first + 1, *rest)),
+        dataclasses.replace(documents, loss_masks=masks),
+        documents.where(np.arange(len(documents)) > 0),
+    ]
+    assert len({documents.digest(), *(each.digest() for each in changed)}) == 4
+
+
 def test_no_document_is_the_users_error(tmp_path):
     write_documents(tmp_path / "part.parquet", lengths=())
     with pytest.raises(CorpusError, match="validation_fraction"):

@@ -327,6 +327,8 @@ class TaskFigures(Record):
 class EvaluationRecord(Figures):
     """`evaluation/evaluation.json`: the finished model on the validation text, and whatever else was measured."""
 
+    digest: str | None = None
+    """SHA-256 of the texts and token ids: losses of equal digests can be compared; null in records without one."""
     clusters: list[ClusterFigures] = Field(default_factory=list)
     sources: list[SourceFigures] = Field(default_factory=list)
     routers: list[RouterRecord] = Field(default_factory=list)

@@ -217,7 +217,7 @@ def evaluate(
         resident=resident,
         advance=progress.add,
     )
-    result["xz_bits_per_byte"] = xz_bits_per_byte(documents)
+    result |= {"xz_bits_per_byte": xz_bits_per_byte(documents), "digest": documents.digest()}
     if start is not None:
         result["start"] = evaluate_start(
             start,

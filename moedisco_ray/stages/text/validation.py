@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,14 @@ class Documents:
             tuple(self.tokens[i] for i in kept),
             tuple(self.loss_masks[i] for i in kept),
         )
+
+    def digest(self) -> str:
+        """SHA-256 of texts, token ids and masks: two models have comparable losses on documents of equal digests."""
+        found = hashlib.sha256()
+        for document, ids, mask in zip(self.ids, self.tokens, self.loss_masks, strict=True):
+            for part in (document, ids.tobytes(), b"" if mask is None else np.packbits(mask).tobytes()):
+                found.update(len(part).to_bytes(8, "little") + part)
+        return found.hexdigest()
 
 
 def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
