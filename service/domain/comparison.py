@@ -32,11 +32,12 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class ComparedStage:
-    """A stage: seconds, dollars and perplexity on the validation text."""
+    """A stage: seconds, dollars, tokens that it trained on, and perplexity on the validation text."""
 
     stage: str
     seconds: list[float | None]
     dollars: list[float | None]
+    tokens: list[int | None]
     perplexity: list[float | None]
 
 
@@ -99,6 +100,7 @@ def compared_stages(reports: Sequence[RunReport]) -> list[ComparedStage]:
             name,
             [None if stage is None else stage.seconds for stage in stages],
             [None if stage is None else stage.dollars for stage in stages],
+            [None if stage is None else stage.tokens for stage in stages],
             [None if stage is None else stage.perplexity for stage in stages],
         )
         made.append(compared)

@@ -41,6 +41,8 @@ class StageComparison(Document):
     stage: str
     seconds: list[float | None]
     dollars: list[float | None]
+    tokens: list[int | None]
+    """Number of tokens that the stage trained on, also in the run that it was taken from; null if it trains nothing."""
     perplexity: list[float | None]
 
 

@@ -115,7 +115,15 @@ COMPARISON = {
     "runs": [_COMPARED | _FIGURES | {"id": run_id} for run_id in (ID, "01JABCDEFGHJKMNPQRSTVWXYZ9")],
     "same_text": True,
     "settings": [{"setting": "finetune.optimizer.lr", "values": [0.001, "auto"]}],
-    "stages": [{"stage": "seed", "seconds": [60.0, None], "dollars": [0.5, None], "perplexity": [40.0, None]}],
+    "stages": [
+        {
+            "stage": "seed",
+            "seconds": [60.0, None],
+            "dollars": [0.5, None],
+            "tokens": [1000, None],
+            "perplexity": [40.0, None],
+        }
+    ],
     "sources": [{"source": "all", "perplexity": [33.1, 34.2], "bits_per_byte": [1.2, 1.3]}],
     "samples": [{"prompt": "The", "texts": ["The end", None]}],
 }

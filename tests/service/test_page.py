@@ -187,15 +187,20 @@ def test_curves_of_all_stages_are_on_one_axis_of_the_runs_tokens(site, page):
     expect(page.get_by_role("button", name="submodel-1")).to_contain_text("5.010")
     units = site.service.ann.get(f"/v1/runs/{run_id}/submodels").json()["items"]
     series = site.service.ann.get(f"/v1/runs/{run_id}/metrics").json()["series"]
-    ends = page.evaluate(
+    ends, behind = page.evaluate(
         """async ([series, units]) => {
           const { alongRun } = await import("/static/run/curves.js");
           const stages = ["seed", "submodels", "finetune"].map((name) => ({ name }));
           const progress = { stages, units: new Map(units.map((unit) => [unit.unit, unit])) };
-          return alongRun(series, progress).map(({ unit, tokens }) => [unit, tokens[0] / 1024, tokens.at(-1) / 1024]);
+          const ends = (curves) => curves.map(({ unit, tokens }) => [unit, tokens[0] / 1024, tokens.at(-1) / 1024]);
+          const own = series.find(({ unit }) => unit === "seed");
+          const last = { stages, units: new Map() };
+          const behind = alongRun([{ ...own, stage: "finetune" }], last, new Map([["seed", 1024 * 1000]]));
+          return [ends(alongRun(series, progress)), ends(behind)];
         }""",
         [series, units],
     )
+    assert behind == [["seed", 1001, 1400]], "a stage of another run lies before it"
     assert {unit: (first, last) for unit, first, last in ends} == {
         "seed": (1, 400),
         "submodel-0": (402, 400 + 2 * 199),

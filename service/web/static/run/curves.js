@@ -38,15 +38,18 @@ export function smooth(values) {
 /**
  * Curves over the tokens of the whole run: stages follow each other, and the trainings of a stage share its tokens. A point of a
  * training with t of its T tokens is at S + t P / T, where S are the tokens of the stages before and P those of the stage.
- * @param {Curve[]} curves @param {import("./fold.js").Progress} progress @returns {Curve[]}
+ * @param {Curve[]} curves @param {import("./fold.js").Progress} progress
+ * @param {Map<string, number>} [reused] Tokens of stages that were taken from another run, and have no trainings here.
+ * @returns {Curve[]}
  */
-export function alongRun(curves, { stages, units }) {
+export function alongRun(curves, { stages, units }, reused = new Map()) {
   const totals = new Map([...units.values()].map((unit) => [unit.unit, unitTokens(unit)]));
   for (const curve of curves) if (!totals.get(curve.unit)) totals.set(curve.unit, curve.tokens.at(-1) ?? 0);
   const ofStage = new Map();
   for (const { unit, stage } of [...units.values(), ...curves.filter((curve) => !units.has(curve.unit))]) {
     ofStage.set(stage, (ofStage.get(stage) ?? 0) + totals.get(unit));
   }
+  for (const [stage, tokens] of reused) if (!ofStage.has(stage)) ofStage.set(stage, tokens);
   return placed(curves, stages, ofStage, totals);
 }
 

@@ -36,7 +36,7 @@ export function CompareView({ ids }) {
       <${Columns} title="Runs" runs=${runs} rows=${factsOf(runs)} linked />
       <${Columns} title="Settings that differ" runs=${runs} empty="All settings are equal."
         rows=${found.settings.map(({ setting, values }) => [setting, values.map(settingWords)])} />
-      <${Overlay} runs=${runs} />
+      <${Overlay} runs=${runs} stages=${found.stages} />
       <${Columns} title="Held-out perplexity" runs=${runs} numbers
         rows=${found.sources.map(({ source, perplexity }) => [source, best(perplexity, (value) => decimal(value, 2), found.same_text)])}
         empty="No run has measured it." />
@@ -104,13 +104,13 @@ function Columns({ title, runs, rows, numbers = false, linked = false, empty = "
 }
 
 /** One figure of all runs: one colour per run, one line per training. */
-function Overlay({ runs }) {
+function Overlay({ runs, stages }) {
   const [chosen, choose] = useState(null);
   const [shown, setShown] = useState({ figure: "loss", curves: [] });
   const [problem, setProblem] = useState(null);
   useEffect(() => {
     const ending = new AbortController();
-    const load = chosen === null ? measured(runs, ending.signal) : figureOf(runs, chosen, ending.signal);
+    const load = chosen === null ? measured(runs, stages, ending.signal) : figureOf(runs, stages, chosen, ending.signal);
     load.then(setShown, (error) => {
       if (error.name !== "AbortError") setProblem(error);
     });
@@ -134,18 +134,19 @@ function Overlay({ runs }) {
 const ignore = () => {};
 
 /** The held-out loss, or the loss if no run has measured it during training. */
-async function measured(runs, signal) {
-  const found = await figureOf(runs, "held_out_loss", signal);
-  return found.curves.some((each) => each.length) ? found : figureOf(runs, "loss", signal);
+async function measured(runs, stages, signal) {
+  const found = await figureOf(runs, stages, "held_out_loss", signal);
+  return found.curves.some((each) => each.length) ? found : figureOf(runs, stages, "loss", signal);
 }
 
-/** The curves of each run, along its tokens. */
-async function figureOf(runs, figure, signal) {
-  const curves = await Promise.all(runs.map(async ({ id }) => {
+/** The curves of each run, along its tokens; a stage that a run took from another counts with its tokens there. */
+async function figureOf(runs, stages, figure, signal) {
+  const curves = await Promise.all(runs.map(async ({ id }, at) => {
+    const reused = new Map(stages.map(({ stage, tokens }) => [stage, tokens[at] ?? 0]));
     const of = (part) => ask(`/v1/runs/${id}${part}`, { signal });
     const [run, { items }] = await Promise.all([of(""), of("/submodels")]);
     const { series } = await of("/metrics" + query({ figure, points: pointsFor(runs.length * items.length) }));
-    return alongRun(series, { stages: run.stages, units: new Map(items.map((unit) => [unit.unit, unit])) });
+    return alongRun(series, { stages: run.stages, units: new Map(items.map((unit) => [unit.unit, unit])) }, reused);
   }));
   return { figure, curves };
 }
