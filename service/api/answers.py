@@ -18,6 +18,7 @@ from service.database.metrics import UnitCurve
 from service.domain.failure import failure_of
 from service.domain.forecast import StageState, UnitState, forecast, planned_run
 from service.domain.jobs import submission_id
+from service.domain.reuse import planned_dollars
 from service.domain.states import RunState
 from service.errors import UnusableRun
 from service.schemas import Failure, Forecast, Results, Run, RunDetail, RunProject, Series
@@ -127,11 +128,12 @@ def series_answer(curve: UnitCurve) -> Series:
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """Places in the queue and sizes of several runs, and their projects, each by id."""
+    """Places in the queue, sizes and projects of several runs, and the stages taken from others, each by id."""
 
     places: Mapping[str, int]
     sizes: Mapping[str, int | None]
     projects: Mapping[str, RunProject]
+    taken: Mapping[str, frozenset[str]]
 
 
 def _shared(session: Session, caller: Caller, rows: Sequence[tables.RunRow]) -> _Shared:
@@ -141,7 +143,8 @@ def _shared(session: Session, caller: Caller, rows: Sequence[tables.RunRow]) -> 
         row.id: RunProject(id=row.id, name=row.name, owner=row.owner, role=roles[row.id])
         for row in projects.by_id(session, found)
     }
-    return _Shared(_places(session, rows), sharers.sizes(session, rows), named)
+    taken = reuse.taken_stages(session, [row.id for row in rows])
+    return _Shared(_places(session, rows), sharers.sizes(session, rows), named, taken)
 
 
 def _places(session: Session, rows: Sequence[tables.RunRow]) -> dict[str, int]:
@@ -160,7 +163,7 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, shared: _S
         "money": {
             "dollars": row.dollars,
             "worker_seconds": row.worker_seconds,
-            "estimate_dollars": (row.estimate.get("bill") or {}).get("dollars"),
+            "estimate_dollars": planned_dollars(row.estimate.get("bill") or {}, shared.taken.get(row.id, ())),
             "budget_dollars": row.budget_dollars,
         },
         "disk_bytes": shared.sizes[row.id],

@@ -298,7 +298,9 @@ def _units(units: Iterable[Unit]) -> Table:
 def _money(run: RunDetail) -> str:
     bill, budget = run.bill, run.money.budget_dollars
     allowed = "" if budget is None else f"; budget {format_dollars(budget)}"
-    planned = f"planned {format_dollars(run.estimate.dollars)} and {format_seconds(run.estimate.seconds)}"
+    planned = f"planned {format_dollars(run.money.estimate_dollars)}"
+    if not run.reuses:
+        planned += f" and {format_seconds(run.estimate.seconds)}"
     saving = "" if bill.verdict is None else f"\n{bill.verdict}"
     expected = "" if run.forecast is None else f"\n{_expected(run.forecast)}"
     result = verdict(run.results.held_out_loss, run.results.perplexity, run.parent_held_out_loss)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, defer
@@ -89,6 +89,15 @@ def take(session: Session, run_id: str, taken: Mapping[str, int], now: float) ->
             row.stages = [stage.name for stage in STAGES if stage.name in {*row.stages, *new}]
             row.taken = now
     session.flush()
+
+
+def taken_stages(session: Session, run_ids: Collection[str]) -> dict[str, frozenset[str]]:
+    """Names of the stages that runs have taken from others, by the id of the run that took them."""
+    query = select(OfferRow.run_id, OfferRow.stages).where(OfferRow.run_id.in_(run_ids), OfferRow.taken.is_not(None))
+    found: dict[str, frozenset[str]] = {}
+    for run_id, stages in session.execute(query):
+        found[run_id] = found.get(run_id, frozenset()) | frozenset(stages)
+    return found
 
 
 def taken(session: Session, run_id: str, person: Person) -> list[tuple[OfferRow, str | None]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from moedisco_ray.core.stages import STAGES
@@ -28,3 +28,10 @@ def same_storage(one: Location, other: Location) -> bool:
         return is_uri(one) == is_uri(other)
     parts = [urlsplit(str(each)) for each in (one, other)]
     return len({(each.scheme, each.netloc, each.query) for each in parts}) == 1
+
+
+def planned_dollars(bill: Mapping[str, Any], reused: Collection[str]) -> float | None:
+    """Planned dollars of the stages that a run makes itself, from a stored bill; None where they are unknown."""
+    if not reused or bill.get("dollars") is None:
+        return bill.get("dollars")
+    return sum(line["dollars"] or 0.0 for line in bill["lines"] if line["stage"] not in reused)

@@ -20,7 +20,7 @@ class Money(Document):
     worker_seconds: dict[str, float]
     """Worker-seconds used so far, by pool."""
     estimate_dollars: float | None
-    """Planned cost of the whole run (dollars); null if it cannot be estimated."""
+    """Planned cost of the stages that the run makes itself (dollars); null if it cannot be estimated."""
     budget_dollars: float | None
 
 

@@ -181,6 +181,11 @@ def test_a_changed_fine_tune_costs_the_fine_tune_alone_and_the_files_count_once(
     assert [event.stage for event in events if event.type == "stage_started"] == LAST
     shown = driving.show(again)
     assert shown["reuses"] == foretold["reuses"]
+    planned = shown["money"]["estimate_dollars"]
+    assert planned == pytest.approx(foretold["dollars_with_reuse"])
+    assert planned < shown["estimate"]["dollars"]
+    listed = {run["id"]: run["money"]["estimate_dollars"] for run in driving.api.ann.get("/v1/runs").json()["items"]}
+    assert listed == {base: shown["estimate"]["dollars"], again: planned}
     paid = {line["stage"] for line in shown["bill"]["lines"]}
     assert paid <= set(LAST)
     assert "finetune" in paid

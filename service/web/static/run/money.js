@@ -10,10 +10,11 @@ import { dollars, duration } from "../words.js";
 /** @param {{run: any, changed: () => void}} props */
 export function Money({ run, changed }) {
   const [asking, setAsking] = useState(false);
-  const { bill, estimate, forecast } = run;
+  const { bill, forecast } = run;
+  const planned = run.money.estimate_dollars;
   const { budget_dollars: budget } = run.money;
   const expected = forecast?.dollars ?? null;
-  const scale = Math.max(bill.dollars, expected ?? 0, budget ?? 0, estimate.dollars ?? 0);
+  const scale = Math.max(bill.dollars, expected ?? 0, budget ?? 0, planned ?? 0);
   const tools = mayEdit(run) && run.state !== "succeeded" && html`
     <button class="plain" onClick=${() => setAsking(true)}>${budget === null ? "Set a budget" : "Change the budget"}</button>`;
   const answered = () => {
@@ -27,7 +28,7 @@ export function Money({ run, changed }) {
         <div><dt><i class="swatch" style=${{ "--tone": "var(--accent)" }}></i>Spent</dt><dd>${dollars(bill.dollars)}</dd></div>
         ${expected !== null && html`
           <div><dt><i class="swatch to-come"></i>To come</dt><dd>about ${dollars(Math.max(0, expected - bill.dollars))}</dd></div>`}
-        <div><dt>Planned</dt><dd>${estimate.dollars === null ? "unknown" : dollars(estimate.dollars)}</dd></div>
+        <div><dt>Planned</dt><dd>${planned === null ? "unknown" : dollars(planned)}</dd></div>
         ${budget !== null && html`<div><dt><i class="swatch limit"></i>Budget</dt><dd>${dollars(budget)}</dd></div>`}
       </dl>
       ${budget !== null && expected > budget && html`<p class="notice warn">At this pace the run reaches its budget before its end.</p>`}
