@@ -10,7 +10,8 @@ from fastapi import Header, Path, Query, Request
 from fastapi.dependencies.models import Dependant
 from pydantic import BeforeValidator
 
-from service.domain.run_paths import ULID_PATTERN
+from service.domain.run_list import NO_CURSOR
+from service.domain.run_paths import ULID_PATTERN, is_id
 from service.errors import InvalidRequest, PreconditionFailed
 from service.schemas.mistakes import LARGEST
 
@@ -25,6 +26,12 @@ def _truth(value: object) -> object:
     return value in (True, "true")
 
 
+def _cursor(text: str) -> str:
+    if not is_id(text):
+        raise ValueError(NO_CURSOR)
+    return text
+
+
 Flag = Annotated[bool, BeforeValidator(_truth)]
 """A boolean query parameter."""
 
@@ -33,7 +40,11 @@ ProjectName = Annotated[
     str, Path(alias="project", max_length=64, description="Id or name of a project.", examples=["german-law"])
 ]
 ThingId = Annotated[str, Path(max_length=64, description="Id of the token.")]
-Cursor = Annotated[str | None, Query(pattern=f"^{ULID_PATTERN}$", description="`next_cursor` of the previous page.")]
+Cursor = Annotated[
+    str | None,
+    BeforeValidator(_cursor),
+    Query(pattern=f"^{ULID_PATTERN}$", description="`next_cursor` of the previous page."),
+]
 Limit = Annotated[int, Query(ge=1, le=200, description="Maximum number of items on a page.")]
 After = Annotated[int | None, Query(ge=-1, le=LARGEST, description="Last known position; -1 for none.")]
 LastEventId = Annotated[

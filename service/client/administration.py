@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from service import schemas
 from service.client.http import Connection, Request, json_body, segment
@@ -13,6 +13,15 @@ from service.domain.access import MemberRole
 from service.domain.policies import Policies, Policy
 
 T = TypeVar("T")
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class _Page(Protocol[Item_co]):
+    @property
+    def items(self) -> Sequence[Item_co]: ...
+
+    @property
+    def next_cursor(self) -> str | None: ...
 
 
 class Administration:
@@ -52,9 +61,9 @@ class Administration:
         """Delete the policy of one owner; the default policy then applies."""
         await self._delete("policies/owners", owner)
 
-    async def tokens(self) -> list[schemas.TokenInfo]:
-        """The caller's tokens without their secrets; for an administrator, all tokens."""
-        return (await self._get(schemas.TokenPage, "/v1/tokens")).items
+    def tokens(self, *, page_size: int = 100) -> AsyncGenerator[schemas.TokenInfo]:
+        """The caller's tokens without their secrets, oldest first; for an administrator, all tokens."""
+        return self._pages(schemas.TokenPage, "/v1/tokens", page_size)
 
     async def create_token(
         self, name: str, owner: str | None, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90
@@ -74,9 +83,9 @@ class Administration:
         """Make a token invalid."""
         await self._delete("tokens", token_id)
 
-    async def projects(self) -> list[schemas.ProjectInfo]:
-        """The caller's projects with their members; for an administrator, all projects."""
-        return (await self._get(schemas.ProjectPage, "/v1/projects")).items
+    def projects(self, *, page_size: int = 100) -> AsyncGenerator[schemas.ProjectInfo]:
+        """The caller's projects with their members, oldest first; for an administrator, all projects."""
+        return self._pages(schemas.ProjectPage, "/v1/projects", page_size)
 
     async def create_project(self, name: str) -> schemas.ProjectInfo:
         """Create a project, whose owner is the caller."""
@@ -141,6 +150,19 @@ class Administration:
 
     async def _get(self, result: type[T], path: str, **params: object) -> T:
         return await self._connection.ask(result, Request("GET", path, params))
+
+    async def _pages(
+        self, result: type[_Page[Item_co]], path: str, page_size: int, **asked: object
+    ) -> AsyncGenerator[Item_co]:
+        """The items of a list; each page is requested when it is needed."""
+        cursor: str | None = None
+        while True:
+            page = await self._get(result, path, **asked, cursor=cursor, limit=page_size)
+            for item in page.items:
+                yield item
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def _post(
         self, result: type[T], path: str, body: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({})

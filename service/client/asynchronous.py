@@ -98,7 +98,7 @@ class AsyncClient(Datasets):
         )
         return await self._post(schemas.RunDetail, "/v1/runs", body, _key(idempotency_key))
 
-    async def runs(
+    def runs(
         self,
         *,
         states: Sequence[RunState] = (),
@@ -138,14 +138,7 @@ class AsyncClient(Datasets):
             "where": list(where),
             "order_by": order_by,
         }
-        cursor: str | None = None
-        while True:
-            page = await self._get(schemas.RunPage, "/v1/runs", **asked, cursor=cursor, limit=page_size)
-            for run in page.items:
-                yield run
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return self._pages(schemas.RunPage, "/v1/runs", page_size, **asked)
 
     async def run(self, run_id: str) -> schemas.RunDetail:
         """The current state of a run."""

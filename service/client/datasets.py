@@ -15,16 +15,9 @@ from service.client.http import segment
 class Datasets(Administration):
     """Requests about data sets: text that people upload for their runs."""
 
-    async def datasets(self, *, name: str | None = None, page_size: int = 100) -> AsyncGenerator[schemas.DatasetInfo]:
+    def datasets(self, *, name: str | None = None, page_size: int = 100) -> AsyncGenerator[schemas.DatasetInfo]:
         """The data sets that the caller may see, newest first, with this name or all."""
-        cursor: str | None = None
-        while True:
-            page = await self._get(schemas.DatasetPage, "/v1/datasets", name=name, cursor=cursor, limit=page_size)
-            for dataset in page.items:
-                yield dataset
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        return self._pages(schemas.DatasetPage, "/v1/datasets", page_size, name=name)
 
     async def dataset(self, dataset_id: str) -> schemas.DatasetDetail:
         """A data set with its files."""

@@ -38,7 +38,7 @@ def pools(as_json: AsJson = False) -> None:
 def list_projects(as_json: AsJson = False) -> None:
     """Show your projects with their members; an administrator sees all projects."""
     with connected() as client:
-        found = client.projects()
+        found = list(client.projects())
     write_json(found) if as_json else write_table(projects_table(found))
 
 
@@ -97,7 +97,7 @@ def remove_member(project: ProjectName, member: Member, as_json: AsJson = False)
 def list_tokens(as_json: AsJson = False) -> None:
     """Show your tokens without their secrets; an administrator sees all tokens."""
     with connected() as client:
-        found = client.tokens()
+        found = list(client.tokens())
     write_json(found) if as_json else write_table(tokens_table(found))
 
 

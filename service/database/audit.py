@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from service.database import values
 from service.database.access_tables import Audit
 from service.database.ids import new_id
+from service.database.paging import page_by_id
 
 
 def note(
@@ -68,6 +69,4 @@ def storages(session: Session) -> list[str]:
 
 def page(session: Session, *, cursor: str | None, limit: int) -> tuple[list[Audit], str | None]:
     """Entries of the audit log, newest first, and the cursor of the next page, which is None on the last page."""
-    query = select(Audit) if cursor is None else select(Audit).where(Audit.id < values.text(cursor))
-    found = list(session.scalars(query.order_by(Audit.id.desc()).limit(limit + 1)))
-    return found[:limit], found[limit - 1].id if len(found) > limit else None
+    return page_by_id(session, select(Audit), Audit.id, cursor=cursor, limit=limit, newest_first=True)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from service.database import projects, values
 from service.database.dataset_tables import BlobRow, DatasetFileRow, DatasetRow
 from service.database.ids import new_id
+from service.database.paging import page_by_id
 from service.database.session import lock_until_commit
 from service.database.tables import RunRow
 from service.domain.access import Person
@@ -42,10 +43,7 @@ def page(
     query = select(DatasetRow).where(projects.visible(DatasetRow.project, person))
     if name is not None:
         query = query.where(DatasetRow.name == values.text(name))
-    if cursor is not None:
-        query = query.where(DatasetRow.id < cursor)
-    found = list(session.scalars(query.order_by(DatasetRow.id.desc()).limit(limit + 1)))
-    return found[:limit], found[limit - 1].id if len(found) > limit else None
+    return page_by_id(session, query, DatasetRow.id, cursor=cursor, limit=limit, newest_first=True)
 
 
 def named(session: Session, person: Person, name: str, digest: str | None) -> DatasetRow | None:

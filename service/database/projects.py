@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, delete, func, literal, or_, select, true, union_all
@@ -13,6 +13,7 @@ from service.database import values
 from service.database.access_tables import Member, Project
 from service.database.dataset_tables import DatasetRow
 from service.database.ids import new_id
+from service.database.paging import page_by_id
 from service.database.session import lock_until_commit
 from service.database.tables import RunRow
 from service.domain.access import Action, MemberRole, Person, Role, roles_for
@@ -84,17 +85,22 @@ def find(session: Session, person: Person, name: str) -> list[tuple[Project, Rol
 
     An id decides, then the person's own project: a name that another owner chooses does not change what this one means.
     """
-    found = page(session, person, _is_named(name))
+    rows = session.scalars(select(Project).where(_is_named(name), visible(Project.id, person)).order_by(Project.id))
+    found = _with_roles(session, person, list(rows))
     exact = [each for each in found if each[0].id == name] or [each for each in found if each[0].owner == person.name]
     return exact or found
 
 
-def page(session: Session, person: Person, *conditions: ColumnElement[bool]) -> list[tuple[Project, Role]]:
-    """The projects that a person may see, oldest first, each with the person's role."""
-    query = select(Project).where(*conditions, visible(Project.id, person)).order_by(Project.id)
-    rows = list(session.scalars(query))
-    mine = roles(session, person, [row.id for row in rows])
-    return [(row, mine[row.id]) for row in rows]
+def page(
+    session: Session, person: Person, *, cursor: str | None = None, limit: int
+) -> tuple[list[tuple[Project, Role]], str | None]:
+    """The projects that a person may see, each with the person's role, oldest first, and the cursor of the next page.
+
+    The cursor is None on the last page.
+    """
+    query = select(Project).where(visible(Project.id, person))
+    rows, following = page_by_id(session, query, Project.id, cursor=cursor, limit=limit)
+    return _with_roles(session, person, rows), following
 
 
 def visible(project_id: Any, person: Person, action: Action = "see") -> ColumnElement[bool]:
@@ -163,6 +169,11 @@ def remove_member(session: Session, project_id: str, name: str) -> bool:
     """Remove a member; False if there is none of this name."""
     removed = delete(Member).where(Member.project_id == project_id, Member.name == values.text(name))
     return session.scalar(removed.returning(Member.name)) is not None
+
+
+def _with_roles(session: Session, person: Person, rows: Sequence[Project]) -> list[tuple[Project, Role]]:
+    mine = roles(session, person, [row.id for row in rows])
+    return [(row, mine[row.id]) for row in rows]
 
 
 def _roles(person: Person) -> Any:

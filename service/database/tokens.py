@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from service.database import projects, values
 from service.database.access_tables import Token
 from service.database.ids import new_id
+from service.database.paging import page_by_id
 
 PREFIX = "mdk_"
 RARELY = 60.0
@@ -115,10 +116,12 @@ def rotate(session: Session, token: Token, now: float) -> str:
     return plain
 
 
-def page(session: Session, owner: str | None = None) -> list[Token]:
-    """Tokens of an owner, or of all with None, oldest first."""
+def page(
+    session: Session, owner: str | None = None, *, cursor: str | None = None, limit: int
+) -> tuple[list[Token], str | None]:
+    """Tokens of an owner, or of all with None, oldest first, and the cursor of the next page; None on the last one."""
     query = select(Token) if owner is None else select(Token).where(Token.owner == values.text(owner))
-    return list(session.scalars(query.order_by(Token.id)))
+    return page_by_id(session, query, Token.id, cursor=cursor, limit=limit)
 
 
 def count_valid(session: Session, now: float) -> int:

@@ -28,6 +28,9 @@ TEXTS = frozenset({"name", "state", "owner"})
 WHOLE = frozenset({"tokens", "active_parameters"})
 NULLABLE = frozenset(FIGURES) - {"dollars"}
 
+NO_CURSOR = "is not the `next_cursor` of a page; begin without a cursor"
+"""What is wrong with a text that is no cursor of any list."""
+
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|<|>|=)\s*([+-]?[\d.]+(?:[eE][+-]?\d+)?)\s*", re.ASCII)
 _MOST_SHOWN = 80
 _LARGEST = 2**63 - 1
@@ -164,7 +167,7 @@ def _is_value(field: Field, value: object) -> bool:
 
 
 def _no_cursor(text: str) -> InvalidRequest:
-    return _mistake("cursor", text, "is not the `next_cursor` of a page; begin without a cursor")
+    return _mistake("cursor", text, NO_CURSOR)
 
 
 def _no_such(kind: str, field: str, known: tuple[str, ...]) -> str:

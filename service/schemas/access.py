@@ -46,6 +46,8 @@ class TokenPage(Document):
     """Tokens, oldest first."""
 
     items: list[TokenInfo]
+    next_cursor: str | None
+    """`cursor` of the next page; null on the last one."""
 
 
 class SessionRequest(Document):
@@ -118,3 +120,4 @@ class AuditPage(Document):
 
     items: list[AuditEntry]
     next_cursor: str | None
+    """`cursor` of the next page; null on the last one."""

@@ -122,3 +122,5 @@ class ProjectPage(Document):
     """Projects, oldest first."""
 
     items: list[ProjectInfo]
+    next_cursor: str | None
+    """`cursor` of the next page; null on the last one."""

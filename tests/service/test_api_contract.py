@@ -1,6 +1,7 @@
 """What clients may rely on in every operation: methods, truth values, names in the description, compression."""
 
 import gzip
+import itertools
 import json
 import re
 
@@ -13,6 +14,17 @@ from moedisco_ray.core.records.run_record import RunReport
 from service.api.compression import SMALLEST, accepts_gzip
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+LISTS = {
+    "/v1/runs": lambda api, name: api.submit(name=name),
+    "/v1/datasets": lambda api, name: api.upload(name, {"a.txt": name.encode()}),
+    "/v1/projects": lambda api, name: api.ann.post("/v1/projects", json={"name": name}),
+    "/v1/tokens": lambda api, name: api.admin.post("/v1/tokens", json={"name": name, "scopes": ["read"]}),
+    "/v1/audit": lambda api, name: api.admin.put(f"/v1/policies/owners/{name}", json={}),
+}
+"""Lists that have pages, and what adds a row to each."""
+OLDEST_FIRST = {"/v1/projects", "/v1/tokens"}
+KEPT = {"/v1/tokens", "/v1/audit"}
+"""Lists whose rows are never deleted."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +56,50 @@ def test_a_405_names_every_method_of_the_path(api, document):
             if answer.status_code != 405 or named != there:
                 wrong[method, path] = (answer.status_code, named, there)
     assert not wrong
+
+
+def pages(api, path, limit):
+    cursor = {}
+    while cursor is not None:
+        page = api.admin.get(path, params={"limit": limit} | cursor).json()
+        yield [row["id"] for row in page["items"]]
+        cursor = page["next_cursor"] and {"cursor": page["next_cursor"]}
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_pages_have_each_row_once_and_in_order_also_while_rows_come_and_go(api, path):
+    """Before (f7f02f78): projects and tokens had no pages, and the answer grew with their number."""
+    for name in "abcd":
+        LISTS[path](api, name)
+    [whole] = pages(api, path, 200)
+    assert whole == sorted(whole, reverse=path not in OLDEST_FIRST)
+    for limit in (1, 3, len(whole) - 1, len(whole)):
+        walked = list(pages(api, path, limit))
+        assert {len(each) for each in walked[:-1]} <= {limit}
+        assert list(itertools.chain(*walked)) == whole
+    walk = pages(api, path, len(whole) - 2)
+    seen = next(walk)
+    gone = [] if path in KEPT else [seen[-1], whole[-2]]
+    for row in gone:
+        assert api.admin.delete(f"{path}/{row}").status_code == 204
+    LISTS[path](api, "later")
+    [now] = pages(api, path, 200)
+    [added] = set(now) - set(whole)
+    rest = [row for row in whole[-2:] if row not in gone]
+    assert list(itertools.chain(*walk)) == ([*rest, added] if path in OLDEST_FIRST else rest)
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_wrong_cursor_is_refused_in_one_line(api, path):
+    refused = api.admin.get(path, params={"cursor": "x"})
+    message = "'x': is not the `next_cursor` of a page; begin without a cursor"
+    assert (refused.status_code, refused.json()["errors"]) == (422, [{"field": "cursor", "message": message}])
+
+
+def test_the_lists_with_pages_are_all_that_the_description_has(document):
+    for path, operations in document["paths"].items():
+        names = {each["name"] for each in operations.get("get", {}).get("parameters", ())}
+        assert ("cursor" in names) == (path in LISTS), path
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/static/app.js"), ("DELETE", "/ray/"), ("PUT", "/")])

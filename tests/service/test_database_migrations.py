@@ -65,7 +65,7 @@ def test_an_upgrade_keeps_the_price_book_and_what_was_spent_this_month(empty_dat
         assert policies.of(session, "ann").prices == {"gpu": 3.5, "cpu": 0.1}
         assert quotas.month_dollars(session, now) == {"ann": 3.5, "bob": 4.0}
         for owner, others in (("ann", {"0", "1"}), ("bob", {"2", "3"})):
-            [(project, role)] = projects.page(session, Person(owner))
+            [(project, role)], _ = projects.page(session, Person(owner), limit=50)
             found = select(RunRow.id).where(RunRow.project == project.id)
             assert (project.name, role, set(session.scalars(found))) == (owner, "owner", others)
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.api.bodies import StrictRoute
 from service.api.context import InContext, ServiceContext
 from service.api.openapi import problems
-from service.api.parameters import ThingId
+from service.api.parameters import Cursor, Limit, ThingId
 from service.api.security import (
     SCOPES,
     SIGNED_IN,
@@ -142,11 +142,12 @@ def get_identity(caller: Reader) -> Identity:
 
 
 @router.get("/tokens", responses=problems())
-def list_tokens(caller: Reader, context: InContext) -> TokenPage:
+def list_tokens(caller: Reader, context: InContext, cursor: Cursor = None, limit: Limit = 50) -> TokenPage:
     """List the caller's tokens without their secrets, oldest first; for an administrator, all tokens."""
     with context.database.read() as session:
-        found = tokens.page(session, None if caller.admin else caller.owner)
-        return TokenPage(items=[TokenInfo.of(row) for row in found])
+        owner = None if caller.admin else caller.owner
+        rows, following = tokens.page(session, owner, cursor=cursor, limit=limit)
+        return TokenPage(items=[TokenInfo.of(row) for row in rows], next_cursor=following)
 
 
 @router.post("/tokens", status_code=201, responses=problems(body=True))

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.api.bodies import StrictRoute
 from service.api.context import InContext
 from service.api.openapi import problems
-from service.api.parameters import ProjectName
+from service.api.parameters import Cursor, Limit, ProjectName
 from service.api.security import SIGNED_IN, Reader, Submitter, project_for
 from service.api.submission import note
 from service.database import access_tables, projects
@@ -31,10 +31,11 @@ _Member = Annotated[Owner, Path(description="Owner that the member's tokens act 
 
 
 @router.get("", responses=problems())
-def list_projects(caller: Reader, context: InContext) -> ProjectPage:
+def list_projects(caller: Reader, context: InContext, cursor: Cursor = None, limit: Limit = 50) -> ProjectPage:
     """List the caller's projects with their members; for an administrator, all projects."""
     with context.database.read() as session:
-        return ProjectPage(items=_answers(session, projects.page(session, caller.person)))
+        found, following = projects.page(session, caller.person, cursor=cursor, limit=limit)
+        return ProjectPage(items=_answers(session, found), next_cursor=following)
 
 
 @router.post("", status_code=201, responses=problems(409, body=True))

@@ -2,6 +2,8 @@
 
 import { connectionFailed } from "./connection.js";
 
+const MOST_PER_PAGE = 200;
+
 /** An error response of the service (RFC 9457). */
 export class Problem extends Error {
   /** @param {number} status @param {{title?: string, detail?: string, errors?: {field: string, message: string}[]}} body */
@@ -38,6 +40,18 @@ export function onSignedOut(listener) {
 export async function ask(path, options = {}) {
   const answer = await send(path, options);
   return answer.status === 204 ? null : answer.json();
+}
+
+/** Request a list whole, page by page. @param {string} path @param {AbortSignal} signal @returns {Promise<any[]>} */
+export async function askAll(path, signal) {
+  const items = [];
+  let cursor = null;
+  do {
+    const page = await ask(`${path}${query({ limit: MOST_PER_PAGE, cursor })}`, { signal });
+    items.push(...page.items);
+    cursor = page.next_cursor;
+  } while (cursor);
+  return items;
 }
 
 /** Request text. @param {string} path @param {{signal?: AbortSignal}} [options] @returns {Promise<string>} */

@@ -1,6 +1,6 @@
 /** Projects of the caller, and their names. */
 
-import { ask } from "../api.js";
+import { askAll } from "../api.js";
 import { useEffect, useState } from "../lib.js";
 
 /** The caller's projects; an empty list while they load. @returns {any[]} */
@@ -9,7 +9,7 @@ export function useProjects() {
   useEffect(() => {
     const ending = new AbortController();
     // Views work without them: the service then uses the caller's own project
-    ask("/v1/projects", { signal: ending.signal }).then(({ items }) => setProjects(items), () => {});
+    askAll("/v1/projects", ending.signal).then(setProjects, () => {});
     return () => ending.abort();
   }, []);
   return projects;

@@ -1,6 +1,6 @@
 /** Tokens and spending: the caller's own, and for administrators everyone's, with policies and the audit log. */
 
-import { ask, query } from "../api.js";
+import { ask, askAll, query } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
 import { Question } from "../parts/question.js";
 import { Meter, Notice, NumberHeads, Scroll, Sheet } from "../parts/small.js";
@@ -65,9 +65,9 @@ function Tokens({ admin }) {
   const [version, setVersion] = useState(0);
   const [asked, setAsked] = useState(null);
   const [refused, setRefused] = useState(null);
-  const { value, problem } = usePolled((signal) => ask("/v1/tokens", { signal }), REFRESH_SECONDS, [version]);
-  const valid = (value?.items ?? []).filter((token) => token.revoked === null && (token.expires === null || token.expires > now()));
-  const others = (value?.items.length ?? 0) - valid.length;
+  const { value, problem } = usePolled((signal) => askAll("/v1/tokens", signal), REFRESH_SECONDS, [version]);
+  const valid = (value ?? []).filter((token) => token.revoked === null && (token.expires === null || token.expires > now()));
+  const others = (value?.length ?? 0) - valid.length;
   const answered = async (yes) => {
     setAsked(null);
     if (!yes) return;

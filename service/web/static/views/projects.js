@@ -1,6 +1,6 @@
 /** Projects, their members, and data sets. */
 
-import { ask } from "../api.js";
+import { ask, askAll } from "../api.js";
 import { html, useState } from "../lib.js";
 import { Datasets } from "../parts/datasets.js";
 import { projectName } from "../parts/projects.js";
@@ -14,7 +14,7 @@ const ROLES = ["viewer", "editor"];
 /** @param {{me: string}} props `me`: owner that the session acts for. */
 export function ProjectsView({ me }) {
   const [version, setVersion] = useState(0);
-  const { value, problem } = usePolled((signal) => ask("/v1/projects", { signal }), REFRESH_SECONDS, [version]);
+  const { value, problem } = usePolled((signal) => askAll("/v1/projects", signal), REFRESH_SECONDS, [version]);
   const [refused, setRefused] = useState(null);
   const change = async (path, method, body) => {
     try {
@@ -36,7 +36,7 @@ export function ProjectsView({ me }) {
     </div>
     <${Notice} problem=${refused ?? problem} />
     <div class="grid">
-      ${(value?.items ?? []).map((project) => html`<${Project} key=${project.id} project=${project} me=${me} change=${change} />`)}
+      ${(value ?? []).map((project) => html`<${Project} key=${project.id} project=${project} me=${me} change=${change} />`)}
       <${Sheet} title="New project">
         <${NameForm} id="project" label="Name" hint="letters, digits and . _ @ -" verb="Create"
           send=${(name) => change("", "POST", { name })} />
