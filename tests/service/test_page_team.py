@@ -98,6 +98,8 @@ def test_a_team_decides_what_to_train_next(site, team: dict[str, str], open_page
     bob.keyboard.press("Escape")
     estimate = bob.get_by_role("region", name="Estimate")
     expect(estimate).to_contain_text(re.compile(r"Reuses corpus, seed, .* of wide: \$[\d.]+ instead of \$[\d.]+"))
+    [price] = re.findall(r"of wide: (\$[\d.]+) instead", estimate.inner_text())
+    expect(estimate.locator("dl.figures > div").nth(1)).to_have_text(f"Cost{price}")
     press(bob, bob.get_by_role("button", name="changes only"))
     press(bob, bob.get_by_role("button", name="Submit the retry"))
     expect(state_pill(bob)).to_have_text("queued")

@@ -55,6 +55,8 @@ export function Estimate({ plan, stale }) {
       <${Sheet} title="Estimate"><p class="soft">An estimate appears as soon as the configuration is complete.</p></${Sheet}>`;
   }
   const { bill } = plan;
+  const reusing = (plan.reuses ?? []).length > 0;
+  const cost = reusing ? plan.dollars_with_reuse : bill.dollars;
   return html`
     <${Sheet} title="Estimate" note=${stale ? "outdated" : ""}>
       <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
@@ -63,11 +65,11 @@ export function Estimate({ plan, stale }) {
         </p>
         ${plan.reuse_in_words && html`<p class="reuse">${capital(plan.reuse_in_words)}.</p>`}
         <dl class="figures">
-          <div><dt>Time</dt><dd>${duration(bill.seconds)}</dd></div>
-          <div><dt>Cost</dt><dd>${bill.dollars === null ? "unknown" : dollars(bill.dollars)}</dd></div>
-          ${bill.baseline && html`<div><dt>Cheapest other way</dt><dd>${dollars(bill.baseline.dollars)}</dd></div>`}
+          <div><dt>${reusing ? "Time without reuse" : "Time"}</dt><dd>${duration(bill.seconds)}</dd></div>
+          <div><dt>Cost</dt><dd>${cost === null ? "unknown" : dollars(cost)}</dd></div>
+          ${!reusing && bill.baseline && html`<div><dt>Cheapest other way</dt><dd>${dollars(bill.baseline.dollars)}</dd></div>`}
         </dl>
-        <${Verdict} bill=${plan} />
+        ${!reusing && html`<${Verdict} bill=${plan} />`}
         <h3>Memory per worker</h3>
         <ul class="memory">${[...plan.stages, ...plan.inference].map((stage) => html`<${StageMemory} key=${stage.stage} stage=${stage} />`)}</ul>
         <h3>Stages</h3>
