@@ -558,6 +558,9 @@ def test_a_finished_run_has_one_cost_and_one_saving_everywhere(site, page):
     expect(page.get_by_role("region", name="Cost")).to_contain_text(format_dollars(served["estimate"]["dollars"]))
     page.goto(f"/#/runs/{run_id}/retry")
     planned = Bill.model_validate(served["estimate"])
+    expect(page.get_by_role("region", name="Estimate")).to_contain_text("Reuses all stages of demo: $0.00 instead of ")
+    expect(page.get_by_role("region", name="Estimate")).not_to_contain_text(planned.verdict)
+    page.get_by_label("Take finished stages of").select_option("no run")
     for part in (format_dollars(planned.dollars), format_dollars(planned.baseline.dollars), planned.verdict):
         expect(page.get_by_role("region", name="Estimate")).to_contain_text(part)
 
