@@ -18,7 +18,7 @@ from service.database.metrics import UnitCurve
 from service.domain.failure import failure_of
 from service.domain.forecast import StageState, UnitState, forecast, planned_run
 from service.domain.jobs import submission_id
-from service.domain.reuse import planned_dollars
+from service.domain.reuse import dollars_without
 from service.domain.states import RunState
 from service.errors import UnusableRun
 from service.schemas import Failure, Forecast, Results, Run, RunDetail, RunProject, Series
@@ -163,7 +163,7 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, shared: _S
         "money": {
             "dollars": row.dollars,
             "worker_seconds": row.worker_seconds,
-            "estimate_dollars": planned_dollars(row.estimate.get("bill") or {}, shared.taken.get(row.id, ())),
+            "estimate_dollars": _planned_dollars(row, shared.taken.get(row.id)),
             "budget_dollars": row.budget_dollars,
         },
         "disk_bytes": shared.sizes[row.id],
@@ -174,6 +174,12 @@ def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, shared: _S
         if caller.admin and row.attempt
         else None,
     }
+
+
+def _planned_dollars(row: tables.RunRow, taken: frozenset[str] | None) -> float | None:
+    bill = row.estimate.get("bill") or {}
+    # Only a retry that took stages needs its lines: a list has many runs.
+    return dollars_without(Bill.model_validate(bill), taken) if bill and taken else bill.get("dollars")
 
 
 _SAME = tuple(

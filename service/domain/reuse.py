@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
+from typing import Literal
 from urllib.parse import urlsplit
 
+from moedisco_ray.core.records.bill import Bill, sum_dollars
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.locations import Location, is_uri
 
@@ -30,8 +31,8 @@ def same_storage(one: Location, other: Location) -> bool:
     return len({(each.scheme, each.netloc, each.query) for each in parts}) == 1
 
 
-def planned_dollars(bill: Mapping[str, Any], reused: Collection[str]) -> float | None:
-    """Planned dollars of the stages that a run makes itself, from a stored bill; None where they are unknown."""
-    if not reused or bill.get("dollars") is None:
-        return bill.get("dollars")
-    return sum(line["dollars"] or 0.0 for line in bill["lines"] if line["stage"] not in reused)
+def dollars_without(bill: Bill, stages: Collection[str]) -> float | None:
+    """The dollars of a planned bill without some stages; None if they are unknown."""
+    if bill.dollars is None:
+        return None
+    return sum_dollars([line for line in bill.lines if line.stage not in stages]) or 0.0

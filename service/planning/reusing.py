@@ -13,9 +13,9 @@ from typing import Any
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.core.records.bill import Bill, format_dollars, sum_dollars
+from moedisco_ray.core.records.bill import Bill, format_dollars
 from moedisco_ray.core.stages import STAGES, alike
-from service.domain.reuse import same_storage, usable
+from service.domain.reuse import dollars_without, same_storage, usable
 from service.domain.starts import by_content
 
 MOST_DONORS = 3
@@ -64,13 +64,6 @@ def matches(
     mine = settled(config)
     found = [match for each in candidates if (match := _match(config, mine, each, settled)).stages]
     return tuple(sorted(found, key=lambda match: -len(match.stages))[:MOST_DONORS])
-
-
-def dollars_without(bill: Bill, stages: Sequence[str]) -> float | None:
-    """The dollars of a planned bill without some stages; None if they are unknown."""
-    if bill.dollars is None:
-        return None
-    return sum_dollars([line for line in bill.lines if line.stage not in stages]) or 0.0
 
 
 def in_words(match: Match | None, bill: Bill) -> str:

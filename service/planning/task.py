@@ -30,9 +30,10 @@ from service.domain.datasets import hash_in, place_in
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
 from service.domain.policies import Policy
 from service.domain.quotas import check_pools, priced
+from service.domain.reuse import dollars_without
 from service.domain.starts import located, parse, references, with_ids
 from service.errors import InvalidRequest
-from service.planning.reusing import Candidate, Match, dollars_without, in_words, matches
+from service.planning.reusing import Candidate, Match, in_words, matches
 from service.run_storage import copy_model_files, documents_at
 from service.schemas import Estimate, EstimateRequest, RetryEstimate, RetryRequest, Reused, RunRequest
 from service.schemas.mistakes import converted, parsed
