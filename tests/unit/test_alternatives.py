@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,13 @@ def test_a_gang_takes_settings_that_exchange_once_per_step_where_the_network_is_
     [small, _] = [way for way in plan_on("8 spot L4", "OLMoE-1B-7B").alternatives if way.way == "joint_low_memory"]
     assert small.name == "joint training on 4 x L4"
     assert small.dollars == pytest.approx(184, rel=0.05)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_earlier_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Elsewhere: a run below `runs/` with the preset's name has recorded its way, and keeps it."""
+    with contextlib.chdir(tmp_path_factory.mktemp("alternatives")):
+        yield
 
 
 def decide(**changes: Any) -> RunConfig:
