@@ -23,7 +23,7 @@ def environment(command: str, package: str = "moedisco_ray") -> dict[str, Any]:
     """Where and with what a result was measured; `package` is what was."""
     return {
         "command": command,
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "commit": commit_of(ROOT),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", f"../{package}")),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": _processor(),
@@ -33,14 +33,22 @@ def environment(command: str, package: str = "moedisco_ray") -> dict[str, Any]:
     }
 
 
-def run_arm(module: str, arm: str, *arguments: str) -> dict[str, Any]:
-    """Run `python -m MODULE --arm ARM` as a process with one thread; its last line of output is a JSON object."""
+def run_arm(module: str, arm: str, *arguments: str, checkout: Path | None = None) -> dict[str, Any]:
+    """Run `python -m MODULE --arm ARM` as a process with one thread; its last line of output is a JSON object.
+
+    Args:
+        module: Takes `--arm`.
+        arm: Its name.
+        arguments: Passed on.
+        checkout: Where the module and what it measures come from, if not from here.
+    """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-m", module, "--arm", arm, *arguments],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=checkout,
         env={**os.environ, **threads, "PYTHONWARNINGS": "ignore"},
     )
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -113,8 +121,13 @@ def shortened(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)  # noqa: S607
+def commit_of(checkout: Path) -> str:
+    """The commit of a checkout."""
+    return _git("rev-parse", "--short=12", "HEAD", checkout=checkout)
+
+
+def _git(*arguments: str, checkout: Path = ROOT) -> str:
+    done = subprocess.run(["git", *arguments], cwd=checkout, check=True, capture_output=True, text=True)  # noqa: S607
     return done.stdout.strip()
 
 

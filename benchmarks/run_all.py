@@ -15,6 +15,7 @@ COMMANDS = (
     "seats",
     "seats --jobs 256 --slots 64 --steps 100 --pace 2 --rounds 1 --arms seats --no-slope --result seats_256",
     "service_load",
+    "service_tabs",
     "checkpoint_stall",
     "verification",
     "study.simulation",

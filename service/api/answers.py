@@ -35,8 +35,9 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
 
     If this version of the service cannot read the run's documents, the bill has only the metered total, no lines.
     """
-    shown = _run(context, caller, row, _shared(session, caller, [row]))
-    taken = reuse.taken(session, row.id, caller.person)
+    shared = _shared(session, caller, [row])
+    shown = _run(context, caller, row, shared)
+    taken = reuse.taken(session, row.id, caller.person) if row.id in shared.taken else []
     try:
         bill = metered_bill(row.usage, row.settings)
     except UnusableRun as error:

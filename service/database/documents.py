@@ -81,16 +81,20 @@ class Stored(TypeDecorator[Any]):
         version: Version to write into the documents, which must be objects; None for values that need none, such as
             tags.
         any_version: Whether documents of other versions are read too.
+        often: Whether the same documents are read again and again. They are shared then, and must not be changed.
     """
 
     impl = JSON
     cache_ok = True
 
-    def __init__(self, form: Any, version: int | None = None, *, any_version: bool = False) -> None:
+    def __init__(
+        self, form: Any, version: int | None = None, *, any_version: bool = False, often: bool = False
+    ) -> None:
         super().__init__()
         self.form = form
         self.version = version
         self.any_version = any_version
+        self.often = often
 
     def coerce_compared_value(self, op: OperatorType | None, value: Any) -> Any:
         """Compare as JSON does, so that SQL can look into documents."""
@@ -101,27 +105,36 @@ class Stored(TypeDecorator[Any]):
         return value if value is None or self.version is None else {**value, VERSION: self.version}
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's signature
-        """Remove the version, or return an `Unreadable`."""
-        if isinstance(value, Unreadable):
-            return value
-        if self.version is not None:
-            if not isinstance(value, dict):
-                return Unreadable(DAMAGED, value)
-            if value.pop(VERSION, None) != self.version and not self.any_version:
-                return Unreadable(EARLIER, value)
-        try:
-            _adapter(self.form).validate_python(value)
-        except ValidationError:
-            return Unreadable(DAMAGED, value)
-        return value
+        """Parse the text and remove the version, or return an `Unreadable`."""
+        reader = read_often if self.often and isinstance(value, str | bytes) else read
+        return reader(value, self.form, self.version, self.any_version)
 
 
-def parse(text: str | bytes) -> Any:
-    """Parse stored JSON; invalid text becomes an `Unreadable`, because an error would fail queries of all runs."""
+def as_stored(text: Any) -> Any:
+    """What an engine does with JSON: nothing, because `Stored` parses it."""
+    return text
+
+
+def read(stored: Any, form: Any, version: int | None, any_version: bool) -> Any:
+    """What is stored, without its version; an `Unreadable` where an error would fail queries of all runs."""
     try:
-        return from_json(text)
+        value = from_json(stored) if isinstance(stored, str | bytes) else stored
     except ValueError:
-        return Unreadable(DAMAGED, text)
+        return Unreadable(DAMAGED, stored)
+    if version is not None:
+        if not isinstance(value, dict):
+            return Unreadable(DAMAGED, value)
+        if value.pop(VERSION, None) != version and not any_version:
+            return Unreadable(EARLIER, value)
+    try:
+        _adapter(form).validate_python(value)
+    except ValidationError:
+        return Unreadable(DAMAGED, value)
+    return value
+
+
+read_often = functools.lru_cache(maxsize=512)(read)
+"""Lists and the background's rounds read the same documents every second; to parse them would take most of the time."""
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, bindparam, func, select
 from sqlalchemy.orm import Session, defer
 
 from moedisco_ray.core.stages import STAGES
@@ -16,6 +16,10 @@ from service.domain.states import TERMINAL
 
 MOST_CANDIDATES = 8
 """Maximum number of other runs that are compared with a retry, the newest ones."""
+_TAKEN = select(OfferRow.run_id, OfferRow.stages).where(
+    OfferRow.run_id.in_(bindparam("ids", expanding=True)), OfferRow.taken.is_not(None)
+)
+"""Made once: every answer asks this, and making it takes longer."""
 
 
 def candidates(session: Session, parent: RunRow) -> list[RunRow]:
@@ -93,9 +97,8 @@ def take(session: Session, run_id: str, taken: Mapping[str, int], now: float) ->
 
 def taken_stages(session: Session, run_ids: Collection[str]) -> dict[str, frozenset[str]]:
     """Names of the stages that runs have taken from others, by the id of the run that took them."""
-    query = select(OfferRow.run_id, OfferRow.stages).where(OfferRow.run_id.in_(run_ids), OfferRow.taken.is_not(None))
     found: dict[str, frozenset[str]] = {}
-    for run_id, stages in session.execute(query):
+    for run_id, stages in session.execute(_TAKEN, {"ids": list(run_ids)}):
         found[run_id] = found.get(run_id, frozenset()) | frozenset(stages)
     return found
 

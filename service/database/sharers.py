@@ -10,13 +10,30 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from sqlalchemy import delete, exists, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from service.database import values
 from service.database.reuse_tables import OfferRow, ShareRow
 from service.database.tables import RunRow
 from service.domain.states import ACTIVE
+
+_older, _owner, _mine = aliased(ShareRow), aliased(RunRow), aliased(RunRow)
+_COUNTED = (
+    select(ShareRow.run_id, func.sum(ShareRow.bytes))
+    .join(_mine, _mine.id == ShareRow.run_id)
+    .where(
+        ShareRow.run_id.in_(bindparam("ids", expanding=True)),
+        ~exists().where(
+            _older.key == ShareRow.key,
+            _older.run_id < ShareRow.run_id,
+            _owner.id == _older.run_id,
+            _owner.owner == _mine.owner,
+        ),
+    )
+    .group_by(ShareRow.run_id)
+)
+"""Bytes of shared files that count for each run. Made once: every answer asks this, and making it takes longer."""
 
 
 class Share(NamedTuple):
@@ -66,17 +83,8 @@ def measured(session: Session, run_id: str, size: int, shares: Mapping[str, Shar
 
 def sizes(session: Session, found: Collection[RunRow]) -> dict[str, int | None]:
     """Size of each run with the shared files that count for it (bytes), by id; None for a run without a size."""
-    older, owner, mine = aliased(ShareRow), aliased(RunRow), aliased(RunRow)
-    counted = ~exists().where(
-        older.key == ShareRow.key, older.run_id < ShareRow.run_id, owner.id == older.run_id, owner.owner == mine.owner
-    )
-    query = (
-        select(ShareRow.run_id, func.sum(ShareRow.bytes))
-        .join(mine, mine.id == ShareRow.run_id)
-        .where(ShareRow.run_id.in_([run.id for run in found]), counted)
-        .group_by(ShareRow.run_id)
-    )
-    shared = {run_id: int(size) for run_id, size in session.execute(query)}
+    counted = session.execute(_COUNTED, {"ids": [run.id for run in found]})
+    shared = {run_id: int(size) for run_id, size in counted}
     return {run.id: None if run.disk_bytes is None else run.disk_bytes + shared.get(run.id, 0) for run in found}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 from sqlalchemy import ForeignKey, Index, String, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -31,7 +34,7 @@ class RunRow(Table):
     """Person whose token submitted the run; it counts against this person's quota."""
     project: Mapped[str] = mapped_column(ULID, server_default=text("''"))
     """Id of the project, whose members may see the run."""
-    tags: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, str]))
+    tags: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, str], often=True))
     priority: Mapped[int] = mapped_column(default=0)
     """Priority in the queue; higher starts first."""
     state: Mapped[str] = mapped_column(String(16))
@@ -39,7 +42,7 @@ class RunRow(Table):
     """Why the run is in this state: what it waits for, or why it failed."""
     version: Mapped[int] = mapped_column(default=1)
     """Version of the row, incremented by every change; a writer that read an older version is refused."""
-    config: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, Any], version=1, any_version=True))
+    config: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, Any], version=1, any_version=True, often=True))
     """Resolved configuration; `output` and `name` determine the run directory."""
     directory: Mapped[str]
     attempt: Mapped[int] = mapped_column(default=0)
@@ -56,18 +59,18 @@ class RunRow(Table):
     budget_dollars: Mapped[float | None]
     dollars: Mapped[float] = mapped_column(default=0.0)
     """Dollars metered so far, over all attempts."""
-    worker_seconds: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, float]))
+    worker_seconds: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, float], often=True))
     """Worker-seconds by pool or node type."""
-    meter: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, Any], version=1))
+    meter: Mapped[dict[str, Any]] = mapped_column(Stored(dict[str, Any], version=1, often=True))
     """State of the meter; see `moedisco_ray.core.records.metering`."""
-    estimate: Mapped[dict[str, Any]] = mapped_column(Stored(Planned, version=1))
+    estimate: Mapped[dict[str, Any]] = mapped_column(Stored(Planned, version=1, often=True))
     """Plan of the run at submission."""
-    progress: Mapped[dict[str, Any]] = mapped_column(Stored(Progress, version=1))
+    progress: Mapped[dict[str, Any]] = mapped_column(Stored(Progress, version=1, often=True))
     """{stages: {name: {status, started, seconds}}, current, reached: {stages, steps}, ended: {type, time, message or
     reason}}; `ended`, the driver's final event, exists until the next driver begins."""
     parent: Mapped[str | None] = mapped_column(ULID)
     """Id of the run that this one retries."""
-    notes: Mapped[list[str] | None] = mapped_column(Stored(list[str] | None))
+    notes: Mapped[list[str] | None] = mapped_column(Stored(list[str] | None, often=True))
     """Remarks from the submission, such as replaced prices; null in runs of an earlier version."""
     note: Mapped[str | None]
     """The owner's own note; null if there is none."""
@@ -165,7 +168,7 @@ class RunRow(Table):
             UnusableRun: Another version of the software stored the configuration, and this one refuses it.
         """
         try:
-            return stored_config(_readable(self.config))
+            return _settings(json.dumps(_readable(self.config)))[0]
         except ValidationError as error:
             raise _unusable(error) from error
 
@@ -188,8 +191,8 @@ class RunRow(Table):
         `checkpoint.storage` is the folder that the owner asked for, not the run's own folder in it.
         """
         try:
-            shown = self.settings.model_dump(mode="json")
-        except UnusableRun:
+            shown = from_json(_settings(json.dumps(_readable(self.config)))[1])
+        except (UnusableRun, ValidationError):
             stored = self.config.stored if isinstance(self.config, Unreadable) else self.config
             shown = stored if isinstance(stored, dict) else {}
         own = own_storage(shown, self.id)
@@ -213,6 +216,13 @@ class RunRow(Table):
             return Pools.model_validate(_readable(self.config).get("pools", {}))
         except ValidationError as error:
             raise _unusable(error) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _settings(document: str) -> tuple[RunConfig, str]:
+    """The settings of a stored configuration, and their JSON; the page and the background ask for them every second."""
+    settings = stored_config(json.loads(document))
+    return settings, settings.model_dump_json()
 
 
 _REMEDY = "submit it again"

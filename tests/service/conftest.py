@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from api_client import PLANNING, PlanningHere, Service, plain_tracebacks, service
@@ -17,6 +18,7 @@ from databases import (
     postgresql_url,
 )
 
+from service.database import documents
 from service.planning.pool import PlanningPool
 
 __all__ = [
@@ -29,6 +31,20 @@ __all__ = [
     "plain_tracebacks",
     "postgresql_url",
 ]
+
+
+@pytest.fixture(autouse=True)
+def what_is_read_often_stays_as_it_was_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Documents that are read often are shared between requests, so nothing may change them."""
+    read: dict[Any, Any] = {}
+
+    def read_often(*asked: Any) -> Any:
+        return read[asked] if asked in read else read.setdefault(asked, documents.read(*asked))
+
+    monkeypatch.setattr(documents, "read_often", read_often)
+    yield
+    changed = [asked for asked, document in read.items() if repr(document) != repr(documents.read(*asked))]
+    assert not changed
 
 
 @pytest.fixture
