@@ -22,8 +22,9 @@ from moedisco_ray.core.errors import MoeDiscoError, UserError
 from service.schemas import Problem
 
 _DETAIL_CHARACTERS = 300
-"""Maximum number of characters that an error quotes from the response of another program, such as a proxy's error
-page."""
+"""Maximum number of characters that an error quotes from the response of another program."""
+_PROXY_STATUSES = {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
+"""Statuses that only proxies answer with. The service answers 503 itself."""
 
 
 class ServiceAway(MoeDiscoError):
@@ -102,13 +103,22 @@ def problem_in(response: httpx.Response) -> ServiceProblem:
     try:
         problem = Problem.model_validate_json(response.content, extra="ignore")
     except ValidationError:  # the response comes from a proxy or from another program at this URL
-        text = " ".join(response.content.decode(errors="replace").split())[:_DETAIL_CHARACTERS]
+        text = _text_in(response)
         title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown status"
         problem = Problem(
             type="about:blank", title=title, status=status, detail=f"HTTP {status} {title}: {text}".rstrip(": ")
         )
     is_refusal = response.is_client_error and status != HTTPStatus.TOO_MANY_REQUESTS
     return (RequestRefused if is_refusal else ServiceProblem)(problem, retry_after(response.headers))
+
+
+def _text_in(response: httpx.Response) -> str:
+    """The beginning of what another program says; nothing of a page, whose text repeats the status."""
+    if response.status_code in _PROXY_STATUSES:
+        return "a proxy gets no answer from the service; look at the service and its log"
+    if "html" in response.headers.get("content-type", ""):
+        return "a page, not an answer of the service; see that the URL is the service's"
+    return " ".join(response.content.decode(errors="replace").split())[:_DETAIL_CHARACTERS]
 
 
 def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
