@@ -3,8 +3,8 @@
 The time of a stage is its operations (`plan.cost`) divided by the workers' speed (`plan.speed`), plus start-up times:
 
 * the driver and Ray start once per run;
-* each worker process starts once per stage. A training worker starts once per wave, after Ray Train's controller has
-  started; the controller's time costs nothing;
+* a worker process starts with the first of successive stages on its pool, and is kept for the others. Where several
+  workers train one model, they start anew for each model, after Ray Train's controller, whose time costs nothing;
 * training: `evaluation.every_tokens` adds forward passes that measure the held-out loss; GPU workers, which are at
   different machines, wait for syncs;
 * other stages: `plan.stages` has a page of each.
@@ -25,7 +25,7 @@ from moedisco_ray.core.records.bill import Bill, line, make_bill
 from moedisco_ray.core.records.prices import dollars_of
 from moedisco_ray.core.stages import STAGES, TrainingStage
 from moedisco_ray.plan.cost import Cost, TypeShare
-from moedisco_ray.plan.reading import Reading, StageEstimate, crowd, priced, total, unknown
+from moedisco_ray.plan.reading import HEAD, Reading, StageEstimate, crowd, priced, total, unknown
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 from moedisco_ray.plan.stage_cost import cost_of
 
@@ -45,18 +45,25 @@ class Training(BaseModel, frozen=True, defer_build=True):
     sync_seconds: float = 0.0
     """Time that the syncs take (seconds). Models that take turns on slots hold one for a part of it."""
 
+    @property
+    def is_gang(self) -> bool:
+        """Whether several workers train one model, which start anew for each; else a pool's processes are kept."""
+        return self.workers_per_unit > 1
+
 
 def estimate_stages(
     config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine
 ) -> tuple[StageEstimate, ...]:
     """Estimates of all stages, in pipeline order."""
-    reading = Reading(config, vocab_size, machine)
-    return tuple(
-        _training(stage, trainings[stage.name], reading)
-        if isinstance(stage, TrainingStage) and stage.name in trainings
-        else cost_of(stage).estimate(reading)
-        for stage in STAGES
-    )
+    found: list[StageEstimate] = []
+    warm = None
+    for stage in STAGES:
+        reading = Reading(config, vocab_size, machine, warm)
+        training = trainings.get(stage.name) if isinstance(stage, TrainingStage) else None
+        found.append(cost_of(stage).estimate(reading) if training is None else _training(stage, training, reading))
+        if found[-1].pool != HEAD:
+            warm = None if training is not None and training.is_gang else found[-1].pool
+    return tuple(found)
 
 
 def held_out_loss(stage: TrainingStage, tokens: int, reading: Reading) -> float | None:
@@ -115,7 +122,12 @@ def left_out(config: RunConfig) -> tuple[str, ...]:
 def _training(stage: TrainingStage, training: Training, reading: Reading) -> StageEstimate:
     config, machine, name, cost = reading.config, reading.machine, stage.name, training.cost
     pool, measuring = stage.pool(config), held_out_loss(stage, cost.tokens, reading)
-    starting, controller = start_up(pool, machine), start_up(None if not pool.gpu else pool, machine)
+    if training.is_gang:
+        starting, controller = start_up(pool, machine), start_up(None if not pool.gpu else pool, machine)
+        starts, start_per_unit = cost.waves, 1.0
+    else:
+        starting, controller = reading.starting(pool), 0.0
+        starts, start_per_unit = 1, min(1.0, training.at_once / training.units)
     each = cost.flops / cost.tokens
     seconds = seconds_for(pool.node_types[0], machine, cost.flops, each, training.experts)
     if starting is None or controller is None or seconds is None or measuring is None:
@@ -136,11 +148,12 @@ def _training(stage: TrainingStage, training: Training, reading: Reading) -> Sta
     ] or [(pool.key, shared, working * shared / training.units)]
     owned = working - sum(each for _, _, each in parts)
     parts += [(owner.key, 1, owned / len(owners)) for owner in owners]
+    other = start_per_unit * starting + measuring + waiting
     lines = [
-        line(name, key, (each + (starting + measuring + waiting) * units * training.workers_per_unit) * factor, config)
+        line(name, key, (each + other * units * training.workers_per_unit) * factor, config)
         for key, units, each in parts
         if units
     ]
     wall = 3600 * cost.hours if pool.gpu else cost.waves * seconds / training.units / training.workers_per_unit
-    billed = (wall + cost.waves * (starting + measuring) + syncing) * factor
+    billed = (wall + starts * starting + cost.waves * measuring + syncing) * factor
     return priced(name, pool, billed + cost.waves * controller, lines, cost.waves * controller)

@@ -12,6 +12,9 @@ from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.parameters import count_parameters, submodel_architecture
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
+HEAD = "head"
+"""The head node in place of a pool."""
+
 
 class StageEstimate(BaseModel, frozen=True, defer_build=True):
     """The estimate of one stage."""
@@ -38,10 +41,11 @@ class Reading:
     Attributes:
         config: The run's configuration.
         machine: What is known of the machines.
+        warm: Name of the pool whose processes the stage before has left, and this stage uses; None if none.
     """
 
-    def __init__(self, config: RunConfig, vocab_size: int, machine: Machine) -> None:
-        self.config, self.machine, self._vocab_size = config, machine, vocab_size
+    def __init__(self, config: RunConfig, vocab_size: int, machine: Machine, warm: str | None = None) -> None:
+        self.config, self.machine, self.warm, self._vocab_size = config, machine, warm, vocab_size
         self._part = submodel_architecture(config.model.family_name, self._whole, config.cluster_count)
 
     @property
@@ -68,12 +72,12 @@ class Reading:
         return seconds_for(kind, self.machine, tokens * each / 3, each, shape.num_experts)
 
     def starting(self, pool: Pool | None) -> float | None:
-        """Seconds until a worker of a pool, or without a pool the driver, has started."""
-        return start_up(pool, self.machine)
+        """Seconds until a worker of a pool, or without a pool the driver, has started; 0 for a process that is kept."""
+        return 0.0 if pool is not None and pool.name == self.warm else start_up(pool, self.machine)
 
     def on_head(self, stage: str, seconds: float | None) -> StageEstimate:
         """Estimate of a stage whose work the head node does."""
-        return StageEstimate(stage=stage, pool="head", seconds=seconds, worker_seconds=0.0, dollars=0.0)
+        return StageEstimate(stage=stage, pool=HEAD, seconds=seconds, worker_seconds=0.0, dollars=0.0)
 
     def divided(self, stage: str, pool: Pool, one: float | None, workers: int = 1) -> StageEstimate:
         """Estimate of a stage whose workers share its work, which would take a single worker `one` seconds."""

@@ -61,11 +61,24 @@ def test_a_plan_has_time_and_money_of_every_stage_with_start_ups():
     assert plan.bill.dollars == pytest.approx(sum(each.dollars for each in plan.estimates))
     seed = next(stage for stage in plan.stages if stage.stage == "seed")
     assert by_stage(plan)["seed"].worker_seconds == pytest.approx(seed.cost.flops / 50e9 + 4.0)
-    # Four sub-models start four times, two at once.
+    # The four sub-models train on the two processes that have computed the documents' vectors.
     submodels = by_stage(plan)["submodels"]
     flops = next(stage for stage in plan.stages if stage.stage == "submodels").cost.flops
-    assert submodels.worker_seconds == pytest.approx(flops / 50e9 + 4 * 4.0)
-    assert submodels.seconds == pytest.approx(flops / 50e9 / 2 + 2 * (4.0 + 4.0))
+    assert submodels.worker_seconds == pytest.approx(flops / 50e9)
+    assert submodels.seconds == pytest.approx(flops / 50e9 / 2)
+    # The merge is the first stage on the other pool.
+    begun = [each.stage for each in plan.estimates if (each.worker_seconds or 0.0) >= 4.0]
+    assert {"seed", "merge"} <= set(begun)
+    assert by_stage(plan)["export"].worker_seconds < 4.0
+
+
+def test_a_gang_starts_anew_and_so_does_the_stage_after_it():
+    gang = {"gpu": 1, "price_per_hour": 2.28, "workers": 8}
+    plan = by_stage(build_plan(with_gpus(pools__high_memory=gang), HERE))
+    assert plan["finetune"].unbilled_seconds == START_UP  # of Ray Train's controller
+    assert plan["finetune"].worker_seconds > START_UP * 8
+    assert plan["evaluate"].worker_seconds > START_UP
+    assert plan["export"].worker_seconds < 1.0  # on the process that has evaluated
 
 
 @pytest.mark.parametrize("planned", [estimate, storage], ids=["time", "storage"])
@@ -485,10 +498,6 @@ def test_a_plan_says_that_the_cost_of_task_files_is_not_in_it(tmp_path):
     assert (plan.bill.complete, plan.bill.saving, plan.bill.verdict) == (False, None, None)
     assert plan.assumptions.endswith("time and cost of evaluation.lm_eval are not known and not included")
     assert build_plan(with_gpus(), HERE).bill.complete
-
-
-def test_a_planned_export_starts_a_worker():
-    assert by_stage(build_plan(with_gpus(), HERE))["export"].worker_seconds > START_UP
 
 
 def test_the_planned_evaluation_also_finds_the_clusters_of_the_text():
