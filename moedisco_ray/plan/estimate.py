@@ -56,13 +56,16 @@ def estimate_stages(
 ) -> tuple[StageEstimate, ...]:
     """Estimates of all stages, in pipeline order."""
     found: list[StageEstimate] = []
-    warm = None
+    warm: str | None = None
     for stage in STAGES:
         reading = Reading(config, vocab_size, machine, warm)
-        training = trainings.get(stage.name) if isinstance(stage, TrainingStage) else None
-        found.append(cost_of(stage).estimate(reading) if training is None else _training(stage, training, reading))
-        if found[-1].pool != HEAD:
-            warm = None if training is not None and training.is_gang else found[-1].pool
+        if isinstance(stage, TrainingStage) and stage.name in trainings:
+            training = trainings[stage.name]
+            found.append(_training(stage, training, reading))
+            warm = None if training.is_gang else found[-1].pool
+        else:
+            found.append(cost_of(stage).estimate(reading))
+            warm = warm if found[-1].pool == HEAD else found[-1].pool
     return tuple(found)
 
 

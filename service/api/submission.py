@@ -288,7 +288,7 @@ def _uploaded(context: ServiceContext, session: Session, caller: Caller, wanted:
     place = place_in(context.roots.homes, row.hash)
     if place is None:
         raise ConfigError(wanted.field, wanted.asked, "the files of this data set are gone; upload it again")
-    return Start(dataset_reference(row.name, row.hash), place)
+    return Start(dataset_reference(row.name, row.hash), place, row.bytes)
 
 
 def _hold_starts(session: Session, config: RunConfig) -> None:

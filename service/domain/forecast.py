@@ -2,6 +2,8 @@
 
 A training stage takes as long as its trainings at their own pace. Where few steps are made, the plan's time counts too,
 times what the stages of this kind have taken against their plan. Stages to come take the plan's time times that ratio.
+Short stages that train nothing say little of others: their ratio is that of their time with 5 % of the plan's added
+on both sides.
 
 Let T be the expected seconds of a training, e its seconds so far, f the share of its steps that are made, and P what is
 expected without them. Then T = (e + k P) / (f + k) with k = 0.05, and (1 - f) T seconds are left. With n trainings at a
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from moedisco_ray.core.stages import TRAINING
 
 _WEIGHT_OF_PLAN = 0.05
+_WEIGHT_OF_SHORT = 0.05
 _LEAST_SHARE = 0.1
 """Time left of a stage without steps that takes longer than expected, relative to its time so far."""
 _TRAINING = frozenset(stage.name for stage in TRAINING)
@@ -106,7 +109,7 @@ def forecast(
     """
     times = {each.stage: each for each in plan.estimates}
     trainings = {each.stage: each for each in plan.stages}
-    past = _Past()
+    past = _Past(_WEIGHT_OF_SHORT * sum(each.seconds or 0.0 for each in plan.estimates))
     left, dollars = 0.0, 0.0
     priced = True
     for stage in stages:
@@ -131,11 +134,15 @@ def forecast(
 
 
 class _Past:
-    """What stages took against their plan, apart for stages that train and for others."""
+    """What stages took against their plan, apart for stages that train and for others.
 
-    def __init__(self) -> None:
-        self._taken: dict[bool, float] = {}
-        self._planned: dict[bool, float] = {}
+    Args:
+        as_planned: Time for which others are taken to have run as planned, before any has (s).
+    """
+
+    def __init__(self, as_planned: float) -> None:
+        self._taken: dict[bool, float] = {False: as_planned}
+        self._planned: dict[bool, float] = {False: as_planned}
 
     def add(self, stage: str, taken: float | None, planned: float | None) -> None:
         if taken is not None and planned is not None:

@@ -44,7 +44,7 @@ def task_to_message(task: Task) -> bytes:
             "candidates": [dataclasses.asdict(each) for each in task.candidates],
             "starts": None
             if task.starts is None
-            else {field: [start.id, _place(start.location)] for field, start in task.starts.items()},
+            else {field: [start.id, _place(start.location), start.bytes] for field, start in task.starts.items()},
             "scratch": None if task.scratch is None else str(task.scratch),
         }
     )
@@ -65,7 +65,7 @@ def task_from_message(content: bytes) -> Task:
         candidates=tuple(Candidate(**each) for each in raw["candidates"]),
         starts=None
         if raw["starts"] is None
-        else {field: Start(run_id, _location(place)) for field, (run_id, place) in raw["starts"].items()},
+        else {field: Start(key, _location(place), size) for field, (key, place, size) in raw["starts"].items()},
         scratch=None if raw["scratch"] is None else Path(raw["scratch"]),
     )
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
 from moedisco_ray.plan.measured_machines import with_stored_measurements
 from moedisco_ray.plan.resolve import resolve
+from moedisco_ray.plan.text_size import Lister
 from service.domain.datasets import hash_in, place_in
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
 from service.domain.policies import Policy
@@ -66,10 +67,12 @@ class Start:
     Attributes:
         id: Id of the run, or `NAME@sha256:HASH` of the data set.
         location: Path or URI of the run directory, or the folder of the data set.
+        bytes: Size of the data set's files; None for a run.
     """
 
     id: str
     location: Location
+    bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +298,7 @@ def _checked(task: Task, config: RunConfig, candidates: Sequence[Candidate] = ()
 
     found, read = place(config)
     with reading_within(task.roots.readable(*read)):
-        plan = _planned(found, task.here)
+        plan = _planned(found, task.here, _sizes_of(starts.values()))
         return _Checked(config, plan, notes, matches(config, candidates, lambda other: _settled(other, place)))
 
 
@@ -306,7 +309,13 @@ def _settled(config: RunConfig, place: Callable[[RunConfig], tuple[RunConfig, Se
     return resolve(looked_up(found, recorded=False)).config
 
 
-def _planned(config: RunConfig, here: bool) -> Plan:
+def _sizes_of(starts: Iterable[Start]) -> Lister:
+    """A function that gives the size of a source from a data set; other files are not looked at."""
+    sizes = {str(start.location): start.bytes for start in starts}
+    return lambda _, source: sizes.get(source.path)
+
+
+def _planned(config: RunConfig, here: bool, listed: Lister) -> Plan:
     _check_sizes(config)
     config = with_files(config, recorded=False)
     for field, optimizer, _ in config.trainings:
@@ -314,7 +323,8 @@ def _planned(config: RunConfig, here: bool) -> Plan:
     try:
         # What `moedisco doctor` measured on this machine changes the plan, and not the configuration that runs.
         measured, how = with_stored_measurements(config, THIS_MACHINE) if here else (config, {})
-        plan = build_plan(measured, known_machine(config, here=here).model_copy(update={"measured": how}))
+        machine = known_machine(config, here=here, listed=listed)
+        plan = build_plan(measured, machine.model_copy(update={"measured": how}))
     except ArithmeticError as error:
         raise _too_large() from error
     full = plan.joint_training.cost

@@ -24,10 +24,12 @@ from reconciling import Scene
 from running_service import RETRY, Running
 from typer.testing import CliRunner
 
-from moedisco_ray.core.config import check_config
+from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.store.read_roots import reading_within
+from moedisco_ray.plan.speed import Machine
+from moedisco_ray.plan.text_size import Lister, corpus_bytes
 from moedisco_ray.stages.corpus.sources import input_identity
 from service.background.housekeeping import Housekeeping
 from service.cli import app
@@ -36,6 +38,7 @@ from service.dataset_store import DatasetStore
 from service.domain.datasets import DatasetFile, clash, found_in, hash_of, path_mistake, store_in
 from service.domain.states import RunState
 from service.errors import Conflict, InvalidRequest, StorageFull
+from service.planning import task
 
 DAY = 24 * 3600.0
 TEXT = b"".join(b"line %d of a text\n" % number for number in range(200))
@@ -409,6 +412,24 @@ def test_the_command_line_uploads_what_the_service_cannot_read(tmp_path: Path, m
             assert ran("datasets", "delete", reference[:30], "--yes").endswith("all: deleted\n")
         finally:
             running.stop()
+
+
+def test_a_plan_knows_how_much_text_a_data_set_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the time of the corpus stage is known; text at other paths is not looked at during a request."""
+    texts: list[int | None] = []
+
+    def known_machine(config: RunConfig, *, here: bool, listed: Lister) -> Machine:
+        texts.append(corpus_bytes(config, listed))
+        return Machine()
+
+    monkeypatch.setattr(task, "known_machine", known_machine)
+    with service(tmp_path, PlanningHere()) as api:
+        reference = f"dataset://wiki@sha256:{api.upload('wiki', {'a/b.txt': TEXT, 'c.txt': TEXT})['hash']}"
+        (tmp_path / "data" / "a.txt").write_bytes(TEXT)
+        for path in (reference, str(tmp_path / "data" / "a.txt")):
+            answer = api.ann.post("/v1/estimates", json={"config": of(path)})
+            assert answer.status_code == 200, answer.text
+    assert texts == [2 * len(TEXT), None]
 
 
 def test_a_run_reads_a_data_set_by_its_hash(api: Service, tmp_path: Path) -> None:
