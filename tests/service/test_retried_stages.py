@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from api_client import Service, service
 from reconciling import Scene
+from s3_standin import s3_server
 from small_run import DOMAINS, OneCorpus, small_config
 
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.records.events import Event
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.store.artifacts import read_manifest
+from moedisco_ray.core.store.locations import CACHE, is_uri
 from moedisco_ray.execution import pipeline
 from service.background.housekeeping import Housekeeping
 from service.database import ingest, policies, reuse, runs, tokens
@@ -48,7 +51,7 @@ class Place:
             (events.append,),
             backend=OneCorpus(),
             given_id=run_id,
-            reuses=[Path(each) for each in asked.reuses],
+            reuses=[each if is_uri(each) else Path(each) for each in asked.reuses],
             lenient=True,
         )
         self.tell(run_id, *events)
@@ -224,6 +227,64 @@ def test_a_changed_fine_tune_costs_the_fine_tune_alone_and_the_files_count_once(
     assert [each for each in warnings if each.startswith("1 of the runs to reuse cannot be read")]
     assert [event.stage for event in events if event.type == "stage_started"] == [*FIRST, *LAST]
     assert weights(driving.home(last)) == weights(homes[2])
+
+
+def objects(run_id: str = "") -> dict[str, int]:
+    """Sizes of the objects of a run, or of all runs, in the bucket (bytes)."""
+    bucket = boto3.resource("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).Bucket("runs")
+    return {each.key: each.size for each in bucket.objects.filter(Prefix=f"team/{run_id}")}
+
+
+def exported(place: Place, run_id: str) -> bytes:
+    """Weights of a run's model, read through the service."""
+    return place.api.ann.get(f"/v1/runs/{run_id}/artifacts/model/model.safetensors").raise_for_status().content
+
+
+@pytest.fixture
+def in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A service whose runs are at an S3 server."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    with s3_server("runs"), service(tmp_path, input_roots=(str(ROOT),), output_roots=("s3://runs/team",)) as api:
+        yield Place(api, Scene(api.database, tmp_path, api.settings, api.jobs, api.pools, now=time.time()))
+
+
+@pytest.mark.slow
+def test_at_a_uri_a_changed_fine_tune_costs_the_fine_tune_alone(
+    in_a_bucket: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages are copied there: each run is whole, and the owner's bytes are those in the bucket."""
+    place = in_a_bucket
+    base = str(place.api.submit(**settings_of("base"))["id"])
+    place.drive(base)
+    again = place.retry(base, changes=FASTER)
+    events = place.drive(again)
+    assert [event.stage for event in events if event.type == "stage_started"] == LAST
+    shown = place.show(again)
+    assert [(each["run"], each["stages"]) for each in shown["reuses"]] == [(base, FIRST)]
+    assert {line["stage"] for line in shown["bill"]["lines"]} <= set(LAST)
+
+    # On another machine, with an object missing, the driver makes that stage and what depends on it: the same bits.
+    gone = next(key for key in objects(base) if "/objects/seed-" in key and key.endswith(".safetensors"))
+    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).delete_object(Bucket="runs", Key=gone)
+    damaged = place.retry(base, changes=FASTER, reuse="parent")
+    monkeypatch.setenv(CACHE, str(tmp_path / "another machine"))
+    events = place.drive(damaged)
+    assert [event.stage for event in events if event.type == "stage_started"] == [*FIRST[1:], *LAST]
+    warnings = [event.data["message"] for event in events if event.type == "warning"]
+    assert "stage seed of a run to reuse is damaged or was deleted, so it is made again" in warnings
+    assert place.show(damaged)["reuses"] == [{"run": base, "name": "base", "stages": ["corpus"]}]
+
+    runs_now = (base, again, damaged)
+    place.tidy()
+    stored = sum(objects().values()) + on_disk(*map(place.home, runs_now))
+    assert place.used == sum(place.show(each)["disk_bytes"] for each in runs_now) == stored
+
+    assert place.api.ann.delete(f"/v1/runs/{base}").status_code == 204
+    assert not objects(base)
+    full = place.retry(again, reuse="never")
+    place.drive(full)
+    assert exported(place, again) == exported(place, damaged) == exported(place, full)
+    assert place.show(full)["reuses"] == []
 
 
 def test_runs_of_others_are_neither_offered_nor_named(place: Place) -> None:
