@@ -700,6 +700,9 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
         page = {"sign-in": outside, "administration": admin}.get(name, inside)
         page.goto(address)
         expect(page.locator(sign)).to_be_visible()
+        for folded in page.locator(".secrets summary").all():
+            folded.click()
+            expect(page.get_by_label("URL for notices").first).to_be_visible()
         page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than its window"
         found = {}

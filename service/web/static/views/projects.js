@@ -5,6 +5,7 @@ import { html, useState } from "../lib.js";
 import { Datasets } from "../parts/datasets.js";
 import { projectName } from "../parts/projects.js";
 import { Question } from "../parts/question.js";
+import { Secrets } from "../parts/secrets.js";
 import { Notice, Sheet } from "../parts/small.js";
 import { usePolled } from "../polling.js";
 
@@ -90,6 +91,7 @@ function Project({ project, me, change }) {
       ${changeable && html`
         <${NameForm} id=${`name-${id}`} label="New name" hint="letters, digits and . _ @ -" verb="Rename"
           send=${(name) => change(`/${id}`, "PATCH", { name })} />`}
+      <${Secrets} project=${project} />
       ${deleting && html`
         <${Question} title=${`Delete the project ${project.name}?`} yes="Delete" danger answer=${answeredDeletion}>
           <p>Its members and secrets are deleted. A project with runs cannot be deleted.</p>
