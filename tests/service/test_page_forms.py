@@ -133,11 +133,19 @@ def test_an_administrator_revokes_a_token_and_an_owner_renames_and_deletes_a_pro
     page = open_page(who="admin")
     page.goto("/#/submit")
     expect(page.get_by_label("Project").get_by_role("option", name="of-ci")).to_have_count(1)
+    page.clock.install()
     page.goto("/#/account")
     page.get_by_role("button", name="Revoke ci").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     expect(page.get_by_text("201 revoked or expired tokens not shown")).to_be_visible()
     expect(page.locator(".audit")).to_be_visible()
+
+    # Lists of many pages are not read again and again, as spending is.
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with page.expect_request("**/v1/spending?**"):
+        page.clock.fast_forward(120_000)
+    assert not [url for url in asked if "/v1/tokens" in url]
     page = open_page(who="ann")
     site.service.ann.post("/v1/projects", json={"name": "draft"})
     page.goto("/#/projects")

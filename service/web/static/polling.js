@@ -8,7 +8,7 @@ import { now } from "./words.js";
  * Load now, every few seconds, when the page becomes visible, and when the connection is back.
  * @template T
  * @param {(signal: AbortSignal) => Promise<T>} load
- * @param {number} seconds
+ * @param {number | null} seconds With null, not every few seconds: for lists that may have many pages.
  * @param {unknown[]} inputs Dependencies of `load`.
  * @returns {{value: T | null, problem: Error | null, reload: () => void}} After a failure, `value` keeps the last result.
  */
@@ -33,7 +33,7 @@ export function usePolled(load, seconds, inputs) {
         if (overtaken()) return;
         setProblem(error);
       }
-      timer = setTimeout(() => !document.hidden && round(), seconds * 1000);
+      if (seconds !== null) timer = setTimeout(() => !document.hidden && round(), seconds * 1000);
     };
     const seen = () => !document.hidden && round();
     const unwatch = watchConnection((reached) => reached && round());

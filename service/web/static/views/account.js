@@ -65,7 +65,7 @@ function Tokens({ admin }) {
   const [version, setVersion] = useState(0);
   const [asked, setAsked] = useState(null);
   const [refused, setRefused] = useState(null);
-  const { value, problem } = usePolled((signal) => askAll("/v1/tokens", signal), REFRESH_SECONDS, [version]);
+  const { value, problem } = usePolled((signal) => askAll("/v1/tokens", signal), null, [version]);
   const valid = (value ?? []).filter((token) => token.revoked === null && (token.expires === null || token.expires > now()));
   const others = (value?.length ?? 0) - valid.length;
   const answered = async (yes) => {

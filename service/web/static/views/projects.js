@@ -9,13 +9,12 @@ import { Secrets } from "../parts/secrets.js";
 import { Notice, Sheet } from "../parts/small.js";
 import { usePolled } from "../polling.js";
 
-const REFRESH_SECONDS = 30;
 const ROLES = ["viewer", "editor"];
 
 /** @param {{me: string}} props `me`: owner that the session acts for. */
 export function ProjectsView({ me }) {
   const [version, setVersion] = useState(0);
-  const { value, problem } = usePolled((signal) => askAll("/v1/projects", signal), REFRESH_SECONDS, [version]);
+  const { value, problem } = usePolled((signal) => askAll("/v1/projects", signal), null, [version]);
   const [refused, setRefused] = useState(null);
   const change = async (path, method, body) => {
     try {
