@@ -72,7 +72,7 @@ def test_an_active_run_has_a_forecast_from_its_plan_and_its_steps(api):
     step = Event("progress", "seed", "seed", {"step": 50, "steps": 100, "tokens": 50, "loss": 3.0}, now)
     api.report(run, start, unit, step)
     late = api.ann.get(f"/v1/runs/{run}").json()["forecast"]
-    assert late["ends"] > planned["forecast"]["ends"] + 600
+    assert late["ends"] > planned["forecast"]["ends"] + 400
     assert late["dollars"] > planned["forecast"]["dollars"]
     shown = io.StringIO()
     Console(file=shown, width=200).print(run_view(RunDetail.model_validate(api.ann.get(f"/v1/runs/{run}").json()), ()))
